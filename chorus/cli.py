@@ -1,0 +1,214 @@
+"""What a person types: ``chorus predict``, ``plan``, ``convert``, ``rank``, ``report``, ``ensemble``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from chorus import format as layout
+from chorus.options import Json, RequestOptions, with_options
+from chorus.progress import ConsoleReporter
+from pipeline.errors import ChorusError, OutputError, RefusedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Ray reports home unless it is told not to; this must be set before it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
+)
+ensemble_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(ensemble_app, name="ensemble", help="Look at an ensemble and check it.")
+err = Console(stderr=True)
+out_console = Console()
+
+
+@app.command()
+@with_options(RequestOptions)
+def predict(
+    options: RequestOptions,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop, as `chorus plan`.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report/index.html at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
+
+    Leaves posteriors and labels as OME-Zarr, `scores.parquet` and `run.json` in OUT. Exit code 0: all done, 1: finished
+    with failed images, 2: refused, 3: cut short and resumable.
+
+    **Examples**
+
+    `chorus predict plate.ome.zarr --ensemble nuclei/ --out results/`
+
+    `chorus predict 's3://bucket/screen/*.zarr' -e s3://bucket/ensemble.yaml -o s3://bucket/out --address auto`
+
+    `chorus predict slide.zarr -e tumour/ -o out/ --channel HE --save probability,epistemic --region 4096`
+    """
+    if dry_run:
+        _print_plan(options, as_json=as_json)
+        return
+    from cluster import reprocess
+    from pipeline.report.page import write_report
+
+    outcome = reprocess.predict(options.request(), ConsoleReporter(err))
+    if report and outcome.state != "interrupted":
+        write_report(outcome.out)
+    if as_json:
+        _print_json({name: getattr(outcome, name) for name in ("out", "state", "message", "summary")})
+    for line in layout.summary_lines(outcome, with_report=report):
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+@with_options(RequestOptions)
+def plan(options: RequestOptions, as_json: Json = False) -> None:
+    """Print what `chorus predict` would do and cost: images, regions, tiles, passes, bytes, memory, placement, time.
+
+    **Example**
+
+    `chorus plan plate.ome.zarr --ensemble nuclei/ --out results/`
+    """
+    _print_plan(options, as_json=as_json)
+
+
+def _print_plan(options: RequestOptions, *, as_json: bool) -> None:
+    from cluster import reprocess
+    from cluster.request import Silent
+
+    forecast = reprocess.forecast(options.request(), Silent())
+    if as_json:
+        _print_json(asdict(forecast))
+        return
+    out_console.print(layout.plan_table(forecast))
+    for name, message in forecast.failures:
+        out_console.print(f"cannot be done: {name}: {message}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def rank(
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
+    by: Annotated[str, typer.Option(help="Score to rank by, a numeric column of scores.parquet.")] = "uncertainty",
+    above: Annotated[
+        float | None, typer.Option(help="Flag images beyond this value (below, for pairwise_dice).")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    export: Annotated[str | None, typer.Option(help="Write the ranking to a .csv, .parquet or .json file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the images, the most doubtful first; empty predictions and failures stand apart.
+
+    **Examples**
+
+    `chorus rank results/`
+
+    `chorus rank results/ --by pairwise_dice --above 0.8 --export look-at-these.csv`
+    """
+    from cluster.record import read_scores
+    from pipeline.ranking import rank as order
+
+    ranking = order(read_scores(out), by, above)
+    if export:
+        _export(ranking.ranked, export)
+    if as_json:
+        frames = {"ranked": ranking.ranked, "empty": ranking.empty, "failed": ranking.failed}
+        _print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()})
+        return
+    columns = ["rank", "name", by, *(c for c in ("uncertainty", "epistemic", "pairwise_dice") if c != by)]
+    shown = ranking.ranked.head(top) if top else ranking.ranked
+    extra = ["flagged"] if above is not None else []
+    out_console.print(layout.score_table(shown, columns + extra, f"{len(ranking.ranked)} images by {by}, worst first"))
+    if above is not None:
+        out_console.print(f"{int(ranking.ranked['flagged'].sum())} images flagged")
+    for title, frame in (("without a score (no foreground)", ranking.empty), ("failed", ranking.failed)):
+        if len(frame):
+            out_console.print(layout.score_table(frame, ["name", "message"], f"{len(frame)} {title}"))
+
+
+@app.command()
+def report(
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
+    top: Annotated[int, typer.Option(help="Images to show of the worst, and of the best.")] = 8,
+) -> None:
+    """Write OUT/report/index.html anew: scores, ranking and pictures on one page.
+
+    **Example**
+
+    `chorus report results/ --top 20`
+    """
+    from pipeline.report.page import write_report
+
+    out_console.print(write_report(out, top=top), highlight=False, soft_wrap=True)
+
+
+@ensemble_app.command("check")
+def ensemble_check(
+    ensemble: Annotated[str, typer.Argument(help="ensemble.yaml, or the folder that holds it.")], as_json: Json = False
+) -> None:
+    """Load every member, run it once and print what the ensemble is.
+
+    **Example**
+
+    `chorus ensemble check nuclei/`
+    """
+    from cluster.calibration import calibrate
+    from cluster.plan import resolve
+    from cluster.settings import ResultSettings
+    from pipeline.ensemble import read_ensemble
+
+    read = read_ensemble(ensemble)
+    measured = calibrate(read, resolve(ResultSettings(), read), 1)
+    if as_json:
+        _print_json(read.spec.model_dump(mode="json") | {"hash": read.hash, "calibration": asdict(measured)})
+        return
+    classes = ", ".join(entry.name for entry in read.classes)
+    out_console.print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}", highlight=False)
+    out_console.print(f"hash {read.hash}", highlight=False)
+    out_console.print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile", highlight=False)
+
+
+def main() -> None:
+    """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
+    try:
+        app()
+    except OutputError as error:
+        _say(error)
+        sys.exit(3)
+    except ChorusError as error:
+        _say(error)
+        sys.exit(2)
+
+
+def _say(error: Exception) -> None:
+    err.print(f"chorus: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+
+
+def _export(frame: pd.DataFrame, path: str) -> None:
+    suffix = Path(path).suffix
+    if suffix == ".json":
+        frame.to_json(path, orient="records", indent=2)
+    elif suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        raise RefusedError(f"--export {path}: give a name that ends with .csv, .parquet or .json")
+
+
+def _print_json(content: object) -> None:
+    print(
+        json.dumps(content, default=lambda value: [value.start, value.stop] if isinstance(value, range) else str(value))
+    )
+
+
+if __name__ == "__main__":
+    main()

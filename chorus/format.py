@@ -1,0 +1,87 @@
+"""Numbers and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.filesize import decimal
+from rich.table import Table
+
+from cluster.request import Forecast, Outcome
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def plan_table(forecast: Forecast) -> Table:
+    """What a run would do and cost."""
+    cost, memory, placement = forecast.cost, forecast.memory, forecast.placement
+    twice = cost.tiles / cost.unique_tiles - 1 if cost.unique_tiles else 0
+    where = "device" if placement.gpus_per_actor else "machine"
+    groups = ", ".join(f"members {group.start} to {group.stop - 1}" for group in placement.groups)
+    rows = {
+        "images": f"{cost.images}"
+        + (f" (and {len(forecast.failures)} that cannot be done)" if forecast.failures else ""),
+        "regions": f"{cost.regions}",
+        "tiles": f"{cost.tiles} ({twice:.0%} seen twice, at the borders of regions)",
+        "forward passes": f"{cost.forward_passes}",
+        "pixels": f"{cost.megapixels:.1f} megapixels",
+        "read": decimal(cost.bytes_in) + " uncompressed",
+        "written": decimal(cost.bytes_out) + " uncompressed, and a third more for pyramids",
+        "memory per actor": f"{decimal(memory.total)} of {decimal(forecast.calibration.device_memory)} on the {where} "
+        f"(weights {decimal(memory.weights)}, activations {decimal(memory.activations)}, "
+        f"regions {decimal(memory.regions)}, process {decimal(memory.process)})",
+        "placement": f"{placement.kind}: {placement.actors_per_stage} actors each with {groups}",
+        "expected time": f"{duration(forecast.seconds)} of forward passes "
+        f"({forecast.calibration.seconds_per_tile * 1000:.0f} ms a tile on {forecast.calibration.device})",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def score_table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
+    """Rows of scores, numbers to four digits."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in frame[list(columns)].itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
+    """How a run ended, where its results are, and what to do next."""
+    summary = outcome.summary
+    lines = [
+        f"{summary['images']} images: {summary['done']} done, {summary['empty']} without foreground, "
+        f"{summary['failed']} failed; {duration(summary['seconds'])} since the run was first begun"
+    ]
+    failed = [row for row in outcome.rows if row["status"] == "failed"]
+    lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
+    if len(failed) > 20:
+        lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    return [
+        *lines,
+        f"results  {outcome.out}/images  (open in napari or any OME-Zarr viewer)",
+        *([f"report   {outcome.out}/report/index.html"] if with_report else []),
+        f"next     chorus rank {outcome.out}",
+    ]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.4f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,149 @@
+"""The options that commands share, written once: a dataclass whose fields become a command's parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+from pydantic import ValidationError
+
+from cluster.request import PredictRequest
+from pipeline.augmentation import D4, FLIPS
+from pipeline.errors import RefusedError
+
+T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document on standard output.")]
+Maps = "probability,uncertainty,epistemic,aleatoric"
+
+
+@dataclass
+class RequestOptions:
+    """What `chorus predict` and `chorus plan` ask for."""
+
+    sources: Annotated[
+        list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
+    ]
+    ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="ensemble.yaml, or the folder that holds it.")]
+    out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs:// or s3:// URL.")]
+    channel: Annotated[
+        list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
+    ] = None
+    level: Annotated[int | None, typer.Option(help="Resolution level; by default chosen by pixel size.")] = None
+    tile: Annotated[int | None, typer.Option(help="Edge of a tile in pixels; by default the ensemble's.")] = None
+    overlap: Annotated[float | None, typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.")] = None
+    augment: Annotated[
+        str | None, typer.Option(help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.")
+    ] = None
+    batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes GPUs if there are any.")
+    ] = "auto"
+    region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
+    chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
+    save: Annotated[str, typer.Option(help="Maps to keep, comma-separated, or `none`.")] = Maps
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
+    strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
+    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone (for debugging).")] = (
+        "ray"
+    )
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
+        None
+    )
+    actors: Annotated[int | None, typer.Option(help="Member actors; by default what the machine has room for.")] = None
+    placement: Annotated[
+        Literal["auto", "replicated", "staged"], typer.Option(help="All members in each actor, or a chain of stages.")
+    ] = "auto"
+    stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.")] = 2
+
+    def request(self) -> PredictRequest:
+        """The validated request; raises RefusedError naming the option."""
+        settings = {
+            "channel": self.channel or [],
+            "level": self.level,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "augmentations": _augmentations(self.augment),
+            "batch": self.batch,
+            "precision": self.precision,
+            "device": _device(self.device, self.address),
+            "region": self.region,
+            "chunk": self.chunk,
+            "save": names(self.save),
+            "dtype": self.dtype,
+            "strict": self.strict,
+            "in_place": self.in_place,
+        }
+        run = {
+            "executor": self.executor,
+            "address": self.address,
+            "actors": self.actors,
+            "placement": None if self.placement == "auto" else self.placement,
+            "stages": self.stages,
+        }
+        content = {"sources": self.sources, "ensemble": self.ensemble, "out": self.out, "overwrite": self.overwrite}
+        try:
+            return PredictRequest.model_validate(content | {"settings": settings, "run": run})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"] if part not in ("settings", "run"))
+            reason = first["msg"].removeprefix("Value error, ")
+            option = f"--{field}: " if field else ""
+            raise RefusedError(f"{option}{reason}; see `chorus predict --help`") from error
+
+
+def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of dataclass `kind` as parameters; it gets them as its first argument."""
+    hints = get_type_hints(kind, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)  # type: ignore[arg-type]
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = kind(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+            command(options, **given)
+
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        wrapper.__signature__ = inspect.Signature([*shared, *keyword])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*shared, *keyword]}
+        return wrapper
+
+    return decorate
+
+
+def names(text: str) -> list[str]:
+    """The names of a comma-separated list; ``none`` is the empty one."""
+    return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _augmentations(text: str | None) -> list[str] | None:
+    named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
+    return None if text is None else named.get(text) or names(text)
+
+
+def _device(device: str, address: str | None) -> str:
+    if device != "auto":
+        return device
+    if address is not None:
+        from cluster import session
+
+        return "cuda" if session.start(address, staged=False).gpus else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,85 @@
+"""Try the ensemble once on its device: does every member load and answer, how long it takes, how much it needs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from cluster.plan import ResolvedSettings, inference_settings
+from pipeline.ensemble import Ensemble, check_answer
+from pipeline.inference import MemberGroup
+from pipeline.posterior import SampleSums
+
+# Of the memory that is free: the rest is for the object store, the system and what others do meanwhile.
+_USABLE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured on one device.
+
+    Attributes
+    ----------
+    weights, activations, process : bytes, see `cluster.placement.Memory`
+    device_memory : bytes that may be used of the device's, or of the node's where members run on cores
+    seconds_per_tile : all members and augmentations, at the run's batch size
+    device : its name
+    """
+
+    weights: int
+    activations: int
+    process: int
+    device_memory: int
+    seconds_per_tile: float
+    device: str
+
+
+def calibrate(ensemble: Ensemble, settings: ResolvedSettings, threads: int) -> Calibration:
+    """Load every member and run one batch; raises RefusedError naming the member that does not fit."""
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    process = psutil.Process().memory_info().rss
+    members = [ensemble.load_member(index, device) for index in range(len(ensemble.spec.members))]
+    for index, member in enumerate(members):
+        check_answer(ensemble, index, member, settings.tile, device)
+    weights = sum(member.parameters_bytes() for member in members)
+    before = _peak(device)
+    inference = inference_settings(settings, ensemble)
+    group = MemberGroup(members, inference, device)
+    batch = torch.zeros(
+        (settings.batch, len(ensemble.spec.input.channels), settings.tile, settings.tile), device=device
+    )
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(2):
+            started = time.perf_counter()
+            sums = SampleSums.zeros(settings.batch, inference.classes, settings.tile, device)
+            group.add_samples(batch, sums)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+    return Calibration(
+        weights=weights,
+        activations=max(0, _peak(device) - before),
+        process=process,
+        device_memory=int(_USABLE * _free(device)),
+        seconds_per_tile=best / settings.batch,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"{psutil.cpu_count()} cores",
+    )
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available

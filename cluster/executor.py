@@ -1,0 +1,63 @@
+"""Where work is carried out, behind one small interface: Ray, or this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.plan import RunContext
+from cluster.worker import RegionStatus
+from pipeline.errors import ChorusError, OutputError
+
+log = logging.getLogger("chorus")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What became of a task: its value, or the sentence that says why there is none.
+
+    Attributes
+    ----------
+    unwritable : the output is at fault, not the image
+    """
+
+    key: int
+    value: Any
+    error: str | None = None
+    unwritable: bool = False
+
+
+class Executor(Protocol):
+    """Carries out regions and tasks. Regions and tasks end in any order; nothing may depend on it."""
+
+    @property
+    def actors(self) -> int:
+        """Devices at work, for the share of time that they are busy."""
+        ...
+
+    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        """Work through the regions `todo`, int64; every one comes back exactly once."""
+        ...
+
+    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin a task beside the regions; it must be safe to run twice."""
+        ...
+
+    def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        """Tasks that have ended, each once; with `wait` until all have."""
+        ...
+
+
+def attempt(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
+    """Call a task's function; its failure is a result like any other."""
+    try:
+        return TaskResult(key, function(*arguments))
+    except ChorusError as error:
+        return TaskResult(key, None, str(error), isinstance(error, OutputError))
+    except Exception as error:
+        log.exception("task %d", key)
+        return TaskResult(key, None, f"unexpected {type(error).__name__}: {error}; please report this with the log")

@@ -1,0 +1,199 @@
+"""The image table: one row per image, from which any region is found by arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.geometry import RegionGrid, Window
+from pipeline.layout import Ngff
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """An image with everything that a worker needs to know of it.
+
+    Attributes
+    ----------
+    name : path of its results below ``OUT/images``, unique
+    root, path, kind, ngff : where it is, see `pipeline.layout.SourceImage`
+    axes, shape, dtype : of the chosen level, axes in the source's order
+    level_path : array below the image's group
+    output_axes, output_shape, scale, translation, units : without channels, in the order t, z, y, x
+    channels : indices on the c axis that are handed to the members
+    model_height, model_width : size of a plane at the ensemble's pixel size, where the tiles lie
+    region : edge of a region in pixels of the chosen level
+    """
+
+    name: str
+    root: str
+    path: str
+    kind: str
+    ngff: Ngff
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    level_path: str
+    output_axes: str
+    output_shape: tuple[int, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+    channels: tuple[int, ...]
+    model_height: int
+    model_width: int
+    region: int
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/{self.path}" if self.path else self.root
+
+    @property
+    def height(self) -> int:
+        return self.output_shape[-2]
+
+    @property
+    def width(self) -> int:
+        return self.output_shape[-1]
+
+    @property
+    def planes(self) -> tuple[int, int]:
+        """Numbers of time points and of z planes."""
+        sizes = dict(zip(self.output_axes, self.output_shape, strict=True))
+        return sizes.get("t", 1), sizes.get("z", 1)
+
+    @property
+    def grid(self) -> RegionGrid:
+        return RegionGrid(self.height, self.width, self.region)
+
+    @property
+    def pixels(self) -> int:
+        """Of all planes."""
+        times, depths = self.planes
+        return times * depths * self.height * self.width
+
+    @property
+    def regions(self) -> int:
+        times, depths = self.planes
+        return times * depths * self.grid.count
+
+    def locate(self, index: int) -> RegionPlace:
+        """Region `index` of this image: planes in the order t, z, and row by row within one."""
+        plane, place = divmod(index, self.grid.count)
+        t, z = divmod(plane, self.planes[1])
+        return RegionPlace(t, z, self.grid.window(place))
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlace:
+    """Where a region lies in its image."""
+
+    t: int
+    z: int
+    window: Window
+
+
+_STRINGS = pa.list_(pa.string())
+_INTEGERS = pa.list_(pa.int64())
+_FLOATS = pa.list_(pa.float64())
+_TYPES: dict[str, pa.DataType] = {
+    "str": pa.string(),
+    "Ngff": pa.string(),
+    "int": pa.int64(),
+    "tuple[int, ...]": _INTEGERS,
+    "tuple[float, ...]": _FLOATS,
+    "tuple[str | None, ...]": _STRINGS,
+}
+SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
+_BATCH = 10_000
+
+
+class ImageTable:
+    """Images in order, kept as columns: 10^5 of them take tens of megabytes."""
+
+    def __init__(self, table: pa.Table, regions: np.ndarray) -> None:
+        self._table = table
+        self._ends = np.cumsum(regions, dtype=np.int64)
+
+    @classmethod
+    def collect(cls, images: Iterable[PlannedImage]) -> ImageTable:
+        """The table of `images`, in their order, built without holding them as objects."""
+        batches: list[pa.RecordBatch] = []
+        regions: list[int] = []
+        rows: list[dict[str, Any]] = []
+        for image in images:
+            rows.append(asdict(image))
+            regions.append(image.regions)
+            if len(rows) == _BATCH:
+                batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+                rows = []
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+        return cls(pa.Table.from_batches(batches).combine_chunks(), np.asarray(regions, dtype=np.int64))
+
+    @classmethod
+    def read(cls, url: str) -> ImageTable:
+        """The table that `write` left at `url`."""
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+        return cls(table.drop_columns(["regions"]), table.column("regions").to_numpy())
+
+    def write(self, url: str) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(self._table.append_column("regions", pa.array(self.region_counts)), buffer)
+        storage.write_bytes(url, buffer.getvalue())
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def regions(self) -> int:
+        """Regions of all images."""
+        return int(self._ends[-1]) if len(self) else 0
+
+    @property
+    def region_counts(self) -> np.ndarray:
+        """Regions per image, int64."""
+        return np.diff(self._ends, prepend=0)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._table.column("name").to_pylist())
+
+    def model_planes(self) -> set[tuple[int, int]]:
+        """Distinct (height, width) of the planes on which tiles lie."""
+        columns = self._table.select(["model_height", "model_width"])
+        groups = columns.group_by(["model_height", "model_width"]).aggregate([])
+        return {(row["model_height"], row["model_width"]) for row in groups.to_pylist()}
+
+    def image(self, index: int) -> PlannedImage:
+        row = self._table.slice(index, 1).to_pylist()[0]
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+        return PlannedImage(**values)
+
+    def find(self, region: int) -> tuple[int, int]:
+        """(image, region within the image) of a region of the whole run."""
+        if not 0 <= region < self.regions:
+            raise IndexError(f"region {region} of {self.regions}")
+        image = int(np.searchsorted(self._ends, region, side="right"))
+        return image, region - self.first_region(image)
+
+    def first_region(self, image: int) -> int:
+        return int(self._ends[image - 1]) if image else 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what the images are (places, shapes, types), not their pixels."""
+        buffer = io.BytesIO()
+        # The cut into regions is a setting, compared as such.
+        table = self._table.drop_columns(["region"])
+        with pa.ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+        return hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -1,0 +1,159 @@
+"""What is finished, readable with ``ls``: one small JSON record per region, one per image, grouped by image.
+
+::
+
+    OUT/ledger/<image name>/region-00000003.json    its sums; written after its shards: the only sign of completion
+    OUT/ledger/<image name>/image.json              its scores; written after the pyramid
+    OUT/attempts/<session>/<region>.<n>             begun and not (yet) ended; gone when a run ends
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from cluster.images import ImageTable
+from pipeline import storage
+from pipeline.errors import OutputError
+from pipeline.scores import RegionSums
+
+_REGION = re.compile(r"region-(\d{8,})\.json")
+# A region that took its actor with it this many times is set aside.
+MAXIMUM_ATTEMPTS = 3
+
+
+class RegionRecord(BaseModel):
+    """A finished region: its sums, how many tiles it took and the seconds that they took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    region: int
+    sums: RegionSums
+    tiles: int
+    seconds: float
+
+
+class ImageRecord(BaseModel):
+    """A finished image: the row that it gets in ``scores.parquet``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row: dict[str, Any]
+
+
+class Ledger:
+    """The records below an output's URL. Every method is one request or one listing; nothing is cached."""
+
+    def __init__(self, out: str) -> None:
+        self._url = storage.join(out, "ledger")
+
+    def record_region(self, image: str, record: RegionRecord) -> None:
+        """Say that a region is done; its shards must have been written before."""
+        _write(storage.join(self._url, image, f"region-{record.region:08d}.json"), record)
+
+    def has_region(self, image: str, region: int) -> bool:
+        return storage.exists(storage.join(self._url, image, f"region-{region:08d}.json"))
+
+    def record_image(self, image: str, record: ImageRecord) -> None:
+        """Say that an image is done: all regions, and its pyramid."""
+        _write(storage.join(self._url, image, "image.json"), record)
+
+    def region_records(self, image: str, count: int) -> list[RegionRecord]:
+        """The records of an image's `count` regions, in order."""
+        urls = [storage.join(self._url, image, f"region-{index:08d}.json") for index in range(count)]
+        with ThreadPoolExecutor(16) as pool:
+            return [RegionRecord.model_validate_json(data) for data in pool.map(storage.read_bytes, urls)]
+
+    def image_records(self, images: list[str]) -> Iterator[ImageRecord]:
+        """The records of finished images."""
+        urls = [storage.join(self._url, image, "image.json") for image in images]
+        with ThreadPoolExecutor(16) as pool:
+            for data in pool.map(storage.read_bytes, urls):
+                yield ImageRecord.model_validate_json(data)
+
+    def scan(self, table: ImageTable) -> Finished:
+        """What is finished of the images of `table`, from one listing."""
+        fs, path = storage.filesystem(self._url)
+        index_of = {name: index for index, name in enumerate(table.names)}
+        regions, images = np.zeros(table.regions, dtype=bool), np.zeros(len(table), dtype=bool)
+        for file in fs.find(path) if fs.exists(path) else []:
+            image, _, leaf = file[len(path) :].strip("/").rpartition("/")
+            index = index_of.get(image)
+            if index is None:
+                continue
+            if leaf == "image.json":
+                images[index] = True
+            elif match := _REGION.fullmatch(leaf):
+                regions[table.first_region(index) + int(match[1])] = True
+        return Finished(regions, images)
+
+
+class Finished:
+    """Which regions and which images are recorded.
+
+    Attributes
+    ----------
+    regions : (regions of the run,) bool
+    images : (images of the run,) bool
+    """
+
+    def __init__(self, regions: np.ndarray, images: np.ndarray) -> None:
+        self.regions = regions
+        self.images = images
+
+    def todo(self, table: ImageTable) -> np.ndarray:
+        """Regions without a record, in order, int64; none of an image that is finished."""
+        open_regions = ~self.regions & ~np.repeat(self.images, table.region_counts)
+        return np.flatnonzero(open_regions)
+
+    def remaining(self, table: ImageTable) -> np.ndarray:
+        """Regions without a record per image, int64."""
+        ends = np.cumsum(table.region_counts)
+        done = np.concatenate([[0], np.cumsum(self.regions)])
+        return np.asarray(table.region_counts - (done[ends] - done[ends - table.region_counts]))
+
+
+class Attempts:
+    """Which regions were begun in this session, written down before the device is touched.
+
+    A region that kills its actor would be handed to the next one for ever; its third unended attempt is the last.
+    """
+
+    def __init__(self, out: str, session: str) -> None:
+        self._url = storage.join(out, "attempts", session)
+        self._fs, self._path = storage.filesystem(self._url)
+
+    def begin(self, region: int) -> bool:
+        """Note that `region` is begun; False where it was begun too often and never ended."""
+        begun = len(self._files(region))
+        if begun >= MAXIMUM_ATTEMPTS:
+            return False
+        storage.write_bytes(storage.join(self._url, f"{region}.{begun}"), b"")
+        return True
+
+    def end(self, region: int) -> None:
+        """Note that `region` came to an end, good or bad."""
+        for file in self._files(region):
+            self._fs.rm_file(file)
+
+    def _files(self, region: int) -> list[str]:
+        return list(self._fs.glob(f"{self._path}/{region}.*"))
+
+
+def clear_attempts(out: str) -> None:
+    """Forget the attempts of earlier sessions: a new run tries every open region again."""
+    fs, path = storage.filesystem(storage.join(out, "attempts"))
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def _write(url: str, record: BaseModel) -> None:
+    try:
+        storage.write_bytes(url, record.model_dump_json().encode())
+    except OSError as error:
+        raise OutputError(storage.explain(error, url) or f"{url}: {error}") from error

@@ -1,0 +1,222 @@
+"""What there is to do: the images of the sources, cut into regions, and what that costs. Pure but for metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from cluster.images import ImageTable, PlannedImage
+from cluster.settings import ResultSettings
+from pipeline import storage
+from pipeline.ensemble import Ensemble
+from pipeline.errors import ImageError
+from pipeline.geometry import Grid, RegionGrid, TileAxis
+from pipeline.images import find_images
+from pipeline.inference import InferenceSettings
+from pipeline.layout import FailedImage, ImageLayout, SourceImage
+from pipeline.reading import choose_channels, choose_level
+from pipeline.resampling import plane_shape
+
+# Pixels that one call of a member sees, all augmentations counted: on a GPU enough to fill it; on a CPU larger
+# batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
+_GPU_CALL_PIXELS = 1 << 22
+
+
+class ResolvedSettings(ResultSettings):
+    """Result settings in which nothing is left to the ensemble."""
+
+    tile: int
+    overlap: float
+    augmentations: list[str]
+    batch: int
+
+
+class RunContext(BaseModel):
+    """What every process of a run is told; small, plain, and without arrays.
+
+    Attributes
+    ----------
+    out : URL of the output
+    ensemble : URL of ``ensemble.yaml``, and the hash that it must still have
+    session : names this attempt at the run
+    threads : of torch, per actor on CPU
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    out: str
+    ensemble: str
+    ensemble_hash: str
+    settings: ResolvedSettings
+    session: str
+    threads: int = 1
+
+    @property
+    def table_url(self) -> str:
+        return storage.join(self.out, "plan", "images.parquet")
+
+    def statistics_url(self, image: str) -> str:
+        return storage.join(self.out, "plan", "statistics", image + ".json")
+
+
+def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
+    """Fill in what the ensemble or the device decides."""
+    spec = ensemble.spec
+    tile = settings.tile or spec.tile
+    augmentations = settings.augmentations or spec.augmentations
+    per_tile = len(augmentations) * tile**2
+    batch = settings.batch or (max(1, _GPU_CALL_PIXELS // per_tile) if settings.device == "cuda" else 1)
+    overlap = spec.overlap if settings.overlap is None else settings.overlap
+    filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch}
+    return ResolvedSettings.model_validate(settings.model_dump() | filled)
+
+
+def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> InferenceSettings:
+    """What the engine needs to know."""
+    return InferenceSettings(
+        activation=ensemble.spec.activation,
+        multilabel=ensemble.multilabel,
+        classes=len(ensemble.probability_names),
+        tile=settings.tile,
+        augmentations=tuple(settings.augmentations),
+        batch=settings.batch,
+        precision=settings.precision,
+    )
+
+
+def plan_images(
+    sources: Iterable[str], ensemble: Ensemble, settings: ResultSettings
+) -> Iterator[PlannedImage | FailedImage]:
+    """Every image of `sources` with its channels, level and size; those that cannot be done with the reason."""
+    for found in find_images(list(sources)):
+        if isinstance(found, FailedImage):
+            yield found
+            continue
+        try:
+            yield plan_image(found, ensemble, settings)
+        except ImageError as error:
+            yield FailedImage(found.root, found.path, found.name, str(error))
+
+
+def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:
+    """One image's row of the table; raises ImageError where channels or level do not fit."""
+    channels = choose_channels(image, settings.channel, ensemble.spec.input.channels)
+    choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um)
+    level = image.levels[choice.level]
+    kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
+    height, width = (level.shape[image.axes.index(a)] for a in "yx")
+    model_height, model_width = plane_shape((height, width), choice.factor)
+    return PlannedImage(
+        name=image.name,
+        root=image.root,
+        path=image.path,
+        kind=image.kind,
+        ngff=image.ngff,
+        axes=image.axes,
+        shape=level.shape,
+        dtype=level.dtype,
+        level_path=level.path,
+        output_axes="".join(image.axes[i] for i in kept),
+        output_shape=tuple(level.shape[i] for i in kept),
+        scale=tuple(level.scale[i] for i in kept),
+        translation=tuple(level.translation[i] for i in kept),
+        units=tuple(image.units[i] for i in kept),
+        channels=channels,
+        model_height=model_height,
+        model_width=model_width,
+        region=settings.region,
+    )
+
+
+def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
+    """Where the results of `image` go."""
+    url = storage.join(out, "images", image.name)
+    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names]}
+    return ImageLayout(
+        url=url,
+        labels_url=image.url if settings.in_place else url,
+        labels_ngff=image.ngff if settings.in_place else "0.5",
+        source_url=image.url,
+        axes=image.output_axes,
+        shape=image.output_shape,
+        scale=image.scale,
+        translation=image.translation,
+        units=image.units,
+        channels=tuple(channel for kind in settings.save for channel in names.get(kind, [kind])),
+        dtype=settings.dtype,
+        classes=ensemble.classes,
+        chunk=settings.chunk,
+        region=settings.region,
+    )
+
+
+def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
+    """The tiles of one plane, at the ensemble's pixel size."""
+    return Grid.make((image.model_height, image.model_width), settings.tile, settings.overlap)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run costs, by arithmetic.
+
+    Attributes
+    ----------
+    images, regions : how many
+    tiles : evaluated, those that two regions share counted twice; `unique_tiles` counts them once
+    forward_passes : tiles times members times augmentations
+    megapixels : of the segmented planes
+    bytes_in, bytes_out : uncompressed
+    """
+
+    images: int
+    regions: int
+    tiles: int
+    unique_tiles: int
+    forward_passes: int
+    megapixels: float
+    bytes_in: int
+    bytes_out: int
+
+
+def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> Cost:
+    """The cost of all images of `table`."""
+    tiles = unique = pixels = bytes_in = bytes_out = 0
+    channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
+    channels_out += len([m for m in settings.save if m != "probability"])
+    item = np.dtype(settings.dtype).itemsize * channels_out + 1
+    seen: dict[tuple[int, ...], tuple[int, int]] = {}
+    for index in range(len(table)):
+        image = table.image(index)
+        key = (image.height, image.width, image.model_height, image.model_width)
+        if key not in seen:
+            seen[key] = _plane_tiles(image, settings)
+        planes = image.planes[0] * image.planes[1]
+        tiles, unique = tiles + planes * seen[key][0], unique + planes * seen[key][1]
+        area = planes * image.height * image.width
+        pixels += area
+        bytes_in += area * len(image.channels) * np.dtype(image.dtype).itemsize
+        bytes_out += area * item
+    passes = tiles * len(ensemble.spec.members) * len(settings.augmentations)
+    return Cost(len(table), table.regions, tiles, unique, passes, pixels / 1e6, bytes_in, bytes_out)
+
+
+def _plane_tiles(image: PlannedImage, settings: ResolvedSettings) -> tuple[int, int]:
+    """Tiles evaluated for one plane, and tiles of its grid; separable, so an axis at a time."""
+    grid, regions = model_grid(image, settings), image.grid
+    rows = _axis_tiles(grid.y, image.height, image.model_height, regions)
+    columns = _axis_tiles(grid.x, image.width, image.model_width, regions)
+    return rows * columns, grid.count
+
+
+def _axis_tiles(axis: TileAxis, length: int, model_length: int, regions: RegionGrid) -> int:
+    from pipeline.resampling import AxisMap
+
+    back = AxisMap.make(model_length, length)
+    total = 0
+    one_axis = RegionGrid(length, 1, regions.size)
+    for index in range(one_axis.count):
+        total += len(axis.touching(back.needed(one_axis.window(index).y)))
+    return total

@@ -1,0 +1,105 @@
+"""What a person asks of a run, what it reports while it goes on, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.calibration import Calibration
+from cluster.placement import Memory, Placement
+from cluster.plan import Cost
+from cluster.settings import ResultSettings, RunSettings
+from cluster.worker import RegionStatus
+
+
+class PredictRequest(BaseModel):
+    """One run of an ensemble over sources.
+
+    Attributes
+    ----------
+    sources : paths and URLs as typed
+    ensemble, out : URLs
+    overwrite : start anew where `out` holds the results of other settings
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: list[str]
+    ensemble: str
+    out: str
+    settings: ResultSettings = ResultSettings()
+    run: RunSettings = RunSettings()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will cost on what there is.
+
+    Attributes
+    ----------
+    seconds : expected, from the calibration; start-up and reading not counted
+    failures : images that cannot be done, name and reason
+    """
+
+    cost: Cost
+    calibration: Calibration
+    memory: Memory
+    placement: Placement
+    seconds: float
+    failures: list[tuple[str, str]]
+
+
+class Reporter(Protocol):
+    """Is told how a run goes on."""
+
+    def phase(self, text: str) -> None:
+        """Something that takes a while begins."""
+
+    def forecast(self, forecast: Forecast) -> None:
+        """The plan is made."""
+
+    def begin(self, regions: int, pixels: int, devices: int) -> None:
+        """The stream begins: regions and pixels still to do."""
+
+    def region(self, status: RegionStatus) -> None:
+        """A region ended."""
+
+    def end(self) -> None:
+        """The stream ended."""
+
+
+class Silent:
+    """A reporter for programs and tests."""
+
+    def phase(self, text: str) -> None: ...
+    def forecast(self, forecast: Forecast) -> None: ...
+    def begin(self, regions: int, pixels: int, devices: int) -> None: ...
+    def region(self, status: RegionStatus) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    out : URL of the results
+    state : ``complete``, ``failures`` (finished, some images failed), ``interrupted`` (resumable)
+    message : why it was cut short
+    rows : scores, one per image, in the order of the plan
+    summary : counts and times, as in ``run.json``
+    """
+
+    out: str
+    state: str
+    message: str = ""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        return {"complete": 0, "failures": 1, "interrupted": 3}[self.state]

@@ -1,0 +1,53 @@
+"""The executor that does everything in this process, one thing after the other: for tests and for debugging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.executor import TaskResult, attempt
+from cluster.plan import RunContext
+from cluster.worker import RegionStatus, RegionWorker, member_groups
+from pipeline.ensemble import read_ensemble
+
+
+class SerialExecutor:
+    """See `cluster.executor.Executor`.
+
+    Parameters
+    ----------
+    stages : groups of members that a region passes through, 1 for all members at once
+    """
+
+    actors = 1
+
+    def __init__(self, stages: int = 1) -> None:
+        self._stages = stages
+        self._results: list[TaskResult] = []
+
+    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        device = torch.device(context.settings.device)
+        members = len(read_ensemble(context.ensemble).spec.members)
+        workers = [RegionWorker(context, device, group) for group in member_groups(members, self._stages)]
+        for region in todo.tolist():
+            yield self._region(workers, region)
+
+    @staticmethod
+    def _region(workers: list[RegionWorker], region: int) -> RegionStatus:
+        if len(workers) == 1:
+            return workers[0].process(region)
+        state = workers[0].start(region)
+        for worker in workers[1:-1]:
+            if not isinstance(state, RegionStatus):
+                state = worker.proceed(region, state)
+        return state if isinstance(state, RegionStatus) else workers[-1].conclude(region, state)
+
+    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self._results.append(attempt(key, function, *arguments))
+
+    def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        while self._results:
+            yield self._results.pop(0)

@@ -1,0 +1,79 @@
+"""What a run was asked to do: the settings that define its result, and those that only say how it is carried out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.augmentation import AUGMENTATIONS
+from pipeline.inference import Precision
+
+MAPS = ("probability", "uncertainty", "epistemic", "aleatoric")
+
+
+class ResultSettings(BaseModel):
+    """Everything, besides images and ensemble, on which a byte of the result may depend.
+
+    A run goes on in an existing output only with the same values. Fields that are None take the ensemble's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel: list[str] = []
+    level: int | None = Field(default=None, ge=0)
+    tile: int | None = Field(default=None, ge=32, le=4096)
+    overlap: float | None = Field(default=None, ge=0, lt=1)
+    augmentations: list[str] | None = None
+    batch: int | None = Field(default=None, ge=1)
+    precision: Precision = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    region: int = Field(default=2048, ge=64)
+    chunk: int = Field(default=512, ge=16)
+    save: list[str] = Field(default_factory=lambda: list(MAPS))
+    dtype: Literal["float16", "float32"] = "float16"
+    strict: bool = False
+    in_place: bool = False
+
+    @field_validator("save")
+    @classmethod
+    def _known_maps(cls, names: list[str]) -> list[str]:
+        unknown = [n for n in names if n not in MAPS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a map; choose out of {', '.join(MAPS)}, or `none`")
+        return [n for n in MAPS if n in names]
+
+    @field_validator("augmentations")
+    @classmethod
+    def _known_augmentations(cls, names: list[str] | None) -> list[str] | None:
+        unknown = [n for n in names or [] if n not in AUGMENTATIONS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not an augmentation; choose out of {', '.join(AUGMENTATIONS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _aligned(self) -> ResultSettings:
+        if self.region % self.chunk:
+            raise ValueError(f"region {self.region} is not a multiple of chunk {self.chunk}")
+        return self
+
+
+class RunSettings(BaseModel):
+    """How a run is carried out; nothing here changes a byte of the result.
+
+    Attributes
+    ----------
+    executor : ``ray``, or ``serial`` in this process (debugging)
+    address : a running Ray cluster; None starts one on this machine
+    actors : member actors; None takes what the machine has room for
+    placement : all members in every actor, or groups of members in stages; None lets the planner choose
+    stages : groups of members where the placement is staged
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    actors: int | None = Field(default=None, ge=1)
+    placement: Literal["replicated", "staged"] | None = None
+    stages: int = Field(default=2, ge=2)

@@ -1,0 +1,277 @@
+"""What an actor does with a region: read, infer, write, record. Knows nothing of Ray.
+
+Several threads may call `process` at once: while one holds the device, others read ahead and write behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.images import ImageTable, PlannedImage, RegionPlace
+from cluster.ledger import Attempts, Ledger, RegionRecord
+from cluster.plan import RunContext, inference_settings, layout_of, model_grid
+from cluster.statistics import image_scaling
+from pipeline.ensemble import read_ensemble
+from pipeline.errors import ChorusError, OutputError, RefusedError
+from pipeline.geometry import Window
+from pipeline.inference import Engine, PlaneWindow, StageState
+from pipeline.layout import ImageLayout
+from pipeline.normalisation import apply
+from pipeline.outputs import prepare_image, write_region
+from pipeline.posterior import Posterior
+from pipeline.reading import open_level, read_window
+from pipeline.resampling import AxisMap, nearest, resample
+from pipeline.scores import region_sums
+
+log = logging.getLogger("chorus")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatus:
+    """How a region ended, a row of the stream.
+
+    Attributes
+    ----------
+    region, image, place : of the run, of the table, of the image
+    state : ``done``; ``failed``, its image cannot be done; ``quarantined``, it took its actor with it too often;
+        ``unwritable``, the output cannot take it
+    message : the reason, empty when done
+    tiles, pixels : evaluated, written
+    device_seconds, seconds : that it held the device, and in all
+    """
+
+    region: int
+    image: int
+    place: int
+    state: Literal["done", "failed", "quarantined", "unwritable"]
+    message: str = ""
+    tiles: int = 0
+    pixels: int = 0
+    device_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A region that is being worked on, with what was read for it."""
+
+    region: int
+    index: int
+    place: int
+    image: PlannedImage
+    layout: ImageLayout
+    where: RegionPlace
+    target: Window
+    plane: PlaneWindow
+
+
+class RegionWorker:
+    """Hosts the ensemble, or one stage of its members, on a device and takes regions one by one.
+
+    Parameters
+    ----------
+    context : what the run is
+    device : torch device
+    members : indices of the ensemble's members that live here; all by default
+    """
+
+    def __init__(self, context: RunContext, device: torch.device, members: range | None = None) -> None:
+        if device.type == "cpu":
+            torch.set_num_threads(context.threads)
+        self._context = context
+        self._ensemble = read_ensemble(context.ensemble)
+        if self._ensemble.hash != context.ensemble_hash:
+            raise RefusedError(f"{context.ensemble}: changed since the run began; restore it or start a new output")
+        self._table = ImageTable.read(context.table_url)
+        self._settings = context.settings
+        indices = members if members is not None else range(len(self._ensemble.spec.members))
+        loaded = [self._ensemble.load_member(index, device) for index in indices]
+        self._engine = Engine(loaded, inference_settings(self._settings, self._ensemble), device)
+        self._ledger = Ledger(context.out)
+        self._prepared: set[str] = set()
+        self._device_lock = threading.Lock()
+
+    @cached_property
+    def _attempts(self) -> Attempts:
+        return Attempts(self._context.out, self._context.session)
+
+    def process(self, region: int) -> RegionStatus:
+        """A region from its pixels to its record."""
+        started = time.perf_counter()
+        index, place = self._table.find(region)
+
+        def work() -> RegionStatus:
+            read = self._read(region)
+            posterior, busy = self._on_device(lambda: self._engine.posterior(read.plane, read.target))
+            return self._write(read, posterior, busy, started)
+
+        return self._guarded(region, index, place, work)
+
+    def start(self, region: int) -> RegionStatus | StageState:
+        """The first stage of a region: nothing was added before."""
+        return self._stage(region, None)
+
+    def proceed(self, region: int, state: StageState) -> RegionStatus | StageState:
+        """A middle stage: add these members' samples to what came before."""
+        return self._stage(region, state)
+
+    def conclude(self, region: int, state: StageState) -> RegionStatus:
+        """The last stage: add these members' samples, then write and record the region."""
+        started = time.perf_counter()
+        index, place = self._table.find(region)
+
+        def work() -> RegionStatus:
+            read = self._read(region)
+
+            def infer() -> Posterior:
+                last = self._engine.stage(read.plane, read.target, state)
+                return self._engine.conclude(read.plane, read.target, last)
+
+            posterior, busy = self._on_device(infer)
+            return self._write(read, posterior, busy, started)
+
+        return self._guarded(region, index, place, work)
+
+    def _stage(self, region: int, state: StageState | None) -> RegionStatus | StageState:
+        index, place = self._table.find(region)
+
+        def work() -> StageState:
+            read = self._read(region)
+            return self._on_device(lambda: self._engine.stage(read.plane, read.target, state))[0]
+
+        return self._guarded(region, index, place, work)
+
+    def _guarded(self, region: int, index: int, place: int, work: Callable[[], T]) -> T | RegionStatus:
+        """What `work` gives, or how it failed: errors are data, so that one region never stops the others."""
+        try:
+            if self._ledger.has_region(self._table.image(index).name, place):
+                # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
+                return RegionStatus(region, index, place, "done")
+            if not self._attempts.begin(region):
+                message = f"region {place} ended its worker again and again and is set aside; look into the logs"
+                return RegionStatus(region, index, place, "quarantined", message)
+            result = work()
+        except OutputError as error:
+            result_status = RegionStatus(region, index, place, "unwritable", str(error))
+        except ChorusError as error:
+            result_status = RegionStatus(region, index, place, "failed", str(error))
+        except torch.OutOfMemoryError:
+            message = "the device is out of memory; run again with a smaller --batch or --region"
+            result_status = RegionStatus(region, index, place, "failed", message)
+        except Exception as error:
+            log.exception("region %d of image %d", place, index)
+            message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
+            result_status = RegionStatus(region, index, place, "failed", message)
+        else:
+            self._attempts.end(region)
+            return result
+        self._attempts.end(region)
+        return result_status
+
+    def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
+        with self._device_lock:
+            started = time.perf_counter()
+            result = compute()
+            return result, time.perf_counter() - started
+
+    def _read(self, region: int) -> _Work:
+        index, place = self._table.find(region)
+        image = self._table.image(index)
+        where = image.locate(place)
+        y, x = self._maps(image)
+        target = Window(y.needed(where.window.y), x.needed(where.window.x)) if _resampled(image) else where.window
+        grid = model_grid(image, self._settings)
+        plane = PlaneWindow(self._pixels(image, where, grid.needed(target)), grid.needed(target), grid)
+        layout = layout_of(image, self._ensemble, self._settings, self._context.out)
+        return _Work(region, index, place, image, layout, where, target, plane)
+
+    def _pixels(self, image: PlannedImage, where: RegionPlace, needed: Window) -> NDArray[np.float32]:
+        """Normalised pixels of a window of the model's plane, (channels, y, x) float32."""
+        source = needed
+        y, x = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
+        if _resampled(image):
+            source = Window(y.needed(needed.y), x.needed(needed.x))
+        array = open_level(image.url, image.level_path)
+        raw = read_window(array, image.axes, where.t, where.z, image.channels, source, strict=self._settings.strict)
+        pixels = apply(raw, image_scaling(self._context, image, self._ensemble))
+        return resample(pixels, source, needed, y, x) if _resampled(image) else pixels
+
+    def _write(self, work: _Work, posterior: Posterior, busy: float, started: float) -> RegionStatus:
+        if _resampled(work.image):
+            posterior = self._back(work, posterior)
+        classes, multilabel = len(self._ensemble.spec.classes), self._ensemble.multilabel
+        self._prepare(work.layout)
+        maps = _saved_maps(posterior, self._settings.save)
+        write_region(work.layout, work.where.t, work.where.z, work.where.window, maps, posterior.labels)
+        tiles = work.plane.grid.tile_count(work.target)
+        seconds = time.perf_counter() - started
+        sums = region_sums(posterior, classes, multilabel=multilabel)
+        record = RegionRecord(region=work.place, sums=sums, tiles=tiles, seconds=round(busy, 3))
+        self._ledger.record_region(work.image.name, record)
+        return RegionStatus(
+            work.region, work.index, work.place, "done", "", tiles, work.where.window.pixels, busy, seconds
+        )
+
+    def _prepare(self, layout: ImageLayout) -> None:
+        if layout.url not in self._prepared:
+            prepare_image(layout)
+            self._prepared.add(layout.url)
+
+    def _maps(self, image: PlannedImage) -> tuple[AxisMap, AxisMap]:
+        """From the model's plane back to the image's."""
+        return AxisMap.make(image.model_height, image.height), AxisMap.make(image.model_width, image.width)
+
+    def _back(self, work: _Work, posterior: Posterior) -> Posterior:
+        """The posterior on the image's own pixels: maps linear, labels and masks nearest."""
+        y, x = self._maps(work.image)
+        maps = np.concatenate([posterior.probability, posterior.epistemic[None], posterior.aleatoric[None]])
+        maps = resample(maps, work.target, work.where.window, y, x)
+
+        def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+            planes = labels.reshape(-1, *labels.shape[-2:])
+            picked = nearest(planes, work.target, work.where.window, y, x)
+            return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
+
+        return Posterior(
+            probability=maps[:-2],
+            epistemic=maps[-2],
+            aleatoric=maps[-1],
+            labels=pick(posterior.labels),
+            masks=pick(posterior.masks),
+            member_masks=pick(posterior.member_masks),
+        )
+
+
+def _resampled(image: PlannedImage) -> bool:
+    return (image.height, image.width) != (image.model_height, image.model_width)
+
+
+def _saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | None:
+    """The posterior's channels in the order of the layout, (channels, y, x); None where none are kept."""
+    maps = {
+        "probability": posterior.probability,
+        "uncertainty": posterior.uncertainty[None],
+        "epistemic": posterior.epistemic[None],
+        "aleatoric": posterior.aleatoric[None],
+    }
+    return np.concatenate([maps[name] for name in save]) if save else None
+
+
+def member_groups(members: int, stages: int) -> list[range]:
+    """Members of each stage, in order, as evenly as they go."""
+    if stages > members:
+        raise RefusedError(f"{stages} stages for {members} members; give at most {members}")
+    edges = [round(stage * members / stages) for stage in range(stages + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,187 @@
+"""Where tiles lie and what a region must read: frozen, pure, and a function of the image's shape alone.
+
+On each axis tiles start at ``-margin + i * step`` until one reaches ``length + margin``::
+
+    margin        image of `length` pixels        margin
+    |----|=====================================|----|
+    [  tile 0  ]
+         [  tile 1  ]                               step = round(tile * (1 - overlap))
+              [  tile 2  ]                          margin = round(tile * overlap / 2)
+                   ...            [  tile n-1  ]
+
+Pixels outside the image are mirrored without repeating the edge, bouncing where the image is smaller than
+a tile. A region (an output shard) is computed from every tile that touches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open interval ``[start, stop)`` of pixels on one axis; may reach outside the image."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rectangle of a plane in pixels, half-open on both axes."""
+
+    y: Span
+    x: Span
+
+    @classmethod
+    def of(cls, y0: int, y1: int, x0: int, x1: int) -> Window:
+        return cls(Span(y0, y1), Span(x0, x1))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.y), len(self.x)
+
+    @property
+    def pixels(self) -> int:
+        return len(self.y) * len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class TileAxis:
+    """Tiles on one axis of a plane.
+
+    Attributes
+    ----------
+    length : pixels of the image on this axis, at least 1
+    tile : pixels that a network sees on this axis
+    step : pixels from one tile's start to the next
+    margin : pixels by which the first tile begins before the image
+    """
+
+    length: int
+    tile: int
+    step: int
+    margin: int
+
+    @classmethod
+    def make(cls, length: int, tile: int, overlap: float) -> TileAxis:
+        """The grid of `tile` pixels with `overlap` (fraction of a tile, 0 <= overlap < 1) over `length` pixels."""
+        if length < 1 or tile < 1 or not 0 <= overlap < 1:
+            raise ValueError(f"no tile grid for length {length}, tile {tile}, overlap {overlap}")
+        return cls(length, tile, max(1, round(tile * (1 - overlap))), round(tile * overlap / 2))
+
+    @property
+    def count(self) -> int:
+        """Tiles on this axis: as many as it takes until one reaches ``length + margin``."""
+        beyond_first = self.length + 2 * self.margin - self.tile
+        return 1 + max(0, -(-beyond_first // self.step))
+
+    def span(self, index: int) -> Span:
+        """Pixels of tile `index`, possibly outside the image."""
+        start = index * self.step - self.margin
+        return Span(start, start + self.tile)
+
+    def touching(self, target: Span) -> range:
+        """Indices of the tiles that share a pixel with `target`."""
+        first = -(-(target.start + self.margin - self.tile + 1) // self.step)
+        last = (target.stop - 1 + self.margin) // self.step
+        return range(max(0, first), min(self.count - 1, last) + 1)
+
+    def needed(self, target: Span) -> Span:
+        """Pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
+        tiles = self.touching(target)
+        reach = Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
+        if reach.start >= 0 and reach.stop <= self.length:
+            return reach
+        sources = mirror(np.arange(reach.start, reach.stop), self.length)
+        return Span(int(sources.min()), int(sources.max()) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One tile of a grid: its indices and the pixels that it covers (possibly outside the image)."""
+
+    row: int
+    column: int
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The tiles of a plane, in row-major order."""
+
+    y: TileAxis
+    x: TileAxis
+
+    @classmethod
+    def make(cls, shape: tuple[int, int], tile: int, overlap: float) -> Grid:
+        return cls(TileAxis.make(shape[0], tile, overlap), TileAxis.make(shape[1], tile, overlap))
+
+    @property
+    def count(self) -> int:
+        return self.y.count * self.x.count
+
+    def tiles(self, target: Window) -> Iterator[Tile]:
+        """Every tile that touches `target`, in row-major order of the whole grid."""
+        for row in self.y.touching(target.y):
+            for column in self.x.touching(target.x):
+                yield Tile(row, column, Window(self.y.span(row), self.x.span(column)))
+
+    def tile_count(self, target: Window) -> int:
+        return len(self.y.touching(target.y)) * len(self.x.touching(target.x))
+
+    def needed(self, target: Window) -> Window:
+        """What must be read of the plane so that every tile touching `target` can be made."""
+        return Window(self.y.needed(target.y), self.x.needed(target.x))
+
+
+@dataclass(frozen=True, slots=True)
+class RegionGrid:
+    """How a plane is cut into regions: squares of `size` pixels, row by row; the last ones are smaller."""
+
+    height: int
+    width: int
+    size: int
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.size)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.size)
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
+    def window(self, index: int) -> Window:
+        """Pixels of region `index`; raises IndexError outside the plane."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"region {index} of {self.count}")
+        row, column = divmod(index, self.columns)
+        y, x = row * self.size, column * self.size
+        return Window.of(y, min(y + self.size, self.height), x, min(x + self.size, self.width))
+
+
+def mirror(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Fold indices outside ``[0, length)`` back by mirroring at the edges without repeating them.
+
+    ``mirror([-2, -1, 0, 1, 2, 3, 4], 3)`` is ``[2, 1, 0, 1, 2, 1, 0]``; it bounces as often as needed.
+    """
+    if length == 1:
+        return np.zeros_like(index)
+    period = 2 * (length - 1)
+    folded: NDArray[np.int64] = np.mod(index, period)
+    return np.where(folded < length, folded, period - folded)

@@ -1,0 +1,290 @@
+"""The hot loop: a window of a plane and the members become a posterior. Pure torch; no reading, no writing.
+
+Tiles of the plane's grid are taken in row-major order in batches of one fixed shape (the last is filled up with
+zeros). Members come one after the other, each with all augmentations in one call, so that the sums of samples
+have the same order however members are spread over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.augmentation import AUGMENTATIONS
+from pipeline.blending import BandBlender, gaussian_window
+from pipeline.geometry import Grid, Span, Tile, Window, mirror
+from pipeline.members.contract import Member
+from pipeline.posterior import Posterior, SampleSums, class_masks, predicted_labels
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """What defines the numbers: the same settings on the same kind of device give the same bits.
+
+    Attributes
+    ----------
+    activation, multilabel, classes : how outputs become probability maps; `classes` counts the maps
+    tile : edge of a tile in pixels
+    augmentations : names, see `pipeline.augmentation`
+    batch : tiles per call of a member (each with all augmentations)
+    precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
+    """
+
+    activation: Literal["softmax", "sigmoid", "none"]
+    multilabel: bool
+    classes: int
+    tile: int
+    augmentations: tuple[str, ...]
+    batch: int
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class PlaneWindow:
+    """Normalised pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
+
+    pixels: NDArray[np.float32]
+    window: Window
+    grid: Grid
+
+
+def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Tile]]:
+    """The tiles that touch `target`, in the grid's order, `size` at a time."""
+    tiles = list(grid.tiles(target))
+    for start in range(0, len(tiles), size):
+        yield tiles[start : start + size]
+
+
+class TileSource:
+    """Cuts batches of tiles out of a plane's window, mirrored at the plane's edges."""
+
+    def __init__(self, plane: PlaneWindow, settings: InferenceSettings, device: torch.device) -> None:
+        self._pixels = torch.from_numpy(plane.pixels).to(device, non_blocking=True)
+        self._plane = plane
+        self._settings = settings
+        self._device = device
+
+    def batches(self, target: Window) -> Iterator[tuple[list[Tile], torch.Tensor]]:
+        """Tiles that touch `target` and their pixels, (batch, channels, tile, tile) float32."""
+        size, tile = self._settings.batch, self._settings.tile
+        for tiles in batches_of_tiles(self._plane.grid, target, size):
+            batch = torch.zeros((size, self._pixels.shape[0], tile, tile), device=self._device)
+            for index, one in enumerate(tiles):
+                batch[index] = self._cut(one)
+            yield tiles, batch
+
+    def _cut(self, tile: Tile) -> torch.Tensor:
+        y = self._indices(tile.window.y, self._plane.grid.y.length, self._plane.window.y.start)
+        x = self._indices(tile.window.x, self._plane.grid.x.length, self._plane.window.x.start)
+        return self._pixels.index_select(1, y).index_select(2, x)
+
+    def _indices(self, span: Span, length: int, origin: int) -> torch.Tensor:
+        inside = mirror(np.arange(span.start, span.stop, dtype=np.int64), length) - origin
+        return torch.from_numpy(inside).to(self._device)
+
+
+class MemberGroup:
+    """Members that live on one device, in the ensemble's order: all of them, or one stage of several."""
+
+    def __init__(self, members: Sequence[Member], settings: InferenceSettings, device: torch.device) -> None:
+        self._members = members
+        self._settings = settings
+        self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
+        self._device = device
+
+    def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> list[torch.Tensor]:
+        """Add every member's samples of a batch of tiles to `sums`.
+
+        Returns
+        -------
+        Each member's own mean probability, (batch, classes, tile, tile) float32.
+        """
+        views = torch.cat([a.forward(batch) for a in self._augmentations])
+        views = views.contiguous(memory_format=torch.channels_last)
+        size, means = batch.shape[0], []
+        for member in self._members:
+            probability = self._probability(member, views)
+            total = torch.zeros_like(sums.probability)
+            for index, augmentation in enumerate(self._augmentations):
+                sample = augmentation.backward(probability[index * size : (index + 1) * size])
+                total += sample
+                for k in range(sample.shape[1]):
+                    sums.squares += sample[:, k] * sample[:, k]
+            sums.probability += total
+            sums.samples += len(self._augmentations)
+            means.append(total / len(self._augmentations))
+        return means
+
+    def _probability(self, member: Member, views: torch.Tensor) -> torch.Tensor:
+        dtype = AUTOCAST.get(self._settings.precision)
+        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+            outputs = member(views)
+        outputs = outputs.to(torch.float32).contiguous()
+        if self._settings.activation == "softmax":
+            return outputs.softmax(dim=1)
+        if self._settings.activation == "sigmoid":
+            foreground = outputs.sigmoid()
+            return foreground if self._settings.multilabel else torch.cat([1 - foreground, foreground], dim=1)
+        return outputs
+
+
+class PosteriorCanvas:
+    """Receives blended rows and becomes a Posterior of the target."""
+
+    def __init__(self, target: Window, settings: InferenceSettings, members: int) -> None:
+        self._settings = settings
+        self._top = target.y.start
+        height, width = target.shape
+        labels = np.uint8 if settings.classes <= 256 else np.uint16
+        masks = np.uint16 if settings.multilabel and settings.classes > 8 else labels
+        self._probability = np.empty((settings.classes, height, width), np.float32)
+        self._variances = np.empty((2, height, width), np.float32)
+        self._labels = np.empty((height, width), labels)
+        self._masks = np.empty((height, width), masks)
+        self._member_masks = np.empty((members, height, width), masks)
+
+    def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
+        """Rows of (classes + 2, rows, x): mean probability, epistemic, aleatoric."""
+        inside = slice(rows.start - self._top, rows.stop - self._top)
+        probability = maps[:-2]
+        multilabel = self._settings.multilabel
+        self._probability[:, inside] = probability.cpu().numpy()
+        self._variances[:, inside] = maps[-2:].cpu().numpy()
+        self._labels[inside] = predicted_labels(probability, multilabel=multilabel).cpu().numpy()
+        self._masks[inside] = class_masks(probability, multilabel=multilabel).cpu().numpy()
+
+    def take_member(self, member: int, rows: Span, maps: torch.Tensor) -> None:
+        """Rows of (classes, rows, x): the member's own mean probability."""
+        inside = slice(rows.start - self._top, rows.stop - self._top)
+        masks = class_masks(maps, multilabel=self._settings.multilabel)
+        self._member_masks[member, inside] = masks.cpu().numpy()
+
+    @property
+    def member_masks(self) -> NDArray[np.unsignedinteger]:
+        return self._member_masks
+
+    def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
+        return Posterior(
+            probability=self._probability,
+            epistemic=self._variances[0],
+            aleatoric=self._variances[1],
+            labels=self._labels,
+            masks=self._masks,
+            member_masks=self._member_masks if member_masks is None else member_masks,
+        )
+
+
+class Engine:
+    """A group of members on a device that turns windows of planes into posteriors."""
+
+    def __init__(self, members: Sequence[Member], settings: InferenceSettings, device: torch.device) -> None:
+        if device.type == "cuda":
+            # The choice of algorithm must not depend on what ran before, nor fp32 silently mean TF32.
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        self._count = len(members)
+        self._group = MemberGroup(members, settings, device)
+        self._settings = settings
+        self._device = device
+        self._weights = gaussian_window(settings.tile).to(device)
+
+    def posterior(self, plane: PlaneWindow, target: Window) -> Posterior:
+        """The posterior of `target`, a window of the plane, with all members of the ensemble here."""
+        settings = self._settings
+        canvas = PosteriorCanvas(target, settings, self._count)
+        ensemble = BandBlender(settings.classes + 2, target, self._weights, canvas.take_ensemble)
+        members = self._member_blenders(target, canvas)
+        with torch.inference_mode():
+            for tiles, batch in TileSource(plane, settings, self._device).batches(target):
+                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device)
+                self._blend(tiles, self._group.add_samples(batch, sums), members)
+                maps = sums.maps()
+                for index, tile in enumerate(tiles):
+                    ensemble.add(tile, maps[index])
+            for blender in (ensemble, *members):
+                blender.finish()
+        return canvas.posterior()
+
+    def stage(self, plane: PlaneWindow, target: Window, before: StageState | None) -> StageState:
+        """Add these members' samples to what earlier stages passed on."""
+        settings = self._settings
+        canvas = PosteriorCanvas(target, settings, self._count)
+        members = self._member_blenders(target, canvas)
+        probability, squares, samples = [], [], 0
+        with torch.inference_mode():
+            for index, (tiles, batch) in enumerate(TileSource(plane, settings, self._device).batches(target)):
+                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device)
+                if before is not None:
+                    sums = before.batch(index, settings.batch, self._device)
+                self._blend(tiles, self._group.add_samples(batch, sums), members)
+                probability.append(sums.probability.cpu().numpy())
+                squares.append(sums.squares.cpu().numpy())
+                samples = sums.samples
+            for blender in members:
+                blender.finish()
+        masks = canvas.member_masks
+        if before is not None:
+            masks = np.concatenate([before.member_masks, masks])
+        return StageState(np.concatenate(probability), np.concatenate(squares), samples, masks)
+
+    def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
+        """The posterior of `target` once every stage has added its samples."""
+        settings = self._settings
+        canvas = PosteriorCanvas(target, settings, 0)
+        blender = BandBlender(settings.classes + 2, target, self._weights, canvas.take_ensemble)
+        with torch.inference_mode():
+            for index, tiles in enumerate(batches_of_tiles(plane.grid, target, settings.batch)):
+                maps = state.batch(index, settings.batch, self._device).maps()
+                for position, tile in enumerate(tiles):
+                    blender.add(tile, maps[position])
+            blender.finish()
+        return canvas.posterior(state.member_masks)
+
+    def _member_blenders(self, target: Window, canvas: PosteriorCanvas) -> list[BandBlender]:
+        return [
+            BandBlender(self._settings.classes, target, self._weights, partial(canvas.take_member, member))
+            for member in range(self._count)
+        ]
+
+    @staticmethod
+    def _blend(tiles: Sequence[Tile], means: Sequence[torch.Tensor], blenders: Sequence[BandBlender]) -> None:
+        for blender, mean in zip(blenders, means, strict=True):
+            for index, tile in enumerate(tiles):
+                blender.add(tile, mean[index])
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What passes from one group of members to the next: sums per tile, filled-up batches included.
+
+    Attributes
+    ----------
+    probability : (tiles, classes, tile, tile) float32; `squares` : (tiles, tile, tile) float32
+    samples : members so far times augmentations
+    member_masks : (members so far, y, x) unsigned, of the target
+    """
+
+    probability: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    samples: int
+    member_masks: NDArray[np.unsignedinteger]
+
+    def batch(self, index: int, size: int, device: torch.device) -> SampleSums:
+        """The sums of batch `index`, copied so that they can be added to."""
+        part = slice(index * size, (index + 1) * size)
+        return SampleSums(
+            torch.tensor(self.probability[part], device=device),
+            torch.tensor(self.squares[part], device=device),
+            self.samples,
+        )

@@ -1,0 +1,129 @@
+"""What one source image is and where its results go: plain records that cross the rooms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Ngff = Literal["0.4", "0.5"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution level of a multiscales image.
+
+    Attributes
+    ----------
+    path : array path below the image's group
+    shape, chunks : in the order of the image's axes; chunks are the smallest unit of decoding
+    dtype : NumPy name, e.g. ``uint16``
+    scale, translation : per axis, in the axes' units, the multiscales' own transformation included
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One multiscales image of a source.
+
+    Attributes
+    ----------
+    root : URL of the image, plate or collection that was found
+    kind : what `root` is
+    path : the image's path within `root`; empty where the root is the image
+    name : path of the results below ``OUT/images``, unique within a run
+    ngff : version of its metadata
+    axes : one letter of ``tczyx`` per axis, in the source's order
+    units : per axis, as written in the source (None where it says nothing)
+    levels : finest first
+    channels : names, from ``omero`` where it has them, otherwise "0", "1", ...; one entry without a c axis
+    """
+
+    root: str
+    kind: Literal["image", "plate", "collection"]
+    path: str
+    name: str
+    ngff: Ngff
+    axes: str
+    units: tuple[str | None, ...]
+    levels: tuple[Level, ...]
+    channels: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        """URL of the group that holds the multiscales."""
+        return f"{self.root}/{self.path}" if self.path else self.root
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that cannot be planned: it is recorded with its reason and the others go on."""
+
+    root: str
+    path: str
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """A class of an ensemble: its name and its colour, ``#rrggbb``."""
+
+    name: str
+    color: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """Where and how the results of one image are stored.
+
+    Attributes
+    ----------
+    url : group of the posterior, ``OUT/images/<name>``
+    labels_url : group that gets ``labels/semantic``; `url`, or the source's own group in place
+    labels_ngff : 0.5, or the version of the source in place
+    source_url : what the results were computed from
+    axes : the source's axes without c, in the order t, z, y, x (those that it has)
+    shape, scale, translation, units : per letter of `axes`, of the level that was segmented
+    channels : names of the posterior's channels; empty where no posterior is kept
+    dtype : of the posterior
+    classes : background first
+    chunk, region : edge in pixels of a chunk and of a shard (a multiple of it) on y and x
+    """
+
+    url: str
+    labels_url: str
+    labels_ngff: Ngff
+    source_url: str
+    axes: str
+    shape: tuple[int, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+    channels: tuple[str, ...]
+    dtype: Literal["float16", "float32"]
+    classes: tuple[ClassInfo, ...]
+    chunk: int
+    region: int
+
+    @property
+    def height(self) -> int:
+        return self.shape[-2]
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def levels(self) -> int:
+        """Pyramid levels, the full one included: halved until the longer side is at most 256 pixels."""
+        longest, count = max(self.height, self.width), 1
+        while longest > 256:
+            longest, count = -(-longest // 2), count + 1
+        return count

@@ -1,0 +1,114 @@
+"""What an ensemble says per pixel: sample moments become probability, epistemic and aleatoric variance, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The posterior over a window of a plane.
+
+    Attributes
+    ----------
+    probability : (classes, y, x) float32, mean over members and augmentations; foreground classes only where the
+        ensemble is multi-label
+    epistemic, aleatoric : (y, x) float32, variances averaged over those classes, 0 to 0.25
+    labels : (y, x) uint8 or uint16, the predicted class, 0 is background
+    masks : (y, x) what `labels` says, or bit k - 1 set for class k where the ensemble is multi-label
+    member_masks : (members, y, x) the same of each member's own mean
+    """
+
+    probability: NDArray[np.float32]
+    epistemic: NDArray[np.float32]
+    aleatoric: NDArray[np.float32]
+    labels: NDArray[np.unsignedinteger]
+    masks: NDArray[np.unsignedinteger]
+    member_masks: NDArray[np.unsignedinteger]
+
+    @property
+    def uncertainty(self) -> NDArray[np.float32]:
+        """Predictive variance, epistemic + aleatoric, (y, x) float32, 0 to 0.25."""
+        return self.epistemic + self.aleatoric
+
+
+@dataclass
+class SampleSums:
+    """Running sums of a batch of tiles over members m and augmentations t, members in order.
+
+    Attributes
+    ----------
+    probability : (batch, classes, y, x) float32, sum of p_tm
+    squares : (batch, y, x) float32, sum over samples and classes of p_tm squared
+    samples : how many were added
+    """
+
+    probability: torch.Tensor
+    squares: torch.Tensor
+    samples: int = 0
+
+    @classmethod
+    def zeros(cls, batch: int, classes: int, tile: int, device: torch.device) -> SampleSums:
+        return cls(
+            torch.zeros((batch, classes, tile, tile), device=device),
+            torch.zeros((batch, tile, tile), device=device),
+        )
+
+    def maps(self) -> torch.Tensor:
+        """(batch, classes + 2, y, x): mean probability, then epistemic and aleatoric variance.
+
+        References
+        ----------
+        Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 1, 3 and 4, after Kwon et al.,
+        Computational Statistics & Data Analysis 142:106816 (2020): aleatoric is the mean of p - p^2, epistemic the
+        mean of p^2 less the square of the mean; both averaged over the classes.
+        """
+        classes = self.probability.shape[1]
+        mean = self.probability / self.samples
+        mean_of_squares = self.squares / self.samples
+        total = mean[:, 0]
+        square_of_mean = mean[:, 0] * mean[:, 0]
+        for k in range(1, classes):
+            total = total + mean[:, k]
+            square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
+        epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
+        aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
+        return torch.cat([mean, epistemic[:, None], aleatoric[:, None]], dim=1)
+
+
+def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
+    """Predicted class per pixel of (classes, y, x) probabilities, (y, x) int32 (deepflash2, Eq. 2).
+
+    The argmax, the first class where several are equal. Multi-label: the most probable foreground class where it
+    reaches 0.5, background elsewhere.
+    """
+    best = probability[0]
+    label = torch.full_like(best, 1 if multilabel else 0, dtype=torch.int32)
+    for k in range(1, probability.shape[0]):
+        better = probability[k] > best
+        best = torch.where(better, probability[k], best)
+        label = torch.where(better, k + 1 if multilabel else k, label)
+    if multilabel:
+        label = torch.where(best >= 0.5, label, 0)
+    return label
+
+
+def class_masks(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
+    """Which classes a pixel belongs to, (y, x) int32: the label, or a bit per class where it is multi-label."""
+    if not multilabel:
+        return predicted_labels(probability, multilabel=False)
+    masks = torch.zeros_like(probability[0], dtype=torch.int32)
+    for k in range(probability.shape[0]):
+        masks |= (probability[k] >= 0.5).to(torch.int32) << k
+    return masks
+
+
+def mask_of(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: bool) -> NDArray[np.bool_]:
+    """Where foreground class `label` (1, 2, ...) is, out of what `class_masks` gave."""
+    if multilabel:
+        return np.asarray((masks >> (label - 1)) & 1 == 1)
+    return np.asarray(masks == label)

@@ -1,0 +1,128 @@
+"""The coarser levels of an image's results, one destination shard at a time.
+
+A shard of a level is computed from the at most four shards of the finer level that it covers, and has one
+writer, so any number of shards of a level may be written at once, in any order, and again::
+
+    level - 1                          level
+    +-----------+-----------+          +-----------+
+    |  shard 0  |  shard 1  |          |  0  |  1  |
+    +-----------+-----------+   -->    |-----+-----|   one shard, one put
+    |  shard 2  |  shard 3  |          |  2  |  3  |
+    +-----------+-----------+          +-----------+
+
+Only y and x are halved, rounded up. The posterior is the mean of 2 x 2 pixels (of those that exist at an odd
+edge), labels are the upper left of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.containers import storage_errors
+from pipeline.geometry import RegionGrid, Window
+from pipeline.layout import ImageLayout
+from pipeline.outputs import (
+    label_plan,
+    open_labels,
+    open_posterior,
+    posterior_axes,
+    region_grid,
+    write_shard,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidShard:
+    """One shard to be made.
+
+    Attributes
+    ----------
+    level : 1 or more
+    t, z : the plane; 0 where the image has no such axis
+    window : what it covers, in pixels of `level`
+    """
+
+    level: int
+    t: int
+    z: int
+    window: Window
+
+
+def pyramid_shards(layout: ImageLayout, level: int) -> Iterator[PyramidShard]:
+    """The shards of `level`, plane by plane and row by row; all need `level` - 1 to be complete."""
+    lengths = dict(zip(layout.axes, layout.shape, strict=True))
+    grid = region_grid(layout, level)
+    for t in range(lengths.get("t", 1)):
+        for z in range(lengths.get("z", 1)):
+            for index in range(grid.count):
+                yield PyramidShard(level, t, z, grid.window(index))
+
+
+def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> None:
+    """Compute one shard of posterior and labels from the level below it and write it; may be repeated.
+
+    Raises
+    ------
+    RefusedError : the finer level has no arrays
+    OutputError : storage does not give or take it
+    """
+    window, channels, finer = shard.window, len(layout.channels), shard.level - 1
+    labels = np.zeros(window.shape, label_plan(layout, finer).dtype)
+    posterior = np.zeros((channels, *window.shape), layout.dtype) if channels else None
+    with storage_errors(layout.url):
+        label_array = open_labels(layout.labels_url, finer)
+        posterior_array = open_posterior(layout.url, finer) if channels else None
+        for piece, source in _pieces(region_grid(layout, finer), window):
+            at = {"t": slice(shard.t, shard.t + 1), "z": slice(shard.z, shard.z + 1), "c": slice(None)}
+            at |= {"y": source.y.slice, "x": source.x.slice}
+            labels[piece] = nearest_half(_read(label_array, layout.axes, at).reshape(source.shape))
+            if posterior is not None and posterior_array is not None:
+                fine = _read(posterior_array, posterior_axes(layout), at).reshape(channels, *source.shape)
+                for channel in range(channels):
+                    posterior[channel][piece] = mean_half(fine[channel])
+    write_shard(layout, shard.level, shard.t, shard.z, window, posterior, labels)
+
+
+def write_pyramid(layout: ImageLayout) -> None:
+    """Write every level after the first, in order."""
+    for level in range(1, layout.levels):
+        for shard in pyramid_shards(layout, level):
+            write_pyramid_shard(layout, shard)
+
+
+def mean_half(plane: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Mean of 2 x 2 pixels of a (y, x) plane, in float32; at an odd edge, of those that exist."""
+    # Repeating the last row or column of an odd edge leaves the mean of what exists, exactly.
+    odd = [(0, length % 2) for length in plane.shape]
+    even = np.pad(plane.astype(np.float32, copy=False), odd, mode="edge")
+    total = (even[0::2, 0::2] + even[0::2, 1::2]) + (even[1::2, 0::2] + even[1::2, 1::2])
+    return total * np.float32(0.25)
+
+
+def nearest_half(plane: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """The upper left of 2 x 2 pixels of a (y, x) plane of labels."""
+    return plane[::2, ::2]
+
+
+def _pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slice], Window]]:
+    """Parts of a destination `window`, in its own pixels, each with the window of the finer level it comes from.
+
+    With an even region that is one shard of the finer level: one object read whole, one in memory at a time.
+    """
+    parts = RegionGrid(*window.shape, max(1, fine.size // 2))
+    for index in range(parts.count):
+        part = parts.window(index)
+        y, x = 2 * (window.y.start + part.y.start), 2 * (window.x.start + part.x.start)
+        height, width = part.shape
+        source = Window.of(y, min(y + 2 * height, fine.height), x, min(x + 2 * width, fine.width))
+        yield (part.y.slice, part.x.slice), source
+
+
+def _read(array: zarr.Array[Any], axes: str, at: dict[str, slice]) -> NDArray[Any]:
+    return np.asarray(array[tuple(at[axis] for axis in axes)])

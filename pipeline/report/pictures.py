@@ -1,0 +1,220 @@
+"""Small pictures for the report: an image, its predicted outlines and its uncertainty, as data URIs.
+
+Only a coarse pyramid level is read, so a picture of a whole slide costs as little as one of a field.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion
+
+from pipeline import storage
+from pipeline.errors import ChorusError, ImageError
+from pipeline.images import find_images
+from pipeline.layout import ClassInfo, FailedImage, Level, SourceImage
+
+LONGEST_SIDE = 512
+UNCERTAINTY_TOP = 0.25  # of a variance of probabilities, so the scale is the same in every report
+
+# Maps that show doubt, the one that says most first.
+_DOUBT = ("uncertainty", "epistemic", "aleatoric")
+
+# What is read of a level before it is shrunk to LONGEST_SIDE; beyond the second, not even strided.
+_READ_SIDE = 1024
+_READ_PIXELS = 2**28
+
+# matplotlib's inferno at 0, 0.1, ..., 1.
+INFERNO = (
+    "#000004", "#160b39", "#420a68", "#6a176e", "#932667", "#bc3754",
+    "#dd513a", "#f37819", "#fca50a", "#f6d746", "#fcffa4",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture inside the page: its data URI, its size in pixels and what it shows, in words."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What is shown of one image; None where it cannot be, and `notes` say why."""
+
+    image: Picture | None
+    outlines: Picture | None
+    doubt: Picture | None
+    doubt_name: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """A (y, x) plane of a coarse level, with the name of what it holds and what was left out."""
+
+    pixels: NDArray[Any]
+    name: str
+    notes: tuple[str, ...]
+
+
+def draw_views(source_url: str, result_url: str, classes: Sequence[ClassInfo]) -> Views:
+    """The three pictures of one image.
+
+    Parameters
+    ----------
+    source_url : the multiscales group that was segmented
+    result_url : its results, ``OUT/images/<name>``
+    classes : background first; outlines take their colours
+    """
+    notes: list[str] = []
+    source = _attempt(lambda: _read_plane(source_url, ()), notes)
+    labels = _attempt(lambda: _read_plane(storage.join(result_url, "labels", "semantic"), ()), notes)
+    doubt = _attempt(lambda: _read_plane(result_url, _DOUBT), notes)
+    if doubt is not None and doubt.name not in _DOUBT:
+        doubt = None
+        notes.append("no uncertainty map was kept in this run")
+    image = outlines = shown = None
+    if source is not None:
+        notes += source.notes
+        grey = _stretch(_shrink(source.pixels))
+        image = _picture(grey, f"Microscopy image, {source.name}")
+        if labels is not None:
+            drawn = _outline(grey, labels.pixels, classes)
+            names = ", ".join(c.name for c in classes[1:]) or "foreground"
+            outlines = _picture(drawn, f"The same image with the predicted outlines of {names}")
+    if doubt is not None:
+        shown = _picture(_inferno(_shrink(doubt.pixels)), f"Map of {doubt.name}; brighter means more doubt")
+    return Views(image, outlines, shown, doubt.name if doubt else "", tuple(dict.fromkeys(notes)))
+
+
+def draw_image(source_url: str) -> tuple[Picture | None, tuple[str, ...]]:
+    """The picture of a source image alone, and notes on it."""
+    notes: list[str] = []
+    plane = _attempt(lambda: _read_plane(source_url, ()), notes)
+    if plane is None:
+        return None, tuple(notes)
+    return _picture(_stretch(_shrink(plane.pixels)), f"Microscopy image, {plane.name}"), plane.notes
+
+
+def _attempt(read: Callable[[], _Plane], notes: list[str]) -> _Plane | None:
+    """What `read` gives; None, with the reason in `notes`, where the image cannot be read."""
+    try:
+        return read()
+    except ChorusError as error:
+        notes.append(str(error))
+        return None
+
+
+def _read_plane(url: str, channels: Sequence[str]) -> _Plane:
+    """The first plane of the image group at `url`: of the first of `channels` that it has, else its first channel.
+
+    Raises
+    ------
+    ChorusError
+        If it is missing or cannot be read.
+    """
+    image = next(iter(find_images([url], workers=1)))
+    if isinstance(image, FailedImage):
+        raise ImageError(image.message)
+    channel = next((image.channels.index(name) for name in channels if name in image.channels), 0)
+    level = next((each for each in image.levels if max(_size(image, each)) <= _READ_SIDE), image.levels[-1])
+    height, width = _size(image, level)
+    if height * width > _READ_PIXELS:
+        raise ImageError(f"{url}: has no pyramid level small enough for a picture; add coarser levels to see it here")
+    stride = -(-max(height, width) // _READ_SIDE)
+    at: dict[str, int | slice] = {
+        "c": channel,
+        "y": slice(None, None, stride),
+        "x": slice(None, None, stride),
+    }
+    try:
+        array = zarr.open_array(storage.store(image.url, read_only=True), path=level.path, mode="r")
+        pixels = np.asarray(array[tuple(at.get(axis, 0) for axis in image.axes)])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ImageError(storage.explain(error, url) or f"{url}: cannot be read ({error})") from error
+    notes = _left_out(image, level, channel) if not channels else ()
+    return _Plane(pixels, image.channels[channel], notes)
+
+
+def _size(image: SourceImage, level: Level) -> tuple[int, int]:
+    return level.shape[image.axes.index("y")], level.shape[image.axes.index("x")]
+
+
+def _left_out(image: SourceImage, level: Level, channel: int) -> tuple[str, ...]:
+    """What a picture of one plane does not show, in words."""
+    lengths = dict(zip(image.axes, level.shape, strict=True))
+    notes = [
+        f"first of {lengths[axis]} {word}"
+        for axis, word in (("t", "time points"), ("z", "z planes"))
+        if lengths.get(axis, 1) > 1
+    ]
+    if len(image.channels) > 1:
+        notes.append(f"channel {image.channels[channel]}, one of {len(image.channels)}")
+    return tuple(notes)
+
+
+def _shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a picture of `shape`: its longer side is LONGEST_SIDE, small images are enlarged."""
+    factor = LONGEST_SIDE / max(shape)
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def _shrink(plane: NDArray[Any]) -> NDArray[np.float32]:
+    """`plane` (y, x) at the size of a picture, by averaging."""
+    height, width = _shown_size(plane.shape)
+    resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
+    return np.asarray(resized, np.float32)
+
+
+def _stretch(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Grey (y, x, 3) uint8 between the 1st and the 99.8th percentile."""
+    finite = plane[np.isfinite(plane)]
+    low, high = np.percentile(finite, (1, 99.8)) if finite.size else (0.0, 1.0)
+    grey = np.clip((np.nan_to_num(plane) - low) / max(float(high - low), 1e-12), 0, 1)
+    return np.repeat(np.rint(255 * grey).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:
+    """`grey` (y, x, 3) with the outlines of each class of `labels` (any size, same extent) in its colour."""
+    height, width = grey.shape[:2]
+    rows = (np.arange(height) + 0.5) * labels.shape[0] / height
+    columns = (np.arange(width) + 0.5) * labels.shape[1] / width
+    labels = labels[np.ix_(rows.astype(int), columns.astype(int))]
+    drawn = grey.copy()
+    for value, info in enumerate(classes):
+        mask = labels == value
+        if value and mask.any():
+            drawn[binary_dilation(mask) & ~binary_erosion(mask, border_value=1)] = _rgb(info.color)
+    return drawn
+
+
+def _inferno(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colours (y, x, 3) uint8 of a map from 0 to UNCERTAINTY_TOP."""
+    anchors = np.array([_rgb(color) for color in INFERNO])
+    places = np.clip(np.nan_to_num(plane) / UNCERTAINTY_TOP, 0, 1) * (len(INFERNO) - 1)
+    bands = [np.interp(places, np.arange(len(INFERNO)), anchors[:, band]) for band in range(3)]
+    return np.asarray(np.rint(np.stack(bands, axis=-1)), np.uint8)
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
+    return red, green, blue
+
+
+def _picture(pixels: NDArray[np.uint8], alt: str) -> Picture:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="WEBP", quality=80, method=4)
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Picture(uri, pixels.shape[1], pixels.shape[0], alt)

@@ -1,0 +1,1 @@
+"""Online: the Ray Serve endpoint and the review page. Reserved floor; nothing is served yet."""

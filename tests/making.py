@@ -1,0 +1,127 @@
+"""Makes what tests need: ensembles of small real networks, and OME-Zarr images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import yaml
+import zarr
+from safetensors.torch import save_file
+
+ARCHITECTURE = {"architecture": "Unet", "encoder": "timm-mobilenetv3_small_minimal_100"}
+OPTIONS = {"decoder_channels": [16, 16, 8, 8, 8]}
+
+
+def network(seed: int, *, channels: int = 1, outputs: int = 2) -> torch.nn.Module:
+    """A small U-Net with random weights whose answers vary over the image and sit on both sides of one half."""
+    torch.manual_seed(seed)
+    module = smp.create_model(
+        ARCHITECTURE["architecture"],
+        ARCHITECTURE["encoder"],
+        encoder_weights=None,
+        in_channels=channels,
+        classes=outputs,
+        **OPTIONS,
+    )
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            # Fresh running statistics flatten what a random network says; let it see some noise first.
+            layer.momentum = None
+    module.train()
+    smooth = torch.nn.functional.interpolate(torch.randn(8, channels, 20, 20), size=(64, 64), mode="bicubic")
+    with torch.no_grad():
+        module(smooth)
+        module.eval()
+        answer = module(smooth)
+        head = module.segmentation_head[0]
+        spread = answer.std(dim=(0, 2, 3)).clamp(min=1e-6)
+        head.weight.mul_((2 / spread)[:, None, None, None])
+        head.bias.sub_(answer.mean(dim=(0, 2, 3))).mul_(2 / spread)
+    return module.eval()
+
+
+def write_ensemble(
+    folder: Path,
+    *,
+    members: int = 3,
+    tile: int = 64,
+    channels: int = 1,
+    classes: int = 2,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """An ensemble of `members` small networks in `folder`; `changes` replace entries of its ``ensemble.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = classes - (changes.get("activation") == "sigmoid")
+    entries = []
+    for index in range(members):
+        name = f"member-{index}.safetensors"
+        state = network(seed + index, channels=channels, outputs=outputs).state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        entries.append({"kind": "smp", **ARCHITECTURE, "options": OPTIONS, "weights": name, "sha256": digest})
+    names = ["background", *(f"class-{k}" for k in range(1, classes))]
+    content: dict[str, Any] = {
+        "format": "chorus-ensemble/1",
+        "name": "test",
+        "classes": [{"name": name} for name in names],
+        "input": {
+            "channels": [f"channel-{c}" for c in range(channels)],
+            "normalisation": {"kind": "mean_std", "mean": [500.0] * channels, "std": [300.0] * channels},
+        },
+        "tile": tile,
+        "members": entries,
+    }
+    path = folder / "ensemble.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def pixels(shape: Sequence[int], dtype: str = "uint16", seed: int = 0) -> np.ndarray:
+    """Blurred noise between 0 and about 1000 (0 and 255 for uint8)."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).normal(size=tuple(shape))
+    smooth = gaussian_filter(noise, [0] * (len(shape) - 2) + [2, 2])
+    smooth = (smooth - smooth.min()) / max(float(np.ptp(smooth)), 1e-9)
+    return (smooth * (255 if dtype == "uint8" else 1000)).astype(dtype)
+
+
+def write_image(
+    path: Path,
+    data: np.ndarray,
+    axes: str = "yx",
+    *,
+    channels: Sequence[str] = (),
+    pixel_size: float | None = None,
+    chunk: int = 64,
+    ngff: str = "0.5",
+) -> Path:
+    """A single-level OME-Zarr image of `data`."""
+    types = {"t": "time", "c": "channel"}
+    unit = {} if pixel_size is None else {"unit": "micrometer"}
+    scale = [pixel_size or 1.0 if a in "yx" else 1.0 for a in axes]
+    multiscale: dict[str, Any] = {
+        "axes": [{"name": a, "type": types.get(a, "space")} | (unit if a in "zyx" else {}) for a in axes],
+        "datasets": [{"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
+        "name": path.name,
+    }
+    window = {"min": 0, "max": 1000, "start": 0, "end": 1000}
+    omero = {"channels": [{"label": name, "color": "FFFFFF", "window": window} for name in channels]}
+    attributes: dict[str, Any] = {"multiscales": [multiscale]} | ({"omero": omero} if channels else {})
+    old = ngff == "0.4"
+    if old:
+        multiscale["version"] = "0.4"
+    else:
+        attributes = {"ome": {"version": "0.5"} | attributes}
+    group = zarr.create_group(path, zarr_format=2 if old else 3, attributes=attributes)
+    chunks = tuple(min(chunk, n) if a in "yx" else 1 for a, n in zip(axes, data.shape, strict=True))
+    names = {} if old else {"dimension_names": list(axes)}
+    group.create_array("s0", data=data, chunks=chunks, **names)
+    return path
