@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 
 from chorus import format as layout
+from chorus.convert import convert
 from chorus.options import Json, RequestOptions, with_options
 from chorus.progress import ConsoleReporter
-from pipeline.errors import ChorusError, OutputError, RefusedError
+from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 ensemble_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(ensemble_app, name="ensemble", help="Look at an ensemble and check it.")
+app.command()(convert)
 err = Console(stderr=True)
 out_console = Console()
 
@@ -118,7 +120,10 @@ def rank(
 
     ranking = order(read_scores(out), by, above)
     if export:
-        _export(ranking.ranked, export)
+        try:
+            _export(ranking.ranked, export)
+        except OSError as error:
+            raise RefusedError(f"--export {export}: cannot be written ({error}); choose another place") from error
     if as_json:
         frames = {"ranked": ranking.ranked, "empty": ranking.empty, "failed": ranking.failed}
         _print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()})
@@ -180,7 +185,7 @@ def main() -> None:
     """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
     try:
         app()
-    except OutputError as error:
+    except CutShortError as error:
         _say(error)
         sys.exit(3)
     except ChorusError as error:

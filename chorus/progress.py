@@ -28,10 +28,12 @@ class ConsoleReporter:
     Parameters
     ----------
     console : where to write; a bar is drawn where it is a terminal
+    units, devices : what is counted, and what works on it
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, units: str = "regions", devices: str = "devices") -> None:
         self._console = console
+        self._units, self._device_name = units, devices
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._regions = self._pixels = self._devices = 0
@@ -39,7 +41,7 @@ class ConsoleReporter:
         self._busy = self._started = self._printed = 0.0
 
     def phase(self, text: str) -> None:
-        self._console.print(f"[dim]{text} ...[/dim]", highlight=False)
+        self._console.print(f"[dim]{text} ...[/dim]", highlight=False, soft_wrap=True)
 
     def forecast(self, forecast: Forecast) -> None:
         cost, placement = forecast.cost, forecast.placement
@@ -54,12 +56,12 @@ class ConsoleReporter:
         self._regions, self._pixels, self._devices = regions, pixels, devices
         self._started = self._printed = time.monotonic()
         if not regions:
-            self._console.print("every region is recorded already", highlight=False)
+            self._console.print(f"all {self._units} are recorded already", highlight=False, soft_wrap=True)
         elif self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("regions"), BarColumn(), MofNCompleteColumn(), _Rates(), console=self._console
+                TextColumn(self._units), BarColumn(), MofNCompleteColumn(), _Rates(), console=self._console
             )
-            self._task = self._progress.add_task("regions", total=regions, rates="")
+            self._task = self._progress.add_task(self._units, total=regions, rates="")
             self._progress.start()
 
     def region(self, status: RegionStatus) -> None:
@@ -71,7 +73,9 @@ class ConsoleReporter:
             self._progress.update(self._task, completed=self._done, rates=self._rates())
         elif time.monotonic() - self._printed >= _LINE_SECONDS or self._done == self._regions:
             self._printed = time.monotonic()
-            self._console.print(f"{self._done}/{self._regions} regions {self._rates()}", highlight=False)
+            self._console.print(
+                f"{self._done}/{self._regions} {self._units} {self._rates()}", highlight=False, soft_wrap=True
+            )
 
     def end(self) -> None:
         if self._progress is not None:
@@ -84,6 +88,6 @@ class ConsoleReporter:
         # A region's device time may have begun before the bar did, on an actor that started earlier.
         busy = min(1.0, self._busy / (seconds * max(1, self._devices)))
         return (
-            f"{self._done / seconds:.2f} regions/s  {self._done_pixels / seconds / 1e6:.2f} Mpx/s  "
-            f"{duration(left)} left  devices {busy:.0%} busy  {self._failed} failed"
+            f"{self._done / seconds:.2f} {self._units}/s  {self._done_pixels / seconds / 1e6:.2f} Mpx/s  "
+            f"{duration(left)} left  {self._device_name} {busy:.0%} busy  {self._failed} failed"
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from cluster.plan import RunContext
-from cluster.worker import RegionStatus
 from pipeline.errors import ChorusError, OutputError
+
+if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
+    import numpy as np
+
+    from cluster.plan import RunContext
+    from cluster.worker import RegionStatus
 
 log = logging.getLogger("chorus")
 
@@ -31,8 +33,20 @@ class TaskResult:
     unwritable: bool = False
 
 
-class Executor(Protocol):
-    """Carries out regions and tasks. Regions and tasks end in any order; nothing may depend on it."""
+class Tasks(Protocol):
+    """Carries out tasks. They end in any order; nothing may depend on it."""
+
+    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin a task; it must be safe to run twice."""
+        ...
+
+    def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        """Tasks that have ended, each once; with `wait` until all have."""
+        ...
+
+
+class Executor(Tasks, Protocol):
+    """Carries out regions, and tasks beside them. Regions end in any order, too."""
 
     @property
     def actors(self) -> int:
@@ -41,14 +55,6 @@ class Executor(Protocol):
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
         """Work through the regions `todo`, int64; every one comes back exactly once."""
-        ...
-
-    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin a task beside the regions; it must be safe to run twice."""
-        ...
-
-    def results(self, *, wait: bool) -> Iterator[TaskResult]:
-        """Tasks that have ended, each once; with `wait` until all have."""
         ...
 
 

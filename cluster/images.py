@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.geometry import RegionGrid, Window
 from pipeline.layout import Ngff
 
@@ -131,7 +133,7 @@ class ImageTable:
         regions: list[int] = []
         rows: list[dict[str, Any]] = []
         for image in images:
-            rows.append(asdict(image))
+            rows.append({name: getattr(image, name) for name in SCHEMA.names})
             regions.append(image.regions)
             if len(rows) == _BATCH:
                 batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
@@ -148,7 +150,8 @@ class ImageTable:
     def write(self, url: str) -> None:
         buffer = io.BytesIO()
         pq.write_table(self._table.append_column("regions", pa.array(self.region_counts)), buffer)
-        storage.write_bytes(url, buffer.getvalue())
+        with storage_errors(url):
+            storage.write_bytes(url, buffer.getvalue())
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -167,16 +170,58 @@ class ImageTable:
     def names(self) -> list[str]:
         return list(self._table.column("name").to_pylist())
 
-    def model_planes(self) -> set[tuple[int, int]]:
-        """Distinct (height, width) of the planes on which tiles lie."""
-        columns = self._table.select(["model_height", "model_width"])
-        groups = columns.group_by(["model_height", "model_width"]).aggregate([])
-        return {(row["model_height"], row["model_width"]) for row in groups.to_pylist()}
+    @cached_property
+    def kinds(self) -> tuple[list[PlannedImage], np.ndarray]:
+        """One image of each kind, and the kind of every image, int64.
+
+        Images of a kind agree in whatever work, bytes and memory depend on: there are few kinds and many images.
+        """
+        columns = ("axes", "output_axes", "output_shape", "channels", "dtype", "model_height", "model_width", "region")
+        rows = zip(*(map(str, self._table.column(name).to_pylist()) for name in columns), strict=True)
+        first: dict[tuple[str, ...], int] = {}
+        examples: list[int] = []
+        kind = np.empty(len(self), np.int64)
+        for index, row in enumerate(rows):
+            kind[index] = first.setdefault(row, len(examples))
+            if kind[index] == len(examples):
+                examples.append(index)
+        return [self.image(index) for index in examples], kind
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each image, of all its planes, int64."""
+        examples, kind = self.kinds
+        pixels = np.array([example.pixels for example in examples], np.int64)
+        return np.asarray(pixels[kind])
+
+    def containers(self, images: np.ndarray) -> dict[str, int]:
+        """Roots of the plates and collections that `images` (indices) lie in, each with one image of it."""
+        chosen = self._table.select(["root", "kind"]).take(pa.array(images, pa.int64()))
+        roots: dict[str, int] = {}
+        for index, root, kind in zip(images.tolist(), *(c.to_pylist() for c in chosen.columns), strict=True):
+            if kind != "image":
+                roots.setdefault(root, index)
+        return roots
 
     def image(self, index: int) -> PlannedImage:
         row = self._table.slice(index, 1).to_pylist()[0]
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
         return PlannedImage(**values)
+
+    def without(self, names: Collection[str]) -> ImageTable:
+        """The table without the images called `names` and those of the plates, wells and collections called so."""
+        gone = set(names)
+
+        def parents(name: str) -> Iterator[str]:
+            return itertools.accumulate(name.split("/"), "{}/{}".format)
+
+        kept = np.array([gone.isdisjoint(parents(name)) for name in self.names], dtype=bool)
+        return ImageTable(self._table.filter(pa.array(kept)), self.region_counts[kept])
+
+    def same_images(self, other: ImageTable) -> bool:
+        """Whether both are of the same images, whatever the cut into regions."""
+        a, b = (table._table.drop_columns(["region"]) for table in (self, other))
+        return bool(a.equals(b))
 
     def find(self, region: int) -> tuple[int, int]:
         """(image, region within the image) of a region of the whole run."""

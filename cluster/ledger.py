@@ -4,7 +4,7 @@
 
     OUT/ledger/<image name>/region-00000003.json    its sums; written after its shards: the only sign of completion
     OUT/ledger/<image name>/image.json              its scores; written after the pyramid
-    OUT/attempts/<session>/<region>.<n>             begun and not (yet) ended; gone when a run ends
+    OUT/attempts/<session>/<region>                 how often it was begun and not (yet) ended; gone when a run ends
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.images import ImageTable
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.errors import OutputError
 from pipeline.scores import RegionSums
 
@@ -126,23 +127,25 @@ class Attempts:
 
     def __init__(self, out: str, session: str) -> None:
         self._url = storage.join(out, "attempts", session)
-        self._fs, self._path = storage.filesystem(self._url)
 
-    def begin(self, region: int) -> bool:
-        """Note that `region` is begun; False where it was begun too often and never ended."""
-        begun = len(self._files(region))
-        if begun >= MAXIMUM_ATTEMPTS:
-            return False
-        storage.write_bytes(storage.join(self._url, f"{region}.{begun}"), b"")
-        return True
+    def unended(self, region: int) -> int:
+        """How often `region` was begun and did not come to an end."""
+        with storage_errors(self._url):
+            return int(storage.read_bytes(self._place(region))) if storage.exists(self._place(region)) else 0
+
+    def begin(self, region: int) -> None:
+        """Note that `region` is begun once more."""
+        with storage_errors(self._url):
+            storage.write_bytes(self._place(region), str(self.unended(region) + 1).encode())
 
     def end(self, region: int) -> None:
         """Note that `region` came to an end, good or bad."""
-        for file in self._files(region):
-            self._fs.rm_file(file)
+        with storage_errors(self._url):
+            fs, path = storage.filesystem(self._place(region))
+            fs.rm_file(path)
 
-    def _files(self, region: int) -> list[str]:
-        return list(self._fs.glob(f"{self._path}/{region}.*"))
+    def _place(self, region: int) -> str:
+        return storage.join(self._url, str(region))
 
 
 def clear_attempts(out: str) -> None:

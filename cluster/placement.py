@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cluster.calibration import Calibration
-from cluster.images import ImageTable
+from cluster.images import ImageTable, PlannedImage
 from cluster.plan import Cost, ResolvedSettings
 from cluster.session import Resources
 from cluster.settings import RunSettings
@@ -15,8 +16,13 @@ from pipeline.errors import RefusedError
 
 # Tiles in a block of the stream, at least: small regions are grouped where a device does thousands of tiles a second.
 _GPU_TILES_PER_BLOCK = 512
-# Regions that an actor holds at once: one is read, one is inferred, one is written.
-_REGIONS_AT_ONCE = 3
+# Blocks that an actor holds at once. On a GPU one is read, one is inferred, one is written. On a core inference takes
+# nearly all of the time, so that one is inferred while the other is written and the next one read; a third would
+# only wait, and be missed by an actor that has nothing left.
+_GPU_BLOCKS, _CPU_BLOCKS = 3, 2
+# A stream in which nothing ends for this many times as long as its largest block may take is taken to hang; so
+# many seconds besides are for actors to start, for reading and for writing.
+_PATIENCE_FACTOR, _PATIENCE_SECONDS = 10, 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Placement:
     actors_per_stage, least_actors_per_stage : the pool's bounds
     cpus_per_actor, gpus_per_actor : reserved
     regions_per_block : rows of the stream that travel, and are retried, together
+    blocks_per_actor : that it works on at once
     tasks : that run beside the actors at once
     """
 
@@ -59,6 +66,7 @@ class Placement:
     cpus_per_actor: float
     gpus_per_actor: float
     regions_per_block: int
+    blocks_per_actor: int
     tasks: int
 
     @property
@@ -69,6 +77,11 @@ class Placement:
     def kind(self) -> str:
         return "replicated" if len(self.groups) == 1 else "staged"
 
+    def patience(self, cost: Cost, seconds_per_tile: float) -> float:
+        """Seconds without any block ending after which something must be wrong."""
+        block = cost.most_tiles * seconds_per_tile * self.regions_per_block
+        return _PATIENCE_SECONDS + _PATIENCE_FACTOR * block * self.blocks_per_actor
+
 
 def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: Calibration) -> Memory:
     """What an actor that hosts all members needs: measured weights and activations, and its largest regions.
@@ -78,13 +91,27 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     """
     members, classes = len(ensemble.spec.members), len(ensemble.probability_names)
     channels = len(ensemble.spec.input.channels)
-    edge = 0
-    for shape in table.model_planes():
-        edge = max(edge, min(max(shape), settings.region + 2 * settings.tile))
+    windows = [_largest_window(image, settings.tile) for image in table.kinds[0]]
+    pixels = max((height * width for height, width in windows), default=0)
+    widest = max((width for _, width in windows), default=0)
     per_pixel = channels * 8 + (classes + 3) * 8 + (members + 2)
     sums = 4 * (members * classes + classes + 2) * 2
-    regions = _REGIONS_AT_ONCE * per_pixel * edge**2 + sums * settings.tile * edge
+    at_once = _GPU_BLOCKS if settings.device == "cuda" else _CPU_BLOCKS
+    regions = at_once * per_pixel * pixels + sums * settings.tile * widest
     return Memory(measured.weights, measured.activations, regions, measured.process)
+
+
+def _largest_window(image: PlannedImage, tile: int) -> tuple[int, int]:
+    """Height and width of what a whole region needs, in pixels of the image or of the model, whichever are more."""
+
+    def axis(length: int, model_length: int) -> int:
+        factor = model_length / length
+        return max(
+            min(length, math.ceil(image.region + 2 * tile / factor)),
+            min(model_length, math.ceil(image.region * factor + 2 * tile)),
+        )
+
+    return axis(image.height, image.model_height), axis(image.width, image.model_width)
 
 
 def place(
@@ -110,8 +137,6 @@ def place(
     """
     on_gpu = settings.device == "cuda"
     devices = resources.gpus if on_gpu else resources.cpus
-    if not devices:
-        raise RefusedError("the cluster has no GPU; use --device cpu, or an --address that has one")
     stages = 1 if run.placement == "replicated" else run.stages if run.placement == "staged" else None
     if stages is None:
         stages = _fewest_stages(len(ensemble.spec.members), memory, device_memory)
@@ -139,8 +164,17 @@ def place(
         cpus_per_actor=0 if on_gpu else 1,
         gpus_per_actor=1 if on_gpu else 0,
         regions_per_block=max(1, _GPU_TILES_PER_BLOCK // tiles) if on_gpu else 1,
+        blocks_per_actor=_GPU_BLOCKS if on_gpu else _CPU_BLOCKS,
         tasks=2,
     )
+
+
+def require_devices(settings: ResolvedSettings, resources: Resources) -> None:
+    """Raises RefusedError where the cluster has nothing that the members could run on."""
+    if settings.device == "cuda" and not resources.gpus:
+        raise RefusedError("the cluster has no GPU; use --device cpu, or an --address that has one")
+    if not resources.cpus:
+        raise RefusedError("the cluster has no cores for tasks; start it with --num-cpus, or use another --address")
 
 
 def _fewest_stages(members: int, memory: Memory, device_memory: int) -> int:

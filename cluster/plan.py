@@ -18,11 +18,13 @@ from pipeline.images import find_images
 from pipeline.inference import InferenceSettings
 from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
-from pipeline.resampling import plane_shape
+from pipeline.resampling import AxisMap, plane_shape
 
 # Pixels that one call of a member sees, all augmentations counted: on a GPU enough to fill it; on a CPU larger
 # batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
 _GPU_CALL_PIXELS = 1 << 22
+# Where the image table is kept, below the output.
+PLAN = ("plan", "images.parquet")
 
 
 class ResolvedSettings(ResultSettings):
@@ -56,7 +58,7 @@ class RunContext(BaseModel):
 
     @property
     def table_url(self) -> str:
-        return storage.join(self.out, "plan", "images.parquet")
+        return storage.join(self.out, *PLAN)
 
     def statistics_url(self, image: str) -> str:
         return storage.join(self.out, "plan", "statistics", image + ".json")
@@ -169,6 +171,7 @@ class Cost:
     forward_passes : tiles times members times augmentations
     megapixels : of the segmented planes
     bytes_in, bytes_out : uncompressed
+    most_tiles : of any region
     """
 
     images: int
@@ -179,44 +182,32 @@ class Cost:
     megapixels: float
     bytes_in: int
     bytes_out: int
+    most_tiles: int
 
 
 def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> Cost:
     """The cost of all images of `table`."""
-    tiles = unique = pixels = bytes_in = bytes_out = 0
+    tiles = unique = pixels = bytes_in = bytes_out = most = 0
     channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
     channels_out += len([m for m in settings.save if m != "probability"])
     item = np.dtype(settings.dtype).itemsize * channels_out + 1
-    seen: dict[tuple[int, ...], tuple[int, int]] = {}
-    for index in range(len(table)):
-        image = table.image(index)
-        key = (image.height, image.width, image.model_height, image.model_width)
-        if key not in seen:
-            seen[key] = _plane_tiles(image, settings)
-        planes = image.planes[0] * image.planes[1]
-        tiles, unique = tiles + planes * seen[key][0], unique + planes * seen[key][1]
-        area = planes * image.height * image.width
-        pixels += area
-        bytes_in += area * len(image.channels) * np.dtype(image.dtype).itemsize
-        bytes_out += area * item
+    examples, kind = table.kinds
+    for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
+        planes = count * image.planes[0] * image.planes[1]
+        grid = model_grid(image, settings)
+        rows = _axis_tiles(grid.y, image.height, image.model_height, image.region)
+        columns = _axis_tiles(grid.x, image.width, image.model_width, image.region)
+        tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
+        most = max(most, max(rows) * max(columns))
+        pixels += count * image.pixels
+        bytes_in += count * image.pixels * len(image.channels) * np.dtype(image.dtype).itemsize
+        bytes_out += count * image.pixels * item
     passes = tiles * len(ensemble.spec.members) * len(settings.augmentations)
-    return Cost(len(table), table.regions, tiles, unique, passes, pixels / 1e6, bytes_in, bytes_out)
+    return Cost(len(table), table.regions, tiles, unique, passes, pixels / 1e6, bytes_in, bytes_out, most)
 
 
-def _plane_tiles(image: PlannedImage, settings: ResolvedSettings) -> tuple[int, int]:
-    """Tiles evaluated for one plane, and tiles of its grid; separable, so an axis at a time."""
-    grid, regions = model_grid(image, settings), image.grid
-    rows = _axis_tiles(grid.y, image.height, image.model_height, regions)
-    columns = _axis_tiles(grid.x, image.width, image.model_width, regions)
-    return rows * columns, grid.count
-
-
-def _axis_tiles(axis: TileAxis, length: int, model_length: int, regions: RegionGrid) -> int:
-    from pipeline.resampling import AxisMap
-
+def _axis_tiles(axis: TileAxis, length: int, model_length: int, size: int) -> list[int]:
+    """Tiles that each region along one axis needs: those of a region of the plane are the product of both axes."""
+    regions = RegionGrid(length, 1, size)
     back = AxisMap.make(model_length, length)
-    total = 0
-    one_axis = RegionGrid(length, 1, regions.size)
-    for index in range(one_axis.count):
-        total += len(axis.touching(back.needed(one_axis.window(index).y)))
-    return total
+    return [len(axis.touching(back.needed(regions.window(index).y))) for index in range(regions.count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,22 +15,31 @@ import pandas as pd
 import psutil
 
 from cluster.images import ImageTable
-from cluster.plan import ResolvedSettings
+from cluster.plan import PLAN, ResolvedSettings
 from cluster.request import Outcome, PredictRequest
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import OutputError, RefusedError
 
 # What a run makes below its output; --overwrite removes these and nothing else.
-ENTRIES = ("images", "ledger", "attempts", "plan", "report", "scores.parquet", "objects.parquet", "run.json")
+# The ledger goes first: what it names must be there, also where removing is cut short.
+ENTRIES = ("ledger", "images", "attempts", "plan", "report", "scores.parquet", "objects.parquet", "run.json")
+# Columns of the scores that are not numbers.
+_TEXTS = ["image", "source", "name", "status", "message"]
 _LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-models-pytorch")
 
 
 @dataclass
 class RunRecord:
-    """The content of ``run.json``. The result is defined by `defining`; a rerun must have the same."""
+    """The content of ``run.json``. The result is defined by `defining` and `table`; a rerun must have the same.
+
+    `failed` names images that could not be planned: a rerun may find them mended, or others broken.
+    """
 
     defining: dict[str, Any]
+    table: ImageTable
+    failed: list[str]
     content: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -39,23 +49,27 @@ class RunRecord:
         ensemble: Ensemble,
         settings: ResolvedSettings,
         table: ImageTable,
+        failed: list[str],
         started: float,
     ) -> RunRecord:
         defining = {
             "settings": settings.model_dump(mode="json"),
             "ensemble": ensemble.hash,
             "sources": list(request.sources),
-            "inputs": table.digest,
         }
         content = {
-            "chorus": version("chorus-bioimage"),
             "started": _iso(started),
             "finished": None,
             "outcome": "running",
             "settings": defining["settings"],
             "run": request.run.model_dump(mode="json"),
             "sources": defining["sources"],
-            "inputs": {"sha256": table.digest, "images": len(table), "regions": table.regions},
+            "inputs": {
+                "sha256": table.digest,
+                "images": len(table),
+                "regions": table.regions,
+                "failed": failed,
+            },
             "ensemble": {
                 "name": ensemble.spec.name,
                 "url": ensemble.url,
@@ -63,10 +77,8 @@ class RunRecord:
                 "members": len(ensemble.spec.members),
                 "classes": [{"name": c.name, "color": c.color} for c in ensemble.classes],
             },
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
-            "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
-        }
-        return cls(defining, content)
+        } | surroundings()
+        return cls(defining, table, failed, content)
 
     def close(self, outcome: Outcome, table: ImageTable) -> dict[str, Any]:
         """Fill in how the run ended; returns the summary."""
@@ -84,6 +96,15 @@ class RunRecord:
 
     def write(self, out: str) -> None:
         _write(storage.join(out, "run.json"), json.dumps(self.content, indent=2).encode())
+
+
+def surroundings() -> dict[str, Any]:
+    """What a run was made with: versions and machine."""
+    return {
+        "chorus": version("chorus-bioimage"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+        "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
+    }
 
 
 def read_run(out: str) -> dict[str, Any]:
@@ -104,31 +125,60 @@ def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
     RefusedError
         If it holds other results: what differs, and the two ways out.
     """
-    fs, path = storage.filesystem(out)
-    present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+    known = earlier_run(out, lambda known: _differences(record, known, out), overwrite=overwrite)
+    if known is not None:
+        record.content["started"] = known["started"]
+    return known is None
+
+
+def earlier_run(
+    out: str, differences: Callable[[dict[str, Any]], list[str]], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """``run.json`` of the run that goes on in `out`, None where `out` is new or to be made new.
+
+    `differences` says of an earlier ``run.json`` what defines its results and is not the same now.
+
+    Raises
+    ------
+    RefusedError
+        If it holds other results: what differs, and the two ways out.
+    """
+    with storage_errors(out):
+        fs, path = storage.filesystem(out)
+        present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
     if "run.json" in present:
         known = read_run(out)
-        differences = _differences(record, known)
-        if not differences:
-            record.content["started"] = known["started"]
-            return False
+        found = differences(known)
+        if not found:
+            return known
         if not overwrite:
             raise RefusedError(
-                f"{out}: holds results of another run ({'; '.join(differences)}); use --overwrite to replace them, or "
+                f"{out}: holds results of another run ({'; '.join(found)}); use --overwrite to replace them, or "
                 f"another --out"
             )
-    elif set(present) - {"run.lock"} and not overwrite:
+    elif set(present) - {"run.lock"}:  # --overwrite never removes what is not ours
         raise RefusedError(f"{out}: is not empty and holds no run of Chorus; choose another --out")
-    for entry in ENTRIES:
-        if entry in present:
-            fs.rm(f"{path}/{entry}", recursive=True)
-    return True
+    return None
+
+
+def clear_output(out: str) -> None:
+    """Remove what an earlier run made in `out`, and nothing else."""
+    with storage_errors(out):
+        fs, path = storage.filesystem(out)
+        present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        for entry in ENTRIES:
+            if entry in present:
+                fs.rm(f"{path}/{entry}", recursive=True)
 
 
 def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
     """One row per image, in the order of the plan."""
     buffer = io.BytesIO()
-    pd.DataFrame(rows).to_parquet(buffer, index=False)
+    frame = pd.DataFrame(rows)
+    for name in frame.columns.difference(_TEXTS):
+        # A score that no image has is a column of numbers all the same.
+        frame[name] = pd.to_numeric(frame[name])
+    frame.to_parquet(buffer, index=False)
     _write(storage.join(out, "scores.parquet"), buffer.getvalue())
 
 
@@ -141,20 +191,33 @@ def read_scores(out: str) -> pd.DataFrame:
         raise RefusedError(f"{out}: no scores yet ({storage.explain(error, url)}); run `chorus predict`") from error
 
 
-def _differences(record: RunRecord, known: dict[str, Any]) -> list[str]:
+def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str]:
     """What defines the result and is not the same, in words."""
-    found = []
-    settings = known.get("settings", {})
-    for name, value in record.defining["settings"].items():
-        if settings.get(name) != value:
-            found.append(f"{name} was {settings.get(name)}, now {value}")
+    found = setting_differences(record.defining["settings"], known)
     if known.get("ensemble", {}).get("hash") != record.defining["ensemble"]:
         found.append(f"ensemble was {known.get('ensemble', {}).get('name')}, now another or changed")
     if known.get("sources") != record.defining["sources"]:
         found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(record.defining['sources'])}")
-    elif known.get("inputs", {}).get("sha256") != record.defining["inputs"]:
+    elif not _same_images(record, known.get("inputs", {}), out):
         found.append("the images of the sources changed (their number, shapes or types)")
     return found
+
+
+def setting_differences(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Settings that are not those of an earlier ``run.json``, in words."""
+    earlier = known.get("settings", {})
+    return [f"{k} was {earlier.get(k)}, now {value}" for k, value in settings.items() if earlier.get(k) != value]
+
+
+def _same_images(record: RunRecord, inputs: dict[str, Any], out: str) -> bool:
+    """Whether the images are those of the earlier run, but for what could not be planned then or now."""
+    if inputs.get("sha256") == record.table.digest:
+        return True
+    try:
+        earlier = ImageTable.read(storage.join(out, *PLAN))
+    except OSError:
+        return False
+    return earlier.without(record.failed).same_images(record.table.without(inputs.get("failed", [])))
 
 
 def _write(url: str, data: bytes) -> None:

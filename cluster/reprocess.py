@@ -18,19 +18,20 @@ from cluster.finishing import base_row, finish_image
 from cluster.images import ImageTable, PlannedImage
 from cluster.ledger import Finished, Ledger, clear_attempts
 from cluster.lock import output_lock
-from cluster.placement import estimate_memory, place
+from cluster.placement import estimate_memory, place, require_devices
 from cluster.plan import ResolvedSettings, RunContext, cost, layout_of, plan_images, resolve
-from cluster.record import RunRecord, open_output, write_scores
+from cluster.record import RunRecord, clear_output, open_output, write_scores
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter
 from cluster.serial import SerialExecutor
 from cluster.statistics import measure_image
+from cluster.stopping import STOPPED, stoppable
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import prepare_collection, prepare_plate
 from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import OutputError, RefusedError
-from pipeline.images import collection_series, plate_metadata, well_metadata
+from pipeline.errors import CutShortError, OutputError, RefusedError
 from pipeline.layout import FailedImage
+from pipeline.ngff import collection_series, plate_metadata, well_metadata
 from pipeline.normalisation import needs_statistics
 from pipeline.outputs import labels_present, remove_labels
 
@@ -46,6 +47,7 @@ class _Job:
     failures: list[FailedImage]
 
 
+@stoppable()
 def predict(request: PredictRequest, reporter: Reporter) -> Outcome:
     """Run an ensemble over sources; the same call again goes on where an earlier one was cut short.
 
@@ -53,20 +55,27 @@ def predict(request: PredictRequest, reporter: Reporter) -> Outcome:
     ------
     RefusedError
         Before any work: ensemble, sources, settings or machine do not fit, or `out` is taken.
+    CutShortError
+        If the process is told to stop before the first region.
     """
     started = time.time()
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     job = _plan(request, reporter)
     name = uuid.uuid4().hex[:12]
     with output_lock(request.out, name):
-        record = RunRecord.of(request, job.ensemble, job.settings, job.table, started)
+        failed = [image.name for image in job.failures]
+        record = RunRecord.of(request, job.ensemble, job.settings, job.table, failed, started)
         fresh = open_output(record, request.out, overwrite=request.overwrite)
-        _check_in_place(job, fresh=fresh)
         with _executor(job, reporter) as (executor, _):
+            # Nothing is removed before the ensemble was tried.
+            if fresh:
+                clear_output(request.out)
+            _check_in_place(job, fresh=fresh)
             context = _context(job, name)
+            # The record first: an output with anything in it is known as ours however soon the run ends.
+            record.write(request.out)
             job.table.write(context.table_url)
             clear_attempts(request.out)
-            record.write(request.out)
             return _Run(job, context, executor, reporter, record).carry_out()
 
 
@@ -79,6 +88,8 @@ def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
 
 
 def _plan(request: PredictRequest, reporter: Reporter) -> _Job:
+    if storage.scheme(request.out) in ("http", "https"):
+        raise RefusedError(f"{request.out}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
     ensemble = read_ensemble(request.ensemble)
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")
@@ -110,7 +121,8 @@ def _executor(job: _Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecas
     run = job.request.run
     if run.executor == "serial":
         stages = run.stages if run.placement == "staged" else 1
-        resources = session.Resources(1, 0, 1, psutil.virtual_memory().total)
+        # As many places for members as there are stages, though one after the other.
+        resources = session.Resources(stages, 0, 1, psutil.virtual_memory().total)
         measured = calibrate(job.ensemble, job.settings, 1)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
         return
@@ -120,8 +132,11 @@ def _executor(job: _Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecas
     resources = session.start(run.address, staged=run.placement == "staged")
     try:
         reporter.phase("trying the ensemble")
-        made = _forecast(job, resources, calibrate_on_ray(job.ensemble, job.settings), reporter)
-        yield RayExecutor(made.placement), made
+        require_devices(job.settings, resources)
+        measured = calibrate_on_ray(job.ensemble, job.settings)
+        made = _forecast(job, resources, measured, reporter)
+        patience = made.placement.patience(made.cost, measured.seconds_per_tile)
+        yield RayExecutor(made.placement, patience, resources.logs), made
     finally:
         session.stop()
 
@@ -182,10 +197,10 @@ class _Run:
             self._containers()
             self._statistics()
             self._stream()
-        except OutputError as error:
+        except CutShortError as error:
             state, message = "interrupted", str(error)
         except KeyboardInterrupt:
-            state, message = "interrupted", "stopped; run the same command again to go on"
+            state, message = "interrupted", STOPPED
         rows = self._collect()
         if state == "complete" and any(row["status"] == "failed" for row in rows):
             state = "failures"
@@ -199,12 +214,8 @@ class _Run:
 
     def _containers(self) -> None:
         """Plates stay plates, collections stay collections."""
-        roots: dict[str, PlannedImage] = {}
-        for index in np.flatnonzero(~self._finished.images):
-            image = self._table.image(int(index))
-            if image.kind != "image":
-                roots.setdefault(image.root, image)
-        for root, image in roots.items():
+        for root, index in self._table.containers(np.flatnonzero(~self._finished.images)).items():
+            image = self._table.image(index)
             url = storage.join(self._context.out, "images", image.name.removesuffix(image.path).rstrip("/"))
             _prepare_container(root, image.kind, url)
 
@@ -264,11 +275,7 @@ class _Run:
     def _pixels(self, todo: np.ndarray) -> int:
         """Pixels of the open regions, those of an image taken to be equal: for the rate that is shown."""
         images = np.searchsorted(np.cumsum(self._table.region_counts), todo, side="right")
-        indices, counts = np.unique(images, return_counts=True)
-        total = 0.0
-        for index, count in zip(indices.tolist(), counts.tolist(), strict=True):
-            total += count * self._table.image(index).pixels / int(self._table.region_counts[index])
-        return int(total)
+        return int((self._table.pixels / self._table.region_counts)[images].sum())
 
     def _collect(self) -> list[dict[str, object]]:
         """A row per image in the order of the plan, then those that could not be planned."""

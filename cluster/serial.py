@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from cluster.executor import TaskResult, attempt
 from cluster.plan import RunContext
+from cluster.tasks import SerialTasks
 from cluster.worker import RegionStatus, RegionWorker, member_groups
 from pipeline.ensemble import read_ensemble
 
 
-class SerialExecutor:
+class SerialExecutor(SerialTasks):
     """See `cluster.executor.Executor`.
 
     Parameters
@@ -25,8 +24,8 @@ class SerialExecutor:
     actors = 1
 
     def __init__(self, stages: int = 1) -> None:
+        super().__init__()
         self._stages = stages
-        self._results: list[TaskResult] = []
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
         device = torch.device(context.settings.device)
@@ -44,10 +43,3 @@ class SerialExecutor:
             if not isinstance(state, RegionStatus):
                 state = worker.proceed(region, state)
         return state if isinstance(state, RegionStatus) else workers[-1].conclude(region, state)
-
-    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
-        self._results.append(attempt(key, function, *arguments))
-
-    def results(self, *, wait: bool) -> Iterator[TaskResult]:
-        while self._results:
-            yield self._results.pop(0)

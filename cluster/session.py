@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import ray
 
+from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
 from pipeline.errors import RefusedError
 
 # Pixels do not travel through the object store; running sums do where the placement is staged.
 _STORE_BYTES = 256 << 20
 _STAGED_SHARE = 0.3
+# Where Ray keeps the logs of its latest session, unless it was told otherwise.
+_LOGS = "/tmp/ray/session_latest/logs"
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the cluster has: cores, GPUs, nodes, and bytes of memory."""
+    """What the cluster has: cores, GPUs, nodes, and bytes of memory; `logs` is the folder of Ray's own logs."""
 
     cpus: int
     gpus: int
     nodes: int
     memory: int
+    logs: str = ""
 
 
 def start(address: str | None, *, staged: bool) -> Resources:
@@ -32,39 +39,54 @@ def start(address: str | None, *, staged: bool) -> Resources:
     Raises
     ------
     RefusedError
-        If there is no cluster at the address, or it runs another version of Ray.
+        If there is no cluster at the address, or it runs another version of Ray, or none can be started here.
     """
     # One torch thread per actor; idle OpenMP threads must not spin on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Actors without a GPU must not lose sight of the machine's devices for good: the coming default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not ray.is_initialized():
+    local: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged=staged)
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        # "local": without it a cluster that happens to run on this machine would be joined.
+        context = ray.init(
+            address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **local
+        )
+    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+        line = str(error).strip().splitlines()[0]
         if address is None:
-            memory = psutil.virtual_memory().total
-            store = max(_STORE_BYTES, int(memory * _STAGED_SHARE)) if staged else _STORE_BYTES
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=store,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
-        else:
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                line = str(error).strip().splitlines()[0]
-                raise RefusedError(
-                    f"--address {address}: no Ray cluster of version {ray.__version__} answers there ({line}); start "
-                    f"one with `ray start --head`, or leave --address out"
-                ) from error
+            raise RefusedError(f"Ray does not start on this machine ({line}); look into {_LOGS}") from error
+        raise RefusedError(
+            f"--address {address}: no Ray cluster of version {ray.__version__} answers there ({line}); start "
+            f"one with `ray start --head`, or leave --address out"
+        ) from error
+    except SystemExit as error:  # how Ray answers SIGTERM while it starts
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # A local Ray takes SIGTERM for itself and ends the process there and then.
+            signal.signal(signal.SIGTERM, terminate or signal.SIG_DFL)
+    keep_ray_data_off_the_terminal()
+    use_up_the_notice()
     total: dict[str, float] = ray.cluster_resources()
     return Resources(
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
         memory=int(total.get("memory", 0)),
+        logs=_logs(context),
     )
+
+
+def _logs(context: object) -> str:
+    folder = getattr(context, "address_info", {}).get("session_dir")
+    return f"{folder}/logs" if folder else _LOGS
+
+
+def _local(*, staged: bool) -> dict[str, Any]:
+    """A Ray of our own: no dashboard, and a store no larger than what travels through it."""
+    store = int(psutil.virtual_memory().total * _STAGED_SHARE) if staged else 0
+    return {"include_dashboard": False, "object_store_memory": max(_STORE_BYTES, store)}
 
 
 def stop() -> None:

@@ -7,21 +7,22 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline.reading import open_level, read_window
 from pydantic import TypeAdapter
 
 from cluster.images import PlannedImage
 from cluster.plan import RunContext
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.geometry import RegionGrid
 from pipeline.normalisation import (
-    ChannelScaling,
     dtype_divisor,
     fixed_scaling,
     image_statistics,
     needs_statistics,
 )
+from pipeline.reading import open_level, read_window
+from pipeline.sketches import ChannelScaling
 
 _SCALING = TypeAdapter(ChannelScaling)
 # Edge of the blocks in which an image is read for its statistics; any value gives the same ones.
@@ -45,18 +46,20 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
                     yield read_window(array, image.axes, t, z, image.channels, window, strict=context.settings.strict)
 
     scaling = image_statistics(blocks, ensemble.spec.input.normalisation, len(image.channels))
-    storage.write_bytes(url, _SCALING.dump_json(scaling))
+    with storage_errors(url):
+        storage.write_bytes(url, _SCALING.dump_json(scaling))
 
 
 def image_scaling(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ChannelScaling:
     """How the image's pixels are normalised: by fixed values, or by its own statistics taken before."""
     entry = ensemble.spec.input
     if needs_statistics(entry.normalisation):
-        return _read(context.statistics_url(image.name))
+        return _read(context.statistics_url(image.name), context.session)
     divisor = dtype_divisor(image.dtype) if entry.scale == "dtype" else 1.0
     return fixed_scaling(entry.normalisation, len(image.channels), divisor)
 
 
 @lru_cache(maxsize=256)
-def _read(url: str) -> ChannelScaling:
+def _read(url: str, session: str) -> ChannelScaling:
+    """Read once per session: a later run of the same process may have other statistics at the same place."""
     return _SCALING.validate_json(storage.read_bytes(url))

@@ -6,8 +6,9 @@ a thread of its own, and one lock guards its device: reading ahead and writing b
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -16,20 +17,24 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayError
 
 from cluster.calibration import Calibration, calibrate
 from cluster.executor import TaskResult, attempt
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
+from cluster.tasks import RayTasks
 from cluster.worker import RegionStatus, RegionWorker
 from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
+from pipeline.errors import CutShortError, RefusedError
 from pipeline.inference import StageState
 
-# Blocks that an actor works on at once: one reads, one infers, one writes.
-_BLOCKS_PER_ACTOR = 3
-_MOST_BLOCKS = 20_000
+# Each costs the driver about 1 ms before the stream begins, and Ray 5 ms while it goes on.
+_MOST_BLOCKS = 5_000
 _CALIBRATION_SECONDS = 600
+# Streams in a row that may break before a single region of theirs ends.
+_FRUITLESS_STREAMS = 3
+log = logging.getLogger("chorus")
 _STATUS_FIELDS = [field.name for field in fields(RegionStatus)]
 
 Batch = dict[str, np.ndarray]
@@ -77,40 +82,79 @@ class StageActor:
         return self._worker.proceed(region, state)
 
 
-class RayExecutor:
-    """See `cluster.executor.Executor`. Ray must have been started (`cluster.session`)."""
+class RayExecutor(RayTasks):
+    """See `cluster.executor.Executor`. Ray must have been started (`cluster.session`).
 
-    def __init__(self, placement: Placement) -> None:
+    Parameters
+    ----------
+    placement : how members and regions are spread
+    patience : seconds without any region ending after which the stream is taken to hang, see `patience`
+    logs : folder of Ray's logs, named when Ray fails
+    """
+
+    def __init__(self, placement: Placement, patience: float, logs: str) -> None:
+        # Beside the member actors, which hold all cores: tasks ask for none and are bounded in number instead.
+        super().__init__(placement.tasks, cpus=0)
         self._placement = placement
-        self._tasks: dict[Any, int] = {}
-        self._waiting: list[tuple[int, Callable[..., Any], tuple[Any, ...]]] = []
-        self._attempt = ray.remote(attempt)
+        self._patience = patience
+        self._logs = logs
 
     @property
     def actors(self) -> int:
         return self._placement.actors
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
-        if not len(todo):
-            return
+        """See `cluster.executor.Executor`.
+
+        Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
+        is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream takes what is left.
+
+        Raises
+        ------
+        CutShortError
+            If streams fail one after the other and no region ends any more.
+        """
+        open_ = np.ones(len(todo), bool)
+        fruitless, reason = 0, ""
+        while open_.any():
+            left = np.count_nonzero(open_)
+            try:
+                for status in self._stream(context, todo[open_]):
+                    open_[np.searchsorted(todo, status.region)] = False
+                    yield status
+                reason = f"{np.count_nonzero(open_)} regions came back without a result"
+            except Exception as error:
+                log.warning("the stream of regions broke", exc_info=True)
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            fruitless = fruitless + 1 if np.count_nonzero(open_) == left else 0
+            if fruitless == _FRUITLESS_STREAMS:
+                raise CutShortError(
+                    f"Ray failed again and again ({reason}); look into {self._logs}, then run the same command again "
+                    f"to go on"
+                )
+
+    def _stream(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
         settings = ray.data.DataContext.get_current()
         settings.enable_progress_bars = False
+        settings.print_on_execution_start = False
         settings.execution_options.preserve_order = False
-        # A single region may take minutes on a CPU.
-        settings.execution_no_progress_timeout_s = -1
+        settings.execution_no_progress_timeout_s = self._patience
         settings.max_consecutive_actor_init_deaths = 3
         settings.max_errored_blocks = 0
-        stream = self._stages(ray.data.from_arrow(self._blocks(todo)), context.model_dump_json())
-        for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
+        blocks = self._blocks(todo)
+        stream = self._stages(ray.data.from_blocks(blocks), len(blocks), context.model_dump_json())
+        tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in tables:
+            for row in table.to_pylist():
                 yield RegionStatus(**row)
 
     def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
         size = max(self._placement.regions_per_block, -(-len(todo) // _MOST_BLOCKS))
         return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
 
-    def _stages(self, stream: ray.data.Dataset, context: str) -> ray.data.Dataset:
+    def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
         groups = self._placement.groups
+        at_once = self._placement.blocks_per_actor
         for index, group in enumerate(groups):
             actor: type = RegionActor
             arguments: dict[str, Any] = {"context": context}
@@ -126,34 +170,15 @@ class RayExecutor:
                 num_cpus=self._placement.cpus_per_actor,
                 num_gpus=self._placement.gpus_per_actor,
                 compute=ray.data.ActorPoolStrategy(
-                    min_size=self._placement.least_actors_per_stage,
-                    max_size=self._placement.actors_per_stage,
-                    max_tasks_in_flight_per_actor=_BLOCKS_PER_ACTOR,
-                    max_concurrent_calls_per_actor=_BLOCKS_PER_ACTOR,
+                    # An actor for which nothing is left would be started for nothing.
+                    min_size=min(blocks, self._placement.least_actors_per_stage),
+                    max_size=min(blocks, self._placement.actors_per_stage),
+                    max_tasks_in_flight_per_actor=at_once,
+                    max_concurrent_calls_per_actor=at_once,
                     enable_true_multi_threading=True,
                 ),
             )
         return stream
-
-    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
-        self._waiting.append((key, function, arguments))
-        self._begin()
-
-    def results(self, *, wait: bool) -> Iterator[TaskResult]:
-        while self._tasks:
-            ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=None if wait else 0)
-            if not ended:
-                return
-            del self._tasks[ended[0]]
-            self._begin()
-            yield ray.get(ended[0])
-
-    def _begin(self) -> None:
-        # Beside the member actors, which hold all cores: tasks ask for none and are bounded in number instead.
-        while self._waiting and len(self._tasks) < self._placement.tasks:
-            key, function, arguments = self._waiting.pop(0)
-            task = self._attempt.options(num_cpus=0, max_retries=3).remote(key, function, *arguments)
-            self._tasks[task] = key
 
 
 def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
@@ -165,7 +190,14 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings) -> Calibrat
     if not ready:
         ray.cancel(task, force=True)
         raise RefusedError(f"no {settings.device} device of the cluster became free; try again, or another --address")
-    result: TaskResult = ray.get(task)
+    try:
+        result: TaskResult = ray.get(task)
+    except RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(
+            f"{ensemble.url}: the process that tried its members died ({reason}), as of too little memory; use a "
+            f"smaller --batch or --tile, or a larger machine"
+        ) from error
     if result.error is not None:
         raise RefusedError(result.error)
     measured: Calibration = result.value

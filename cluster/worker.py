@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster.gate import Gate
 from cluster.images import ImageTable, PlannedImage, RegionPlace
-from cluster.ledger import Attempts, Ledger, RegionRecord
+from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
 from cluster.plan import RunContext, inference_settings, layout_of, model_grid
 from cluster.statistics import image_scaling
 from pipeline.ensemble import read_ensemble
-from pipeline.errors import ChorusError, OutputError, RefusedError
+from pipeline.errors import ChorusError, ImageError, OutputError, RefusedError
 from pipeline.geometry import Window
 from pipeline.inference import Engine, PlaneWindow, StageState
 from pipeline.layout import ImageLayout
@@ -102,6 +103,7 @@ class RegionWorker:
         self._ledger = Ledger(context.out)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
+        self._gate = Gate()
 
     @cached_property
     def _attempts(self) -> Attempts:
@@ -159,26 +161,28 @@ class RegionWorker:
             if self._ledger.has_region(self._table.image(index).name, place):
                 # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
                 return RegionStatus(region, index, place, "done")
-            if not self._attempts.begin(region):
-                message = f"region {place} ended its worker again and again and is set aside; look into the logs"
+            begun = self._attempts.unended(region)
+            if begun >= MAXIMUM_ATTEMPTS:
+                message = f"region {place} ended its worker {begun} times and is set aside; look into the logs of Ray"
                 return RegionStatus(region, index, place, "quarantined", message)
-            result = work()
+            # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
+            with self._gate.enter(alone=begun > 0):
+                self._attempts.begin(region)
+                try:
+                    return work()
+                finally:
+                    self._attempts.end(region)
         except OutputError as error:
-            result_status = RegionStatus(region, index, place, "unwritable", str(error))
+            return RegionStatus(region, index, place, "unwritable", str(error))
         except ChorusError as error:
-            result_status = RegionStatus(region, index, place, "failed", str(error))
+            return RegionStatus(region, index, place, "failed", str(error))
         except torch.OutOfMemoryError:
             message = "the device is out of memory; run again with a smaller --batch or --region"
-            result_status = RegionStatus(region, index, place, "failed", message)
+            return RegionStatus(region, index, place, "failed", message)
         except Exception as error:
             log.exception("region %d of image %d", place, index)
             message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
-            result_status = RegionStatus(region, index, place, "failed", message)
-        else:
-            self._attempts.end(region)
-            return result
-        self._attempts.end(region)
-        return result_status
+            return RegionStatus(region, index, place, "failed", message)
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
         with self._device_lock:
@@ -209,6 +213,12 @@ class RegionWorker:
         return resample(pixels, source, needed, y, x) if _resampled(image) else pixels
 
     def _write(self, work: _Work, posterior: Posterior, busy: float, started: float) -> RegionStatus:
+        if not np.isfinite(posterior.epistemic).all():
+            # Labels of it would be background everywhere: an empty image, where there is no answer at all.
+            raise ImageError(
+                f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
+                f"were trained on, check the normalisation, or use --precision fp32"
+            )
         if _resampled(work.image):
             posterior = self._back(work, posterior)
         classes, multilabel = len(self._ensemble.spec.classes), self._ensemble.multilabel

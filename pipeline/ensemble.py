@@ -156,9 +156,10 @@ def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, devi
     wanted = (1, ensemble.outputs, tile, tile)
     try:
         with torch.inference_mode():
-            given = tuple(member(torch.zeros((1, channels, tile, tile), device=device)).shape)
+            answer = member(torch.zeros((1, channels, tile, tile), device=device))
+            given, finite = tuple(answer.shape), bool(torch.isfinite(answer).all())
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1][:200]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise RefusedError(
             f"{which} cannot take {channels} channels in tiles of {tile} ({reason}); correct input.channels or tile"
         ) from error
@@ -167,3 +168,5 @@ def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, devi
             f"{which} gives {given[1:]} for a tile, not {wanted[1:]}; members must agree on the classes "
             f"({', '.join(c.name for c in spec.classes)}) and keep the tile's size"
         )
+    if not finite:
+        raise RefusedError(f"{which} answers an empty tile with NaN or infinity; its weights are damaged: restore them")

@@ -18,5 +18,9 @@ class ImageError(ChorusError):
     """One image cannot be done; it is recorded as failed and the rest of the dataset goes on (exit code 1)."""
 
 
-class OutputError(ChorusError):
-    """The place for the results cannot take them; the run stops and can be resumed (exit code 3)."""
+class CutShortError(ChorusError):
+    """The run cannot go on now; what is recorded stays, and the same command goes on from there (exit code 3)."""
+
+
+class OutputError(CutShortError):
+    """The place for the results cannot take them."""

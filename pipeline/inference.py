@@ -132,7 +132,9 @@ class MemberGroup:
         if self._settings.activation == "softmax":
             return outputs.softmax(dim=1)
         if self._settings.activation == "sigmoid":
-            foreground = outputs.sigmoid()
+            # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs
+            # in the last bit, so that a sample would depend on its place in the batch.
+            foreground = torch.stack([sample.sigmoid() for sample in outputs])
             return foreground if self._settings.multilabel else torch.cat([1 - foreground, foreground], dim=1)
         return outputs
 

@@ -123,7 +123,12 @@ class ImageLayout:
     @property
     def levels(self) -> int:
         """Pyramid levels, the full one included: halved until the longer side is at most 256 pixels."""
-        longest, count = max(self.height, self.width), 1
-        while longest > 256:
-            longest, count = -(-longest // 2), count + 1
-        return count
+        return pyramid_levels(self.height, self.width)
+
+
+def pyramid_levels(height: int, width: int) -> int:
+    """Levels of a plane, the full one included: halved until the longer side is at most 256 pixels."""
+    longest, count = max(height, width), 1
+    while longest > 256:
+        longest, count = -(-longest // 2), count + 1
+    return count

@@ -1,44 +1,25 @@
-"""How pixels become what a network was trained on, with statistics that never depend on how an image was cut.
+"""How pixels become what a network was trained on: the settings, and the scaling that they give.
 
-Statistics of an image are taken before inference by sketches, which are updated block by block and merged in any
-order. They are exact, so every cut of the image gives the same bits::
-
-    sketch = first_sketch(normalisation, channels, dtype)
-    while it is not a ChannelScaling:          one pass over the image each time, two at most
-        update(block) ..., merge(other) ...
-        sketch = sketch.conclude()
-
-What is described is the float32 values that `apply` works on: integers of 32 bits and more, and float64, are
-rounded to float32 first.
+Fixed settings give it at once; those that need an image's own statistics take them before inference, from the whole
+image, with the sketches of `pipeline.sketches`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.errors import ImageError, RefusedError
+from pipeline.errors import RefusedError
+from pipeline.sketches import ChannelScaling, Moments, RadixSearch, Sketch
 
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
-
-# The smallest spread whose reciprocal is finite in float32.
-_SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)
-_HALF = 16
-_BUCKETS = 1 << _HALF
-# float32 values are whole multiples of 2^-149.
-_UNIT_BITS = 149
-_SIGN = 1 << 31
-# Pixels taken at once: few enough for the cache, and for float64 sums of products of mantissas to be exact.
-_PIECE = 1 << 18
 
 
 class _Settings(BaseModel):
@@ -87,30 +68,6 @@ class Unchanged(_Settings):
 Normalisation: TypeAlias = Annotated[MeanStd | Percentile | Unchanged, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True)
-class ChannelScaling:
-    """What normalisation does to each channel: ``(x - offset) * scale`` in float32.
-
-    Attributes
-    ----------
-    offset, scale : one value per channel; a channel without spread has scale 0, so that it becomes all zeros
-    """
-
-    offset: tuple[float, ...]
-    scale: tuple[float, ...]
-
-    @classmethod
-    def of(cls, offset: Iterable[float], spread: Iterable[float]) -> ChannelScaling:
-        """From offset and spread (std, or high - low) of each channel."""
-        scale = (1 / value if value >= _SMALLEST_SPREAD else 0.0 for value in spread)
-        return cls(tuple(offset), tuple(scale))
-
-    @property
-    def constant(self) -> bool:
-        """Whether some channel has no spread."""
-        return 0.0 in self.scale
-
-
 def needs_statistics(normalisation: Normalisation) -> bool:
     """Whether the whole image must be read before its first pixel can be normalised."""
     return not isinstance(normalisation, Unchanged) and normalisation.per == "image"
@@ -140,6 +97,15 @@ def fixed_scaling(normalisation: Normalisation, channels: int, divisor: float = 
             "give one per channel"
         )
     return ChannelScaling.of((m * divisor for m in normalisation.mean), (s * divisor for s in normalisation.std))
+
+
+def first_sketch(normalisation: Normalisation, channels: int, dtype: DTypeLike) -> Sketch:
+    """The empty sketch for the first pass over pixels of `dtype`."""
+    if isinstance(normalisation, Percentile):
+        return RadixSearch.begin((normalisation.low, normalisation.high), channels, np.dtype(dtype))
+    if not needs_statistics(normalisation):
+        raise ValueError(f"{normalisation!r} needs no statistics")
+    return Moments.begin(channels)
 
 
 def image_statistics(
@@ -181,216 +147,3 @@ def apply(pixels: NDArray[Any], scaling: ChannelScaling) -> NDArray[np.float32]:
     result -= offset
     result *= scale
     return result
-
-
-class Sketch(Protocol):
-    """What one pass over an image collects. `merge` is associative and commutative, to the bit."""
-
-    def update(self, block: NDArray[Any]) -> None:
-        """Add the pixels of a block, (channels, y, x)."""
-
-    def merge(self, other: Self) -> Self:
-        """The sketch of both sketches' pixels; neither is changed."""
-
-    def conclude(self) -> Sketch | ChannelScaling:
-        """The scaling, or the empty sketch for another pass over the same pixels."""
-
-
-def first_sketch(normalisation: Normalisation, channels: int, dtype: DTypeLike) -> Sketch:
-    """The empty sketch for the first pass over pixels of `dtype`."""
-    if isinstance(normalisation, Percentile):
-        return RadixSearch.begin((normalisation.low, normalisation.high), channels, np.dtype(dtype))
-    if not needs_statistics(normalisation):
-        raise ValueError(f"{normalisation!r} needs no statistics")
-    return Moments(0, (0,) * channels, (0,) * channels)
-
-
-@dataclass
-class Moments:
-    """Sums for mean and standard deviation (population), as exact Python integers.
-
-    Attributes
-    ----------
-    pixels : per channel
-    total : per channel, sum of the values in units of 2^-149, of which every float32 is a multiple
-    squares : per channel, sum of their squares in units of 2^-298
-    """
-
-    pixels: int
-    total: tuple[int, ...]
-    squares: tuple[int, ...]
-
-    def update(self, block: NDArray[Any]) -> None:
-        sums = [[_exact_sums(piece) for piece in _pieces(channel)] for channel in block]
-        self.total = tuple(a + sum(s for s, _ in b) for a, b in zip(self.total, sums, strict=True))
-        self.squares = tuple(a + sum(q for _, q in b) for a, b in zip(self.squares, sums, strict=True))
-        self.pixels += block[0].size
-
-    def merge(self, other: Moments) -> Moments:
-        return Moments(
-            self.pixels + other.pixels,
-            tuple(a + b for a, b in zip(self.total, other.total, strict=True)),
-            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-        )
-
-    def conclude(self) -> ChannelScaling:
-        n = self.pixels
-        # True division of Python integers is rounded once, however large they are.
-        mean = (total / (n << _UNIT_BITS) for total in self.total)
-        variance = (
-            (n * squares - total * total) / (n * n << 2 * _UNIT_BITS)
-            for total, squares in zip(self.total, self.squares, strict=True)
-        )
-        return ChannelScaling.of(mean, (math.sqrt(value) for value in variance))
-
-
-@dataclass
-class RadixSearch:
-    """Percentiles by a radix search on order-preserving keys of the values (see `_keys`), 16 bits per pass.
-
-    The first pass counts pixels by the leading 16 bits of their key; the second, among the pixels with the leading
-    bits that matter, by the trailing 16. Integers of 8 and 16 bits have 16-bit keys and need one pass.
-
-    Attributes
-    ----------
-    ends : low and high percentile, 0 to 100
-    dtype : of the pixels
-    shift : bits of a key below those that this pass counts by, 16 or 0
-    counts : per channel, prefix of the key (bits above those that are counted by): (65536,) int64
-    sought : per channel, (prefix, rank among its pixels) of the neighbours of the low, then of the high percentile;
-        None in the first pass
-    pixels : per channel, so far
-    """
-
-    ends: tuple[float, float]
-    dtype: np.dtype[Any]
-    shift: int
-    counts: tuple[dict[int, NDArray[np.int64]], ...]
-    sought: tuple[tuple[tuple[int, int], ...], ...] | None = None
-    pixels: int = 0
-
-    @classmethod
-    def begin(cls, ends: tuple[float, float], channels: int, dtype: np.dtype[Any]) -> RadixSearch:
-        counts = tuple({0: np.zeros(_BUCKETS, np.int64)} for _ in range(channels))
-        return cls(ends, dtype, 0 if _is_short(dtype) else _HALF, counts)
-
-    def update(self, block: NDArray[Any]) -> None:
-        if block.dtype != self.dtype:
-            raise ValueError(f"a block of {block.dtype} in an image of {self.dtype}")
-        for counts, channel in zip(self.counts, block, strict=True):
-            for piece in _pieces(channel):
-                keys = _keys(piece)
-                prefixes = keys >> (self.shift + _HALF)
-                for prefix, row in counts.items():
-                    digits = (keys[prefixes == prefix] >> self.shift) & (_BUCKETS - 1)
-                    row += np.bincount(digits, minlength=_BUCKETS)
-        self.pixels += block[0].size
-
-    def merge(self, other: RadixSearch) -> RadixSearch:
-        counts = tuple(
-            {prefix: row + theirs[prefix] for prefix, row in ours.items()}
-            for ours, theirs in zip(self.counts, other.counts, strict=True)
-        )
-        return replace(self, counts=counts, pixels=self.pixels + other.pixels)
-
-    def conclude(self) -> RadixSearch | ChannelScaling:
-        neighbours = tuple((0, rank) for q in self.ends for rank in self._position(q)[:2])
-        sought = self.sought or (neighbours,) * len(self.counts)
-        found = tuple(
-            tuple(_descend(counts[prefix], prefix, rank) for prefix, rank in channel)
-            for counts, channel in zip(self.counts, sought, strict=True)
-        )
-        if self.shift == 0:
-            return self._scaling([[key for key, _ in channel] for channel in found])
-        wanted = tuple({prefix: np.zeros(_BUCKETS, np.int64) for prefix, _ in channel} for channel in found)
-        return RadixSearch(self.ends, self.dtype, self.shift - _HALF, wanted, found)
-
-    def _position(self, percent: float) -> tuple[int, int, float]:
-        """Ranks of a percentile's two neighbours, and how far it lies from the first to the second, 0 to 1."""
-        position = (self.pixels - 1) * (percent / 100)
-        below = math.floor(position)
-        return below, min(below + 1, self.pixels - 1), position - below
-
-    def _scaling(self, keys: list[list[int]]) -> ChannelScaling:
-        """From each channel's keys of the four neighbours; linear between two, in float64."""
-        low, high = (self._position(percent)[2] for percent in self.ends)
-        values = [_values(np.asarray(channel), self.dtype) for channel in keys]
-        bottom = [_between(a, b, low) for a, b, _, _ in values]
-        top = [_between(c, d, high) for _, _, c, d in values]
-        return ChannelScaling.of(bottom, (t - b for b, t in zip(bottom, top, strict=True)))
-
-
-def _is_short(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "biu" and dtype.itemsize <= 2
-
-
-def _pieces(channel: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    flat = channel.reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        yield flat[start : start + _PIECE]
-
-
-def _float_bits(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Bit patterns of the values as float32; raises ImageError where one is not finite."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise ImageError(
-            "the image has pixels that are NaN, infinite or too large for float32, so that its statistics are "
-            "undefined; replace them, or choose a normalisation with fixed values"
-        )
-    return single.view(np.uint32).astype(np.int64)
-
-
-def _keys(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Unsigned integers in the order of the values: 16 bits for short integers, else 32 bits of their float32."""
-    if _is_short(values.dtype):
-        lowest = 0 if values.dtype.kind in "bu" else int(np.iinfo(values.dtype).min)
-        return values.astype(np.int64) - lowest
-    bits = _float_bits(values)
-    # Positive floats are ordered like their bits; negative ones the other way round, and below.
-    return np.where(bits < _SIGN, bits + _SIGN, 2 * _SIGN - 1 - bits)
-
-
-def _values(keys: NDArray[np.int64], dtype: np.dtype[Any]) -> list[float]:
-    """The values that have these keys, exactly."""
-    if _is_short(dtype):
-        lowest = 0 if dtype.kind in "bu" else int(np.iinfo(dtype).min)
-        return [float(key + lowest) for key in keys]
-    bits = np.where(keys >= _SIGN, keys - _SIGN, 2 * _SIGN - 1 - keys)
-    return [float(value) for value in bits.astype(np.uint32).view(np.float32)]
-
-
-def _descend(counts: NDArray[np.int64], prefix: int, rank: int) -> tuple[int, int]:
-    """The key's prefix with 16 more bits for the pixel of `rank`, and its rank among the pixels with that prefix."""
-    cumulated = np.cumsum(counts)
-    digit = int(np.searchsorted(cumulated, rank, side="right"))
-    return prefix << _HALF | digit, rank - int(cumulated[digit] - counts[digit])
-
-
-def _between(a: float, b: float, fraction: float) -> float:
-    """Linear from `a` to `b`, from the nearer end, as NumPy does it."""
-    return a + (b - a) * fraction if fraction < 0.5 else b - (b - a) * (1 - fraction)
-
-
-def _exact_sums(values: NDArray[Any]) -> tuple[int, int]:
-    """Sum in units of 2^-149 and sum of squares in units of 2^-298 of one piece's values as float32, exactly."""
-    if _is_short(values.dtype):
-        whole = values.astype(np.int64)
-        return int(whole.sum()) << _UNIT_BITS, int(whole @ whole) << 2 * _UNIT_BITS
-    bits = _float_bits(values)
-    exponent = bits >> 23 & 0xFF
-    mantissa = bits & 0x7FFFFF | (exponent > 0).astype(np.int64) << 23
-    upper, lower = mantissa >> 12, mantissa & 0xFFF
-    signed = np.where(bits < _SIGN, mantissa, -mantissa)
-    # Value = mantissa * 2^place units. All products are integers below 2^25, so their float64 sums are exact.
-    place = np.maximum(exponent, 1) - 1
-    sums, high, middle, low = (
-        np.bincount(place, weights) for weights in (signed, upper * upper, 2 * upper * lower, lower * lower)
-    )
-    total = squares = 0
-    for power in np.flatnonzero(np.bincount(place)).tolist():
-        total += int(sums[power]) << power
-        square = (int(high[power]) << 24) + (int(middle[power]) << 12) + int(low[power])
-        squares += square << 2 * power
-    return total, squares

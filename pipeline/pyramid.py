@@ -24,17 +24,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.arrays import label_plan, posterior_axes, region_grid
 from pipeline.containers import storage_errors
 from pipeline.geometry import RegionGrid, Window
 from pipeline.layout import ImageLayout
-from pipeline.outputs import (
-    label_plan,
-    open_labels,
-    open_posterior,
-    posterior_axes,
-    region_grid,
-    write_shard,
-)
+from pipeline.outputs import open_labels, open_posterior, write_shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +72,7 @@ def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> None:
     with storage_errors(layout.url):
         label_array = open_labels(layout.labels_url, finer)
         posterior_array = open_posterior(layout.url, finer) if channels else None
-        for piece, source in _pieces(region_grid(layout, finer), window):
+        for piece, source in pieces(region_grid(layout, finer), window):
             at = {"t": slice(shard.t, shard.t + 1), "z": slice(shard.z, shard.z + 1), "c": slice(None)}
             at |= {"y": source.y.slice, "x": source.x.slice}
             labels[piece] = nearest_half(_read(label_array, layout.axes, at).reshape(source.shape))
@@ -105,12 +99,21 @@ def mean_half(plane: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return total * np.float32(0.25)
 
 
+def half(plane: NDArray[Any]) -> NDArray[Any]:
+    """Mean of 2 x 2 pixels of a (y, x) plane of any type, in that type: integers are rounded, halves up."""
+    odd = [(0, length % 2) for length in plane.shape]
+    is_float = plane.dtype.kind == "f"
+    even = np.pad(plane, odd, mode="edge").astype(np.float64 if is_float else np.int64)
+    total = (even[0::2, 0::2] + even[0::2, 1::2]) + (even[1::2, 0::2] + even[1::2, 1::2])
+    return (total / 4 if is_float else (total + 2) // 4).astype(plane.dtype)
+
+
 def nearest_half(plane: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     """The upper left of 2 x 2 pixels of a (y, x) plane of labels."""
     return plane[::2, ::2]
 
 
-def _pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slice], Window]]:
+def pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slice], Window]]:
     """Parts of a destination `window`, in its own pixels, each with the window of the finer level it comes from.
 
     With an even region that is one shard of the finer level: one object read whole, one in memory at a time.

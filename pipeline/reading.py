@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import lzma
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.buffer.cpu import NDBuffer
-from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore
 
 from pipeline import storage
 from pipeline.errors import ImageError
@@ -43,21 +38,6 @@ _MICROMETRES = {
     "micron": 1.0,
     "mm": 1e3,
 }
-
-
-# What codecs raise for damaged chunks, from numcodecs and zarr (measured by cutting and garbling chunk files);
-# zarrs adds plain OSError without a number.
-_DECODING = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    SystemError,
-    zlib.error,
-    lzma.LZMAError,
-    gzip.BadGzipFile,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +151,10 @@ def open_level(image_url: str, level_path: str) -> zarr.Array[Any]:
     """The array of a level, read-only; raises ImageError where it cannot be opened."""
     url = storage.join(image_url, level_path)
     try:
-        store = storage.store(url, read_only=True)
-        if storage.scheme(url) in ("http", "https"):
-            # zarrs has an HTTP client of its own, which holds the GIL while it waits for a part of a chunk (zarrs
-            # 0.2.3); it does not recognise a wrapped store and leaves it to zarr-python's concurrent reader
-            store = WrapperStore(store)
-        return zarr.open_array(store, mode="r")
+        return zarr.open_array(storage.store(url, read_only=True), mode="r")
     except Exception as error:
-        reason = storage.explain(error, url)
-        message = reason or f"{url}: cannot be opened ({_words(error)}); copy the image again from its origin"
-        raise ImageError(message) from error
+        damaged = f"{url}: cannot be opened ({storage.words(error)}); copy the image again from its origin"
+        raise ImageError(storage.explain(error, url) or damaged) from error
 
 
 def read_window(
@@ -220,19 +194,20 @@ def read_window(
     selection = _selection(axes, tuple(array.shape), t, z, channels, window)
     place = f"{_url(array)}: t {t}, z {z}, y {window.y.start}-{window.y.stop}, x {window.x.start}-{window.x.stop}"
     try:
-        if strict and (missing := sync(_first_missing(array, selection))):
+        if strict and (missing := _first_missing(array, selection)):
             raise ImageError(f"{_url(array)}: chunk {missing} is missing; copy the image again from its origin")
-        stored = _read(array, selection)
+        stored = np.asarray(array.get_orthogonal_selection(selection))
     except (ImageError, MemoryError):
         raise
     except Exception as error:
         # codecs and remote filesystems raise types of many libraries; chained, never swallowed
-        raise ImageError(_unreadable(error, array, place)) from error
+        raise ImageError(storage.explain(error, _url(array)) or _damage(error, array, place)) from error
     order = "".join(axis for axis in axes if axis in "cyx")
     pixels = stored.reshape([stored.shape[axes.index(axis)] for axis in order])
     if "c" not in order:
         pixels, order = pixels[np.newaxis], "c" + order
-    pixels = np.ascontiguousarray(pixels.transpose([order.index(axis) for axis in "cyx"]))
+    pixels = pixels.transpose([order.index(axis) for axis in "cyx"])
+    pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
     _check_finite(pixels, channels, place, window)
     return pixels
 
@@ -256,20 +231,10 @@ def _selection(
     return tuple(np.array(channels) if axis == "c" and not neighbours else slice(*bounds[axis]) for axis in axes)
 
 
-def _read(array: zarr.Array[Any], selection: _Selection) -> NDArray[Any]:
-    # an own buffer in native byte order: zarrs refuses to fill the big-endian one that Zarr would make for >u2
-    shape = [part.stop - part.start if isinstance(part, slice) else len(part) for part in selection]
-    pixels = np.empty(shape, array.dtype.newbyteorder("="))
-    array.get_orthogonal_selection(selection, out=NDBuffer.from_numpy_array(pixels))
-    return pixels
-
-
-async def _first_missing(array: zarr.Array[Any], selection: _Selection) -> str | None:
+def _first_missing(array: zarr.Array[Any], selection: _Selection) -> str | None:
     """Key of the first stored object (chunk or shard) under `selection` that does not exist."""
-    for key in _keys(array, selection):
-        if not await (array.store_path / key).exists():
-            return key
-    return None
+    url = _url(array)
+    return next((key for key in _keys(array, selection) if not storage.exists(storage.join(url, key))), None)
 
 
 def _keys(array: zarr.Array[Any], selection: _Selection) -> Iterator[str]:
@@ -286,8 +251,6 @@ def _keys(array: zarr.Array[Any], selection: _Selection) -> Iterator[str]:
 
 def _url(array: zarr.Array[Any]) -> str:
     store = array.store_path.store
-    if isinstance(store, WrapperStore):
-        store = store._store  # no public way in
     if isinstance(store, FsspecStore):
         return storage.join(store.fs.unstrip_protocol(store.path), array.path)
     if isinstance(store, LocalStore):
@@ -295,18 +258,10 @@ def _url(array: zarr.Array[Any]) -> str:
     return str(array.store_path)
 
 
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _unreadable(error: Exception, array: zarr.Array[Any], place: str) -> str:
-    """One sentence: what storage answered, or else that a chunk is damaged."""
-    url = _url(array)
-    from_zarrs = type(error) is OSError and error.errno is None and isinstance(array.store_path.store, LocalStore)
-    if not (from_zarrs or isinstance(error, _DECODING)):
-        return storage.explain(error, url) or f"{url}: storage failed ({_words(error)}); check the connection"
-    hint = " or use a server that answers range requests" if array.shards and url.startswith("http") else ""
-    return f"{place}: a chunk cannot be decoded ({_words(error)}); copy the image again from its origin{hint}"
+def _damage(error: Exception, array: zarr.Array[Any], place: str) -> str:
+    over_http = storage.scheme(_url(array)) in ("http", "https")
+    hint = " or use a server that answers range requests" if array.shards and over_http else ""
+    return f"{place}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
 
 
 def _check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, window: Window) -> None:

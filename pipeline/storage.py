@@ -7,6 +7,7 @@ Credentials come from the environment of the filesystem's own library, never fro
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -93,20 +94,103 @@ def exists(url: str) -> bool:
     return bool(fs.exists(path))
 
 
+def words(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def explain(error: BaseException, url: str) -> str | None:
-    """One sentence for what storage answered, or None when the error is not storage's."""
-    text = str(error).lower()
+    """One sentence for what storage answered, or None when the error is not storage's, as of damaged data."""
+    if _is_damage(error):
+        return None
+    names, text = _type_names(error), str(error).lower()
+    if "botocore.ClientError" in names:
+        error = _as_os_error(error)
     number = getattr(error, "errno", None)
+    status = _http_status(error, names)
+    said = f"the server answered {status}" if status else words(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{url}: no space left; free some or choose another --out, then run the same command again"
     if number == errno.EROFS:
         return f"{url}: the file system is read-only; choose another place"
-    if isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM):
-        return f"{url}: permission denied; check the rights of the folder or the credentials in the environment"
+    if names & _SIGN_IN_ERRORS or status == 401:
+        return f"{url}: not signed in ({said}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
+    if status == 403 or isinstance(error, PermissionError) or text.startswith("forbidden"):  # as gcsfs words 403
+        answer = f" ({said})" if status else ""
+        return f"{url}: permission denied{answer}; check the rights of the folder or the credentials in the environment"
     if "nosuchbucket" in text or "bucket does not exist" in text:
         return f"{url}: no such bucket; check its name and the project or account that you are signed in to"
-    if isinstance(error, FileNotFoundError):
+    if status == 404 or isinstance(error, FileNotFoundError):
         return f"{url}: not found; check the path or URL"
-    if isinstance(error, OSError):
-        return f"{url}: storage failed ({error or type(error).__name__}); run the same command again to resume"
+    if names & _NETWORK_ERRORS or isinstance(error, ConnectionError | TimeoutError):
+        return (
+            f"{url}: the server cannot be reached ({words(error)}); check the address and the network, then run the "
+            "same command again to resume"
+        )
+    if status in (408, 429) or (status or 0) >= 500:
+        return f"{url}: the server is busy or failing ({said}); run the same command again to resume"
+    if isinstance(error, OSError) or names & _OTHER_ERRORS or text.startswith("bad request: "):
+        return f"{url}: storage failed ({said}); check the URL, then run the same command again to resume"
     return None
+
+
+# Types of the libraries below fsspec, as package and name: so none of them is imported to look for its errors.
+_NETWORK_ERRORS = {
+    "aiohttp.ClientConnectionError",
+    "botocore.ConnectionError",
+    "botocore.HTTPClientError",
+    "google.TransportError",
+    "requests.ConnectionError",
+}
+_SIGN_IN_ERRORS = {
+    "botocore.NoCredentialsError",
+    "botocore.PartialCredentialsError",
+    "botocore.CredentialRetrievalError",
+    "botocore.TokenRetrievalError",
+    "botocore.SSOError",
+    "botocore.ProfileNotFound",
+    "google.DefaultCredentialsError",
+    "google.RefreshError",
+}
+_OTHER_ERRORS = {
+    "aiohttp.ClientError",
+    "botocore.BotoCoreError",
+    "gcsfs.HttpError",
+    "gcsfs.ChecksumError",
+    "gcsfs.NonRetryableError",
+    "google.GoogleAuthError",
+    "google.GoogleAPIError",
+}
+_SIGN_IN = {
+    "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS",
+    "s3": "sign in with `aws sso login` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true reads "
+    "public buckets without)",
+}
+
+
+def _type_names(error: BaseException) -> set[str]:
+    """The types that an error is of, as top package and name: ``aiohttp.ClientError``."""
+    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+
+
+def _as_os_error(error: BaseException) -> BaseException:
+    """A ClientError of botocore as the OSError that s3fs makes of its code, such as AccessDenied."""
+    from s3fs.errors import translate_boto_error  # takes a second to import, and is there when botocore is
+
+    translated: BaseException = translate_boto_error(error)
+    return translated
+
+
+def _http_status(error: BaseException, names: set[str]) -> int | None:
+    """The status that a web server or Google's storage answered with."""
+    if "aiohttp.ClientResponseError" in names:
+        return int(getattr(error, "status", 0)) or None
+    if "gcsfs.HttpError" in names:
+        code = str(getattr(error, "code", ""))
+        return int(code) if code.isdecimal() else None
+    return None
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether an OSError is of a decoder: gzip, and bz2, which has no type of its own."""
+    return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.args == ("Invalid data stream",))

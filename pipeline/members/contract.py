@@ -29,7 +29,9 @@ class ModuleMember:
     """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
-        module.eval().requires_grad_(False)
+        module.eval()
+        for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
+            parameter.requires_grad_(False)
         self._module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ import io
 import pickle
 from typing import Any, Literal
 
-import segmentation_models_pytorch as smp
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
@@ -34,6 +33,9 @@ class SmpMember(BaseModel):
     def load(self, url: str, *, channels: int, outputs: int, device: torch.device) -> Member:
         """The network with the weights at `url`; raises RefusedError where they do not fit it."""
         state = _state_dict(url, fetch_weights(url, self.sha256))
+        # Here, not above: it takes seconds to import, and only a process that hosts members needs it.
+        import segmentation_models_pytorch as smp
+
         try:
             module = smp.create_model(
                 self.architecture,
@@ -68,8 +70,10 @@ def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
             # weights_only: tensors and plain containers; anything that would run code is refused by torch.
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        # What torch says of a pickle is a page on how to run it all the same.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
         raise RefusedError(
-            f"{url}: not a plain state dict ({_first_line(error)}); Chorus loads tensors only and never runs pickled "
+            f"{url}: not a plain state dict{reason}; Chorus loads tensors only and never runs pickled "
             f"code: save it with safetensors or `torch.save(model.state_dict(), ...)`"
         ) from error
     for key in ("state_dict", "model_state_dict"):

@@ -28,7 +28,7 @@ class TorchScriptMember(BaseModel):
         try:
             with warnings.catch_warnings():
                 # Deprecated for what is written anew; these files exist and must go on loading.
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
                 module = torch.jit.load(io.BytesIO(data), map_location=device)
         except (RuntimeError, ValueError) as error:
             raise RefusedError(

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 
-from pipeline import images, storage
+from pipeline import storage
 from pipeline.errors import RefusedError
 from pipeline.geometry import Window
-from pipeline.images import collection_series, expand, find_images, plate_metadata, well_metadata
+from pipeline.images import expand, find_images
 from pipeline.layout import FailedImage, SourceImage
+from pipeline.ngff import DTYPES, collection_series, plate_metadata, well_metadata
 from pipeline.reading import open_level, read_window
 
 TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -166,7 +168,7 @@ def test_an_omero_block_names_channels_and_never_fails_an_image(
     assert only(write_image(tmp_path / "a.zarr", omero=omero)).channels == channels
 
 
-@pytest.mark.parametrize("dtype", images.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_supported_type_is_read(tmp_path: Path, dtype: str) -> None:
     assert only(write_image(tmp_path / "a.zarr", dtype=dtype)).levels[0].dtype == dtype
 
@@ -363,14 +365,14 @@ def test_a_folder_without_permission_is_refused_named_and_fails_alone_below(
 ) -> None:
     write_image(tmp_path / "a.zarr")
     (tmp_path / "closed").mkdir()
-    listing = images._folder
+    listing = LocalFileSystem.ls
 
-    def closed(url: str, group: zarr.Group | None) -> Any:
-        if url.endswith("closed"):
-            raise images._storage_error(PermissionError(13, "Permission denied"), url)
-        return listing(url, group)
+    def closed(fs: LocalFileSystem, path: str, **options: Any) -> Any:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return listing(fs, path, **options)
 
-    monkeypatch.setattr(images, "_folder", closed)
+    monkeypatch.setattr(LocalFileSystem, "ls", closed)
     assert "permission denied" in refused(tmp_path / "closed")
     found = list(find_images([str(tmp_path)]))
     assert [type(image) for image in found] == [SourceImage, FailedImage]

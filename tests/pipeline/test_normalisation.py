@@ -18,11 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ImageError, RefusedError
 from pipeline.normalisation import (
-    ChannelScaling,
     MeanStd,
     Normalisation,
     Percentile,
-    Sketch,
     Unchanged,
     apply,
     dtype_divisor,
@@ -31,6 +29,7 @@ from pipeline.normalisation import (
     image_statistics,
     needs_statistics,
 )
+from pipeline.sketches import ChannelScaling, Sketch
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")]
 PER_IMAGE = MeanStd(per="image")

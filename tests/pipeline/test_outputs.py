@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
-from pipeline import outputs, storage
+from pipeline import arrays, outputs, storage
 from pipeline.errors import OutputError, RefusedError
 from pipeline.geometry import RegionGrid, Window
 from pipeline.layout import ClassInfo, ImageLayout
@@ -123,7 +123,7 @@ def test_an_image_without_a_posterior_opens_as_its_labels(tmp_path: Path) -> Non
 def test_shards_are_the_regions_and_no_larger_than_needed(length: int, sixteens: int, chunks: int) -> None:
     chunk = 16 * sixteens
     region = chunk * chunks
-    edge, shard = outputs.chunk_edge(length, chunk), outputs.shard_edge(length, chunk, region)
+    edge, shard = arrays.chunk_edge(length, chunk), arrays.shard_edge(length, chunk, region)
     assert shard % edge == 0
     assert edge <= chunk
     assert shard <= region

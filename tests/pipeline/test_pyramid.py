@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.arrays import region_grid
 from pipeline.errors import RefusedError
 from pipeline.layout import ClassInfo, ImageLayout
-from pipeline.outputs import open_labels, open_posterior, prepare_image, region_grid, write_region
+from pipeline.outputs import open_labels, open_posterior, prepare_image, write_region
 from pipeline.pyramid import pyramid_shards, write_pyramid, write_pyramid_shard
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))

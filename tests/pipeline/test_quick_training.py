@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.ensemble import Ensemble, check_members, read_ensemble
+from pipeline.ensemble import Ensemble, check_answer, read_ensemble
 from pipeline.normalisation import apply, image_statistics
 from pipeline.samples import simulate_field
 from pipeline.training.quick import train_quick_ensemble
@@ -65,7 +65,9 @@ def test_what_is_written_is_an_ensemble_that_passes_every_check(
     trained: tuple[Ensemble, list[str], float],
 ) -> None:
     ensemble = trained[0]
-    check_members(ensemble)
+    cpu = torch.device("cpu")
+    for index in range(MEMBERS):
+        check_answer(ensemble, index, ensemble.load_member(index, cpu), ensemble.spec.tile, cpu)
     assert [c.name for c in ensemble.classes] == ["background", "nucleus"]
     assert ensemble.spec.input.channels == ["dna"]
     assert all(len(member.sha256 or "") == 64 for member in ensemble.spec.members)

@@ -1,0 +1,59 @@
+"""The whole of it on a small sample, made on the spot: ``python -m chorus.demo FOLDER``, or ``make demo``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.samples import write_foreign_images, write_sample_plate
+from pipeline.training.quick import train_quick_ensemble
+
+console = Console()
+SEED = 7
+
+
+def demo(folder: Annotated[Path, typer.Argument(help="Where the sample, the ensemble and the results go.")]) -> None:
+    """Make a sample plate and foreign images, train a small ensemble, segment, rank, and write the report."""
+    images, ensemble, results = folder / "images", folder / "ensemble", folder / "results"
+    step("1. A sample: a plate of simulated nuclei, and images of quite another kind")
+    if not images.exists():
+        write_sample_plate(str(images / "plate.ome.zarr"), SEED)
+        write_foreign_images(str(images / "foreign"))
+    step("2. An ensemble: three small U-Nets trained on simulated nuclei, under two minutes")
+    if not (ensemble / "ensemble.yaml").exists():
+        train_quick_ensemble(ensemble, members=3, seed=SEED, progress=console.print)
+    step("3. Segment everything on Ray")
+    predict = ["predict", str(images), "--ensemble", str(ensemble), "--out", str(results)]
+    command(*predict)
+    step("4. What to look at first")
+    command("rank", str(results), "--top", "8")
+    console.print(
+        f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the foreign images with their "
+        f"labels and their doubt.\nThe results are OME-Zarr in {results}/images.\n\nThe same on your own data:\n"
+        f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ensemble} --out results[/bold]\n"
+        f"  [bold]chorus rank results[/bold]\n"
+        f"(chorus is in .venv/bin; TIFF and PNG: chorus convert FOLDER --out images)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def step(text: str) -> None:
+    console.print(f"\n[bold cyan]{text}[/bold cyan]")
+
+
+def command(*arguments: str) -> None:
+    """Run a command as a person would, and stop where it fails."""
+    console.print("$ chorus " + " ".join(arguments), style="dim", highlight=False, soft_wrap=True)
+    done = subprocess.run([sys.executable, "-m", "chorus.cli", *arguments], check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+if __name__ == "__main__":
+    typer.run(demo)

@@ -1,0 +1,227 @@
+"""A run of ``chorus convert``: find the files, leave out those that are recorded, convert the others in parallel."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster import session
+from cluster.converted import ConvertedFile, convert_and_record, read_converted
+from cluster.executor import TaskResult, Tasks
+from cluster.lock import output_lock
+from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings
+from cluster.request import Outcome, Reporter
+from cluster.tasks import RayTasks, SerialTasks
+from cluster.worker import RegionStatus
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.conversion import ConvertSettings
+from pipeline.errors import OutputError
+from pipeline.outputs import remove_folder
+from pipeline.raster_files import RasterFile, find_files
+
+_PLAN = ("plan", "files.json")
+
+
+class ConvertRequest(BaseModel):
+    """Raster files to convert.
+
+    Attributes
+    ----------
+    sources : paths and URLs as typed
+    out : URL of the folder that gets an OME-Zarr per file
+    executor, address : as in `cluster.settings.RunSettings`
+    overwrite : start anew where `out` holds the results of other settings
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: list[str]
+    out: str
+    settings: ConvertSettings = ConvertSettings()
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    overwrite: bool = False
+
+
+def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
+    """Make OME-Zarrs of raster files; the same call again goes on where an earlier one was cut short.
+
+    A row of the outcome is a file: ``name`` of the result, ``source``, ``status`` (``done``; ``part``, its planes are
+    in another file's images; ``failed``; ``open`` where the run was cut short before it), ``message``, ``images``,
+    ``pixels`` and ``seconds``.
+
+    Raises
+    ------
+    RefusedError
+        Before any work: nothing to convert, or `out` is taken.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    reporter.phase("looking for files")
+    files = find_files(request.sources)
+    content: dict[str, Any] = {
+        "command": "convert",
+        "started": datetime.now(UTC).isoformat(),
+        "finished": None,
+        "outcome": "running",
+        "settings": request.settings.model_dump(mode="json"),
+        "run": {"executor": request.executor, "address": request.address},
+        "sources": list(request.sources),
+        "inputs": {"files": len(files)},
+    } | surroundings()
+    with output_lock(request.out, uuid.uuid4().hex[:12]):
+        known = earlier_run(
+            request.out, lambda known: _differences(content, known, files, request.out), overwrite=request.overwrite
+        )
+        if known is None:
+            _clear(request.out)
+        else:
+            content["started"] = known["started"]
+        _write(content, request.out, "run.json")
+        _write(_planned(request.out, files), request.out, *_PLAN)
+        outcome = _carry_out(request, files, reporter)
+        outcome.summary = _summary(outcome.rows, content["started"])
+        failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
+        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state, "failures": failures}
+        content["summary"] = outcome.summary
+        if outcome.state != "interrupted":
+            _write(content, request.out, "run.json")
+        return outcome
+
+
+def _planned(out: str, files: Sequence[RasterFile]) -> list[str]:
+    """Names of all results that this run and those before it may leave in `out`."""
+    url = storage.join(out, *_PLAN)
+    with storage_errors(url):
+        earlier: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
+    return sorted({*earlier, *(file.name for file in files)})
+
+
+def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter) -> Outcome:
+    finished = read_converted(request.out)
+    rows = {file.url: _row(file, finished.get(file.url)) for file in files}
+    todo = [index for index, file in enumerate(files) if file.url not in finished]
+    state, message = "complete", ""
+    try:
+        with _tasks(request, len(todo), reporter) as (tasks, cores):
+            for index in todo:
+                tasks.submit(index, convert_and_record, request.out, files[index], request.settings)
+            reporter.begin(len(todo), 0, cores)
+            try:
+                for result in tasks.results(wait=True):
+                    file = files[result.key]
+                    rows[file.url] = _result_row(file, result, rows)
+                    reporter.region(_status(result, rows[file.url]))
+                    if result.unwritable:
+                        raise OutputError(result.error or "")
+            finally:
+                reporter.end()
+    except OutputError as error:
+        state, message = "interrupted", str(error)
+    except KeyboardInterrupt:
+        state, message = "interrupted", "stopped; run the same command again to go on"
+    if state == "complete" and any(row["status"] == "failed" for row in rows.values()):
+        state = "failures"
+    return Outcome(request.out, state, message, list(rows.values()))
+
+
+@contextmanager
+def _tasks(request: ConvertRequest, count: int, reporter: Reporter) -> Iterator[tuple[Tasks, int]]:
+    """What carries `count` tasks out, and on how many cores."""
+    if request.executor == "serial" or not count:
+        yield SerialTasks(), 1
+        return
+    reporter.phase("starting Ray" if request.address is None else f"connecting to Ray at {request.address}")
+    cores = max(1, session.start(request.address, staged=False).cpus)
+    try:
+        # Twice as many as cores, so that a core that is done has the next one at hand.
+        yield RayTasks(2 * cores, cpus=1), cores
+    finally:
+        session.stop()
+
+
+def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": file.name, "source": file.url, "status": "open", "message": ""}
+    row |= {"images": 0, "pixels": 0, "seconds": 0.0}
+    if done is not None:
+        row |= {"status": "done", "images": done.images, "pixels": done.pixels, "seconds": done.seconds}
+    return row
+
+
+def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of a file whose task has ended; `rows` are those of all files."""
+    if result.error is not None:
+        status = "open" if result.unwritable else "failed"
+        return _row(file, None) | {"status": status, "message": result.error}
+    done: ConvertedFile = result.value
+    if not done.part_of:
+        return _row(file, done)
+    if done.part_of in rows:
+        return _row(file, None) | {"status": "part", "message": f"its planes are in the images of {done.part_of}"}
+    reason = f"{file.url}: its planes belong to images that begin in {done.part_of}; give that file, too"
+    return _row(file, None) | {"status": "failed", "message": reason}
+
+
+def _status(result: TaskResult, row: dict[str, Any]) -> RegionStatus:
+    state: Literal["done", "failed"] = "failed" if row["status"] == "failed" else "done"
+    return RegionStatus(
+        region=result.key,
+        image=result.key,
+        place=0,
+        state=state,
+        message=row["message"],
+        pixels=row["pixels"],
+        device_seconds=row["seconds"],
+        seconds=row["seconds"],
+    )
+
+
+def _differences(content: dict[str, Any], known: dict[str, Any], files: Sequence[RasterFile], out: str) -> list[str]:
+    """What would make the results of an earlier run wrong, in words. Files may be added, mended or taken away."""
+    if known.get("command") != "convert":
+        return ["it is not of `chorus convert`"]
+    found = setting_differences(content["settings"], known)
+    if known.get("sources") != content["sources"]:
+        found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(content['sources'])}")
+    finished = read_converted(out)
+    for file in files:
+        done = finished.get(file.url)
+        if done is not None and done.stamp != file.stamp:
+            found.append(f"{file.url} changed since it was converted")
+        elif done is not None and done.name != file.name:
+            found.append(f"{file.url} was {done.name}, now another file has this name, too")
+    return found[:5] + [f"and {len(found) - 5} more"] * (len(found) > 5)
+
+
+def _clear(out: str) -> None:
+    """Remove what an earlier run made, and nothing else; ``run.json``, by which it is known as ours, last."""
+    with storage_errors(out):
+        if not storage.exists(storage.join(out, "run.json")):
+            return
+        if read_run(out).get("command") != "convert":
+            clear_output(out)
+            return
+        for name in [*_planned(out, []), "ledger", "plan"]:
+            remove_folder(storage.join(out, name))
+        fs, path = storage.filesystem(storage.join(out, "run.json"))
+        fs.rm_file(path)
+
+
+def _summary(rows: Sequence[dict[str, Any]], started: str) -> dict[str, Any]:
+    counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "part", "failed", "open")}
+    seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
+    images, pixels = (sum(row[name] for row in rows) for name in ("images", "pixels"))
+    return {"files": len(rows), **counts, "images": images, "pixels": pixels, "seconds": seconds}
+
+
+def _write(content: object, out: str, *path: str) -> None:
+    url = storage.join(out, *path)
+    with storage_errors(url):
+        storage.write_bytes(url, json.dumps(content, indent=2).encode())

@@ -1,0 +1,33 @@
+"""A door for threads: many inside at once, or one alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Gate:
+    """Threads enter with others or alone; who waits to be alone is not kept waiting by those who come later."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = self._waiting_alone = 0
+        self._alone = False
+
+    @contextmanager
+    def enter(self, *, alone: bool) -> Iterator[None]:
+        """Hold a place inside; with `alone` no other thread is inside meanwhile."""
+        with self._changed:
+            self._waiting_alone += alone
+            self._changed.wait_for(lambda: not (self._alone or (self._inside if alone else self._waiting_alone)))
+            self._waiting_alone -= alone
+            self._inside += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._alone = False
+                self._changed.notify_all()

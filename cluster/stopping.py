@@ -1,0 +1,37 @@
+"""A run that is told to stop ends with a sentence, not with a trace."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pipeline.errors import CutShortError
+
+STOPPED = "stopped; run the same command again to go on"
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Take SIGTERM, which batch systems and Kubernetes send, as Ctrl-C, and both as a run that was cut short.
+
+    Raises
+    ------
+    CutShortError
+        If the process was told to stop and nothing inside dealt with it.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise CutShortError(STOPPED) from error
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

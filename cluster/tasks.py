@@ -1,0 +1,66 @@
+"""Plain tasks, in this process or on Ray: what `cluster.executor.Tasks` asks for, without a stream of regions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.executor import TaskResult, attempt
+
+
+class SerialTasks:
+    """See `cluster.executor.Tasks`. A task is carried out when its result is asked for, one after the other."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append((key, function, arguments))
+
+    def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        while self._waiting:
+            key, function, arguments = self._waiting.popleft()
+            yield attempt(key, function, *arguments)
+
+
+class RayTasks:
+    """See `cluster.executor.Tasks`. Ray must have been started (`cluster.session`).
+
+    Parameters
+    ----------
+    most : tasks that are handed to Ray at once
+    cpus : cores that a task reserves
+    """
+
+    def __init__(self, most: int, cpus: float) -> None:
+        self._most = most
+        self._running: dict[Any, int] = {}
+        self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._attempt = ray.remote(attempt).options(num_cpus=cpus, max_retries=3)
+
+    def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append((key, function, arguments))
+        self._begin()
+
+    def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        while self._running:
+            ended, _ = ray.wait(list(self._running), num_returns=1, timeout=None if wait else 0)
+            if not ended:
+                return
+            key = self._running.pop(ended[0])
+            self._begin()
+            try:
+                result: TaskResult = ray.get(ended[0])
+            except RayError as error:  # its process died again and again, as of memory or of a fault in a decoder
+                reason = str(error).strip().splitlines()[0]
+                result = TaskResult(key, None, f"the process that worked on it died ({reason}); see the logs of Ray")
+            yield result
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._running) < self._most:
+            key, function, arguments = self._waiting.popleft()
+            self._running[self._attempt.remote(key, function, *arguments)] = key

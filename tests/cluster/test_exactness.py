@@ -1,0 +1,203 @@
+"""Whole runs: equal to the reference, and the same bytes whatever the regions and the stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from cluster.record import read_scores
+from cluster.reprocess import predict
+from cluster.request import Outcome, PredictRequest, Silent
+from cluster.settings import ResultSettings, RunSettings
+from pipeline import storage
+from tests.making import network, pixels, write_ensemble, write_image
+from tests.reference import Array, Member, reference_posterior
+
+PER_CUT = ["seconds", "tiles", "regions"]
+"""Columns of the scores that say how a run was cut, not what it found."""
+
+
+def run(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> Outcome:
+    """A run in this process, its members all together or in `stages` groups."""
+    spread = {"placement": "staged", "stages": stages} if stages > 1 else {"placement": "replicated"}
+    outcome = predict(
+        PredictRequest(
+            sources=[str(source)],
+            ensemble=str(ensemble),
+            out=str(out),
+            settings=ResultSettings(**{"region": 64, "chunk": 32} | settings),
+            run=RunSettings(executor="serial", **spread),
+        ),
+        Silent(),
+    )
+    assert outcome.state == "complete", outcome.rows
+    return outcome
+
+
+def arrays(out: Path | str) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
+    """Shape, type and content of every array of the results, all pyramid levels."""
+    found = {}
+    fs, path = storage.filesystem(f"{out}/images")
+    pending: list[tuple[str, Any]] = []
+    for name in (storage.basename(entry) for entry in fs.ls(path, detail=False)):
+        store = storage.store(f"{out}/images/{name}", read_only=True)
+        pending.append((name, zarr.open_group(store, mode="r")))
+    while pending:
+        name, node = pending.pop()
+        if isinstance(node, zarr.Array):
+            found[name] = (tuple(node.shape), str(node.dtype), np.asarray(node[...]).tobytes())
+        else:
+            pending += [(f"{name}/{key}", child) for key, child in node.members()]
+    return found
+
+
+def scores(out: Path | str) -> pd.DataFrame:
+    return read_scores(str(out)).drop(columns=PER_CUT)
+
+
+def assert_same_results(first: Path, *others: Path) -> None:
+    expected = arrays(first)
+    assert expected
+    for other in others:
+        found = arrays(other)
+        assert found.keys() == expected.keys()
+        for name, content in expected.items():
+            assert found[name] == content, f"{other.name}: {name}"
+        pd.testing.assert_frame_equal(scores(first), scores(other), check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def two_members(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    return write_ensemble(folder, members=2, tile=64, augmentations=["identity", "hflip"])
+
+
+def test_regions_and_stages_change_no_byte_at_any_level(two_members: Path, tmp_path: Path) -> None:
+    source = write_image(tmp_path / "image.ome.zarr", pixels((273, 161)))
+    run(source, two_members, tmp_path / "whole", region=512)
+    run(source, two_members, tmp_path / "cut", region=64)
+    run(source, two_members, tmp_path / "odd", region=160)
+    run(source, two_members, tmp_path / "staged", region=96, stages=2)
+    assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "odd", tmp_path / "staged")
+    assert "image.ome.zarr/labels/semantic/s1" in arrays(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("pixel_size", [0.5, 1.7])
+def test_resampling_keeps_the_law(pixel_size: float, tmp_path: Path) -> None:
+    entry = {
+        "channels": ["dna"],
+        "pixel_size_um": 1.0,
+        "normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]},
+    }
+    ensemble = write_ensemble(tmp_path / "e", members=2, input=entry, augmentations=["identity"])
+    source = write_image(tmp_path / "image.ome.zarr", pixels((150, 113)), pixel_size=pixel_size)
+    run(source, ensemble, tmp_path / "whole", region=256)
+    run(source, ensemble, tmp_path / "cut", region=64)
+    run(source, ensemble, tmp_path / "staged", region=96, stages=2)
+    assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "staged")
+
+
+def test_percentiles_planes_and_channels_keep_the_law(tmp_path: Path) -> None:
+    entry = {"channels": ["dna", "membrane"], "normalisation": {"kind": "percentile", "low": 1.0, "high": 99.8}}
+    ensemble = write_ensemble(
+        tmp_path / "e", members=2, channels=2, classes=3, activation="sigmoid", input=entry, augmentations=["identity"]
+    )
+    data = pixels((2, 3, 2, 70, 81))
+    data[1] *= 3
+    source = write_image(
+        tmp_path / "image.ome.zarr", data, "tczyx", channels=["membrane", "spare", "dna"], pixel_size=1.0
+    )
+    run(source, ensemble, tmp_path / "whole", region=128, batch=3)
+    run(source, ensemble, tmp_path / "cut", region=64, batch=3)
+    assert_same_results(tmp_path / "whole", tmp_path / "cut")
+
+
+def reference_members(ensemble: Path, *, channels: int, outputs: int, count: int) -> list[Member]:
+    """The networks of `write_ensemble`, in float64."""
+
+    def member(module: torch.nn.Module) -> Member:
+        def call(tile: Array) -> Array:
+            with torch.inference_mode():
+                answer: Array = module(torch.from_numpy(tile)[None])[0].numpy()
+            return answer
+
+        return call
+
+    assert ensemble.exists()
+    return [member(network(seed, channels=channels, outputs=outputs).double()) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("activation", "classes", "shape"), [("softmax", 3, (75, 90)), ("sigmoid", 2, (41, 1)), ("sigmoid", 3, (64, 50))]
+)
+def test_a_whole_run_agrees_with_the_reference(
+    activation: str, classes: int, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    ensemble = write_ensemble(tmp_path / "e", members=2, classes=classes, activation=activation)
+    data = pixels(shape)
+    source = write_image(tmp_path / "image.ome.zarr", data)
+    run(source, ensemble, tmp_path / "out", dtype="float32")
+    outputs = classes - (activation == "sigmoid")
+    wanted = reference_posterior(
+        (data[None].astype(np.float64) - 500) / 300,
+        reference_members(ensemble, channels=1, outputs=outputs, count=2),
+        tile=64,
+        overlap=0.5,
+        augmentations=["identity", "hflip", "vflip", "hvflip"],
+        activation=activation,
+    )
+    group = zarr.open_group(tmp_path / "out/images/image.ome.zarr", mode="r")
+    posterior: NDArray[np.float32] = np.asarray(group["s0"])
+    maps = [*wanted.probability, wanted.uncertainty, wanted.epistemic, wanted.aleatoric]
+    np.testing.assert_allclose(posterior, maps, atol=1e-4, rtol=0)
+    labels = np.asarray(group["labels/semantic/s0"])
+    certain = wanted.margin > 1e-3
+    assert np.array_equal(labels[certain], wanted.labels[certain])
+
+    row = read_scores(str(tmp_path / "out")).iloc[0]
+    foreground = labels != 0
+    assert row["status"] == ("done" if foreground.any() else "empty")
+    if foreground.any():
+        assert row["uncertainty"] == pytest.approx(wanted.uncertainty[foreground].mean(), abs=1e-5)
+        assert row["epistemic"] == pytest.approx(wanted.epistemic[foreground].mean(), abs=1e-5)
+        assert row["aleatoric"] == pytest.approx(wanted.aleatoric[foreground].mean(), abs=1e-5)
+        if np.array_equal(foreground, wanted.masks.any(axis=0)):
+            assert row["uncertainty"] == pytest.approx(wanted.U, abs=1e-5)
+    for k in range(1, classes):
+        assert row[f"foreground_fraction:class-{k}"] == pytest.approx(wanted.foreground_fraction[k - 1], abs=2e-3)
+        assert row[f"pairwise_dice:class-{k}"] == pytest.approx(wanted.pairwise_dice[k - 1], abs=2e-3)
+
+
+def test_a_second_run_of_the_same_process_sees_the_image_as_it_is_now(tmp_path: Path) -> None:
+    # Statistics are kept with the plan; those of an earlier run must not outlive it.
+    entry = {"channels": ["dna"], "normalisation": {"kind": "percentile", "low": 1.0, "high": 99.0}}
+    ensemble = write_ensemble(tmp_path / "e", members=1, input=entry, augmentations=["identity"])
+    source = write_image(tmp_path / "image.ome.zarr", pixels((64, 64)))
+    run(source, ensemble, tmp_path / "out")
+    first = arrays(tmp_path / "out")
+    zarr.open_array(source / "s0", mode="r+")[...] = pixels((64, 64)) * 5 + 100
+    for file in (tmp_path / "out").rglob("run.json"):
+        content = file.read_text()
+        file.write_text(content.replace('"dtype": "float16"', '"dtype": "float32"'))
+    predict(
+        PredictRequest(
+            sources=[str(source)],
+            ensemble=str(ensemble),
+            out=str(tmp_path / "out"),
+            settings=ResultSettings(region=64, chunk=32),
+            run=RunSettings(executor="serial", placement="replicated"),
+            overwrite=True,
+        ),
+        Silent(),
+    )
+    # Percentiles undo the gain and the offset but for rounding, so that nearly the same must come out.
+    second = arrays(tmp_path / "out")
+    a, b = (np.frombuffer(found["image.ome.zarr/s0"][2], np.float16).astype(float) for found in (first, second))
+    np.testing.assert_allclose(a, b, atol=0.02)

@@ -1,0 +1,173 @@
+"""Where members go: everything in every actor where it fits, in stages where it does not, refused where nothing does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.calibration import Calibration
+from cluster.images import ImageTable
+from cluster.placement import Memory, Placement, estimate_memory, place, require_devices
+from cluster.plan import Cost, ResolvedSettings, resolve
+from cluster.session import Resources
+from cluster.settings import ResultSettings, RunSettings
+from pipeline.ensemble import Ensemble, read_ensemble
+from pipeline.errors import RefusedError
+from tests.cluster.test_images_table import planned
+from tests.making import write_light_ensemble
+
+GIGABYTE = 10**9
+MEMBERS = 5
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    return read_ensemble(str(write_light_ensemble(tmp_path_factory.mktemp("e"), members=MEMBERS, width=1)))
+
+
+def settings(ensemble: Ensemble, **changes: Any) -> ResolvedSettings:
+    return resolve(ResultSettings(**changes), ensemble)
+
+
+def cost(regions: int = 1000, tiles: int = 100) -> Cost:
+    """Of `regions` regions of `tiles` tiles each."""
+    return Cost(10, regions, regions * tiles, regions * tiles, regions * tiles * 20, 1.0, 1, 1, tiles)
+
+
+MEMORY = Memory(weights=5 * GIGABYTE, activations=GIGABYTE, regions=GIGABYTE, process=GIGABYTE)
+
+
+def placed(ensemble: Ensemble, device_memory: int, *, device: str = "cuda", **run: Any) -> Placement:
+    resources = Resources(cpus=16, gpus=4, nodes=1, memory=64 * GIGABYTE)
+    chosen = settings(ensemble, device=device)
+    return place(ensemble, chosen, RunSettings(**run), resources, MEMORY, run.pop("cost", cost()), device_memory)
+
+
+def test_every_gpu_hosts_all_members_where_they_fit(ensemble: Ensemble) -> None:
+    placement = placed(ensemble, 8 * GIGABYTE)
+    assert (placement.kind, placement.groups, placement.actors) == ("replicated", (range(MEMBERS),), 4)
+    assert (placement.gpus_per_actor, placement.cpus_per_actor) == (1, 0)
+    assert placement.least_actors_per_stage == placement.actors_per_stage
+
+
+def test_members_go_into_as_few_stages_as_fit(ensemble: Ensemble) -> None:
+    two = placed(ensemble, 6 * GIGABYTE)
+    assert two.kind == "staged"
+    assert two.groups == (range(2), range(2, 5))
+    assert two.actors_per_stage == 2
+    three = placed(ensemble, 5 * GIGABYTE)
+    assert [len(group) for group in three.groups] == [2, 1, 2]
+
+
+@given(members=st.integers(1, 12), memory=st.integers(1, 20), gpus=st.integers(1, 16))
+def test_placement_fits_or_is_refused(ensemble: Ensemble, members: int, memory: int, gpus: int) -> None:
+    spec = ensemble.spec.model_copy(update={"members": ensemble.spec.members[:1] * members})
+    many = replace(ensemble, spec=spec)
+    needs = replace(MEMORY, weights=members * GIGABYTE)
+    resources = Resources(cpus=4, gpus=gpus, nodes=1, memory=0)
+    try:
+        found = place(many, settings(many, device="cuda"), RunSettings(), resources, needs, cost(), memory * GIGABYTE)
+    except RefusedError as error:
+        assert memory < 4 or gpus * (memory - 3) < members, error
+        return
+    assert [member for group in found.groups for member in group] == list(range(members))
+    assert max(len(group) for group in found.groups) + 3 <= memory
+    assert len(found.groups) <= found.actors <= gpus
+
+
+def test_too_little_memory_is_refused_with_what_is_needed_and_what_there_is(ensemble: Ensemble) -> None:
+    with pytest.raises(RefusedError, match=r"an actor needs 4\.0 GB and there are 3\.5 GB on 4 devices; use a smaller"):
+        placed(ensemble, int(3.5 * GIGABYTE))
+
+
+def test_cores_share_the_memory_of_their_node(ensemble: Ensemble) -> None:
+    placement = placed(ensemble, 25 * GIGABYTE, device="cpu")
+    assert (placement.actors, placement.cpus_per_actor, placement.gpus_per_actor) == (3, 1, 0)
+
+
+def test_user_chooses_the_number_of_actors_within_what_fits(ensemble: Ensemble) -> None:
+    assert placed(ensemble, 8 * GIGABYTE, actors=2).actors == 2
+    with pytest.raises(RefusedError, match=r"--actors 5: there is room for 4 \(8\.0 GB each\); ask for fewer"):
+        placed(ensemble, 8 * GIGABYTE, actors=5)
+
+
+def test_user_chooses_the_stages(ensemble: Ensemble) -> None:
+    staged = placed(ensemble, 8 * GIGABYTE, placement="staged", stages=4)
+    assert (len(staged.groups), staged.actors) == (4, 4)
+    with pytest.raises(RefusedError, match=r"an actor needs 8\.0 GB"):
+        placed(ensemble, 6 * GIGABYTE, placement="replicated")
+    with pytest.raises(RefusedError, match=r"6 stages for 5 members; give at most 5"):
+        placed(ensemble, 8 * GIGABYTE, placement="staged", stages=6)
+
+
+def test_there_are_no_more_actors_than_regions(ensemble: Ensemble) -> None:
+    resources = Resources(cpus=16, gpus=0, nodes=1, memory=0)
+    few = place(ensemble, settings(ensemble), RunSettings(), resources, MEMORY, cost(3), 1000 * GIGABYTE)
+    assert few.actors == 3
+
+
+def test_small_regions_travel_together_to_a_gpu(ensemble: Ensemble) -> None:
+    resources = Resources(cpus=1, gpus=1, nodes=1, memory=0)
+
+    def together(tiles: int, device: str) -> int:
+        chosen = settings(ensemble, device=device)
+        return place(
+            ensemble, chosen, RunSettings(), resources, MEMORY, cost(tiles=tiles), 100 * GIGABYTE
+        ).regions_per_block
+
+    assert together(9, "cuda") > 1
+    assert together(1000, "cuda") == 1
+    assert together(9, "cpu") == 1
+
+
+def test_cluster_without_what_members_run_on_is_refused(ensemble: Ensemble) -> None:
+    with pytest.raises(RefusedError, match=r"no GPU; use --device cpu, or an --address that has one"):
+        require_devices(settings(ensemble, device="cuda"), Resources(cpus=4, gpus=0, nodes=1, memory=0))
+    with pytest.raises(RefusedError, match=r"no cores"):
+        require_devices(settings(ensemble), Resources(cpus=0, gpus=4, nodes=1, memory=0))
+
+
+def test_patience_is_far_longer_than_what_the_largest_region_takes(ensemble: Ensemble) -> None:
+    placement = placed(ensemble, 8 * GIGABYTE, device="cpu")
+    assert placement.patience(cost(tiles=1), 0.001) >= 600
+    whole_slide = placement.patience(cost(tiles=1089), 10.0)
+    assert whole_slide > 10 * 1089 * 10.0
+
+
+def measured(**changes: int) -> Calibration:
+    return replace(Calibration(100, 20, 3, 10**12, 0.1, "a device"), **changes)
+
+
+def test_memory_grows_with_regions_up_to_the_largest_image(ensemble: Ensemble) -> None:
+    small, large = ImageTable.collect([planned("s", (500, 600))]), ImageTable.collect([planned("l", (9000, 9000))])
+
+    def regions(table: ImageTable, region: int) -> int:
+        images = [replace(table.image(0), region=region)]
+        return estimate_memory(ImageTable.collect(images), ensemble, settings(ensemble), measured()).regions
+
+    assert regions(large, 1024) < regions(large, 2048) < regions(large, 4096)
+    assert regions(small, 1024) == regions(small, 4096) < regions(large, 1024)
+
+
+def test_memory_counts_pixels_of_the_models_plane_where_it_is_finer(ensemble: Ensemble) -> None:
+    coarse = planned("coarse", (4000, 4000), region=1024)
+    finer = replace(coarse, model_height=8000, model_width=8000)
+    both = [estimate_memory(ImageTable.collect([i]), ensemble, settings(ensemble), measured()) for i in (coarse, finer)]
+    assert 3 < both[1].regions / both[0].regions < 4
+
+
+def test_memory_is_that_of_the_device_and_of_the_regions(ensemble: Ensemble) -> None:
+    table = ImageTable.collect([planned("a")])
+    memory = estimate_memory(table, ensemble, settings(ensemble), measured())
+    assert memory.total == 100 + 20 + 3 + memory.regions
+    # At least two regions' posteriors of float32: two classes, two variances.
+    assert memory.regions > 2 * 50 * 70 * 4 * 4
+
+
+def test_no_image_needs_no_memory_for_regions(ensemble: Ensemble, tmp_path: Path) -> None:
+    assert estimate_memory(ImageTable.collect([]), ensemble, settings(ensemble), measured()).regions == 0

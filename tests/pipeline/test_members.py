@@ -1,0 +1,189 @@
+"""Members: weights are fetched, checked and loaded without running anything that a file brings along."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from pipeline.errors import RefusedError
+from tests.making import network, write_ensemble
+
+CPU = torch.device("cpu")
+
+
+class Trap:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """An ensemble of one member in `tmp_path`."""
+    write_ensemble(tmp_path, members=1, tile=32)
+    return tmp_path
+
+
+def change_member(folder: Path, **changes: Any) -> Ensemble:
+    """Change fields of member 0 (None removes one) and read the ensemble anew."""
+    path = folder / "ensemble.yaml"
+    content = yaml.safe_load(path.read_text())
+    entry = content["members"][0] | changes
+    content["members"][0] = {key: value for key, value in entry.items() if value is not None}
+    path.write_text(yaml.safe_dump(content))
+    return read_ensemble(str(folder))
+
+
+def put_weights(folder: Path, name: str, data: bytes, **changes: Any) -> Ensemble:
+    (folder / name).write_bytes(data)
+    return change_member(folder, weights=name, sha256=hashlib.sha256(data).hexdigest(), **changes)
+
+
+def saved(content: Any, path: Path) -> bytes:
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+def scripted(module: torch.nn.Module, path: Path) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # files that exist must go on loading
+        torch.jit.save(torch.jit.script(module), path)
+    return path.read_bytes()
+
+
+def refusal(ensemble: Ensemble, *names: str) -> str:
+    """The one sentence with which loading member 0 is refused; it has `names` in it."""
+    with pytest.raises(RefusedError) as caught:
+        ensemble.load_member(0, CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.isprintable(), repr(message)
+    for name in names:
+        assert name in message
+    return message
+
+
+def test_missing_weights_are_refused(bundle: Path) -> None:
+    (bundle / "member-0.safetensors").unlink()
+    refusal(read_ensemble(str(bundle)), str(bundle / "member-0.safetensors"), "not found", "relative to ensemble.yaml")
+
+
+def test_weights_with_another_hash_are_refused(bundle: Path) -> None:
+    weights = bundle / "member-0.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    refusal(read_ensemble(str(bundle)), str(weights), "sha256", "restore the file or correct the hash")
+
+
+def test_a_member_without_a_hash_is_told_its_hash(bundle: Path) -> None:
+    found = hashlib.sha256((bundle / "member-0.safetensors").read_bytes()).hexdigest()
+    refusal(change_member(bundle, sha256=None), f"add `sha256: {found}`")
+
+
+def test_the_hash_may_be_written_in_capitals(bundle: Path) -> None:
+    digest = hashlib.sha256((bundle / "member-0.safetensors").read_bytes()).hexdigest()
+    change_member(bundle, sha256=digest.upper()).load_member(0, CPU)
+
+
+def test_weights_of_other_shapes_are_refused(bundle: Path) -> None:
+    ensemble = put_weights(bundle, "other.pt", saved(network(0, outputs=5).state_dict(), bundle / "x"))
+    refusal(ensemble, "other.pt", "do not fit", "1 input channels and 2 outputs", "correct")
+
+
+def test_an_unknown_architecture_or_encoder_is_refused(bundle: Path) -> None:
+    refusal(change_member(bundle, architecture="Ynet"), "Ynet", "ensemble.yaml")
+    refusal(change_member(bundle, architecture="Unet", encoder="resnet-1"), "resnet-1", "ensemble.yaml")
+    refusal(change_member(bundle, encoder="resnet18", options={"decoder_channels": "wide"}), "decoder_channels")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torchscript"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(kind: str, bundle: Path) -> None:
+    trap = bundle / "sprung"
+    content = {"state_dict": Trap(trap)}
+    data = pickle.dumps(content) if kind == "pickle" else saved(content, bundle / "x")
+    if kind == "torchscript":
+        ensemble = put_weights(
+            bundle, "evil.pt", data, kind="torchscript", architecture=None, encoder=None, options=None
+        )
+    else:
+        ensemble = put_weights(bundle, "evil.pt", data)
+    refusal(ensemble, "evil.pt")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["garbage.safetensors", "garbage.pt"])
+@pytest.mark.parametrize("data", [b"", b"not weights at all", b"\xff" * 64, b"PK\x03\x04" + bytes(60)])
+def test_garbage_is_refused(name: str, data: bytes, bundle: Path) -> None:
+    refusal(put_weights(bundle, name, data), name)
+
+
+def test_a_file_of_something_else_is_refused(bundle: Path) -> None:
+    refusal(put_weights(bundle, "list.pt", saved([1, 2, 3], bundle / "x")), "list.pt", "model.state_dict()")
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])
+def test_a_saved_state_dict_loads_and_answers_as_its_network(wrap: str | None, bundle: Path) -> None:
+    module = network(3)
+    state = module.state_dict()
+    ensemble = put_weights(bundle, "m.pt", saved({wrap: state, "epoch": 7} if wrap else state, bundle / "x"))
+    x = torch.randn((2, 1, 32, 32))
+    with torch.inference_mode():
+        torch.testing.assert_close(ensemble.load_member(0, CPU)(x), module(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_torchscript_member_answers_as_its_network(bundle: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+    fields = {"kind": "torchscript", "architecture": None, "encoder": None, "options": None}
+    ensemble = put_weights(bundle, "m.pt", scripted(module, bundle / "x"), **fields)
+    member, x = ensemble.load_member(0, CPU), torch.randn((1, 1, 32, 32))
+    with torch.inference_mode():
+        torch.testing.assert_close(member(x), module(x))
+    assert member.parameters_bytes() == 4 * (4 * 9 + 4 + 4 * 2 + 2)
+    check_answer(ensemble, 0, member, 32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (torch.nn.Conv2d(1, 3, 1), "gives (3, 32, 32) for a tile, not (2, 32, 32)"),
+        (torch.nn.Conv2d(2, 2, 1), "cannot take 1 channels"),
+        (torch.nn.Conv2d(1, 2, 3), "gives (2, 30, 30)"),
+    ],
+)
+def test_members_that_disagree_with_the_ensemble_are_refused(module: torch.nn.Module, said: str, bundle: Path) -> None:
+    fields = {"kind": "torchscript", "architecture": None, "encoder": None, "options": None}
+    ensemble = put_weights(bundle, "m.pt", scripted(module, bundle / "x"), **fields)
+    with pytest.raises(RefusedError) as caught:
+        check_answer(ensemble, 0, ensemble.load_member(0, CPU), 32, CPU)
+    message = str(caught.value)
+    assert said in message
+    assert "member 0 (m.pt)" in message
+    assert "\n" not in message
+
+
+def test_a_member_that_answers_with_what_is_no_number_is_refused(bundle: Path) -> None:
+    state = network(0).state_dict()
+    for value in state.values():
+        if value.is_floating_point():
+            value.fill_(float("nan"))
+    ensemble = put_weights(bundle, "nan.pt", saved(state, bundle / "x"))
+    with pytest.raises(RefusedError, match=r"member 0 \(nan\.pt\).*NaN"):
+        check_answer(ensemble, 0, ensemble.load_member(0, CPU), 32, CPU)
+
+
+def test_members_are_in_evaluation_mode(bundle: Path) -> None:
+    member, x = read_ensemble(str(bundle)).load_member(0, CPU), torch.randn((4, 1, 32, 32))
+    with torch.inference_mode():
+        assert torch.equal(member(x), member(x))
+        torch.testing.assert_close(member(x)[:1], member(x[:1]), atol=1e-5, rtol=1e-4)
