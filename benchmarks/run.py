@@ -20,8 +20,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # As in the actors of a run: idle threads must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,7 +47,8 @@ from pipeline.augmentation import FLIPS
 from pipeline.geometry import Grid
 
 SIZE = 1024
-PIXELS_PER_TILE_BATCHES = (1, 2, 4)
+TILES_PER_CALL = (1, 2, 4)
+BARE_SECONDS = 12.0
 console = Console()
 
 
@@ -118,11 +122,13 @@ def main(
         rows = []
         for tile in sizes:
             ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
-            rows.append(compare(folder, ensemble, tile, members, augmentations, images))
+            setting = best_setting(ensemble, tile, len(augmentations))
+            console.print(f"fastest bare passes: {setting}", highlight=False)
+            rows.append(compare(folder, ensemble, setting, tile, members, augmentations, images))
             if quick or tile == sizes[0]:
                 few = augmentations[:1]
-                small = rows[-1] if quick else compare(folder, ensemble, tile, members, few, images)
-                large = compare(folder, ensemble, tile, members, few, 4 * images)
+                small = rows[-1] if quick else compare(folder, ensemble, setting, tile, members, few, images)
+                large = compare(folder, ensemble, setting, tile, members, few, 4 * images)
                 rows += [large] if quick else [small, large]
                 large["time_ratio_of_4_times_the_images"] = large["whole_seconds"] / small["whole_seconds"]
         report(rows, results, quick=quick)
@@ -131,13 +137,13 @@ def main(
 
 
 def compare(
-    folder: Path, ensemble: Path, tile: int, members: int, augmentations: list[str], images: int
-) -> dict[str, object]:
+    folder: Path, ensemble: Path, setting: Setting, tile: int, members: int, augmentations: list[str], images: int
+) -> dict[str, Any]:
     """One row: bare passes before, the whole run, bare passes after."""
     console.print(f"tile {tile}, {members} members x {len(augmentations)} augmentations, {images} images ...")
-    before, setting = best_setting(ensemble, tile, len(augmentations))
+    before = passes_per_second(ensemble, tile, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     row = whole_run(folder, ensemble, augmentations, images)
-    after = passes_per_second(ensemble, tile, len(augmentations), setting, seconds=15)
+    after = passes_per_second(ensemble, tile, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     unique = Grid.make((SIZE, SIZE), tile, 0.5).count * images * members * len(augmentations)
     rate = (before + after) / 2
     bare = unique / rate
@@ -150,12 +156,12 @@ def compare(
         "bare_passes_per_second_before_after": [round(before, 2), round(after, 2)],
         "bare_setting": asdict(setting),
         "bare_seconds": bare,
-        "bare_over_whole": bare / float(row["whole_seconds"]),  # type: ignore[arg-type]
+        "bare_over_whole": bare / float(row["whole_seconds"]),
         **row,
     }
 
 
-def whole_run(folder: Path, ensemble: Path, augmentations: list[str], images: int) -> dict[str, object]:
+def whole_run(folder: Path, ensemble: Path, augmentations: list[str], images: int) -> dict[str, Any]:
     """``chorus predict`` on Ray, in a process of its own so that its memory is its own."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -164,12 +170,12 @@ def whole_run(folder: Path, ensemble: Path, augmentations: list[str], images: in
     sources = [str(folder / "images" / f"{index:04d}.zarr") for index in range(images)]
     process = context.Process(target=_predict, args=(send, sources, str(ensemble), str(out), augmentations))
     process.start()
-    row: dict[str, object] = receive.recv()
+    row: dict[str, Any] = receive.recv()
     process.join()
     return row
 
 
-def _predict(send: object, sources: list[str], ensemble: str, out: str, augmentations: list[str]) -> None:
+def _predict(send: Connection, sources: list[str], ensemble: str, out: str, augmentations: list[str]) -> None:
     from cluster.reprocess import predict
 
     watch = Watch()
@@ -182,7 +188,7 @@ def _predict(send: object, sources: list[str], ensemble: str, out: str, augmenta
     if outcome.state != "complete" or watch.first is None:
         raise SystemExit(f"the run did not come to its end: {outcome.state} {outcome.message}")
     whole = ended - watch.first
-    send.send(  # type: ignore[attr-defined]
+    send.send(
         {
             "whole_seconds": whole,
             "start_up_seconds": watch.first - started,
@@ -195,57 +201,66 @@ def _predict(send: object, sources: list[str], ensemble: str, out: str, augmenta
     )
 
 
-def best_setting(ensemble: Path, tile: int, augmentations: int) -> tuple[float, Setting]:
-    """The fastest of the settings that this machine offers, and its passes a second."""
+def best_setting(ensemble: Path, tile: int, augmentations: int) -> Setting:
+    """The fastest of the settings that this machine offers, each tried for a few seconds."""
     cores = psutil.cpu_count() or 1
-    spreads = {(cores, 1), (1, cores)}
-    rates = {}
-    for (processes, threads), tiles, last in itertools.product(spreads, PIXELS_PER_TILE_BATCHES, (True, False)):
-        if tiles > 1 and tile * tile * tiles * augmentations > 4 * 512 * 512:
-            continue
-        setting = Setting(processes, threads, tiles, last)
-        rates[setting] = passes_per_second(ensemble, tile, augmentations, setting, seconds=4)
-    best = max(rates, key=lambda setting: rates[setting])
-    return passes_per_second(ensemble, tile, augmentations, best, seconds=15), best
+    rates: dict[Setting, float] = {}
+    for processes, threads in {(cores, 1), (1, cores)}:
+        settings = [
+            Setting(processes, threads, tiles, last)
+            for tiles, last in itertools.product(TILES_PER_CALL, (True, False))
+            if tiles == 1 or tile**2 * tiles * augmentations <= 4 * 512**2
+        ]
+        rates |= dict(zip(settings, passes_per_second(ensemble, tile, augmentations, settings, seconds=3), strict=True))
+    return max(rates, key=lambda setting: rates[setting])
 
 
-def passes_per_second(ensemble: Path, tile: int, augmentations: int, setting: Setting, *, seconds: float) -> float:
-    """Forward passes of tiles a second over all processes, after a warm-up."""
+def passes_per_second(
+    ensemble: Path, tile: int, augmentations: int, settings: list[Setting], *, seconds: float
+) -> list[float]:
+    """Forward passes of tiles a second over all processes, after a warm-up, for settings of one spread."""
     context = mp.get_context("spawn")
-    barrier = context.Barrier(setting.processes)
-    queue = context.Queue()
-    workers = [
-        context.Process(target=_forward, args=(str(ensemble), tile, augmentations, setting, seconds, barrier, queue))
-        for _ in range(setting.processes)
-    ]
+    processes = settings[0].processes
+    barrier, queue = context.Barrier(processes), context.Queue()
+    arguments = (str(ensemble), tile, augmentations, settings, seconds, barrier, queue)
+    workers = [context.Process(target=_forward, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    total = sum(queue.get() for _ in workers)
+    totals = np.sum([queue.get() for _ in workers], axis=0)
     for worker in workers:
         worker.join()
-    return total
+    return [float(total) for total in totals]
 
 
 def _forward(
-    ensemble: str, tile: int, augmentations: int, setting: Setting, seconds: float, barrier: object, queue: object
+    ensemble: str,
+    tile: int,
+    augmentations: int,
+    settings: list[Setting],
+    seconds: float,
+    barrier: Barrier,
+    queue: Queue[list[float]],
 ) -> None:
+    """Nothing but calls of the members, in turn."""
     from pipeline.ensemble import read_ensemble
 
-    torch.set_num_threads(setting.threads)
+    torch.set_num_threads(settings[0].threads)
     read = read_ensemble(ensemble)
-    layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-    members = [read.load_member(i, torch.device("cpu"))._module for i in range(len(read.spec.members))]  # type: ignore[attr-defined]
-    members = [member.to(memory_format=layout) for member in members]
-    batch = torch.randn(setting.tiles * augmentations, 1, tile, tile).to(memory_format=layout)
+    members = [read.load_member(index, torch.device("cpu")) for index in range(len(read.spec.members))]
+    rates = []
     with torch.inference_mode():
-        for member in members:
-            member(batch)
-        barrier.wait()  # type: ignore[attr-defined]
-        started, calls = time.monotonic(), 0
-        while time.monotonic() - started < seconds:
-            members[calls % len(members)](batch)
-            calls += 1
-        queue.put(calls * len(batch) / (time.monotonic() - started))  # type: ignore[attr-defined]
+        for setting in settings:
+            layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+            modules = [member.module.to(memory_format=layout) for member in members]
+            batch = torch.randn(setting.tiles * augmentations, 1, tile, tile).to(memory_format=layout)
+            modules[0](batch)
+            barrier.wait()
+            started, calls = time.monotonic(), 0
+            while time.monotonic() - started < seconds:
+                modules[calls % len(modules)](batch)
+                calls += 1
+            rates.append(calls * len(batch) / (time.monotonic() - started))
+    queue.put(rates)
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -290,7 +305,7 @@ def write_ensemble(folder: Path, members: int, tile: int) -> Path:
     return folder / "ensemble.yaml"
 
 
-def report(rows: list[dict[str, object]], folder: Path, *, quick: bool) -> None:
+def report(rows: list[dict[str, Any]], folder: Path, *, quick: bool) -> None:
     """Print one table and keep the figures as JSON."""
     machine = {"cores": psutil.cpu_count(), "memory": psutil.virtual_memory().total, "system": platform.platform()}
     versions = {name: version(name) for name in ("chorus-bioimage", "torch", "ray", "zarr", "numpy")}
@@ -310,8 +325,8 @@ def report(rows: list[dict[str, object]], folder: Path, *, quick: bool) -> None:
             f"{row['bare_over_whole']:.3f}",
             f"{row['busy_share']:.0%}",
             f"{row['start_up_seconds']:.1f}",
-            f"{row['peak_driver_bytes'] / 1e6:.0f}",  # type: ignore[operator]
-            f"{row['peak_workers_bytes'] / 1e6:.0f}",  # type: ignore[operator]
+            f"{row['peak_driver_bytes'] / 1e6:.0f}",
+            f"{row['peak_workers_bytes'] / 1e6:.0f}",
         )
     console.print(table)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.errors import RefusedError
 # Pixels do not travel through the object store; running sums do where the placement is staged.
 _STORE_BYTES = 256 << 20
 _STAGED_SHARE = 0.3
+_ANSWER_SECONDS = 10.0
 # Where Ray keeps the logs of its latest session, unless it was told otherwise.
 _LOGS = "/tmp/ray/session_latest/logs"
 
@@ -48,6 +50,7 @@ def start(address: str | None, *, staged: bool) -> Resources:
     local: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged=staged)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
+        _require_answer(address)
         # "local": without it a cluster that happens to run on this machine would be joined.
         context = ray.init(
             address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **local
@@ -81,6 +84,13 @@ def start(address: str | None, *, staged: bool) -> Resources:
 def _logs(context: object) -> str:
     folder = getattr(context, "address_info", {}).get("session_dir")
     return f"{folder}/logs" if folder else _LOGS
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise OSError where nobody listens at ``host:port``: Ray would try for a quarter of an hour."""
+    if address and ":" in address and "://" not in address:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
 
 
 def _local(*, staged: bool) -> dict[str, Any]:

@@ -114,24 +114,28 @@ class RayExecutor(RayTasks):
         CutShortError
             If streams fail one after the other and no region ends any more.
         """
-        open_ = np.ones(len(todo), bool)
-        fruitless, reason = 0, ""
-        while open_.any():
-            left = np.count_nonzero(open_)
+        unended = np.ones(len(todo), bool)
+        fruitless = 0
+        while before := np.count_nonzero(unended):
             try:
-                for status in self._stream(context, todo[open_]):
-                    open_[np.searchsorted(todo, status.region)] = False
+                for status in self._stream(context, todo[unended]):
+                    unended[np.searchsorted(todo, status.region)] = False
+                    if status.attempts > 1:
+                        log.warning("a process died and its region was begun anew; the logs are in %s", self._logs)
                     yield status
-                reason = f"{np.count_nonzero(open_)} regions came back without a result"
+                reason = "regions came back with no result"
             except Exception as error:
-                log.warning("the stream of regions broke", exc_info=True)
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            fruitless = fruitless + 1 if np.count_nonzero(open_) == left else 0
+                log.debug("the stream of regions broke", exc_info=True)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            after = np.count_nonzero(unended)
+            fruitless = fruitless + 1 if after == before else 0
             if fruitless == _FRUITLESS_STREAMS:
                 raise CutShortError(
                     f"Ray failed again and again ({reason}); look into {self._logs}, then run the same command again "
                     f"to go on"
                 )
+            if after:
+                log.warning("Ray broke off (%s); going on with the %d regions that are left", reason, after)
 
     def _stream(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
         settings = ray.data.DataContext.get_current()

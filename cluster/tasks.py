@@ -56,7 +56,7 @@ class RayTasks:
             try:
                 result: TaskResult = ray.get(ended[0])
             except RayError as error:  # its process died again and again, as of memory or of a fault in a decoder
-                reason = str(error).strip().splitlines()[0]
+                reason = str(error).strip().splitlines()[-1]
                 result = TaskResult(key, None, f"the process that worked on it died ({reason}); see the logs of Ray")
             yield result
 

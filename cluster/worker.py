@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -51,6 +51,7 @@ class RegionStatus:
     message : the reason, empty when done
     tiles, pixels : evaluated, written
     device_seconds, seconds : that it held the device, and in all
+    attempts : how often it was begun; more than once where the process that worked on it died
     """
 
     region: int
@@ -62,6 +63,7 @@ class RegionStatus:
     pixels: int = 0
     device_seconds: float = 0.0
     seconds: float = 0.0
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ class RegionWorker:
             with self._gate.enter(alone=begun > 0):
                 self._attempts.begin(region)
                 try:
-                    return work()
+                    result = work()
+                    return replace(result, attempts=begun + 1) if isinstance(result, RegionStatus) else result
                 finally:
                     self._attempts.end(region)
         except OutputError as error:

@@ -32,14 +32,14 @@ class ModuleMember:
         module.eval()
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)
-        self._module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self._module(tiles)
+        result: torch.Tensor = self.module(tiles)
         return result
 
     def parameters_bytes(self) -> int:
-        tensors = [*self._module.parameters(), *self._module.buffers()]
+        tensors = [*self.module.parameters(), *self.module.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 

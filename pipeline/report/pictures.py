@@ -132,9 +132,7 @@ def _read_plane(url: str, channels: Sequence[str]) -> _Plane:
     level = next((each for each in image.levels if max(_size(image, each)) <= _READ_SIDE), image.levels[-1])
     height, width = _size(image, level)
     if height * width > _READ_PIXELS:
-        raise ImageError(
-            f"{url}: has no pyramid level small enough for a picture; add coarser levels to see it here"
-        )
+        raise ImageError(f"{url}: has no pyramid level small enough for a picture; add coarser levels to see it here")
     stride = -(-max(height, width) // _READ_SIDE)
     at: dict[str, int | slice] = {
         "c": channel,
@@ -188,9 +186,7 @@ def _stretch(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.repeat(np.rint(255 * grey).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _outline(
-    grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[ClassInfo]
-) -> NDArray[np.uint8]:
+def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:
     """`grey` (y, x, 3) with the outlines of each class of `labels` (any size, same extent) in its colour."""
     height, width = grey.shape[:2]
     rows = (np.arange(height) + 0.5) * labels.shape[0] / height

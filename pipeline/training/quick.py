@@ -119,9 +119,7 @@ def _new_networks(seed: int, members: int) -> list[torch.nn.Module]:
     with torch.random.fork_rng(devices=[]):
         for index in range(members):
             torch.manual_seed(1000 * seed + index)
-            network = smp.create_model(
-                "Unet", ENCODER, encoder_weights=None, in_channels=1, classes=2, **OPTIONS
-            )
+            network = smp.create_model("Unet", ENCODER, encoder_weights=None, in_channels=1, classes=2, **OPTIONS)
             networks.append(network.to(memory_format=torch.channels_last))
     return networks
 

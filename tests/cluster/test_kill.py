@@ -196,9 +196,11 @@ def test_killed_driver_on_a_cluster_goes_on_where_it_was(
 def test_killed_driver_takes_its_own_ray_along_and_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     run = Disturbed(dataset, tmp_path / "out")
     run.reach(random.Random(4))
-    children = psutil.Process(run.process.pid).children(recursive=True)
-    before = run.kill(psutil.Process(run.process.pid), "the driver")
-    _, alive = psutil.wait_procs(children, timeout=30)
+    driver = psutil.Process(run.process.pid)
+    at_work = [p for p in driver.children(recursive=True) if p.name().startswith(("ray::MapWorker", "ray::attempt"))]
+    assert at_work
+    before = run.kill(driver, "the driver")
+    _, alive = psutil.wait_procs(at_work, timeout=30)
     assert not alive
     code, said = run.again()
     assert code == 0, said
@@ -214,6 +216,8 @@ def test_run_outlives_a_killed_actor(seed: int, dataset: Dataset, cluster: Clust
     assert actors
     before = run.kill(moment.choice(actors), "a member actor")
     code, said = run.end()
+    assert "(raylet)" not in said
+    print("\n".join(line for line in said.splitlines() if "begun anew" in line))
     if code == 3:
         code, said = run.again()
     assert code == 0, said

@@ -31,9 +31,7 @@ CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epi
 SHAPE = (160, 200)
 
 
-def write_source(
-    path: Path, pixels: NDArray[np.uint16], axes: str, channels: tuple[str, ...] = ("dna",)
-) -> None:
+def write_source(path: Path, pixels: NDArray[np.uint16], axes: str, channels: tuple[str, ...] = ("dna",)) -> None:
     types = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
     transformations = [{"type": "scale", "scale": [1.0] * len(axes)}]
     ome = {
@@ -47,9 +45,7 @@ def write_source(
         "omero": {"channels": [{"label": name, "color": "FFFFFF"} for name in channels]},
     }
     group = zarr.create_group(path, attributes={"ome": ome})
-    group.create_array(
-        "s0", data=pixels, chunks=(*(1,) * (len(axes) - 2), 64, 64), dimension_names=tuple(axes)
-    )
+    group.create_array("s0", data=pixels, chunks=(*(1,) * (len(axes) - 2), 64, 64), dimension_names=tuple(axes))
 
 
 def write_result(
@@ -78,9 +74,7 @@ def write_result(
     maps = dict(zip(CHANNELS, (1 - probability, probability, doubt, doubt / 4, 3 * doubt / 4), strict=True))
     posterior = np.stack([maps[c] for c in channels]) if channels else None
     prepare_image(layout)
-    write_region(
-        layout, 0, 0, Window.of(0, labels.shape[0], 0, labels.shape[1]), posterior, mask.astype(np.uint8)
-    )
+    write_region(layout, 0, 0, Window.of(0, labels.shape[0], 0, labels.shape[1]), posterior, mask.astype(np.uint8))
     write_pyramid(layout)
 
 
@@ -115,9 +109,7 @@ def write_tables(out: Path, rows: list[dict[str, object]], run: dict[str, object
     pd.DataFrame(rows, columns=columns).to_parquet(out / "scores.parquet")
 
 
-def score(
-    source: Path, name: str, uncertainty: float | None, image: str = "", **more: object
-) -> dict[str, object]:
+def score(source: Path, name: str, uncertainty: float | None, image: str = "", **more: object) -> dict[str, object]:
     return {
         "image": image,
         "source": str(source),
@@ -146,9 +138,7 @@ def run(tmp_path: Path) -> Path:
     write_source(plate / "B/02/3", image[None], "cyx")
     rows.append(score(plate, "plate.ome.zarr/B/02/3", None, "B/02/3", status="empty"))
     broken = tmp_path / "broken.zarr"
-    rows.append(
-        score(broken, "broken.zarr", None, status="failed", message="broken.zarr: <axes> are missing")
-    )
+    rows.append(score(broken, "broken.zarr", None, status="failed", message="broken.zarr: <axes> are missing"))
     write_tables(out, rows)
     return out
 
@@ -276,9 +266,7 @@ def test_of_channels_times_and_planes_the_first_is_shown_and_named(tmp_path: Pat
 def test_outlines_lie_on_the_rim_of_the_labels_in_the_class_colour(tmp_path: Path) -> None:
     labels = np.zeros((512, 512), np.uint16)
     labels[100:300, 200:400] = 1
-    write_source(
-        tmp_path / "a.zarr", np.arange(512 * 512, dtype=np.uint32).reshape(512, 512).astype(np.uint16), "yx"
-    )
+    write_source(tmp_path / "a.zarr", np.arange(512 * 512, dtype=np.uint32).reshape(512, 512).astype(np.uint16), "yx")
     write_result(tmp_path, "a.zarr", labels)
     views = draw_views(
         str(tmp_path / "a.zarr"), str(tmp_path / "images/a.zarr"), [CLASSES[0], ClassInfo("n", "#ff0000")]

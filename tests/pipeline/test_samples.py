@@ -131,9 +131,7 @@ def test_the_same_seed_writes_the_same_plate_and_its_fields_differ(plate: Path, 
     fields = [f"{row}/{column}/{field}" for row in "AB" for column in ("01", "02", "03") for field in (0, 1)]
     seen = set()
     for field in fields:
-        first, again = (
-            zarr.open_array(root / field / "s0", mode="r")[:] for root in (plate, tmp_path / "again.zarr")
-        )
+        first, again = (zarr.open_array(root / field / "s0", mode="r")[:] for root in (plate, tmp_path / "again.zarr"))
         assert np.array_equal(first, again)
         seen.add(np.asarray(first).tobytes())
     assert len(seen) == len(fields)
