@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-quick clean
+
+.PHONY: demo test test-long check bench bench-quick clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -21,6 +22,10 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest
 
+# The rest of the kill runs and spreads over actors: ten kills in all.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m "ray or kill or long"
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,10 +33,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	PYTHONPATH=. $(BIN)/python benchmarks/run.py
 
 bench-quick: $(READY)
-	$(BIN)/python benchmarks/run.py --quick
+	PYTHONPATH=. $(BIN)/python benchmarks/run.py --quick
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +19,6 @@ from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Ray reports home unless it is told not to, and prints to standard output when a process dies, where --json goes;
-# that a region is tried again is said by us. Both must be set before it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False

@@ -20,9 +20,6 @@ _GPU_TILES_PER_BLOCK = 512
 # nearly all of the time, so that one is inferred while the other is written and the next one read; a third would
 # only wait, and be missed by an actor that has nothing left.
 _GPU_BLOCKS, _CPU_BLOCKS = 3, 2
-# A stream in which nothing ends for this many times as long as its largest block may take is taken to hang; so
-# many seconds besides are for actors to start, for reading and for writing.
-_PATIENCE_FACTOR, _PATIENCE_SECONDS = 10, 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +73,6 @@ class Placement:
     @property
     def kind(self) -> str:
         return "replicated" if len(self.groups) == 1 else "staged"
-
-    def patience(self, cost: Cost, seconds_per_tile: float) -> float:
-        """Seconds without any block ending after which something must be wrong."""
-        block = cost.most_tiles * seconds_per_tile * self.regions_per_block
-        return _PATIENCE_SECONDS + _PATIENCE_FACTOR * block * self.blocks_per_actor
 
 
 def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: Calibration) -> Memory:

@@ -135,8 +135,8 @@ def _executor(job: _Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecas
         require_devices(job.settings, resources)
         measured = calibrate_on_ray(job.ensemble, job.settings)
         made = _forecast(job, resources, measured, reporter)
-        patience = made.placement.patience(made.cost, measured.seconds_per_tile)
-        yield RayExecutor(made.placement, patience, resources.logs), made
+        longest = made.cost.most_tiles * measured.seconds_per_tile
+        yield RayExecutor(made.placement, longest, resources.logs), made
     finally:
         session.stop()
 

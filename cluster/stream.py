@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from cluster.calibration import Calibration, calibrate
@@ -31,7 +32,11 @@ from pipeline.inference import StageState
 
 # Each costs the driver about 1 ms before the stream begins, and Ray 5 ms while it goes on.
 _MOST_BLOCKS = 5_000
+# So that all actors have work to the end where there are few regions.
+_LEAST_BLOCKS_PER_ACTOR = 8
 _CALIBRATION_SECONDS = 600
+# For actors to start, also on nodes that are only just made; and how many times as long as expected blocks may take.
+_START_SECONDS, _PATIENCE = 600.0, 10.0
 # Streams in a row that may break before a single region of theirs ends.
 _FRUITLESS_STREAMS = 3
 log = logging.getLogger("chorus")
@@ -88,15 +93,15 @@ class RayExecutor(RayTasks):
     Parameters
     ----------
     placement : how members and regions are spread
-    patience : seconds without any region ending after which the stream is taken to hang, see `patience`
+    longest : seconds that a region is expected to take at most
     logs : folder of Ray's logs, named when Ray fails
     """
 
-    def __init__(self, placement: Placement, patience: float, logs: str) -> None:
+    def __init__(self, placement: Placement, longest: float, logs: str) -> None:
         # Beside the member actors, which hold all cores: tasks ask for none and are bounded in number instead.
         super().__init__(placement.tasks, cpus=0)
         self._placement = placement
-        self._patience = patience
+        self._longest = longest
         self._logs = logs
 
     @property
@@ -124,6 +129,8 @@ class RayExecutor(RayTasks):
                         log.warning("a process died and its region was begun anew; the logs are in %s", self._logs)
                     yield status
                 reason = "regions came back with no result"
+            except ExecutionTimeoutError:
+                reason = "no region ended any more"
             except Exception as error:
                 log.debug("the stream of regions broke", exc_info=True)
                 reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -142,18 +149,24 @@ class RayExecutor(RayTasks):
         settings.enable_progress_bars = False
         settings.print_on_execution_start = False
         settings.execution_options.preserve_order = False
-        settings.execution_no_progress_timeout_s = self._patience
         settings.max_consecutive_actor_init_deaths = 3
         settings.max_errored_blocks = 0
         blocks = self._blocks(todo)
+        settings.execution_no_progress_timeout_s = self._patience(len(blocks[0]))
         stream = self._stages(ray.data.from_blocks(blocks), len(blocks), context.model_dump_json())
         tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for table in tables:
             for row in table.to_pylist():
                 yield RegionStatus(**row)
 
+    def _patience(self, regions: int) -> float:
+        """Seconds without any block of so many `regions` ending after which the stream is taken to hang."""
+        return _START_SECONDS + _PATIENCE * self._longest * regions * self._placement.blocks_per_actor
+
     def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
-        size = max(self._placement.regions_per_block, -(-len(todo) // _MOST_BLOCKS))
+        actors = self._placement.actors_per_stage
+        size = min(self._placement.regions_per_block, len(todo) // (_LEAST_BLOCKS_PER_ACTOR * actors))
+        size = max(1, size, -(-len(todo) // _MOST_BLOCKS))
         return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
 
     def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:

@@ -4,7 +4,8 @@ One dataset (8 images of 8 regions, three small networks) is done once by the se
 ten runs of ``chorus predict`` are disturbed, each once: five times the driver dies (once with a Ray of its own, else on
 a cluster that goes on), and the same command is given again; three times a member actor dies; twice the process that
 finishes images. A moment is a number of recorded regions drawn by chance and up to half a second more. Nothing that was
-recorded at the kill may be written again. Then what is not a kill: SIGTERM, Ctrl-C, and a region that always kills.
+recorded at the kill may be written again. One of each kind is in ``make test``, all ten in
+``make test-long``. Then what is not a kill: SIGTERM, Ctrl-C, and a region that always kills.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def workers(cluster: Cluster, title: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 def test_killed_driver_on_a_cluster_goes_on_where_it_was(
     seed: int, dataset: Dataset, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -207,7 +208,7 @@ def test_killed_driver_takes_its_own_ray_along_and_goes_on_where_it_was(dataset:
     assert_as_undisturbed(run, dataset, before)
 
 
-@pytest.mark.parametrize("seed", range(5, 8))
+@pytest.mark.parametrize("seed", [5, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 8))])
 def test_run_outlives_a_killed_actor(seed: int, dataset: Dataset, cluster: Cluster, tmp_path: Path) -> None:
     run = Disturbed(dataset, tmp_path / "out", "--address", cluster.address)
     moment = random.Random(seed)
@@ -224,7 +225,7 @@ def test_run_outlives_a_killed_actor(seed: int, dataset: Dataset, cluster: Clust
     assert_as_undisturbed(run, dataset, before)
 
 
-@pytest.mark.parametrize("seed", range(8, 10))
+@pytest.mark.parametrize("seed", [8, pytest.param(9, marks=pytest.mark.long)])
 def test_run_outlives_a_killed_task(seed: int, dataset: Dataset, cluster: Cluster, tmp_path: Path) -> None:
     run = Disturbed(dataset, tmp_path / "out", "--address", cluster.address)
     run.reach(random.Random(seed))
@@ -238,7 +239,7 @@ def test_run_outlives_a_killed_task(seed: int, dataset: Dataset, cluster: Cluste
     assert_as_undisturbed(run, dataset, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_run_that_is_told_to_stop_says_how_to_go_on(
     number: signal.Signals, dataset: Dataset, cluster: Cluster, tmp_path: Path
 ) -> None:

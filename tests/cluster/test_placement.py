@@ -136,13 +136,6 @@ def test_cluster_without_what_members_run_on_is_refused(ensemble: Ensemble) -> N
         require_devices(settings(ensemble), Resources(cpus=0, gpus=4, nodes=1, memory=0))
 
 
-def test_patience_is_far_longer_than_what_the_largest_region_takes(ensemble: Ensemble) -> None:
-    placement = placed(ensemble, 8 * GIGABYTE, device="cpu")
-    assert placement.patience(cost(tiles=1), 0.001) >= 600
-    whole_slide = placement.patience(cost(tiles=1089), 10.0)
-    assert whole_slide > 10 * 1089 * 10.0
-
-
 def measured(**changes: int) -> Calibration:
     return replace(Calibration(100, 20, 3, 10**12, 0.1, "a device"), **changes)
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def serial(images: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize(
     "spread",
     [
-        {"actors": 1},
+        pytest.param({"actors": 1}, marks=pytest.mark.long),
         {"actors": 2},
-        {"actors": 3},
+        pytest.param({"actors": 3}, marks=pytest.mark.long),
         {"actors": 4, "placement": "replicated"},
         {"actors": 4, "placement": "staged", "stages": 2},
-        {"actors": 3, "placement": "staged", "stages": 3},
+        pytest.param({"actors": 3, "placement": "staged", "stages": 3}, marks=pytest.mark.long),
     ],
     ids=lambda spread: "-".join(map(str, spread.values())),
 )
@@ -189,14 +190,14 @@ def test_actors_that_cannot_start_cut_the_run_short_and_say_why(
 ) -> None:
     monkeypatch.setattr(stream, "_FRUITLESS_STREAMS", 1)
     with pytest.raises(CutShortError) as caught:
-        list(RayExecutor(PLACEMENT, 600, connected.logs).regions(context, np.arange(3)))
+        list(RayExecutor(PLACEMENT, 1.0, connected.logs).regions(context, np.arange(3)))
     assert "changed since the run began" in str(caught.value)
     assert connected.logs in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_task_that_fails_or_dies_is_a_result(connected: session.Resources) -> None:
-    executor = RayExecutor(PLACEMENT, 600, connected.logs)
+    executor = RayExecutor(PLACEMENT, 1.0, connected.logs)
     executor.submit(0, sum, [1, 2])
     executor.submit(1, storage.scheme, "ftp://elsewhere")
     executor.submit(2, int, "no number")
@@ -206,6 +207,26 @@ def test_task_that_fails_or_dies_is_a_result(connected: session.Resources) -> No
     assert "ftp://elsewhere: scheme 'ftp' is not supported" in str(results[1].error)
     assert "unexpected ValueError: invalid literal" in str(results[2].error)
     assert "the process that worked on it died" in str(results[3].error)
+
+
+@pytest.mark.parametrize("regions_per_block", [1, 57])
+def test_every_region_is_in_one_block_and_all_actors_have_blocks_to_the_end(regions_per_block: int) -> None:
+    for count in (1, 5, 100, 3_000, 1_000_000):
+        executor = RayExecutor(replace(PLACEMENT, regions_per_block=regions_per_block), 1.0, "the logs")
+        blocks = executor._blocks(np.arange(count))
+        assert np.array_equal(np.concatenate([block["region"].to_numpy() for block in blocks]), np.arange(count))
+        assert min(count, 8 * PLACEMENT.actors_per_stage) <= len(blocks) <= 5_000
+        assert max(map(len, blocks)) <= max(regions_per_block, count // 5_000)
+
+
+def test_stream_that_hangs_is_broken_off_and_begun_anew(
+    connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No actor can ever start: each asks for more cores than the cluster has."""
+    monkeypatch.setattr(stream, "_START_SECONDS", 5.0)
+    executor = RayExecutor(replace(PLACEMENT, cpus_per_actor=CORES + 1), 0.0, connected.logs)
+    with pytest.raises(CutShortError, match=r"Ray failed again and again \(no region ended any more\)"):
+        list(executor.regions(context, np.arange(3)))
 
 
 class Streams(RayExecutor):
