@@ -116,7 +116,7 @@ _TYPES: dict[str, pa.DataType] = {
     "tuple[str | None, ...]": _STRINGS,
 }
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
-_BATCH = 10_000
+_BATCH = 1_000
 
 
 class ImageTable:
