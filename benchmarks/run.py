@@ -54,8 +54,9 @@ console = Console()
 
 @dataclass(frozen=True)
 class Setting:
-    """How forward passes are spread over the cores: processes, threads of each, tiles per call, memory format."""
+    """How forward passes are spread over the cores: tile, processes, threads of each, tiles per call, memory format."""
 
+    tile: int
     processes: int
     threads: int
     tiles: int
@@ -112,38 +113,43 @@ def main(
 
     Examples: `python benchmarks/run.py --quick`, `python benchmarks/run.py --tile 512 --images 16`
     """
-    members = members or (2 if quick else 5)
-    augmentations = ["identity"] if quick else list(FLIPS)
+    members = members or 5
+    augmentations = list(FLIPS)
     sizes = tiles or ([256] if quick else [256, 512])
-    images = images or (4 if quick else 16)
+    images = images or (3 if quick else 16)
     folder = Path(tempfile.mkdtemp(prefix="chorus-bench-"))
     try:
         write_images(folder / "images", 4 * images)
         rows = []
-        for tile in sizes:
-            ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
-            setting = best_setting(ensemble, tile, len(augmentations))
-            console.print(f"fastest bare passes: {setting}", highlight=False)
-            rows.append(compare(folder, ensemble, setting, tile, members, augmentations, images))
-            if quick or tile == sizes[0]:
-                few = augmentations[:1]
-                small = rows[-1] if quick else compare(folder, ensemble, setting, tile, members, few, images)
-                large = compare(folder, ensemble, setting, tile, members, few, 4 * images)
-                rows += [large] if quick else [small, large]
-                large["time_ratio_of_4_times_the_images"] = large["whole_seconds"] / small["whole_seconds"]
+        if not quick:
+            for tile in sizes:
+                ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
+                setting = best_setting(ensemble, tile, len(augmentations), seconds=4)
+                rows.append(compare(folder, ensemble, setting, members, augmentations, images))
+        rows += growth(folder, sizes[0], images)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)
 
 
+def growth(folder: Path, tile: int, images: int) -> list[dict[str, Any]]:
+    """Few passes a tile, then the same with 4 times the images: how time and memory grow."""
+    ensemble = write_ensemble(folder / "ensemble-few", 2, tile)
+    setting = best_setting(ensemble, tile, 1, seconds=2)
+    small, large = (compare(folder, ensemble, setting, 2, ["identity"], count) for count in (images, 4 * images))
+    large["time_ratio_of_4_times_the_images"] = large["whole_seconds"] / small["whole_seconds"]
+    return [small, large]
+
+
 def compare(
-    folder: Path, ensemble: Path, setting: Setting, tile: int, members: int, augmentations: list[str], images: int
+    folder: Path, ensemble: Path, setting: Setting, members: int, augmentations: list[str], images: int
 ) -> dict[str, Any]:
     """One row: bare passes before, the whole run, bare passes after."""
+    tile = setting.tile
     console.print(f"tile {tile}, {members} members x {len(augmentations)} augmentations, {images} images ...")
-    before = passes_per_second(ensemble, tile, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
+    before = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     row = whole_run(folder, ensemble, augmentations, images)
-    after = passes_per_second(ensemble, tile, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
+    after = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     unique = Grid.make((SIZE, SIZE), tile, 0.5).count * images * members * len(augmentations)
     rate = (before + after) / 2
     bare = unique / rate
@@ -201,28 +207,29 @@ def _predict(send: Connection, sources: list[str], ensemble: str, out: str, augm
     )
 
 
-def best_setting(ensemble: Path, tile: int, augmentations: int) -> Setting:
+def best_setting(ensemble: Path, tile: int, augmentations: int, *, seconds: float) -> Setting:
     """The fastest of the settings that this machine offers, each tried for a few seconds."""
     cores = psutil.cpu_count() or 1
     rates: dict[Setting, float] = {}
     for processes, threads in {(cores, 1), (1, cores)}:
         settings = [
-            Setting(processes, threads, tiles, last)
+            Setting(tile, processes, threads, tiles, last)
             for tiles, last in itertools.product(TILES_PER_CALL, (True, False))
             if tiles == 1 or tile**2 * tiles * augmentations <= 4 * 512**2
         ]
-        rates |= dict(zip(settings, passes_per_second(ensemble, tile, augmentations, settings, seconds=3), strict=True))
-    return max(rates, key=lambda setting: rates[setting])
+        found = passes_per_second(ensemble, augmentations, settings, seconds=seconds)
+        rates |= dict(zip(settings, found, strict=True))
+    best = max(rates, key=lambda setting: rates[setting])
+    console.print(f"fastest bare passes: {best}, {rates[best]:.2f} a second", highlight=False)
+    return best
 
 
-def passes_per_second(
-    ensemble: Path, tile: int, augmentations: int, settings: list[Setting], *, seconds: float
-) -> list[float]:
+def passes_per_second(ensemble: Path, augmentations: int, settings: list[Setting], *, seconds: float) -> list[float]:
     """Forward passes of tiles a second over all processes, after a warm-up, for settings of one spread."""
     context = mp.get_context("spawn")
     processes = settings[0].processes
     barrier, queue = context.Barrier(processes), context.Queue()
-    arguments = (str(ensemble), tile, augmentations, settings, seconds, barrier, queue)
+    arguments = (str(ensemble), augmentations, settings, seconds, barrier, queue)
     workers = [context.Process(target=_forward, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
@@ -234,7 +241,6 @@ def passes_per_second(
 
 def _forward(
     ensemble: str,
-    tile: int,
     augmentations: int,
     settings: list[Setting],
     seconds: float,
@@ -252,7 +258,7 @@ def _forward(
         for setting in settings:
             layout = torch.channels_last if setting.channels_last else torch.contiguous_format
             modules = [member.module.to(memory_format=layout) for member in members]
-            batch = torch.randn(setting.tiles * augmentations, 1, tile, tile).to(memory_format=layout)
+            batch = torch.randn(setting.tiles * augmentations, 1, setting.tile, setting.tile).to(memory_format=layout)
             modules[0](batch)
             barrier.wait()
             started, calls = time.monotonic(), 0

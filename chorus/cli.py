@@ -1,4 +1,4 @@
-"""What a person types: ``chorus predict``, ``plan``, ``convert``, ``rank``, ``report``, ``ensemble``."""
+"""What a person types: ``chorus predict``, ``plan``, ``convert``, ``rank``, ``report``, ``train``, ``ensemble``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from chorus import ensembles, models
 from chorus import format as layout
 from chorus.convert import convert
 from chorus.options import Json, RequestOptions, with_options
 from chorus.progress import ConsoleReporter
+from chorus.train import train
 from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
 )
-ensemble_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-app.add_typer(ensemble_app, name="ensemble", help="Look at an ensemble and check it.")
+app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
+app.add_typer(models.app, name="models", help="Test packages of trained networks.")
 app.command()(convert)
+app.command()(train)
 err = Console(stderr=True)
 out_console = Console()
 
@@ -149,32 +152,6 @@ def report(
     from pipeline.report.page import write_report
 
     out_console.print(write_report(out, top=top), highlight=False, soft_wrap=True)
-
-
-@ensemble_app.command("check")
-def ensemble_check(
-    ensemble: Annotated[str, typer.Argument(help="ensemble.yaml, or the folder that holds it.")], as_json: Json = False
-) -> None:
-    """Load every member, run it once and print what the ensemble is.
-
-    **Example**
-
-    `chorus ensemble check nuclei/`
-    """
-    from cluster.calibration import calibrate
-    from cluster.plan import resolve
-    from cluster.settings import ResultSettings
-    from pipeline.ensemble import read_ensemble
-
-    read = read_ensemble(ensemble)
-    measured = calibrate(read, resolve(ResultSettings(), read), 1)
-    if as_json:
-        _print_json(read.spec.model_dump(mode="json") | {"hash": read.hash, "calibration": asdict(measured)})
-        return
-    classes = ", ".join(entry.name for entry in read.classes)
-    out_console.print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}", highlight=False)
-    out_console.print(f"hash {read.hash}", highlight=False)
-    out_console.print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile", highlight=False)
 
 
 def main() -> None:

@@ -11,32 +11,31 @@ import typer
 from rich.console import Console
 
 from pipeline.samples import write_foreign_images, write_sample_plate
-from pipeline.training.quick import train_quick_ensemble
 
 console = Console()
 SEED = 7
+ENSEMBLE = "nuclei-fluo"
 
 
-def demo(folder: Annotated[Path, typer.Argument(help="Where the sample, the ensemble and the results go.")]) -> None:
-    """Make a sample plate and foreign images, train a small ensemble, segment, rank, and write the report."""
-    images, ensemble, results = folder / "images", folder / "ensemble", folder / "results"
+def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the results go.")]) -> None:
+    """Make a sample plate and foreign images, segment with the built-in ensemble, rank, and write the report."""
+    images, results = folder / "images", folder / "results"
     step("1. A sample: a plate of simulated nuclei, and images of quite another kind")
     if not images.exists():
         write_sample_plate(str(images / "plate.ome.zarr"), SEED)
         write_foreign_images(str(images / "foreign"))
-    step("2. An ensemble: three small U-Nets trained on simulated nuclei, under two minutes")
-    if not (ensemble / "ensemble.yaml").exists():
-        train_quick_ensemble(ensemble, members=3, seed=SEED, progress=console.print)
+    step("2. The ensemble that comes with Chorus: five small U-Nets trained on real nuclei")
+    command("ensemble", "show", ENSEMBLE)
     step("3. Segment everything on Ray")
-    predict = ["predict", str(images), "--ensemble", str(ensemble), "--out", str(results)]
-    command(*predict)
+    command("predict", str(images), "--ensemble", ENSEMBLE, "--out", str(results))
     step("4. What to look at first")
     command("rank", str(results), "--top", "8")
     console.print(
         f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the foreign images with their "
         f"labels and their doubt.\nThe results are OME-Zarr in {results}/images.\n\nThe same on your own data:\n"
-        f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ensemble} --out results[/bold]\n"
+        f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ENSEMBLE} --out results[/bold]\n"
         f"  [bold]chorus rank results[/bold]\n"
+        f"and with an ensemble of your own: [bold]chorus train IMAGES --labels LABELS --out my-ensemble[/bold]\n"
         f"(chorus is in .venv/bin; TIFF and PNG: chorus convert FOLDER --out images)",
         highlight=False,
         soft_wrap=True,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
@@ -16,7 +17,11 @@ from pipeline.augmentation import D4, FLIPS
 from pipeline.errors import RefusedError
 
 T = TypeVar("T")
+BUILTIN = Path(__file__).parent / "builtin"
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document on standard output.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
+]
 Maps = "probability,uncertainty,epistemic,aleatoric"
 
 
@@ -27,12 +32,20 @@ class RequestOptions:
     sources: Annotated[
         list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
     ]
-    ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="ensemble.yaml, or the folder that holds it.")]
+    ensemble: Annotated[
+        str,
+        typer.Option(
+            "--ensemble", "-e", help="ensemble.yaml, its folder, or the name of one in `chorus ensemble list`."
+        ),
+    ]
     out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs:// or s3:// URL.")]
     channel: Annotated[
         list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
     ] = None
     level: Annotated[int | None, typer.Option(help="Resolution level; by default chosen by pixel size.")] = None
+    diameter: Annotated[
+        float | None, typer.Option(help="Of the objects, in pixels of the image; then pixel sizes are not used.")
+    ] = None
     tile: Annotated[int | None, typer.Option(help="Edge of a tile in pixels; by default the ensemble's.")] = None
     overlap: Annotated[float | None, typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.")] = None
     augment: Annotated[
@@ -45,9 +58,10 @@ class RequestOptions:
     ] = "auto"
     region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
     chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
-    save: Annotated[str, typer.Option(help="Maps to keep, comma-separated, or `none`.")] = Maps
+    save: Annotated[str, typer.Option(help="Maps to keep, comma-separated (`flows`, too), or `none`.")] = Maps
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
     strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
+    trust_code: TrustCode = False
     in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone (for debugging).")] = (
@@ -67,6 +81,7 @@ class RequestOptions:
         settings = {
             "channel": self.channel or [],
             "level": self.level,
+            "diameter": self.diameter,
             "tile": self.tile,
             "overlap": self.overlap,
             "augmentations": _augmentations(self.augment),
@@ -86,8 +101,10 @@ class RequestOptions:
             "actors": self.actors,
             "placement": None if self.placement == "auto" else self.placement,
             "stages": self.stages,
+            "trust_code": self.trust_code,
         }
-        content = {"sources": self.sources, "ensemble": self.ensemble, "out": self.out, "overwrite": self.overwrite}
+        ensemble = named_ensemble(self.ensemble)
+        content = {"sources": self.sources, "ensemble": ensemble, "out": self.out, "overwrite": self.overwrite}
         try:
             return PredictRequest.model_validate(content | {"settings": settings, "run": run})
         except ValidationError as error:
@@ -96,6 +113,28 @@ class RequestOptions:
             reason = first["msg"].removeprefix("Value error, ")
             option = f"--{field}: " if field else ""
             raise RefusedError(f"{option}{reason}; see `chorus predict --help`") from error
+
+
+def builtin_ensembles() -> dict[str, str]:
+    """The ensembles that Chorus brings, by name: their URLs."""
+    return {path.parent.name: str(path) for path in sorted(BUILTIN.glob("*/ensemble.yaml"))}
+
+
+def named_ensemble(text: str) -> str:
+    """What `text` means where an ensemble is read: itself, or the built-in ensemble of that name.
+
+    A name has neither a slash nor a suffix; a file or folder of that name goes first.
+    """
+    if "/" in text or Path(text).suffix or Path(text).exists():
+        return text
+    known = builtin_ensembles()
+    if text not in known:
+        brought = f" ({', '.join(known)})" if known else ""
+        raise RefusedError(
+            f"ensemble {text}: neither a folder here nor an ensemble that Chorus brings{brought}; correct the path or "
+            f"the name"
+        )
+    return known[text]
 
 
 def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:

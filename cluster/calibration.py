@@ -45,21 +45,21 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings, threads: int) -> C
     if device.type == "cpu":
         torch.set_num_threads(threads)
     process = psutil.Process().memory_info().rss
-    members = [ensemble.load_member(index, device) for index in range(len(ensemble.spec.members))]
+    count = range(len(ensemble.spec.members))
+    members = [ensemble.load_member(index, device, settings.tile) for index in count]
     for index, member in enumerate(members):
         check_answer(ensemble, index, member, settings.tile, device)
+    inputs = ensemble.inputs(count, settings.tile)
     weights = sum(member.parameters_bytes() for member in members)
     before = _peak(device)
     inference = inference_settings(settings, ensemble)
-    group = MemberGroup(members, inference, device)
-    batch = torch.zeros(
-        (settings.batch, len(ensemble.spec.input.channels), settings.tile, settings.tile), device=device
-    )
+    group = MemberGroup(members, inference, device, inputs.channels)
+    batch = torch.zeros((settings.batch, inputs.count, settings.tile, settings.tile), device=device)
     best = float("inf")
     with torch.inference_mode():
         for _ in range(2):
             started = time.perf_counter()
-            sums = SampleSums.zeros(settings.batch, inference.classes, settings.tile, device)
+            sums = SampleSums.zeros(settings.batch, inference.classes, settings.tile, device, flows=inference.flows)
             group.add_samples(batch, sums)
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -7,8 +7,9 @@ from typing import Any
 from cluster.images import PlannedImage
 from cluster.ledger import ImageRecord, Ledger
 from cluster.plan import RunContext, layout_of
-from cluster.statistics import image_scaling
+from cluster.statistics import image_statistics
 from pipeline.ensemble import Ensemble
+from pipeline.preparation import without_spread
 from pipeline.pyramid import write_pyramid
 from pipeline.scores import image_scores
 
@@ -24,7 +25,7 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= scores.model_dump(include=set(SCORE_FIELDS))
     row["status"] = "done" if scores.uncertainty is not None else "empty"
-    if image_scaling(context, image, ensemble).constant:
+    if without_spread(image_statistics(context, image, ensemble)):
         row["message"] = "a channel has the same value in every pixel; it was taken as zero"
     names = [entry.name for entry in ensemble.spec.classes[1:]]
     for name, dice, fraction in zip(names, scores.pairwise_dice_per_class, scores.foreground_fraction, strict=True):

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict
 from cluster.images import ImageTable, PlannedImage
 from cluster.settings import ResultSettings
 from pipeline import storage
+from pipeline.canvas import InferenceSettings
 from pipeline.ensemble import Ensemble
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, RefusedError
 from pipeline.geometry import Grid, RegionGrid, TileAxis
 from pipeline.images import find_images
-from pipeline.inference import InferenceSettings
 from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
 from pipeline.resampling import AxisMap, plane_shape
@@ -25,6 +25,7 @@ from pipeline.resampling import AxisMap, plane_shape
 _GPU_CALL_PIXELS = 1 << 22
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
+FLOW_NAMES = ("flow:y", "flow:x")
 
 
 class ResolvedSettings(ResultSettings):
@@ -45,6 +46,7 @@ class RunContext(BaseModel):
     ensemble : URL of ``ensemble.yaml``, and the hash that it must still have
     session : names this attempt at the run
     threads : of torch, per actor on CPU
+    trust_code : whether code that a member's package brings along may run
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +57,7 @@ class RunContext(BaseModel):
     settings: ResolvedSettings
     session: str
     threads: int = 1
+    trust_code: bool = False
 
     @property
     def table_url(self) -> str:
@@ -63,10 +66,17 @@ class RunContext(BaseModel):
     def statistics_url(self, image: str) -> str:
         return storage.join(self.out, "plan", "statistics", image + ".json")
 
+    @property
+    def dataset_url(self) -> str:
+        return storage.join(self.out, "plan", "statistics.json")
+
 
 def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
-    """Fill in what the ensemble or the device decides."""
+    """Fill in what the ensemble or the device decides; raises RefusedError where more is asked for than it has."""
     spec = ensemble.spec
+    _rescaling(settings, ensemble)
+    if "flows" in settings.save and not spec.flows:
+        raise RefusedError(f"{ensemble.url}: its members give no flows; leave `flows` out of --save")
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
     per_tile = len(augmentations) * tile**2
@@ -86,6 +96,7 @@ def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> Infere
         augmentations=tuple(settings.augmentations),
         batch=settings.batch,
         precision=settings.precision,
+        flows=ensemble.spec.flows,
     )
 
 
@@ -106,7 +117,8 @@ def plan_images(
 def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:
     """One image's row of the table; raises ImageError where channels or level do not fit."""
     channels = choose_channels(image, settings.channel, ensemble.spec.input.channels)
-    choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um)
+    rescaling = _rescaling(settings, ensemble)
+    choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
     level = image.levels[choice.level]
     kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
     height, width = (level.shape[image.axes.index(a)] for a in "yx")
@@ -133,10 +145,23 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
     )
 
 
+def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
+    """What gives the image's objects the diameter of those that members were trained on; None: the pixel size does."""
+    if settings.diameter is None:
+        return None
+    trained = ensemble.spec.input.diameter_px
+    if trained is None:
+        raise RefusedError(
+            f"{ensemble.url}: --diameter needs `input.diameter_px`, the diameter of the objects that its members were "
+            "trained on; add it (30 for Cellpose) or leave out --diameter"
+        )
+    return trained / settings.diameter
+
+
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
     """Where the results of `image` go."""
     url = storage.join(out, "images", image.name)
-    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names]}
+    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names], "flows": list(FLOW_NAMES)}
     return ImageLayout(
         url=url,
         labels_url=image.url if settings.in_place else url,
@@ -189,7 +214,7 @@ def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> C
     """The cost of all images of `table`."""
     tiles = unique = pixels = bytes_in = bytes_out = most = 0
     channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
-    channels_out += len([m for m in settings.save if m != "probability"])
+    channels_out += sum(len(FLOW_NAMES) if m == "flows" else 1 for m in settings.save if m != "probability")
     item = np.dtype(settings.dtype).itemsize * channels_out + 1
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):

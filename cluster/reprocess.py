@@ -23,8 +23,9 @@ from cluster.plan import ResolvedSettings, RunContext, cost, layout_of, plan_ima
 from cluster.record import RunRecord, clear_output, open_output, write_scores
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter
 from cluster.serial import SerialExecutor
-from cluster.statistics import measure_image
+from cluster.statistics import measure_image, measures_of
 from cluster.stopping import STOPPED, stoppable
+from cluster.survey import survey_dataset
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import prepare_collection, prepare_plate
@@ -32,7 +33,6 @@ from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.errors import CutShortError, OutputError, RefusedError
 from pipeline.layout import FailedImage
 from pipeline.ngff import collection_series, plate_metadata, well_metadata
-from pipeline.normalisation import needs_statistics
 from pipeline.outputs import labels_present, remove_labels
 
 
@@ -90,7 +90,7 @@ def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
 def _plan(request: PredictRequest, reporter: Reporter) -> _Job:
     if storage.scheme(request.out) in ("http", "https"):
         raise RefusedError(f"{request.out}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
-    ensemble = read_ensemble(request.ensemble)
+    ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")
     failures: list[FailedImage] = []
@@ -112,6 +112,7 @@ def _context(job: _Job, name: str) -> RunContext:
         ensemble_hash=job.ensemble.hash,
         settings=job.settings,
         session=name,
+        trust_code=job.ensemble.trust_code,
     )
 
 
@@ -220,11 +221,16 @@ class _Run:
             _prepare_container(root, image.kind, url)
 
     def _statistics(self) -> None:
-        if not needs_statistics(self._job.ensemble.spec.input.normalisation):
+        ensemble, tile = self._job.ensemble, self._context.settings.tile
+        if measures_of(ensemble, tile, "dataset") and not self._finished.images.all():
+            self._reporter.phase("measuring the data set")
+            for result in survey_dataset(self._executor, self._context, self._table, ensemble):
+                self._fail(result.key, -1, result)
+        if not measures_of(ensemble, tile, "image"):
             return
         self._reporter.phase("measuring the images")
         for index in np.flatnonzero(~self._finished.images).tolist():
-            self._executor.submit(index, measure_image, self._context, self._table.image(index), self._job.ensemble)
+            self._executor.submit(index, measure_image, self._context, self._table.image(index), ensemble)
         for result in self._executor.results(wait=True):
             if result.error is not None:
                 self._fail(result.key, -1, result)

@@ -7,21 +7,26 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.augmentation import AUGMENTATIONS
-from pipeline.inference import Precision
+from pipeline.canvas import Precision
 
-MAPS = ("probability", "uncertainty", "epistemic", "aleatoric")
+MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flows")
+DEFAULT_MAPS = MAPS[:-1]
 
 
 class ResultSettings(BaseModel):
     """Everything, besides images and ensemble, on which a byte of the result may depend.
 
     A run goes on in an existing output only with the same values. Fields that are None take the ensemble's.
+
+    `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
+    resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channel: list[str] = []
     level: int | None = Field(default=None, ge=0)
+    diameter: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     tile: int | None = Field(default=None, ge=32, le=4096)
     overlap: float | None = Field(default=None, ge=0, lt=1)
     augmentations: list[str] | None = None
@@ -30,7 +35,7 @@ class ResultSettings(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     region: int = Field(default=2048, ge=64)
     chunk: int = Field(default=512, ge=16)
-    save: list[str] = Field(default_factory=lambda: list(MAPS))
+    save: list[str] = Field(default_factory=lambda: list(DEFAULT_MAPS))
     dtype: Literal["float16", "float32"] = "float16"
     strict: bool = False
     in_place: bool = False
@@ -68,6 +73,7 @@ class RunSettings(BaseModel):
     actors : member actors; None takes what the machine has room for
     placement : all members in every actor, or groups of members in stages; None lets the planner choose
     stages : groups of members where the placement is staged
+    trust_code : whether code that a member's package brings along may run
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,3 +83,4 @@ class RunSettings(BaseModel):
     actors: int | None = Field(default=None, ge=1)
     placement: Literal["replicated", "staged"] | None = None
     stages: int = Field(default=2, ge=2)
+    trust_code: bool = False

@@ -1,7 +1,8 @@
-"""Statistics of whole images, taken before inference where the normalisation needs them, and kept with the plan."""
+"""Statistics of pixels, taken before inference where members' inputs need them, and kept with the plan."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -15,18 +16,17 @@ from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.geometry import RegionGrid
-from pipeline.normalisation import (
-    dtype_divisor,
-    fixed_scaling,
-    image_statistics,
-    needs_statistics,
-)
+from pipeline.preparation import Measure, Statistics, Survey
 from pipeline.reading import open_level, read_window
-from pipeline.sketches import ChannelScaling
 
-_SCALING = TypeAdapter(ChannelScaling)
+_FOUND = TypeAdapter(list[tuple[Measure, float]])
 # Edge of the blocks in which an image is read for its statistics; any value gives the same ones.
 _BLOCK = 2048
+
+
+def measures_of(ensemble: Ensemble, tile: int, per: str) -> frozenset[Measure]:
+    """Statistics that the members' inputs need, ``per`` image or data set."""
+    return frozenset(m for m in ensemble.inputs(range(len(ensemble.spec.members)), tile).measures if m.per == per)
 
 
 def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> None:
@@ -34,32 +34,54 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
     url = context.statistics_url(image.name)
     if storage.exists(url):
         return
+    measures = measures_of(ensemble, context.settings.tile, "image")
+    survey = Survey.begin(measures, len(image.channels), image.dtype)
+    while not survey.complete:
+        survey = survey_image(context, image, survey).conclude()
+    _write(url, survey.found)
+
+
+def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
+    """A copy of `survey` (empty) after one pass over an image; raises ImageError where a pixel is not a number."""
+    survey = copy.deepcopy(survey)
+    for block in _blocks(context, image):
+        survey.update(block)
+    return survey
+
+
+def write_dataset_statistics(context: RunContext, survey: Survey) -> None:
+    """Keep what was found over all images of the run."""
+    _write(context.dataset_url, survey.found)
+
+
+def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> Statistics:
+    """Everything that was measured for an image, its own statistics and those of the data set."""
+    tile = context.settings.tile
+    known: dict[Measure, float] = {}
+    if measures_of(ensemble, tile, "image"):
+        known |= _read(context.statistics_url(image.name), context.session)
+    if measures_of(ensemble, tile, "dataset"):
+        known |= _read(context.dataset_url, context.session)
+    return known
+
+
+def _blocks(context: RunContext, image: PlannedImage) -> Iterator[NDArray[np.generic]]:
     array = open_level(image.url, image.level_path)
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, _BLOCK)
+    for t in range(times):
+        for z in range(depths):
+            for index in range(grid.count):
+                window = grid.window(index)
+                yield read_window(array, image.axes, t, z, image.channels, window, strict=context.settings.strict)
 
-    def blocks() -> Iterator[NDArray[np.generic]]:
-        for t in range(times):
-            for z in range(depths):
-                for index in range(grid.count):
-                    window = grid.window(index)
-                    yield read_window(array, image.axes, t, z, image.channels, window, strict=context.settings.strict)
 
-    scaling = image_statistics(blocks, ensemble.spec.input.normalisation, len(image.channels))
+def _write(url: str, found: Statistics) -> None:
     with storage_errors(url):
-        storage.write_bytes(url, _SCALING.dump_json(scaling))
-
-
-def image_scaling(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ChannelScaling:
-    """How the image's pixels are normalised: by fixed values, or by its own statistics taken before."""
-    entry = ensemble.spec.input
-    if needs_statistics(entry.normalisation):
-        return _read(context.statistics_url(image.name), context.session)
-    divisor = dtype_divisor(image.dtype) if entry.scale == "dtype" else 1.0
-    return fixed_scaling(entry.normalisation, len(image.channels), divisor)
+        storage.write_bytes(url, _FOUND.dump_json(sorted(found.items())))
 
 
 @lru_cache(maxsize=256)
-def _read(url: str, session: str) -> ChannelScaling:
+def _read(url: str, session: str) -> dict[Measure, float]:
     """Read once per session: a later run of the same process may have other statistics at the same place."""
-    return _SCALING.validate_json(storage.read_bytes(url))
+    return dict(_FOUND.validate_json(storage.read_bytes(url)))

@@ -22,13 +22,12 @@ from cluster.gate import Gate
 from cluster.images import ImageTable, PlannedImage, RegionPlace
 from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
 from cluster.plan import RunContext, inference_settings, layout_of, model_grid
-from cluster.statistics import image_scaling
+from cluster.statistics import image_statistics
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, ImageError, OutputError, RefusedError
 from pipeline.geometry import Window
 from pipeline.inference import Engine, PlaneWindow, StageState
 from pipeline.layout import ImageLayout
-from pipeline.normalisation import apply
 from pipeline.outputs import prepare_image, write_region
 from pipeline.posterior import Posterior
 from pipeline.reading import open_level, read_window
@@ -94,14 +93,16 @@ class RegionWorker:
         if device.type == "cpu":
             torch.set_num_threads(context.threads)
         self._context = context
-        self._ensemble = read_ensemble(context.ensemble)
+        self._ensemble = read_ensemble(context.ensemble, trust_code=context.trust_code)
         if self._ensemble.hash != context.ensemble_hash:
             raise RefusedError(f"{context.ensemble}: changed since the run began; restore it or start a new output")
         self._table = ImageTable.read(context.table_url)
         self._settings = context.settings
         indices = members if members is not None else range(len(self._ensemble.spec.members))
-        loaded = [self._ensemble.load_member(index, device) for index in indices]
-        self._engine = Engine(loaded, inference_settings(self._settings, self._ensemble), device)
+        loaded = [self._ensemble.load_member(index, device, self._settings.tile) for index in indices]
+        self._inputs = self._ensemble.inputs(indices, self._settings.tile)
+        inference = inference_settings(self._settings, self._ensemble)
+        self._engine = Engine(loaded, inference, device, self._inputs.channels)
         self._ledger = Ledger(context.out)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
@@ -205,14 +206,15 @@ class RegionWorker:
         return _Work(region, index, place, image, layout, where, target, plane)
 
     def _pixels(self, image: PlannedImage, where: RegionPlace, needed: Window) -> NDArray[np.float32]:
-        """Normalised pixels of a window of the model's plane, (channels, y, x) float32."""
+        """Prepared pixels of a window of the model's plane, (channels of all preparations, y, x) float32."""
         source = needed
         y, x = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
         if _resampled(image):
             source = Window(y.needed(needed.y), x.needed(needed.x))
         array = open_level(image.url, image.level_path)
         raw = read_window(array, image.axes, where.t, where.z, image.channels, source, strict=self._settings.strict)
-        pixels = apply(raw, image_scaling(self._context, image, self._ensemble))
+        known = image_statistics(self._context, image, self._ensemble)
+        pixels = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
         return resample(pixels, source, needed, y, x) if _resampled(image) else pixels
 
     def _write(self, work: _Work, posterior: Posterior, busy: float, started: float) -> RegionStatus:
@@ -249,7 +251,9 @@ class RegionWorker:
     def _back(self, work: _Work, posterior: Posterior) -> Posterior:
         """The posterior on the image's own pixels: maps linear, labels and masks nearest."""
         y, x = self._maps(work.image)
-        maps = np.concatenate([posterior.probability, posterior.epistemic[None], posterior.aleatoric[None]])
+        classes = len(posterior.probability)
+        variances = posterior.epistemic[None], posterior.aleatoric[None]
+        maps = np.concatenate([posterior.probability, *variances, posterior.flows])
         maps = resample(maps, work.target, work.where.window, y, x)
 
         def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
@@ -258,12 +262,13 @@ class RegionWorker:
             return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
 
         return Posterior(
-            probability=maps[:-2],
-            epistemic=maps[-2],
-            aleatoric=maps[-1],
+            probability=maps[:classes],
+            epistemic=maps[classes],
+            aleatoric=maps[classes + 1],
             labels=pick(posterior.labels),
             masks=pick(posterior.masks),
             member_masks=pick(posterior.member_masks),
+            flows=maps[classes + 2 :],
         )
 
 
@@ -278,6 +283,7 @@ def _saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | 
         "uncertainty": posterior.uncertainty[None],
         "epistemic": posterior.epistemic[None],
         "aleatoric": posterior.aleatoric[None],
+        "flows": posterior.flows,
     }
     return np.concatenate([maps[name] for name in save]) if save else None
 

@@ -1,4 +1,7 @@
-"""Test-time augmentations: the symmetries of the square, forward on a tile and back on what a member says of it."""
+"""Test-time augmentations: the symmetries of the square, forward on a tile and back on what a member says of it.
+
+Scalars only move; the vectors (dy, dx) of flows turn as well.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,21 @@ class Augmentation:
     """One symmetry of the square, acting on the last two axes (y, x) of a tensor of scalars.
 
     ``backward(forward(x))`` is `x`, bit for bit: only positions change.
+
+    Attributes
+    ----------
+    turn : for each of dy and dx in the plane, which component it is in the augmented tile and with which sign
     """
 
     name: str
     forward: Transform
     backward: Transform
+    turn: tuple[tuple[int, int], tuple[int, int]]
+
+    def vectors_backward(self, x: torch.Tensor) -> torch.Tensor:
+        """Vectors (..., 2, y, x) that a member gave for an augmented tile, in the plane."""
+        moved = self.backward(x)
+        return torch.stack([sign * moved[..., component, :, :] for component, sign in self.turn], dim=-3)
 
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
@@ -45,14 +58,14 @@ def _antitranspose(x: torch.Tensor) -> torch.Tensor:
 AUGMENTATIONS: dict[str, Augmentation] = {
     a.name: a
     for a in (
-        Augmentation("identity", _identity, _identity),
-        Augmentation("hflip", _flip(-1), _flip(-1)),
-        Augmentation("vflip", _flip(-2), _flip(-2)),
-        Augmentation("hvflip", _flip(-2, -1), _flip(-2, -1)),
-        Augmentation("rot90", _rotate(1), _rotate(3)),
-        Augmentation("rot270", _rotate(3), _rotate(1)),
-        Augmentation("transpose", _transpose, _transpose),
-        Augmentation("antitranspose", _antitranspose, _antitranspose),
+        Augmentation("identity", _identity, _identity, ((0, 1), (1, 1))),
+        Augmentation("hflip", _flip(-1), _flip(-1), ((0, 1), (1, -1))),
+        Augmentation("vflip", _flip(-2), _flip(-2), ((0, -1), (1, 1))),
+        Augmentation("hvflip", _flip(-2, -1), _flip(-2, -1), ((0, -1), (1, -1))),
+        Augmentation("rot90", _rotate(1), _rotate(3), ((1, 1), (0, -1))),
+        Augmentation("rot270", _rotate(3), _rotate(1), ((1, -1), (0, 1))),
+        Augmentation("transpose", _transpose, _transpose, ((1, 1), (0, 1))),
+        Augmentation("antitranspose", _antitranspose, _antitranspose, ((1, -1), (0, -1))),
     )
 }
 """The eight symmetries of the square (D4) by name; ``hvflip`` is the rotation by 180 degrees."""

@@ -4,77 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from functools import cached_property
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from pipeline import storage
-from pipeline.augmentation import AUGMENTATIONS, FLIPS
+from pipeline.ensemble_spec import FORMAT, EnsembleSpec, migrated, newer
 from pipeline.errors import RefusedError
 from pipeline.layout import ClassInfo
-from pipeline.members.contract import Member
-from pipeline.members.smp import SmpMember
-from pipeline.members.torchscript import TorchScriptMember
-from pipeline.normalisation import Normalisation
+from pipeline.members.contract import FLOWS, Asked, Member
+from pipeline.normalisation import NormalisedInput
+from pipeline.preparation import Measure, Preparation
 
-FORMAT = "chorus-ensemble/1"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 
-AnyMember = Annotated[SmpMember | TorchScriptMember, Field(discriminator="kind")]
-Activation = Literal["softmax", "sigmoid", "none"]
 
+@dataclass(frozen=True)
+class Inputs:
+    """What members see: their distinct preparations of the same pixels, one after another along the channels.
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes
+    ----------
+    preparations : each once
+    channels : of the stack, for every member
+    count : channels of the stack
+    """
 
+    preparations: tuple[Preparation, ...]
+    channels: tuple[slice, ...]
+    count: int
 
-class ClassEntry(_Strict):
-    """A class: its name and, but for the background, its colour."""
-
-    name: str = Field(min_length=1)
-    color: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$")
-
-
-class InputEntry(_Strict):
-    """What the members were trained on."""
-
-    channels: list[str] = Field(min_length=1)
-    pixel_size_um: float | None = Field(default=None, gt=0)
-    scale: Literal["dtype"] | None = None
-    normalisation: Normalisation
-
-
-class EnsembleSpec(_Strict):
-    """``ensemble.yaml`` as written; see the design for an example."""
-
-    format: Literal["chorus-ensemble/1"]
-    name: str = Field(min_length=1)
-    classes: list[ClassEntry] = Field(min_length=2)
-    input: InputEntry
-    activation: Activation = "softmax"
-    tile: int = Field(ge=32, le=4096)
-    overlap: float = Field(default=0.5, ge=0, lt=1)
-    augmentations: list[str] = Field(default_factory=lambda: list(FLIPS), min_length=1)
-    members: list[AnyMember] = Field(min_length=1)
-
-    @field_validator("augmentations")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        unknown = [n for n in names if n not in AUGMENTATIONS]
-        if unknown or len(set(names)) != len(names):
-            raise ValueError(f"give each at most once, out of {', '.join(AUGMENTATIONS)}")
-        return names
-
-    @model_validator(mode="after")
-    def _unique(self) -> EnsembleSpec:
-        if len({c.name for c in self.classes}) != len(self.classes):
-            raise ValueError("classes: two classes have the same name")
-        if self.activation == "sigmoid" and len(self.classes) > 17:
-            raise ValueError("classes: at most 16 foreground classes with activation sigmoid")
-        return self
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """Statistics that must be known before."""
+        return frozenset().union(*(preparation.measures for preparation in self.preparations))
 
 
 @dataclass(frozen=True)
@@ -84,6 +51,7 @@ class Ensemble:
     url: str
     spec: EnsembleSpec
     hash: str
+    trust_code: bool = False
 
     @property
     def multilabel(self) -> bool:
@@ -108,34 +76,64 @@ class Ensemble:
         names = [c.name for c in self.spec.classes]
         return tuple(names[1:] if self.multilabel else names)
 
-    def load_member(self, index: int, device: torch.device) -> Member:
+    def asked(self, index: int, tile: int | None = None) -> Asked:
+        """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
+        spec = self.spec
+        weights = spec.members[index].weights
+        url = weights if "://" in weights or weights.startswith("/") else storage.join(self.folder, weights)
+        return Asked(url, len(spec.input.channels), self.outputs, spec.flows, tile or spec.tile, self.trust_code)
+
+    def load_member(self, index: int, device: torch.device, tile: int | None = None) -> Member:
         """Member `index` on `device`; raises RefusedError where its weights are missing, wrong or do not fit."""
-        member = self.spec.members[index]
-        url = member.weights if "://" in member.weights else storage.join(self.folder, member.weights)
-        if member.weights.startswith("/"):
-            url = member.weights
-        return member.load(url, channels=len(self.spec.input.channels), outputs=self.outputs, device=device)
+        return self.spec.members[index].load(self.asked(index, tile), device)
+
+    def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:
+        """What these members see; raises RefusedError where a member's own preparation cannot be had."""
+        stack: dict[Preparation, slice] = {}
+        channels, count = [], 0
+        for index in members:
+            own = self.spec.members[index].preparation(self.asked(index, tile))
+            preparation = own or self._normalised
+            if preparation not in stack:
+                stack[preparation] = slice(count, count + preparation.channels)
+                count += preparation.channels
+            channels.append(stack[preparation])
+        return Inputs(tuple(stack), tuple(channels), count)
+
+    @cached_property
+    def all_inputs(self) -> Inputs:
+        """What all members together see."""
+        return self.inputs(range(len(self.spec.members)))
+
+    @property
+    def _normalised(self) -> NormalisedInput:
+        entry = self.spec.input
+        return NormalisedInput(entry.normalisation, len(entry.channels), entry.scale == "dtype")
 
     @property
     def folder(self) -> str:
         return self.url.rsplit("/", 1)[0]
 
 
-def read_ensemble(url: str) -> Ensemble:
+def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
     """Read and validate ``ensemble.yaml`` (or the folder that holds it); weights are checked on loading.
+
+    Code that a member's package brings along runs with `trust_code` alone.
 
     Raises
     ------
     RefusedError
         In one sentence: what is missing or wrong, in which field.
     """
-    url = storage.normalise(url)
-    if not url.endswith((".yaml", ".yml")):
-        url = storage.join(url, "ensemble.yaml")
+    url = ensemble_url(url)
     try:
-        text = storage.read_bytes(url).decode()
-        content = yaml.safe_load(text)
-        spec = EnsembleSpec.model_validate(content)
+        content = yaml.safe_load(storage.read_bytes(url).decode())
+        if newer(content):
+            raise RefusedError(
+                f"{url}: written by a newer Chorus (format {content['format']}, this one knows {FORMAT}); update "
+                f"Chorus with `pip install --upgrade chorus-bioimage`"
+            )
+        spec = EnsembleSpec.model_validate(migrated(content))
     except OSError as error:
         raise RefusedError(f"ensemble {storage.explain(error, url)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -144,29 +142,47 @@ def read_ensemble(url: str) -> Ensemble:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
         raise RefusedError(f"{url}: field {field}: {first['msg']}; correct it (format {FORMAT})") from error
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return Ensemble(url=url, spec=spec, hash=hashlib.sha256(canonical.encode()).hexdigest())
+    return Ensemble(url=url, spec=spec, hash=content_hash(spec), trust_code=trust_code)
+
+
+def ensemble_url(url: str) -> str:
+    """URL of ``ensemble.yaml``, of that file or of the folder that holds it."""
+    url = storage.normalise(url)
+    return url if url.endswith((".yaml", ".yml")) else storage.join(url, "ensemble.yaml")
+
+
+def content_hash(spec: EnsembleSpec) -> str:
+    """Names what defines the results: everything but `about`; weights by their own hashes."""
+    canonical = json.dumps(spec.model_dump(mode="json", exclude={"about"}), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, device: torch.device) -> None:
     """Show a member an empty tile; raises RefusedError where what it gives is not what the ensemble says."""
     spec = ensemble.spec
     which = f"{ensemble.url}: member {index} ({spec.members[index].weights})"
-    channels = len(spec.input.channels)
-    wanted = (1, ensemble.outputs, tile, tile)
+    channels = ensemble.inputs([index], tile).count
     try:
         with torch.inference_mode():
             answer = member(torch.zeros((1, channels, tile, tile), device=device))
             given, finite = tuple(answer.shape), bool(torch.isfinite(answer).all())
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise RefusedError(
             f"{which} cannot take {channels} channels in tiles of {tile} ({reason}); correct input.channels or tile"
         ) from error
-    if given != wanted:
+    flows = FLOWS * spec.flows
+    # Probabilities may be of all classes or of the foreground ones, where a background follows from them.
+    allowed = {ensemble.outputs}
+    if (member.activation or spec.activation) == "none":
+        allowed |= {len(spec.classes), len(spec.classes) - 1} if not ensemble.multilabel else set()
+    elif member.activation is not None:
+        allowed = {len(spec.classes) - (member.activation == "sigmoid")}
+    if given not in {(1, outputs + flows, tile, tile) for outputs in allowed}:
+        wanted = (ensemble.outputs + flows, tile, tile)
         raise RefusedError(
-            f"{which} gives {given[1:]} for a tile, not {wanted[1:]}; members must agree on the classes "
-            f"({', '.join(c.name for c in spec.classes)}) and keep the tile's size"
+            f"{which} gives {given[1:]} for a tile, not {wanted}; members must agree on the classes "
+            f"({', '.join(c.name for c in spec.classes)}){' and flows' if flows else ''} and keep the tile's size"
         )
     if not finite:
         raise RefusedError(f"{which} answers an empty tile with NaN or infinity; its weights are damaged: restore them")

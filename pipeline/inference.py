@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,39 +17,17 @@ from numpy.typing import NDArray
 
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.blending import BandBlender, gaussian_window
+from pipeline.canvas import InferenceSettings, PosteriorCanvas
 from pipeline.geometry import Grid, Span, Tile, Window, mirror
-from pipeline.members.contract import Member
-from pipeline.posterior import Posterior, SampleSums, class_masks, predicted_labels
+from pipeline.members.contract import FLOWS, Activation, Member
+from pipeline.posterior import Posterior, SampleSums
 
-Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceSettings:
-    """What defines the numbers: the same settings on the same kind of device give the same bits.
-
-    Attributes
-    ----------
-    activation, multilabel, classes : how outputs become probability maps; `classes` counts the maps
-    tile : edge of a tile in pixels
-    augmentations : names, see `pipeline.augmentation`
-    batch : tiles per call of a member (each with all augmentations)
-    precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
-    """
-
-    activation: Literal["softmax", "sigmoid", "none"]
-    multilabel: bool
-    classes: int
-    tile: int
-    augmentations: tuple[str, ...]
-    batch: int
-    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
 class PlaneWindow:
-    """Normalised pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
+    """Prepared pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
 
     pixels: NDArray[np.float32]
     window: Window
@@ -93,10 +70,19 @@ class TileSource:
 
 
 class MemberGroup:
-    """Members that live on one device, in the ensemble's order: all of them, or one stage of several."""
+    """Members that live on one device, in the ensemble's order: all of them, or one stage of several.
 
-    def __init__(self, members: Sequence[Member], settings: InferenceSettings, device: torch.device) -> None:
-        self._members = members
+    `inputs` says which channels of a tile each member sees; all by default.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: InferenceSettings,
+        device: torch.device,
+        inputs: Sequence[slice] | None = None,
+    ) -> None:
+        self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
         self._device = device
@@ -109,86 +95,54 @@ class MemberGroup:
         Each member's own mean probability, (batch, classes, tile, tile) float32.
         """
         views = torch.cat([a.forward(batch) for a in self._augmentations])
-        views = views.contiguous(memory_format=torch.channels_last)
         size, means = batch.shape[0], []
-        for member in self._members:
-            probability = self._probability(member, views)
+        for member, channels in self._members:
+            probability, flows = self._answer(member, views[:, channels])
             total = torch.zeros_like(sums.probability)
             for index, augmentation in enumerate(self._augmentations):
                 sample = augmentation.backward(probability[index * size : (index + 1) * size])
                 total += sample
                 for k in range(sample.shape[1]):
                     sums.squares += sample[:, k] * sample[:, k]
+                if self._settings.flows:
+                    sums.flows += augmentation.vectors_backward(flows[index * size : (index + 1) * size])
             sums.probability += total
             sums.samples += len(self._augmentations)
             means.append(total / len(self._augmentations))
         return means
 
-    def _probability(self, member: Member, views: torch.Tensor) -> torch.Tensor:
+    def _answer(self, member: Member, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities of the classes and the flows (two channels, or none)."""
+        views = views.contiguous(memory_format=torch.channels_last)
         dtype = AUTOCAST.get(self._settings.precision)
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
             outputs = member(views)
         outputs = outputs.to(torch.float32).contiguous()
-        if self._settings.activation == "softmax":
+        split = outputs.shape[1] - FLOWS * self._settings.flows
+        return self._probability(outputs[:, :split], member.activation or self._settings.activation), outputs[:, split:]
+
+    def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if activation == "softmax":
             return outputs.softmax(dim=1)
-        if self._settings.activation == "sigmoid":
+        if activation == "sigmoid":
             # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs
             # in the last bit, so that a sample would depend on its place in the batch.
-            foreground = torch.stack([sample.sigmoid() for sample in outputs])
-            return foreground if self._settings.multilabel else torch.cat([1 - foreground, foreground], dim=1)
-        return outputs
-
-
-class PosteriorCanvas:
-    """Receives blended rows and becomes a Posterior of the target."""
-
-    def __init__(self, target: Window, settings: InferenceSettings, members: int) -> None:
-        self._settings = settings
-        self._top = target.y.start
-        height, width = target.shape
-        labels = np.uint8 if settings.classes <= 256 else np.uint16
-        masks = np.uint16 if settings.multilabel and settings.classes > 8 else labels
-        self._probability = np.empty((settings.classes, height, width), np.float32)
-        self._variances = np.empty((2, height, width), np.float32)
-        self._labels = np.empty((height, width), labels)
-        self._masks = np.empty((height, width), masks)
-        self._member_masks = np.empty((members, height, width), masks)
-
-    def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of (classes + 2, rows, x): mean probability, epistemic, aleatoric."""
-        inside = slice(rows.start - self._top, rows.stop - self._top)
-        probability = maps[:-2]
-        multilabel = self._settings.multilabel
-        self._probability[:, inside] = probability.cpu().numpy()
-        self._variances[:, inside] = maps[-2:].cpu().numpy()
-        self._labels[inside] = predicted_labels(probability, multilabel=multilabel).cpu().numpy()
-        self._masks[inside] = class_masks(probability, multilabel=multilabel).cpu().numpy()
-
-    def take_member(self, member: int, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of (classes, rows, x): the member's own mean probability."""
-        inside = slice(rows.start - self._top, rows.stop - self._top)
-        masks = class_masks(maps, multilabel=self._settings.multilabel)
-        self._member_masks[member, inside] = masks.cpu().numpy()
-
-    @property
-    def member_masks(self) -> NDArray[np.unsignedinteger]:
-        return self._member_masks
-
-    def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
-        return Posterior(
-            probability=self._probability,
-            epistemic=self._variances[0],
-            aleatoric=self._variances[1],
-            labels=self._labels,
-            masks=self._masks,
-            member_masks=self._member_masks if member_masks is None else member_masks,
-        )
+            outputs = torch.stack([sample.sigmoid() for sample in outputs])
+        if outputs.shape[1] == self._settings.classes:
+            return outputs
+        return torch.cat([1 - outputs.sum(dim=1, keepdim=True), outputs], dim=1)
 
 
 class Engine:
     """A group of members on a device that turns windows of planes into posteriors."""
 
-    def __init__(self, members: Sequence[Member], settings: InferenceSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: InferenceSettings,
+        device: torch.device,
+        inputs: Sequence[slice] | None = None,
+    ) -> None:
         if device.type == "cuda":
             # The choice of algorithm must not depend on what ran before, nor fp32 silently mean TF32.
             torch.backends.cudnn.benchmark = False
@@ -196,7 +150,7 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         self._count = len(members)
-        self._group = MemberGroup(members, settings, device)
+        self._group = MemberGroup(members, settings, device, inputs)
         self._settings = settings
         self._device = device
         self._weights = gaussian_window(settings.tile).to(device)
@@ -205,11 +159,11 @@ class Engine:
         """The posterior of `target`, a window of the plane, with all members of the ensemble here."""
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count)
-        ensemble = BandBlender(settings.classes + 2, target, self._weights, canvas.take_ensemble)
+        ensemble = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
         members = self._member_blenders(target, canvas)
         with torch.inference_mode():
             for tiles, batch in TileSource(plane, settings, self._device).batches(target):
-                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device)
+                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
                 self._blend(tiles, self._group.add_samples(batch, sums), members)
                 maps = sums.maps()
                 for index, tile in enumerate(tiles):
@@ -223,28 +177,29 @@ class Engine:
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count)
         members = self._member_blenders(target, canvas)
-        probability, squares, samples = [], [], 0
+        probability, squares, flows, samples = [], [], [], 0
         with torch.inference_mode():
             for index, (tiles, batch) in enumerate(TileSource(plane, settings, self._device).batches(target)):
-                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device)
+                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
                 self._blend(tiles, self._group.add_samples(batch, sums), members)
                 probability.append(sums.probability.cpu().numpy())
                 squares.append(sums.squares.cpu().numpy())
+                flows.append(sums.flows.cpu().numpy())
                 samples = sums.samples
             for blender in members:
                 blender.finish()
         masks = canvas.member_masks
         if before is not None:
             masks = np.concatenate([before.member_masks, masks])
-        return StageState(np.concatenate(probability), np.concatenate(squares), samples, masks)
+        return StageState(np.concatenate(probability), np.concatenate(squares), np.concatenate(flows), samples, masks)
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
         """The posterior of `target` once every stage has added its samples."""
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, 0)
-        blender = BandBlender(settings.classes + 2, target, self._weights, canvas.take_ensemble)
+        blender = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
         with torch.inference_mode():
             for index, tiles in enumerate(batches_of_tiles(plane.grid, target, settings.batch)):
                 maps = state.batch(index, settings.batch, self._device).maps()
@@ -273,12 +228,14 @@ class StageState:
     Attributes
     ----------
     probability : (tiles, classes, tile, tile) float32; `squares` : (tiles, tile, tile) float32
+    flows : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
     samples : members so far times augmentations
     member_masks : (members so far, y, x) unsigned, of the target
     """
 
     probability: NDArray[np.float32]
     squares: NDArray[np.float32]
+    flows: NDArray[np.float32]
     samples: int
     member_masks: NDArray[np.unsignedinteger]
 
@@ -288,5 +245,6 @@ class StageState:
         return SampleSums(
             torch.tensor(self.probability[part], device=device),
             torch.tensor(self.squares[part], device=device),
+            torch.tensor(self.flows[part], device=device),
             self.samples,
         )

@@ -1,13 +1,9 @@
-"""How pixels become what a network was trained on: the settings, and the scaling that they give.
-
-Fixed settings give it at once; those that need an image's own statistics take them before inference, from the whole
-image, with the sketches of `pipeline.sketches`.
-"""
+"""How pixels become what a network was trained on, where the ensemble says it: settings, and the scaling they give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -15,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RefusedError
-from pipeline.sketches import ChannelScaling, Moments, RadixSearch, Sketch
+from pipeline.preparation import SMALLEST_SPREAD, Measure, Statistics, Survey
 
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -68,9 +64,76 @@ class Unchanged(_Settings):
 Normalisation: TypeAlias = Annotated[MeanStd | Percentile | Unchanged, Field(discriminator="kind")]
 
 
-def needs_statistics(normalisation: Normalisation) -> bool:
-    """Whether the whole image must be read before its first pixel can be normalised."""
-    return not isinstance(normalisation, Unchanged) and normalisation.per == "image"
+@dataclass(frozen=True)
+class ChannelScaling:
+    """What normalisation does to each channel: ``(x - offset) * scale`` in float32.
+
+    Attributes
+    ----------
+    offset, scale : one value per channel; a channel without spread has scale 0, so that it becomes all zeros
+    """
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def of(cls, offset: Iterable[float], spread: Iterable[float]) -> ChannelScaling:
+        """From offset and spread (std, or high - low) of each channel."""
+        scale = (1 / value if value >= SMALLEST_SPREAD else 0.0 for value in spread)
+        return cls(tuple(offset), tuple(scale))
+
+
+@dataclass(frozen=True)
+class NormalisedInput:
+    """The ensemble's normalisation as a `pipeline.preparation.Preparation`.
+
+    Attributes
+    ----------
+    normalisation : the settings
+    channels : as many come in as go out
+    by_dtype : integers are divided by their type's maximum first
+    """
+
+    normalisation: Normalisation
+    channels: int
+    by_dtype: bool = False
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        normalisation = self.normalisation
+        if isinstance(normalisation, Percentile):
+            ends = (normalisation.low, normalisation.high)
+            return frozenset(Measure("percentile", c, end) for c in range(self.channels) for end in ends)
+        if isinstance(normalisation, MeanStd) and normalisation.per == "image":
+            kinds: tuple[Literal["mean", "std"], ...] = ("mean", "std")
+            return frozenset(Measure(kind, c) for c in range(self.channels) for kind in kinds)
+        return frozenset()
+
+    def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
+        return apply(raw, self.scaling(raw.dtype, statistics))
+
+    def scaling(self, dtype: DTypeLike, statistics: Statistics) -> ChannelScaling:
+        """Raises RefusedError where the settings hold another number of values than there are channels."""
+        normalisation, channels = self.normalisation, range(self.channels)
+        if isinstance(normalisation, Percentile):
+            low, high = (
+                [statistics[Measure("percentile", c, end)] for c in channels]
+                for end in (normalisation.low, normalisation.high)
+            )
+            return ChannelScaling.of(low, (b - a for a, b in zip(low, high, strict=True)))
+        divisor = dtype_divisor(dtype) if self.by_dtype else 1.0
+        if isinstance(normalisation, Unchanged):
+            return ChannelScaling((0.0,) * self.channels, (1 / divisor,) * self.channels)
+        if normalisation.mean is None or normalisation.std is None:  # a divisor cancels out
+            return ChannelScaling.of(
+                [statistics[Measure("mean", c)] for c in channels], [statistics[Measure("std", c)] for c in channels]
+            )
+        if len(normalisation.mean) != self.channels:
+            raise RefusedError(
+                f"normalisation: mean and std have {len(normalisation.mean)} values for {self.channels} channels; "
+                "give one per channel"
+            )
+        return ChannelScaling.of((m * divisor for m in normalisation.mean), (s * divisor for s in normalisation.std))
 
 
 def dtype_divisor(dtype: DTypeLike) -> float:
@@ -79,64 +142,20 @@ def dtype_divisor(dtype: DTypeLike) -> float:
     return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
 
 
-def fixed_scaling(normalisation: Normalisation, channels: int, divisor: float = 1.0) -> ChannelScaling:
-    """The scaling of a normalisation that needs no statistics, on pixels divided by `divisor` first.
-
-    Raises
-    ------
-    RefusedError
-        If the settings hold another number of values than there are channels.
-    """
-    if isinstance(normalisation, Unchanged):
-        return ChannelScaling((0.0,) * channels, (1 / divisor,) * channels)
-    if isinstance(normalisation, Percentile) or normalisation.mean is None or normalisation.std is None:
-        raise ValueError(f"{normalisation!r} needs the statistics of an image")
-    if len(normalisation.mean) != channels:
-        raise RefusedError(
-            f"normalisation: mean and std have {len(normalisation.mean)} values for {channels} channels; "
-            "give one per channel"
-        )
-    return ChannelScaling.of((m * divisor for m in normalisation.mean), (s * divisor for s in normalisation.std))
-
-
-def first_sketch(normalisation: Normalisation, channels: int, dtype: DTypeLike) -> Sketch:
-    """The empty sketch for the first pass over pixels of `dtype`."""
-    if isinstance(normalisation, Percentile):
-        return RadixSearch.begin((normalisation.low, normalisation.high), channels, np.dtype(dtype))
-    if not needs_statistics(normalisation):
-        raise ValueError(f"{normalisation!r} needs no statistics")
-    return Moments.begin(channels)
-
-
-def image_statistics(
-    read_blocks: Callable[[], Iterable[NDArray[Any]]], normalisation: Normalisation, channels: int
-) -> ChannelScaling:
-    """Scaling of an image by its own statistics. A divisor of its pixels cancels out, so there is none here.
-
-    Parameters
-    ----------
-    read_blocks : gives the image's blocks, (channels, y, x) of one dtype, every pixel once, in any cut and order;
-        called once per pass: twice for percentiles of floats and of integers over 16 bits, else once
-    normalisation : one that `needs_statistics`
-    channels : number of channels
+def normalised(image: NDArray[Any], normalisation: Normalisation) -> NDArray[np.float32]:
+    """(channels, y, x) float32 of a whole image in memory, by its own statistics where the settings ask for them.
 
     Raises
     ------
     ImageError
-        If a pixel is NaN or infinite.
+        If a pixel is NaN or infinite and statistics are needed.
     """
-    blocks = iter(read_blocks())
-    first = next(blocks)
-    found = _one_pass(first_sketch(normalisation, channels, first.dtype), chain([first], blocks))
-    while not isinstance(found, ChannelScaling):
-        found = _one_pass(found, read_blocks())
-    return found
-
-
-def _one_pass(sketch: Sketch, blocks: Iterable[NDArray[Any]]) -> Sketch | ChannelScaling:
-    for block in blocks:
-        sketch.update(block)
-    return sketch.conclude()
+    prepared = NormalisedInput(normalisation, image.shape[0])
+    survey = Survey.begin(prepared.measures, image.shape[0], image.dtype)
+    while not survey.complete:
+        survey.update(image)
+        survey = survey.conclude()
+    return prepared.apply(image, survey.found)
 
 
 def apply(pixels: NDArray[Any], scaling: ChannelScaling) -> NDArray[np.float32]:

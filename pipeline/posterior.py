@@ -21,6 +21,8 @@ class Posterior:
     labels : (y, x) uint8 or uint16, the predicted class, 0 is background
     masks : (y, x) what `labels` says, or bit k - 1 set for class k where the ensemble is multi-label
     member_masks : (members, y, x) the same of each member's own mean
+    flows : (2, y, x) float32, mean flow (dy, dx) towards the middle of a pixel's object, about 5 times the unit
+        vector as Cellpose has it; (0, y, x) where the ensemble gives none
     """
 
     probability: NDArray[np.float32]
@@ -29,6 +31,7 @@ class Posterior:
     labels: NDArray[np.unsignedinteger]
     masks: NDArray[np.unsignedinteger]
     member_masks: NDArray[np.unsignedinteger]
+    flows: NDArray[np.float32]
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
@@ -44,22 +47,25 @@ class SampleSums:
     ----------
     probability : (batch, classes, y, x) float32, sum of p_tm
     squares : (batch, y, x) float32, sum over samples and classes of p_tm squared
+    flows : (batch, 2, y, x) float32, sum of the flows; (batch, 0, y, x) where there are none
     samples : how many were added
     """
 
     probability: torch.Tensor
     squares: torch.Tensor
+    flows: torch.Tensor
     samples: int = 0
 
     @classmethod
-    def zeros(cls, batch: int, classes: int, tile: int, device: torch.device) -> SampleSums:
+    def zeros(cls, batch: int, classes: int, tile: int, device: torch.device, *, flows: bool = False) -> SampleSums:
         return cls(
             torch.zeros((batch, classes, tile, tile), device=device),
             torch.zeros((batch, tile, tile), device=device),
+            torch.zeros((batch, 2 if flows else 0, tile, tile), device=device),
         )
 
     def maps(self) -> torch.Tensor:
-        """(batch, classes + 2, y, x): mean probability, then epistemic and aleatoric variance.
+        """(batch, classes + 2 + flows, y, x): mean probability, epistemic and aleatoric variance, mean flows.
 
         References
         ----------
@@ -77,7 +83,7 @@ class SampleSums:
             square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
         epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
         aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
-        return torch.cat([mean, epistemic[:, None], aleatoric[:, None]], dim=1)
+        return torch.cat([mean, epistemic[:, None], aleatoric[:, None], self.flows / self.samples], dim=1)
 
 
 def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:

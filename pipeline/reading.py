@@ -115,20 +115,26 @@ def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
     return sizes[0], sizes[1]
 
 
-def choose_level(image: SourceImage, level: int | None, pixel_size_um: float | None) -> LevelChoice:
+def choose_level(
+    image: SourceImage, level: int | None, pixel_size_um: float | None, factor: float | None = None
+) -> LevelChoice:
     """The level whose pixels are nearest to what the ensemble wants without losing detail, and what remains.
 
     Parameters
     ----------
     level : the user's choice, which wins
     pixel_size_um : micrometres per pixel that the ensemble wants; None takes images as they are
+    factor : of `LevelChoice`, where something else decides it than the pixel size, which then is not used
 
     Notes
     -----
-    In this order: the finest level within 10 % on both axes, as it is; the coarsest that is finer; level 0.
+    With `factor` the user's level or 0. Otherwise in this order: the finest level within 10 % on both axes, as it is;
+    the coarsest that is finer; level 0.
     """
     if level is not None and not 0 <= level < len(image.levels):
         raise ImageError(f"{image.url}: has no level {level}; give --level from 0 to {len(image.levels) - 1}")
+    if factor is not None:
+        return LevelChoice(level or 0, (factor, factor))
     if pixel_size_um is None:
         return LevelChoice(level or 0, (1.0, 1.0))
     candidates = range(len(image.levels)) if level is None else (level,)

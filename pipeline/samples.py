@@ -1,4 +1,4 @@
-"""Simulated fluorescence microscopy and images of other kinds: what the demo and quick training work on.
+"""Simulated fluorescence microscopy and images of other kinds: what the demo works on.
 
 A field is made the way a microscope makes it: nuclei with chromatin texture and nucleoli, lit unevenly, blurred
 by the optics, and counted by a noisy camera. Intensities and sizes follow U2OS nuclei (Hoechst, 20 x, 0.65 um).

@@ -2,8 +2,8 @@
 
 They are exact, so every cut of the image gives the same bits::
 
-    sketch = Moments.begin(channels)           or RadixSearch.begin(ends, channels, dtype)
-    while it is not a ChannelScaling:          one pass over the image each time, two at most
+    sketch = Moments.begin(channels)           or RadixSearch.begin(percents, channels, dtype)
+    while it is not a tuple of values:         one pass over the image each time, two at most
         update(block) ..., merge(other) ...
         sketch = sketch.conclude()
 
@@ -14,7 +14,7 @@ rounded to float32 first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 
-# The smallest spread whose reciprocal is finite in float32.
-_SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)
 _HALF = 16
 _BUCKETS = 1 << _HALF
 # float32 values are whole multiples of 2^-149.
@@ -34,28 +32,8 @@ _SIGN = 1 << 31
 _PIECE = 1 << 18
 
 
-@dataclass(frozen=True)
-class ChannelScaling:
-    """What normalisation does to each channel: ``(x - offset) * scale`` in float32.
-
-    Attributes
-    ----------
-    offset, scale : one value per channel; a channel without spread has scale 0, so that it becomes all zeros
-    """
-
-    offset: tuple[float, ...]
-    scale: tuple[float, ...]
-
-    @classmethod
-    def of(cls, offset: Iterable[float], spread: Iterable[float]) -> ChannelScaling:
-        """From offset and spread (std, or high - low) of each channel."""
-        scale = (1 / value if value >= _SMALLEST_SPREAD else 0.0 for value in spread)
-        return cls(tuple(offset), tuple(scale))
-
-    @property
-    def constant(self) -> bool:
-        """Whether some channel has no spread."""
-        return 0.0 in self.scale
+# Per channel, in the order that the sketch says.
+Values = tuple[tuple[float, ...], ...]
 
 
 class Sketch(Protocol):
@@ -67,8 +45,8 @@ class Sketch(Protocol):
     def merge(self, other: Self) -> Self:
         """The sketch of both sketches' pixels; neither is changed."""
 
-    def conclude(self) -> Sketch | ChannelScaling:
-        """The scaling, or the empty sketch for another pass over the same pixels."""
+    def conclude(self) -> Sketch | Values:
+        """What was found, or the empty sketch for another pass over the same pixels."""
 
 
 @dataclass
@@ -103,7 +81,8 @@ class Moments:
             tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
         )
 
-    def conclude(self) -> ChannelScaling:
+    def conclude(self) -> Values:
+        """Mean and standard deviation of each channel."""
         n = self.pixels
         # True division of Python integers is rounded once, however large they are.
         mean = (total / (n << _UNIT_BITS) for total in self.total)
@@ -111,7 +90,7 @@ class Moments:
             (n * squares - total * total) / (n * n << 2 * _UNIT_BITS)
             for total, squares in zip(self.total, self.squares, strict=True)
         )
-        return ChannelScaling.of(mean, (math.sqrt(value) for value in variance))
+        return tuple(zip(mean, (math.sqrt(value) for value in variance), strict=True))
 
 
 @dataclass
@@ -123,16 +102,16 @@ class RadixSearch:
 
     Attributes
     ----------
-    ends : low and high percentile, 0 to 100
+    percents : which percentiles, 0 to 100
     dtype : of the pixels
     shift : bits of a key below those that this pass counts by, 16 or 0
     counts : per channel, prefix of the key (bits above those that are counted by): (65536,) int64
-    sought : per channel, (prefix, rank among its pixels) of the neighbours of the low, then of the high percentile;
-        None in the first pass
+    sought : per channel, (prefix, rank among its pixels) of the two neighbours of each percentile in turn; None in
+        the first pass
     pixels : per channel, so far
     """
 
-    ends: tuple[float, float]
+    percents: tuple[float, ...]
     dtype: np.dtype[Any]
     shift: int
     counts: tuple[dict[int, NDArray[np.int64]], ...]
@@ -140,9 +119,9 @@ class RadixSearch:
     pixels: int = 0
 
     @classmethod
-    def begin(cls, ends: tuple[float, float], channels: int, dtype: np.dtype[Any]) -> RadixSearch:
+    def begin(cls, percents: tuple[float, ...], channels: int, dtype: np.dtype[Any]) -> RadixSearch:
         counts = tuple({0: np.zeros(_BUCKETS, np.int64)} for _ in range(channels))
-        return cls(ends, dtype, 0 if _is_short(dtype) else _HALF, counts)
+        return cls(percents, dtype, 0 if _is_short(dtype) else _HALF, counts)
 
     def update(self, block: NDArray[Any]) -> None:
         if block.dtype != self.dtype:
@@ -163,17 +142,18 @@ class RadixSearch:
         )
         return replace(self, counts=counts, pixels=self.pixels + other.pixels)
 
-    def conclude(self) -> RadixSearch | ChannelScaling:
-        neighbours = tuple((0, rank) for q in self.ends for rank in self._position(q)[:2])
+    def conclude(self) -> RadixSearch | Values:
+        """The percentiles of each channel, once the last bits are known."""
+        neighbours = tuple((0, rank) for q in self.percents for rank in self._position(q)[:2])
         sought = self.sought or (neighbours,) * len(self.counts)
         found = tuple(
             tuple(_descend(counts[prefix], prefix, rank) for prefix, rank in channel)
             for counts, channel in zip(self.counts, sought, strict=True)
         )
         if self.shift == 0:
-            return self._scaling([[key for key, _ in channel] for channel in found])
+            return tuple(self._between([key for key, _ in channel]) for channel in found)
         wanted = tuple({prefix: np.zeros(_BUCKETS, np.int64) for prefix, _ in channel} for channel in found)
-        return RadixSearch(self.ends, self.dtype, self.shift - _HALF, wanted, found)
+        return RadixSearch(self.percents, self.dtype, self.shift - _HALF, wanted, found)
 
     def _position(self, percent: float) -> tuple[int, int, float]:
         """Ranks of a percentile's two neighbours, and how far it lies from the first to the second, 0 to 1."""
@@ -181,13 +161,13 @@ class RadixSearch:
         below = math.floor(position)
         return below, min(below + 1, self.pixels - 1), position - below
 
-    def _scaling(self, keys: list[list[int]]) -> ChannelScaling:
-        """From each channel's keys of the four neighbours; linear between two, in float64."""
-        low, high = (self._position(percent)[2] for percent in self.ends)
-        values = [_values(np.asarray(channel), self.dtype) for channel in keys]
-        bottom = [_between(a, b, low) for a, b, _, _ in values]
-        top = [_between(c, d, high) for _, _, c, d in values]
-        return ChannelScaling.of(bottom, (t - b for b, t in zip(bottom, top, strict=True)))
+    def _between(self, keys: list[int]) -> tuple[float, ...]:
+        """Percentiles of a channel from the keys of their two neighbours each; linear between two, in float64."""
+        values = _values(np.asarray(keys), self.dtype)
+        fractions = [self._position(percent)[2] for percent in self.percents]
+        return tuple(
+            _between(a, b, fraction) for a, b, fraction in zip(values[::2], values[1::2], fractions, strict=True)
+        )
 
 
 def _is_short(dtype: np.dtype[Any]) -> bool:

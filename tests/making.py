@@ -15,7 +15,7 @@ import yaml
 import zarr
 from safetensors.torch import save_file
 
-ARCHITECTURE = {"architecture": "Unet", "encoder": "timm-mobilenetv3_small_minimal_100"}
+ARCHITECTURE = {"architecture": "Unet", "encoder": "tu-tf_mobilenetv3_small_minimal_100"}
 OPTIONS = {"decoder_channels": [16, 16, 8, 8, 8]}
 
 
@@ -59,7 +59,7 @@ def write_ensemble(
 ) -> Path:
     """An ensemble of `members` small networks in `folder`; `changes` replace entries of its ``ensemble.yaml``."""
     folder.mkdir(parents=True, exist_ok=True)
-    outputs = classes - (changes.get("activation") == "sigmoid")
+    outputs = classes - (changes.get("activation") == "sigmoid") + 2 * bool(changes.get("flows"))
     entries = []
     for index in range(members):
         name = f"member-{index}.safetensors"
@@ -69,7 +69,7 @@ def write_ensemble(
         entries.append({"kind": "smp", **ARCHITECTURE, "options": OPTIONS, "weights": name, "sha256": digest})
     names = ["background", *(f"class-{k}" for k in range(1, classes))]
     content: dict[str, Any] = {
-        "format": "chorus-ensemble/1",
+        "format": "chorus-ensemble/2",
         "name": "test",
         "classes": [{"name": name} for name in names],
         "input": {

@@ -56,6 +56,7 @@ class ReferencePosterior:
     mean_epistemic, mean_aleatoric : its two parts
     pairwise_dice : per foreground class, mean over pairs of members; None with a single member
     foreground_fraction : per foreground class, predicted pixels over all pixels
+    flows : (2, H, W), mean (dy, dx) over members and augmentations, blended; (0, H, W) without
     """
 
     probability: Array
@@ -72,6 +73,7 @@ class ReferencePosterior:
     mean_aleatoric: float | None
     pairwise_dice: list[float | None]
     foreground_fraction: list[float]
+    flows: Array
 
 
 def reference_posterior(
@@ -81,10 +83,13 @@ def reference_posterior(
     overlap: float,
     augmentations: Sequence[str],
     activation: str,
+    *,
+    flows: bool = False,
 ) -> ReferencePosterior:
     """The posterior of `image`, (channels, H, W) float64, by `members` on tiles of `tile` pixels.
 
-    `augmentations` are names of FORWARD; `activation` is softmax, sigmoid or none.
+    `augmentations` are names of FORWARD; `activation` is softmax, sigmoid or none; with `flows` the members' last two
+    outputs are vectors (dy, dx).
     """
     _, height, width = image.shape
     window = gaussian_window(tile)
@@ -93,7 +98,7 @@ def reference_posterior(
 
     for y0 in tile_starts(height, tile, overlap):
         for x0 in tile_starts(width, tile, overlap):
-            maps = tile_maps(mirrored_tile(image, y0, x0, tile), members, augmentations, activation)
+            maps = tile_maps(mirrored_tile(image, y0, x0, tile), members, augmentations, activation, 2 * flows)
             y, y_end = max(y0, 0), min(y0 + tile, height)
             x, x_end = max(x0, 0), min(x0 + tile, width)
             inside = np.s_[..., y - y0 : y_end - y0, x - x0 : x_end - x0]
@@ -103,7 +108,7 @@ def reference_posterior(
                 total[..., y:y_end, x:x_end] += window[inside] * values[inside]
 
     blended = {name: total / weights for name, total in sums.items()}
-    outputs = len(members[0](mirrored_tile(image, 0, 0, tile)))
+    outputs = len(members[0](mirrored_tile(image, 0, 0, tile))) - 2 * flows
     return with_scores(blended, multilabel=activation == "sigmoid" and outputs > 1)
 
 
@@ -162,16 +167,32 @@ def probabilities(logits: Array, activation: str) -> Array:
     return np.stack([1 - found[0], found[0]]) if len(found) == 1 else found
 
 
+def turned_back(name: str, vectors: Array) -> Array:
+    """(2, y, x) vectors (dy, dx) seen in an augmented tile, as they are in the plane.
+
+    A step down or to the right in the augmented tile is a step in the plane, which the coordinates tell.
+    """
+    y, x = (FORWARD[name](axis[None])[0] for axis in np.indices(vectors.shape[1:]))
+    down = y[1, 0] - y[0, 0], x[1, 0] - x[0, 0]
+    right = y[0, 1] - y[0, 0], x[0, 1] - x[0, 0]
+    turned = np.stack([vectors[0] * down[k] + vectors[1] * right[k] for k in range(2)])
+    return FORWARD[INVERSE[name]](turned)
+
+
 def tile_maps(
-    pixels: Array, members: Sequence[Member], augmentations: Sequence[str], activation: str
+    pixels: Array, members: Sequence[Member], augmentations: Sequence[str], activation: str, vectors: int = 0
 ) -> dict[str, Array]:
-    """What the T x M samples of one tile say: Eq. 1, 3 and 4 of deepflash2."""
+    """What the T x M samples of one tile say: Eq. 1, 3 and 4 of deepflash2; the last outputs may be `vectors`."""
     samples = []  # [member][augmentation]: (classes, tile, tile)
+    flows = np.zeros((vectors, *pixels.shape[1:]))
     for member in members:
         of_member = []
         for name in augmentations:
-            p = probabilities(member(FORWARD[name](pixels).copy()), activation)
+            answer = member(FORWARD[name](pixels).copy())
+            p = probabilities(answer[: len(answer) - vectors], activation)
             of_member.append(FORWARD[INVERSE[name]](p))
+            if vectors:
+                flows += turned_back(name, answer[-vectors:]) / (len(members) * len(augmentations))
         samples.append(of_member)
     p = np.array(samples)  # (members, augmentations, classes, tile, tile)
 
@@ -184,6 +205,7 @@ def tile_maps(
         "aleatoric": aleatoric.mean(axis=0),
         "epistemic": epistemic.mean(axis=0),
         "uncertainty": (mean * (1 - mean)).mean(axis=0),
+        "flows": flows,
     }
 
 
@@ -226,6 +248,7 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
         mean_aleatoric=mean_over_foreground(blended["aleatoric"]),
         pairwise_dice=[pairwise_dice(member_masks[:, k]) for k in range(len(masks))],
         foreground_fraction=[float(mask.mean()) for mask in masks],
+        flows=blended["flows"],
     )
 
 

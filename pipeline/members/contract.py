@@ -3,20 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
 from pipeline.errors import RefusedError
+from pipeline.preparation import Preparation
+
+Activation = Literal["softmax", "sigmoid", "none"]
+FLOWS = 2
+"""Outputs that say where a pixel's object lies, after those of the classes: 5 times the unit vector (dy, dx)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the ensemble asks of a member when it is loaded.
+
+    Attributes
+    ----------
+    url : of its weights or package
+    channels : handed to it, raw or normalised (`MemberEntry.preparation`)
+    outputs : what its last layer gives for the classes, without flows
+    flows : whether the flows (dy, dx) follow them
+    tile : edge of a tile in pixels
+    trust_code : whether code that the file brings along may run
+    """
+
+    url: str
+    channels: int
+    outputs: int
+    flows: bool
+    tile: int
+    trust_code: bool = False
 
 
 class Member(Protocol):
     """One trained network of an ensemble, on one device.
 
-    Called with a batch of normalised tiles, (batch, channels, y, x) float32, it returns what its last layer
-    says, (batch, outputs, y, x): logits, or probabilities where the ensemble's activation is ``none``.
+    Called with a batch of prepared tiles, (batch, channels, y, x) float32, it returns (batch, outputs, y, x): what
+    its last layer says of the classes, then the flows (dy, dx) where the ensemble has them.
+
+    Attributes
+    ----------
+    activation : turns what it says of the classes into probabilities; None takes the ensemble's. With ``none`` they
+        are probabilities already, of all classes or of the foreground ones.
     """
+
+    activation: Activation | None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor: ...
 
@@ -25,10 +61,37 @@ class Member(Protocol):
         ...
 
 
+class MemberEntry(BaseModel):
+    """A member as ``ensemble.yaml`` has it; each kind adds its own fields.
+
+    Attributes
+    ----------
+    weights : URL of a file or a package, or a path relative to ``ensemble.yaml``
+    sha256 : of what `weights` holds
+    activation : of this member where it differs from the ensemble's
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    weights: str
+    sha256: str | None = None
+    activation: Activation | None = None
+
+    def preparation(self, asked: Asked) -> Preparation | None:
+        """How this member wants its pixels, where it brings that along; None: as the ensemble normalises them."""
+        return None
+
+    def load(self, asked: Asked, device: torch.device) -> Member:
+        """The network on `device`; raises RefusedError where it is missing, wrong or does not fit."""
+        raise NotImplementedError
+
+
 class ModuleMember:
     """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest."""
 
-    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+    def __init__(self, module: torch.nn.Module, device: torch.device, activation: Activation | None = None) -> None:
+        self.activation = activation
         module.eval()
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)

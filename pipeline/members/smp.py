@@ -2,66 +2,92 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
+import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from pipeline.errors import RefusedError
-from pipeline.members.contract import Member, ModuleMember, fetch_weights
+from pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
 
 
-class SmpMember(BaseModel):
+class SmpMember(MemberEntry):
     """``{kind: smp, architecture: Unet, encoder: resnet18, options: {}, weights: m.safetensors, sha256: ...}``.
 
-    `options` are further arguments of the architecture, e.g. ``decoder_channels``.
+    `options` are further arguments of the architecture, e.g. ``decoder_channels``; with an encoder of timm
+    (``tu-...``) also of that. Weights of half precision are computed with in float32.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["smp"]
     architecture: str
     encoder: str
-    options: dict[str, Any] = {}
-    weights: str
-    sha256: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
 
-    def load(self, url: str, *, channels: int, outputs: int, device: torch.device) -> Member:
-        """The network with the weights at `url`; raises RefusedError where they do not fit it."""
-        state = _state_dict(url, fetch_weights(url, self.sha256))
-        # Here, not above: it takes seconds to import, and only a process that hosts members needs it.
-        import segmentation_models_pytorch as smp
+    def load(self, asked: Asked, device: torch.device) -> Member:
+        """The network with its weights; raises RefusedError where they do not fit it."""
+        outputs = asked.outputs + FLOWS * asked.flows
+        state = state_dict(asked.url, fetch_weights(asked.url, self.sha256))
+        module = network(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options)
+        fill(asked.url, module, state, f"{self.architecture}/{self.encoder}", asked.channels, outputs)
+        return ModuleMember(module, device, self.activation)
 
-        try:
-            module = smp.create_model(
-                self.architecture,
-                self.encoder,
-                encoder_weights=None,
-                in_channels=channels,
-                classes=outputs,
-                **self.options,
+
+def network(
+    url: str, architecture: str, encoder: str, channels: int, outputs: int, options: Mapping[str, Any]
+) -> torch.nn.Module:
+    """The architecture with random weights; raises RefusedError, naming `url`, where the library has no such thing."""
+    # Here, not above: it takes seconds to import, and only a process that hosts members needs it.
+    import segmentation_models_pytorch as smp
+
+    known = smp.MODEL_ARCHITECTURES_MAPPING.get(architecture.lower())
+    if known is None:
+        names = ", ".join(a.__name__ for a in smp.MODEL_ARCHITECTURES_MAPPING.values())
+        raise RefusedError(
+            f"{url}: segmentation-models-pytorch has no architecture {architecture}; correct it in ensemble.yaml to "
+            f"one of {names}"
+        )
+    _check_options(url, known, encoder, options)
+    try:
+        with warnings.catch_warnings():
+            # Advice to rename an encoder is of no use to who has weights of it already.
+            warnings.filterwarnings("ignore", "`timm-` encoders are deprecated")
+            module: torch.nn.Module = known(
+                encoder_name=encoder, encoder_weights=None, in_channels=channels, classes=outputs, **options
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RefusedError(
-                f"{url}: segmentation-models-pytorch has no {self.architecture} with encoder {self.encoder} and "
-                f"options {self.options} ({_first_line(error)}); correct the member in ensemble.yaml"
-            ) from error
-        try:
-            module.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            raise RefusedError(
-                f"{url}: these weights do not fit {self.architecture}/{self.encoder} with {channels} input channels "
-                f"and {outputs} outputs ({_first_difference(error)}); correct architecture, encoder, options, "
-                f"channels or classes in ensemble.yaml"
-            ) from error
-        return ModuleMember(module, device)
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError) as error:
+        raise RefusedError(
+            f"{url}: segmentation-models-pytorch has no {architecture} with encoder {encoder} and "
+            f"options {dict(options)} ({_first_line(error)}); correct the member in ensemble.yaml"
+        ) from error
+    return module
 
 
-def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
+def fill(
+    url: str, module: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, channels: int, outputs: int
+) -> None:
+    """Put the weights of `state` into `module`, all of them; raises RefusedError where they do not fit `what`."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise RefusedError(
+            f"{url}: these weights do not fit {what} with {channels} input channels and {outputs} outputs "
+            f"({_first_difference(error)}); correct architecture, encoder, options, channels or classes in "
+            f"ensemble.yaml"
+        ) from error
+    if getattr(module, "classification_head", None) is not None:
+        # A second head, for one label per image, makes the network answer with a pair.
+        module.register_module("classification_head", None)
+
+
+def state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors by name of a file of weights; raises RefusedError where it holds anything else."""
     loaded: Any
     try:
         if url.endswith(".safetensors"):
@@ -82,6 +108,24 @@ def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise RefusedError(f"{url}: holds no state dict; save `model.state_dict()`")
     return loaded
+
+
+def _check_options(url: str, architecture: type, encoder: str, options: Mapping[str, Any]) -> None:
+    """Refuse what the library would swallow: it hands unknown options to the encoder, and only timm's look at them."""
+    from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
+
+    if encoder.startswith("tu-") or is_equivalent_to_timm_universal(encoder):
+        return
+    # Not of the class: its `__new__` takes anything.
+    parameters = inspect.signature(architecture.__init__).parameters.values()  # type: ignore[misc]
+    ours = {"self", "encoder_name", "encoder_weights", "in_channels", "classes"}
+    known = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD} - ours
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise RefusedError(
+            f"{url}: {architecture.__name__} has no option {', '.join(unknown)}; correct the member's options in "
+            f"ensemble.yaml, which may be {', '.join(sorted(known))}"
+        )
 
 
 def _first_line(error: BaseException) -> str:

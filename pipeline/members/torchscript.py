@@ -7,23 +7,20 @@ import warnings
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import RefusedError
-from pipeline.members.contract import Member, ModuleMember, fetch_weights
+from pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
+from pipeline.members.selection import ExportEntry
 
 
-class TorchScriptMember(BaseModel):
+class TorchScriptMember(ExportEntry):
     """``{kind: torchscript, weights: m.pt, sha256: ...}``; loading reads a graph, it unpickles no Python."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["torchscript"]
-    weights: str
-    sha256: str | None = None
 
-    def load(self, url: str, *, channels: int, outputs: int, device: torch.device) -> Member:
-        """The network at `url`; raises RefusedError where it is no TorchScript file."""
+    def load(self, asked: Asked, device: torch.device) -> Member:
+        """The network; raises RefusedError where the file is no TorchScript."""
+        url = asked.url
         data = fetch_weights(url, self.sha256)
         try:
             with warnings.catch_warnings():
@@ -35,4 +32,16 @@ class TorchScriptMember(BaseModel):
                 f"{url}: not a TorchScript file; export it with `torch.jit.save`, or name its architecture with "
                 f"`kind: smp`"
             ) from error
-        return ModuleMember(module, device)
+        return _TorchScript(module, device, self, url)
+
+
+class _TorchScript(ModuleMember):
+    """Whose outputs are known only once it answers."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device, entry: TorchScriptMember, url: str) -> None:
+        super().__init__(module, device, entry.activation)
+        self.entry, self.url = entry, url
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        answer = self.module(self.entry.given(tiles))
+        return self.entry.taken(self.url, self.entry.chosen(self.url, answer))

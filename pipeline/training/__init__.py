@@ -1,4 +1,4 @@
-"""How members come to be: networks trained here, written as weights and an ``ensemble.yaml`` that names them.
+"""How members come to be: annotated images become the weights of an ensemble, fold by fold.
 
-Begin with `quick`, which trains a small ensemble on simulated fields while one waits.
+Begin with `settings` and `fold`; where folds run, and what becomes of one whose process dies, is `cluster.training`.
 """

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from cluster.record import read_scores
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
+from cluster.settings import MAPS, ResultSettings, RunSettings
 from pipeline import storage
+from pipeline.augmentation import D4, FLIPS
 from tests.making import network, pixels, write_ensemble, write_image
 from tests.reference import Array, Member, reference_posterior
 
@@ -89,6 +90,15 @@ def test_regions_and_stages_change_no_byte_at_any_level(two_members: Path, tmp_p
     assert "image.ome.zarr/labels/semantic/s1" in arrays(tmp_path / "whole")
 
 
+def test_flows_keep_the_law(tmp_path: Path) -> None:
+    ensemble = write_ensemble(tmp_path / "e", members=2, flows=True, augmentations=["rot90", "transpose"])
+    source = write_image(tmp_path / "image.ome.zarr", pixels((150, 101)))
+    run(source, ensemble, tmp_path / "whole", region=256, save=["flows"])
+    run(source, ensemble, tmp_path / "cut", region=64, save=["flows"])
+    run(source, ensemble, tmp_path / "staged", region=96, stages=2, save=["flows"])
+    assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "staged")
+
+
 @pytest.mark.parametrize("pixel_size", [0.5, 1.7])
 def test_resampling_keeps_the_law(pixel_size: float, tmp_path: Path) -> None:
     entry = {
@@ -135,27 +145,36 @@ def reference_members(ensemble: Path, *, channels: int, outputs: int, count: int
 
 
 @pytest.mark.parametrize(
-    ("activation", "classes", "shape"), [("softmax", 3, (75, 90)), ("sigmoid", 2, (41, 1)), ("sigmoid", 3, (64, 50))]
+    ("activation", "classes", "shape", "flows"),
+    [
+        ("softmax", 3, (75, 90), False),
+        ("softmax", 2, (70, 33), True),
+        ("sigmoid", 2, (41, 1), False),
+        ("sigmoid", 3, (64, 50), False),
+    ],
 )
 def test_a_whole_run_agrees_with_the_reference(
-    activation: str, classes: int, shape: tuple[int, int], tmp_path: Path
+    activation: str, classes: int, shape: tuple[int, int], flows: bool, tmp_path: Path
 ) -> None:
-    ensemble = write_ensemble(tmp_path / "e", members=2, classes=classes, activation=activation)
+    augmentations = list(D4 if flows else FLIPS)
+    ensemble = write_ensemble(tmp_path / "e", members=2, classes=classes, activation=activation, flows=flows)
     data = pixels(shape)
     source = write_image(tmp_path / "image.ome.zarr", data)
-    run(source, ensemble, tmp_path / "out", dtype="float32")
-    outputs = classes - (activation == "sigmoid")
+    save = [name for name in MAPS if flows or name != "flows"]
+    run(source, ensemble, tmp_path / "out", dtype="float32", augmentations=augmentations, save=save)
+    outputs = classes - (activation == "sigmoid") + 2 * flows
     wanted = reference_posterior(
         (data[None].astype(np.float64) - 500) / 300,
         reference_members(ensemble, channels=1, outputs=outputs, count=2),
         tile=64,
         overlap=0.5,
-        augmentations=["identity", "hflip", "vflip", "hvflip"],
+        augmentations=augmentations,
         activation=activation,
+        flows=flows,
     )
     group = zarr.open_group(tmp_path / "out/images/image.ome.zarr", mode="r")
     posterior: NDArray[np.float32] = np.asarray(group["s0"])
-    maps = [*wanted.probability, wanted.uncertainty, wanted.epistemic, wanted.aleatoric]
+    maps = [*wanted.probability, wanted.uncertainty, wanted.epistemic, wanted.aleatoric, *wanted.flows]
     np.testing.assert_allclose(posterior, maps, atol=1e-4, rtol=0)
     labels = np.asarray(group["labels/semantic/s0"])
     certain = wanted.margin > 1e-3

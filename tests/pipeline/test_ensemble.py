@@ -58,7 +58,9 @@ def refusal(folder: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("format", "chorus-ensemble/9", "field format"),
+        ("format", "chorus-ensemble/x", "field format"),
+        ("format", "chorus-ensemble/0", "field format"),
+        ("format", "chorus-ensemble/99", "written by a newer Chorus"),
         ("format", DELETE, "field format"),
         ("members", [], "field members"),
         ("members.0.kind", "onyx", "field members.0"),

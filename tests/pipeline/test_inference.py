@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 class Filter:
     """A cheap member that looks at neighbours and is not symmetric: one random 5 x 5 convolution."""
 
+    activation = None
+
     def __init__(self, seed: int, outputs: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._weights = torch.randn((outputs, 1, 5, 5), generator=generator)
@@ -204,6 +206,8 @@ def test_a_member_that_sees_each_pixel_alone_answers_the_same_under_every_symmet
     shape: tuple[int, int], name: str
 ) -> None:
     class Echo:
+        activation = None
+
         def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
             return torch.cat([1 - tiles, tiles], dim=1)
 

@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import yaml
+from safetensors.torch import save
 
 from pipeline.ensemble import Ensemble, check_answer, read_ensemble
 from pipeline.errors import RefusedError
 from tests.making import network, write_ensemble
 
 CPU = torch.device("cpu")
+NARROW = {"decoder_channels": [8] * 5}
+VIT = {"img_size": 64, "decoder_intermediate_channels": [16] * 4, "decoder_fusion_channels": 16}
+ENCODERS = [
+    "densenet121", "efficientnet-b0", "mit_b0", "mobilenet_v2", "mobileone_s0", "resnet18", "xception",
+    "timm-efficientnet-b0", "timm-mobilenetv3_small_minimal_100", "timm-skresnet18",
+    "tu-convnext_atto", "tu-mobilenetv3_small_050", "tu-resnet10t",
+]  # fmt: skip
 
 
 class Trap:
@@ -58,7 +67,7 @@ def saved(content: Any, path: Path) -> bytes:
 
 def scripted(module: torch.nn.Module, path: Path) -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # files that exist must go on loading
+        warnings.simplefilter("ignore")  # deprecated, and yet what users have
         torch.jit.save(torch.jit.script(module), path)
     return path.read_bytes()
 
@@ -187,3 +196,74 @@ def test_members_are_in_evaluation_mode(bundle: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(member(x), member(x))
         torch.testing.assert_close(member(x)[:1], member(x[:1]), atol=1e-5, rtol=1e-4)
+
+
+def answers_as(module: torch.nn.Module, folder: Path, tile: int, channels: int = 1, **fields: Any) -> None:
+    """A member with the weights of `module` gives what it gives, bit for bit."""
+    module.eval()
+    ensemble = put_weights(folder, "m.safetensors", save(module.state_dict()), **fields)
+    x = torch.randn((1, channels, tile, tile))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        member = ensemble.load_member(0, CPU)
+        expected = module.to(memory_format=torch.channels_last)(x)
+        assert expected.std() > 0
+        assert torch.equal(member(x), expected)
+
+
+def perturbed(module: torch.nn.Module) -> torch.nn.Module:
+    """Running statistics of batch normalisation that are not those of a new network."""
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    return module
+
+
+@pytest.mark.parametrize("name", list(smp.MODEL_ARCHITECTURES_MAPPING))
+def test_every_architecture_is_a_member(name: str, bundle: Path) -> None:
+    # PAN pools its deepest features (1/16) three times; DPT takes nothing but vision transformers.
+    tile = 128 if name == "pan" else 64
+    encoder, options = ("tu-vit_tiny_patch16_224", VIT) if name == "dpt" else ("tu-mobilenetv3_small_050", {})
+    module = smp.create_model(name, encoder, encoder_weights=None, in_channels=1, classes=2, **options)
+    answers_as(perturbed(module), bundle, tile, architecture=name, encoder=encoder, options=options)
+
+
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_of_every_family_make_members(encoder: str, bundle: Path) -> None:
+    module = smp.create_model("Unet", encoder, encoder_weights=None, in_channels=1, classes=2, **NARROW)
+    answers_as(perturbed(module), bundle, 64, architecture="Unet", encoder=encoder, options=NARROW)
+
+
+def test_flows_are_two_more_outputs(bundle: Path) -> None:
+    path = bundle / "ensemble.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"format": "chorus-ensemble/2", "flows": True}))
+    answers_as(network(0, outputs=4), bundle, 64)
+    check_answer(read_ensemble(str(bundle)), 0, read_ensemble(str(bundle)).load_member(0, CPU), 64, CPU)
+
+
+def test_half_precision_weights_are_computed_with_in_float32(bundle: Path) -> None:
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in network(0).state_dict().items()}
+    member, x = put_weights(bundle, "h.safetensors", save(halved)).load_member(0, CPU), torch.randn((1, 1, 64, 64))
+    reference = network(0)
+    reference.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in halved.items()})
+    with torch.inference_mode():
+        assert member(x).dtype == torch.float32
+        assert torch.equal(member(x), reference.to(memory_format=torch.channels_last)(x))
+
+
+def test_a_second_head_for_the_whole_image_is_left_out(bundle: Path) -> None:
+    options = NARROW | {"aux_params": {"classes": 3}}
+    module = smp.create_model("Unet", "resnet18", encoder_weights=None, in_channels=1, classes=2, **options).eval()
+    fields = {"architecture": "Unet", "encoder": "resnet18", "options": options}
+    member = put_weights(bundle, "m.safetensors", save(module.state_dict()), **fields).load_member(0, CPU)
+    x = torch.randn((1, 1, 64, 64))
+    with torch.inference_mode():
+        torch.testing.assert_close(member(x), module(x)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet10t"])
+@pytest.mark.parametrize("option", ["decoder_chanels", "encoder_weights"])
+def test_an_option_that_the_architecture_does_not_know_is_refused(option: str, encoder: str, bundle: Path) -> None:
+    refusal(change_member(bundle, architecture="Unet", encoder=encoder, options={option: 8}), option, "ensemble.yaml")

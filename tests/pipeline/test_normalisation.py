@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,18 +18,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ImageError, RefusedError
 from pipeline.normalisation import (
+    ChannelScaling,
     MeanStd,
     Normalisation,
+    NormalisedInput,
     Percentile,
     Unchanged,
     apply,
     dtype_divisor,
-    first_sketch,
-    fixed_scaling,
-    image_statistics,
-    needs_statistics,
+    normalised,
 )
-from pipeline.sketches import ChannelScaling, Sketch
+from pipeline.preparation import ALL_CHANNELS, Measure, Survey, without_spread
+from pipeline.sketches import RadixSearch
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")]
 PER_IMAGE = MeanStd(per="image")
@@ -65,36 +65,59 @@ def cut(image: NDArray[Any], rows: int, columns: int) -> list[NDArray[Any]]:
     return [image[:, y : y + rows, x : x + columns] for y in range(0, height, rows) for x in range(0, width, columns)]
 
 
+def surveyed(blocks: Sequence[NDArray[Any]], measures: Collection[Measure]) -> dict[Measure, float]:
+    survey = Survey.begin(measures, len(blocks[0]), blocks[0].dtype)
+    while not survey.complete:
+        for block in blocks:
+            survey.update(block)
+        survey = survey.conclude()
+    return survey.found
+
+
+def scaling_of(blocks: Sequence[NDArray[Any]], normalisation: Normalisation) -> ChannelScaling:
+    prepared = NormalisedInput(normalisation, len(blocks[0]))
+    return prepared.scaling(blocks[0].dtype, surveyed(blocks, prepared.measures))
+
+
 def whole_scaling(image: NDArray[Any], normalisation: Normalisation) -> ChannelScaling:
-    return image_statistics(lambda: [image], normalisation, image.shape[0])
+    return scaling_of([image], normalisation)
 
 
 def by_merging(
-    blocks: Sequence[NDArray[Any]], normalisation: Normalisation, merge: Callable[[list[Sketch]], Sketch]
-) -> ChannelScaling:
-    """Statistics as workers would take them: each pass, a sketch of every block, merged by `merge`."""
-    found: Sketch | ChannelScaling = first_sketch(normalisation, blocks[0].shape[0], blocks[0].dtype)
-    while not isinstance(found, ChannelScaling):
-        sketches = [copy.deepcopy(found) for _ in blocks]
-        for sketch, block in zip(sketches, blocks, strict=True):
-            sketch.update(block)
-        found = merge(sketches).conclude()
-    return found
+    blocks: Sequence[NDArray[Any]], measures: Collection[Measure], merge: Callable[[list[Survey]], Survey]
+) -> dict[Measure, float]:
+    """Statistics as workers would take them: each pass, a survey of every block, merged by `merge`."""
+    survey = Survey.begin(measures, len(blocks[0]), blocks[0].dtype)
+    while not survey.complete:
+        surveys = [copy.deepcopy(survey) for _ in blocks]
+        for one, block in zip(surveys, blocks, strict=True):
+            one.update(block)
+        survey = merge(surveys).conclude()
+    return survey.found
 
 
-def from_the_left(sketches: list[Sketch]) -> Sketch:
-    return reduce(lambda a, b: a.merge(b), sketches)
+def from_the_left(surveys: list[Survey]) -> Survey:
+    return reduce(lambda a, b: a.merge(b), surveys)
 
 
-def backwards_from_the_right(sketches: list[Sketch]) -> Sketch:
-    return reduce(lambda a, b: b.merge(a), sketches[::-1])
+def backwards_from_the_right(surveys: list[Survey]) -> Survey:
+    return reduce(lambda a, b: b.merge(a), surveys[::-1])
 
 
-def as_a_tree(sketches: list[Sketch]) -> Sketch:
-    if len(sketches) == 1:
-        return sketches[0]
-    middle = len(sketches) // 2
-    return as_a_tree(sketches[middle:]).merge(as_a_tree(sketches[:middle]))
+def as_a_tree(surveys: list[Survey]) -> Survey:
+    if len(surveys) == 1:
+        return surveys[0]
+    middle = len(surveys) // 2
+    return as_a_tree(surveys[middle:]).merge(as_a_tree(surveys[:middle]))
+
+
+@st.composite
+def measures_of_channels(draw: st.DrawFn, channels: int) -> set[Measure]:
+    channel = st.integers(ALL_CHANNELS, channels - 1)
+    kinds: list[Literal["mean", "std"]] = ["mean", "std"]
+    moments = st.builds(Measure, st.sampled_from(kinds), channel)
+    percentile = st.builds(Measure, st.just("percentile"), channel, st.floats(0, 100))
+    return draw(st.sets(st.one_of(moments, percentile), min_size=1, max_size=6))
 
 
 @settings(max_examples=300)
@@ -104,24 +127,33 @@ def test_statistics_do_not_depend_on_the_cut_or_the_order(
 ) -> None:
     blocks = cut(image, rows, columns)
     random.shuffle(blocks)
-    assert image_statistics(lambda: blocks, normalisation, len(image)) == whole_scaling(image, normalisation)
+    assert scaling_of(blocks, normalisation) == whole_scaling(image, normalisation)
 
 
-@given(images(), normalisations, st.integers(2, 7))
-def test_merging_sketches_is_associative_and_commutative(
-    image: NDArray[Any], normalisation: Normalisation, rows: int
-) -> None:
-    blocks = cut(image, rows, 4)
-    expected = whole_scaling(image, normalisation)
+@given(images(), st.integers(2, 7), st.data())
+def test_merging_surveys_is_associative_and_commutative(image: NDArray[Any], rows: int, data: st.DataObject) -> None:
+    measures = data.draw(measures_of_channels(len(image)))
+    expected = surveyed([image], measures)
     for merge in (from_the_left, backwards_from_the_right, as_a_tree):
-        assert by_merging(blocks, normalisation, merge) == expected
+        assert by_merging(cut(image, rows, 4), measures, merge) == expected
+
+
+@given(images(), st.data())
+def test_statistics_over_all_channels_are_those_of_one_channel_with_all_pixels(
+    image: NDArray[Any], data: st.DataObject
+) -> None:
+    measures = data.draw(measures_of_channels(1))
+    joint = {Measure(m.kind, ALL_CHANNELS, m.percent) for m in measures}
+    row = image.reshape(1, 1, -1)
+    found, expected = surveyed([image], joint), surveyed([row], {Measure(m.kind, 0, m.percent) for m in measures})
+    assert sorted(found.values()) == sorted(expected.values())
 
 
 @pytest.mark.parametrize("normalisation", [PER_IMAGE, Percentile(low=1, high=99)])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_merging_leaves_the_merged_sketches_as_they_were(normalisation: Normalisation, dtype: type) -> None:
+def test_merging_leaves_the_merged_surveys_as_they_were(normalisation: Normalisation, dtype: type) -> None:
     block = np.arange(12).reshape(1, 3, 4).astype(dtype)
-    a, b = (first_sketch(normalisation, 1, dtype) for _ in range(2))
+    a, b = (Survey.begin(NormalisedInput(normalisation, 1).measures, 1, dtype) for _ in range(2))
     a.update(block)
     b.update(block + block)
     before = a.conclude(), b.conclude()
@@ -176,9 +208,9 @@ def test_a_large_image_of_every_dtype_has_numpys_statistics(dtype: np.dtype[Any]
     drawn = np.random.default_rng(3).gamma(2, 20, (2, 700, 600))
     image = drawn.astype(dtype) if dtype.kind != "b" else drawn > 30
     values = image.astype(np.float32).astype(np.float64)
-    normalised = apply(image, whole_scaling(image, PER_IMAGE))
-    np.testing.assert_allclose(normalised.mean(axis=(1, 2)), 0, atol=1e-4)
-    np.testing.assert_allclose(normalised.std(axis=(1, 2)), 1, atol=1e-4)
+    found = normalised(image, PER_IMAGE)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(found.std(axis=(1, 2)), 1, atol=1e-4)
     scaling = whole_scaling(image, Percentile(low=5, high=99.8))
     assert scaling.offset == tuple(np.percentile(values, 5, axis=(1, 2)))
 
@@ -188,12 +220,11 @@ def test_a_large_image_of_every_dtype_has_numpys_statistics(dtype: np.dtype[Any]
 def test_a_constant_channel_becomes_zeros_and_is_flagged(normalisation: Normalisation, value: int) -> None:
     for dtype in (np.uint8, np.float32):
         image = np.stack([np.full((3, 4), value), np.arange(12).reshape(3, 4)]).astype(dtype)
-        scaling = whole_scaling(image, normalisation)
-        assert scaling.constant
-        normalised = apply(image, scaling)
-        assert not normalised[0].any()
-        assert normalised[1].any()
-    assert not whole_scaling(image[1:], normalisation).constant
+        assert without_spread(surveyed([image], NormalisedInput(normalisation, 2).measures))
+        assert not without_spread(surveyed([image[1:]], NormalisedInput(normalisation, 1).measures))
+        first, second = normalised(image, normalisation)
+        assert not first.any()
+        assert second.any()
 
 
 def test_negative_floats_are_ordered_below_positive_ones() -> None:
@@ -209,7 +240,7 @@ def test_pixels_that_are_not_finite_are_an_image_error(normalisation: Normalisat
 
 
 def test_blocks_of_two_dtypes_are_refused() -> None:
-    sketch = first_sketch(Percentile(low=1, high=99), 1, np.uint8)
+    sketch = RadixSearch.begin((1.0, 99.0), 1, np.dtype(np.uint8))
     with pytest.raises(ValueError, match="uint16"):
         sketch.update(np.zeros((1, 2, 2), np.uint16))
 
@@ -218,33 +249,30 @@ def test_fixed_values_apply_to_pixels_divided_by_the_dtype_maximum() -> None:
     settings_ = MeanStd(mean=(0.11, 0.5), std=(0.16, 0.25))
     image = np.random.default_rng(0).integers(0, 65536, (2, 9, 8)).astype(np.uint16)
     mean, std = np.array([0.11, 0.5])[:, None, None], np.array([0.16, 0.25])[:, None, None]
-    found = apply(image, fixed_scaling(settings_, 2, dtype_divisor(image.dtype)))
+    found = NormalisedInput(settings_, 2, by_dtype=True).apply(image, {})
     np.testing.assert_allclose(found, (image / 65535 - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(apply(image, fixed_scaling(settings_, 2)), (image - mean) / std, rtol=1e-5)
+    np.testing.assert_allclose(NormalisedInput(settings_, 2).apply(image, {}), (image - mean) / std, rtol=1e-5)
 
 
 def test_unchanged_pixels_are_only_divided() -> None:
     image = np.array([[[0, 51, 255]]], np.uint8)
-    assert apply(image, fixed_scaling(Unchanged(), 1)).tolist() == [[[0, 51, 255]]]
-    found = apply(image, fixed_scaling(Unchanged(kind="member"), 1, dtype_divisor(image.dtype)))
+    assert NormalisedInput(Unchanged(), 1).apply(image, {}).tolist() == [[[0, 51, 255]]]
+    found = NormalisedInput(Unchanged(kind="member"), 1, by_dtype=True).apply(image, {})
     np.testing.assert_allclose(found, [[[0, 0.2, 1]]], rtol=1e-6)
     assert dtype_divisor(np.float32) == 1
 
 
 def test_settings_for_another_number_of_channels_are_refused() -> None:
     with pytest.raises(RefusedError, match="1 values for 3 channels"):
-        fixed_scaling(MeanStd(mean=(0.1,), std=(1.0,)), 3)
+        NormalisedInput(MeanStd(mean=(0.1,), std=(1.0,)), 3).apply(np.zeros((3, 2, 2)), {})
 
 
-def test_a_normalisation_is_either_fixed_or_measured() -> None:
-    assert needs_statistics(PER_IMAGE)
-    assert needs_statistics(Percentile(low=1, high=99))
-    assert not needs_statistics(Unchanged())
-    assert not needs_statistics(MeanStd(mean=(0.1,), std=(1.0,)))
-    with pytest.raises(ValueError, match="needs the statistics"):
-        fixed_scaling(PER_IMAGE, 1)
-    with pytest.raises(ValueError, match="needs no statistics"):
-        first_sketch(Unchanged(), 1, np.uint8)
+def test_only_what_is_not_fixed_is_measured() -> None:
+    assert NormalisedInput(PER_IMAGE, 2).measures == {Measure(k, c) for k in ("mean", "std") for c in (0, 1)}
+    percentiles_ = {Measure("percentile", 0, percent) for percent in (1, 99)}
+    assert NormalisedInput(Percentile(low=1, high=99), 1).measures == percentiles_
+    assert not NormalisedInput(Unchanged(), 1).measures
+    assert not NormalisedInput(MeanStd(mean=(0.1,), std=(1.0,)), 1).measures
 
 
 @pytest.mark.parametrize(

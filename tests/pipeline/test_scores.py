@@ -29,6 +29,7 @@ def posterior(shape: tuple[int, int], seed: int, *, classes: int = 3, members: i
         labels=rng.integers(0, classes, shape).astype(np.uint8),
         masks=rng.integers(0, high, shape).astype(np.uint8),
         member_masks=rng.integers(0, high, (members, *shape)).astype(np.uint8),
+        flows=np.zeros((0, *shape), np.float32),
     )
 
 

@@ -1,0 +1,266 @@
+"""Members that deepflash2 trained: its checkpoints (``.pth``) and the networks of its inference ensembles (``.pt``).
+
+References
+----------
+https://github.com/matjesg/deepflash2: ``models.save_smp_model`` (what a checkpoint holds), ``data._read_img`` and
+``BaseDataset.compute_stats`` (which pixels its statistics are of), ``inference.InferenceEnsemble``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.about import About
+from pipeline.errors import RefusedError
+from pipeline.members import smp
+from pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
+from pipeline.members.described import Described
+from pipeline.normalisation import ChannelScaling, apply, dtype_divisor
+from pipeline.preparation import Measure, Preparation, Statistics
+
+TILE = 512
+"""Edge of a tile in deepflash2 unless its settings say otherwise; a checkpoint does not tell."""
+_MAKE = "name its architecture with `kind: smp` instead"
+
+
+class Deepflash2Member(MemberEntry):
+    """``{kind: deepflash2, weights: Unet_resnet34_2classes-fold1.pth, sha256: ...}``; the file says all the rest.
+
+    `model` chooses a network of an inference ensemble (``ensemble_....pt``), which holds several: each is a member of
+    its own, so that what they disagree on is seen.
+    """
+
+    kind: Literal["deepflash2"]
+    model: int | None = None
+
+    def preparation(self, asked: Asked) -> Preparation | None:
+        """As deepflash2 normalises, with the statistics in the file; None where a checkpoint was saved without."""
+        return _facts(asked.url, self.sha256, self.model).preparation
+
+    def load(self, asked: Asked, device: torch.device) -> Member:
+        """The network; raises RefusedError where the file is not deepflash2's or does not fit the ensemble."""
+        url = asked.url
+        if asked.flows:
+            raise RefusedError(f"{url}: deepflash2 networks give no flows; remove `flows: true` from ensemble.yaml")
+        data = fetch_weights(url, self.sha256)
+        module, facts = _read(url, data, self.model)
+        if facts.channels is not None and facts.channels != asked.channels:
+            raise RefusedError(
+                f"{url}: was trained on {facts.channels} channels, ensemble.yaml has {asked.channels}; correct "
+                f"input.channels"
+            )
+        # deepflash2 knows no other last layer (`mode` multiclass, softmax in all of its predictions).
+        return ModuleMember(module, device, self.activation or "softmax")
+
+
+@dataclass(frozen=True)
+class Deepflash2Input:
+    """(x - mean) / std per channel, in the units that deepflash2 took its statistics in.
+
+    Until 0.1 images are divided by the maximum of their integer type, so `top` is 1; since 0.2 statistics are of 8-bit
+    images, so `top` is 255. Integers of another type are brought to that range by their type's maximum (uint16 to 255
+    by 255 / 65535), floating-point pixels are taken to be in it.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    top: Literal[1, 255]
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        return frozenset()
+
+    def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
+        """See `pipeline.preparation.Preparation.apply`."""
+        stored = dtype_divisor(raw.dtype) / self.top if raw.dtype.kind in "iu" else 1.0
+        return apply(raw, ChannelScaling.of((m * stored for m in self.mean), (s * stored for s in self.std)))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a file says beside its weights; None where it does not."""
+
+    architecture: str
+    encoder: str
+    channels: int | None
+    classes: int
+    tile: int
+    preparation: Deepflash2Input | None
+    remark: str = ""
+
+
+def describe(url: str) -> tuple[Described, ...]:
+    """The members in a file of deepflash2: one of a checkpoint, each network of an inference ensemble.
+
+    Raises
+    ------
+    RefusedError
+        If the file is missing or not deepflash2's.
+    """
+    try:
+        data = storage.read_bytes(url)
+    except OSError as error:
+        raise RefusedError(f"weights {storage.explain(error, url) or url}; correct the path") from error
+    digest = hashlib.sha256(data).hexdigest()
+    script = _script(data)
+    if script is None:
+        return (_described(url, digest, None, _of_checkpoint(url, data)[1]),)
+    networks = range(len(list(script.models.children())))
+    return tuple(_described(url, digest, i, _of_inference_ensemble(url, script, i)[1]) for i in networks)
+
+
+def _described(url: str, digest: str, model: int | None, facts: _Facts) -> Described:
+    name = storage.basename(url).rsplit(".", 1)[0]
+    return Described(
+        entry=Deepflash2Member(kind="deepflash2", weights=url, sha256=digest, model=model),
+        name=name if model is None else f"{name}-{model}",
+        channels=[f"channel-{c}" for c in range(facts.channels or 0)],
+        classes=["background", *(f"class-{k}" for k in range(1, facts.classes))],
+        activation="softmax",
+        tile=facts.tile,
+        about=About(
+            description=f"deepflash2: {facts.architecture}/{facts.encoder}" if facts.encoder else "deepflash2",
+            limits=facts.remark,
+        ),
+    )
+
+
+@lru_cache(maxsize=256)
+def _facts(url: str, sha256: str | None, model: int | None) -> _Facts:
+    """Read once in a process: a preparation is asked for more often than weights are loaded."""
+    return _read(url, fetch_weights(url, sha256), model)[1]
+
+
+def _read(url: str, data: bytes, model: int | None) -> tuple[torch.nn.Module, _Facts]:
+    script = _script(data)
+    if script is not None:
+        return _of_inference_ensemble(url, script, model)
+    if model is not None:
+        raise RefusedError(f"{url}: holds one network, not several; remove `model` from its member in ensemble.yaml")
+    return _of_checkpoint(url, data)
+
+
+def _of_checkpoint(url: str, data: bytes) -> tuple[torch.nn.Module, _Facts]:
+    """What ``save_smp_model`` wrote: ``{model: state dict, arch, stats, encoder_name, in_channels, classes, ...}``."""
+    content = _checkpoint(url, data)
+    try:
+        state, architecture = dict(content.pop("model")), str(content.pop("arch"))
+        statistics = content.pop("stats", None)
+        encoder = str(content.pop("encoder_name"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(
+            f"{url}: no checkpoint of deepflash2 0.1.4 or later (it lacks {error}); networks of earlier versions "
+            f"cannot be built: train again, or {_MAKE}"
+        ) from error
+    content.pop("encoder_weights", None)
+    channels, classes = int(content.pop("in_channels", 3)), int(content.pop("classes", 1))
+    module = smp.network(url, architecture, encoder, channels, classes, _renamed(content))
+    smp.fill(url, module, state, f"{architecture}/{encoder}", channels, classes)
+    preparation = None if statistics is None else _preparation(url, statistics, channels)
+    return module, _Facts(architecture, encoder, channels, classes, TILE, preparation)
+
+
+def _of_inference_ensemble(
+    url: str, script: torch.jit.ScriptModule, model: int | None
+) -> tuple[torch.nn.Module, _Facts]:
+    """One network of it, and what is around them: it tiles, augments and averages by itself, as Chorus does."""
+    networks = list(script.models.children())
+    if model is None or not 0 <= model < len(networks):
+        raise RefusedError(
+            f"{url}: holds {len(networks)} networks; add a member for each, with `model: 0` to "
+            f"`model: {len(networks) - 1}`"
+        )
+    mean, std = tuple(map(float, script.norm.mean)), tuple(map(float, script.norm.std))
+    scale = float(getattr(script.tiler, "scale", 1.0)) if hasattr(script, "tiler") else 1.0
+    remark = f"deepflash2 shrank its images {scale:g}-fold: set input.pixel_size_um accordingly" if scale != 1 else ""
+    facts = _Facts(
+        architecture="",
+        encoder="",
+        channels=len(mean),
+        classes=int(script.num_classes),
+        tile=int(next(iter(script.tile_shape))),
+        preparation=_preparation(url, {"channel_means": mean, "channel_stds": std}, len(mean)),
+        remark=remark,
+    )
+    return networks[model], facts
+
+
+def _script(data: bytes) -> torch.jit.ScriptModule | None:
+    """The TorchScript module in a file if there is one and it is deepflash2's ensemble."""
+    try:
+        with warnings.catch_warnings():
+            # Deprecated for what is written anew; these files exist and must go on loading.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except (RuntimeError, ValueError):
+        return None  # a checkpoint, or nothing of deepflash2's: reading it as one says which
+    needed = ("models", "norm", "num_classes", "tile_shape")
+    return module if all(hasattr(module, name) for name in needed) else None
+
+
+def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
+    """The dictionary that was saved: tensors, plain values and NumPy's numbers; nothing that runs code."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise RefusedError(
+            f"{url}: not a checkpoint or inference ensemble of deepflash2, or one with more than tensors and numbers "
+            f"in it, which Chorus does not run; save it again with deepflash2's `save_smp_model`"
+        ) from error
+    if not isinstance(content, dict):
+        raise RefusedError(f"{url}: no checkpoint of deepflash2, which is a dictionary; {_MAKE}")
+    return dict(content)
+
+
+def _numpy_globals() -> list[Any]:
+    """What a pickle of NumPy arrays and numbers refers to, under its names before and since NumPy 2; pure data."""
+    core = import_module("numpy._core.multiarray")
+    found: list[Any] = [np.ndarray, np.dtype, codecs.encode]
+    for name in ("_reconstruct", "scalar"):
+        found += [(getattr(core, name), f"numpy.{core_name}.multiarray.{name}") for core_name in ("core", "_core")]
+    return found + [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8")]
+
+
+_NUMPY = _numpy_globals()
+
+
+def _preparation(url: str, statistics: object, channels: int) -> Deepflash2Input:
+    """Of a pair (means, stds) of pixels up to 1, or a dictionary of those of pixels up to 255."""
+    try:
+        if isinstance(statistics, Mapping):
+            given, top = (statistics["channel_means"], statistics["channel_stds"]), 255
+        elif isinstance(statistics, Sequence | np.ndarray) and len(statistics) == 2:
+            given, top = (statistics[0], statistics[1]), 1
+        else:
+            raise TypeError(type(statistics).__name__)
+        mean, std = (np.asarray(values, np.float64).reshape(-1) for values in given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(f"{url}: its `stats` are not deepflash2's means and stds ({error}); {_MAKE}") from error
+    if len(mean) != channels or len(std) != channels or not np.isfinite([mean, std]).all():
+        raise RefusedError(f"{url}: its `stats` are not {channels} finite means and stds; {_MAKE}")
+    return Deepflash2Input(tuple(map(float, mean)), tuple(map(float, std)), 255 if top == 255 else 1)
+
+
+def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the architecture under their present names."""
+    now = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
+    return {now.get(name, name): value for name, value in options.items()}

@@ -1,0 +1,39 @@
+"""What a file of weights says of itself: enough to write it into an ``ensemble.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.about import About
+from pipeline.members.contract import Activation, MemberEntry
+from pipeline.normalisation import Normalisation
+
+
+@dataclass(frozen=True)
+class Described:
+    """A trained network as the entry of an ensemble, with what its file says of the ensemble that it fits in.
+
+    Attributes
+    ----------
+    entry : the member, with the sha256 of its weights
+    name : for people; the name of the file where it says no better
+    channels, classes : their names, the background first; made up (``channel-0``, ``class-1``) where only their
+        number is known, empty where not even that
+    activation : turns what its last layer says of the classes into probabilities; None where it is not known
+    flows : whether it gives flows (dy, dx) after the classes
+    tile : edge in pixels; None where any will do
+    pixel_size_um : that it was trained on, micrometres per pixel
+    normalisation : of the ensemble; None where the member brings its own, or where it is not known
+    about : where it comes from
+    """
+
+    entry: MemberEntry
+    name: str = ""
+    channels: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    activation: Activation | None = None
+    flows: bool = False
+    tile: int | None = None
+    pixel_size_um: float | None = None
+    normalisation: Normalisation | None = None
+    about: About = field(default_factory=About)

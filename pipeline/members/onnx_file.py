@@ -1,0 +1,166 @@
+"""Members that are ONNX files, run by onnxruntime on the member's device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pipeline.errors import RefusedError
+from pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from pipeline.members.selection import ExportEntry, InputShape
+
+ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
+"""Of inputs and outputs, by onnxruntime's names."""
+
+
+class OnnxMember(ExportEntry):
+    """``{kind: onnx, weights: m.onnx, sha256: ...}``; a graph of known operators, it holds no code.
+
+    A file that keeps its weights in other files beside it is refused: their names would choose what is read.
+    """
+
+    kind: Literal["onnx"]
+
+    def load(self, asked: Asked, device: torch.device) -> Member:
+        """The network; raises RefusedError where it cannot be run or does not fit the ensemble."""
+        url = asked.url
+        onnx, onnxruntime = _libraries(url)
+        data = fetch_weights(url, self.sha256)
+        size = _bytes_of_weights(url, data, onnx)
+        session = _session(url, data, device, onnxruntime)
+        if len(session.get_inputs()) != 1:
+            names = ", ".join(i.name for i in session.get_inputs())
+            raise RefusedError(f"{url}: takes {len(session.get_inputs())} inputs ({names}); export it with one")
+        given = session.get_inputs()[0]
+        outputs = session.get_outputs()
+        taken = outputs[self.position(url, [output.name for output in outputs])]
+        for tensor in (given, taken):
+            if tensor.type not in TYPES:
+                raise RefusedError(f"{url}: {tensor.name} is a {tensor.type}; export it with float32 or float16")
+        shape = InputShape.checked(url, [_size(length) for length in given.shape], self, asked)
+        return _OnnxNetwork(self, url, session, given, taken, shape, size, device)
+
+
+@dataclass
+class _OnnxNetwork:
+    """A session whose input and output lie in torch's memory, so that on a GPU nothing leaves it.
+
+    Attributes
+    ----------
+    given, taken : its input and the output that was chosen
+    size : bytes of its weights
+    answers : shape of the output for each shape of the input so far
+    """
+
+    entry: OnnxMember
+    url: str
+    session: Any
+    given: Any
+    taken: Any
+    shape: InputShape
+    size: int
+    device: torch.device
+    answers: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.activation: Activation | None = self.entry.activation
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        answers = [self._run(batch) for batch in self.shape.batches(self.entry.given(tiles))]
+        return self.entry.taken(self.url, torch.cat(answers) if len(answers) > 1 else answers[0])
+
+    def parameters_bytes(self) -> int:
+        return self.size
+
+    def _run(self, tiles: torch.Tensor) -> torch.Tensor:
+        dtype, numpy_dtype = TYPES[self.given.type]
+        tiles = tiles.to(dtype).contiguous()
+        shape = tuple(tiles.shape)
+        place = (self.device.type, self.device.index or 0)
+        binding = self.session.io_binding()
+        binding.bind_input(self.given.name, *place, numpy_dtype, shape, tiles.data_ptr())
+        if shape not in self.answers:
+            binding.bind_output(self.taken.name)
+            self._go(binding)
+            self.answers[shape] = tuple(binding.get_outputs()[0].shape())
+        dtype, numpy_dtype = TYPES[self.taken.type]
+        answer = torch.empty(self.answers[shape], dtype=dtype, device=self.device)
+        binding.bind_output(self.taken.name, *place, numpy_dtype, tuple(answer.shape), answer.data_ptr())
+        self._go(binding)
+        return answer
+
+    def _go(self, binding: Any) -> None:
+        state = import_module(ERRORS)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime works on a stream of its own
+        try:
+            self.session.run_with_iobinding(binding)
+        except (state.Fail, state.InvalidArgument, state.NotImplemented, state.RuntimeException) as error:
+            raise RuntimeError(" ".join(str(error).split())) from error
+
+
+def _libraries(url: str) -> tuple[ModuleType, ModuleType]:
+    try:
+        return import_module("onnx"), import_module("onnxruntime")
+    except ImportError as error:
+        raise RefusedError(f"{url}: needs onnxruntime; `pip install 'chorus-bioimage[onnx]'`") from error
+
+
+def _session(url: str, data: bytes, device: torch.device, onnxruntime: ModuleType) -> Any:
+    state = import_module(ERRORS)
+    provider = PROVIDERS.get(device.type)
+    if provider not in onnxruntime.get_available_providers():
+        raise RefusedError(
+            f"{url}: this onnxruntime cannot run on {device.type}; install onnxruntime-gpu, or run on the CPU"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # what goes wrong is raised, too
+    # Threads that spin while they wait starve the other processes of the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    place = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=[(provider, place)])
+    except (
+        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
+        state.RuntimeException,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:300]
+        raise RefusedError(
+            f"{url}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); export it with operators and an "
+            f"opset that it knows"
+        ) from error
+
+
+def _bytes_of_weights(url: str, data: bytes, onnx: ModuleType) -> int:
+    """Of the tensors that the graph holds; raises RefusedError where the file is damaged or they lie elsewhere."""
+    try:
+        graph = onnx.load_from_string(data).graph
+    except import_module("google.protobuf.message").DecodeError as error:
+        raise RefusedError(f"{url}: not an ONNX file; export it again, or correct the path") from error
+    if not graph.node:
+        raise RefusedError(f"{url}: not an ONNX file, or one with an empty graph; export it again")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        raise RefusedError(
+            f"{url}: its weights are in another file; put them into one with `onnx.save(onnx.load(path), path)`"
+        )
+    return sum(_bytes(tensor, onnx) for tensor in graph.initializer)
+
+
+def _bytes(tensor: Any, onnx: ModuleType) -> int:
+    item: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return item * int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _size(length: int | str | None) -> int | None:
+    """Of a dimension, whose size may be a name."""
+    return length if isinstance(length, int) else None

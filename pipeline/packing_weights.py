@@ -1,0 +1,146 @@
+"""Networks as BioImage.IO has them: state dicts with an architecture by name, TorchScript, ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from pipeline.errors import RefusedError
+from pipeline.members.contract import FLOWS, Activation, Asked, fetch_weights
+from pipeline.members.smp import SmpMember
+from pipeline.members.torchscript import TorchScriptMember
+
+OPSET = 20
+"""Of the ONNX graphs that are written: known to onnxruntime since 1.17."""
+IMAGE, PREDICTION = "image", "prediction"
+
+
+class AveragedMembers(torch.nn.Module):
+    """An ensemble as one network: the mean of its members' probabilities, and of their flows.
+
+    Parameters
+    ----------
+    activations : of each member
+    classes : that have a probability; where a member gives one less, the first is what is left of the others
+    flows : whether (dy, dx) follow the classes
+    """
+
+    def __init__(
+        self, members: Sequence[torch.nn.Module], activations: Sequence[Activation], classes: int, *, flows: bool
+    ) -> None:
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+        self.activations, self.classes, self.flows = tuple(activations), classes, FLOWS * flows
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(batch, classes and flows, y, x) of prepared pixels, (batch, channels, y, x)."""
+        answers = [self._answer(member(image), how) for member, how in zip(self.members, self.activations, strict=True)]
+        return torch.stack(answers).mean(dim=0)
+
+    def _answer(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
+        split = outputs.shape[1] - self.flows
+        probability, flows = outputs[:, :split], outputs[:, split:]
+        if activation == "softmax":
+            probability = probability.softmax(dim=1)
+        elif activation == "sigmoid":
+            probability = probability.sigmoid()
+        if split != self.classes:
+            probability = torch.cat([1 - probability.sum(dim=1, keepdim=True), probability], dim=1)
+        return torch.cat([probability, flows], dim=1)
+
+
+def state_dict(entry: SmpMember, module: torch.nn.Module, asked: Asked, folder: Path) -> Any:
+    """`bioimageio.spec.model.v0_5.PytorchStateDictWeightsDescr` of a network of segmentation-models-pytorch."""
+    import segmentation_models_pytorch as smp
+    from bioimageio.spec.common import FileDescr
+    from bioimageio.spec.model.v0_5 import ArchitectureFromLibraryDescr, PytorchStateDictWeightsDescr, Version
+
+    path, environment = folder / "weights.pt", folder / "environment.yaml"
+    torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+    version = torch.__version__.split("+")[0]
+    packages = [f"pytorch=={version}", "pip", {"pip": [f"segmentation-models-pytorch=={smp.__version__}"]}]
+    environment.write_text(yaml.safe_dump({"channels": ["conda-forge"], "dependencies": packages}))
+    # A head for one label per image is not part of what a member answers.
+    options = {name: value for name, value in entry.options.items() if name != "aux_params"}
+    architecture = ArchitectureFromLibraryDescr(
+        callable=smp.MODEL_ARCHITECTURES_MAPPING[entry.architecture.lower()].__name__,
+        import_from="segmentation_models_pytorch",
+        kwargs={
+            "encoder_name": entry.encoder,
+            "encoder_weights": None,
+            "in_channels": asked.channels,
+            "classes": asked.outputs + FLOWS * asked.flows,
+            **options,
+        },
+    )
+    return PytorchStateDictWeightsDescr(
+        source=path,
+        architecture=architecture,
+        pytorch_version=Version(version),
+        dependencies=FileDescr(source=environment),
+    )
+
+
+def torchscript(entry: TorchScriptMember, asked: Asked, folder: Path) -> Any:
+    """`TorchscriptWeightsDescr` of the member's own file."""
+    from bioimageio.spec.model.v0_5 import TorchscriptWeightsDescr, Version
+
+    path = folder / "weights-torchscript.pt"
+    path.write_bytes(fetch_weights(asked.url, entry.sha256))
+    return TorchscriptWeightsDescr(source=path, pytorch_version=Version(torch.__version__.split("+")[0]))
+
+
+def onnx_copy(url: str, sha256: str | None, folder: Path) -> tuple[dict[str, Any], bool]:
+    """`OnnxWeightsDescr` of the member's own file by its format; and whether it takes several tiles at once."""
+    import onnx
+    from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
+
+    data, path = fetch_weights(url, sha256), folder / "weights.onnx"
+    path.write_bytes(data)
+    model = onnx.load_from_string(data)
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    return {"onnx": OnnxWeightsDescr(source=path, opset_version=opset)}, not fixed
+
+
+def onnx(
+    url: str, module: torch.nn.Module, asked: Asked, folder: Path, parent: Literal["pytorch_state_dict"] | None = None
+) -> Any:
+    """`OnnxWeightsDescr` of a torch module, for any batch of the ensemble's tiles.
+
+    The size is fixed: with free sizes the export of networks with encoders of timm does not end, as its expressions of
+    sizes grow with each layer (seen in torch 2.15).
+
+    Raises
+    ------
+    RefusedError
+        Where the network cannot be exported.
+    """
+    try:
+        import onnxscript  # noqa: F401 - what torch.onnx needs
+    except ImportError as error:
+        raise RefusedError(f"{url}: writing ONNX needs onnxscript; `pip install 'chorus-bioimage[onnx]'`") from error
+    from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
+
+    path = folder / "weights.onnx"
+    example = torch.zeros(2, asked.channels, asked.tile, asked.tile)
+    try:
+        program = torch.onnx.export(
+            module.to(memory_format=torch.contiguous_format).eval(),
+            (example,),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            input_names=[IMAGE],
+            output_names=[PREDICTION],
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RefusedError(f"{url}: torch cannot export it as ONNX ({reason}); pack its members one by one") from error
+    assert program is not None  # it is None only where a file was named
+    program.save(path, external_data=False)
+    return OnnxWeightsDescr(source=path, opset_version=OPSET, parent=parent)

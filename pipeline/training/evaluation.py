@@ -1,0 +1,243 @@
+"""How good an ensemble is on images with a truth: each member alone and all together, with augmentations and without.
+
+The numbers are those of ``chorus predict``: the same tiles, statistics, blending and labels. Members are evaluated once
+and the ensemble is the sum of what they said, as it is where members live on several devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.canvas import InferenceSettings
+from pipeline.ensemble import Ensemble
+from pipeline.errors import ImageError
+from pipeline.geometry import Grid, RegionGrid, Window
+from pipeline.inference import Engine, PlaneWindow, StageState
+from pipeline.instances.whole_image import label_image
+from pipeline.members.cellpose_network import import_cellpose
+from pipeline.posterior import Posterior
+from pipeline.preparation import Survey
+
+THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""Of intersection over union, 0.5 to 0.95: mAP is the mean over them."""
+ENSEMBLE = "ensemble"
+# Bounds the sums that are held at once; any value gives the same scores.
+_REGION = 1024
+_GPU_CALL_PIXELS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good one predictor was on one image.
+
+    Attributes
+    ----------
+    image : its name
+    predictor : ``member-<i>``, or ``ensemble``
+    augmented : with the ensemble's augmentations, or with none
+    dice : mean over the foreground classes, 0 to 1; 1 where neither truth nor prediction has any
+    ap50, mean_ap : average precision TP / (TP + FP + FN) of objects at an intersection over union of 0.5, and its mean
+        over 0.5 to 0.95; 1 where neither has an object; None where there are no objects to compare
+    """
+
+    image: str
+    predictor: str
+    augmented: bool
+    dice: float
+    ap50: float | None = None
+    mean_ap: float | None = None
+
+
+class Evaluator:
+    """Hosts an ensemble on a device and scores it image by image."""
+
+    def __init__(self, ensemble: Ensemble, device: torch.device) -> None:
+        count = range(len(ensemble.spec.members))
+        self._ensemble = ensemble
+        self._device = device
+        self._inputs = ensemble.inputs(count)
+        self._members = [ensemble.load_member(index, device) for index in count]
+
+    def scores(self, name: str, image: NDArray[np.generic], truth: NDArray[np.integer]) -> list[Score]:
+        """The scores of every member and of all together, with augmentations and without.
+
+        Parameters
+        ----------
+        image : (channels, y, x) raw pixels of any real dtype
+        truth : (y, x) classes, 0 is background; objects 1 to n where the ensemble gives flows
+
+        Raises
+        ------
+        ImageError
+            If a pixel is NaN or infinite, or truth and image differ in size.
+        """
+        if image.shape[1:] != truth.shape:
+            raise ImageError(f"{name}: image {image.shape[1:]} and label {truth.shape} differ in size; give a pair")
+        survey = Survey.begin(self._inputs.measures, image.shape[0], image.dtype)
+        while not survey.complete:
+            survey.update(image)
+            survey = survey.conclude()
+        pixels = np.concatenate([one.apply(image, survey.found) for one in self._inputs.preparations])
+        found = []
+        for augmented in (True, False):
+            for predictor, answer in self._answers(pixels, augmented=augmented):
+                found.append(self._score(name, predictor, answer, truth, augmented=augmented))
+        return found
+
+    def _answers(self, pixels: NDArray[np.float32], *, augmented: bool) -> list[tuple[str, _Answer]]:
+        """What each predictor says of the whole plane."""
+        settings = self._settings(augmented=augmented)
+        height, width = pixels.shape[1:]
+        grid = Grid.make((height, width), settings.tile, self._ensemble.spec.overlap)
+        engines = [
+            Engine([member], settings, self._device, [channels])
+            for member, channels in zip(self._members, self._inputs.channels, strict=True)
+        ]
+        names = [*(f"member-{index}" for index in range(len(engines))), ENSEMBLE]
+        answers = [_Answer.empty(height, width, flows=settings.flows) for _ in names]
+        regions = RegionGrid(height, width, _REGION)
+        for index in range(regions.count):
+            target = regions.window(index)
+            needed = grid.needed(target)
+            plane = PlaneWindow(np.ascontiguousarray(pixels[:, needed.y.slice, needed.x.slice]), needed, grid)
+            together: StageState | None = None
+            for engine, answer in zip(engines, answers, strict=False):
+                said = engine.stage(plane, target, None)
+                answer.take(target, engine.conclude(plane, target, said))
+                together = said if together is None else _sum(together, said)
+            if together is not None:
+                answers[-1].take(target, engines[0].conclude(plane, target, together))
+        return list(zip(names, answers, strict=True))
+
+    def _settings(self, *, augmented: bool) -> InferenceSettings:
+        spec = self._ensemble.spec
+        augmentations = tuple(spec.augmentations) if augmented else ("identity",)
+        per_tile = len(augmentations) * spec.tile**2
+        return InferenceSettings(
+            activation=spec.activation,
+            multilabel=self._ensemble.multilabel,
+            classes=len(self._ensemble.probability_names),
+            tile=spec.tile,
+            augmentations=augmentations,
+            batch=max(1, _GPU_CALL_PIXELS // per_tile) if self._device.type == "cuda" else 1,
+            flows=spec.flows,
+        )
+
+    def _score(
+        self, name: str, predictor: str, answer: _Answer, truth: NDArray[np.integer], *, augmented: bool
+    ) -> Score:
+        if answer.flows is None:
+            classes = range(1, len(self._ensemble.spec.classes))
+            dices = [dice(answer.labels == k, truth == k) for k in classes]
+            return Score(name, predictor, augmented, float(np.mean(dices)))
+        precision = average_precision(truth, label_image(answer.foreground, answer.flows))
+        overlap = dice(answer.labels > 0, truth > 0)
+        return Score(name, predictor, augmented, overlap, precision[0], float(np.mean(precision)))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A predictor's prediction of a plane: (y, x) classes, and what objects are made of."""
+
+    labels: NDArray[np.int32]
+    foreground: NDArray[np.float32]
+    flows: NDArray[np.float32] | None
+
+    @classmethod
+    def empty(cls, height: int, width: int, *, flows: bool) -> _Answer:
+        shape = height, width
+        vectors = np.empty((2, *shape), np.float32) if flows else None
+        return cls(np.empty(shape, np.int32), np.empty(shape, np.float32), vectors)
+
+    def take(self, target: Window, posterior: Posterior) -> None:
+        inside = target.y.slice, target.x.slice
+        self.labels[inside] = posterior.labels
+        self.foreground[inside] = posterior.probability[1:].sum(axis=0)
+        if self.flows is not None:
+            self.flows[:, *inside] = posterior.flows
+
+
+def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """2 |A and B| / (|A| + |B|); 1 where both are empty."""
+    total = np.count_nonzero(predicted) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(predicted & truth) / total if total else 1.0
+
+
+def average_precision(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> list[float]:
+    """AP of objects at each of `THRESHOLDS`, as Cellpose measures it.
+
+    Cellpose gives NaN where neither has an object: there it is 1 here, as nothing was missed and nothing invented. A
+    rim of background is added, as Cellpose takes the least label of an image for background whatever it is.
+
+    Parameters
+    ----------
+    truth, predicted : (y, x) integer, 0 is background, every other value an object
+
+    Raises
+    ------
+    RefusedError
+        where Cellpose is not installed
+
+    References
+    ----------
+    Stringer et al., Nature Methods 18:100 (2021); Caicedo et al., Nature Methods 16:1247 (2019).
+    """
+    if not truth.any() and not predicted.any():
+        return [1.0] * len(THRESHOLDS)
+    with_rim = [np.pad(_consecutive(labels), 1) for labels in (truth, predicted)]
+    found = import_cellpose("metrics").average_precision(*with_rim, threshold=list(THRESHOLDS))
+    return [float(value) for value in found[0]]
+
+
+def _consecutive(labels: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The same objects, numbered 1 to n."""
+    values, inverse = np.unique(labels, return_inverse=True)
+    numbers = np.cumsum(values != 0) * (values != 0)  # background stays 0
+    result: NDArray[np.int32] = numbers[inverse].reshape(labels.shape).astype(np.int32)
+    return result
+
+
+def _sum(first: StageState, second: StageState) -> StageState:
+    return replace(
+        first,
+        probability=first.probability + second.probability,
+        squares=first.squares + second.squares,
+        flows=first.flows + second.flows,
+        samples=first.samples + second.samples,
+    )
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, float]:
+    """Means over images by predictor, for `pipeline.about.About.scores`.
+
+    ``dice:ensemble`` is with the ensemble's augmentations, ``dice:ensemble:no-augmentation`` without; so are ``ap50``
+    and ``map`` (objects), and those of ``member-0`` and so on.
+    """
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        name = score.predictor + ("" if score.augmented else ":no-augmentation")
+        for metric, value in (("dice", score.dice), ("ap50", score.ap50), ("map", score.mean_ap)):
+            if value is not None:
+                values.setdefault(f"{metric}:{name}", []).append(value)
+    means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+    return means | {"images": float(len({score.image for score in scores}))}
+
+
+def verdict(summary: dict[str, float]) -> str:
+    """Whether the ensemble is at least as good as its best member, by what matters most: AP at 0.5, else Dice."""
+    metric, words = ("ap50", "AP at 0.5") if f"ap50:{ENSEMBLE}" in summary else ("dice", "Dice")
+    members = {
+        name.removeprefix(f"{metric}:"): value
+        for name, value in summary.items()
+        if name.startswith(f"{metric}:member-") and not name.endswith(":no-augmentation")
+    }
+    best = max(members, key=lambda name: members[name])
+    ensemble = summary[f"{metric}:{ENSEMBLE}"]
+    least = "at least" if ensemble >= members[best] else "not at least"
+    return f"the ensemble is {least} as good as its best member ({words} {ensemble:.4f}; {best} {members[best]:.4f})"

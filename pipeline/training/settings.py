@@ -1,0 +1,132 @@
+"""How an ensemble is trained: everything that decides the result of a fold, in one frozen record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.about import Strict
+from pipeline.ensemble_spec import COLORS
+from pipeline.members.smp import SmpMember
+from pipeline.normalisation import Normalisation, Percentile
+
+LossName = Literal["ce_dice", "focal", "tversky", "lovasz"]
+STRIDE = 32
+"""Sizes that every encoder takes: it halves five times."""
+
+
+class Augment(Strict):
+    """What is varied from patch to patch; flips and quarter turns always are.
+
+    Attributes
+    ----------
+    rotation : by up to so many degrees either way, besides the quarter turns; 0 for none
+    scale : the smallest and the largest magnification
+    gamma, contrast : the largest factor of either, and its inverse the smallest; 1 for none
+    noise : the largest standard deviation, as a share of the image's range of intensities
+    clahe : half of the patches have their contrast equalised locally (scikit-image), to some degree
+    elastic : half of the patches are bent smoothly (torchvision)
+    """
+
+    rotation: float = Field(default=180.0, ge=0, le=180)
+    scale: tuple[Annotated[float, Field(ge=0.25)], Annotated[float, Field(le=4)]] = (0.8, 1.25)
+    gamma: float = Field(default=1.4, ge=1, le=4)
+    contrast: float = Field(default=1.3, ge=1, le=4)
+    noise: float = Field(default=0.04, ge=0, le=1)
+    clahe: bool = False
+    elastic: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: the smallest ({self.scale[0]:g}) is larger than the largest ({self.scale[1]:g})")
+        return self
+
+
+class TrainSettings(Strict):
+    """The recipe of an ensemble. Equal settings, images and kind of device give equal members.
+
+    Attributes
+    ----------
+    architecture, encoder, options : of segmentation-models-pytorch (``tu-...`` encoders are timm's); a `start` wins
+    imagenet : begin with the encoder's ImageNet weights where they can be reached, else with random ones
+    start : a member to fine-tune, its `weights` an absolute path or URL; its head is made anew where classes differ
+    classes, colors : background first; colours are chosen where there are none
+    labels : what values in label images mean: ``instances`` (0 background, every other value an object) or
+        ``classes`` (index of the class; 0 and 255 in binary masks)
+    flows : learn the flows (dy, dx) of instances as well, 5 times the unit vector
+    channels : names of the channels that members see
+    folds : members; each is validated on its own share of the images. 1 keeps one share of five apart
+    steps : per member, in both cycles
+    frozen_share : of the steps, with the encoder frozen, where it was not random; None takes a fifth
+    batch, patch : patches per step, and their edge in pixels
+    learning_rate : the largest of the cycle; ``find`` looks for it
+    validate_every : steps
+    keep : the weights that were best on the validation images, or the last
+    weights_dtype : in which the member is written
+    pixel_size_um, normalisation, tile : as in ``ensemble.yaml``
+    """
+
+    architecture: str = "Unet"
+    encoder: str = "resnet18"
+    options: dict[str, Any] = Field(default={})
+    imagenet: bool = True
+    start: SmpMember | None = None
+    classes: list[Annotated[str, Field(min_length=1)]] = Field(default=["background", "object"], min_length=2)
+    colors: list[str] = Field(default=[])
+    labels: Literal["instances", "classes"] = "instances"
+    flows: bool = False
+    channels: list[str] = Field(default=["0"], min_length=1)
+    folds: int = Field(default=5, ge=1, le=50)
+    steps: int = Field(default=2000, ge=4)
+    frozen_share: float | None = Field(default=None, ge=0, lt=1)
+    batch: int = Field(default=8, ge=2)
+    patch: int = Field(default=256, ge=STRIDE, le=2048, multiple_of=STRIDE)
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["find"] = 1e-3
+    weight_decay: float = Field(default=1e-2, ge=0)
+    loss: LossName = "ce_dice"
+    augment: Augment = Augment()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(default=0, ge=0)
+    validate_every: int = Field(default=200, ge=1)
+    keep: Literal["best", "last"] = "best"
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    pixel_size_um: float | None = Field(default=None, gt=0)
+    normalisation: Normalisation = Percentile(low=1.0, high=99.8)
+    tile: int = Field(default=256, ge=STRIDE, le=4096, multiple_of=STRIDE)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: two classes have the same name")
+        if self.labels == "instances" and len(self.classes) != 2:
+            raise ValueError("classes: instances are of one class; name the background and it, or use labels: classes")
+        if self.flows and self.labels != "instances":
+            raise ValueError("flows: they come from instances; use labels: instances, or leave flows out")
+        if self.colors and len(self.colors) != len(self.classes):
+            raise ValueError("colors: give one per class, the background's first")
+        return self
+
+    @property
+    def design(self) -> tuple[str, str, dict[str, Any]]:
+        """Architecture, encoder and options of the members."""
+        source = self.start or self
+        return source.architecture, source.encoder, source.options
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a member's last layer: classes, then flows."""
+        return len(self.classes) + 2 * self.flows
+
+    @property
+    def class_colors(self) -> list[str]:
+        found = [COLORS[(index - 1) % len(COLORS)] for index in range(1, len(self.classes))]
+        return self.colors or ["#000000", *found]
+
+    def fingerprint(self) -> str:
+        """Differs where a resumed fold would not end as it began."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"folds", "tile", "colors"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
