@@ -27,8 +27,6 @@ app = typer.Typer(
 )
 app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
 app.add_typer(models.app, name="models", help="Test packages of trained networks.")
-app.command()(convert)
-app.command()(train)
 err = Console(stderr=True)
 out_console = Console()
 
@@ -152,6 +150,10 @@ def report(
     from pipeline.report.page import write_report
 
     out_console.print(write_report(out, top=top), highlight=False, soft_wrap=True)
+
+
+app.command()(convert)
+app.command()(train)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
+from chorus.options import named_ensemble
 from pipeline.errors import RefusedError
 from pipeline.training.settings import LossName, TrainSettings
 
@@ -223,7 +224,7 @@ def starting_member(text: str) -> SmpMember:
     from pipeline.members.smp import SmpMember
 
     url, _, position = text.partition("#")
-    ensemble = read_ensemble(url)
+    ensemble = read_ensemble(named_ensemble(url))
     members = ensemble.spec.members
     if position and not (position.isdecimal() and int(position) < len(members)):
         raise RefusedError(f"--start {text}: there is no member {position}; give a number from 0 to {len(members) - 1}")

@@ -21,6 +21,7 @@ import torch
 
 from pipeline.errors import RefusedError
 from pipeline.members.bioimageio_package import Package, WeightFiles, first_line
+from pipeline.members.onnx_session import open_session, session_errors
 
 LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")
 _MAKERS = {("segmentation_models_pytorch", "create_model"), ("timm", "create_model")}
@@ -66,7 +67,7 @@ class OnnxNetwork:
         arrays = dict(zip(self._names, (tensor.cpu().numpy() for tensor in inputs), strict=True))
         try:
             answers = self._session.run(None, arrays)
-        except _onnx_failures() as error:
+        except session_errors() as error:
             raise RuntimeError(first_line(error)) from error
         return [torch.from_numpy(np.asarray(answer)).to(self._device) for answer in answers]
 
@@ -97,47 +98,13 @@ def _torchscript(package: Package, files: WeightFiles, device: torch.device) -> 
 
 
 def _onnx(package: Package, files: WeightFiles, device: torch.device) -> OnnxNetwork:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RefusedError(
-            f"{package.url}: its ONNX weights need onnxruntime; pip install 'chorus-bioimage[onnx]'"
-        ) from error
-    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise RefusedError(
-            f"{package.url}: this onnxruntime cannot run on {device.type}; install onnxruntime-gpu, or run on the CPU"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3  # what goes wrong is raised, too
-    # Threads that spin while they wait starve the other processes of the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    place = {"device_id": str(device.index or 0), "use_tf32": "0"} if device.type == "cuda" else {}
-    try:
-        # A graph may name files with data: it finds those of its package, and no others.
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in {**files.others, "graph.onnx": files.weights}.items():
-                Path(folder, name).write_bytes(data)
-            graph = str(Path(folder, "graph.onnx"))
-            session = onnxruntime.InferenceSession(graph, options, providers=[(provider, place)])
-    except _onnx_failures() as error:
-        raise RefusedError(
-            f"{package.url}: onnxruntime {onnxruntime.__version__} cannot run {files.entry.source} "
-            f"({first_line(error)}); update onnxruntime, or choose another `format`"
-        ) from error
+    # A graph may name files with data: it finds those of its package, and no others.
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in {**files.others, "graph.onnx": files.weights}.items():
+            Path(folder, name).write_bytes(data)
+        graph, mend = str(Path(folder, "graph.onnx")), "update onnxruntime, or choose another `format`"
+        session = open_session(package.url, graph, device, what=str(files.entry.source), mend=mend)
     return OnnxNetwork(session, len(files.weights) + sum(map(len, files.others.values())), device)
-
-
-def _onnx_failures() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
-        state.RuntimeException,
-    )  # fmt: skip
 
 
 def _state_dict(package: Package, files: WeightFiles, trust_code: bool) -> torch.nn.Module:

@@ -12,10 +12,9 @@ import torch
 
 from pipeline.errors import RefusedError
 from pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from pipeline.members.onnx_session import EXTRA, open_session, session_errors
 from pipeline.members.selection import ExportEntry, InputShape
 
-ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
 """Of inputs and outputs, by onnxruntime's names."""
 
@@ -31,10 +30,11 @@ class OnnxMember(ExportEntry):
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where it cannot be run or does not fit the ensemble."""
         url = asked.url
-        onnx, onnxruntime = _libraries(url)
+        onnx = _onnx(url)
         data = fetch_weights(url, self.sha256)
         size = _bytes_of_weights(url, data, onnx)
-        session = _session(url, data, device, onnxruntime)
+        mend = "export it with operators and an opset that it knows"
+        session = open_session(url, data, device, what="it", mend=mend)
         if len(session.get_inputs()) != 1:
             names = ", ".join(i.name for i in session.get_inputs())
             raise RefusedError(f"{url}: takes {len(session.get_inputs())} inputs ({names}); export it with one")
@@ -97,48 +97,19 @@ class _OnnxNetwork:
         return answer
 
     def _go(self, binding: Any) -> None:
-        state = import_module(ERRORS)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # onnxruntime works on a stream of its own
         try:
             self.session.run_with_iobinding(binding)
-        except (state.Fail, state.InvalidArgument, state.NotImplemented, state.RuntimeException) as error:
+        except session_errors() as error:
             raise RuntimeError(" ".join(str(error).split())) from error
 
 
-def _libraries(url: str) -> tuple[ModuleType, ModuleType]:
+def _onnx(url: str) -> ModuleType:
     try:
-        return import_module("onnx"), import_module("onnxruntime")
+        return import_module("onnx")
     except ImportError as error:
-        raise RefusedError(f"{url}: needs onnxruntime; `pip install 'chorus-bioimage[onnx]'`") from error
-
-
-def _session(url: str, data: bytes, device: torch.device, onnxruntime: ModuleType) -> Any:
-    state = import_module(ERRORS)
-    provider = PROVIDERS.get(device.type)
-    if provider not in onnxruntime.get_available_providers():
-        raise RefusedError(
-            f"{url}: this onnxruntime cannot run on {device.type}; install onnxruntime-gpu, or run on the CPU"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3  # what goes wrong is raised, too
-    # Threads that spin while they wait starve the other processes of the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    place = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=[(provider, place)])
-    except (
-        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
-        state.RuntimeException,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:300]
-        raise RefusedError(
-            f"{url}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); export it with operators and an "
-            f"opset that it knows"
-        ) from error
+        raise RefusedError(f"{url}: needs onnx; {EXTRA}") from error
 
 
 def _bytes_of_weights(url: str, data: bytes, onnx: ModuleType) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,42 +16,15 @@ import pytest
 import zarr
 from moto.server import ThreadedMotoServer
 
-from chorus.cli import main
 from cluster.record import read_scores
 from pipeline import storage
 from tests.making import pixels, write_ensemble, write_image
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Chorus = Callable[..., Result]
+from tests.running import Chorus, Result
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ensemble(tmp_path_factory.mktemp("e"), members=2, tile=32, augmentations=["identity"])
-
-
-@pytest.fixture
-def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
-    """The command line, in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setenv("COLUMNS", "2000")
-        monkeypatch.setattr(sys, "argv", ["chorus", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

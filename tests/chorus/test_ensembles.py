@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
 
 from chorus import options
-from chorus.cli import main
 from chorus.ensemble_options import NewEnsembleOptions, member_options
 from pipeline.ensemble import read_ensemble
 from pipeline.ensemble_spec import FORMAT
 from pipeline.errors import RefusedError
 from pipeline.normalisation import MeanStd, Normalisation, Percentile, Unchanged
 from tests.making import LightNetwork, pixels, write_image, write_light_ensemble
+from tests.running import Chorus, Result
 
 NEW = [
     "--name", "light", "--class", "background", "--class", "nucleus=#123456", "--channel", "dna", "--tile", "64",
@@ -35,32 +32,6 @@ ABOUT = {
     "training": {"images": 80, "objects": 4000, "folds": [{"dice": 0.91}, {"dice": 0.93}]},
     "scores": {"BBBC039 test": {"dice": 0.95, "AP@0.5": 0.9}},
 }
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Chorus = Callable[..., Result]
-
-
-@pytest.fixture
-def chorus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Chorus:
-    """The command line, in this process; what it prints, free of line breaks within a sentence."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["chorus", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

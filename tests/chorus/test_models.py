@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from chorus.cli import main
 from tests.making import write_light_ensemble
+from tests.running import Chorus
 
 pytest.importorskip("bioimageio.core")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Chorus = Callable[..., Result]
 GIVEN = ("--description", "Nuclei.", "--licence", "MIT", "--author", "A. Tester", "--cite-text", "A paper")
-
-
-@pytest.fixture
-def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
-    """The command line, in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setenv("COLUMNS", "2000")
-        monkeypatch.setattr(sys, "argv", ["chorus", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import tifffile
 
-from chorus.cli import main
 from pipeline.ensemble import read_ensemble
 from pipeline.samples import simulate_field
 from tests.making import write_ensemble, write_light_ensemble
+from tests.running import Chorus
 
 SHAPE = (72, 80)
 SMALL = ["--encoder", "tu-mobilenetv4_conv_small_050", "--option", "decoder_channels=[32,24,16,16,8]"]
 SHORT = [*SMALL, "--no-imagenet", "--folds", "2", "--steps", "4", "--patch", "32", "--batch", "2", "--tile", "32"]
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Chorus = Callable[..., Result]
-
-
 @pytest.fixture
-def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
-    """`chorus train` in this process, on the serial executor."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setenv("COLUMNS", "2000")
-        fixed = ["chorus", "train", "--executor", "serial", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [*fixed, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
+def train(chorus: Chorus) -> Chorus:
+    """`chorus train` on the serial executor."""
+    return partial(chorus, "train", "--executor", "serial", "--device", "cpu")
 
 
 @pytest.fixture
@@ -67,12 +43,12 @@ def paths(data: Path) -> list[object]:
     return [data / "images", "--labels", data / "labels", "--out", data / "ensemble"]
 
 
-def test_train_leaves_an_ensemble_with_curves_and_scores_and_speaks_json(chorus: Chorus, data: Path) -> None:
+def test_train_leaves_an_ensemble_with_curves_and_scores_and_speaks_json(train: Chorus, data: Path) -> None:
     tifffile.imwrite(data / "images" / "without.tif", np.zeros(SHAPE, np.uint16))
     tifffile.imwrite(data / "labels" / "alone.tif", np.zeros(SHAPE, np.uint16))
     test = ["--test", data / "unseen", "--test-labels", data / "unseen-labels"]
     words = ["--class", "background", "--class", "nucleus", "--intended-use", "tests", "--data-licence", "CC0-1.0"]
-    result = chorus(*paths(data), *SHORT, *test, *words, "--json")
+    result = train(*paths(data), *SHORT, *test, *words, "--json")
     assert result.code == 0, result.err
     content = json.loads(result.out)
     assert content["skipped"] == {"without label": ["without"], "without image": ["alone"]}
@@ -94,20 +70,20 @@ def test_train_leaves_an_ensemble_with_curves_and_scores_and_speaks_json(chorus:
     ElementTree.parse(data / "ensemble" / "training" / "curves.svg")
 
 
-def test_a_folder_of_other_settings_is_refused_unless_overwritten(chorus: Chorus, data: Path) -> None:
-    assert chorus(*paths(data), *SHORT).code == 0
+def test_a_folder_of_other_settings_is_refused_unless_overwritten(train: Chorus, data: Path) -> None:
+    assert train(*paths(data), *SHORT).code == 0
     first = read_ensemble(str(data / "ensemble")).hash
-    refused = chorus(*paths(data), *SHORT, "--seed", 1)
+    refused = train(*paths(data), *SHORT, "--seed", 1)
     assert refused.code == 2
     assert "holds results of another run (seed was 0, now 1); use --overwrite to replace them" in refused.err
-    assert chorus(*paths(data), *SHORT, "--seed", 1, "--overwrite").code == 0
+    assert train(*paths(data), *SHORT, "--seed", 1, "--overwrite").code == 0
     assert read_ensemble(str(data / "ensemble")).hash != first
 
 
-def test_a_folder_of_something_else_is_left_alone(chorus: Chorus, data: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(train: Chorus, data: Path) -> None:
     (data / "ensemble").mkdir()
     (data / "ensemble" / "thesis.txt").write_text("all of it")
-    result = chorus(*paths(data), *SHORT, "--overwrite")
+    result = train(*paths(data), *SHORT, "--overwrite")
     assert result.code == 2
     assert "is not empty and holds no run of Chorus" in result.err
     assert (data / "ensemble" / "thesis.txt").read_text() == "all of it"
@@ -127,17 +103,17 @@ def test_a_folder_of_something_else_is_left_alone(chorus: Chorus, data: Path) ->
         (["--folds", "9"], "4 images with labels are fewer than 9 folds"),
     ],
 )
-def test_wrong_options_are_refused_in_one_sentence(arguments: list[str], said: str, chorus: Chorus, data: Path) -> None:
-    result = chorus(*paths(data), *arguments)
+def test_wrong_options_are_refused_in_one_sentence(arguments: list[str], said: str, train: Chorus, data: Path) -> None:
+    result = train(*paths(data), *arguments)
     assert result.code == 2
     assert said in result.err
     assert "Traceback" not in result.err
     assert not (data / "ensemble").exists()
 
 
-def test_wrong_images_and_labels_are_refused_in_one_sentence(chorus: Chorus, data: Path) -> None:
+def test_wrong_images_and_labels_are_refused_in_one_sentence(train: Chorus, data: Path) -> None:
     def refused(said: str, *arguments: object) -> None:
-        result = chorus(*paths(data), "--folds", 2, *arguments)
+        result = train(*paths(data), "--folds", 2, *arguments)
         assert result.code == 2
         assert said in result.err
         assert "Traceback" not in result.err
@@ -155,12 +131,12 @@ def test_wrong_images_and_labels_are_refused_in_one_sentence(chorus: Chorus, dat
     refused("no label fits an image")
 
 
-def test_what_to_start_from_must_be_trainable(chorus: Chorus, data: Path) -> None:
+def test_what_to_start_from_must_be_trainable(train: Chorus, data: Path) -> None:
     light = write_light_ensemble(data / "light")
-    result = chorus(*paths(data), "--start", light)
+    result = train(*paths(data), "--start", light)
     assert result.code == 2
     assert "member 0 is of kind torchscript, which cannot be trained" in result.err
     trainable = write_ensemble(data / "smp", members=1)
-    result = chorus(*paths(data), "--start", f"{trainable}#3")
+    result = train(*paths(data), "--start", f"{trainable}#3")
     assert result.code == 2
     assert "there is no member 3; give a number from 0 to 0" in result.err

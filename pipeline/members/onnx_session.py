@@ -1,0 +1,60 @@
+"""How onnxruntime is asked to run a graph: on the member's device, deterministically, without threads that spin."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from pipeline.errors import RefusedError
+
+EXTRA = "pip install 'chorus-bioimage[onnx]'"
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_session(url: str, graph: bytes | str, device: torch.device, *, what: str, mend: str) -> Any:
+    """An ``onnxruntime.InferenceSession`` of `graph`, its bytes or its path.
+
+    Parameters
+    ----------
+    what, mend : of the sentence where the graph cannot be run: which one it is, and what to do about it
+
+    Raises
+    ------
+    RefusedError
+        where onnxruntime is missing, has no such device, or does not know the graph's operators or opset
+    """
+    try:
+        onnxruntime = import_module("onnxruntime")
+    except ImportError as error:
+        raise RefusedError(f"{url}: needs onnxruntime; {EXTRA}") from error
+    provider = _PROVIDERS.get(device.type)
+    if provider not in onnxruntime.get_available_providers():
+        raise RefusedError(
+            f"{url}: this onnxruntime cannot run on {device.type}; install onnxruntime-gpu, or run on the CPU"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # what goes wrong is raised, too
+    # Threads that spin while they wait starve the other processes of the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    place = {"device_id": str(device.index or 0), "use_tf32": "0"} if device.type == "cuda" else {}
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=[(provider, place)])
+    except session_errors() as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RefusedError(
+            f"{url}: onnxruntime {onnxruntime.__version__} cannot run {what} ({reason}); {mend}"
+        ) from error
+
+
+def session_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises of a graph that it cannot load or run."""
+    state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    return (
+        state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
+        state.RuntimeException,
+    )  # fmt: skip

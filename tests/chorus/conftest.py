@@ -1,0 +1,28 @@
+"""The command line in this process, for all tests of the face."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from chorus.cli import main
+from tests.running import Chorus, Result
+
+
+@pytest.fixture
+def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
+    """``chorus`` with arguments: its exit code and what it printed, without line breaks within a sentence."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setenv("COLUMNS", "2000")
+        monkeypatch.setattr(sys, "argv", ["chorus", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return call
