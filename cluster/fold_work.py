@@ -13,9 +13,9 @@ from pipeline import storage
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
 from pipeline.training.evaluation import Evaluator, Score
-from pipeline.training.fold import read_log, train_fold
+from pipeline.training.fold import train_fold
 from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.records import FoldResult, Step
+from pipeline.training.records import FoldResult, Step, read_log
 from pipeline.training.settings import TrainSettings
 
 log = logging.getLogger("chorus")

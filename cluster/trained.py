@@ -16,9 +16,8 @@ from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble, content_hash
 from pipeline.report.curves import Curve, Panel, draw_curves
 from pipeline.training.evaluation import Score, summarise, verdict
-from pipeline.training.fold import read_log
 from pipeline.training.pairs import TrainingPair
-from pipeline.training.records import FoldResult
+from pipeline.training.records import FoldResult, read_log
 from pipeline.training.settings import TrainSettings
 from pipeline.training.summary import ensemble_spec, training_summary
 

@@ -30,9 +30,9 @@ from pipeline.about import About
 from pipeline.containers import storage_errors
 from pipeline.errors import RefusedError
 from pipeline.outputs import remove_folder
-from pipeline.training.fold import read_result
-from pipeline.training.pairs import Pairs, TrainingPair, check_memory, check_pairs, find_pairs
-from pipeline.training.records import FoldResult
+from pipeline.training.checks import check_memory, check_pairs
+from pipeline.training.pairs import Pairs, TrainingPair, find_pairs
+from pipeline.training.records import FoldResult, read_result
 from pipeline.training.settings import TrainSettings
 
 # What a training makes in its output besides the members; --overwrite removes these and the members, ``ensemble.yaml``

@@ -24,44 +24,21 @@ from pipeline.training.augment import augmented
 from pipeline.training.finder import find_learning_rate
 from pipeline.training.losses import new_loss
 from pipeline.training.networks import fill_from, freeze_encoder, member_weights, new_network, random_network
-from pipeline.training.pairs import TrainingPair, split
+from pipeline.training.pairs import TrainingPair
 from pipeline.training.patches import Draw, PatchSource, prepare
-from pipeline.training.records import FoldResult, Step
+from pipeline.training.records import FoldResult, Step, fold_folder, read_result
+from pipeline.training.schedule import Cycle, cycles
 from pipeline.training.settings import TrainSettings
+from pipeline.training.splits import split
 from pipeline.training.validation import average_precision_50, dice_scores, prepare_validation
 
 _log = logging.getLogger(__name__)
 
-_FROZEN_SHARE = 0.2
 _CHECKPOINT_SECONDS = 60.0
 _LOG_SECONDS = 5.0
 _LINES = 200  # of a fold's log, besides those with a Dice
 # Apart from the seed and the fold, what random numbers are for.
 _FOR_WEIGHTS, _FOR_STEPS, _FOR_FINDER = 1, 2, 3
-
-
-def fold_folder(folder: str, fold: int) -> str:
-    """Where a fold keeps ``checkpoint.pt``, ``log.jsonl``, ``kept.safetensors`` and ``result.json``."""
-    return storage.join(folder, "folds", str(fold))
-
-
-def read_result(folder: str, fold: int) -> FoldResult | None:
-    """The result of a fold that is done, else None."""
-    try:
-        return FoldResult.model_validate_json(
-            storage.read_bytes(storage.join(fold_folder(folder, fold), "result.json"))
-        )
-    except FileNotFoundError:
-        return None
-
-
-def read_log(folder: str, fold: int) -> list[Step]:
-    """What a fold has said so far; empty where it has not begun."""
-    try:
-        text = storage.read_bytes(storage.join(fold_folder(folder, fold), "log.jsonl")).decode()
-    except FileNotFoundError:
-        return []
-    return [Step.model_validate_json(line) for line in text.splitlines()]
 
 
 def train_fold(
@@ -121,28 +98,6 @@ def _other_settings(folder: str, fold: int) -> RefusedError:
         f"{fold_folder(folder, fold)}: was trained with other settings or images; choose another --out, or give the "
         "same settings and images again to go on"
     )
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """Steps [start, stop) of a one-cycle schedule, with the encoder frozen or not."""
-
-    start: int
-    stop: int
-    frozen: bool
-    learning_rate: float
-
-
-def cycles(settings: TrainSettings, pretrained: bool, learning_rate: float) -> list[Cycle]:
-    """The frozen cycle, where the encoder knows something already, then the full one at half its rate.
-
-    Without a frozen cycle the full one has the whole rate. Halving is fastai's ``fine_tune``, which deepflash2 uses.
-    """
-    share = settings.frozen_share if settings.frozen_share is not None else _FROZEN_SHARE if pretrained else 0.0
-    frozen = round(share * settings.steps)
-    if not frozen:
-        return [Cycle(0, settings.steps, False, learning_rate)]
-    return [Cycle(0, frozen, True, learning_rate), Cycle(frozen, settings.steps, False, learning_rate / 2)]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Images and their labels: which belong together, how they are read, and what is wrong with them."""
+"""Images and their labels: which belong together, and how they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -23,9 +22,6 @@ from pipeline.training.settings import TrainSettings
 
 # What a label's file may be called besides its image's own name.
 _LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
-# What a pair takes in memory, per pixel: float32 channels, class and flows, and the order of its pixels by class.
-_BYTES_PER_CHANNEL, _BYTES_PER_LABEL = 4, 4 + 4 + 8
-_BYTES_PER_NETWORK = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +67,6 @@ class Pairs:
     without_label: tuple[str, ...] = ()
     without_image: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What the labels of all pairs hold.
-
-    Attributes
-    ----------
-    empty : names of the pairs without any foreground; they are trained on
-    objects : per pair, where labels are instances
-    pixels : per class, in all pairs
-    """
-
-    empty: tuple[str, ...]
-    objects: int | None
-    pixels: tuple[int, ...]
 
 
 def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
@@ -153,77 +133,6 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
             f"({', '.join(settings.classes)}); name all classes, or use labels: instances"
         )
     return label.astype(np.uint8)
-
-
-def check_memory(pairs: Sequence[TrainingPair], settings: TrainSettings, workers: int) -> int:
-    """Bytes that `workers` folds at a time take on this machine, estimated before anything is loaded.
-
-    Raises
-    ------
-    RefusedError
-        where they are more than is available
-    """
-    channels = len(settings.channels) * (2 if settings.augment.clahe else 1)
-    per_pixel = _BYTES_PER_CHANNEL * channels + _BYTES_PER_LABEL
-    each = sum(pair.height * pair.width for pair in pairs) * per_pixel + _BYTES_PER_NETWORK
-    needed, available = workers * each, psutil.virtual_memory().available
-    if needed > available:
-        raise RefusedError(
-            f"training: {workers} folds at a time need about {needed / 1e9:.1f} GB for {len(pairs)} images, and "
-            f"{available / 1e9:.1f} GB are free; train fewer folds at a time, or on fewer or smaller images"
-        )
-    return needed
-
-
-def check_pairs(pairs: Sequence[TrainingPair], settings: TrainSettings) -> Checked:
-    """Read every label; raises RefusedError where nothing can be learnt from them, or they are too few for folds."""
-    groups = {pair.group for pair in pairs}
-    if len(groups) < max(2, settings.folds):
-        raise RefusedError(
-            f"training: {len(groups)} images with labels are fewer than {max(2, settings.folds)} folds need; annotate "
-            "more images or ask for fewer folds"
-        )
-    pixels, objects, empty = np.zeros(len(settings.classes), np.int64), 0, []
-    for pair in pairs:
-        label = load_pair(pair)[1]
-        counted = np.bincount(class_image(label, settings, pair.label).ravel(), minlength=len(pixels))
-        pixels += counted
-        objects += int(np.count_nonzero(np.unique(label)))
-        if not counted[1:].any():
-            empty.append(pair.name)
-    if not pixels[1:].any():
-        raise RefusedError("training: every label image is empty; annotate some objects, or check --labels")
-    missing = [name for name, count in zip(settings.classes, pixels, strict=True) if not count]
-    if missing:
-        raise RefusedError(
-            f"training: no label holds any pixel of class {', '.join(missing)}; annotate it, or name only the classes "
-            "that there are"
-        )
-    return Checked(tuple(empty), objects if settings.labels == "instances" else None, tuple(pixels.tolist()))
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Names of the groups of pairs that a fold is trained and validated on, sorted."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-
-
-def split(names: Sequence[str], folds: int, seed: int) -> list[Split]:
-    """Folds whose validation shares are disjoint and together everything; the same for any order of `names`.
-
-    One fold keeps a fifth apart. Raises RefusedError for fewer names than folds.
-    """
-    from sklearn.model_selection import KFold  # takes a second to import
-
-    ordered = sorted(set(names))
-    parts = folds if folds > 1 else max(2, min(5, len(ordered)))
-    if len(ordered) < parts:
-        raise RefusedError(f"training: {len(ordered)} images are fewer than {parts} folds; ask for fewer folds")
-    shuffled = KFold(n_splits=parts, shuffle=True, random_state=seed).split(ordered)
-    found = [Split(*(tuple(ordered[i] for i in sorted(part)) for part in parts_of)) for parts_of in shuffled]
-    return found[:folds]
 
 
 def _is_zarr(images: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pipeline import storage
 from pipeline.about import Strict
 
 
@@ -66,3 +67,27 @@ class FoldResult(Strict):
     @property
     def mean_dice(self) -> float:
         return sum(self.dice.values()) / len(self.dice)
+
+
+def fold_folder(folder: str, fold: int) -> str:
+    """Where a fold keeps ``checkpoint.pt``, ``log.jsonl``, ``kept.safetensors`` and ``result.json``."""
+    return storage.join(folder, "folds", str(fold))
+
+
+def read_result(folder: str, fold: int) -> FoldResult | None:
+    """The result of a fold that is done, else None."""
+    try:
+        return FoldResult.model_validate_json(
+            storage.read_bytes(storage.join(fold_folder(folder, fold), "result.json"))
+        )
+    except FileNotFoundError:
+        return None
+
+
+def read_log(folder: str, fold: int) -> list[Step]:
+    """What a fold has said so far; empty where it has not begun."""
+    try:
+        text = storage.read_bytes(storage.join(fold_folder(folder, fold), "log.jsonl")).decode()
+    except FileNotFoundError:
+        return []
+    return [Step.model_validate_json(line) for line in text.splitlines()]

@@ -25,9 +25,8 @@ from pipeline.ensemble import read_ensemble
 from pipeline.errors import CutShortError, RefusedError
 from pipeline.samples import simulate_field
 from pipeline.training.evaluation import dice
-from pipeline.training.fold import read_log
 from pipeline.training.pairs import TrainingPair
-from pipeline.training.records import FoldResult, Step
+from pipeline.training.records import FoldResult, Step, read_log
 from pipeline.training.settings import TrainSettings
 from tests.making import write_image
 

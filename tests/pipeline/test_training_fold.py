@@ -19,10 +19,11 @@ from pipeline.members.smp import SmpMember
 from pipeline.normalisation import normalised
 from pipeline.samples import simulate_field
 from pipeline.training import networks
-from pipeline.training.fold import cycles, fold_folder, read_log, read_result, train_fold
+from pipeline.training.fold import train_fold
 from pipeline.training.networks import freeze_encoder, new_network
 from pipeline.training.pairs import TrainingPair, find_pairs, load_pair
-from pipeline.training.records import FoldResult, Step
+from pipeline.training.records import FoldResult, Step, fold_folder, read_log, read_result
+from pipeline.training.schedule import cycles
 from pipeline.training.settings import TrainSettings
 from pipeline.training.summary import ensemble_spec
 from pipeline.training.validation import evaluating, predicted

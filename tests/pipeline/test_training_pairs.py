@@ -14,9 +14,11 @@ from skimage.measure import regionprops_table
 
 from pipeline.about import About
 from pipeline.errors import ImageError, RefusedError
-from pipeline.training.pairs import TrainingPair, check_memory, check_pairs, class_image, find_pairs, load_pair, split
+from pipeline.training.checks import check_memory, check_pairs
+from pipeline.training.pairs import TrainingPair, class_image, find_pairs, load_pair
 from pipeline.training.records import FoldResult
 from pipeline.training.settings import TrainSettings
+from pipeline.training.splits import split
 from pipeline.training.summary import ensemble_spec, training_summary
 from tests.making import pixels, write_image
 
