@@ -53,12 +53,17 @@ def gather(data: Data, out: Annotated[Path, typer.Argument(help="Gets `images` a
 def score(
     data: Data,
     ensemble: Annotated[Path, typer.Option(help="The ensemble's folder.")] = Path("chorus/builtin/nuclei-fluo"),
+    only: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(TESTS)}; by default all.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Score members and ensemble, with augmentations and without, on every test set and foreign group."""
-    found: dict[str, dict[str, float]] = {}
+    path = ensemble / "ensemble.yaml"
+    content = yaml.safe_load(path.read_text())
+    found: dict[str, dict[str, float]] = content["about"].setdefault("scores", {})
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin, (str(ensemble),)) as pool:
         for name, place in TESTS.items():
+            if only and name not in only:
+                continue
             images = data / place / "images_grey"
             images = images if images.is_dir() else data / place / "images"
             pairs = find_pairs(str(images), str(data / place / "labels"), ["dna"]).pairs
@@ -67,9 +72,6 @@ def score(
             found[name] = {key: round(value, 4) for key, value in summarise(scores).items()}
             console.print(scores_table(name, found[name]))
             console.print(f"{verdict(found[name])}; {time.monotonic() - begun:.0f} s", highlight=False)
-    path = ensemble / "ensemble.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["about"]["scores"] = found
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 

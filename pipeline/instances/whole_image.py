@@ -52,7 +52,7 @@ def label_image(
     flows: NDArray[np.float32],
     *,
     minimum_size: int = 15,
-    flow_error: float | None = 0.4,
+    flow_error: float | None = None,
 ) -> NDArray[np.int32]:
     """Objects of one whole plane by Cellpose's own dynamics: (y, x) int32, 0 for background.
 
@@ -64,7 +64,9 @@ def label_image(
     foreground : (y, x) float32, probability 0 to 1
     flows : (2, y, x) float32, dy and dx, 5 times the unit vector
     minimum_size : objects of fewer pixels are removed
-    flow_error : objects whose own flows differ from `flows` by more, in the mean square, are removed; None keeps all
+    flow_error : objects whose own flows differ from `flows` by more, in the mean square of unit vectors, are removed;
+        None keeps all. Cellpose's 0.4 suits its own large networks: of the small ones of `nuclei-fluo` it takes many
+        right objects away (AP at 0.5 on validation images 0.77 to 0.81 with it, 0.84 to 0.86 without).
 
     Raises
     ------
