@@ -53,7 +53,7 @@ def builtin_table(ensembles: Mapping[str, Ensemble]) -> Table:
     table = _table("name", "members", "description", "scores")
     for name, ensemble in ensembles.items():
         about = ensemble.spec.about
-        scores = "; ".join(f"{data}: {_numbers(values)}" for data, values in about.scores.items())
+        scores = "; ".join(f"{data}: {_numbers(_of_the_ensemble(values))}" for data, values in about.scores.items())
         cells = (name, f"{len(ensemble.spec.members)}", about.description, scores)
         table.add_row(*map(Text, cells))
     return table
@@ -124,7 +124,8 @@ def _about(about: About) -> Iterator[RenderableType]:
     if about.training is not None:
         yield _training(about.training)
     if about.scores:
-        yield _scores("scores on images that nobody trained on", "data", about.scores)
+        rows = {data: _of_the_ensemble(values) for data, values in about.scores.items()}
+        yield _scores("scores on images that nobody trained on", "data", rows)
 
 
 def _training(training: TrainingSummary) -> RenderableType:
@@ -134,6 +135,12 @@ def _training(training: TrainingSummary) -> RenderableType:
         return text
     folds = {f"fold {index}": scores for index, scores in enumerate(training.folds)}
     return Group(text, _scores("validation scores", "", folds))
+
+
+def _of_the_ensemble(scores: Mapping[str, float]) -> Mapping[str, float]:
+    """The scores of all members together, where single ones have some, too; `--json` has them all."""
+    whole = {name.removesuffix(":ensemble"): value for name, value in scores.items() if name.endswith(":ensemble")}
+    return whole or scores
 
 
 def _scores(title: str, what: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
