@@ -124,8 +124,8 @@ def _about(about: About) -> Iterator[RenderableType]:
     if about.training is not None:
         yield _training(about.training)
     if about.scores:
-        rows = {data: _of_the_ensemble(values) for data, values in about.scores.items()}
-        yield _scores("scores on images that nobody trained on", "data", rows)
+        of_sets = {data: _of_the_ensemble(values) for data, values in about.scores.items()}
+        yield _scores("scores on images that nobody trained on", "data", of_sets)
 
 
 def _training(training: TrainingSummary) -> RenderableType:
