@@ -20,7 +20,7 @@ demo: $(READY)
 
 # Lint, types, the floors, and all tests, file by file on up to 4 cores.
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The rest of the kill runs and spreads over actors: ten kills in all.
 test-long: $(READY)

@@ -79,8 +79,8 @@ def test_a_diameter_needs_that_of_the_ensemble(tmp_path: Path) -> None:
 @pytest.mark.parametrize("diameter", [0.0, -3.0, np.inf, np.nan])
 def test_a_diameter_is_a_positive_number(diameter: float) -> None:
     with pytest.raises(RefusedError, match="--diameter: Input should be"):
-        RequestOptions(["a.zarr"], "e", "o", device="cpu", diameter=diameter).request()
+        RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=diameter).request()
 
 
 def test_the_option_is_the_setting() -> None:
-    assert RequestOptions(["a.zarr"], "e", "o", device="cpu", diameter=17.5).request().settings.diameter == 17.5
+    assert RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=17.5).request().settings.diameter == 17.5

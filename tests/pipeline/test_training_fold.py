@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,6 +208,8 @@ def test_imagenet_weights_that_cannot_be_reached_are_random_and_said(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(smp, "create_model", unreachable)
+    # Libraries that set up logging for themselves disable loggers that are there already.
+    monkeypatch.setattr(logging.getLogger("pipeline.training.networks"), "disabled", False)
     network, begun_with = new_network(SETTINGS.model_copy(update={"imagenet": True}), 7)
     assert begun_with == "random"
     assert "ImageNet weights cannot be had (no route to host); it begins with random ones" in caplog.text
