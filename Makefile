@@ -22,7 +22,7 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The rest of the kill runs and spreads over actors: ten kills in all.
+# All that needs Ray, the rest of the kill runs and spreads over actors included: ten kills in all.
 test-long: $(READY)
 	$(BIN)/python -m pytest -m "ray or kill or long"
 

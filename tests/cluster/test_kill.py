@@ -194,6 +194,7 @@ def test_killed_driver_on_a_cluster_goes_on_where_it_was(
     assert_as_undisturbed(run, dataset, before)
 
 
+@pytest.mark.long
 def test_killed_driver_takes_its_own_ray_along_and_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     run = Disturbed(dataset, tmp_path / "out")
     run.reach(random.Random(4))

@@ -93,7 +93,7 @@ def serial(images: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactor
     "spread",
     [
         pytest.param({"actors": 1}, marks=pytest.mark.long),
-        {"actors": 2},
+        pytest.param({"actors": 2}, marks=pytest.mark.long),
         pytest.param({"actors": 3}, marks=pytest.mark.long),
         {"actors": 4, "placement": "replicated"},
         {"actors": 4, "placement": "staged", "stages": 2},
@@ -128,6 +128,7 @@ def test_failing_images_are_rows_and_the_rest_is_done(cluster: Cluster, tmp_path
     assert files(outs["ray"]) == files(outs["serial"])
 
 
+@pytest.mark.long
 def test_terminal_shows_our_lines_only(images: Path, ensemble: Path, serial: Path, tmp_path: Path) -> None:
     """With a Ray of its own, which starts and stops with the run."""
     program = [sys.executable, "-m", "chorus.cli", "predict", str(images), "-e", str(ensemble), "-o"]
@@ -185,6 +186,7 @@ def connected(cluster: Cluster) -> Iterator[session.Resources]:
     session.stop()
 
 
+@pytest.mark.long
 def test_actors_that_cannot_start_cut_the_run_short_and_say_why(
     connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

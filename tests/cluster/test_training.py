@@ -208,6 +208,7 @@ def test_a_fold_whose_process_is_killed_goes_on_and_the_others_never_notice(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_training_that_is_stopped_goes_on_where_it_was_and_ends_with_the_same_bits(
     unbroken: Trained, cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
