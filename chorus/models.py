@@ -18,7 +18,8 @@ from pipeline.errors import RefusedError
 if TYPE_CHECKING:
     from pipeline.about import About
     from pipeline.ensemble import Ensemble
-    from pipeline.model_tests import Outcome, PackageTest
+    from pipeline.model_comparison import Outcome
+    from pipeline.model_tests import PackageTest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 out_console = Console()

@@ -16,7 +16,7 @@ from cluster import session
 from cluster.converted import ConvertedFile, convert_and_record, read_converted
 from cluster.executor import TaskResult, Tasks
 from cluster.lock import output_lock
-from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings
+from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import RayTasks, SerialTasks
 from cluster.worker import RegionStatus
@@ -64,6 +64,7 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
         Before any work: nothing to convert, or `out` is taken.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
+    storage.check_writable(request.out)
     reporter.phase("looking for files")
     files = find_files(request.sources)
     content: dict[str, Any] = {
@@ -84,15 +85,15 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
             _clear(request.out)
         else:
             content["started"] = known["started"]
-        _write(content, request.out, "run.json")
-        _write(_planned(request.out, files), request.out, *_PLAN)
+        write_run(content, request.out)
+        _write_plan(request.out, _planned(request.out, files))
         outcome = _carry_out(request, files, reporter)
         outcome.summary = _summary(outcome.rows, content["started"])
         failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
         content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state, "failures": failures}
         content["summary"] = outcome.summary
         if outcome.state != "interrupted":
-            _write(content, request.out, "run.json")
+            write_run(content, request.out)
         return outcome
 
 
@@ -102,6 +103,12 @@ def _planned(out: str, files: Sequence[RasterFile]) -> list[str]:
     with storage_errors(url):
         earlier: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
     return sorted({*earlier, *(file.name for file in files)})
+
+
+def _write_plan(out: str, names: list[str]) -> None:
+    url = storage.join(out, *_PLAN)
+    with storage_errors(url):
+        storage.write_bytes(url, json.dumps(names, indent=2).encode())
 
 
 def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter) -> Outcome:
@@ -219,9 +226,3 @@ def _summary(rows: Sequence[dict[str, Any]], started: str) -> dict[str, Any]:
     seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
     images, pixels = (sum(row[name] for row in rows) for name in ("images", "pixels"))
     return {"files": len(rows), **counts, "images": images, "pixels": pixels, "seconds": seconds}
-
-
-def _write(content: object, out: str, *path: str) -> None:
-    url = storage.join(out, *path)
-    with storage_errors(url):
-        storage.write_bytes(url, json.dumps(content, indent=2).encode())

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.images import ImageTable, PlannedImage
 from cluster.settings import ResultSettings
 from pipeline import storage
-from pipeline.canvas import InferenceSettings
+from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
 from pipeline.geometry import Grid, RegionGrid, TileAxis
@@ -20,9 +20,6 @@ from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
 from pipeline.resampling import AxisMap, plane_shape
 
-# Pixels that one call of a member sees, all augmentations counted: on a GPU enough to fill it; on a CPU larger
-# batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
-_GPU_CALL_PIXELS = 1 << 22
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
 FLOW_NAMES = ("flow:y", "flow:x")
@@ -79,8 +76,7 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
         raise RefusedError(f"{ensemble.url}: its members give no flows; leave `flows` out of --save")
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
-    per_tile = len(augmentations) * tile**2
-    batch = settings.batch or (max(1, _GPU_CALL_PIXELS // per_tile) if settings.device == "cuda" else 1)
+    batch = settings.batch or tiles_per_call(settings.device, tile, len(augmentations))
     overlap = spec.overlap if settings.overlap is None else settings.overlap
     filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch}
     return ResolvedSettings.model_validate(settings.model_dump() | filled)

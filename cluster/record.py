@@ -20,7 +20,7 @@ from cluster.request import Outcome, PredictRequest
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
-from pipeline.errors import OutputError, RefusedError
+from pipeline.errors import RefusedError
 
 # What a run makes below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must be there, also where removing is cut short.
@@ -95,7 +95,7 @@ class RunRecord:
         return summary
 
     def write(self, out: str) -> None:
-        _write(storage.join(out, "run.json"), json.dumps(self.content, indent=2).encode())
+        write_run(self.content, out)
 
 
 def surroundings() -> dict[str, Any]:
@@ -105,6 +105,11 @@ def surroundings() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
         "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
     }
+
+
+def write_run(content: dict[str, Any], out: str) -> None:
+    """Write ``run.json`` of an output; raises OutputError where storage does not take it."""
+    _write(storage.join(out, "run.json"), json.dumps(content, indent=2).encode())
 
 
 def read_run(out: str) -> dict[str, Any]:
@@ -221,10 +226,8 @@ def _same_images(record: RunRecord, inputs: dict[str, Any], out: str) -> bool:
 
 
 def _write(url: str, data: bytes) -> None:
-    try:
+    with storage_errors(url):
         storage.write_bytes(url, data)
-    except OSError as error:
-        raise OutputError(storage.explain(error, url) or f"{url}: {error}") from error
 
 
 def _iso(seconds: float) -> str:

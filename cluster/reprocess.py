@@ -88,8 +88,7 @@ def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
 
 
 def _plan(request: PredictRequest, reporter: Reporter) -> _Job:
-    if storage.scheme(request.out) in ("http", "https"):
-        raise RefusedError(f"{request.out}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
+    storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")

@@ -22,7 +22,7 @@ from cluster import session
 from cluster.fold_work import FoldJob
 from cluster.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
 from cluster.lock import output_lock
-from cluster.record import earlier_run, read_run, setting_differences, surroundings
+from cluster.record import earlier_run, read_run, setting_differences, surroundings, write_run
 from cluster.stopping import stoppable
 from cluster.trained import write_ensemble
 from pipeline import storage
@@ -137,8 +137,7 @@ def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
         If a fold cannot go on, or the process is told to stop; what is done stays.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
-    if storage.scheme(request.out) in ("http", "https"):
-        raise RefusedError(f"{request.out}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
+    storage.check_writable(request.out)
     data = _look(request, reporter)
     checked = check_pairs(data.train, request.settings)
     if checked.empty:
@@ -151,11 +150,11 @@ def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
         else:
             content["started"] = known["started"]
         # The record first: an output with anything in it is known as ours however soon the training ends.
-        _write(content, request.out, "run.json")
+        write_run(content, request.out)
         outcome = _carry_out(request, data, content["started"], reporter)
         content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
         content["summary"] = {"hash": outcome.hash, "scores": outcome.scores, "seconds": outcome.seconds}
-        _write(content, request.out, "run.json")
+        write_run(content, request.out)
         return outcome
 
 
@@ -312,9 +311,3 @@ def _local_device(wanted: str) -> str:
     if wanted == "cuda" and not has:
         raise RefusedError("this machine has no GPU; use --device cpu")
     return ("cuda" if has else "cpu") if wanted == "auto" else wanted
-
-
-def _write(content: object, out: str, *path: str) -> None:
-    url = storage.join(out, *path)
-    with storage_errors(url):
-        storage.write_bytes(url, json.dumps(content, indent=2).encode())

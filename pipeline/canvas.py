@@ -45,6 +45,18 @@ class InferenceSettings:
         return self.classes + 2 + FLOWS * self.flows
 
 
+# Pixels that one call of a member sees on a GPU, all augmentations counted: enough to fill it.
+_GPU_CALL_PIXELS = 1 << 22
+
+
+def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
+    """How many tiles a call of a member gets where nobody says it.
+
+    On a CPU larger batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
+    """
+    return max(1, _GPU_CALL_PIXELS // (augmentations * tile**2)) if device == "cuda" else 1
+
+
 class PosteriorCanvas:
     """Receives blended rows and becomes a Posterior of the target."""
 

@@ -191,10 +191,11 @@ def _try(ensemble: Ensemble, members: range) -> None:
 
 def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
     spec = _spec(url, content)
+    storage.check_writable(url)
     try:
         storage.write_bytes(url, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode())
-    except (OSError, NotImplementedError) as error:
-        raise RefusedError(f"ensemble {storage.explain(error, url) or f'{url}: cannot be written there'}") from error
+    except OSError as error:
+        raise RefusedError(f"ensemble {storage.explain(error, url) or url}") from error
     return Ensemble(url, spec, content_hash(spec), trust_code)
 
 

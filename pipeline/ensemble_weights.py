@@ -22,12 +22,13 @@ def bring(url: str, folder: str, digest: str) -> str:
         return url.removeprefix(f"{folder}/")
     description = ""
     if url.endswith((".yaml", ".yml")):  # of a package, which is the folder around it
-        if storage.scheme(url) in ("http", "https"):
+        if storage.is_web(url):
             raise RefusedError(f"{url}: a folder on the web cannot be copied; add --link, or download the package")
         url, description = url.rsplit("/", 1)
     files = {path: _read(storage.join(url, path)) for path in _files(url)}
     name = storage.basename(url)
     try:
+        storage.check_writable(folder)
         if _is_other(files, storage.join(folder, name)):
             stem, dot, suffix = name.rpartition(".")
             name = f"{stem}-{digest[:8]}.{suffix}" if dot and stem else f"{name}-{digest[:8]}"
@@ -35,10 +36,8 @@ def bring(url: str, folder: str, digest: str) -> str:
             target = storage.join(folder, name, path)
             if not storage.exists(target):
                 storage.write_bytes(target, data)
-    except (OSError, NotImplementedError) as error:
-        raise RefusedError(
-            f"copying weights to {storage.explain(error, folder) or f'{folder}: cannot be written there'}"
-        ) from error
+    except OSError as error:
+        raise RefusedError(f"copying weights to {storage.explain(error, folder) or folder}") from error
     return storage.join(name, description)
 
 
@@ -91,4 +90,4 @@ def _is_other(files: Mapping[str, bytes], target: str) -> bool:
 def _is_folder(url: str) -> bool:
     """On the web everything is a file: to look for a listing would fetch it."""
     fs, path = storage.filesystem(url)
-    return storage.scheme(url) not in ("http", "https") and bool(fs.isdir(path))
+    return not storage.is_web(url) and bool(fs.isdir(path))

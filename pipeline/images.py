@@ -76,8 +76,7 @@ def _lines(url: str) -> list[str]:
 
 
 def _matches(source: str) -> list[str]:
-    http = storage.scheme(source) in ("http", "https")
-    if http or not glob.has_magic(source):
+    if storage.is_web(source) or not glob.has_magic(source):
         return [storage.normalise(source)]
     fs, path = storage.filesystem(source)
     with _storage_refusals(source):
@@ -156,7 +155,7 @@ def _kind(group: zarr.Group) -> Kind | None:
 
 
 def _folder(url: str, group: zarr.Group | None) -> _Place:
-    if storage.scheme(url) in ("http", "https"):
+    if storage.is_web(url):
         what = "no OME-Zarr is found" if group is None else "a Zarr group without an image is found"
         raise RefusedError(
             f"{url}: {what}, and folders cannot be listed over HTTP; give the URL of one image, plate or collection"

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,44 +31,10 @@ from pipeline.members.bioimageio_package import (
 )
 from pipeline.members.bioimageio_shapes import nearest_tile, port, tile_fits
 from pipeline.members.contract import Asked
-from pipeline.preparation import Measure, Preparation, Survey
+from pipeline.model_comparison import Outcome, Status, Tolerance, compare, tolerance, worst
+from pipeline.preparation import Preparation, surveyed
 
-Status: TypeAlias = Literal["passed", "failed", "skipped"]
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What the package allows: mismatched are elements that differ by more than absolute + relative * expected.
-
-    Attributes
-    ----------
-    mismatched : elements per million that may
-    """
-
-    relative: float
-    absolute: float
-    mismatched: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one weight format in one way of running it.
-
-    Attributes
-    ----------
-    reason : why it failed or was skipped
-    absolute, relative : the greatest differences from the test outputs, over all elements; None where nothing ran.
-        The relative one is |given - expected| / (|expected| + 1e-6), as bioimageio.core has it.
-    mismatched : elements per million
-    """
-
-    status: Status
-    reason: str = ""
-    absolute: float | None = None
-    relative: float | None = None
-    mismatched: float | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +146,7 @@ def _field(loc: Sequence[str | int]) -> str:
 
 def _test_format(package: Package, described: Any, name: str, trust_code: bool) -> FormatTest:
     outputs = [str(tensor.id) for tensor in described.outputs]
-    tolerances = {output: _tolerance(described, name, output) for output in outputs}
+    tolerances = {output: tolerance(described, name, output) for output in outputs}
     if name not in RUNNABLE:
         skipped = Outcome("skipped", f"Chorus runs {', '.join(RUNNABLE)} weights")
         return FormatTest(name, tolerances[outputs[0]], skipped, skipped)
@@ -220,56 +186,6 @@ def _untrusted(package: Package, format: WeightFormat) -> str:
     return ""
 
 
-def _tolerance(described: Any, format: str, output: str) -> Tolerance:
-    """As `bioimageio.core._resource_tests._get_tolerance` (0.11) chooses it, for format 0.5."""
-    from bioimageio.spec.model.v0_5 import ReproducibilityTolerance
-
-    settings = described.config.bioimageio
-    chosen = ReproducibilityTolerance()
-    older = (settings.model_extra or {}).get("test_kwargs", {}).get(format)
-    if older is not None:
-        names = ("relative_tolerance", "absolute_tolerance")
-        chosen = ReproducibilityTolerance(**{name: older[name] for name in names if name in older})
-    for one in settings.reproducibility_tolerance:
-        ids = [str(name) for name in one.output_ids]
-        if format in (one.weights_formats or [format]) and output in (ids or [output]):
-            chosen = one
-            break
-    return Tolerance(chosen.relative_tolerance, chosen.absolute_tolerance, chosen.mismatched_elements_per_million)
-
-
-def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> Outcome:
-    """Whether `given` is `expected` by the rule of the collection.
-
-    References
-    ----------
-    ``bioimageio.core._resource_tests.evaluate_mismatched_elements``, bioimageio.core 0.11.
-    """
-    if given.shape != expected.shape:
-        return Outcome("failed", f"gives shape {given.shape}, its test output has {expected.shape}")
-    given, expected = given.astype(np.float32), expected.astype(np.float32)
-    difference = np.abs(given - expected)
-    if not np.isfinite(difference).all():
-        return Outcome("failed", "gives NaN or infinity, or its test output holds some")
-    mismatched = difference > tolerance.absolute + tolerance.relative * np.abs(expected)
-    million = float(mismatched.mean()) * 1e6
-    relative = difference / (np.abs(expected) + 1e-6)
-    passed = million <= tolerance.mismatched
-    reason = "" if passed else f"{million:.0f} of a million elements differ by more than the tolerance"
-    return Outcome("passed" if passed else "failed", reason, float(difference.max()), float(relative.max()), million)
-
-
-def _worst(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
-    """Of a package's outputs as one: the worst status, the greatest differences."""
-    first = next((one for one in outcomes if one.status == "failed"), None)
-    first = first or next((one for one in outcomes if one.status == "skipped"), outcomes[0])
-
-    def most(name: str) -> float | None:
-        return max((getattr(one, name) for one in outcomes if getattr(one, name) is not None), default=None)
-
-    return Outcome(first.status, first.reason, most("absolute"), most("relative"), most("mismatched"), seconds)
-
-
 def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Tolerance]) -> Outcome:
     """bioimageio.core's own test, which also runs other sizes and batches; the differences are measured beside it."""
     from bioimageio.core import create_prediction_pipeline
@@ -289,7 +205,7 @@ def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Toleran
             get_test_input_sample(described), skip_input_padding=True, skip_output_cropping=True
         ).members
     arrays = ((str(name), given[name].data.to_numpy(), expected[name].data.to_numpy()) for name in expected)
-    return _worst([compare(one, other, tolerances[name]) for name, one, other in arrays], seconds)
+    return worst([compare(one, other, tolerances[name]) for name, one, other in arrays], seconds)
 
 
 def _by_chorus(package: Package, files: WeightFiles, tolerances: dict[str, Tolerance], trust_code: bool) -> Outcome:
@@ -305,7 +221,7 @@ def _by_chorus(package: Package, files: WeightFiles, tolerances: dict[str, Toler
         return Outcome("skipped", str(error), seconds=time.perf_counter() - start)
     except RuntimeError as error:  # torch's, of a network that does not take its own test input
         return Outcome("failed", first_line(error), seconds=time.perf_counter() - start)
-    return _worst(outcomes, time.perf_counter() - start)
+    return worst(outcomes, time.perf_counter() - start)
 
 
 def _output_by_chorus(
@@ -357,15 +273,7 @@ def _array(package: Package, tensor: Any) -> NDArray[Any]:
 
 def _prepared(preparation: Preparation, raw: NDArray[Any]) -> NDArray[np.float32]:
     """Each sample as an image of its own, all together as the data set."""
-    shared = _surveyed({m for m in preparation.measures if m.per == "dataset"}, raw)
+    samples = list(raw)
+    shared = surveyed({m for m in preparation.measures if m.per == "dataset"}, samples)
     own = {m for m in preparation.measures if m.per == "image"}
-    return np.stack([preparation.apply(one, shared | _surveyed(own, one[np.newaxis])) for one in raw])
-
-
-def _surveyed(measures: set[Measure], samples: NDArray[Any]) -> dict[Measure, float]:
-    survey = Survey.begin(measures, samples.shape[1], samples.dtype)
-    while not survey.complete:
-        for sample in samples:
-            survey.update(sample)
-        survey = survey.conclude()
-    return survey.found
+    return np.stack([preparation.apply(one, {**shared, **surveyed(own, [one])}) for one in samples])

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RefusedError
-from pipeline.preparation import SMALLEST_SPREAD, Measure, Statistics, Survey
+from pipeline.preparation import SMALLEST_SPREAD, Measure, Statistics, surveyed
 
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -151,11 +151,7 @@ def normalised(image: NDArray[Any], normalisation: Normalisation) -> NDArray[np.
         If a pixel is NaN or infinite and statistics are needed.
     """
     prepared = NormalisedInput(normalisation, image.shape[0])
-    survey = Survey.begin(prepared.measures, image.shape[0], image.dtype)
-    while not survey.complete:
-        survey.update(image)
-        survey = survey.conclude()
-    return prepared.apply(image, survey.found)
+    return prepared.apply(image, surveyed(prepared.measures, [image]))
 
 
 def apply(pixels: NDArray[Any], scaling: ChannelScaling) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ from pipeline.members.smp import SmpMember
 from pipeline.members.torchscript import TorchScriptMember
 from pipeline.packing_documents import provenance, readme
 from pipeline.packing_tensors import output_names, sample_image, tensors, write_cover
-from pipeline.preparation import Preparation, Survey
+from pipeline.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
 
@@ -261,12 +261,9 @@ def _quiet() -> Any:
 def _answer(ensemble: Ensemble, packed: Packed, image: NDArray[Any]) -> torch.Tensor:
     """What the package must answer to `image`, as Chorus computes it, (channels, y, x) float32."""
     preparation = packed.preparation
-    survey = Survey.begin(preparation.measures, image.shape[0], image.dtype)
-    while not survey.complete:
-        survey.update(image)
-        survey = survey.conclude()
+    prepared = preparation.apply(image, surveyed(preparation.measures, [image]))
     with torch.inference_mode():
-        answer = packed.member(torch.from_numpy(preparation.apply(image, survey.found))[None])[0].float()
+        answer = packed.member(torch.from_numpy(prepared)[None])[0].float()
         if ensemble.spec.flows or packed.activation == "none":
             return answer
         return answer.softmax(dim=0) if packed.activation == "softmax" else answer.sigmoid()

@@ -6,7 +6,7 @@ the statistics are taken over the whole image, or over all images of a run, befo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -118,6 +118,22 @@ class Survey:
         if measure.kind == "percentile":
             return values[percents.index(measure.percent)]
         return values[0 if measure.kind == "mean" else 1]
+
+
+def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> Statistics:
+    """What `measures` are over blocks in memory, each (channels, y, x), all of one dtype.
+
+    Raises
+    ------
+    ImageError
+        If a pixel is NaN or infinite.
+    """
+    survey = Survey.begin(measures, blocks[0].shape[0], blocks[0].dtype)
+    while not survey.complete:
+        for block in blocks:
+            survey.update(block)
+        survey = survey.conclude()
+    return survey.found
 
 
 def without_spread(statistics: Statistics) -> bool:

@@ -265,7 +265,7 @@ def _url(array: zarr.Array[Any]) -> str:
 
 
 def _damage(error: Exception, array: zarr.Array[Any], place: str) -> str:
-    over_http = storage.scheme(_url(array)) in ("http", "https")
+    over_http = storage.is_web(_url(array))
     hint = " or use a server that answers range requests" if array.shards and over_http else ""
     return f"{place}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
 

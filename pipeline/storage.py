@@ -35,6 +35,17 @@ def scheme(url: str) -> str:
     return found
 
 
+def is_web(url: str) -> bool:
+    """Whether `url` is on a web server, where files are read by name: nothing is listed and nothing written."""
+    return scheme(url) in ("http", "https")
+
+
+def check_writable(url: str) -> None:
+    """Raises RefusedError where nothing can ever be written; whether the rights are there, only writing tells."""
+    if is_web(url):
+        raise RefusedError(f"{url}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
+
+
 def normalise(url: str) -> str:
     """Canonical form: absolute path for local files (``file://`` stripped), no trailing slash."""
     if scheme(url) == "file":

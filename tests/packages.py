@@ -17,7 +17,8 @@ from bioimageio.core.digest_spec import create_sample_for_model
 from pipeline.errors import RefusedError
 from pipeline.members.bioimageio import BioimageioMember
 from pipeline.members.bioimageio_package import choose_format, open_package, weight_files
-from pipeline.members.contract import Asked
+from pipeline.members.contract import Asked, Member
+from pipeline.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
 
@@ -170,3 +171,13 @@ def core_prediction(
                 sample, skip_input_padding=not padding, skip_output_cropping=not padding
             )
     return result.members[output].data.values
+
+
+def prepared(preparation: Preparation, raw: np.ndarray) -> np.ndarray:
+    return preparation.apply(raw, surveyed(preparation.measures, [raw]))
+
+
+def answer(member: Member, preparation: Preparation, raw: np.ndarray) -> np.ndarray:
+    """What the member says of (channels, y, x) raw pixels that are one tile."""
+    with torch.inference_mode():
+        return member(torch.from_numpy(prepared(preparation, raw))[None])[0].numpy()

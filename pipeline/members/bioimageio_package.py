@@ -126,7 +126,7 @@ def open_package(url: str, written: str | None = None) -> Package:
 
 def _source(url: str, written: str) -> Any:
     """What bioimageio.spec opens: a folder, an archive, a web address or an id."""
-    if storage.scheme(url) in ("http", "https") and not url.endswith(".zip"):
+    if storage.is_web(url) and not url.endswith(".zip"):
         return url
     fs, path = storage.filesystem(url)
     try:

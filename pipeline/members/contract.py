@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -61,7 +62,7 @@ class Member(Protocol):
         ...
 
 
-class MemberEntry(BaseModel):
+class MemberEntry(BaseModel, ABC):
     """A member as ``ensemble.yaml`` has it; each kind adds its own fields.
 
     Attributes
@@ -82,9 +83,9 @@ class MemberEntry(BaseModel):
         """How this member wants its pixels, where it brings that along; None: as the ensemble normalises them."""
         return None
 
+    @abstractmethod
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network on `device`; raises RefusedError where it is missing, wrong or does not fit."""
-        raise NotImplementedError
 
 
 class ModuleMember:

@@ -205,7 +205,7 @@ def _read(url: str) -> bytes:
 
 def _listing(url: str) -> list[str] | None:
     """Names in a folder; None of a file, and on the web, where nothing is listed."""
-    if storage.scheme(url) in ("http", "https"):
+    if storage.is_web(url):
         return None
     fs, path = storage.filesystem(url)
     if not fs.exists(path):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.canvas import InferenceSettings
+from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError
 from pipeline.geometry import Grid, RegionGrid, Window
@@ -22,14 +22,13 @@ from pipeline.inference import Engine, PlaneWindow, StageState
 from pipeline.instances.whole_image import label_image
 from pipeline.members.cellpose_network import import_cellpose
 from pipeline.posterior import Posterior
-from pipeline.preparation import Survey
+from pipeline.preparation import surveyed
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Of intersection over union, 0.5 to 0.95: mAP is the mean over them."""
 ENSEMBLE = "ensemble"
 # Bounds the sums that are held at once; any value gives the same scores.
 _REGION = 1024
-_GPU_CALL_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +78,8 @@ class Evaluator:
         """
         if image.shape[1:] != truth.shape:
             raise ImageError(f"{name}: image {image.shape[1:]} and label {truth.shape} differ in size; give a pair")
-        survey = Survey.begin(self._inputs.measures, image.shape[0], image.dtype)
-        while not survey.complete:
-            survey.update(image)
-            survey = survey.conclude()
-        pixels = np.concatenate([one.apply(image, survey.found) for one in self._inputs.preparations])
+        statistics = surveyed(self._inputs.measures, [image])
+        pixels = np.concatenate([one.apply(image, statistics) for one in self._inputs.preparations])
         found = []
         for augmented in (True, False):
             for predictor, answer in self._answers(pixels, augmented=augmented):
@@ -118,14 +114,13 @@ class Evaluator:
     def _settings(self, *, augmented: bool) -> InferenceSettings:
         spec = self._ensemble.spec
         augmentations = tuple(spec.augmentations) if augmented else ("identity",)
-        per_tile = len(augmentations) * spec.tile**2
         return InferenceSettings(
             activation=spec.activation,
             multilabel=self._ensemble.multilabel,
             classes=len(self._ensemble.probability_names),
             tile=spec.tile,
             augmentations=augmentations,
-            batch=max(1, _GPU_CALL_PIXELS // per_tile) if self._device.type == "cuda" else 1,
+            batch=tiles_per_call(self._device.type, spec.tile, len(augmentations)),
             flows=spec.flows,
         )
 

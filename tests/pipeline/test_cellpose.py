@@ -23,7 +23,7 @@ from pipeline.geometry import Grid, Window
 from pipeline.inference import Engine, PlaneWindow
 from pipeline.members.cellpose_network import CellposeInput, CellposeMember, describe
 from pipeline.members.contract import Asked
-from pipeline.preparation import Survey
+from pipeline.preparation import surveyed
 
 core = pytest.importorskip("cellpose.core")
 transforms = pytest.importorskip("cellpose.transforms")
@@ -158,7 +158,7 @@ def test_two_of_them_are_an_ensemble_whose_posterior_is_the_mean_with_flows_turn
     raw = np.random.default_rng(0).integers(0, 5000, (2, TILE, TILE)).astype(np.uint16)
     inputs = ensemble.all_inputs
     assert inputs.count == 2  # both have the same preparation: it is computed once
-    prepared = inputs.preparations[0].apply(raw, surveyed(raw, inputs.measures))
+    prepared = inputs.preparations[0].apply(raw, surveyed(inputs.measures, [raw]))
     settings = InferenceSettings("sigmoid", False, 2, TILE, ("identity", "vflip"), 1, flows=True)
     members = [ensemble.load_member(index, CPU) for index in range(2)]
     for index, member in enumerate(members):
@@ -182,14 +182,6 @@ def test_two_of_them_are_an_ensemble_whose_posterior_is_the_mean_with_flows_turn
 
 
 # how it is fed
-
-
-def surveyed(raw: NDArray[Any], measures: frozenset[Any]) -> dict[Any, float]:
-    survey = Survey.begin(measures, len(raw), raw.dtype)
-    while not survey.complete:
-        survey.update(raw)
-        survey = survey.conclude()
-    return survey.found
 
 
 def noise(dtype: str) -> NDArray[Any]:
@@ -229,7 +221,7 @@ def few_bright(raw: NDArray[Any]) -> NDArray[Any]:
 def test_pixels_are_normalised_as_cellpose_does(dtype: str, made: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
     raw = made(noise(dtype))
     preparation = CellposeInput(3)
-    prepared = preparation.apply(raw, surveyed(raw, preparation.measures))
+    prepared = preparation.apply(raw, surveyed(preparation.measures, [raw]))
     expected = transforms.normalize_img(np.copy(raw), axis=0)
     assert prepared.dtype == np.float32
     np.testing.assert_allclose(prepared, expected, atol=1e-5, rtol=1e-5)

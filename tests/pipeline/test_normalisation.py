@@ -28,7 +28,7 @@ from pipeline.normalisation import (
     dtype_divisor,
     normalised,
 )
-from pipeline.preparation import ALL_CHANNELS, Measure, Survey, without_spread
+from pipeline.preparation import ALL_CHANNELS, Measure, Survey, surveyed, without_spread
 from pipeline.sketches import RadixSearch
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")]
@@ -65,18 +65,9 @@ def cut(image: NDArray[Any], rows: int, columns: int) -> list[NDArray[Any]]:
     return [image[:, y : y + rows, x : x + columns] for y in range(0, height, rows) for x in range(0, width, columns)]
 
 
-def surveyed(blocks: Sequence[NDArray[Any]], measures: Collection[Measure]) -> dict[Measure, float]:
-    survey = Survey.begin(measures, len(blocks[0]), blocks[0].dtype)
-    while not survey.complete:
-        for block in blocks:
-            survey.update(block)
-        survey = survey.conclude()
-    return survey.found
-
-
 def scaling_of(blocks: Sequence[NDArray[Any]], normalisation: Normalisation) -> ChannelScaling:
     prepared = NormalisedInput(normalisation, len(blocks[0]))
-    return prepared.scaling(blocks[0].dtype, surveyed(blocks, prepared.measures))
+    return prepared.scaling(blocks[0].dtype, surveyed(prepared.measures, blocks))
 
 
 def whole_scaling(image: NDArray[Any], normalisation: Normalisation) -> ChannelScaling:
@@ -133,7 +124,7 @@ def test_statistics_do_not_depend_on_the_cut_or_the_order(
 @given(images(), st.integers(2, 7), st.data())
 def test_merging_surveys_is_associative_and_commutative(image: NDArray[Any], rows: int, data: st.DataObject) -> None:
     measures = data.draw(measures_of_channels(len(image)))
-    expected = surveyed([image], measures)
+    expected = surveyed(measures, [image])
     for merge in (from_the_left, backwards_from_the_right, as_a_tree):
         assert by_merging(cut(image, rows, 4), measures, merge) == expected
 
@@ -145,7 +136,7 @@ def test_statistics_over_all_channels_are_those_of_one_channel_with_all_pixels(
     measures = data.draw(measures_of_channels(1))
     joint = {Measure(m.kind, ALL_CHANNELS, m.percent) for m in measures}
     row = image.reshape(1, 1, -1)
-    found, expected = surveyed([image], joint), surveyed([row], {Measure(m.kind, 0, m.percent) for m in measures})
+    found, expected = surveyed(joint, [image]), surveyed({Measure(m.kind, 0, m.percent) for m in measures}, [row])
     assert sorted(found.values()) == sorted(expected.values())
 
 
@@ -220,8 +211,8 @@ def test_a_large_image_of_every_dtype_has_numpys_statistics(dtype: np.dtype[Any]
 def test_a_constant_channel_becomes_zeros_and_is_flagged(normalisation: Normalisation, value: int) -> None:
     for dtype in (np.uint8, np.float32):
         image = np.stack([np.full((3, 4), value), np.arange(12).reshape(3, 4)]).astype(dtype)
-        assert without_spread(surveyed([image], NormalisedInput(normalisation, 2).measures))
-        assert not without_spread(surveyed([image[1:]], NormalisedInput(normalisation, 1).measures))
+        assert without_spread(surveyed(NormalisedInput(normalisation, 2).measures, [image]))
+        assert not without_spread(surveyed(NormalisedInput(normalisation, 1).measures, [image[1:]]))
         first, second = normalised(image, normalisation)
         assert not first.any()
         assert second.any()

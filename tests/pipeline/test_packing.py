@@ -27,7 +27,7 @@ from pipeline.members.contract import Asked
 from pipeline.model_tests import PackageTest, check_package
 from pipeline.normalisation import NormalisedInput
 from pipeline.packing import pack_members, pack_whole
-from pipeline.preparation import Preparation, Survey
+from pipeline.preparation import Preparation, surveyed
 from tests.making import pixels, write_ensemble, write_light_ensemble
 
 pytest.importorskip("bioimageio.core")
@@ -86,11 +86,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 
 
 def prepared(preparation: Preparation, raw: np.ndarray) -> torch.Tensor:
-    survey = Survey.begin(preparation.measures, raw.shape[0], raw.dtype)
-    while not survey.complete:
-        survey.update(raw)
-        survey = survey.conclude()
-    return torch.from_numpy(preparation.apply(raw, survey.found))[None]
+    return torch.from_numpy(preparation.apply(raw, surveyed(preparation.measures, [raw])))[None]
 
 
 @pytest.mark.parametrize("which", ["member", "whole"])
