@@ -116,17 +116,17 @@ def main(
     members = members or 5
     augmentations = list(FLIPS)
     sizes = tiles or ([256] if quick else [256, 512])
-    images = images or (3 if quick else 16)
+    images = images or (2 if quick else 16)
     folder = Path(tempfile.mkdtemp(prefix="chorus-bench-"))
     try:
-        write_images(folder / "images", 4 * images)
+        write_images(folder / "images", (4 if quick else 2) * images)
         rows = []
         if not quick:
             for tile in sizes:
                 ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
                 setting = best_setting(ensemble, tile, len(augmentations), seconds=4)
                 rows.append(compare(folder, ensemble, setting, members, augmentations, images))
-        rows += growth(folder, sizes[0], images)
+        rows += growth(folder, sizes[0], images if quick else images // 2)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)
@@ -248,9 +248,11 @@ def _forward(
     queue: Queue[list[float]],
 ) -> None:
     """Nothing but calls of the members, in turn."""
+    from pipeline.allocation import keep_freed_memory
     from pipeline.ensemble import read_ensemble
 
     torch.set_num_threads(settings[0].threads)
+    keep_freed_memory()
     read = read_ensemble(ensemble)
     members = [read.load_member(index, torch.device("cpu")) for index in range(len(read.spec.members))]
     rates = []

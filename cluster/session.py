@@ -14,6 +14,7 @@ import psutil
 import ray
 
 from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
+from pipeline.allocation import ENVIRONMENT
 from pipeline.errors import RefusedError
 
 # Pixels do not travel through the object store; running sums do where the placement is staged.
@@ -22,6 +23,13 @@ _STAGED_SHARE = 0.3
 _ANSWER_SECONDS = 10.0
 # Where Ray keeps the logs of its latest session, unless it was told otherwise.
 _LOGS = "/tmp/ray/session_latest/logs"
+# For every process of a run.
+_ENVIRONMENT = {
+    # One torch thread per actor; idle OpenMP threads must not spin on cores that others need.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Actors without a GPU must not lose sight of the machine's devices for good: the coming default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+} | ENVIRONMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +51,17 @@ def start(address: str | None, *, staged: bool) -> Resources:
     RefusedError
         If there is no cluster at the address, or it runs another version of Ray, or none can be started here.
     """
-    # One torch thread per actor; idle OpenMP threads must not spin on cores that others need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Actors without a GPU must not lose sight of the machine's devices for good: the coming default.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged=staged)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    started: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged=staged)
+    if address:  # the processes of a cluster do not inherit from this one
+        started = {"runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}}}
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         _require_answer(address)
         # "local": without it a cluster that happens to run on this machine would be joined.
         context = ray.init(
-            address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **local
+            address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **started
         )
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
         line = str(error).strip().splitlines()[0]

@@ -171,7 +171,8 @@ class RayExecutor(RayTasks):
 
     def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
         groups = self._placement.groups
-        at_once = self._placement.blocks_per_actor
+        # An actor with work ahead would take what another one stands ready for.
+        at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
         for index, group in enumerate(groups):
             actor: type = RegionActor
             arguments: dict[str, Any] = {"context": context}

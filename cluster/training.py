@@ -27,6 +27,7 @@ from cluster.stopping import stoppable
 from cluster.trained import write_ensemble
 from pipeline import storage
 from pipeline.about import About
+from pipeline.allocation import keep_freed_memory
 from pipeline.containers import storage_errors
 from pipeline.errors import RefusedError
 from pipeline.outputs import remove_folder
@@ -284,6 +285,7 @@ def _finished(request: TrainRequest) -> dict[int, FoldResult]:
 def _runner(request: TrainRequest, data: _Data, folds: int, reporter: FoldReporter) -> Iterator[tuple[FoldRunner, str]]:
     """What carries `folds` and the evaluation out, and on which kind of device."""
     if request.executor == "serial" or not (folds or data.test):
+        keep_freed_memory()
         if folds:
             check_memory(data.train, request.settings, 1)
         yield SerialFolds(), _local_device(request.device)

@@ -99,7 +99,8 @@ def test_a_larger_image_differs_from_the_whole_only_by_blending(package: Path, t
 def test_a_real_package_predicts_a_real_field_as_core_does(shared_data: Path, tmp_path: Path) -> None:
     package = shared_data / "models" / "unet2d_nuclei_broad"
     plate = zarr.open_group(shared_data / "ome_zarr" / "bbbc039_plate_v05.zarr", mode="r")
-    field = next(node for _, node in plate.members(max_depth=None) if isinstance(node, zarr.Array) and node.ndim == 3)
+    arrays = [node for _, node in plate.members(max_depth=None) if isinstance(node, zarr.Array) and node.ndim == 3]
+    field = max(arrays, key=lambda array: (array.shape, array.path))  # members come in any order
     data = np.asarray(field[0, :512, :512])
     ensemble = write_package_ensemble(tmp_path / "e", package, tile=512)
     found = foreground(ensemble, data, tmp_path, overlap=0.0)
