@@ -1,7 +1,8 @@
-"""The end of an image: its pyramid, its scores, its record."""
+"""The end of an image: its pyramid, its scores and features, its record."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.images import PlannedImage
@@ -9,32 +10,47 @@ from cluster.ledger import ImageRecord, Ledger
 from cluster.plan import RunContext, layout_of
 from cluster.statistics import image_statistics
 from pipeline.ensemble import Ensemble
+from pipeline.features import FeatureTotal
 from pipeline.preparation import without_spread
 from pipeline.pyramid import write_pyramid
-from pipeline.scores import image_scores
+from pipeline.scores import RegionSums, image_scores
 
-SCORE_FIELDS = ("uncertainty", "epistemic", "aleatoric", "pairwise_dice")
+SCORE_FIELDS = (
+    "uncertainty",
+    "epistemic",
+    "aleatoric",
+    "entropy",
+    "uncertainty_patch_max",
+    "pairwise_dice",
+    "pairwise_dice_min",
+)
+# Followed by a colon and the class.
+CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")
 
 
 def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
     ledger = Ledger(context.out)
-    records = ledger.region_records(image.name, image.regions)
+    sums: list[RegionSums] = []
+    features, tiles, seconds = FeatureTotal(), 0, 0.0
+    for record in ledger.region_records(image.name, image.regions):
+        sums.append(record.sums)
+        features.add(record.features)
+        tiles, seconds = tiles + record.tiles, seconds + record.seconds
     write_pyramid(layout_of(image, ensemble, context.settings, context.out))
-    scores = image_scores([record.sums for record in records])
+    scores = image_scores(sums)
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= scores.model_dump(include=set(SCORE_FIELDS))
     row["status"] = "done" if scores.uncertainty is not None else "empty"
     if without_spread(image_statistics(context, image, ensemble)):
         row["message"] = "a channel has the same value in every pixel; it was taken as zero"
     names = [entry.name for entry in ensemble.spec.classes[1:]]
-    for name, dice, fraction in zip(names, scores.pairwise_dice_per_class, scores.foreground_fraction, strict=True):
-        row[f"pairwise_dice:{name}"] = dice
-        row[f"foreground_fraction:{name}"] = fraction
-    row["regions"] = len(records)
-    row["tiles"] = sum(record.tiles for record in records)
-    row["seconds"] = round(sum(record.seconds for record in records), 3)
-    ledger.record_image(image.name, ImageRecord(row=row))
+    per_class: list[Sequence[float | None]] = [scores.pairwise_dice_per_class, scores.pairwise_dice_min_per_class]
+    per_class.append(scores.foreground_fraction)
+    for field, values in zip(CLASS_FIELDS, per_class, strict=True):
+        row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
+    row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
+    ledger.record_image(image.name, ImageRecord(row=row, features=features.mean()))
     return row
 
 
@@ -43,5 +59,5 @@ def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, A
     row: dict[str, Any] = {"image": path, "source": root, "name": name, "status": "failed", "message": ""}
     row |= dict.fromkeys(SCORE_FIELDS)
     for entry in ensemble.spec.classes[1:]:
-        row |= {f"pairwise_dice:{entry.name}": None, f"foreground_fraction:{entry.name}": None}
+        row |= {f"{field}:{entry.name}": None for field in CLASS_FIELDS}
     return row | {"regions": 0, "tiles": 0, "seconds": 0.0}

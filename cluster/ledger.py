@@ -10,41 +10,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.images import ImageTable
 from pipeline import storage
 from pipeline.containers import storage_errors
-from pipeline.errors import OutputError
+from pipeline.errors import ImageError, OutputError
+from pipeline.features import FeatureSums, ImageFeatures
 from pipeline.scores import RegionSums
 
 _REGION = re.compile(r"region-(\d{8,})\.json")
 # A region that took its actor with it this many times is set aside.
 MAXIMUM_ATTEMPTS = 3
+# Records that are held at once while many are read: with features they are tens of kilobytes each.
+_AT_ONCE = 256
 
 
 class RegionRecord(BaseModel):
-    """A finished region: its sums, how many tiles it took and the seconds that they took."""
+    """A finished region: its sums, those of its features, how many tiles it took and the seconds that they took."""
 
     model_config = ConfigDict(frozen=True)
 
     region: int
     sums: RegionSums
+    features: FeatureSums
     tiles: int
     seconds: float
 
 
 class ImageRecord(BaseModel):
-    """A finished image: the row that it gets in ``scores.parquet``."""
+    """A finished image: the row that it gets in ``scores.parquet``, and its features for ``features.parquet``.
+
+    Images that an earlier Chorus finished have no features.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     row: dict[str, Any]
+    features: ImageFeatures = ImageFeatures()
 
 
 class Ledger:
@@ -64,18 +72,31 @@ class Ledger:
         """Say that an image is done: all regions, and its pyramid."""
         _write(storage.join(self._url, image, "image.json"), record)
 
-    def region_records(self, image: str, count: int) -> list[RegionRecord]:
-        """The records of an image's `count` regions, in order."""
-        urls = [storage.join(self._url, image, f"region-{index:08d}.json") for index in range(count)]
-        with ThreadPoolExecutor(16) as pool:
-            return [RegionRecord.model_validate_json(data) for data in pool.map(storage.read_bytes, urls)]
+    def region_records(self, image: str, count: int) -> Iterator[RegionRecord]:
+        """The records of an image's `count` regions, in order.
+
+        Raises
+        ------
+        ImageError
+            Where one was written by an earlier Chorus and lacks what is summed now.
+        """
+        folder = storage.join(self._url, image)
+        urls = [storage.join(folder, f"region-{index:08d}.json") for index in range(count)]
+        for url, data in zip(urls, _contents(urls), strict=True):
+            try:
+                yield RegionRecord.model_validate_json(data)
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(str(part) for part in first["loc"]) or "content"
+                raise ImageError(
+                    f"{url}: not a record of this version of Chorus (field {field}: {first['msg']}); remove {folder} "
+                    f"and run the same command again, which does this image anew"
+                ) from error
 
     def image_records(self, images: list[str]) -> Iterator[ImageRecord]:
         """The records of finished images."""
-        urls = [storage.join(self._url, image, "image.json") for image in images]
-        with ThreadPoolExecutor(16) as pool:
-            for data in pool.map(storage.read_bytes, urls):
-                yield ImageRecord.model_validate_json(data)
+        for data in _contents([storage.join(self._url, image, "image.json") for image in images]):
+            yield ImageRecord.model_validate_json(data)
 
     def scan(self, table: ImageTable) -> Finished:
         """What is finished of the images of `table`, from one listing."""
@@ -153,6 +174,13 @@ def clear_attempts(out: str) -> None:
     fs, path = storage.filesystem(storage.join(out, "attempts"))
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def _contents(urls: Sequence[str]) -> Iterator[bytes]:
+    """What is in these files, in order; some are read at once."""
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(urls), _AT_ONCE):
+            yield from pool.map(storage.read_bytes, urls[start : start + _AT_ONCE])
 
 
 def _write(url: str, record: BaseModel) -> None:

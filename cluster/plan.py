@@ -14,7 +14,8 @@ from pipeline import storage
 from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Grid, RegionGrid, TileAxis
+from pipeline.features import centres_in
+from pipeline.geometry import Grid, RegionGrid, TileAxis, Window
 from pipeline.images import find_images
 from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
@@ -179,6 +180,11 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
     """The tiles of one plane, at the ensemble's pixel size."""
     return Grid.make((image.model_height, image.model_width), settings.tile, settings.overlap)
+
+
+def model_centres(image: PlannedImage, region: Window) -> Window:
+    """The model's pixels whose centres lie in a region of the image: its tiles are those with their middle there."""
+    return centres_in(region, (image.height, image.width), (image.model_height, image.model_width))
 
 
 @dataclass(frozen=True, slots=True)

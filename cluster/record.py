@@ -1,4 +1,4 @@
-"""``run.json`` and ``scores.parquet``: what was run, on what, with which outcome."""
+"""``run.json``, ``scores.parquet`` and ``features.parquet``: what was run, on what, with which outcome."""
 
 from __future__ import annotations
 
@@ -13,20 +13,42 @@ from typing import Any
 
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster.images import ImageTable
+from cluster.ledger import Ledger
 from cluster.plan import PLAN, ResolvedSettings
 from cluster.request import Outcome, PredictRequest
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
+from pipeline.features import ImageFeatures
 
 # What a run makes below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must be there, also where removing is cut short.
-ENTRIES = ("ledger", "images", "attempts", "plan", "report", "scores.parquet", "objects.parquet", "run.json")
+ENTRIES = (
+    "ledger",
+    "images",
+    "attempts",
+    "plan",
+    "report",
+    "scores.parquet",
+    "features.parquet",
+    "evaluation.parquet",
+    "evaluation.json",
+    "flags.parquet",
+    "work",
+    "objects.parquet",
+    "objects.json",
+    "run.json",
+)
 # Columns of the scores that are not numbers.
 _TEXTS = ["image", "source", "name", "status", "message"]
+_FEATURES = pa.schema([("name", pa.string()), ("tiles", pa.int64()), ("features", pa.list_(pa.float64()))])
+# Images whose features are held at once while they are written: of 10^5 images they are gigabytes.
+_FEATURE_ROWS = 1_000
 _LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-models-pytorch")
 
 
@@ -189,11 +211,43 @@ def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
 
 def read_scores(out: str) -> pd.DataFrame:
     """``scores.parquet`` of an output; raises RefusedError where there is none yet."""
-    url = storage.join(storage.normalise(out), "scores.parquet")
+    return _read_table(out, "scores.parquet", "scores")
+
+
+def write_features(out: str, rows: list[dict[str, Any]]) -> None:
+    """What the members' encoders make of each image (`pipeline.features`), in the order of `rows`, the scores.
+
+    Columns are `name`; `tiles`, how many the mean is of, 0 for images that failed; and `features`, those of all members
+    one after the other, empty where no member has an encoder.
+    """
+    ledger, url = Ledger(out), storage.join(out, "features.parquet")
+    with storage_errors(url):
+        fs, path = storage.filesystem(url)
+        with fs.open(path, "wb") as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
+            for start in range(0, len(rows), _FEATURE_ROWS):
+                part = rows[start : start + _FEATURE_ROWS]
+                names = [row["name"] for row in part if row["status"] != "failed"]
+                found = dict(zip(names, ledger.image_records(names), strict=True))
+                features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
+                columns = {
+                    "name": [row["name"] for row in part],
+                    "tiles": [one.tiles for one in features],
+                    "features": [one.mean for one in features],
+                }
+                writer.write_table(pa.table(columns, schema=_FEATURES))
+
+
+def read_features(out: str) -> pd.DataFrame:
+    """``features.parquet`` of an output; raises RefusedError where there is none yet."""
+    return _read_table(out, "features.parquet", "features")
+
+
+def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
+    url = storage.join(storage.normalise(out), name)
     try:
         return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
     except OSError as error:
-        raise RefusedError(f"{out}: no scores yet ({storage.explain(error, url)}); run `chorus predict`") from error
+        raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
 
 
 def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str]:

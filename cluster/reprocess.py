@@ -20,7 +20,7 @@ from cluster.ledger import Finished, Ledger, clear_attempts
 from cluster.lock import output_lock
 from cluster.placement import estimate_memory, place, require_devices
 from cluster.plan import ResolvedSettings, RunContext, cost, layout_of, plan_images, resolve
-from cluster.record import RunRecord, clear_output, open_output, write_scores
+from cluster.record import RunRecord, clear_output, open_output, write_features, write_scores
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter
 from cluster.serial import SerialExecutor
 from cluster.statistics import measure_image, measures_of
@@ -28,6 +28,7 @@ from cluster.stopping import STOPPED, stoppable
 from cluster.survey import survey_dataset
 from cluster.worker import RegionStatus
 from pipeline import storage
+from pipeline.allocation import keep_freed_memory
 from pipeline.containers import prepare_collection, prepare_plate
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.errors import CutShortError, OutputError, RefusedError
@@ -121,6 +122,7 @@ def _executor(job: _Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecas
     run = job.request.run
     if run.executor == "serial":
         stages = run.stages if run.placement == "staged" else 1
+        keep_freed_memory()
         # As many places for members as there are stages, though one after the other.
         resources = session.Resources(stages, 0, 1, psutil.virtual_memory().total)
         measured = calibrate(job.ensemble, job.settings, 1)
@@ -207,6 +209,7 @@ class _Run:
         outcome = Outcome(self._context.out, state, message, rows)
         outcome.summary = self._record.close(outcome, self._job.table)
         if state != "interrupted":
+            write_features(self._context.out, rows)
             write_scores(self._context.out, rows)
             clear_attempts(self._context.out)
             self._record.write(self._context.out)

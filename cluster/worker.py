@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from cluster.gate import Gate
 from cluster.images import ImageTable, PlannedImage, RegionPlace
 from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
-from cluster.plan import RunContext, inference_settings, layout_of, model_grid
+from cluster.plan import RunContext, inference_settings, layout_of, model_centres, model_grid
 from cluster.statistics import image_statistics
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, ImageError, OutputError, RefusedError
+from pipeline.features import FeatureSums, TileFeatures
 from pipeline.geometry import Window
 from pipeline.inference import Engine, PlaneWindow, StageState
 from pipeline.layout import ImageLayout
@@ -32,7 +33,7 @@ from pipeline.outputs import prepare_image, write_region
 from pipeline.posterior import Posterior
 from pipeline.reading import open_level, read_window
 from pipeline.resampling import AxisMap, nearest, resample
-from pipeline.scores import region_sums
+from pipeline.scores import patch_edge, region_sums
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class RegionStatus:
 
 @dataclass(frozen=True)
 class _Work:
-    """A region that is being worked on, with what was read for it."""
+    """A region that is being worked on, with what was read for it; `features` gathers those of its tiles."""
 
     region: int
     index: int
@@ -77,6 +78,7 @@ class _Work:
     where: RegionPlace
     target: Window
     plane: PlaneWindow
+    features: TileFeatures
 
 
 class RegionWorker:
@@ -119,8 +121,8 @@ class RegionWorker:
 
         def work() -> RegionStatus:
             read = self._read(region)
-            posterior, busy = self._on_device(lambda: self._engine.posterior(read.plane, read.target))
-            return self._write(read, posterior, busy, started)
+            posterior, busy = self._on_device(lambda: self._engine.posterior(read.plane, read.target, read.features))
+            return self._write(read, posterior, read.features.sums(), busy, started)
 
         return self._guarded(region, index, place, work)
 
@@ -140,12 +142,12 @@ class RegionWorker:
         def work() -> RegionStatus:
             read = self._read(region)
 
-            def infer() -> Posterior:
-                last = self._engine.stage(read.plane, read.target, state)
-                return self._engine.conclude(read.plane, read.target, last)
+            def infer() -> tuple[Posterior, NDArray[np.int64]]:
+                last = self._engine.stage(read.plane, read.target, state, read.features)
+                return self._engine.conclude(read.plane, read.target, last), last.features
 
-            posterior, busy = self._on_device(infer)
-            return self._write(read, posterior, busy, started)
+            (posterior, features), busy = self._on_device(infer)
+            return self._write(read, posterior, features, busy, started)
 
         return self._guarded(region, index, place, work)
 
@@ -154,7 +156,7 @@ class RegionWorker:
 
         def work() -> StageState:
             read = self._read(region)
-            return self._on_device(lambda: self._engine.stage(read.plane, read.target, state))[0]
+            return self._on_device(lambda: self._engine.stage(read.plane, read.target, state, read.features))[0]
 
         return self._guarded(region, index, place, work)
 
@@ -203,7 +205,8 @@ class RegionWorker:
         grid = model_grid(image, self._settings)
         plane = PlaneWindow(self._pixels(image, where, grid.needed(target)), grid.needed(target), grid)
         layout = layout_of(image, self._ensemble, self._settings, self._context.out)
-        return _Work(region, index, place, image, layout, where, target, plane)
+        features = TileFeatures(grid, model_centres(image, where.window))
+        return _Work(region, index, place, image, layout, where, target, plane, features)
 
     def _pixels(self, image: PlannedImage, where: RegionPlace, needed: Window) -> NDArray[np.float32]:
         """Prepared pixels of a window of the model's plane, (channels of all preparations, y, x) float32."""
@@ -217,7 +220,9 @@ class RegionWorker:
         pixels = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
         return resample(pixels, source, needed, y, x) if _resampled(image) else pixels
 
-    def _write(self, work: _Work, posterior: Posterior, busy: float, started: float) -> RegionStatus:
+    def _write(
+        self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
+    ) -> RegionStatus:
         if not np.isfinite(posterior.epistemic).all():
             # Labels of it would be background everywhere: an empty image, where there is no answer at all.
             raise ImageError(
@@ -232,8 +237,9 @@ class RegionWorker:
         write_region(work.layout, work.where.t, work.where.z, work.where.window, maps, posterior.labels)
         tiles = work.plane.grid.tile_count(work.target)
         seconds = time.perf_counter() - started
-        sums = region_sums(posterior, classes, multilabel=multilabel)
-        record = RegionRecord(region=work.place, sums=sums, tiles=tiles, seconds=round(busy, 3))
+        sums = region_sums(posterior, classes, multilabel=multilabel, patch=patch_edge(self._settings.chunk))
+        seen = FeatureSums.of(work.features.tiles, features)
+        record = RegionRecord(region=work.place, sums=sums, features=seen, tiles=tiles, seconds=round(busy, 3))
         self._ledger.record_region(work.image.name, record)
         return RegionStatus(
             work.region, work.index, work.place, "done", "", tiles, work.where.window.pixels, busy, seconds

@@ -92,6 +92,10 @@ class TileAxis:
         start = index * self.step - self.margin
         return Span(start, start + self.tile)
 
+    def centre(self, index: int) -> int:
+        """The pixel in the middle of tile `index`, the image's nearest one where that is outside; the tile has it."""
+        return min(max(self.span(index).start + self.tile // 2, 0), self.length - 1)
+
     def touching(self, target: Span) -> range:
         """Indices of the tiles that share a pixel with `target`."""
         first = -(-(target.start + self.margin - self.tile + 1) // self.step)
@@ -137,6 +141,10 @@ class Grid:
         for row in self.y.touching(target.y):
             for column in self.x.touching(target.x):
                 yield Tile(row, column, Window(self.y.span(row), self.x.span(column)))
+
+    def centre(self, tile: Tile) -> tuple[int, int]:
+        """The pixel (y, x) of the plane in the middle of `tile`, see `TileAxis.centre`."""
+        return self.y.centre(tile.row), self.x.centre(tile.column)
 
     def tile_count(self, target: Window) -> int:
         return len(self.y.touching(target.y)) * len(self.x.touching(target.x))

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.blending import BandBlender, gaussian_window
 from pipeline.canvas import InferenceSettings, PosteriorCanvas
+from pipeline.features import TileFeatures, pooled
 from pipeline.geometry import Grid, Span, Tile, Window, mirror
-from pipeline.members.contract import FLOWS, Activation, Member
+from pipeline.members.contract import FLOWS, Activation, Encoding, Member
 from pipeline.posterior import Posterior, SampleSums
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,10 +70,25 @@ class TileSource:
         return torch.from_numpy(inside).to(self._device)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What members say of a batch of tiles.
+
+    Attributes
+    ----------
+    means : each member's own mean probability, (batch, classes, tile, tile) float32
+    features : (batch, features) int64 of the members' encoders, one after the other, see `pipeline.features.pooled`
+    """
+
+    means: list[torch.Tensor]
+    features: torch.Tensor
+
+
 class MemberGroup:
     """Members that live on one device, in the ensemble's order: all of them, or one stage of several.
 
-    `inputs` says which channels of a tile each member sees; all by default.
+    `inputs` says which channels of a tile each member sees; all by default. Features are those of the tile as it is,
+    or of the first augmentation where `identity` is not among them.
     """
 
     def __init__(
@@ -85,19 +101,16 @@ class MemberGroup:
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
+        self._plain = settings.augmentations.index("identity") if "identity" in settings.augmentations else 0
         self._device = device
 
-    def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> list[torch.Tensor]:
-        """Add every member's samples of a batch of tiles to `sums`.
-
-        Returns
-        -------
-        Each member's own mean probability, (batch, classes, tile, tile) float32.
-        """
+    def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> Answers:
+        """Add every member's samples of a batch of tiles to `sums`."""
         views = torch.cat([a.forward(batch) for a in self._augmentations])
-        size, means = batch.shape[0], []
+        size, means, features = batch.shape[0], [], []
         for member, channels in self._members:
             probability, flows = self._answer(member, views[:, channels])
+            features.append(self._features(member, size))
             total = torch.zeros_like(sums.probability)
             for index, augmentation in enumerate(self._augmentations):
                 sample = augmentation.backward(probability[index * size : (index + 1) * size])
@@ -109,7 +122,13 @@ class MemberGroup:
             sums.probability += total
             sums.samples += len(self._augmentations)
             means.append(total / len(self._augmentations))
-        return means
+        return Answers(means, torch.cat(features, dim=1))
+
+    def _features(self, member: Member, size: int) -> torch.Tensor:
+        """Of the call that was just made, (size, features) int64; no columns where the member has no encoder."""
+        if isinstance(member, Encoding) and member.features:
+            return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
+        return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
 
     def _answer(self, member: Member, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities of the classes and the flows (two channels, or none)."""
@@ -155,8 +174,11 @@ class Engine:
         self._device = device
         self._weights = gaussian_window(settings.tile).to(device)
 
-    def posterior(self, plane: PlaneWindow, target: Window) -> Posterior:
-        """The posterior of `target`, a window of the plane, with all members of the ensemble here."""
+    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
+        """The posterior of `target`, a window of the plane, with all members of the ensemble here.
+
+        Their encoders' features are added to `features`.
+        """
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count)
         ensemble = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
@@ -164,7 +186,10 @@ class Engine:
         with torch.inference_mode():
             for tiles, batch in TileSource(plane, settings, self._device).batches(target):
                 sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
-                self._blend(tiles, self._group.add_samples(batch, sums), members)
+                answers = self._group.add_samples(batch, sums)
+                self._blend(tiles, answers.means, members)
+                if features is not None:
+                    features.add(tiles, answers.features)
                 maps = sums.maps()
                 for index, tile in enumerate(tiles):
                     ensemble.add(tile, maps[index])
@@ -172,8 +197,10 @@ class Engine:
                 blender.finish()
         return canvas.posterior()
 
-    def stage(self, plane: PlaneWindow, target: Window, before: StageState | None) -> StageState:
-        """Add these members' samples to what earlier stages passed on."""
+    def stage(
+        self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
+    ) -> StageState:
+        """Add these members' samples to what earlier stages passed on; `features` gathers those of their encoders."""
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count)
         members = self._member_blenders(target, canvas)
@@ -183,7 +210,10 @@ class Engine:
                 sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
-                self._blend(tiles, self._group.add_samples(batch, sums), members)
+                answers = self._group.add_samples(batch, sums)
+                self._blend(tiles, answers.means, members)
+                if features is not None:
+                    features.add(tiles, answers.features)
                 probability.append(sums.probability.cpu().numpy())
                 squares.append(sums.squares.cpu().numpy())
                 flows.append(sums.flows.cpu().numpy())
@@ -191,9 +221,13 @@ class Engine:
             for blender in members:
                 blender.finish()
         masks = canvas.member_masks
+        said = np.zeros(0, np.int64) if features is None else features.sums()
         if before is not None:
             masks = np.concatenate([before.member_masks, masks])
-        return StageState(np.concatenate(probability), np.concatenate(squares), np.concatenate(flows), samples, masks)
+            said = np.concatenate([before.features, said])
+        return StageState(
+            np.concatenate(probability), np.concatenate(squares), np.concatenate(flows), samples, masks, said
+        )
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
         """The posterior of `target` once every stage has added its samples."""
@@ -231,6 +265,7 @@ class StageState:
     flows : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
     samples : members so far times augmentations
     member_masks : (members so far, y, x) unsigned, of the target
+    features : (features of the members so far,) int64, summed over the tiles that count for the target
     """
 
     probability: NDArray[np.float32]
@@ -238,6 +273,7 @@ class StageState:
     flows: NDArray[np.float32]
     samples: int
     member_masks: NDArray[np.unsignedinteger]
+    features: NDArray[np.int64]
 
     def batch(self, index: int, size: int, device: torch.device) -> SampleSums:
         """The sums of batch `index`, copied so that they can be added to."""

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Member = Callable[[Array], Array]
 """(channels, tile, tile) float64 pixels to (outputs, tile, tile) float64 logits (or probabilities)."""
+Encoder = Callable[[Array], Array]
+"""(channels, tile, tile) float64 pixels to (features, y, x) float64, an encoder's last stage."""
 
 FORWARD: dict[str, Callable[[Array], Array]] = {
     "identity": lambda a: a,
@@ -46,6 +48,7 @@ class ReferencePosterior:
     probability : (classes, H, W), mean over members and augmentations, blended
     epistemic, aleatoric : (H, W), variances within each tile, mean over classes, blended
     uncertainty : (H, W), predictive variance, their sum
+    entropy : (H, W), of `probability` as a fraction of the largest one; multi-label: mean over the classes' own
     labels : (H, W) int, predicted class, 0 is background
     masks : (foreground classes, H, W) bool, where each foreground class is predicted
     member_labels : (members, H, W) int, the same as `labels` of each member's own blended mean probability
@@ -54,7 +57,9 @@ class ReferencePosterior:
         where the ensemble is multi-label also the distance from 0.5
     U : mean uncertainty over predicted foreground; None where there is none
     mean_epistemic, mean_aleatoric : its two parts
+    mean_entropy : over predicted foreground; None where there is none
     pairwise_dice : per foreground class, mean over pairs of members; None with a single member
+    least_pairwise_dice : per foreground class, of the pair that agrees least
     foreground_fraction : per foreground class, predicted pixels over all pixels
     flows : (2, H, W), mean (dy, dx) over members and augmentations, blended; (0, H, W) without
     """
@@ -63,6 +68,7 @@ class ReferencePosterior:
     epistemic: Array
     aleatoric: Array
     uncertainty: Array
+    entropy: Array
     labels: NDArray[np.int64]
     masks: NDArray[np.bool_]
     member_labels: NDArray[np.int64]
@@ -71,7 +77,9 @@ class ReferencePosterior:
     U: float | None
     mean_epistemic: float | None
     mean_aleatoric: float | None
+    mean_entropy: float | None
     pairwise_dice: list[float | None]
+    least_pairwise_dice: list[float | None]
     foreground_fraction: list[float]
     flows: Array
 
@@ -229,6 +237,8 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
     decisions = [decide(probability, multilabel) for probability in blended["member_probability"]]
     member_masks = np.array([decision[1] for decision in decisions])
     foreground = masks.any(axis=0)
+    entropy = predictive_entropy(blended["probability"], multilabel)
+    dices = [pairwise_dices(member_masks[:, k]) for k in range(len(masks))]
 
     def mean_over_foreground(values: Array) -> float | None:
         return float(values[foreground].mean()) if foreground.any() else None
@@ -238,6 +248,7 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
         epistemic=blended["epistemic"],
         aleatoric=blended["aleatoric"],
         uncertainty=blended["uncertainty"],
+        entropy=entropy,
         labels=labels,
         masks=masks,
         member_labels=np.array([decision[0] for decision in decisions]),
@@ -246,16 +257,59 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
         U=mean_over_foreground(blended["uncertainty"]),
         mean_epistemic=mean_over_foreground(blended["epistemic"]),
         mean_aleatoric=mean_over_foreground(blended["aleatoric"]),
-        pairwise_dice=[pairwise_dice(member_masks[:, k]) for k in range(len(masks))],
+        mean_entropy=mean_over_foreground(entropy),
+        pairwise_dice=[sum(pairs) / len(pairs) if pairs else None for pairs in dices],
+        least_pairwise_dice=[min(pairs) if pairs else None for pairs in dices],
         foreground_fraction=[float(mask.mean()) for mask in masks],
         flows=blended["flows"],
     )
 
 
-def pairwise_dice(masks: NDArray[np.bool_]) -> float | None:
-    """Mean over pairs of (members, H, W) masks of 2 |A and B| / (|A| + |B|); two empty ones agree."""
+def predictive_entropy(probability: Array, multilabel: bool) -> Array:
+    """(H, W): -sum_k p_k ln p_k / ln K of (K, H, W); multi-label the mean over classes of that of (p, 1 - p)."""
+
+    def of(distribution: Sequence[float]) -> float:
+        return -sum(p * math.log(p) for p in distribution if p > 0) / math.log(len(distribution))
+
+    entropy = np.empty(probability.shape[1:])
+    for i, j in np.ndindex(*entropy.shape):
+        p = probability[:, i, j].tolist()
+        entropy[i, j] = sum(of([q, 1 - q]) for q in p) / len(p) if multilabel else of(p)
+    return entropy
+
+
+def patch_maximum(values: Array, edge: int) -> float | None:
+    """The largest mean of a patch of `edge` x `edge` pixels from the origin on; cut ones count from a quarter on."""
+    means = []
+    for y in range(0, values.shape[0], edge):
+        for x in range(0, values.shape[1], edge):
+            patch = values[y : y + edge, x : x + edge]
+            if patch.size >= edge * edge / 4:
+                means.append(float(patch.mean()))
+    return max(means) if means else None
+
+
+def pairwise_dices(masks: NDArray[np.bool_]) -> list[float]:
+    """Of each pair of (members, H, W) masks 2 |A and B| / (|A| + |B|); two empty ones agree."""
     dices = []
     for a, b in itertools.combinations(masks, 2):
         sizes = int(a.sum()) + int(b.sum())
         dices.append(2 * int((a & b).sum()) / sizes if sizes else 1.0)
-    return sum(dices) / len(dices) if dices else None
+    return dices
+
+
+def reference_features(
+    image: Array, encoders: Sequence[Encoder], tile: int, overlap: float, view: str = "identity"
+) -> Array:
+    """What the encoders make of an image, one after the other: mean over the positions of a tile, and over all tiles.
+
+    `view` is the augmentation that is looked at.
+    """
+    of_tiles = []
+    for y0 in tile_starts(image.shape[1], tile, overlap):
+        for x0 in tile_starts(image.shape[2], tile, overlap):
+            pixels = FORWARD[view](mirrored_tile(image, y0, x0, tile)).copy()
+            stages = [encoder(pixels) for encoder in encoders]
+            of_tiles.append([channel.mean() for stage in stages for channel in stage])
+    mean: Array = np.array(of_tiles).mean(axis=0)
+    return mean

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.reference import FORWARD, INVERSE, gaussian_window, mirrored, reference_posterior, tile_starts
+from tests.reference import (
+    FORWARD,
+    INVERSE,
+    gaussian_window,
+    mirrored,
+    patch_maximum,
+    reference_features,
+    reference_posterior,
+    tile_starts,
+)
 
 Array = NDArray[np.float64]
 D4 = ["identity", "hflip", "vflip", "hvflip", "rot90", "rot270", "transpose", "antitranspose"]
@@ -37,6 +46,7 @@ def test_two_constant_members_split_the_variance_as_by_hand() -> None:
     assert pytest.approx(0.16) == found.U
     assert found.mean_epistemic == pytest.approx(0.01)
     assert found.mean_aleatoric == pytest.approx(0.15)
+    assert found.mean_entropy == pytest.approx(-0.8 * math.log2(0.8) - 0.2 * math.log2(0.2))
     assert found.pairwise_dice == [1.0]
     assert found.foreground_fraction == [1.0]
 
@@ -48,13 +58,14 @@ def test_softmax_of_three_classes_as_by_hand() -> None:
     np.testing.assert_allclose(found.aleatoric, (7 + 12 + 15) / 64 / 3)
     np.testing.assert_allclose(found.epistemic, 0, atol=1e-15)
     assert (found.labels == 2).all()
+    assert found.mean_entropy == pytest.approx((1 / 8 * 3 + 2 / 8 * 2 + 5 / 8 * math.log2(8 / 5)) / math.log2(3))
     assert found.foreground_fraction == [0.0, 1.0]
     assert found.pairwise_dice == [None, None]
 
 
 def test_no_foreground_has_no_mean_and_empty_masks_agree() -> None:
     found = reference_posterior(np.zeros((1, 4, 4)), [always(0.1), always(0.2)], 4, 0.5, ["identity"], "none")
-    assert (found.U, found.mean_epistemic, found.mean_aleatoric) == (None, None, None)
+    assert (found.U, found.mean_epistemic, found.mean_aleatoric, found.mean_entropy) == (None, None, None, None)
     assert found.pairwise_dice == [1.0]
 
 
@@ -124,6 +135,8 @@ def test_multilabel_members_decide_each_class_for_itself() -> None:
     assert found.masks[:, 0, 0].tolist() == [True, True, False]
     assert found.foreground_fraction == [1.0, 1.0, 0.0]
     assert found.pairwise_dice == [1.0, 0.0, 1.0]
+    bits = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in (0.8, 0.6, 0.1)]
+    assert found.mean_entropy == pytest.approx(sum(bits) / 3)
 
 
 def test_a_single_sigmoid_output_is_the_foreground_of_two_classes() -> None:
@@ -139,7 +152,29 @@ def test_pairwise_dice_is_the_mean_over_pairs() -> None:
     found = reference_posterior(image, members, 4, 0, ["identity"], "none")
     assert found.member_labels[:, 0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]]
     assert found.pairwise_dice == [pytest.approx((1 + 2 * (2 * 1 / 5)) / 3)]
+    assert found.least_pairwise_dice == [2 * 1 / 5]
     assert found.labels[0].tolist() == [1, 1, 0, 0]
+
+
+def test_the_worst_patch_as_by_hand() -> None:
+    values = np.zeros((5, 7))
+    values[:4, 4:] = 1.5  # a patch of 4 x 4 that the border cuts to 4 x 3
+    values[4, 0] = 100  # one of 1 x 4, which is a quarter
+    values[4, 4:] = 1000  # one of 1 x 3, which is less
+    assert patch_maximum(values, 4) == 25
+    assert patch_maximum(values[:4], 4) == 1.5
+    assert patch_maximum(values[4:, 4:], 4) is None
+
+
+def test_features_are_means_over_positions_and_tiles_of_the_view_that_is_asked_for() -> None:
+    def first_row(pixels: Array) -> Array:
+        return pixels[:, :1]
+
+    image = np.arange(4.0).reshape(1, 2, 2)
+    # Tiles of 2 without overlap: one tile, the image itself.
+    assert reference_features(image, [first_row, lambda pixels: pixels], 2, 0).tolist() == [0.5, 1.5]
+    assert reference_features(image, [first_row], 2, 0, "vflip").tolist() == [2.5]
+    assert reference_features(np.hstack([image, image + 4]), [first_row], 2, 0).tolist() == [(0.5 + 4.5) / 2]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,8 @@ from pipeline.preparation import Preparation
 Activation = Literal["softmax", "sigmoid", "none"]
 FLOWS = 2
 """Outputs that say where a pixel's object lies, after those of the classes: 5 times the unit vector (dy, dx)."""
+FLOW_LENGTH = 5.0
+"""Of the vectors that networks are trained on and give, as in Cellpose."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ class Member(Protocol):
         ...
 
 
+@runtime_checkable
+class Encoding(Protocol):
+    """What a member offers besides, where its network has an encoder: that encoder's last stage.
+
+    Attributes
+    ----------
+    features : channels of that stage; 0 where there is no encoder after all
+    """
+
+    features: int
+
+    def encoded(self) -> torch.Tensor:
+        """What the stage said of the batch of the last call, (batch, features, y, x); to be asked for once a call."""
+        ...
+
+
 class MemberEntry(BaseModel, ABC):
     """A member as ``ensemble.yaml`` has it; each kind adds its own fields.
 
@@ -89,7 +107,10 @@ class MemberEntry(BaseModel, ABC):
 
 
 class ModuleMember:
-    """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest."""
+    """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest.
+
+    It is `Encoding`, too, where the module has an `encoder` as networks of segmentation-models-pytorch have.
+    """
 
     def __init__(self, module: torch.nn.Module, device: torch.device, activation: Activation | None = None) -> None:
         self.activation = activation
@@ -97,14 +118,47 @@ class ModuleMember:
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)
         self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoder, self.features = _encoder(module)
+        self._stage: torch.Tensor | None = None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.module(tiles)
-        return result
+        result: torch.Tensor
+        if self._encoder is None:
+            result = self.module(tiles)
+            return result
+        # Only while it is called: whoever exports or copies the module gets it as it was.
+        hook = self._encoder.register_forward_hook(self._keep)
+        try:
+            result = self.module(tiles)
+            return result
+        finally:
+            hook.remove()
+
+    def encoded(self) -> torch.Tensor:
+        """See `Encoding`."""
+        stage, self._stage = self._stage, None
+        if stage is None:
+            raise RuntimeError("the encoder was not called since it was asked last")
+        return stage
 
     def parameters_bytes(self) -> int:
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def _keep(self, encoder: torch.nn.Module, inputs: Any, output: Any) -> None:
+        # Stages from fine to coarse; encoders for DPT give them together with their tokens.
+        stages = output[0] if isinstance(output[0], list | tuple) else output
+        self._stage = stages[-1]
+
+
+def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:
+    """The part of a network that makes features, and how many; none of TorchScript's, which never calls a hook."""
+    encoder = getattr(module, "encoder", None)
+    channels: Any = getattr(encoder, "out_channels", None)
+    known = isinstance(encoder, torch.nn.Module) and isinstance(channels, list | tuple) and channels and channels[-1]
+    if not known or isinstance(module, torch.jit.ScriptModule):
+        return None, 0
+    return encoder, int(channels[-1])
 
 
 def fetch_weights(url: str, sha256: str | None) -> bytes:

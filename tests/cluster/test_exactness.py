@@ -9,26 +9,42 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 import zarr
 from numpy.typing import NDArray
 
-from cluster.record import read_scores
+from cluster.record import read_features, read_scores
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.settings import MAPS, ResultSettings, RunSettings
 from pipeline import storage
 from pipeline.augmentation import D4, FLIPS
-from tests.making import network, pixels, write_ensemble, write_image
-from tests.reference import Array, Member, reference_posterior
+from tests.making import network, pixels, write_ensemble, write_image, write_light_ensemble
+from tests.reference import (
+    Array,
+    Encoder,
+    Member,
+    patch_maximum,
+    reference_features,
+    reference_posterior,
+    tile_starts,
+)
 
 PER_CUT = ["seconds", "tiles", "regions"]
 """Columns of the scores that say how a run was cut, not what it found."""
 
 
-def run(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> Outcome:
+def run(source: Path, ensemble: Path, out: Path | str, **options: Any) -> Outcome:
+    """A run in this process that gets through; see `start`."""
+    outcome = start(source, ensemble, out, **options)
+    assert outcome.state == "complete", outcome.rows
+    return outcome
+
+
+def start(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> Outcome:
     """A run in this process, its members all together or in `stages` groups."""
     spread = {"placement": "staged", "stages": stages} if stages > 1 else {"placement": "replicated"}
-    outcome = predict(
+    return predict(
         PredictRequest(
             sources=[str(source)],
             ensemble=str(ensemble),
@@ -38,8 +54,6 @@ def run(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **set
         ),
         Silent(),
     )
-    assert outcome.state == "complete", outcome.rows
-    return outcome
 
 
 def arrays(out: Path | str) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
@@ -72,6 +86,7 @@ def assert_same_results(first: Path, *others: Path) -> None:
         for name, content in expected.items():
             assert found[name] == content, f"{other.name}: {name}"
         pd.testing.assert_frame_equal(scores(first), scores(other), check_exact=True)
+        assert (other / "features.parquet").read_bytes() == (first / "features.parquet").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +159,20 @@ def reference_members(ensemble: Path, *, channels: int, outputs: int, count: int
     return [member(network(seed, channels=channels, outputs=outputs).double()) for seed in range(count)]
 
 
+def reference_encoders(*, outputs: int, count: int) -> list[Encoder]:
+    """Their encoders, in float64."""
+
+    def encoder(module: Any) -> Encoder:
+        def call(tile: Array) -> Array:
+            with torch.inference_mode():
+                stage: Array = module.encoder(torch.from_numpy(tile)[None])[-1][0].numpy()
+            return stage
+
+        return call
+
+    return [encoder(network(seed, outputs=outputs).double()) for seed in range(count)]
+
+
 @pytest.mark.parametrize(
     ("activation", "classes", "shape", "flows"),
     [
@@ -163,8 +192,9 @@ def test_a_whole_run_agrees_with_the_reference(
     save = [name for name in MAPS if flows or name != "flows"]
     run(source, ensemble, tmp_path / "out", dtype="float32", augmentations=augmentations, save=save)
     outputs = classes - (activation == "sigmoid") + 2 * flows
+    normalised = (data[None].astype(np.float64) - 500) / 300
     wanted = reference_posterior(
-        (data[None].astype(np.float64) - 500) / 300,
+        normalised,
         reference_members(ensemble, channels=1, outputs=outputs, count=2),
         tile=64,
         overlap=0.5,
@@ -187,11 +217,50 @@ def test_a_whole_run_agrees_with_the_reference(
         assert row["uncertainty"] == pytest.approx(wanted.uncertainty[foreground].mean(), abs=1e-5)
         assert row["epistemic"] == pytest.approx(wanted.epistemic[foreground].mean(), abs=1e-5)
         assert row["aleatoric"] == pytest.approx(wanted.aleatoric[foreground].mean(), abs=1e-5)
+        assert row["entropy"] == pytest.approx(wanted.entropy[foreground].mean(), abs=1e-4)
+        worst = patch_maximum(wanted.uncertainty, 16)
+        assert row["uncertainty_patch_max"] == pytest.approx(np.nan if worst is None else worst, abs=1e-5, nan_ok=True)
         if np.array_equal(foreground, wanted.masks.any(axis=0)):
             assert row["uncertainty"] == pytest.approx(wanted.U, abs=1e-5)
+            assert row["entropy"] == pytest.approx(wanted.mean_entropy, abs=1e-4)
     for k in range(1, classes):
         assert row[f"foreground_fraction:class-{k}"] == pytest.approx(wanted.foreground_fraction[k - 1], abs=2e-3)
         assert row[f"pairwise_dice:class-{k}"] == pytest.approx(wanted.pairwise_dice[k - 1], abs=2e-3)
+        assert row[f"pairwise_dice_min:class-{k}"] == pytest.approx(wanted.least_pairwise_dice[k - 1], abs=2e-3)
+    assert row["pairwise_dice_min"] == min(row[f"pairwise_dice_min:class-{k}"] for k in range(1, classes))
+
+    features = read_features(str(tmp_path / "out")).iloc[0]
+    tiles = len(tile_starts(shape[0], 64, 0.5)) * len(tile_starts(shape[1], 64, 0.5))
+    assert (features["name"], features["tiles"]) == (row["name"], tiles)
+    encoders = reference_encoders(outputs=outputs, count=2)
+    np.testing.assert_allclose(features["features"], reference_features(normalised, encoders, 64, 0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_features_are_in_the_ensembles_order_and_pass_over_members_without_encoder(stages: int, tmp_path: Path) -> None:
+    ensemble = write_ensemble(tmp_path / "e", members=2, augmentations=["hflip", "identity"])
+    light = write_light_ensemble(tmp_path / "light", members=1, width=2)
+    content = yaml.safe_load(ensemble.read_text())
+    (other,) = yaml.safe_load(light.read_text())["members"]
+    content["members"].insert(1, other | {"weights": str(light.with_name(other["weights"]))})
+    ensemble.write_text(yaml.safe_dump(content))
+    data = pixels((70, 65))
+    run(write_image(tmp_path / "image.ome.zarr", data), ensemble, tmp_path / "out", stages=stages)
+    found = read_features(str(tmp_path / "out"))["features"][0]
+    wanted = reference_features((data[None] - 500.0) / 300, reference_encoders(outputs=2, count=2), 64, 0.5)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_images_that_fail_have_no_features_and_light_members_none_at_all(tmp_path: Path) -> None:
+    ensemble = write_light_ensemble(tmp_path / "e", members=2, width=2)
+    for name in "ab":
+        write_image(tmp_path / f"images/{name}.ome.zarr", pixels((70, 65)))
+    (tmp_path / "images/b.ome.zarr/s0/c/0/0").write_bytes(b"not zstd")
+    assert start(tmp_path / "images", ensemble, tmp_path / "out").state == "failures"
+    found = read_features(str(tmp_path / "out"))
+    assert found["name"].tolist() == ["a.ome.zarr", "b.ome.zarr"]
+    assert found["tiles"].tolist() == [9, 0]
+    assert [len(features) for features in found["features"]] == [0, 0]
 
 
 def test_a_second_run_of_the_same_process_sees_the_image_as_it_is_now(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -16,11 +17,12 @@ from cluster.gate import Gate
 from cluster.images import ImageTable
 from cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts
 from cluster.plan import RunContext, resolve
-from cluster.record import ENTRIES
+from cluster.record import ENTRIES, read_features, write_features
 from cluster.settings import ResultSettings
 from cluster.worker import RegionWorker
 from pipeline.ensemble import read_ensemble
-from pipeline.errors import OutputError
+from pipeline.errors import ImageError, OutputError
+from pipeline.features import FeatureSums, ImageFeatures
 from pipeline.scores import RegionSums
 from tests.cluster.test_images_table import planned
 from tests.making import write_light_ensemble
@@ -39,9 +41,18 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def record(region: int) -> RegionRecord:
     sums = RegionSums(
-        pixels=4096, foreground=region, class_pixels=[region], uncertainty=1, epistemic=1, aleatoric=0, overlaps=[[[1]]]
+        pixels=4096,
+        foreground=region,
+        class_pixels=[region],
+        uncertainty=1,
+        epistemic=1,
+        aleatoric=0,
+        entropy=2,
+        patch=(3, 256),
+        overlaps=[[[1]]],
     )
-    return RegionRecord(region=region, sums=sums, tiles=9, seconds=0.5)
+    features = FeatureSums.of(4, np.array([region, -(2**50)]))
+    return RegionRecord(region=region, sums=sums, features=features, tiles=9, seconds=0.5)
 
 
 def test_what_is_recorded_is_read_back(out: str) -> None:
@@ -49,10 +60,56 @@ def test_what_is_recorded_is_read_back(out: str) -> None:
     assert not ledger.has_region("plate/A/1/0", 2)
     for region in (2, 0, 1):
         ledger.record_region("plate/A/1/0", record(region))
-    ledger.record_image("plate/A/1/0", ImageRecord(row={"image": "A/1/0"}))
+    features = ImageFeatures.of(7, np.array([0.1, 2.0]))
+    ledger.record_image("plate/A/1/0", ImageRecord(row={"image": "A/1/0"}, features=features))
     assert ledger.has_region("plate/A/1/0", 2)
-    assert ledger.region_records("plate/A/1/0", 3) == [record(region) for region in range(3)]
-    assert [found.row for found in ledger.image_records(["plate/A/1/0"])] == [{"image": "A/1/0"}]
+    assert list(ledger.region_records("plate/A/1/0", 3)) == [record(region) for region in range(3)]
+    (found,) = ledger.image_records(["plate/A/1/0"])
+    assert (found.row, found.features.tiles, found.features.mean.tolist()) == ({"image": "A/1/0"}, 7, [0.1, 2.0])
+
+
+def test_features_are_written_from_the_records_in_the_order_of_the_scores(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.record._FEATURE_ROWS", 2)
+    ledger, rows = Ledger(out), []
+    for index, status in enumerate(("done", "failed", "empty", "done", "done")):
+        rows.append({"name": f"{5 - index}", "status": status})
+        if status != "failed":
+            features = ImageFeatures.of(index + 1, np.array([index / 3, -index]))
+            ledger.record_image(f"{5 - index}", ImageRecord(row=rows[-1], features=features))
+    write_features(out, rows)
+    found = read_features(out)
+    assert found["name"].tolist() == ["5", "4", "3", "2", "1"]
+    assert found["tiles"].tolist() == [1, 0, 3, 4, 5]
+    assert [list(one) for one in found["features"]] == [[0, 0], [], [2 / 3, -2], [1, -3], [4 / 3, -4]]
+
+
+def test_many_records_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.ledger._AT_ONCE", 3)
+    ledger = Ledger(str(tmp_path))
+    for region in range(8):
+        ledger.record_region("a", record(region))
+    assert [found.region for found in ledger.region_records("a", 8)] == list(range(8))
+
+
+def test_records_of_an_earlier_chorus_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.record_region("plate/A/1/0", record(0))
+    path = tmp_path / "ledger/plate/A/1/0/region-00000000.json"
+    content = json.loads(path.read_text())
+    del content["sums"]["entropy"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ImageError) as caught:
+        list(ledger.region_records("plate/A/1/0", 1))
+    message = str(caught.value)
+    assert "field sums.entropy: Field required" in message
+    assert f"remove {path.parent} and run the same command again" in message
+    assert "\n" not in message
+    # What it finished is finished: its row counts, its features were never taken.
+    (path.parent / "image.json").write_text('{"row": {"image": "A/1/0"}}')
+    (found,) = ledger.image_records(["plate/A/1/0"])
+    assert (found.features.tiles, found.features.mean.size) == (0, 0)
 
 
 def test_scan_finds_what_is_recorded_and_nothing_else(out: str) -> None:

@@ -21,6 +21,7 @@ from cluster import session, stream
 from cluster.executor import TaskResult
 from cluster.placement import Placement
 from cluster.plan import RunContext, resolve
+from cluster.record import read_features
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
@@ -29,7 +30,7 @@ from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import CutShortError, RefusedError
-from tests.making import pixels, write_image, write_light_ensemble
+from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 pytestmark = pytest.mark.ray
 
@@ -108,6 +109,22 @@ def test_actors_and_stages_give_the_bytes_of_the_serial_executor(
     assert (outcome.state, outcome.exit_code) == ("complete", 0)
     assert files(tmp_path / "out") == files(serial)
     pd.testing.assert_frame_equal(scores(tmp_path / "out"), scores(serial))
+    assert (tmp_path / "out/features.parquet").read_bytes() == (serial / "features.parquet").read_bytes()
+
+
+def test_encoder_features_pass_through_stages_on_ray(cluster: Cluster, tmp_path: Path) -> None:
+    ensemble = write_ensemble(tmp_path / "ensemble", members=2, augmentations=["identity"])
+    write_image(tmp_path / "images" / "a.ome.zarr", pixels((100, 130)))
+    ways = {
+        "serial": {"executor": "serial"},
+        "staged": {"address": cluster.address, "actors": 4, "placement": "staged", "stages": 2},
+    }
+    for name, how in ways.items():
+        assert run(tmp_path / "images", ensemble, tmp_path / name, **how).state == "complete"
+    serial, staged = (tmp_path / name for name in ways)
+    assert len(read_features(str(serial))["features"][0]) > 2 * 100
+    assert (staged / "features.parquet").read_bytes() == (serial / "features.parquet").read_bytes()
+    pd.testing.assert_frame_equal(scores(staged), scores(serial))
 
 
 def test_failing_images_are_rows_and_the_rest_is_done(cluster: Cluster, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def stitch(
             values = getattr(part, field.name)
             full = whole.setdefault(field.name, np.zeros((*values.shape[:-2], *shape), values.dtype))
             full[..., window.y.slice, window.x.slice] = values
-    sums = [region_sums(part, classes=part_classes(part), multilabel=False) for part in parts]
+    # Patches of one pixel: regions begin anywhere here.
+    sums = [region_sums(part, classes=part_classes(part), multilabel=False, patch=1) for part in parts]
     total = sums[0]
     for more in sums[1:]:
         total = total + more
