@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster import session
 from cluster.converted import ConvertedFile, convert_and_record, read_converted
-from cluster.executor import TaskResult, Tasks
+from cluster.executor import TaskResult
 from cluster.lock import output_lock
 from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
-from cluster.tasks import RayTasks, SerialTasks
+from cluster.tasks import started_tasks
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
@@ -117,7 +115,7 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
     todo = [index for index, file in enumerate(files) if file.url not in finished]
     state, message = "complete", ""
     try:
-        with _tasks(request, len(todo), reporter) as (tasks, cores):
+        with started_tasks(request.executor, request.address, len(todo), reporter) as (tasks, cores):
             for index in todo:
                 tasks.submit(index, convert_and_record, request.out, files[index], request.settings)
             reporter.begin(len(todo), 0, cores)
@@ -137,21 +135,6 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
     if state == "complete" and any(row["status"] == "failed" for row in rows.values()):
         state = "failures"
     return Outcome(request.out, state, message, list(rows.values()))
-
-
-@contextmanager
-def _tasks(request: ConvertRequest, count: int, reporter: Reporter) -> Iterator[tuple[Tasks, int]]:
-    """What carries `count` tasks out, and on how many cores."""
-    if request.executor == "serial" or not count:
-        yield SerialTasks(), 1
-        return
-    reporter.phase("starting Ray" if request.address is None else f"connecting to Ray at {request.address}")
-    cores = max(1, session.start(request.address, staged=False).cpus)
-    try:
-        # Twice as many as cores, so that a core that is done has the next one at hand.
-        yield RayTasks(2 * cores, cpus=1), cores
-    finally:
-        session.stop()
 
 
 def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
 
-from cluster.executor import TaskResult, attempt
+from cluster import session
+from cluster.executor import TaskResult, Tasks, attempt
+from cluster.request import Reporter
 
 
 class SerialTasks:
@@ -64,3 +67,20 @@ class RayTasks:
         while self._waiting and len(self._running) < self._most:
             key, function, arguments = self._waiting.popleft()
             self._running[self._attempt.remote(key, function, *arguments)] = key
+
+
+@contextmanager
+def started_tasks(
+    executor: Literal["ray", "serial"], address: str | None, count: int, reporter: Reporter
+) -> Iterator[tuple[Tasks, int]]:
+    """What carries `count` tasks out, and on how many cores; Ray is started or joined, and left at the end."""
+    if executor == "serial" or not count:
+        yield SerialTasks(), 1
+        return
+    reporter.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
+    cores = max(1, session.start(address, staged=False).cpus)
+    try:
+        # Twice as many as cores, so that a core that is done has the next one at hand.
+        yield RayTasks(2 * cores, cpus=1), cores
+    finally:
+        session.stop()

@@ -3,7 +3,7 @@
 ::
 
     s0, s1, ...                  posterior, levels 0, 1, ...: channels whole, regions of the plane as shards
-    labels/semantic/s0, ...      label image, the same regions
+    labels/<name>/s0, ...        label images, the same regions
 
 A region of the plane and a shard of its arrays are the same window, so that one region is one object per array.
 """
@@ -20,14 +20,34 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from pipeline.geometry import RegionGrid
-from pipeline.layout import ImageLayout
+from pipeline.layout import ClassInfo, ImageLayout
 
 LABEL_NAME = "semantic"
-LABELS = f"labels/{LABEL_NAME}"
 
 # Measured on a float16 posterior of 5 x 2048 x 2048: level 3 takes 1.6 times as long to write as level 1 and is
 # 2 % smaller; for labels level 1 is both faster and smaller.
 ZSTD_LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LabelImage:
+    """One of the label images of an image.
+
+    Attributes
+    ----------
+    name : it lies in ``labels/<name>``
+    dtype : NumPy name
+    classes : what its values 0, 1, ... mean; empty where they number objects
+    """
+
+    name: str
+    dtype: str
+    classes: tuple[ClassInfo, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Below the group that holds ``labels``."""
+        return f"labels/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +133,14 @@ def posterior_plan(layout: ImageLayout, level: int) -> ArrayPlan:
     return _plan(layout, level, f"s{level}", posterior_axes(layout), layout.dtype, sharded=True)
 
 
-def label_plan(layout: ImageLayout, level: int) -> ArrayPlan:
-    dtype = "uint8" if len(layout.classes) <= 256 else "uint16"
+def semantic_labels(layout: ImageLayout) -> LabelImage:
+    """The label image of the predicted classes."""
+    return LabelImage(LABEL_NAME, "uint8" if len(layout.classes) <= 256 else "uint16", layout.classes)
+
+
+def label_plan(layout: ImageLayout, label: LabelImage, level: int) -> ArrayPlan:
     sharded = layout.labels_ngff == "0.5"
-    return _plan(layout, level, f"{LABELS}/s{level}", layout.axes, dtype, sharded=sharded)
+    return _plan(layout, level, f"{label.path}/s{level}", layout.axes, label.dtype, sharded=sharded)
 
 
 def _plan(layout: ImageLayout, level: int, path: str, axes: str, dtype: str, *, sharded: bool) -> ArrayPlan:

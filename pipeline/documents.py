@@ -20,7 +20,7 @@ from ome_zarr_models.v05.image_label_types import Label
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 
 from pipeline import storage
-from pipeline.arrays import LABEL_NAME, LABELS, label_plan, posterior_axes
+from pipeline.arrays import LabelImage, label_plan, posterior_axes, semantic_labels
 from pipeline.containers import dump, group_documents
 from pipeline.layout import ImageLayout
 
@@ -29,13 +29,13 @@ VARIANCE_COLORS = {"uncertainty": "FFFFFF", "epistemic": "FFB000", "aleatoric": 
 BACKGROUND_COLOR = "808080"
 
 
-def label_documents(layout: ImageLayout) -> dict[str, bytes]:
-    """The metadata files of the label image, its group's and its arrays', by path below the image's group."""
+def label_documents(layout: ImageLayout, image: LabelImage) -> dict[str, bytes]:
+    """The metadata files of a label image, its group's and its arrays', by path below the image's group."""
     documents: dict[str, bytes] = {}
     for level in range(layout.levels):
-        documents |= label_plan(layout, level).documents()
-    multiscale = _multiscale(layout, layout.axes, "s", LABEL_NAME, "nearest")
-    label = _label(layout)
+        documents |= label_plan(layout, image, level).documents()
+    multiscale = _multiscale(layout, layout.axes, "s", image.name, "nearest")
+    label = _label(image)
     if layout.labels_ngff == "0.5":
         new = {"version": "0.5", "multiscales": [multiscale], "image-label": label}
         attributes = {"ome": dump(ImageLabelAttrs.model_validate(new))}
@@ -44,14 +44,14 @@ def label_documents(layout: ImageLayout) -> dict[str, bytes]:
         label_04 = LabelV04.model_validate(dump(label) | {"version": "0.4"})
         old = {"multiscales": [multiscale_04], "image-label": label_04}
         attributes = dump(ImageLabelAttrsV04.model_validate(old))
-    return documents | group_documents(LABELS, attributes, layout.labels_ngff)
+    return documents | group_documents(image.path, attributes, layout.labels_ngff)
 
 
 def image_attributes(layout: ImageLayout) -> ImageAttrs:
     """What the image's group says: its posterior as multiscales and ``omero``, or its labels where none is kept."""
     name = storage.basename(layout.url).removesuffix(".zarr").removesuffix(".ome")
     if not layout.channels:
-        labels = _multiscale(layout, layout.axes, f"{LABELS}/s", name, "nearest")
+        labels = _multiscale(layout, layout.axes, f"{semantic_labels(layout).path}/s", name, "nearest")
         return ImageAttrs(version="0.5", multiscales=[labels])
     posterior = _multiscale(layout, posterior_axes(layout), "s", name, "mean")
     omero = Omero(channels=[_channel(layout, channel) for channel in layout.channels])
@@ -104,11 +104,12 @@ def _channel(layout: ImageLayout, name: str) -> Channel:
     return Channel.model_validate({"label": name, "color": color, "active": active, "window": window})
 
 
-def _label(layout: ImageLayout) -> Label:
+def _label(image: LabelImage) -> Label:
+    """Colours and names of classes; objects are left to the colours that a viewer gives them."""
     colors, properties = [], []
-    for value, info in enumerate(layout.classes):
+    for value, info in enumerate(image.classes):
         rgba = (*bytes.fromhex(info.color.removeprefix("#")), 255 if value else 0)
         colors.append(Color.model_validate({"label-value": value, "rgba": rgba}))
         properties.append(Property.model_validate({"label-value": value, "class": info.name}))
     source = Source(image="../../")
-    return Label(version="0.5", colors=tuple(colors), properties=tuple(properties), source=source)
+    return Label(version="0.5", colors=tuple(colors) or None, properties=tuple(properties) or None, source=source)

@@ -6,6 +6,7 @@
       s0, s1, ...              posterior, axes (t, c, z, y, x as in the source)
       labels/semantic          multiscales label image with ``image-label`` colours and names
         s0, s1, ...
+      labels/<class>           objects of a class, written after them by `pipeline.instances`
 
 The arrays are those of `pipeline.arrays`, the groups say what `pipeline.documents` says.
 
@@ -34,7 +35,15 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05.labels import LabelsAttrs
 
 from pipeline import storage
-from pipeline.arrays import LABEL_NAME, LABELS, ArrayPlan, label_plan, posterior_plan, region_grid
+from pipeline.arrays import (
+    LABEL_NAME,
+    ArrayPlan,
+    LabelImage,
+    label_plan,
+    posterior_plan,
+    region_grid,
+    semantic_labels,
+)
 from pipeline.containers import dump, group_documents, put_documents, storage_errors
 from pipeline.documents import image_attributes, label_documents
 from pipeline.errors import RefusedError
@@ -59,11 +68,17 @@ def prepare_image(layout: ImageLayout) -> None:
             images |= posterior_plan(layout, level).documents()
     if layout.channels or shared:
         images |= group_documents("", {"ome": dump(image_attributes(layout))}, "0.5")
-    labels = label_documents(layout)
+    labels = label_documents(layout, semantic_labels(layout))
     put_documents(layout.url, images | labels if shared else images)
     if not shared:
         put_documents(layout.labels_url, labels)
-    _list_labels(layout, lambda names: names if LABEL_NAME in names else [*names, LABEL_NAME])
+    _add_to_list(layout, LABEL_NAME)
+
+
+def prepare_labels(layout: ImageLayout, label: LabelImage) -> None:
+    """As `prepare_image`, for one label image beside those that are there."""
+    put_documents(layout.labels_url, label_documents(layout, label))
+    _add_to_list(layout, label.name)
 
 
 def write_region(
@@ -100,19 +115,37 @@ def write_shard(
     labels: NDArray[np.integer[Any]],
 ) -> None:
     """As `write_region`, for a window of ``region_grid(layout, level)``; raises ValueError for any other."""
-    grid = region_grid(layout, level)
-    index = window.y.start // grid.size * grid.columns + window.x.start // grid.size
-    if not 0 <= index < grid.count or grid.window(index) != window:
-        raise ValueError(f"{window} is no region of {grid}")
+    at = _place(layout, level, t, z, window)
     expected = (len(layout.channels), *window.shape)
     given = (0, *labels.shape) if posterior is None else posterior.shape
     if given != expected or labels.shape != window.shape:
         raise ValueError(f"posterior {given} and labels {labels.shape} where {expected} is stored")
-    at = {"t": slice(t, t + 1), "c": slice(0, expected[0]), "z": slice(z, z + 1)}
-    at |= {"y": window.y.slice, "x": window.x.slice}
     if posterior is not None:
         put_array(layout.url, posterior_plan(layout, level), at, posterior)
-    put_array(layout.labels_url, label_plan(layout, level), at, labels)
+    write_labels(layout, semantic_labels(layout), level, t, z, window, labels)
+
+
+def write_labels(
+    layout: ImageLayout,
+    label: LabelImage,
+    level: int,
+    t: int,
+    z: int,
+    window: Window,
+    values: NDArray[np.integer[Any]],
+) -> None:
+    """As `write_shard`, for one label image: `values` are (y, x)."""
+    put_array(layout.labels_url, label_plan(layout, label, level), _place(layout, level, t, z, window), values)
+
+
+def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> dict[str, slice]:
+    """Where a region of a level lies, per axis; raises ValueError for a window that is none."""
+    grid = region_grid(layout, level)
+    index = window.y.start // grid.size * grid.columns + window.x.start // grid.size
+    if not 0 <= index < grid.count or grid.window(index) != window:
+        raise ValueError(f"{window} is no region of {grid}")
+    at = {"t": slice(t, t + 1), "c": slice(0, len(layout.channels)), "z": slice(z, z + 1)}
+    return at | {"y": window.y.slice, "x": window.x.slice}
 
 
 def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArray[Any]) -> None:
@@ -143,9 +176,9 @@ def open_posterior(url: str, level: int = 0) -> zarr.Array[Any]:
     return _open(url, f"s{level}")
 
 
-def open_labels(url: str, level: int = 0) -> zarr.Array[Any]:
-    """The label image below the image group at `url` (``labels_url``), read-only; RefusedError where none is."""
-    return _open(url, f"{LABELS}/s{level}")
+def open_labels(url: str, level: int = 0, name: str = LABEL_NAME) -> zarr.Array[Any]:
+    """A label image below the image group at `url` (``labels_url``), read-only; RefusedError where none is."""
+    return _open(url, f"labels/{name}/s{level}")
 
 
 def _open(url: str, path: str) -> zarr.Array[Any]:
@@ -158,19 +191,19 @@ def _open(url: str, path: str) -> zarr.Array[Any]:
 def labels_present(layout: ImageLayout) -> bool:
     """Whether a label image of our name is where `prepare_image` would put it."""
     document = "zarr.json" if layout.labels_ngff == "0.5" else ".zgroup"
-    return storage.exists(storage.join(layout.labels_url, LABELS, document))
+    return storage.exists(storage.join(layout.labels_url, "labels", LABEL_NAME, document))
 
 
-def remove_labels(layout: ImageLayout) -> None:
-    """Delete our label image, its entry in ``labels``, and that group where it held no other label.
+def remove_labels(layout: ImageLayout, label: str = LABEL_NAME) -> None:
+    """Delete the label image of that name, its entry in ``labels``, and that group where it held no other label.
 
     Raises
     ------
     OutputError : storage does not allow it
     """
     with storage_errors(layout.labels_url):
-        remove_folder(storage.join(layout.labels_url, LABELS))
-        _list_labels(layout, lambda names: [name for name in names if name != LABEL_NAME])
+        remove_folder(storage.join(layout.labels_url, "labels", label))
+        _list_labels(layout, lambda names: [name for name in names if name != label])
         fs, folder = storage.filesystem(storage.join(layout.labels_url, "labels"))
         if all(file.rpartition("/")[0] == folder for file in fs.find(folder)):
             remove_folder(storage.join(layout.labels_url, "labels"))  # only its own documents are left
@@ -185,6 +218,10 @@ def remove_folder(url: str) -> None:
         return
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(fs.rm_file, fs.find(path)))
+
+
+def _add_to_list(layout: ImageLayout, name: str) -> None:
+    _list_labels(layout, lambda names: names if name in names else [*names, name])
 
 
 def _list_labels(layout: ImageLayout, edit: Callable[[list[str]], list[str]]) -> None:

@@ -24,11 +24,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.arrays import label_plan, posterior_axes, region_grid
+from pipeline.arrays import LabelImage, posterior_axes, region_grid, semantic_labels
 from pipeline.containers import storage_errors
 from pipeline.geometry import RegionGrid, Window
 from pipeline.layout import ImageLayout
-from pipeline.outputs import open_labels, open_posterior, write_shard
+from pipeline.outputs import open_labels, open_posterior, write_labels, write_shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +66,9 @@ def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> None:
     RefusedError : the finer level has no arrays
     OutputError : storage does not give or take it
     """
-    window, channels, finer = shard.window, len(layout.channels), shard.level - 1
-    labels = np.zeros(window.shape, label_plan(layout, finer).dtype)
-    posterior = np.zeros((channels, *window.shape), layout.dtype) if channels else None
-    with storage_errors(layout.url):
-        label_array = open_labels(layout.labels_url, finer)
-        posterior_array = open_posterior(layout.url, finer) if channels else None
-        for piece, source in pieces(region_grid(layout, finer), window):
-            at = {"t": slice(shard.t, shard.t + 1), "z": slice(shard.z, shard.z + 1), "c": slice(None)}
-            at |= {"y": source.y.slice, "x": source.x.slice}
-            labels[piece] = nearest_half(_read(label_array, layout.axes, at).reshape(source.shape))
-            if posterior is not None and posterior_array is not None:
-                fine = _read(posterior_array, posterior_axes(layout), at).reshape(channels, *source.shape)
-                for channel in range(channels):
-                    posterior[channel][piece] = mean_half(fine[channel])
-    write_shard(layout, shard.level, shard.t, shard.z, window, posterior, labels)
+    posterior = _coarser_posterior(layout, shard) if layout.channels else None
+    labels = _coarser_labels(layout, semantic_labels(layout), shard)
+    write_shard(layout, shard.level, shard.t, shard.z, shard.window, posterior, labels)
 
 
 def write_pyramid(layout: ImageLayout) -> None:
@@ -88,6 +76,36 @@ def write_pyramid(layout: ImageLayout) -> None:
     for level in range(1, layout.levels):
         for shard in pyramid_shards(layout, level):
             write_pyramid_shard(layout, shard)
+
+
+def write_label_pyramid(layout: ImageLayout, label: LabelImage) -> None:
+    """As `write_pyramid`, of one label image alone."""
+    for level in range(1, layout.levels):
+        for shard in pyramid_shards(layout, level):
+            labels = _coarser_labels(layout, label, shard)
+            write_labels(layout, label, level, shard.t, shard.z, shard.window, labels)
+
+
+def _coarser_posterior(layout: ImageLayout, shard: PyramidShard) -> NDArray[Any]:
+    finer, channels = shard.level - 1, len(layout.channels)
+    posterior = np.zeros((channels, *shard.window.shape), layout.dtype)
+    with storage_errors(layout.url):
+        array = open_posterior(layout.url, finer)
+        for piece, source in pieces(region_grid(layout, finer), shard.window):
+            fine = _read(array, posterior_axes(layout), shard, source).reshape(channels, *source.shape)
+            for channel in range(channels):
+                posterior[channel][piece] = mean_half(fine[channel])
+    return posterior
+
+
+def _coarser_labels(layout: ImageLayout, label: LabelImage, shard: PyramidShard) -> NDArray[np.integer[Any]]:
+    finer = shard.level - 1
+    labels = np.zeros(shard.window.shape, label.dtype)
+    with storage_errors(layout.labels_url):
+        array = open_labels(layout.labels_url, finer, label.name)
+        for piece, source in pieces(region_grid(layout, finer), shard.window):
+            labels[piece] = nearest_half(_read(array, layout.axes, shard, source).reshape(source.shape))
+    return labels
 
 
 def mean_half(plane: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -127,5 +145,8 @@ def pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slic
         yield (part.y.slice, part.x.slice), source
 
 
-def _read(array: zarr.Array[Any], axes: str, at: dict[str, slice]) -> NDArray[Any]:
+def _read(array: zarr.Array[Any], axes: str, shard: PyramidShard, window: Window) -> NDArray[Any]:
+    """All channels of a window of the shard's plane, of the finer level."""
+    at = {"t": slice(shard.t, shard.t + 1), "z": slice(shard.z, shard.z + 1), "c": slice(None)}
+    at |= {"y": window.y.slice, "x": window.x.slice}
     return np.asarray(array[tuple(at[axis] for axis in axes)])

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.instances.dynamics import directions
 from pipeline.members.cellpose_network import import_cellpose
-
-FLOW_LENGTH = 5.0
-"""Of the vectors that networks are trained on and give, as in Cellpose; `pipeline.members.contract.FLOWS`."""
+from pipeline.members.contract import FLOW_LENGTH
 
 # Steps of Euler's method, as `CellposeModel.eval` takes for objects of 30 pixels.
 _STEPS = 200
@@ -62,7 +61,7 @@ def label_image(
     Parameters
     ----------
     foreground : (y, x) float32, probability 0 to 1
-    flows : (2, y, x) float32, dy and dx, 5 times the unit vector
+    flows : (2, y, x) float32, dy and dx; only their direction counts
     minimum_size : objects of fewer pixels are removed
     flow_error : objects whose own flows differ from `flows` by more, in the mean square of unit vectors, are removed;
         None keeps all. Cellpose's 0.4 suits its own large networks: of the small ones of `nuclei-fluo` it takes many
@@ -79,7 +78,7 @@ def label_image(
     """
     # The threshold is only compared with, so that a probability of 0.5 does for a logit of 0.
     masks = import_cellpose("dynamics").compute_masks(
-        flows,
+        FLOW_LENGTH * directions(flows),
         foreground,
         niter=_STEPS,
         cellprob_threshold=0.5,

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.arrays import region_grid
+from pipeline.arrays import LabelImage, region_grid
 from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo, ImageLayout
-from pipeline.outputs import open_labels, open_posterior, prepare_image, write_region
-from pipeline.pyramid import pyramid_shards, write_pyramid, write_pyramid_shard
+from pipeline.layout import ClassInfo, ImageLayout, Ngff
+from pipeline.outputs import open_labels, open_posterior, prepare_image, prepare_labels, write_labels, write_region
+from pipeline.pyramid import pyramid_shards, write_label_pyramid, write_pyramid, write_pyramid_shard
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 
@@ -122,3 +124,30 @@ def test_a_pyramid_of_nothing_is_refused(tmp_path: Path) -> None:
     layout = layout_at(str(tmp_path / "a.ome.zarr"), "yx", (300, 530))
     with pytest.raises(RefusedError, match="run predict to its end first"):
         write_pyramid(layout)
+
+
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_a_label_image_of_objects_has_a_pyramid_of_its_own(ngff: Ngff, tmp_path: Path) -> None:
+    layout = dataclasses.replace(layout_at(str(tmp_path / "a"), "zyx", (2, 300, 270)), labels_ngff=ngff)
+    layout = dataclasses.replace(layout, labels_url=str(tmp_path / "labels"))
+    filled(layout)
+    write_pyramid(layout)
+    semantic = [open_labels(layout.labels_url, level)[:] for level in range(layout.levels)]
+    objects = LabelImage("nucleus", "uint64")
+    prepare_labels(layout, objects)
+    values = np.random.default_rng(1).integers(0, 1 << 40, (2, 300, 270)).astype(np.uint64)
+    grid = region_grid(layout, 0)
+    for z, window in itertools.product(range(2), map(grid.window, range(grid.count))):
+        write_labels(layout, objects, 0, 0, z, window, values[z, window.y.slice, window.x.slice])
+    write_label_pyramid(layout, objects)
+    assert layout.levels == 2
+    for level in range(layout.levels):
+        stored_values = open_labels(layout.labels_url, level, "nucleus")
+        assert stored_values.dtype == np.uint64
+        assert np.array_equal(stored_values[:], values[:, :: 2**level, :: 2**level])
+        assert np.array_equal(open_labels(layout.labels_url, level)[:], semantic[level])
+    assert zarr.open_group(layout.labels_url, path="labels", mode="r").attrs.asdict() == (
+        {"labels": ["semantic", "nucleus"]}
+        if ngff == "0.4"
+        else {"ome": {"version": "0.5", "labels": ["semantic", "nucleus"]}}
+    )

@@ -1,0 +1,109 @@
+"""``chorus objects``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from chorus.format import duration
+from chorus.options import Json
+from pipeline.errors import RefusedError
+
+if TYPE_CHECKING:
+    from cluster.object_results import ObjectsRequest
+    from cluster.request import Outcome
+
+_SHOWN = 20
+
+
+def objects(
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`, its flows saved.")],
+    diameter: Annotated[
+        float | None,
+        typer.Option(help="Typical object in pixels of the image; by default what the ensemble was trained on."),
+    ] = None,
+    min_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
+    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
+        None
+    ),
+    as_json: Json = False,
+) -> None:
+    """Number the objects of every image and list them; the same command again goes on where it was cut short.
+
+    Leaves a label image `labels/<class>` beside each image's `labels/semantic`, and `objects.parquet` in OUT: a row per
+    object with place, size, shape, intensities and doubt. They are the same bytes whatever the regions of the run. Exit
+    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
+
+    **Examples**
+
+    `chorus predict plate.ome.zarr -e nuclei-fluo -o results/ --save uncertainty,epistemic,flows`
+
+    `chorus objects results/`
+
+    `chorus objects gs://bucket/results --diameter 45 --min-size 100 --address auto`
+    """
+    from chorus.progress import ConsoleReporter
+    from cluster.objects import find_objects
+
+    err = Console(stderr=True)
+    request = _request(out=out, diameter=diameter, minimum_size=min_size, executor=executor, address=address)
+    outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
+    if as_json:
+        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+    else:
+        Console().print(_table(outcome))
+    for line in _lines(outcome):
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _request(**content: object) -> ObjectsRequest:
+    """The validated request; raises RefusedError naming the option."""
+    from cluster.object_results import ObjectsRequest
+
+    try:
+        return ObjectsRequest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("minimum_size", "min-size")
+        raise RefusedError(f"--{option}: {first['msg']}; see `chorus objects --help`") from error
+
+
+def _table(outcome: Outcome) -> Table:
+    """Objects per image and class."""
+    classes = list(outcome.summary["objects"])
+    table = Table(title=f"objects of {outcome.summary['done']} images", title_justify="left")
+    table.add_column("image", overflow="fold")
+    for name in classes:
+        table.add_column(name, justify="right")
+    done = [row for row in outcome.rows if row["status"] == "done"]
+    for row in done[:_SHOWN]:
+        table.add_row(row["name"], *(str(row["objects"][name]) for name in classes))
+    if len(done) > _SHOWN:
+        table.add_row(f"and {len(done) - _SHOWN} more", *("" for _ in classes))
+    table.add_section()
+    table.add_row("all", *(str(outcome.summary["objects"][name]) for name in classes))
+    return table
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """How it ended, where the results are, and what to do next."""
+    summary = outcome.summary
+    left = f", {summary['open']} not yet" if summary["open"] else ""
+    lines = [
+        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
+        f"{duration(summary['seconds'])} since the run was first begun"
+    ]
+    failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
+    lines += [f"  failed: {message}" for message in failed[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        lines.append(f"  and {len(failed) - _SHOWN} more; all are in objects.json")
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    return [*lines, f"objects  {outcome.out}/objects.parquet", f"labels   {outcome.out}/images/.../labels"]

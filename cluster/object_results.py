@@ -1,0 +1,131 @@
+"""What ``chorus objects`` is asked, and what a run of ``chorus predict`` left for it."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.images import ImageTable
+from cluster.ledger import Ledger
+from cluster.object_tasks import DOUBTS, ObjectJob
+from cluster.plan import PLAN, ResolvedSettings, layout_of
+from cluster.record import read_run
+from pipeline import storage
+from pipeline.arrays import LABEL_NAME
+from pipeline.ensemble import Ensemble, read_ensemble
+from pipeline.errors import RefusedError
+from pipeline.instances.regions import ObjectSettings
+
+WORK = ("work", "objects")
+
+
+class ObjectsRequest(BaseModel):
+    """Objects of the results in `out`.
+
+    Attributes
+    ----------
+    diameter : typical one, in pixels of the images; None takes what the ensemble was trained on
+    minimum_size : objects of fewer pixels are removed
+    executor, address : as in `cluster.settings.RunSettings`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    minimum_size: int = Field(default=15, ge=1)
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+
+
+class Results:
+    """What a run left, as far as objects are made of it.
+
+    Raises
+    ------
+    RefusedError : they cannot be made of it, and what to do
+    """
+
+    def __init__(self, request: ObjectsRequest) -> None:
+        self.request, out = request, request.out
+        self.run = read_run(out)
+        if "ensemble" not in self.run or "settings" not in self.run:
+            raise RefusedError(f"{out}: holds no results of `chorus predict`; give the folder that it wrote")
+        self.settings = ResolvedSettings.model_validate(self.run["settings"])
+        self.ensemble: Ensemble = read_ensemble(self.run["ensemble"]["url"])
+        if self.ensemble.hash != self.run["ensemble"]["hash"]:
+            raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
+        missing = {"flows", *(["probability"] if self.ensemble.multilabel else [])} - set(self.settings.save)
+        if missing:
+            raise RefusedError(
+                f"{out}: holds no {' and no '.join(sorted(missing))}, of which objects are made; run chorus predict "
+                f"with --save probability,uncertainty,epistemic,aleatoric,flows"
+            )
+        if self.settings.in_place:
+            raise RefusedError(
+                f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
+                f"another --out"
+            )
+        for name in self.classes:
+            if "/" in name or name == LABEL_NAME:
+                raise RefusedError(
+                    f"{self.ensemble.url}: class {name!r} cannot be the name of a label image; rename it, and run "
+                    f"chorus predict again"
+                )
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """The images of the run that could be planned."""
+        return ImageTable.read(storage.join(self.request.out, *PLAN))
+
+    @cached_property
+    def finished(self) -> np.ndarray:
+        """Which images of the table the run has finished, (images,) bool."""
+        return Ledger(self.request.out).scan(self.table).images
+
+    @property
+    def classes(self) -> list[str]:
+        """Those that have objects: all but the background."""
+        return [entry.name for entry in self.ensemble.spec.classes[1:]]
+
+    @property
+    def doubts(self) -> list[str]:
+        return [name for name in DOUBTS if name in self.settings.save]
+
+    @property
+    def diameter(self) -> float:
+        """Of objects, in pixels of the ensemble: what it says, or was trained on, or 30."""
+        training = self.ensemble.spec.about.training
+        trained_on = training.object_diameter_px.get("median") if training else None
+        return self.ensemble.spec.input.diameter_px or trained_on or 30.0
+
+    @property
+    def defining(self) -> dict[str, Any]:
+        """Everything, besides the images, on which a byte of the result may depend."""
+        of = {"started": self.run["started"], "settings": self.run["settings"], "ensemble": self.ensemble.hash}
+        chosen = {"diameter": self.request.diameter, "minimum_size": self.request.minimum_size}
+        return {"settings": chosen | {"ensemble_diameter": self.diameter}, "of": of}
+
+    def work(self, image: str) -> str:
+        """Folder of the work on an image."""
+        return storage.join(self.request.out, *WORK, image)
+
+    def job(self, index: int) -> ObjectJob:
+        """What a worker needs to know of an image."""
+        image = self.table.image(index)
+        resampled = math.sqrt(image.height * image.width / (image.model_height * image.model_width))
+        diameter = self.request.diameter or self.settings.diameter or self.diameter * resampled
+        return ObjectJob(
+            image=image,
+            layout=layout_of(image, self.ensemble, self.settings, self.request.out),
+            work=self.work(image.name),
+            scratch=self.work(image.name),
+            classes=tuple(enumerate(self.classes, 1)),
+            multilabel=self.ensemble.multilabel,
+            settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size),
+            strict=self.settings.strict,
+        )

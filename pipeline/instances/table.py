@@ -1,0 +1,87 @@
+"""One row per object: where it is, how large, which shape, how bright, and how much it is doubted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from skimage.measure import regionprops_table
+
+from pipeline.geometry import Window
+from pipeline.instances.regions import RegionObjects
+
+# Of scikit-image, all measured within the object's own bounding box: the same bits in every crop.
+_SHAPE = (
+    "area",
+    "bbox",
+    "centroid_local",
+    "eccentricity",
+    "axis_major_length",
+    "axis_minor_length",
+    "orientation",
+    "perimeter",
+)
+
+
+def object_rows(
+    found: RegionObjects, region: Window, plane: tuple[int, int], maps: Mapping[str, NDArray[np.floating]]
+) -> pd.DataFrame:
+    """Rows of the objects whose first pixel, from the top left, is in the region: each object is in one region's rows.
+
+    Parameters
+    ----------
+    found : of `pipeline.instances.regions.label_region`
+    plane : height and width of the plane
+    maps : of the crop, (y, x) each; a column ``mean:<name>`` is the mean over the object's pixels
+
+    Returns
+    -------
+    Columns: ``name`` (uint64, of the anchor), ``area`` (pixels), ``y0 x0 y1 x1`` (bounding box, half-open), ``y x``
+    (centroid), ``eccentricity`` (0 to 1), ``major_axis minor_axis`` (pixels, of the ellipse of equal second moments),
+    ``orientation`` (radians), ``perimeter`` (pixels), ``touches_border`` and the means; sorted by name.
+    """
+    chosen = _first_pixels_inside(found, region)
+    numbers = np.zeros(len(found.anchors), np.int32)
+    numbers[chosen] = np.arange(1, len(chosen) + 1)
+    intensities = np.stack([np.asarray(values, np.float64) for values in maps.values()], axis=-1) if maps else None
+    measured = regionprops_table(  # type: ignore[no-untyped-call]
+        numbers[found.around], intensities, properties=(*_SHAPE, *(("intensity_mean",) if maps else ())), separator=":"
+    )
+    top, left = found.crop.y.start, found.crop.x.start
+    rows = pd.DataFrame({"name": found.anchors[chosen], "area": np.asarray(measured["area"]).astype(np.int64)})
+    for side, (column, offset) in enumerate((("y0", top), ("x0", left), ("y1", top), ("x1", left))):
+        rows[column] = np.asarray(measured[f"bbox:{side}"], np.int64) + offset
+    rows["y"], rows["x"] = rows["y0"] + measured["centroid_local:0"], rows["x0"] + measured["centroid_local:1"]
+    shape = {"eccentricity": "eccentricity", "major_axis": "axis_major_length", "minor_axis": "axis_minor_length"}
+    for column, key in (shape | {"orientation": "orientation", "perimeter": "perimeter"}).items():
+        rows[column] = measured[key]
+    outside = (rows["y0"] == 0) | (rows["x0"] == 0) | (rows["y1"] == plane[0]) | (rows["x1"] == plane[1])
+    rows["touches_border"] = outside
+    for index, name in enumerate(maps):
+        rows[f"mean:{name}"] = measured[f"intensity_mean:{index}"]
+    return rows
+
+
+def _first_pixels_inside(found: RegionObjects, region: Window) -> NDArray[np.int64]:
+    """Objects whose first pixel in row-major order is in the region, by their names."""
+    flat = found.around.ravel()
+    pixels = np.flatnonzero(flat)[::-1]
+    first = np.full(len(found.anchors), -1, np.int64)
+    first[flat[pixels]] = pixels  # the last to be written is the first pixel
+    y, x = np.divmod(first, found.around.shape[1])
+    y, x = y + found.crop.y.start, x + found.crop.x.start
+    inside = (y >= region.y.start) & (y < region.y.stop) & (x >= region.x.start) & (x < region.x.stop)
+    chosen = np.flatnonzero(inside & (first >= 0))
+    result: NDArray[np.int64] = chosen[np.argsort(found.anchors[chosen])]
+    return result
+
+
+def numbered(names: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.uint32] | NDArray[np.uint64]:
+    """Consecutive labels of names: 1 for the first of `known`, all names of the plane, sorted; background stays 0.
+
+    The type is uint32, or uint64 where the plane has more objects than that holds.
+    """
+    labels = np.where(names == 0, 0, np.searchsorted(known, names) + 1)
+    return labels.astype(np.uint32) if len(known) <= np.iinfo(np.uint32).max else labels.astype(np.uint64)
