@@ -13,10 +13,15 @@ from rich.console import Console
 
 from chorus import ensembles, models
 from chorus import format as layout
+from chorus.calibrate import calibrate
 from chorus.convert import convert
+from chorus.evaluate import compare, evaluate
+from chorus.flag import flag
+from chorus.objects import objects
 from chorus.options import Json, RequestOptions, with_options
 from chorus.progress import ConsoleReporter
 from chorus.train import train
+from chorus.truth import truth
 from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
@@ -153,7 +158,13 @@ def report(
 
 
 app.command()(convert)
+app.command()(calibrate)
+app.command()(flag)
 app.command()(train)
+app.command()(truth)
+app.command()(evaluate)
+app.command()(compare)
+app.command()(objects)
 
 
 def main() -> None:

@@ -20,12 +20,11 @@ from pipeline.errors import ImageError
 from pipeline.geometry import Grid, RegionGrid, Window
 from pipeline.inference import Engine, PlaneWindow, StageState
 from pipeline.instances.whole_image import label_image
-from pipeline.members.cellpose_network import import_cellpose
 from pipeline.posterior import Posterior
 from pipeline.preparation import surveyed
+from pipeline.trust.metrics import dice
+from pipeline.trust.object_metrics import average_precision
 
-THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Of intersection over union, 0.5 to 0.95: mAP is the mean over them."""
 ENSEMBLE = "ensemble"
 # Bounds the sums that are held at once; any value gives the same scores.
 _REGION = 1024
@@ -156,46 +155,6 @@ class _Answer:
         self.foreground[inside] = posterior.probability[1:].sum(axis=0)
         if self.flows is not None:
             self.flows[:, *inside] = posterior.flows
-
-
-def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|); 1 where both are empty."""
-    total = np.count_nonzero(predicted) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(predicted & truth) / total if total else 1.0
-
-
-def average_precision(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> list[float]:
-    """AP of objects at each of `THRESHOLDS`, as Cellpose measures it.
-
-    Cellpose gives NaN where neither has an object: there it is 1 here, as nothing was missed and nothing invented. A
-    rim of background is added, as Cellpose takes the least label of an image for background whatever it is.
-
-    Parameters
-    ----------
-    truth, predicted : (y, x) integer, 0 is background, every other value an object
-
-    Raises
-    ------
-    RefusedError
-        where Cellpose is not installed
-
-    References
-    ----------
-    Stringer et al., Nature Methods 18:100 (2021); Caicedo et al., Nature Methods 16:1247 (2019).
-    """
-    if not truth.any() and not predicted.any():
-        return [1.0] * len(THRESHOLDS)
-    with_rim = [np.pad(_consecutive(labels), 1) for labels in (truth, predicted)]
-    found = import_cellpose("metrics").average_precision(*with_rim, threshold=list(THRESHOLDS))
-    return [float(value) for value in found[0]]
-
-
-def _consecutive(labels: NDArray[np.integer]) -> NDArray[np.int32]:
-    """The same objects, numbered 1 to n."""
-    values, inverse = np.unique(labels, return_inverse=True)
-    numbers = np.cumsum(values != 0) * (values != 0)  # background stays 0
-    result: NDArray[np.int32] = numbers[inverse].reshape(labels.shape).astype(np.int32)
-    return result
 
 
 def _sum(first: StageState, second: StageState) -> StageState:

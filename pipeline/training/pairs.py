@@ -20,8 +20,8 @@ from pipeline.rasters import PartOf, Raster, open_rasters
 from pipeline.reading import choose_channels, open_level, read_window
 from pipeline.training.settings import TrainSettings
 
-# What a label's file may be called besides its image's own name.
-_LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
+LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
+"""What may follow an image's name in that of its label's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     RefusedError
         where a source is missing, or no pair is left
     """
-    found = _zarr_pairs(images, labels, channels) if _is_zarr(images) else _raster_pairs(images, labels, channels)
+    found = _zarr_pairs(images, labels, channels) if is_zarr(images) else _raster_pairs(images, labels, channels)
     if not found.pairs:
         reasons = [reason for _, reason in found.failed]
         why = reasons[0] if reasons else f"{len(found.without_label)} images have no label of their name"
@@ -135,7 +135,7 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
     return label.astype(np.uint8)
 
 
-def _is_zarr(images: str) -> bool:
+def is_zarr(images: str) -> bool:
     """Whether `images` are OME-Zarr: by name, or where a folder holds any of that name at its top."""
     url = storage.normalise(images)
     if url.endswith(".zarr") or "*" in url:
@@ -153,7 +153,7 @@ def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     pairs: list[TrainingPair] = []
     failed, without_label, used = [], [], set()
     for name, url in sorted(pictures.items()):
-        key = next((name + suffix for suffix in _LABEL_SUFFIXES if name + suffix in annotated), None)
+        key = next((name + suffix for suffix in LABEL_SUFFIXES if name + suffix in annotated), None)
         if key is None:
             without_label.append(name)
             continue

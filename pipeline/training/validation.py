@@ -94,7 +94,7 @@ def average_precision_50(
     Raises RefusedError where Cellpose is not installed.
     """
     from pipeline.instances.whole_image import label_image
-    from pipeline.training.evaluation import average_precision
+    from pipeline.trust.object_metrics import average_precision
 
     values = []
     with evaluating(network):

@@ -1,0 +1,230 @@
+"""A run of ``chorus evaluate``: match the images of a run and their truth, measure them in parallel, sum up."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
+from cluster.executor import TaskResult
+from cluster.images import ImageTable
+from cluster.plan import PLAN
+from cluster.record import read_run, read_scores, surroundings
+from cluster.request import Outcome, Reporter
+from cluster.tasks import started_tasks
+from cluster.worker import RegionStatus
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.errors import OutputError, RefusedError
+from pipeline.trust.comparison import compare, mean_interval
+from pipeline.trust.truths import FoundTruths, find_experts, find_truths
+
+TABLE, SUMMARY = "evaluation.parquet", "evaluation.json"
+NO_TRUTH = "no truth"
+BASELINE = "Otsu's threshold"
+# Metrics of which the summary gives the mean; those of each class beside the first.
+_SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "expert_")
+
+
+class EvaluateRequest(BaseModel):
+    """A run to evaluate.
+
+    Attributes
+    ----------
+    out : URL of the results of a run
+    truth, truth_label : see `pipeline.trust.truths.find_truths`
+    experts : folder of the experts' drawings, ``<expert>/<image>``; `expert` are names or patterns of those to take
+    executor, address : as in `cluster.settings.RunSettings`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    truth: str | None = None
+    truth_label: str | None = None
+    experts: str | None = None
+    expert: list[str] = []
+    settings: EvaluationSettings = EvaluationSettings()
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+
+
+def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
+    """Measure a run's predictions against a truth; leaves ``evaluation.parquet`` and ``evaluation.json`` in it.
+
+    A row is an image of the run: ``name``; ``status`` as the run gave it (``done``, ``empty``), ``failed`` where run or
+    evaluation failed it (no metrics), ``no truth``; ``message``; and the columns of `metric_columns`, null where they
+    are not defined or were not measured.
+
+    Raises
+    ------
+    RefusedError
+        Before any work: `out` holds no finished run, or there is no truth for any of its images.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    storage.check_writable(request.out)
+    run, scores = _finished_run(request.out)
+    reporter.phase("looking for the truth")
+    sources = {row["name"]: storage.join(row["source"], row["image"]) for row in scores}
+    found = find_truths(sources, request.truth, request.truth_label)
+    classes = tuple(one["name"] for one in run["ensemble"]["classes"])
+    jobs = _jobs(request, run, found, classes, [row["name"] for row in scores if row["status"] != "failed"])
+    rows = {row["name"]: _row(row, found, classes) for row in scores}
+    _carry_out(request, jobs, rows, reporter)
+    state = "failures" if any(row["status"] == "failed" for row in rows.values()) else "complete"
+    summary = _summary(request, run, found, list(rows.values()))
+    _write(request.out, list(rows.values()), summary)
+    return Outcome(request.out, state, "", list(rows.values()), summary)
+
+
+def read_evaluation(out: str) -> pd.DataFrame:
+    """``evaluation.parquet`` of a run; raises RefusedError where there is none yet."""
+    url = storage.join(storage.normalise(out), TABLE)
+    try:
+        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    except OSError as error:
+        reason = storage.explain(error, url)
+        raise RefusedError(f"{out}: no evaluation yet ({reason}); run `chorus evaluate {out} --truth ...`") from error
+
+
+def _finished_run(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """``run.json`` and the rows of ``scores.parquet``."""
+    run = read_run(out)
+    if "ensemble" not in run:
+        raise RefusedError(f"{out}: holds no predictions, it is of `chorus {run.get('command')}`; give those of a run")
+    return run, [{str(name): value for name, value in row.items()} for row in read_scores(out).to_dict("records")]
+
+
+def _images(out: str) -> ImageTable:
+    url = storage.join(out, *PLAN)
+    try:
+        return ImageTable.read(url)
+    except OSError as error:
+        raise RefusedError(f"{out}: no plan of a run ({storage.explain(error, url)}); run `chorus predict`") from error
+
+
+def _jobs(
+    request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
+) -> list[EvaluationJob]:
+    """A job per image that has a prediction and a truth."""
+    table = _images(request.out)
+    places = {name: index for index, name in enumerate(table.names)}
+    known = [name for name in names if name in found.truths]
+    experts = find_experts(known, request.experts, request.expert) if request.experts and known else {}
+    jobs = []
+    for name in known:
+        image = table.image(places[name])
+        url = image.url if run["settings"]["in_place"] else storage.join(request.out, "images", name)
+        jobs.append(EvaluationJob(image, url, found.truths[name], experts.get(name, ()), classes, request.settings))
+    return jobs
+
+
+def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The row of an image of which nothing is measured yet."""
+    name, status, message = score["name"], score["status"], ""
+    if status == "failed":
+        message = f"the run failed it: {score['message']}"
+    elif name in found.failed:
+        status, message = "failed", found.failed[name]
+    elif name not in found.truths:
+        status = NO_TRUTH
+    return {"name": name, "status": status, "message": message} | dict.fromkeys(metric_columns(classes))
+
+
+def _carry_out(
+    request: EvaluateRequest, jobs: Sequence[EvaluationJob], rows: dict[str, dict[str, Any]], reporter: Reporter
+) -> None:
+    """Measure, and fill in the rows."""
+    with started_tasks(request.executor, request.address, len(jobs), reporter) as (tasks, cores):
+        for index, job in enumerate(jobs):
+            tasks.submit(index, evaluate_image, job)
+        reporter.begin(len(jobs), sum(job.image.pixels for job in jobs), cores)
+        try:
+            for result in tasks.results(wait=True):
+                job = jobs[result.key]
+                row = rows[job.image.name]
+                if result.error is not None:
+                    row |= {"status": "failed", "message": result.error}
+                else:
+                    row |= result.value.values | {"message": "; ".join(result.value.notes)}
+                reporter.region(_status(result, job))
+                if result.unwritable:
+                    raise OutputError(result.error or "")
+        finally:
+            reporter.end()
+
+
+def _status(result: TaskResult, job: EvaluationJob) -> RegionStatus:
+    seconds = 0.0 if result.error is not None else result.value.seconds
+    return RegionStatus(
+        region=result.key,
+        image=result.key,
+        place=0,
+        state="done" if result.error is None else "failed",
+        message=result.error or "",
+        pixels=job.image.pixels,
+        device_seconds=seconds,
+        seconds=seconds,
+    )
+
+
+def _summary(
+    request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of ``evaluation.json``."""
+    counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "empty", "failed", NO_TRUTH)}
+    summary: dict[str, Any] = {
+        "finished": datetime.now(UTC).isoformat(),
+        "truth": request.truth,
+        "truth_label": request.truth_label,
+        "experts": request.experts,
+        "settings": request.settings.model_dump(mode="json"),
+        "ensemble": {name: run["ensemble"][name] for name in ("name", "hash")},
+        "images": {"all": len(rows), **counts},
+        "without_truth": found.without_truth,
+        "truth_without_image": found.without_image,
+        "failures": {row["name"]: row["message"] for row in rows if row["status"] == "failed"},
+        "metrics": _means(rows),
+        "against_baseline": None,
+    }
+    both = [(row["dice"], row["baseline_dice"]) for row in rows if None not in (row["dice"], row["baseline_dice"])]
+    if both:
+        dice, baseline = np.array(both).T
+        against = compare("dice", {"the ensemble": dice, BASELINE: baseline})
+        summary["against_baseline"] = asdict(against) | {"verdict": against.verdict}
+    return summary | {"versions": surroundings()}
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per metric the mean over the images that have it, its 95 % interval, and how many they are."""
+    means: dict[str, dict[str, Any]] = {}
+    names = [name for name in (rows[0] if rows else {}) if name.startswith(("dice", *_SUMMED))]
+    for name in names:
+        values = np.array([row[name] for row in rows if row[name] is not None], np.float64)
+        if values.size:
+            low, high = mean_interval(values) or (None, None)
+            mean = math.fsum(values) / values.size
+            means[name] = {"mean": mean, "low": low, "high": high, "images": int(values.size)}
+    return means
+
+
+def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    frame = pd.DataFrame(rows)
+    for name in frame.columns.difference(["name", "status", "message"]):
+        # A metric that no image has is a column of numbers all the same.
+        frame[name] = pd.to_numeric(frame[name])
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    contents = {TABLE: buffer.getvalue(), SUMMARY: json.dumps(summary, indent=2).encode()}
+    with storage_errors(out):
+        for name, data in contents.items():
+            storage.write_bytes(storage.join(out, name), data)

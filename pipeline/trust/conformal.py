@@ -1,0 +1,104 @@
+"""What holds for a new image because the reference images came from the same place: bounds and p-values by rank.
+
+All of it rests on one assumption, exchangeability: that the new image could have been one of the reference images, so
+that no order of them is more likely than another. No distribution is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import isotonic_regression
+
+ASSUMPTION = (
+    "the images come from the same source as the reference images (exchangeable); over many reference sets and images "
+    "the bound then holds for at least 1 - alpha of the images; it says nothing of images that are foreign"
+)
+FOLDS = 20
+# Fewest images that a model of quality is fitted to; what is left calibrates the bound.
+_FEWEST_FITTED = 5
+
+
+def conformal_rank(images: int, alpha: float) -> int | None:
+    """Which of the residuals of `images`, from the least (1), a new one exceeds with probability alpha at most.
+
+    ceil((n + 1) (1 - alpha)); None where that is more than n: too few images for a bound at alpha.
+
+    References
+    ----------
+    Lei et al., Journal of the American Statistical Association 113:1094 (2018), Algorithm 2 and Theorem 2; Vovk,
+    Gammerman and Shafer, Algorithmic Learning in a Random World (2005).
+    """
+    # Rounding errors of the product must not take the rank one too high: (n + 1) (1 - alpha) is often an integer.
+    rank = math.ceil((images + 1) * (1 - alpha) - 1e-9)
+    return rank if rank <= images else None
+
+
+def residual_quantile(residuals: NDArray[np.float64], alpha: float) -> float | None:
+    """The residual (expected - true) that a new image exceeds with probability alpha at most; None with too few."""
+    rank = conformal_rank(len(residuals), alpha)
+    return None if rank is None else float(np.sort(residuals)[rank - 1])
+
+
+def split_for_bound(images: int, alpha: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the images that a model is fitted to, and of those that calibrate its bound.
+
+    Half of them calibrate; more where a bound needs more and at least five are left to fit. The split is random, but
+    the same for the same number of images.
+    """
+    least = math.ceil(1 / alpha - 1e-9) - 1
+    calibrating = max(images // 2, min(least, images - _FEWEST_FITTED))
+    order = np.random.default_rng(images).permutation(images)
+    return np.sort(order[calibrating:]), np.sort(order[:calibrating])
+
+
+def fold_numbers(images: int, folds: int = FOLDS) -> NDArray[np.intp]:
+    """Which fold each image belongs to, at random but the same every time; one image a fold where there are few."""
+    return np.random.default_rng(images).permutation(images) % min(folds, images)
+
+
+def conformal_p_values(reference: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often something at least as strange would come from the reference: (1 + #{reference >= value}) / (n + 1).
+
+    Of an exchangeable image P(p <= t) <= t for every t.
+
+    Parameters
+    ----------
+    reference : (n,) how strange each reference image is; the higher the stranger
+    values : (images,) the same of new ones
+
+    References
+    ----------
+    Bates et al., Annals of Statistics 51:149 (2023), Eq. 2.
+    """
+    ordered = np.sort(reference)
+    at_least = len(ordered) - np.searchsorted(ordered, values, side="left")
+    return np.asarray((1 + at_least) / (len(ordered) + 1), np.float64)
+
+
+def failure_probability(
+    reference: NDArray[np.float64], failed: NDArray[np.bool_], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Probability, rather too high than too low, that images of these scores fail; it never falls with the score.
+
+    The upper one of the two probabilities of a Venn-Abers predictor: the value at a new image of the isotonic
+    regression of the failures on the score, with the new image in it as one more failure. So n reference images
+    never say less than 1 / (n + 1).
+
+    Parameters
+    ----------
+    reference : (n,) scores; the higher the worse
+    failed : (n,) whether they failed
+    values : (images,) scores; NaN gives NaN
+
+    References
+    ----------
+    Vovk and Petej, Venn-Abers predictors, UAI (2014).
+    """
+    order = np.argsort(reference, kind="stable")
+    ordered, outcomes = reference[order], failed[order].astype(np.float64)
+    positions, of_image = np.unique(np.searchsorted(ordered, values, side="left"), return_inverse=True)
+    upper = [isotonic_regression(np.insert(outcomes, place, 1.0))[place] for place in positions]
+    return np.where(np.isnan(values), np.nan, np.asarray(upper, np.float64)[of_image])

@@ -1,0 +1,120 @@
+"""Distances from a cloud of reference images: of encoder features, and of all scores together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+
+from pipeline.errors import RefusedError
+
+_MOST_COMPONENTS = 32
+# Images per principal component, so that a covariance can be told from noise.
+_IMAGES_PER_COMPONENT = 3
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """A mean and a precision (inverse covariance) shrunk towards a sphere.
+
+    Attributes
+    ----------
+    location : (d,) float64
+    precision : (d, d) float64
+
+    References
+    ----------
+    Ledoit and Wolf, Journal of Multivariate Analysis 88:365 (2004).
+    """
+
+    location: NDArray[np.float64]
+    precision: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, points: NDArray[np.float64]) -> Ellipsoid:
+        """Of (images, d) points."""
+        found = LedoitWolf().fit(points)
+        return cls(np.asarray(found.location_, np.float64), np.asarray(found.precision_, np.float64))
+
+    def distances(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(images,) Mahalanobis distances of (images, d) points; NaN where a point has one."""
+        away = points - self.location
+        squares = np.einsum("ni,ij,nj->n", away, self.precision, away)
+        return np.asarray(np.sqrt(np.maximum(squares, 0)), np.float64)
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Where the features of reference images lie: a subspace, and an ellipsoid within it.
+
+    Attributes
+    ----------
+    mean, scale : (d,) float64, of each feature; a feature that never changes has scale 1
+    components : (r, d) float64, orthonormal principal components of the standardised features
+    ellipsoid : of the r coordinates
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    components: NDArray[np.float64]
+    ellipsoid: Ellipsoid
+
+    @classmethod
+    def fit(cls, features: NDArray[np.float64], components: int) -> FeatureSpace:
+        """Of (images, d) features without NaN, with as many components; see `components_of`."""
+        mean, scale = features.mean(axis=0), features.std(axis=0)
+        scale = np.where(scale > 1e-9 * np.maximum(np.abs(mean), 1e-3), scale, 1.0)
+        standardised = (features - mean) / scale
+        pca = PCA(n_components=components, svd_solver="full").fit(standardised)
+        axes = np.asarray(pca.components_, np.float64)
+        return cls(mean, scale, axes, Ellipsoid.fit(standardised @ axes.T))
+
+    def distances(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(images, 2) of (images, d) features: from the middle, within the subspace; and from the subspace.
+
+        The first is a Mahalanobis distance (Lee et al., NeurIPS 2018). The second is what the components leave over:
+        foreign images often differ where reference images do not differ at all (Kamoi and Kobayashi 2020; Wang et al.,
+        ViM, CVPR 2022).
+        """
+        standardised = (features - self.mean) / self.scale
+        inside = standardised @ self.components.T
+        outside = standardised - inside @ self.components
+        return np.stack([self.ellipsoid.distances(inside), np.linalg.norm(outside, axis=1)], axis=1)
+
+
+def components_of(images: int, width: int) -> int:
+    """Principal components to take of `width` features: one per three images, so that each variance is known."""
+    return min(width, _MOST_COMPONENTS, max(images // _IMAGES_PER_COMPONENT, 1))
+
+
+def feature_matrix(
+    features: pd.DataFrame | None, names: list[str], width: int | None = None
+) -> NDArray[np.float64] | None:
+    """(images, d) features of the images `names` out of ``features.parquet``; None where none of them has any.
+
+    Images without features get a row of NaN.
+
+    Raises
+    ------
+    RefusedError
+        If images differ in the number of features, or have not the `width` of the reference set.
+    """
+    if features is None or not len(features):
+        return None
+    by_name = dict(zip(features["name"], features["features"], strict=True))
+    rows = [np.asarray([] if (row := by_name.get(name)) is None else row, np.float64).reshape(-1) for name in names]
+    widths = sorted({len(row) for row in rows if len(row)})
+    if not widths:
+        return None
+    if len(widths) > 1 or width not in (None, widths[0]):
+        found = " or ".join(str(one) for one in widths)
+        wanted = f", the reference set has {width}" if width is not None else ""
+        raise RefusedError(
+            f"features.parquet: images have {found} features{wanted}; run `chorus predict` and `chorus calibrate` with "
+            f"the same version of Chorus"
+        )
+    return np.stack([row if len(row) else np.full(widths[0], np.nan) for row in rows])

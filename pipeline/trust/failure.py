@@ -1,0 +1,131 @@
+"""How well a score tells bad segmentations from good ones, and foreign images from familiar ones.
+
+In all of it a score says doubt: the higher the worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+
+def aurc(doubt: Values, risk: Values) -> float:
+    """Area under the risk-coverage curve, the lower the better: mean risk of the k least doubtful, averaged over k.
+
+    Images of equal doubt count as if in random order.
+
+    Parameters
+    ----------
+    doubt : (images,) the higher the worse
+    risk : (images,) what goes wrong, such as 1 - Dice
+
+    References
+    ----------
+    Geifman, Uziel and El-Yaniv, ICLR (2019); Jaeger et al., ICLR (2023).
+    """
+    cumulated = _cumulated_risk(doubt, risk)
+    return float((cumulated / np.arange(1, len(risk) + 1)).mean())
+
+
+def augrc(doubt: Values, risk: Values) -> float:
+    """Area under the generalised risk-coverage curve, the lower the better: what goes wrong unseen, averaged over k.
+
+    The k least doubtful are accepted; their risks add up and are divided by the number of all images. A score that
+    says nothing gives half the mean risk. Unlike `aurc` it does not weigh the first images most.
+
+    References
+    ----------
+    Traub et al., Overcoming common flaws in the evaluation of selective classification systems, NeurIPS (2024).
+    """
+    return float(_cumulated_risk(doubt, risk).mean() / len(risk))
+
+
+def excess(area: Callable[[Values, Values], float], doubt: Values, risk: Values) -> float:
+    """How far an area is above the oracle's, which knows the risk: 0 is the best."""
+    return area(doubt, risk) - area(risk, risk)
+
+
+def spearman(doubt: Values, risk: Values) -> float:
+    """Rank correlation of doubt and risk, 1 the best; NaN where either is the same for all images."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(doubt), rankdata(risk)
+    if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def auroc(doubt: Values, positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive (failed, foreign) image has the higher doubt; NaN where there is but one kind."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, doubt)) if len(np.unique(positive)) == 2 else float("nan")
+
+
+def fpr_at_tpr(doubt: Values, positive: NDArray[np.bool_], tpr: float = 0.95) -> float:
+    """Share of negative images that are flagged where at least `tpr` of the positive are; NaN with but one kind."""
+    from sklearn.metrics import roc_curve
+
+    if len(np.unique(positive)) < 2:
+        return float("nan")
+    false_rates, true_rates, _ = roc_curve(positive, doubt, drop_intermediate=False)
+    return float(false_rates[true_rates >= tpr - 1e-12][0])
+
+
+def failure_table(
+    scores: Mapping[str, Values],
+    dice: Values,
+    tau: float,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every measure of every score with its bootstrap interval.
+
+    The same resamples serve all scores, so that differences between scores are those of the same images.
+
+    Parameters
+    ----------
+    scores : (images,) doubt by name, the higher the worse, without NaN
+    dice : (images,) 0 to 1
+    tau : images below failed, for AUROC and FPR
+
+    Returns
+    -------
+    A row per score and measure: ``score``, ``measure``, ``value``, ``low`` and ``high``, the ends of the percentile
+    interval (Efron 1979).
+    """
+    risk, failed = 1 - dice, dice < tau
+    measures: dict[str, Callable[[Values, NDArray[np.intp]], float]] = {
+        "aurc": lambda doubt, rows: aurc(doubt[rows], risk[rows]),
+        "excess_aurc": lambda doubt, rows: excess(aurc, doubt[rows], risk[rows]),
+        "augrc": lambda doubt, rows: augrc(doubt[rows], risk[rows]),
+        "excess_augrc": lambda doubt, rows: excess(augrc, doubt[rows], risk[rows]),
+        "spearman": lambda doubt, rows: spearman(doubt[rows], risk[rows]),
+        "auroc": lambda doubt, rows: auroc(doubt[rows], failed[rows]),
+        "fpr_at_95_tpr": lambda doubt, rows: fpr_at_tpr(doubt[rows], failed[rows]),
+    }
+    everything = np.arange(len(dice))
+    drawn = np.random.default_rng(seed).integers(0, len(dice), (resamples, len(dice)))
+    rows = []
+    for name, doubt in scores.items():
+        for measure, value in measures.items():
+            found = np.array([value(doubt, sample) for sample in drawn])
+            known = found[~np.isnan(found)]  # a resample may hold no failed image
+            tails = (1 - confidence) / 2, (1 + confidence) / 2
+            low, high = np.quantile(known, tails) if len(known) else (np.nan, np.nan)
+            rows.append((name, measure, value(doubt, everything), float(low), float(high)))
+    return pd.DataFrame(rows, columns=["score", "measure", "value", "low", "high"])
+
+
+def _cumulated_risk(doubt: Values, risk: Values) -> Values:
+    """(images,) summed risk of the k least doubtful, k = 1 to n, in expectation over the order of equal ones."""
+    _, group, size = np.unique(doubt, return_inverse=True, return_counts=True)
+    mean = np.bincount(group, weights=risk) / size
+    return np.asarray(np.cumsum(np.repeat(mean, size)), np.float64)
