@@ -112,6 +112,7 @@ def test_actors_and_stages_give_the_bytes_of_the_serial_executor(
     assert (tmp_path / "out/features.parquet").read_bytes() == (serial / "features.parquet").read_bytes()
 
 
+@pytest.mark.long
 def test_encoder_features_pass_through_stages_on_ray(cluster: Cluster, tmp_path: Path) -> None:
     ensemble = write_ensemble(tmp_path / "ensemble", members=2, augmentations=["identity"])
     write_image(tmp_path / "images" / "a.ome.zarr", pixels((100, 130)))

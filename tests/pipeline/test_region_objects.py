@@ -62,7 +62,7 @@ def test_objects_of_a_plane_are_those_of_plain_loops(plane: tuple[NDArray[np.boo
     np.testing.assert_array_equal(whole(foreground, flows, chosen), expected)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(planes(), st.integers(5, 40), st.integers(5, 40), st.randoms())
 def test_objects_do_not_depend_on_how_the_plane_is_cut(
     plane: tuple[NDArray[np.bool_], NDArray[np.float32]], rows: int, columns: int, order: Any
