@@ -48,7 +48,7 @@ from pipeline.geometry import Grid
 
 SIZE = 1024
 TILES_PER_CALL = (1, 2, 4)
-BARE_SECONDS = 8.0
+BARE_SECONDS = 5.0
 console = Console()
 
 
