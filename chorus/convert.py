@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from chorus.format import duration
-from chorus.options import Json
-from pipeline.errors import RefusedError
+from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.convert import ConvertRequest
     from cluster.request import Outcome
 
 _SHOWN = 20
@@ -57,27 +54,13 @@ def convert(
     err = Console(stderr=True)
     settings = {"pixel_size": pixel_size, "channel_name": channel_name or [], "region": region, "chunk": chunk}
     content = {"sources": sources, "out": out, "executor": executor, "address": address, "overwrite": overwrite}
-    request = _request(content | {"settings": settings})
+    request = validated(run.ConvertRequest, content | {"settings": settings}, "convert")
     outcome = run.convert(request, ConsoleReporter(err, units="files", devices="cores"))
     if as_json:
         print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)
-
-
-def _request(content: dict[str, Any]) -> ConvertRequest:
-    """The validated request; raises RefusedError naming the option."""
-    from cluster.convert import ConvertRequest
-
-    try:
-        return ConvertRequest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "".join(f"--{part}: " for part in first["loc"] if part != "settings").replace("_", "-")
-        raise RefusedError(
-            f"{name}{first['msg'].removeprefix('Value error, ')}; see `chorus convert --help`"
-        ) from error
 
 
 def _lines(outcome: Outcome) -> list[str]:

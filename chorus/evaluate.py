@@ -7,16 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from chorus.options import Json
-from pipeline.errors import RefusedError
+from chorus.options import Json, validated
 
 if TYPE_CHECKING:
     from cluster.comparing import RunComparison
-    from cluster.evaluating import EvaluateRequest
     from cluster.request import Outcome
 
 _SHOWN = 10
@@ -80,8 +77,9 @@ def evaluate(
 
     err = Console(stderr=True)
     settings = {"objects": objects, "minimum_size": minimum_size, "baseline": baseline}
-    content = {"truth": truth, "truth_label": truth_label, "experts": experts, "expert": expert or []}
-    request = _request(content | {"out": out, "executor": executor, "address": address, "settings": settings})
+    content: dict[str, Any] = {"truth": truth, "truth_label": truth_label, "experts": experts, "expert": expert or []}
+    content |= {"out": out, "executor": executor, "address": address, "settings": settings}
+    request = validated(evaluating.EvaluateRequest, content, "evaluate")
     outcome = evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
     if as_json:
         print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "summary", "rows")}))
@@ -119,7 +117,8 @@ def compare(
 
     err = Console(stderr=True)
     for out in outs if truth is not None else ():
-        request = _request({"out": out, "truth": truth, "executor": executor, "address": address})
+        content = {"out": out, "truth": truth, "executor": executor, "address": address}
+        request = validated(evaluating.EvaluateRequest, content, "evaluate")
         evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
     found = compare_runs(outs, metric)
     if as_json:
@@ -131,18 +130,6 @@ def compare(
         out_console.print(table)
     for line in [*found.comparison.verdict, *_left_out(found)]:
         out_console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _request(content: dict[str, Any]) -> EvaluateRequest:
-    """The validated request; raises RefusedError naming the option."""
-    from cluster.evaluating import EvaluateRequest
-
-    try:
-        return EvaluateRequest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "".join(f"--{part}: " for part in first["loc"] if part != "settings").replace("_", "-")
-        raise RefusedError(f"{name}{first['msg']}; see `chorus evaluate --help`") from error
 
 
 def _means_table(summary: dict[str, Any]) -> Table:

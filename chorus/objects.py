@@ -6,16 +6,13 @@ import json
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from chorus.format import duration
-from chorus.options import Json
-from pipeline.errors import RefusedError
+from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.object_results import ObjectsRequest
     from cluster.request import Outcome
 
 _SHOWN = 20
@@ -27,7 +24,7 @@ def objects(
         float | None,
         typer.Option(help="Typical object in pixels of the image; by default what the ensemble was trained on."),
     ] = None,
-    min_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
+    minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
         None
@@ -46,13 +43,15 @@ def objects(
 
     `chorus objects results/`
 
-    `chorus objects gs://bucket/results --diameter 45 --min-size 100 --address auto`
+    `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
     from chorus.progress import ConsoleReporter
+    from cluster.object_results import ObjectsRequest
     from cluster.objects import find_objects
 
     err = Console(stderr=True)
-    request = _request(out=out, diameter=diameter, minimum_size=min_size, executor=executor, address=address)
+    content = {"out": out, "diameter": diameter, "minimum_size": minimum_size, "executor": executor, "address": address}
+    request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
         print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
@@ -61,18 +60,6 @@ def objects(
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)
-
-
-def _request(**content: object) -> ObjectsRequest:
-    """The validated request; raises RefusedError naming the option."""
-    from cluster.object_results import ObjectsRequest
-
-    try:
-        return ObjectsRequest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("minimum_size", "min-size")
-        raise RefusedError(f"--{option}: {first['msg']}; see `chorus objects --help`") from error
 
 
 def _table(outcome: Outcome) -> Table:

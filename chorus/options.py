@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cluster.request import PredictRequest
 from pipeline.augmentation import D4, FLIPS
 from pipeline.errors import RefusedError
 
 T = TypeVar("T")
+Request = TypeVar("Request", bound=BaseModel)
 BUILTIN = Path(__file__).parent / "builtin"
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document on standard output.")]
 TrustCode = Annotated[
@@ -105,14 +106,19 @@ class RequestOptions:
         }
         ensemble = named_ensemble(self.ensemble)
         content = {"sources": self.sources, "ensemble": ensemble, "out": self.out, "overwrite": self.overwrite}
-        try:
-            return PredictRequest.model_validate(content | {"settings": settings, "run": run})
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"] if part not in ("settings", "run"))
-            reason = first["msg"].removeprefix("Value error, ")
-            option = f"--{field}: " if field else ""
-            raise RefusedError(f"{option}{reason}; see `chorus predict --help`") from error
+        return validated(PredictRequest, content | {"settings": settings, "run": run}, "predict")
+
+
+def validated(request: type[Request], content: dict[str, Any], command: str) -> Request:
+    """The request of a command; raises RefusedError naming the option that is at fault."""
+    try:
+        return request.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("settings", "run")).replace("_", "-")
+        reason = first["msg"].removeprefix("Value error, ")
+        option = f"--{field}: " if field else ""
+        raise RefusedError(f"{option}{reason}; see `chorus {command} --help`") from error
 
 
 def builtin_ensembles() -> dict[str, str]:

@@ -6,18 +6,15 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from chorus.format import duration
-from chorus.options import Json
-from pipeline.errors import RefusedError
+from chorus.options import Json, validated
 
 if TYPE_CHECKING:
     from cluster.request import Outcome
-    from cluster.truth import TruthRequest
 
 _SHOWN = 20
 
@@ -70,8 +67,15 @@ def truth(
 
     err = Console(stderr=True)
     settings = {"method": method, "ties": ties, "classes": classes, "instances": instances}
-    content = {"experts": experts, "out": out, "expert": expert or [], "label": label, "settings": settings}
-    request = _request(content | {"executor": executor, "address": address, "overwrite": overwrite})
+    content: dict[str, Any] = {
+        "experts": experts,
+        "out": out,
+        "expert": expert or [],
+        "label": label,
+        "settings": settings,
+    }
+    content |= {"executor": executor, "address": address, "overwrite": overwrite}
+    request = validated(run.TruthRequest, content, "truth")
     outcome = run.estimate(request, ConsoleReporter(err, units="images", devices="cores"))
     if as_json:
         print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
@@ -80,18 +84,6 @@ def truth(
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)
-
-
-def _request(content: dict[str, Any]) -> TruthRequest:
-    """The validated request; raises RefusedError naming the option."""
-    from cluster.truth import TruthRequest
-
-    try:
-        return TruthRequest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "".join(f"--{part}: " for part in first["loc"] if part != "settings")
-        raise RefusedError(f"{name}{first['msg'].removeprefix('Value error, ')}; see `chorus truth --help`") from error
 
 
 def _table(outcome: Outcome) -> Table:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.converted import ConvertedFile, convert_and_record, read_converted
 from cluster.executor import TaskResult
 from cluster.lock import output_lock
-from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings, write_run
+from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import started_tasks
 from cluster.worker import RegionStatus
@@ -22,7 +22,6 @@ from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.conversion import ConvertSettings
 from pipeline.errors import OutputError
-from pipeline.outputs import remove_folder
 from pipeline.raster_files import RasterFile, find_files
 
 _PLAN = ("plan", "files.json")
@@ -80,7 +79,7 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
             request.out, lambda known: _differences(content, known, files, request.out), overwrite=request.overwrite
         )
         if known is None:
-            _clear(request.out)
+            clear_command(request.out, "convert", [*_planned(request.out, []), "ledger", "plan"])
         else:
             content["started"] = known["started"]
         write_run(content, request.out)
@@ -188,20 +187,6 @@ def _differences(content: dict[str, Any], known: dict[str, Any], files: Sequence
         elif done is not None and done.name != file.name:
             found.append(f"{file.url} was {done.name}, now another file has this name, too")
     return found[:5] + [f"and {len(found) - 5} more"] * (len(found) > 5)
-
-
-def _clear(out: str) -> None:
-    """Remove what an earlier run made, and nothing else; ``run.json``, by which it is known as ours, last."""
-    with storage_errors(out):
-        if not storage.exists(storage.join(out, "run.json")):
-            return
-        if read_run(out).get("command") != "convert":
-            clear_output(out)
-            return
-        for name in [*_planned(out, []), "ledger", "plan"]:
-            remove_folder(storage.join(out, name))
-        fs, path = storage.filesystem(storage.join(out, "run.json"))
-        fs.rm_file(path)
 
 
 def _summary(rows: Sequence[dict[str, Any]], started: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
 from pipeline.features import ImageFeatures
+from pipeline.outputs import remove_folder
 
 # What a run makes below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must be there, also where removing is cut short.
@@ -196,6 +197,23 @@ def clear_output(out: str) -> None:
         for entry in ENTRIES:
             if entry in present:
                 fs.rm(f"{path}/{entry}", recursive=True)
+
+
+def clear_command(out: str, command: str, names: Iterable[str]) -> None:
+    """Remove what an earlier run of `command` made, `names` in this order, or of another command what that made.
+
+    ``run.json``, by which an output is known as ours, goes last.
+    """
+    with storage_errors(out):
+        if not storage.exists(storage.join(out, "run.json")):
+            return
+        if read_run(out).get("command") != command:
+            clear_output(out)
+            return
+        for name in names:
+            remove_folder(storage.join(out, name))
+        fs, path = storage.filesystem(storage.join(out, "run.json"))
+        fs.rm_file(path)
 
 
 def write_scores(out: str, rows: list[dict[str, Any]]) -> None:

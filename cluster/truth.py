@@ -25,14 +25,13 @@ from pydantic import BaseModel, ConfigDict
 from cluster.estimated import EstimatedImage, digest, estimate_and_record, read_estimated
 from cluster.executor import TaskResult
 from cluster.lock import output_lock
-from cluster.record import clear_output, earlier_run, read_run, setting_differences, surroundings, write_run
+from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import started_tasks
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.errors import OutputError, RefusedError
-from pipeline.outputs import remove_folder
 from pipeline.trust.agreement_picture import draw_agreement
 from pipeline.trust.agreement_table import agreement_table, summarise, warnings
 from pipeline.trust.experts import Drawings, DrawnImage, find_drawings
@@ -101,7 +100,7 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
             request.out, lambda known: _differences(content, known, found, request.out), overwrite=request.overwrite
         )
         if known is None:
-            _clear(request.out)
+            clear_command(request.out, "truth", ["ledger", *_planned(request.out), *_TABLES, "plan"])
         else:
             content["started"] = known["started"]
         write_run(content, request.out)
@@ -240,17 +239,3 @@ def _differences(content: dict[str, Any], known: dict[str, Any], found: Drawings
         if done is not None and done.drawings != digest(image):
             differences.append(f"the drawings of {image.name} changed since its truth was estimated")
     return differences[:5] + [f"and {len(differences) - 5} more"] * (len(differences) > 5)
-
-
-def _clear(out: str) -> None:
-    """Remove what an earlier run made, and nothing else; ``run.json``, by which it is known as ours, last."""
-    with storage_errors(out):
-        if not storage.exists(storage.join(out, "run.json")):
-            return
-        if read_run(out).get("command") != "truth":
-            clear_output(out)
-            return
-        for name in ["ledger", *_planned(out), *_TABLES, "plan"]:
-            remove_folder(storage.join(out, name))
-        fs, path = storage.filesystem(storage.join(out, "run.json"))
-        fs.rm_file(path)

@@ -35,7 +35,7 @@ def test_counts_are_printed_and_open_images_are_named(chorus: Chorus, results: P
 
 
 def test_for_machines_there_is_one_document(chorus: Chorus, results: Path) -> None:
-    code, out, _ = chorus("objects", results, "--diameter", 10, "--min-size", 50, "--executor", "serial", "--json")
+    code, out, _ = chorus("objects", results, "--diameter", 10, "--minimum-size", 50, "--executor", "serial", "--json")
     content = json.loads(out)
     assert (code, content["state"]) == (1, "failures")
     table = pd.read_parquet(results / "objects.parquet")
@@ -46,7 +46,10 @@ def test_for_machines_there_is_one_document(chorus: Chorus, results: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["--diameter", "0"], "--diameter: Input should be"), (["--min-size", "0"], "--min-size: Input should be")],
+    [
+        (["--diameter", "0"], "--diameter: Input should be"),
+        (["--minimum-size", "0"], "--minimum-size: Input should be"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(
     chorus: Chorus, results: Path, arguments: list[str], sentence: str
@@ -65,7 +68,7 @@ def test_flows_of_networks_become_the_same_objects_whatever_the_region(chorus: C
         out = tmp_path / f"out-{region}"
         given = ["--region", region, "--chunk", 32, "--save", "uncertainty,flows", "--executor", "serial"]
         assert chorus("predict", source, "-e", ensemble, "-o", out, "--no-report", *given).code == 0
-        assert chorus("objects", out, "--diameter", 10, "--min-size", 5, "--executor", "serial").code == 0
+        assert chorus("objects", out, "--diameter", 10, "--minimum-size", 5, "--executor", "serial").code == 0
         labels = zarr.open_array(out / "images" / "a.ome.zarr" / "labels" / "class-1" / "s0", mode="r")
         found.append(((out / "objects.parquet").read_bytes(), np.asarray(labels[:]).tobytes()))
     assert found[0] == found[1]
