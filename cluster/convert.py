@@ -16,12 +16,10 @@ from cluster.executor import TaskResult
 from cluster.lock import output_lock
 from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
-from cluster.tasks import started_tasks
-from cluster.worker import RegionStatus
+from cluster.tasks import rows_of_calls
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.conversion import ConvertSettings
-from pipeline.errors import OutputError
 from pipeline.raster_files import RasterFile, find_files
 
 _PLAN = ("plan", "files.json")
@@ -112,25 +110,14 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
     finished = read_converted(request.out)
     rows = {file.url: _row(file, finished.get(file.url)) for file in files}
     todo = [index for index, file in enumerate(files) if file.url not in finished]
-    state, message = "complete", ""
-    try:
-        with started_tasks(request.executor, request.address, len(todo), reporter) as (tasks, cores):
-            for index in todo:
-                tasks.submit(index, convert_and_record, request.out, files[index], request.settings)
-            reporter.begin(len(todo), 0, cores)
-            try:
-                for result in tasks.results(wait=True):
-                    file = files[result.key]
-                    rows[file.url] = _result_row(file, result, rows)
-                    reporter.region(_status(result, rows[file.url]))
-                    if result.unwritable:
-                        raise OutputError(result.error or "")
-            finally:
-                reporter.end()
-    except OutputError as error:
-        state, message = "interrupted", str(error)
-    except KeyboardInterrupt:
-        state, message = "interrupted", "stopped; run the same command again to go on"
+    calls = [(index, convert_and_record, (request.out, files[index], request.settings)) for index in todo]
+
+    def take(result: TaskResult) -> dict[str, Any]:
+        file = files[result.key]
+        rows[file.url] = _result_row(file, result, rows)
+        return rows[file.url]
+
+    state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
     if state == "complete" and any(row["status"] == "failed" for row in rows.values()):
         state = "failures"
     return Outcome(request.out, state, message, list(rows.values()))
@@ -156,20 +143,6 @@ def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, 
         return _row(file, None) | {"status": "part", "message": f"its planes are in the images of {done.part_of}"}
     reason = f"{file.url}: its planes belong to images that begin in {done.part_of}; give that file, too"
     return _row(file, None) | {"status": "failed", "message": reason}
-
-
-def _status(result: TaskResult, row: dict[str, Any]) -> RegionStatus:
-    state: Literal["done", "failed"] = "failed" if row["status"] == "failed" else "done"
-    return RegionStatus(
-        region=result.key,
-        image=result.key,
-        place=0,
-        state=state,
-        message=row["message"],
-        pixels=row["pixels"],
-        device_seconds=row["seconds"],
-        seconds=row["seconds"],
-    )
 
 
 def _differences(content: dict[str, Any], known: dict[str, Any], files: Sequence[RasterFile], out: str) -> list[str]:

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.ledger import record_file, recorded_files
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.conversion import ConvertSettings, convert_file
@@ -65,17 +65,10 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings) ->
         part_of=made.part_of,
     )
     if not made.part_of:
-        url = storage.join(out, "ledger", file.name + ".json")
-        with storage_errors(url):
-            storage.write_bytes(url, record.model_dump_json().encode())
+        record_file(out, file.name, record)
     return record
 
 
 def read_converted(out: str) -> dict[str, ConvertedFile]:
     """What is finished in `out`, by the URL of the source."""
-    ledger = storage.join(out, "ledger")
-    with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
-        fs, path = storage.filesystem(ledger)
-        files = [name for name in fs.find(path) if name.endswith(".ome.zarr.json")] if fs.exists(path) else []
-        records = [ConvertedFile.model_validate_json(data) for data in pool.map(fs.cat_file, files)]
-    return {record.source: record for record in records}
+    return {record.source: record for record in recorded_files(out, ConvertedFile)}

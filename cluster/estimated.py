@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import storage
-from pipeline.containers import storage_errors
+from cluster.ledger import record_file, recorded_files
 from pipeline.trust.experts import DrawnImage
 from pipeline.trust.ground_truth import ImageTruth, TruthSettings, estimate_truth
 
@@ -47,17 +45,10 @@ def estimate_and_record(out: str, image: DrawnImage, settings: TruthSettings) ->
     started = time.perf_counter()
     truth = estimate_truth(image, out, settings)
     record = EstimatedImage(truth=truth, drawings=digest(image), seconds=round(time.perf_counter() - started, 3))
-    url = storage.join(out, "ledger", image.name + ".json")
-    with storage_errors(url):
-        storage.write_bytes(url, record.model_dump_json().encode())
+    record_file(out, image.name, record)
     return record
 
 
 def read_estimated(out: str) -> dict[str, EstimatedImage]:
     """What is finished in `out`, by the image's name."""
-    ledger = storage.join(out, "ledger")
-    with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
-        fs, path = storage.filesystem(ledger)
-        files = [name for name in fs.find(path) if name.endswith(".json")] if fs.exists(path) else []
-        records = [EstimatedImage.model_validate_json(data) for data in pool.map(fs.cat_file, files)]
-    return {record.truth.name: record for record in records}
+    return {record.truth.name: record for record in recorded_files(out, EstimatedImage)}

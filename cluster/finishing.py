@@ -13,17 +13,8 @@ from pipeline.ensemble import Ensemble
 from pipeline.features import FeatureTotal
 from pipeline.preparation import without_spread
 from pipeline.pyramid import write_pyramid
-from pipeline.scores import RegionSums, image_scores
+from pipeline.scores import SCORE_FIELDS, RegionSums, image_scores
 
-SCORE_FIELDS = (
-    "uncertainty",
-    "epistemic",
-    "aleatoric",
-    "entropy",
-    "uncertainty_patch_max",
-    "pairwise_dice",
-    "pairwise_dice_min",
-)
 # Followed by a colon and the class.
 CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")
 

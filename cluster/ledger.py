@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +24,7 @@ from pipeline.errors import ImageError, OutputError
 from pipeline.features import FeatureSums, ImageFeatures
 from pipeline.scores import RegionSums
 
+Record = TypeVar("Record", bound=BaseModel)
 _REGION = re.compile(r"region-(\d{8,})\.json")
 # A region that took its actor with it this many times is set aside.
 MAXIMUM_ATTEMPTS = 3
@@ -181,6 +182,20 @@ def _contents(urls: Sequence[str]) -> Iterator[bytes]:
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(urls), _AT_ONCE):
             yield from pool.map(storage.read_bytes, urls[start : start + _AT_ONCE])
+
+
+def record_file(out: str, name: str, record: BaseModel) -> None:
+    """Say that `name` is done, of a command whose results are independent files; they must have been written before."""
+    _write(storage.join(out, "ledger", name + ".json"), record)
+
+
+def recorded_files(out: str, kind: type[Record]) -> list[Record]:
+    """What `record_file` has recorded in `out`."""
+    ledger = storage.join(out, "ledger")
+    with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
+        fs, path = storage.filesystem(ledger)
+        files = [name for name in fs.find(path) if name.endswith(".json")] if fs.exists(path) else []
+        return [kind.model_validate_json(data) for data in pool.map(fs.cat_file, files)]
 
 
 def _write(url: str, record: BaseModel) -> None:

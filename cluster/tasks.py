@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from ray.exceptions import RayError
 from cluster import session
 from cluster.executor import TaskResult, Tasks, attempt
 from cluster.request import Reporter
+from cluster.worker import RegionStatus
+from pipeline.errors import OutputError
 
 
 class SerialTasks:
@@ -84,3 +86,55 @@ def started_tasks(
         yield RayTasks(2 * cores, cpus=1), cores
     finally:
         session.stop()
+
+
+Call = tuple[int, Callable[..., Any], tuple[Any, ...]]
+Row = dict[str, Any]
+
+
+def rows_of_calls(
+    executor: Literal["ray", "serial"],
+    address: str | None,
+    calls: Sequence[Call],
+    reporter: Reporter,
+    take: Callable[[TaskResult], Row],
+) -> tuple[str, str]:
+    """Carry out calls that need nothing of each other, (key, function, arguments), and show each as it ends.
+
+    `take` keeps a result and gives its row, with ``status``, ``message``, ``pixels`` and ``seconds``.
+
+    Returns
+    -------
+    ``complete`` or ``interrupted``, and why: storage did not take results, or the run was told to stop
+    """
+    try:
+        with started_tasks(executor, address, len(calls), reporter) as (tasks, cores):
+            for key, function, arguments in calls:
+                tasks.submit(key, function, *arguments)
+            reporter.begin(len(calls), 0, cores)
+            try:
+                for result in tasks.results(wait=True):
+                    reporter.region(_status(result.key, take(result)))
+                    if result.unwritable:
+                        raise OutputError(result.error or "")
+            finally:
+                reporter.end()
+    except OutputError as error:
+        return "interrupted", str(error)
+    except KeyboardInterrupt:
+        return "interrupted", "stopped; run the same command again to go on"
+    return "complete", ""
+
+
+def _status(key: int, row: Row) -> RegionStatus:
+    failed = row["status"] == "failed"
+    return RegionStatus(
+        region=key,
+        image=key,
+        place=0,
+        state="failed" if failed else "done",
+        message=row["message"] if failed else "",
+        pixels=row["pixels"],
+        device_seconds=row["seconds"],
+        seconds=row["seconds"],
+    )

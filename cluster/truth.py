@@ -27,11 +27,10 @@ from cluster.executor import TaskResult
 from cluster.lock import output_lock
 from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
 from cluster.request import Outcome, Reporter
-from cluster.tasks import started_tasks
-from cluster.worker import RegionStatus
+from cluster.tasks import rows_of_calls
 from pipeline import storage
 from pipeline.containers import storage_errors
-from pipeline.errors import OutputError, RefusedError
+from pipeline.errors import RefusedError
 from pipeline.trust.agreement_picture import draw_agreement
 from pipeline.trust.agreement_table import agreement_table, summarise, warnings
 from pipeline.trust.experts import Drawings, DrawnImage, find_drawings
@@ -141,24 +140,13 @@ def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Ou
     images = found.images
     rows = [_row(image, finished.get(image.name)) for image in images]
     todo = [index for index, image in enumerate(images) if image.name not in finished]
-    state, message = "complete", ""
-    try:
-        with started_tasks(request.executor, request.address, len(todo), reporter) as (tasks, cores):
-            for index in todo:
-                tasks.submit(index, estimate_and_record, request.out, images[index], request.settings)
-            reporter.begin(len(todo), 0, cores)
-            try:
-                for result in tasks.results(wait=True):
-                    rows[result.key] = _result_row(images[result.key], result)
-                    reporter.region(_status(result, rows[result.key]))
-                    if result.unwritable:
-                        raise OutputError(result.error or "")
-            finally:
-                reporter.end()
-    except OutputError as error:
-        state, message = "interrupted", str(error)
-    except KeyboardInterrupt:
-        state, message = "interrupted", "stopped; run the same command again to go on"
+    calls = [(index, estimate_and_record, (request.out, images[index], request.settings)) for index in todo]
+
+    def take(result: TaskResult) -> dict[str, Any]:
+        rows[result.key] = _result_row(images[result.key], result)
+        return rows[result.key]
+
+    state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
     if state == "complete" and any(row["status"] == "failed" for row in rows):
         state = "failures"
     return Outcome(request.out, state, message, rows)
@@ -209,20 +197,6 @@ def _result_row(image: DrawnImage, result: TaskResult) -> dict[str, Any]:
     if result.error is None:
         return _row(image, result.value)
     return _row(image, None) | {"status": "open" if result.unwritable else "failed", "message": result.error}
-
-
-def _status(result: TaskResult, row: dict[str, Any]) -> RegionStatus:
-    failed = row["status"] == "failed"
-    return RegionStatus(
-        region=result.key,
-        image=result.key,
-        place=0,
-        state="failed" if failed else "done",
-        message=row["message"] if failed else "",
-        pixels=row["pixels"],
-        device_seconds=row["seconds"],
-        seconds=row["seconds"],
-    )
 
 
 def _differences(content: dict[str, Any], known: dict[str, Any], found: Drawings, out: str) -> list[str]:

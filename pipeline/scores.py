@@ -24,6 +24,16 @@ _COUNT_BLOCK = 1 << 22
 # Pixels that are summed at once: bounds what is held in float64.
 _BAND = 1 << 20
 _PATCH = 16
+SCORE_FIELDS = (
+    "uncertainty",
+    "epistemic",
+    "aleatoric",
+    "entropy",
+    "uncertainty_patch_max",
+    "pairwise_dice",
+    "pairwise_dice_min",
+)
+"""Scores of an image that say how doubtful it is, in the order in which they are shown; see `ImageScores`."""
 
 
 def patch_edge(chunk: int) -> int:

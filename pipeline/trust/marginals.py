@@ -12,18 +12,9 @@ from scipy.special import log_ndtr
 from scipy.stats import norm, rankdata
 
 from pipeline.ranking import LOW_IS_BAD
+from pipeline.scores import SCORE_FIELDS
 
 Side = Literal["high", "low", "both"]
-# Scores that say how doubtful a segmentation is, in the order in which they are shown.
-QUALITY_SCORES = (
-    "uncertainty",
-    "epistemic",
-    "aleatoric",
-    "entropy",
-    "uncertainty_patch_max",
-    "pairwise_dice",
-    "pairwise_dice_min",
-)
 FOREGROUND = "foreground_fraction:"
 CLASS_DICE = "pairwise_dice:"
 
@@ -37,7 +28,7 @@ def side_of(name: str) -> Side:
 
 def quality_scores(scores: pd.DataFrame) -> list[str]:
     """Columns of ``scores.parquet`` from which quality is foretold; those of single classes where there are several."""
-    return [name for name in QUALITY_SCORES if name in scores] + _of_classes(scores, CLASS_DICE, fewest=2)
+    return [name for name in SCORE_FIELDS if name in scores] + _of_classes(scores, CLASS_DICE, fewest=2)
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
