@@ -1,4 +1,4 @@
-"""The end of an image: its pyramid, its scores and features, its record."""
+"""The end of an image: its pyramid, its scores, looks and features, its record."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from cluster.images import PlannedImage
 from cluster.ledger import ImageRecord, Ledger
 from cluster.plan import RunContext, layout_of
 from cluster.statistics import image_statistics
+from pipeline.appearance import Appearance, appearance_columns, column_names
 from pipeline.ensemble import Ensemble
 from pipeline.features import FeatureTotal
 from pipeline.preparation import without_spread
 from pipeline.pyramid import write_pyramid
+from pipeline.report.thumbnails import write_thumbnail
 from pipeline.scores import SCORE_FIELDS, RegionSums, image_scores
 
 # Followed by a colon and the class.
@@ -23,12 +25,17 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
     """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
     ledger = Ledger(context.out)
     sums: list[RegionSums] = []
+    looks: list[Appearance] = []
     features, tiles, seconds = FeatureTotal(), 0, 0.0
     for record in ledger.region_records(image.name, image.regions):
         sums.append(record.sums)
+        looks.append(record.appearance)
         features.add(record.features)
         tiles, seconds = tiles + record.tiles, seconds + record.seconds
-    write_pyramid(layout_of(image, ensemble, context.settings, context.out))
+    layout = layout_of(image, ensemble, context.settings, context.out)
+    write_pyramid(layout)
+    if context.thumbnails:
+        write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
     scores = image_scores(sums)
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= scores.model_dump(include=set(SCORE_FIELDS))
@@ -40,6 +47,7 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
     per_class.append(scores.foreground_fraction)
     for field, values in zip(CLASS_FIELDS, per_class, strict=True):
         row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
+    row |= appearance_columns(looks, ensemble.spec.input.channels, names)
     row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
     ledger.record_image(image.name, ImageRecord(row=row, features=features.mean()))
     return row
@@ -51,4 +59,7 @@ def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, A
     row |= dict.fromkeys(SCORE_FIELDS)
     for entry in ensemble.spec.classes[1:]:
         row |= {f"{field}:{entry.name}": None for field in CLASS_FIELDS}
+    row |= dict.fromkeys(
+        column_names(ensemble.spec.input.channels, [entry.name for entry in ensemble.spec.classes[1:]])
+    )
     return row | {"regions": 0, "tiles": 0, "seconds": 0.0}

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.images import ImageTable
 from pipeline import storage
+from pipeline.appearance import Appearance
 from pipeline.containers import storage_errors
 from pipeline.errors import ImageError, OutputError
 from pipeline.features import FeatureSums, ImageFeatures
@@ -33,12 +34,13 @@ _AT_ONCE = 256
 
 
 class RegionRecord(BaseModel):
-    """A finished region: its sums, those of its features, how many tiles it took and the seconds that they took."""
+    """A finished region: its sums, how it looks, its features, how many tiles it took and the seconds that they took."""
 
     model_config = ConfigDict(frozen=True)
 
     region: int
     sums: RegionSums
+    appearance: Appearance
     features: FeatureSums
     tiles: int
     seconds: float

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from cluster.images import ImageTable, PlannedImage, RegionPlace
 from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
 from cluster.plan import RunContext, inference_settings, layout_of, model_centres, model_grid
 from cluster.statistics import image_statistics
+from pipeline.appearance import appearance
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, ImageError, OutputError, RefusedError
 from pipeline.features import FeatureSums, TileFeatures
@@ -68,7 +69,8 @@ class RegionStatus:
 
 @dataclass(frozen=True)
 class _Work:
-    """A region that is being worked on, with what was read for it; `features` gathers those of its tiles."""
+    """A region that is being worked on: its own pixels as stored, the prepared ones of all tiles that touch it, and
+    `features`, which gathers those of its tiles."""
 
     region: int
     index: int
@@ -77,6 +79,7 @@ class _Work:
     layout: ImageLayout
     where: RegionPlace
     target: Window
+    pixels: NDArray[Any]
     plane: PlaneWindow
     features: TileFeatures
 
@@ -203,13 +206,17 @@ class RegionWorker:
         y, x = self._maps(image)
         target = Window(y.needed(where.window.y), x.needed(where.window.x)) if _resampled(image) else where.window
         grid = model_grid(image, self._settings)
-        plane = PlaneWindow(self._pixels(image, where, grid.needed(target)), grid.needed(target), grid)
+        pixels, prepared = self._pixels(image, where, grid.needed(target))
+        plane = PlaneWindow(prepared, grid.needed(target), grid)
         layout = layout_of(image, self._ensemble, self._settings, self._context.out)
         features = TileFeatures(grid, model_centres(image, where.window))
-        return _Work(region, index, place, image, layout, where, target, plane, features)
+        return _Work(region, index, place, image, layout, where, target, pixels, plane, features)
 
-    def _pixels(self, image: PlannedImage, where: RegionPlace, needed: Window) -> NDArray[np.float32]:
-        """Prepared pixels of a window of the model's plane, (channels of all preparations, y, x) float32."""
+    def _pixels(
+        self, image: PlannedImage, where: RegionPlace, needed: Window
+    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """The region's own pixels, (channels, y, x) as stored, and the prepared ones of a window of the model's plane,
+        (channels of all preparations, y, x) float32."""
         source = needed
         y, x = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
         if _resampled(image):
@@ -217,8 +224,9 @@ class RegionWorker:
         array = open_level(image.url, image.level_path)
         raw = read_window(array, image.axes, where.t, where.z, image.channels, source, strict=self._settings.strict)
         known = image_statistics(self._context, image, self._ensemble)
-        pixels = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
-        return resample(pixels, source, needed, y, x) if _resampled(image) else pixels
+        prepared = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
+        own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
+        return own, resample(prepared, source, needed, y, x) if _resampled(image) else prepared
 
     def _write(
         self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
@@ -237,9 +245,13 @@ class RegionWorker:
         write_region(work.layout, work.where.t, work.where.z, work.where.window, maps, posterior.labels)
         tiles = work.plane.grid.tile_count(work.target)
         seconds = time.perf_counter() - started
-        sums = region_sums(posterior, classes, multilabel=multilabel, patch=patch_edge(self._settings.chunk))
+        patch = patch_edge(self._settings.chunk)
+        sums = region_sums(posterior, classes, multilabel=multilabel, patch=patch)
+        looks = appearance(work.pixels, posterior.masks, classes, multilabel=multilabel, patch=patch)
         seen = FeatureSums.of(work.features.tiles, features)
-        record = RegionRecord(region=work.place, sums=sums, features=seen, tiles=tiles, seconds=round(busy, 3))
+        record = RegionRecord(
+            region=work.place, sums=sums, appearance=looks, features=seen, tiles=tiles, seconds=round(busy, 3)
+        )
         self._ledger.record_region(work.image.name, record)
         return RegionStatus(
             work.region, work.index, work.place, "done", "", tiles, work.where.window.pixels, busy, seconds

@@ -56,6 +56,14 @@ class Window:
     def pixels(self) -> int:
         return len(self.y) * len(self.x)
 
+    def within(self, outer: Window) -> tuple[slice, slice]:
+        """Where it lies in an array (y, x) of `outer`, which holds all of it."""
+        pairs = ((self.y, outer.y), (self.x, outer.x))
+        if any(own.start < all_.start or own.stop > all_.stop for own, all_ in pairs):
+            raise ValueError(f"{self} is not within {outer}")
+        y, x = (slice(own.start - all_.start, own.stop - all_.start) for own, all_ in pairs)
+        return y, x
+
 
 @dataclass(frozen=True, slots=True)
 class TileAxis:

@@ -174,6 +174,11 @@ def _is_short(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biu" and dtype.itemsize <= 2
 
 
+def _is_small(values: NDArray[Any]) -> bool:
+    """Whether they are integers that float32 holds, with squares of which int64 holds the sum over a piece."""
+    return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) <= 1 << 22
+
+
 def _pieces(channel: NDArray[Any]) -> Iterator[NDArray[Any]]:
     flat = channel.reshape(-1)
     for start in range(0, flat.size, _PIECE):
@@ -225,7 +230,7 @@ def _between(a: float, b: float, fraction: float) -> float:
 
 def _exact_sums(values: NDArray[Any]) -> tuple[int, int]:
     """Sum in units of 2^-149 and sum of squares in units of 2^-298 of one piece's values as float32, exactly."""
-    if _is_short(values.dtype):
+    if _is_short(values.dtype) or _is_small(values):
         whole = values.astype(np.int64)
         return int(whole.sum()) << _UNIT_BITS, int(whole @ whole) << 2 * _UNIT_BITS
     bits = _float_bits(values)

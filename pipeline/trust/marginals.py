@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import norm, rankdata
 
+from pipeline.appearance import PIXEL_FIELDS, RADIUS
 from pipeline.ranking import LOW_IS_BAD
 from pipeline.scores import SCORE_FIELDS
 
 Side = Literal["high", "low", "both"]
 FOREGROUND = "foreground_fraction:"
 CLASS_DICE = "pairwise_dice:"
+LOOKS = tuple(f"{field}:" for field in (*PIXEL_FIELDS, RADIUS))
 
 
 def side_of(name: str) -> Side:
-    """On which side a detector's value is strange: the foreground's share on both, a score where it is bad."""
-    if name.startswith(FOREGROUND):
+    """On which side a detector's value is strange: a score where it is bad, what an image looks like on both."""
+    if name.startswith((FOREGROUND, *LOOKS)):
         return "both"
     return "low" if name.startswith(LOW_IS_BAD) else "high"
 
@@ -32,8 +34,9 @@ def quality_scores(scores: pd.DataFrame) -> list[str]:
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` that a reference keeps: those of quality, and the share of each class."""
-    return quality_scores(scores) + _of_classes(scores, FOREGROUND, fewest=1)
+    """Columns of ``scores.parquet`` that a reference keeps: those of quality, the share of each class, and the looks."""
+    found = quality_scores(scores) + _of_classes(scores, FOREGROUND, fewest=1)
+    return found + [name for prefix in LOOKS for name in _of_classes(scores, prefix, fewest=1)]
 
 
 def _of_classes(scores: pd.DataFrame, prefix: str, fewest: int) -> list[str]:

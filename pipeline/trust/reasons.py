@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.appearance import RADIUS
 from pipeline.trust.marginals import CLASS_DICE, FOREGROUND
 from pipeline.trust.ood import FEATURES, OUTSIDE, TOGETHER
 
@@ -14,6 +15,15 @@ _WORDS = {
     "aleatoric": "aleatoric variance",
     "entropy": "entropy",
     "uncertainty_patch_max": "uncertainty of the worst patch",
+}
+
+_LOOKS = {
+    "intensity_mean": "mean intensity",
+    "intensity_std": "spread of the intensity",
+    "background": "background",
+    "contrast": "contrast",
+    "noise": "noise",
+    "sharpness": "sharpness",
 }
 
 
@@ -58,6 +68,11 @@ def _sentence(name: str, value: float, sigma: float) -> str:
     side = "above" if sigma >= 0 else "below"
     if name.startswith(FOREGROUND):
         return f"{name.removeprefix(FOREGROUND)} covers {percent(value)} of the image, {away} {side} the reference set"
+    field, _, of = name.partition(":")
+    if field == RADIUS:
+        return f"{of} of {value:.1f} pixels radius, {away} {side} the reference set"
+    if field in _LOOKS:
+        return f"{_LOOKS[field]} of {of} {value:.4g}, {away} {side} the reference set"
     if name == "pairwise_dice_min":
         return f"two members disagree on {percent(1 - value)} of the foreground"
     if name.startswith("pairwise_dice"):

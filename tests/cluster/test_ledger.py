@@ -20,6 +20,7 @@ from cluster.plan import RunContext, resolve
 from cluster.record import ENTRIES, read_features, write_features
 from cluster.settings import ResultSettings
 from cluster.worker import RegionWorker
+from pipeline.appearance import appearance
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ImageError, OutputError
 from pipeline.features import FeatureSums, ImageFeatures
@@ -52,7 +53,8 @@ def record(region: int) -> RegionRecord:
         overlaps=[[[1]]],
     )
     features = FeatureSums.of(4, np.array([region, -(2**50)]))
-    return RegionRecord(region=region, sums=sums, features=features, tiles=9, seconds=0.5)
+    looks = appearance(np.full((1, 8, 8), region, np.uint16), np.eye(8, dtype=np.uint8), 2, multilabel=False, patch=4)
+    return RegionRecord(region=region, sums=sums, appearance=looks, features=features, tiles=9, seconds=0.5)
 
 
 def test_what_is_recorded_is_read_back(out: str) -> None:
