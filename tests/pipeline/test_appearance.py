@@ -91,7 +91,7 @@ def test_the_radius_of_discs_is_found(radius: int) -> None:
     masks = ((y % 53 - 26) ** 2 + (x % 53 - 26) ** 2 <= radius**2).astype(np.uint8)
     pixels = np.zeros((1, 636, 636), np.uint8)
     found = appearance_columns([appearance(pixels, masks, 2, multilabel=False, patch=16)], ["dna"], ["cell"])
-    assert found["object_radius:cell"] == pytest.approx(radius, abs=0.6)
+    assert found["object_radius:cell"] == pytest.approx(radius, rel=0.1)
     assert "sharpness:dna" not in found  # a flat image has none
 
 
