@@ -30,6 +30,7 @@ _METRICS = {
     "ap50": "AP at IoU 0.5",
     "map": "mAP (IoU 0.5 to 0.95)",
     "panoptic_quality": "panoptic quality",
+    "calibration_error": "calibration error of pixels",
     "baseline_dice": "Otsu's threshold: Dice",
     "baseline_ap50": "Otsu and watershed: AP at IoU 0.5",
     "baseline_map": "Otsu and watershed: mAP",
@@ -164,6 +165,10 @@ def _lines(outcome: Outcome) -> list[str]:
         f"  {row['name']}: {row['message']}" for row in outcome.rows if row["message"] and row["status"] != "failed"
     ]
     lines += notes[:_SHOWN]
+    if pixels := summary["pixels"]:
+        known = {name: pixels["temperature"][name] for name in pixels["error"] if name != "predicted"}
+        bold = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+        lines.append(f"pixels   calibration error {pixels['error']['predicted']:.4f}; temperatures {bold}")
     if summary["against_baseline"]:
         lines += summary["against_baseline"]["verdict"]
     return [*lines, f"results  {outcome.out}/evaluation.parquet, evaluation.json"]

@@ -22,6 +22,8 @@ from pipeline.trust.baseline import otsu_mask, watershed_objects
 from pipeline.trust.experts import Drawing
 from pipeline.trust.metrics import agreements, boundary_distance, boundary_distances, confusion, macro_dice
 from pipeline.trust.object_metrics import ObjectCounts, components, count_objects, objects_of
+from pipeline.trust.pixels import PixelHistogram, expected_calibration_error, pixel_histogram
+from pipeline.trust.saved_probability import ReadProbability, open_probability
 from pipeline.trust.truths import ReadLabels, Sizes, open_truth, truth_classes
 
 LARGEST_PLANE = 4096 * 4096
@@ -57,12 +59,14 @@ class EvaluationJob:
     Attributes
     ----------
     labels_url : group whose ``labels`` hold the prediction
+    maps_url : group that holds its maps; empty where the run kept none of its probability
     experts : drawings of the image
     classes : names, background first
     """
 
     image: PlannedImage
     labels_url: str
+    maps_url: str
     truth: Drawing
     experts: tuple[Drawing, ...]
     classes: tuple[str, ...]
@@ -71,9 +75,11 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics of an image by column of ``evaluation.parquet``; `notes` say what could not be measured, and why."""
+    """Metrics of an image by column of ``evaluation.parquet``; `pixels`, how often probabilities are right; `notes` say
+    what could not be measured, and why."""
 
     values: dict[str, Any]
+    pixels: PixelHistogram | None
     notes: list[str]
     seconds: float
 
@@ -84,6 +90,7 @@ class _Tally:
 
     counts: NDArray[np.int64]
     baseline_counts: NDArray[np.int64]
+    pixels: PixelHistogram | None = None
     boundaries: dict[int, list[NDArray[np.float64] | None]] = field(default_factory=dict)
     objects: dict[int, ObjectCounts] = field(default_factory=dict)
     baseline_objects: list[ObjectCounts] = field(default_factory=list)
@@ -95,7 +102,7 @@ def metric_columns(classes: tuple[str, ...]) -> list[str]:
     columns = ["dice", *(f"{metric}:{name}" for name in classes[1:] for metric in per_class)]
     columns += ["ap50", "map", "panoptic_quality", "objects_truth", "objects_predicted", "splits", "merges"]
     columns += ["baseline_dice", "baseline_ap50", "baseline_map"]
-    return [*columns, "expert_dice_min", "expert_dice_mean", "expert_dice_max"]
+    return [*columns, "calibration_error", "expert_dice_min", "expert_dice_mean", "expert_dice_max"]
 
 
 def evaluate_image(job: EvaluationJob) -> Evaluated:
@@ -109,15 +116,18 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     started = time.perf_counter()
     notes: list[str] = []
     baseline = _baseline_mask(job, notes) if job.settings.baseline else None
+    probability = _probability(job, notes)
     with open_truth(job.truth, _sizes(job.image)) as read_truth:
-        tally = _tally(job, read_truth, baseline)
+        tally = _tally(job, read_truth, baseline, probability)
     values = _class_values(job, tally) | _object_values([*tally.objects.values()])
     if baseline is not None:
         values["baseline_dice"] = macro_dice(agreements(tally.baseline_counts))
         found = _object_values([sum(tally.baseline_objects, ObjectCounts(0, 0))] if tally.objects else [])
         values |= {f"baseline_{name}": found[name] for name in ("ap50", "map") if name in found}
     values |= _expert_values(job, notes)
-    return Evaluated(values, notes, time.perf_counter() - started)
+    if tally.pixels is not None:
+        values["calibration_error"] = expected_calibration_error(tally.pixels)["predicted"]
+    return Evaluated(values, tally.pixels, notes, time.perf_counter() - started)
 
 
 def _sizes(image: PlannedImage) -> Sizes:
@@ -170,7 +180,22 @@ def _baseline_mask(job: EvaluationJob, notes: list[str]) -> NDArray[np.bool_] | 
     return otsu_mask(np.stack(planes))
 
 
-def _tally(job: EvaluationJob, read_truth: ReadLabels, baseline: NDArray[np.bool_] | None) -> _Tally:
+def _probability(job: EvaluationJob, notes: list[str]) -> ReadProbability | None:
+    if not job.maps_url:
+        return None
+    try:
+        return open_probability(job.maps_url, job.classes)
+    except ImageError as error:
+        notes.append(f"no calibration of pixels: {error}")
+        return None
+
+
+def _tally(
+    job: EvaluationJob,
+    read_truth: ReadLabels,
+    baseline: NDArray[np.bool_] | None,
+    read_probability: ReadProbability | None,
+) -> _Tally:
     classes, whole = len(job.classes), _whole(job.image)
     tally = _Tally(np.zeros((classes, classes), np.int64), np.zeros((classes, classes), np.int64))
     read = _stored_labels(job, LABEL_NAME)
@@ -179,6 +204,9 @@ def _tally(job: EvaluationJob, read_truth: ReadLabels, baseline: NDArray[np.bool
         label, predicted = read_truth(t, z, window), read(t, z, window)
         truth = truth_classes(label, classes, job.truth.url)
         tally.counts += confusion(predicted, truth, classes)
+        if read_probability is not None:
+            counted = pixel_histogram(read_probability(t, z, window), truth, list(job.classes))
+            tally.pixels = counted if tally.pixels is None else tally.pixels + counted
         mask = None if baseline is None else baseline[plane]
         if mask is not None:
             tally.baseline_counts += confusion(mask.astype(np.uint8), truth, classes)

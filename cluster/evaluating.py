@@ -25,14 +25,16 @@ from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.errors import OutputError, RefusedError
+from pipeline.report.reliability import draw_reliability
 from pipeline.trust.comparison import compare, mean_interval
+from pipeline.trust.pixels import PixelCalibration, PixelHistogram
 from pipeline.trust.truths import FoundTruths, find_experts, find_truths
 
-TABLE, SUMMARY = "evaluation.parquet", "evaluation.json"
+TABLE, SUMMARY, DIAGRAM = "evaluation.parquet", "evaluation.json", "reliability.svg"
 NO_TRUTH = "no truth"
 BASELINE = "Otsu's threshold"
 # Metrics of which the summary gives the mean; those of each class beside the first.
-_SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "expert_")
+_SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "calibration_error", "expert_")
 
 
 class EvaluateRequest(BaseModel):
@@ -59,7 +61,8 @@ class EvaluateRequest(BaseModel):
 
 
 def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
-    """Measure a run's predictions against a truth; leaves ``evaluation.parquet`` and ``evaluation.json`` in it.
+    """Measure a run's predictions against a truth; leaves ``evaluation.parquet`` and ``evaluation.json`` in it, and
+    ``reliability.svg`` where it kept its probabilities.
 
     A row is an image of the run: ``name``; ``status`` as the run gave it (``done``, ``empty``), ``failed`` where run or
     evaluation failed it (no metrics), ``no truth``; ``message``; and the columns of `metric_columns`, null where they
@@ -79,10 +82,11 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
     classes = tuple(one["name"] for one in run["ensemble"]["classes"])
     jobs = _jobs(request, run, found, classes, [row["name"] for row in scores if row["status"] != "failed"])
     rows = {row["name"]: _row(row, found, classes) for row in scores}
-    _carry_out(request, jobs, rows, reporter)
+    histogram = _carry_out(request, jobs, rows, reporter)
     state = "failures" if any(row["status"] == "failed" for row in rows.values()) else "complete"
-    summary = _summary(request, run, found, list(rows.values()))
-    _write(request.out, list(rows.values()), summary)
+    pixels = None if histogram is None else PixelCalibration.of(histogram)
+    summary = _summary(request, run, found, list(rows.values()), pixels)
+    _write(request.out, list(rows.values()), summary, pixels)
     return Outcome(request.out, state, "", list(rows.values()), summary)
 
 
@@ -124,7 +128,9 @@ def _jobs(
     for name in known:
         image = table.image(places[name])
         url = image.url if run["settings"]["in_place"] else storage.join(request.out, "images", name)
-        jobs.append(EvaluationJob(image, url, found.truths[name], experts.get(name, ()), classes, request.settings))
+        maps = storage.join(request.out, "images", name) if "probability" in run["settings"]["save"] else ""
+        drawings = experts.get(name, ())
+        jobs.append(EvaluationJob(image, url, maps, found.truths[name], drawings, classes, request.settings))
     return jobs
 
 
@@ -142,8 +148,9 @@ def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...])
 
 def _carry_out(
     request: EvaluateRequest, jobs: Sequence[EvaluationJob], rows: dict[str, dict[str, Any]], reporter: Reporter
-) -> None:
-    """Measure, and fill in the rows."""
+) -> PixelHistogram | None:
+    """Measure, and fill in the rows; gives the counts of all images' pixels, None where no probability was saved."""
+    histogram: PixelHistogram | None = None
     with started_tasks(request.executor, request.address, len(jobs), reporter) as (tasks, cores):
         for index, job in enumerate(jobs):
             tasks.submit(index, evaluate_image, job)
@@ -156,11 +163,19 @@ def _carry_out(
                     row |= {"status": "failed", "message": result.error}
                 else:
                     row |= result.value.values | {"message": "; ".join(result.value.notes)}
+                    histogram = _added(histogram, result.value.pixels)
                 reporter.region(_status(result, job))
                 if result.unwritable:
                     raise OutputError(result.error or "")
         finally:
             reporter.end()
+    return histogram
+
+
+def _added(total: PixelHistogram | None, more: PixelHistogram | None) -> PixelHistogram | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total + more
 
 
 def _status(result: TaskResult, job: EvaluationJob) -> RegionStatus:
@@ -178,7 +193,11 @@ def _status(result: TaskResult, job: EvaluationJob) -> RegionStatus:
 
 
 def _summary(
-    request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, rows: Sequence[dict[str, Any]]
+    request: EvaluateRequest,
+    run: Mapping[str, Any],
+    found: FoundTruths,
+    rows: Sequence[dict[str, Any]],
+    pixels: PixelCalibration | None,
 ) -> dict[str, Any]:
     """The content of ``evaluation.json``."""
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "empty", "failed", NO_TRUTH)}
@@ -194,6 +213,7 @@ def _summary(
         "truth_without_image": found.without_image,
         "failures": {row["name"]: row["message"] for row in rows if row["status"] == "failed"},
         "metrics": _means(rows),
+        "pixels": None if pixels is None else pixels.model_dump(mode="json"),
         "against_baseline": None,
     }
     both = [(row["dice"], row["baseline_dice"]) for row in rows if None not in (row["dice"], row["baseline_dice"])]
@@ -217,7 +237,7 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return means
 
 
-def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any], pixels: PixelCalibration | None) -> None:
     frame = pd.DataFrame(rows)
     for name in frame.columns.difference(["name", "status", "message"]):
         # A metric that no image has is a column of numbers all the same.
@@ -225,6 +245,8 @@ def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) ->
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     contents = {TABLE: buffer.getvalue(), SUMMARY: json.dumps(summary, indent=2).encode()}
+    if pixels is not None:
+        contents[DIAGRAM] = draw_reliability(pixels).encode()
     with storage_errors(out):
         for name, data in contents.items():
             storage.write_bytes(storage.join(out, name), data)

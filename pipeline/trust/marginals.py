@@ -34,7 +34,7 @@ def quality_scores(scores: pd.DataFrame) -> list[str]:
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` that a reference keeps: those of quality, the share of each class, and the looks."""
+    """Columns of ``scores.parquet`` that a reference keeps: of quality, the share of each class, and the looks."""
     found = quality_scores(scores) + _of_classes(scores, FOREGROUND, fewest=1)
     return found + [name for prefix in LOOKS for name in _of_classes(scores, prefix, fewest=1)]
 

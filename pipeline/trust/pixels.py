@@ -5,6 +5,9 @@ Everything comes from histograms of integers, which add up over regions, images 
 
 from __future__ import annotations
 
+import functools
+from operator import add
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -18,6 +21,8 @@ _LOGIT_LIMIT = 12.0
 _LOGIT_BINS = 240
 # Temperatures are looked for between these: members' probabilities are neither steps nor coins.
 _TEMPERATURES = (0.05, 20.0)
+
+_BAND = 1 << 20
 
 Counts = NDArray[np.int64]
 
@@ -51,6 +56,37 @@ class PixelHistogram(BaseModel):
         return PixelHistogram.model_validate({"names": self.names} | sums)
 
 
+class PixelCalibration(BaseModel):
+    """What histograms say: are probabilities right, and what would make them so. By name, see `PixelHistogram.names`.
+
+    Attributes
+    ----------
+    pixels : that were counted
+    error : expected calibration error, 0 to 1
+    temperature : above 1 where probabilities are too bold, below where they are too shy
+    reliability : per bin that has pixels, the mean probability that was said, the share that is so, and the pixels
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pixels: int
+    error: dict[str, float]
+    temperature: dict[str, float]
+    reliability: dict[str, list[tuple[float, float, int]]]
+
+    @classmethod
+    def of(cls, histogram: PixelHistogram) -> PixelCalibration | None:
+        """None where no pixel was counted."""
+        if not (pixels := sum(histogram.count[-1])):
+            return None
+        table, diagram = reliability(histogram), {}
+        for name, rows in table.groupby("name", sort=False):
+            columns = rows["confidence"], rows["accuracy"], rows["pixels"].astype(int)
+            diagram[str(name)] = list(zip(*(column.tolist() for column in columns), strict=True))
+        error, temperature = expected_calibration_error(histogram), temperatures(histogram)
+        return cls(pixels=pixels, error=error, temperature=temperature, reliability=diagram)
+
+
 def pixel_histogram(probability: NDArray[np.floating], truth: NDArray[np.integer], names: list[str]) -> PixelHistogram:
     """Histogram of a window, one class per pixel; the last row is ``predicted``, the likeliest class of each pixel.
 
@@ -60,6 +96,12 @@ def pixel_histogram(probability: NDArray[np.floating], truth: NDArray[np.integer
     truth : (y, x) index of the class; pixels of any other value are left out
     names : of the classes
     """
+    rows = max(1, _BAND // truth.shape[1])  # few enough pixels at once to bound what is held in float64
+    bands = [slice(start, start + rows) for start in range(0, len(truth), rows)]
+    return functools.reduce(add, [_band_histogram(probability[:, band], truth[band], names) for band in bands])
+
+
+def _band_histogram(probability: NDArray[np.floating], truth: NDArray[np.integer], names: list[str]) -> PixelHistogram:
     known = (truth >= 0) & (truth < len(names))
     values = probability[:, known].astype(np.float64)
     classes = truth[known]

@@ -210,6 +210,33 @@ def test_experts_stand_beside_and_one_that_cannot_be_read_is_left_out(run: Path)
     assert row["status"] == "done"
 
 
+def test_pixels_are_counted_where_the_run_kept_its_probabilities(finished: Path, run: Path, tmp_path: Path) -> None:
+    assert measure(run).summary["pixels"] is None  # this run kept no maps
+    settings = {"save": ["probability", "epistemic"], "region": 64, "chunk": 32}
+    content = {"sources": [str(finished / "images" / f"{name}.ome.zarr") for name in "ab"], "settings": settings}
+    content |= {"ensemble": str(finished / "ensemble"), "out": str(tmp_path / "kept"), "run": {"executor": "serial"}}
+    assert predict(PredictRequest.model_validate(content), Silent()).state == "complete"
+    outcome = measure(run, out=str(tmp_path / "kept"))
+    stored = [
+        np.asarray(zarr.open_array(tmp_path / "kept" / "images" / f"{name}.ome.zarr" / "s0", mode="r")[:2])
+        for name in "ab"
+    ]
+    probability = np.concatenate(stored, axis=1).astype(np.float64)
+    truth = np.concatenate([truth_of(run, name) for name in "ab"]) > 0
+    # By plain bins of the predicted class.
+    confidence, right = probability.max(axis=0), probability.argmax(axis=0) == truth
+    places = np.minimum((15 * confidence).astype(int), 14)
+    expected = sum(
+        abs(right[places == place].mean() - confidence[places == place].mean()) * (places == place).mean()
+        for place in np.unique(places)
+    )
+    pixels = outcome.summary["pixels"]
+    assert pixels["error"]["predicted"] == pytest.approx(expected, abs=1e-6)
+    assert pixels["pixels"] == truth.size
+    assert (tmp_path / "kept" / "reliability.svg").read_text().startswith("<svg")
+    assert rows(tmp_path / "kept")["calibration_error"].between(0, 1).all()
+
+
 @pytest.mark.ray
 def test_on_ray_the_table_is_the_same(run: Path) -> None:
     measure(run, settings={"objects": "components"})
