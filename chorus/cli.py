@@ -12,14 +12,16 @@ import typer
 from rich.console import Console
 
 from chorus import ensembles, models
+from chorus import export as exports
 from chorus import format as layout
 from chorus.calibrate import calibrate
 from chorus.convert import convert
 from chorus.evaluate import compare, evaluate
 from chorus.flag import flag
 from chorus.objects import objects
-from chorus.options import Json, RequestOptions, with_options
+from chorus.options import Json, Objects, RequestOptions, with_options
 from chorus.progress import ConsoleReporter
+from chorus.shift import shift
 from chorus.train import train
 from chorus.truth import truth
 from pipeline.errors import ChorusError, CutShortError, RefusedError
@@ -27,11 +29,14 @@ from pipeline.errors import ChorusError, CutShortError, RefusedError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cluster.request import PredictRequest
+
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
 )
 app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
 app.add_typer(models.app, name="models", help="Test packages of trained networks.")
+app.add_typer(exports.app, name="export", help="Write results for ImageJ and QuPath, as tables, as images to correct.")
 err = Console(stderr=True)
 out_console = Console()
 
@@ -41,13 +46,16 @@ out_console = Console()
 def predict(
     options: RequestOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop, as `chorus plan`.")] = False,
-    report: Annotated[bool, typer.Option(help="Write report/index.html at the end.")] = True,
+    report: Annotated[
+        bool, typer.Option(help="Write report/index.html at the end, and thumbnails for it on the way.")
+    ] = True,
+    objects: Objects = "auto",
     as_json: Json = False,
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
 
-    Leaves posteriors and labels as OME-Zarr, `scores.parquet` and `run.json` in OUT. Exit code 0: all done, 1: finished
-    with failed images, 2: refused, 3: cut short and resumable.
+    Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT. Exit
+    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
 
     **Examples**
 
@@ -57,13 +65,16 @@ def predict(
 
     `chorus predict slide.zarr -e tumour/ -o out/ --channel HE --save probability,epistemic --region 4096`
     """
+    request = options.request().model_copy(update={"objects": objects})
     if dry_run:
-        _print_plan(options, as_json=as_json)
+        _print_plan(request, as_json=as_json)
         return
     from cluster import reprocess
     from pipeline.report.page import write_report
 
-    outcome = reprocess.predict(options.request(), ConsoleReporter(err))
+    request = request.model_copy(update={"run": request.run.model_copy(update={"thumbnails": report})})
+    of_objects = ConsoleReporter(err, units="steps", devices="cores")
+    outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)
     if report and outcome.state != "interrupted":
         write_report(outcome.out)
     if as_json:
@@ -75,21 +86,21 @@ def predict(
 
 @app.command()
 @with_options(RequestOptions)
-def plan(options: RequestOptions, as_json: Json = False) -> None:
+def plan(options: RequestOptions, objects: Objects = "auto", as_json: Json = False) -> None:
     """Print what `chorus predict` would do and cost: images, regions, tiles, passes, bytes, memory, placement, time.
 
     **Example**
 
     `chorus plan plate.ome.zarr --ensemble nuclei/ --out results/`
     """
-    _print_plan(options, as_json=as_json)
+    _print_plan(options.request().model_copy(update={"objects": objects}), as_json=as_json)
 
 
-def _print_plan(options: RequestOptions, *, as_json: bool) -> None:
+def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
     from cluster import reprocess
     from cluster.request import Silent
 
-    forecast = reprocess.forecast(options.request(), Silent())
+    forecast = reprocess.forecast(request, Silent())
     if as_json:
         _print_json(asdict(forecast))
         return
@@ -122,10 +133,7 @@ def rank(
 
     ranking = order(read_scores(out), by, above)
     if export:
-        try:
-            _export(ranking.ranked, export)
-        except OSError as error:
-            raise RefusedError(f"--export {export}: cannot be written ({error}); choose another place") from error
+        _export(ranking.ranked, export)
     if as_json:
         frames = {"ranked": ranking.ranked, "empty": ranking.empty, "failed": ranking.failed}
         _print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()})
@@ -144,22 +152,35 @@ def rank(
 @app.command()
 def report(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
-    top: Annotated[int, typer.Option(help="Images to show of the worst, and of the best.")] = 8,
+    top: Annotated[
+        int, typer.Option(min=0, help="Images to show large of those to look at first; half of the last.")
+    ] = 8,
+    as_json: Json = False,
 ) -> None:
-    """Write OUT/report/index.html anew: scores, ranking and pictures on one page.
+    """Write OUT/report/index.html anew, with what `chorus flag`, `evaluate` and `shift` have left since.
 
-    **Example**
+    Up to 60 images it is one file; of more, the list of all images loads from `report/data` and `report/thumbnails`
+    beside it.
 
-    `chorus report results/ --top 20`
+    **Examples**
+
+    `chorus report results/`
+
+    `chorus report gs://bucket/results --top 20`
     """
     from pipeline.report.page import write_report
 
-    out_console.print(write_report(out, top=top), highlight=False, soft_wrap=True)
+    page = write_report(out, top=top)
+    if as_json:
+        _print_json({"page": page})
+    else:
+        out_console.print(page, highlight=False, soft_wrap=True)
 
 
 app.command()(convert)
 app.command()(calibrate)
 app.command()(flag)
+app.command()(shift)
 app.command()(train)
 app.command()(truth)
 app.command()(evaluate)
@@ -184,15 +205,16 @@ def _say(error: Exception) -> None:
 
 
 def _export(frame: pd.DataFrame, path: str) -> None:
-    suffix = Path(path).suffix
-    if suffix == ".json":
-        frame.to_json(path, orient="records", indent=2)
-    elif suffix == ".csv":
-        frame.to_csv(path, index=False)
-    elif suffix == ".parquet":
-        frame.to_parquet(path, index=False)
-    else:
-        raise RefusedError(f"--export {path}: give a name that ends with .csv, .parquet or .json")
+    from pipeline import storage
+    from pipeline.errors import OutputError
+    from pipeline.exports.tables import write_table
+
+    if storage.scheme(path) == "file" and not Path(path).absolute().parent.is_dir():
+        raise RefusedError(f"--export {path}: there is no such folder; choose another place")
+    try:
+        write_table(frame, path)
+    except OutputError as error:
+        raise RefusedError(f"--export {error}") from error
 
 
 def _print_json(content: object) -> None:

@@ -26,13 +26,14 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
         write_foreign_images(str(images / "foreign"))
     step("2. The ensemble that comes with Chorus: five small U-Nets trained on real nuclei")
     command("ensemble", "show", ENSEMBLE)
-    step("3. Segment everything on Ray")
+    step("3. Segment everything on Ray, and make every nucleus an object")
     command("predict", str(images), "--ensemble", ENSEMBLE, "--out", str(results))
     step("4. What to look at first")
     command("rank", str(results), "--top", "8")
     console.print(
         f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the foreign images with their "
-        f"labels and their doubt.\nThe results are OME-Zarr in {results}/images.\n\nThe same on your own data:\n"
+        f"labels and their doubt.\nThe results are OME-Zarr in {results}/images, every nucleus a row of "
+        f"{results}/objects.parquet.\n\nThe same on your own data:\n"
         f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ENSEMBLE} --out results[/bold]\n"
         f"  [bold]chorus rank results[/bold]\n"
         f"and with an ensemble of your own: [bold]chorus train IMAGES --labels LABELS --out my-ensemble[/bold]\n"

@@ -16,6 +16,7 @@ from pipeline.normalisation import MeanStd, Normalisation, Percentile
 
 if TYPE_CHECKING:
     from pipeline.ensemble import Ensemble
+    from pipeline.ensemble_spec import Sentinel
     from pipeline.members.contract import MemberEntry
 
 # Of a member: what its own columns of the table, or those of all, show already.
@@ -45,6 +46,8 @@ def view(ensemble: Ensemble) -> Iterator[RenderableType]:
         }
     )
     yield _members(ensemble)
+    if spec.sentinels:
+        yield _sentinels(spec.sentinels)
     yield from _about(spec.about)
 
 
@@ -93,6 +96,14 @@ def _members(ensemble: Ensemble) -> RenderableType:
         )
         table.add_row(*map(Text, cells))
     return Group(Text(f"\n{len(ensemble.spec.members)} members", style="bold"), table)
+
+
+def _sentinels(sentinels: Iterable[Sentinel]) -> RenderableType:
+    table = _table("", "Dice", "tolerance", "image", "label")
+    for one in sentinels:
+        cells = (one.name, _numbers(one.dice), f"{one.tolerance:g}", one.image, one.label)
+        table.add_row(*map(Text, cells))
+    return Group(Text("\nsentinels, on which every run is tried", style="bold"), table)
 
 
 def _network(member: MemberEntry) -> str:

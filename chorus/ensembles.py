@@ -13,6 +13,7 @@ from chorus import ensemble_view
 from chorus.ensemble_options import NewEnsembleOptions, member_options
 from chorus.models import pack
 from chorus.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
+from chorus.sentinels import sentinel
 from pipeline.members.detection import Kind
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.command()(pack)
+app.command()(sentinel)
 out_console = Console()
 err = Console(stderr=True)
 
@@ -59,7 +61,9 @@ def check(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Load every member, show it a tile, and print what the ensemble is and which format its file has.
+    """Load every member, show it a tile, measure the sentinels, and print what the ensemble is and its file's format.
+
+    Exit code 2 where something does not fit, or the Dice of a sentinel moved.
 
     **Examples**
 
@@ -69,6 +73,7 @@ def check(
     """
     from cluster.calibration import calibrate
     from cluster.plan import resolve
+    from cluster.sentinel_making import compare_sentinels
     from cluster.settings import ResultSettings
     from pipeline import ensemble_editing
     from pipeline.ensemble import read_ensemble
@@ -76,18 +81,21 @@ def check(
 
     read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
     measured = calibrate(read, resolve(ResultSettings(), read), 1)
+    sentinels = compare_sentinels(read)
     found = ensemble_editing.file_format(read)
     if migrate and found != FORMAT:
         ensemble_editing.migrate(read.url)
     if as_json:
         migrated = {"file_format": found, "migrated": migrate and found != FORMAT}
-        _print_json(_content(read) | migrated | {"calibration": asdict(measured)})
+        _print_json(_content(read) | migrated | {"calibration": asdict(measured), "sentinels_found": sentinels})
         return
     classes = ", ".join(entry.name for entry in read.classes)
     _print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}")
     _print(f"hash {read.hash}")
     _print(f"format {found}{_format_remark(found, FORMAT, migrated=migrate)}")
     _print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile")
+    for name, dice in sentinels.items():
+        _print(f"sentinel {name}: Dice {', '.join(f'{key} {value:.4f}' for key, value in dice.items())}, as stored")
 
 
 @app.command()

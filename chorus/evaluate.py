@@ -169,6 +169,8 @@ def _lines(outcome: Outcome) -> list[str]:
         known = {name: pixels["temperature"][name] for name in pixels["error"] if name != "predicted"}
         bold = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
         lines.append(f"pixels   calibration error {pixels['error']['predicted']:.4f}; temperatures {bold}")
+    if summary["objects"]:
+        lines.append(f"objects  by {summary['objects']}")
     if summary["against_baseline"]:
         lines += summary["against_baseline"]["verdict"]
     return [*lines, f"results  {outcome.out}/evaluation.parquet, evaluation.json"]

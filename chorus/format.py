@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.filesize import decimal
@@ -71,14 +72,24 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
     lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
     if len(failed) > 20:
         lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
+    objects = summary.get("objects")
+    if objects and objects["failed"]:
+        lines.append(f"  failed: objects of {objects['failed']} images; {outcome.out}/objects.json says why")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [
         *lines,
         f"results  {outcome.out}/images  (open in napari or any OME-Zarr viewer)",
+        *([f"objects  {outcome.out}/objects.parquet  ({_counted(objects)})"] if objects else []),
         *([f"report   {outcome.out}/report/index.html"] if with_report else []),
         f"next     chorus rank {outcome.out}",
     ]
+
+
+def _counted(objects: Mapping[str, Any]) -> str:
+    """How many objects of each class, and what made them."""
+    counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
+    return f"{counts}, by {objects['method']}"
 
 
 def _cell(value: object) -> str:

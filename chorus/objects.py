@@ -19,19 +19,32 @@ _SHOWN = 20
 
 
 def objects(
-    out: Annotated[str, typer.Argument(help="Results of `chorus predict`, its flows saved.")],
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
+    method: Annotated[
+        Literal["auto", "flows", "watershed", "components"],
+        typer.Option(
+            help="flows: pixels follow the members' flows. watershed: cut where the foreground is narrow, for round "
+            "things. components: all that is joined, of any shape. auto: flows where the run kept them, else watershed."
+        ),
+    ] = "auto",
     diameter: Annotated[
         float | None,
         typer.Option(help="Typical object in pixels of the image; by default what the ensemble was trained on."),
     ] = None,
     minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
+    flow_error: Annotated[
+        float | None,
+        typer.Option(help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks."),
+    ] = None,
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
         None
     ),
     as_json: Json = False,
 ) -> None:
-    """Number the objects of every image and list them; the same command again goes on where it was cut short.
+    """Number the objects of every image and list them, anew or by another method than `chorus predict` did.
+
+    The same command again goes on where it was cut short.
 
     Leaves a label image `labels/<class>` beside each image's `labels/semantic`, and `objects.parquet` in OUT: a row per
     object with place, size, shape, intensities and doubt. They are the same bytes whatever the regions of the run. Exit
@@ -39,9 +52,9 @@ def objects(
 
     **Examples**
 
-    `chorus predict plate.ome.zarr -e nuclei-fluo -o results/ --save uncertainty,epistemic,flows`
-
     `chorus objects results/`
+
+    `chorus objects vessels/ --method components --minimum-size 50`
 
     `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
@@ -50,7 +63,8 @@ def objects(
     from cluster.objects import find_objects
 
     err = Console(stderr=True)
-    content = {"out": out, "diameter": diameter, "minimum_size": minimum_size, "executor": executor, "address": address}
+    content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}
+    content |= {"flow_error": flow_error, "executor": executor, "address": address}
     request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
@@ -65,7 +79,9 @@ def objects(
 def _table(outcome: Outcome) -> Table:
     """Objects per image and class."""
     classes = list(outcome.summary["objects"])
-    table = Table(title=f"objects of {outcome.summary['done']} images", title_justify="left")
+    table = Table(
+        title=f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}", title_justify="left"
+    )
     table.add_column("image", overflow="fold")
     for name in classes:
         table.add_column(name, justify="right")

@@ -23,6 +23,13 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON docum
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
 ]
+Objects = Annotated[
+    Literal["auto", "none", "flows", "watershed", "components"],
+    typer.Option(
+        help="Make objects of the results as `chorus objects`, and by which method; auto: by flows where the ensemble "
+        "gives them (they are kept, too), else none."
+    ),
+]
 Maps = "probability,uncertainty,epistemic,aleatoric"
 
 
@@ -76,6 +83,10 @@ class RequestOptions:
         Literal["auto", "replicated", "staged"], typer.Option(help="All members in each actor, or a chain of stages.")
     ] = "auto"
     stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.")] = 2
+    sentinels: Annotated[
+        Literal["check", "warn", "skip"],
+        typer.Option(help="Where the Dice of an ensemble's sentinels moved: stop, warn, or do not look."),
+    ] = "check"
 
     def request(self) -> PredictRequest:
         """The validated request; raises RefusedError naming the option."""
@@ -102,6 +113,7 @@ class RequestOptions:
             "actors": self.actors,
             "placement": None if self.placement == "auto" else self.placement,
             "stages": self.stages,
+            "sentinels": self.sentinels,
             "trust_code": self.trust_code,
         }
         ensemble = named_ensemble(self.ensemble)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
 from cluster.executor import TaskResult
 from cluster.images import ImageTable
+from cluster.objects import RECORD as OBJECTS
 from cluster.plan import PLAN
 from cluster.record import read_run, read_scores, surroundings
 from cluster.request import Outcome, Reporter
@@ -214,6 +215,7 @@ def _summary(
         "failures": {row["name"]: row["message"] for row in rows if row["status"] == "failed"},
         "metrics": _means(rows),
         "pixels": None if pixels is None else pixels.model_dump(mode="json"),
+        "objects": _made_by(request),
         "against_baseline": None,
     }
     both = [(row["dice"], row["baseline_dice"]) for row in rows if None not in (row["dice"], row["baseline_dice"])]
@@ -222,6 +224,18 @@ def _summary(
         against = compare("dice", {"the ensemble": dice, BASELINE: baseline})
         summary["against_baseline"] = asdict(against) | {"verdict": against.verdict}
     return summary | {"versions": surroundings()}
+
+
+def _made_by(request: EvaluateRequest) -> str | None:
+    """What made the objects that were measured: a method of `chorus objects`, or None where the run has no objects."""
+    if request.settings.objects == "components":
+        return "components of the semantic labels"
+    url = storage.join(request.out, OBJECTS)
+    with storage_errors(url):
+        if not storage.exists(url):
+            return None
+        method: str = json.loads(storage.read_bytes(url))["settings"]["method"]
+    return method
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.images import ImageTable
 from cluster.ledger import Ledger
-from cluster.object_tasks import DOUBTS, ObjectJob
+from cluster.object_job import DOUBTS, Method, ObjectJob
 from cluster.plan import PLAN, ResolvedSettings, layout_of
 from cluster.record import read_run
+from cluster.settings import MAPS
 from pipeline import storage
 from pipeline.arrays import LABEL_NAME
 from pipeline.ensemble import Ensemble, read_ensemble
@@ -21,6 +22,7 @@ from pipeline.errors import RefusedError
 from pipeline.instances.regions import ObjectSettings
 
 WORK = ("work", "objects")
+_CHOSEN = ("diameter", "minimum_size", "flow_error")
 
 
 class ObjectsRequest(BaseModel):
@@ -28,16 +30,21 @@ class ObjectsRequest(BaseModel):
 
     Attributes
     ----------
+    method : what makes objects of foreground; ``auto`` follows the flows where the run kept them, and else cuts by the
+        distance to the background
     diameter : typical one, in pixels of the images; None takes what the ensemble was trained on
     minimum_size : objects of fewer pixels are removed
+    flow_error : objects of a larger flow error are removed; None keeps all
     executor, address : as in `cluster.settings.RunSettings`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str
+    method: Literal["auto", Method] = "auto"
     diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     minimum_size: int = Field(default=15, ge=1)
+    flow_error: float | None = Field(default=None, gt=0, le=4)
     executor: Literal["ray", "serial"] = "ray"
     address: str | None = None
 
@@ -59,23 +66,39 @@ class Results:
         self.ensemble: Ensemble = read_ensemble(self.run["ensemble"]["url"])
         if self.ensemble.hash != self.run["ensemble"]["hash"]:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
-        missing = {"flows", *(["probability"] if self.ensemble.multilabel else [])} - set(self.settings.save)
-        if missing:
-            raise RefusedError(
-                f"{out}: holds no {' and no '.join(sorted(missing))}, of which objects are made; run chorus predict "
-                f"with --save probability,uncertainty,epistemic,aleatoric,flows"
-            )
+        self._require_maps()
+        if request.flow_error is not None and self.method != "flows":
+            raise RefusedError(f"--flow-error: objects by {self.method} have no flows; leave it out")
         if self.settings.in_place:
             raise RefusedError(
                 f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
                 f"another --out"
             )
-        for name in self.classes:
-            if "/" in name or name == LABEL_NAME:
-                raise RefusedError(
-                    f"{self.ensemble.url}: class {name!r} cannot be the name of a label image; rename it, and run "
-                    f"chorus predict again"
-                )
+        check_class_names(self.ensemble)
+
+    @property
+    def method(self) -> Method:
+        """What was asked for, or what the run allows."""
+        if self.request.method != "auto":
+            return self.request.method
+        return "flows" if "flows" in self.settings.save else "watershed"
+
+    def _require_maps(self) -> None:
+        """Raise RefusedError where the run did not keep what the method needs."""
+        needed = {"flows"} if self.method == "flows" else set()
+        needed |= {"probability"} if self.ensemble.multilabel else set()
+        missing = needed - set(self.settings.save)
+        if not missing:
+            return
+        out, what = self.request.out, " and no ".join(sorted(missing))
+        if missing == {"flows"}:
+            gives = self.ensemble.spec.flows
+            mend = "run chorus predict with --objects flows to another --out, or " if gives else ""
+            raise RefusedError(f"{out}: holds no flows; {mend}choose --method watershed or components")
+        raise RefusedError(
+            f"{out}: holds no {what}, of which objects are made; run chorus predict with "
+            f"--save {','.join(kind for kind in MAPS if kind in {*self.settings.save, *missing})}"
+        )
 
     @cached_property
     def table(self) -> ImageTable:
@@ -107,7 +130,7 @@ class Results:
     def defining(self) -> dict[str, Any]:
         """Everything, besides the images, on which a byte of the result may depend."""
         of = {"started": self.run["started"], "settings": self.run["settings"], "ensemble": self.ensemble.hash}
-        chosen = {"diameter": self.request.diameter, "minimum_size": self.request.minimum_size}
+        chosen = {"method": self.method} | {name: getattr(self.request, name) for name in _CHOSEN}
         return {"settings": chosen | {"ensemble_diameter": self.diameter}, "of": of}
 
     def work(self, image: str) -> str:
@@ -125,7 +148,18 @@ class Results:
             work=self.work(image.name),
             scratch=self.work(image.name),
             classes=tuple(enumerate(self.classes, 1)),
+            method=self.method,
             multilabel=self.ensemble.multilabel,
-            settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size),
+            settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error),
             strict=self.settings.strict,
         )
+
+
+def check_class_names(ensemble: Ensemble) -> None:
+    """Raise RefusedError where a class cannot give its name to a label image."""
+    for entry in ensemble.spec.classes[1:]:
+        if "/" in entry.name or entry.name == LABEL_NAME:
+            raise RefusedError(
+                f"{ensemble.url}: class {entry.name!r} cannot be the name of a label image; rename it, and run "
+                f"chorus predict again"
+            )

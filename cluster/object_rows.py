@@ -32,6 +32,7 @@ _MEASURED = [
     *((name, pa.float64()) for name in ("y", "x", "eccentricity", "major_axis", "minor_axis", "orientation")),
     ("perimeter", pa.float64()),
     ("touches_border", pa.bool_()),
+    ("flow_error", pa.float64()),
 ]
 _PLACE = [("image", pa.string()), ("t", pa.int64()), ("z", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
 
@@ -51,6 +52,7 @@ def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Tab
     """Rows of `pipeline.instances.table.object_rows` of class `value`; their last columns are the means of `maps`."""
     schema = region_schema(maps)
     frame = frame.set_axis([*frame.columns[: len(frame.columns) - len(maps)], *maps], axis=1).assign(**{"class": value})
+    # What is no number, as the flow error of objects without flows, is null.
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata()
 
 

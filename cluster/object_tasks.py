@@ -5,6 +5,7 @@
     OUT/work/objects/<image name>/
       labels/<class>/s0        names of the objects of a region, one shard each
       rows/00000003.parquet    rows of a region's objects; written after its names: the sign that it is done
+      pieces/00000003.*        of connected components: what those at the region's borders add to their objects
       known/<class>-<t>-<z>    names of all objects of a plane, sorted: the first is label 1
       objects.parquet          the image's rows
       counts.json              objects per class; written after these: labels are known
@@ -18,15 +19,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from cluster.images import PlannedImage, RegionPlace
+from cluster.images import RegionPlace
+from cluster.object_job import ImageObjects, ObjectJob
+from cluster.object_pieces import joined_names, unite_pieces, write_pieces
 from cluster.object_rows import (
     find_rows,
     known_names,
@@ -41,93 +44,15 @@ from pipeline import storage
 from pipeline.arrays import LabelImage, label_plan
 from pipeline.containers import put_documents, storage_errors
 from pipeline.geometry import Window
-from pipeline.instances.regions import ObjectSettings, label_region
+from pipeline.instances.components import around, component_rows, label_pieces
+from pipeline.instances.regions import label_region
 from pipeline.instances.stored import StoredPlane
 from pipeline.instances.table import numbered, object_rows
-from pipeline.layout import ImageLayout
+from pipeline.instances.watershed import distance_crop
 from pipeline.ngff import open_image
 from pipeline.outputs import open_labels, prepare_labels, remove_folder, remove_labels, write_labels
 from pipeline.pyramid import write_label_pyramid
 from pipeline.reading import open_level, read_window
-
-# Doubt that an object gets the mean of, where the run saved it.
-DOUBTS = ("uncertainty", "epistemic")
-
-
-@dataclass(frozen=True)
-class ObjectJob:
-    """What a worker is told of an image.
-
-    Attributes
-    ----------
-    layout : of the image's results
-    work : URL of its folder, see above
-    scratch : URL of the folder of what is not needed in the end; `work`, unless one task does all of the image
-    classes : value and name of each class that has objects
-    multilabel : see `pipeline.instances.stored.StoredPlane`
-    strict : a missing chunk of the source is an error
-    """
-
-    image: PlannedImage
-    layout: ImageLayout
-    work: str
-    scratch: str
-    classes: tuple[tuple[int, str], ...]
-    multilabel: bool
-    settings: ObjectSettings
-    strict: bool
-
-    @property
-    def plane(self) -> tuple[int, int]:
-        return self.image.height, self.image.width
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        return tuple(name for name in DOUBTS if name in self.layout.channels)
-
-    @property
-    def channels(self) -> range:
-        """All channels of the source, also those that the ensemble does not see."""
-        return range(self.image.shape[self.image.axes.index("c")] if "c" in self.image.axes else 1)
-
-    @property
-    def names_layout(self) -> ImageLayout:
-        """Where the names of objects are kept until they are numbered."""
-        return replace(self.layout, url=self.scratch, labels_url=self.scratch, labels_ngff="0.5")
-
-    def rows_url(self, region: int) -> str:
-        return storage.join(self.scratch, "rows", f"{region:08d}.parquet")
-
-    def known_url(self, class_name: str, t: int, z: int) -> str:
-        return storage.join(self.scratch, "known", f"{class_name}-{t}-{z}")
-
-    @property
-    def table_url(self) -> str:
-        return storage.join(self.work, "objects.parquet")
-
-
-class ImageObjects(BaseModel):
-    """How many objects an image has.
-
-    Attributes
-    ----------
-    counts : per class
-    most : of a class in a plane
-    maps : columns of means of the image's table
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    counts: dict[str, int]
-    most: dict[str, int]
-    maps: list[str]
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
-
-    def label_image(self, class_name: str) -> LabelImage:
-        return LabelImage(class_name, "uint32" if self.most[class_name] <= np.iinfo(np.uint32).max else "uint64")
 
 
 @dataclass(frozen=True)
@@ -169,18 +94,49 @@ def find_in_region(job: ObjectJob, region: int) -> None:
         return
     place = job.image.locate(region)
     plane = StoredPlane(job.layout, place.t, place.z, multilabel=job.multilabel)
-    columns = [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
-    tables = []
-    for value, name in job.classes:
-        found = label_region(partial(plane.crop, value=value), place.window, job.plane, job.settings)
-        _write_names(job, name, place, found.names)
-        if found.around.any():
-            maps = _maps(job, plane, place, found.crop)
-        else:  # nothing is read where there is nothing to measure
-            maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
-        by_number = {str(index): values for index, values in enumerate(maps)}
-        tables.append(region_table(object_rows(found, place.window, job.plane, by_number), value, columns))
+    if job.method == "components":
+        tables = _components(job, plane, place, region)
+    else:
+        tables = [_converging(job, plane, place, value, name) for value, name in job.classes]
     write_rows(job.rows_url(region), pa.concat_tables(tables))
+
+
+def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: int, name: str) -> pa.Table:
+    """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
+    read = partial(plane.crop, value=value)
+    if job.method == "watershed":
+        foreground = partial(plane.foreground, value=value)
+        read = partial(distance_crop, foreground, plane=job.plane, diameter=job.settings.diameter)
+    found = label_region(read, place.window, job.plane, job.settings)
+    _write_names(job, name, place, found.names)
+    columns = _columns(job)
+    if found.around.any():
+        maps = _maps(job, plane, place, found.crop)
+    else:  # nothing is read where there is nothing to measure
+        maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
+    rows = object_rows(found, place.window, job.plane, {str(index): values for index, values in enumerate(maps)})
+    if job.method == "watershed":
+        rows["flow_error"] = np.nan  # there are no flows to be wrong
+    return region_table(rows, value, columns)
+
+
+def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: int) -> list[pa.Table]:
+    """Rows of the components that are within the region; what it has of others is kept until all regions are done."""
+    read = cache(lambda: _maps(job, plane, place, place.window))
+    columns, wide, found = _columns(job), around(place.window, job.plane), {}
+    for value, name in job.classes:
+        foreground = plane.foreground(wide, value)
+        found[value] = label_pieces(foreground, place.window, job.plane, read, job.settings.minimum_size)
+        _write_names(job, name, place, found[value].names)
+    if job.image.grid.count > 1:
+        write_pieces(job, region, found)
+    rows = {value: component_rows(one.whole, job.plane, columns) for value, one in found.items()}
+    return [region_table(frame, value, columns) for value, frame in rows.items()]
+
+
+def _columns(job: ObjectJob) -> list[str]:
+    """Of means, channels by their numbers."""
+    return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
 
 
 def _write_names(job: ObjectJob, name: str, place: RegionPlace, names: NDArray[np.uint64]) -> None:
@@ -212,7 +168,10 @@ def number_objects(job: ObjectJob) -> None:
     with table_writer(job.table_url, schema) as writer:
         for first in range(0, job.image.regions, per_plane):
             place = job.image.locate(first)
-            regions = find_rows([job.rows_url(region) for region in range(first, first + per_plane)])
+            urls = [job.rows_url(region) for region in range(first, first + per_plane)]
+            if job.method == "components" and per_plane > 1:
+                urls.append(unite_pieces(job, first, _columns(job)))
+            regions = find_rows(urls)
             for value, name in job.classes:
                 known = known_names(regions, value)
                 _write_known(job.known_url(name, place.t, place.z), known)
@@ -258,6 +217,8 @@ def label_pixels(job: ObjectJob, region: int) -> None:
             stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
             known = np.load(io.BytesIO(storage.read_bytes(job.known_url(name, place.t, place.z))), allow_pickle=False)
         names = np.asarray(stored, dtype=np.uint64)
+        if job.method == "components" and job.image.grid.count > 1:
+            names = joined_names(job.joined_url(name, place.t, place.z), names)
         labels = numbered(names, known)
         if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
             raise RuntimeError(f"region {region} has an object without a row")
@@ -276,7 +237,7 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
         write_label_pyramid(job.layout, found.label_image(name))
     _write_json(storage.join(job.work, "done.json"), found)
     with storage_errors(job.scratch):
-        for folder in ("labels", "rows", "known"):
+        for folder in ("labels", "rows", "pieces", "known"):
             remove_folder(storage.join(job.scratch, folder))
     return found
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from cluster.executor import TaskResult, Tasks
 from cluster.lock import output_lock
+from cluster.object_job import ImageObjects, ObjectJob
 from cluster.object_results import WORK, ObjectsRequest, Results
 from cluster.object_rows import unite
 from cluster.object_tasks import (
-    ImageObjects,
-    ObjectJob,
     find_all,
     find_in_region,
     finish_objects,
@@ -65,27 +64,38 @@ def find_objects(request: ObjectsRequest, reporter: Reporter) -> Outcome:
     storage.check_writable(request.out)
     results = Results(request)
     with output_lock(request.out, uuid.uuid4().hex[:12]):
-        content = _earlier(results)
-        if content is None:
-            _clear(request.out)
-            content = results.defining | {"command": "objects", "started": datetime.now(UTC).isoformat()}
-        elif content["outcome"] == "complete":
-            return Outcome(request.out, "complete", "", content["images"], content["summary"])
-        content |= {"finished": None, "outcome": "running"} | surroundings()
-        content |= {"run": {"executor": request.executor, "address": request.address}}
-        _write(request.out, content)
-        outcome = _carry_out(results, reporter)
-        outcome.summary = _summary(results, outcome.rows, content["started"])
-        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
-        if outcome.state != "interrupted":
-            _write(request.out, content | {"summary": outcome.summary, "images": outcome.rows})
-        if outcome.state == "complete":  # or else another run goes on with the images that are open
-            with storage_errors(request.out):
-                remove_folder(storage.join(request.out, WORK[0]))
-        return outcome
+        return make_objects(results, reporter)
 
 
-def _earlier(results: Results) -> dict[str, Any] | None:
+def make_objects(results: Results, reporter: Reporter, *, keep_other: bool = False) -> Outcome:
+    """As `find_objects`, for a caller that holds the output.
+
+    Parameters
+    ----------
+    keep_other : whether objects of this very run stay as they are where they are complete, whatever their settings
+    """
+    request = results.request
+    content = _earlier(results, keep_other=keep_other)
+    if content is None:
+        _clear(request.out)
+        content = results.defining | {"command": "objects", "started": datetime.now(UTC).isoformat()}
+    elif content["outcome"] == "complete":
+        return Outcome(request.out, "complete", "", content["images"], content["summary"])
+    content |= {"finished": None, "outcome": "running"} | surroundings()
+    content |= {"run": {"executor": request.executor, "address": request.address}}
+    _write(request.out, content)
+    outcome = _carry_out(results, reporter)
+    outcome.summary = _summary(results, outcome.rows, content["started"])
+    content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
+    if outcome.state != "interrupted":
+        _write(request.out, content | {"summary": outcome.summary, "images": outcome.rows})
+    if outcome.state == "complete":  # or else another run goes on with the images that are open
+        with storage_errors(request.out):
+            remove_folder(storage.join(request.out, WORK[0]))
+    return outcome
+
+
+def _earlier(results: Results, *, keep_other: bool) -> dict[str, Any] | None:
     """The record of an earlier run that this one goes on with, or that leaves nothing to do."""
     out = results.request.out
     url = storage.join(out, RECORD)
@@ -93,7 +103,8 @@ def _earlier(results: Results) -> dict[str, Any] | None:
         if not storage.exists(url):
             return None
         known: dict[str, Any] = json.loads(storage.read_bytes(url))
-        if any(known.get(key) != value for key, value in results.defining.items()):
+        other = [key for key, value in results.defining.items() if known.get(key) != value]
+        if other and not (keep_other and other == ["settings"] and known["outcome"] == "complete"):
             return None
         if known["outcome"] == "complete":
             same = [row["name"] for row in known["images"]] == results.table.names
@@ -124,7 +135,7 @@ def _summary(results: Results, rows: list[dict[str, Any]], started: str) -> dict
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "failed", "open")}
     objects = {name: sum(row["objects"].get(name, 0) for row in rows) for name in results.classes}
     seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
-    return {"images": len(rows), **counts, "objects": objects, "seconds": seconds}
+    return {"images": len(rows), **counts, "method": results.method, "objects": objects, "seconds": seconds}
 
 
 def _finished(results: Results) -> dict[int, ImageObjects]:

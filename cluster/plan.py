@@ -45,6 +45,7 @@ class RunContext(BaseModel):
     session : names this attempt at the run
     threads : of torch, per actor on CPU
     trust_code : whether code that a member's package brings along may run
+    thumbnails : whether each image gets one when it is finished
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +57,7 @@ class RunContext(BaseModel):
     session: str
     threads: int = 1
     trust_code: bool = False
+    thumbnails: bool = True
 
     @property
     def table_url(self) -> str:

@@ -20,8 +20,10 @@ from cluster.ledger import Finished, Ledger, clear_attempts
 from cluster.lock import output_lock
 from cluster.placement import estimate_memory, place, require_devices
 from cluster.plan import ResolvedSettings, RunContext, cost, layout_of, plan_images, resolve
+from cluster.predicted_objects import add_objects, with_objects
 from cluster.record import RunRecord, clear_output, open_output, write_features, write_scores
-from cluster.request import Forecast, Outcome, PredictRequest, Reporter
+from cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
+from cluster.sentinels import check_sentinels
 from cluster.serial import SerialExecutor
 from cluster.statistics import measure_image, measures_of
 from cluster.stopping import STOPPED, stoppable
@@ -49,8 +51,10 @@ class _Job:
 
 
 @stoppable()
-def predict(request: PredictRequest, reporter: Reporter) -> Outcome:
+def predict(request: PredictRequest, reporter: Reporter, of_objects: Reporter | None = None) -> Outcome:
     """Run an ensemble over sources; the same call again goes on where an earlier one was cut short.
+
+    Objects, where they are asked for, are made when all images are done; `of_objects` is told how that goes on.
 
     Raises
     ------
@@ -64,20 +68,15 @@ def predict(request: PredictRequest, reporter: Reporter) -> Outcome:
     job = _plan(request, reporter)
     name = uuid.uuid4().hex[:12]
     with output_lock(request.out, name):
-        failed = [image.name for image in job.failures]
-        record = RunRecord.of(request, job.ensemble, job.settings, job.table, failed, started)
-        fresh = open_output(record, request.out, overwrite=request.overwrite)
+        record, fresh = _open(job, started)
         with _executor(job, reporter) as (executor, _):
             # Nothing is removed before the ensemble was tried.
-            if fresh:
-                clear_output(request.out)
-            _check_in_place(job, fresh=fresh)
-            context = _context(job, name)
-            # The record first: an output with anything in it is known as ours however soon the run ends.
-            record.write(request.out)
-            job.table.write(context.table_url)
-            clear_attempts(request.out)
-            return _Run(job, context, executor, reporter, record).carry_out()
+            run = _begin(job, record, name, executor, reporter, fresh=fresh)
+            check_sentinels(request, job.ensemble, job.settings, reporter, lambda inner: _within(inner, name, executor))
+            outcome = run.carry_out()
+            if job.request.objects != "none" and outcome.state != "interrupted":
+                add_objects(job.request, outcome, record, of_objects or Silent())
+            return outcome
 
 
 def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
@@ -91,6 +90,7 @@ def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
 def _plan(request: PredictRequest, reporter: Reporter) -> _Job:
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
+    request = with_objects(request, ensemble)
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")
     failures: list[FailedImage] = []
@@ -105,6 +105,34 @@ def _plan(request: PredictRequest, reporter: Reporter) -> _Job:
     return _Job(request, ensemble, settings, ImageTable.collect(planned()), failures)
 
 
+def _open(job: _Job, started: float) -> tuple[RunRecord, bool]:
+    """The record of a run, and whether its output is new; raises RefusedError where that holds other results."""
+    failed = [image.name for image in job.failures]
+    record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started)
+    return record, open_output(record, job.request.out, overwrite=job.request.overwrite)
+
+
+def _begin(job: _Job, record: RunRecord, name: str, executor: Executor, reporter: Reporter, *, fresh: bool) -> _Run:
+    """Make the output that of this run."""
+    out = job.request.out
+    if fresh:
+        clear_output(out)
+    _check_in_place(job, fresh=fresh)
+    context = _context(job, name)
+    # The record first: an output with anything in it is known as ours however soon the run ends.
+    record.write(out)
+    job.table.write(context.table_url)
+    clear_attempts(out)
+    return _Run(job, context, executor, reporter, record)
+
+
+def _within(request: PredictRequest, name: str, executor: Executor) -> Outcome:
+    """A small run on what carries out another one, in a folder of its output."""
+    job = _plan(request, Silent())
+    record, fresh = _open(job, time.time())
+    return _begin(job, record, name, executor, Silent(), fresh=fresh).carry_out()
+
+
 def _context(job: _Job, name: str) -> RunContext:
     return RunContext(
         out=job.request.out,
@@ -113,6 +141,7 @@ def _context(job: _Job, name: str) -> RunContext:
         settings=job.settings,
         session=name,
         trust_code=job.ensemble.trust_code,
+        thumbnails=job.request.run.thumbnails,
     )
 
 

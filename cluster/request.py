@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +22,7 @@ class PredictRequest(BaseModel):
     sources : paths and URLs as typed
     ensemble, out : URLs
     overwrite : start anew where `out` holds the results of other settings
+    objects : what makes objects of the results when they are done; see `cluster.predicted_objects`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,7 @@ class PredictRequest(BaseModel):
     settings: ResultSettings = ResultSettings()
     run: RunSettings = RunSettings()
     overwrite: bool = False
+    objects: Literal["auto", "none", "flows", "watershed", "components"] = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,8 @@ class RunSettings(BaseModel):
     placement : all members in every actor, or groups of members in stages; None lets the planner choose
     stages : groups of members where the placement is staged
     trust_code : whether code that a member's package brings along may run
+    thumbnails : whether each image gets one for the report, when it is finished
+    sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,3 +86,5 @@ class RunSettings(BaseModel):
     placement: Literal["replicated", "staged"] | None = None
     stages: int = Field(default=2, ge=2)
     trust_code: bool = False
+    thumbnails: bool = True
+    sentinels: Literal["check", "warn", "skip"] = "check"

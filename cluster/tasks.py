@@ -79,7 +79,8 @@ def started_tasks(
     if executor == "serial" or not count:
         yield SerialTasks(), 1
         return
-    reporter.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
+    if not ray.is_initialized():
+        reporter.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     cores = max(1, session.start(address, staged=False).cpus)
     try:
         # Twice as many as cores, so that a core that is done has the next one at hand.

@@ -152,8 +152,9 @@ def ensemble_url(url: str) -> str:
 
 
 def content_hash(spec: EnsembleSpec) -> str:
-    """Names what defines the results: everything but `about`; weights by their own hashes."""
-    canonical = json.dumps(spec.model_dump(mode="json", exclude={"about"}), sort_keys=True, separators=(",", ":"))
+    """Names what defines the results: everything but `about` and `sentinels`; weights by their own hashes."""
+    content = spec.model_dump(mode="json", exclude={"about", "sentinels"})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

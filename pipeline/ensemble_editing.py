@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline import ensemble_weights, storage
 from pipeline.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
 from pipeline.ensemble_creation import Wanted, check_fit, new_content
-from pipeline.ensemble_spec import EnsembleSpec
+from pipeline.ensemble_spec import EnsembleSpec, Sentinel
 from pipeline.errors import RefusedError
 from pipeline.members.contract import MemberEntry
 from pipeline.members.described import Described
@@ -88,7 +88,7 @@ def add(
         if not link and not is_id:
             entry["weights"] = ensemble_weights.bring(entry["weights"], _folder(url), entry["sha256"])
     ensemble = _write(url, content | {"members": before + entries}, trust_code=trust_code)
-    notes = [note for each in described for note in _notes(ensemble, each)]
+    notes = [note for each in described for note in _notes(ensemble, each)] + _stale(ensemble)
     return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(notes))
 
 
@@ -113,13 +113,22 @@ def remove(url: str, which: Sequence[str], *, delete: bool = False) -> Edited:
     if delete:
         for weights in sorted(set(gone) - {entry["weights"] for entry in left}):
             ensemble_weights.delete(weights, old.folder)
-    return Edited(ensemble, removed=tuple(gone))
+    return Edited(ensemble, removed=tuple(gone), notes=tuple(_stale(ensemble)))
 
 
 def migrate(url: str) -> Edited:
     """Write ``ensemble.yaml`` in the present format; what it says, and its hash, stay the same."""
     old = read_ensemble(url)
     return Edited(_write(old.url, written(old.spec), trust_code=False))
+
+
+def set_sentinel(url: str, sentinel: Sentinel) -> Edited:
+    """Write a sentinel into ``ensemble.yaml``, in place of one of the same name; the ensemble's hash stays the same."""
+    old = read_ensemble(url)
+    content = written(old.spec)
+    others = [entry for entry in content.get("sentinels", []) if entry["name"] != sentinel.name]
+    added = sentinel.model_dump(mode="json", exclude_none=True)
+    return Edited(_write(old.url, content | {"sentinels": [*others, added]}, trust_code=False))
 
 
 def file_format(ensemble: Ensemble) -> str:
@@ -210,6 +219,17 @@ def _notes(ensemble: Ensemble, described: Described) -> list[str]:
     if licence and licence != spec.about.licence:
         notes.append(f"{weights} has the licence {licence}, the ensemble says {spec.about.licence or 'nothing of it'}")
     return notes
+
+
+def _stale(ensemble: Ensemble) -> list[str]:
+    """What must be measured again after the members changed."""
+    if not ensemble.spec.sentinels:
+        return []
+    names = ", ".join(sentinel.name for sentinel in ensemble.spec.sentinels)
+    return [
+        f"the Dice of sentinels was measured before this change ({names}); measure it again with `chorus ensemble "
+        "sentinel`, or `chorus predict` refuses to go on where it moved"
+    ]
 
 
 def _position(ensemble: Ensemble, text: str) -> int:

@@ -53,6 +53,42 @@ class InputEntry(Strict):
     normalisation: Normalisation
 
 
+class SentinelSettings(Strict):
+    """How a sentinel's Dice was measured.
+
+    Attributes
+    ----------
+    tile, overlap, augmentations : with others Dice may be another, and shows no fault
+    precision, device : for people; another one must not move Dice by more than the tolerance
+    """
+
+    tile: int
+    overlap: float
+    augmentations: list[str]
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+class Sentinel(Strict):
+    """A labelled image that every run processes first, to see that the ensemble still gives what it gave.
+
+    Attributes
+    ----------
+    image : path of an OME-Zarr image, relative to ``ensemble.yaml``
+    label : name of the label image inside it
+    dice : by foreground class, 0 to 1
+    tolerance : by how much Dice may move
+    measured : None where it was with the ensemble's own settings
+    """
+
+    name: str = Field(min_length=1)
+    image: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+    dice: dict[str, float] = Field(min_length=1)
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+    measured: SentinelSettings | None = None
+
+
 class EnsembleSpec(Strict):
     """``ensemble.yaml`` as written.
 
@@ -63,6 +99,7 @@ class EnsembleSpec(Strict):
     flows : whether members give flows (dy, dx) after the classes, 5 times the unit vector
     tile, overlap, augmentations : how members see an image, unless a run says otherwise
     about : where the ensemble comes from and what it is for; it does not change a result
+    sentinels : labelled images that every run is tried on; they do not change a result either
     """
 
     format: Literal["chorus-ensemble/2"]
@@ -76,6 +113,7 @@ class EnsembleSpec(Strict):
     augmentations: list[str] = Field(default_factory=lambda: list(FLIPS), min_length=1)
     members: list[AnyMember] = Field(min_length=1)
     about: About = About()
+    sentinels: list[Sentinel] = Field(default_factory=list)
 
     @field_validator("augmentations")
     @classmethod
@@ -91,6 +129,12 @@ class EnsembleSpec(Strict):
             raise ValueError("classes: two classes have the same name")
         if self.activation == "sigmoid" and len(self.classes) > 17:
             raise ValueError("classes: at most 16 foreground classes with activation sigmoid")
+        if len({sentinel.name for sentinel in self.sentinels}) != len(self.sentinels):
+            raise ValueError("sentinels: two sentinels have the same name")
+        foreground = {c.name for c in self.classes[1:]}
+        for sentinel in self.sentinels:
+            if unknown := sorted(sentinel.dice.keys() - foreground):
+                raise ValueError(f"sentinels: {sentinel.name} has a Dice of {unknown[0]}, which is no foreground class")
         return self
 
 

@@ -94,7 +94,8 @@ def finish(
         for index in range(image.grid.count):
             window = image.grid.window(index)
             inside = window.y.slice, window.x.slice
-            write_region(layout, t, z, window, maps[:, *inside], semantic[inside])
+            kept = maps[:, *inside] if layout.channels else None
+            write_region(layout, t, z, window, kept, semantic[inside])
     write_pyramid(layout)
     Ledger(str(out)).record_image(image.name, ImageRecord(row={}))
 
@@ -107,7 +108,8 @@ def _maps(
     other = {"uncertainty": doubt[0], "epistemic": doubt[1], "aleatoric": doubt[1]}
     other |= {"flow:y": flows[0], "flow:x": flows[1]}
     probability = {f"probability:{name}": np.where(semantic == value, 0.75, 0.25) for name, value in values.items()}
-    return np.stack([(probability | other)[channel] for channel in channels]).astype(np.float32)
+    found = [(probability | other)[channel] for channel in channels]
+    return np.array(found, np.float32).reshape(len(found), *semantic.shape)
 
 
 def run(out: Path, **settings: Any) -> Outcome:

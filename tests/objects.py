@@ -1,4 +1,4 @@
-"""Planes of objects with their flows, and the objects of a plane by plain loops: no code of the package."""
+"""Planes of objects with their flows, and their paths and objects by arrays and plain loops: no code of the package."""
 
 from __future__ import annotations
 
@@ -38,16 +38,53 @@ def cropped(foreground: NDArray[np.bool_], flows: NDArray[np.float32], window: W
     return Crop(foreground[inside], flows[:, *inside], window, (height, width))
 
 
+def paths_by_arrays(crop: Crop, steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Where the foreground pixels of a crop are after all steps, (y, x), and which were never in an open cell."""
+    height, width = crop.foreground.shape
+    vectors = np.pad(_unit_vectors(crop.foreground, crop.flows), ((0, 0), (0, 1), (0, 1)))
+    last = (max(0, height - 2), float(height > 1)), (max(0, width - 2), float(width > 1))
+    y, x = (found.astype(np.int64) for found in np.nonzero(crop.foreground))
+    cell_y, cell_x = np.minimum(y, last[0][0]), np.minimum(x, last[1][0])
+    part_y, part_x = (y - cell_y).astype(np.float32), (x - cell_x).astype(np.float32)
+    top, bottom, left, right = crop.open_sides
+    known = np.ones(len(y), bool)
+    for step in range(steps + 1):
+        known &= ~((top & (cell_y == 0)) | (bottom & (cell_y == last[0][0])))
+        known &= ~((left & (cell_x == 0)) | (right & (cell_x == last[1][0])))
+        if step == steps:
+            break
+        above = vectors[:, cell_y, cell_x] * (1 - part_x) + vectors[:, cell_y, cell_x + 1] * part_x
+        below = vectors[:, cell_y + 1, cell_x] * (1 - part_x) + vectors[:, cell_y + 1, cell_x + 1] * part_x
+        dy, dx = above * (1 - part_y) + below * part_y
+        cell_y, part_y = _advanced(cell_y, part_y + dy, *last[0])
+        cell_x, part_x = _advanced(cell_x, part_x + dx, *last[1])
+    return cell_y + (part_y >= 0.5), cell_x + (part_x >= 0.5), known
+
+
+def _advanced(
+    cell: NDArray[np.int64], part: NDArray[np.float32], last: int, last_part: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    whole = np.floor(part)
+    cell, part = cell + whole.astype(np.int64), part - whole
+    beyond = (cell > last) | ((cell == last) & (part > last_part))
+    part = np.where(cell < 0, np.float32(0), np.where(beyond, np.float32(last_part), part))
+    return np.clip(cell, 0, last), part
+
+
+def _unit_vectors(foreground: NDArray[np.bool_], flows: NDArray[np.floating]) -> NDArray[np.float32]:
+    vectors = np.where(foreground & np.isfinite(flows).all(axis=0), flows, 0).astype(np.float32) / np.float32(5)
+    length = np.sqrt(vectors[0] * vectors[0] + vectors[1] * vectors[1])
+    tiny = np.float32(1e-3)
+    return np.where(length < tiny, np.float32(0), vectors / np.maximum(length, tiny))
+
+
 def objects_by_loops(
     foreground: NDArray[np.bool_], flows: NDArray[np.float32], steps: int, minimum_size: int, largest_hole: int
 ) -> NDArray[np.uint64]:
     """Names of the objects of a whole plane: y * width + x + 1 of the seed."""
     height, width = foreground.shape
     one = np.float32(1)
-    vectors = np.where(foreground & np.isfinite(flows).all(axis=0), flows, 0).astype(np.float32) / np.float32(5)
-    length = np.sqrt(vectors[0] * vectors[0] + vectors[1] * vectors[1])
-    tiny = np.float32(1e-3)
-    vectors = np.where(length < tiny, np.float32(0), vectors / np.maximum(length, tiny))
+    vectors = _unit_vectors(foreground, flows)
 
     def at(y: int, x: int) -> NDArray[np.float32]:
         return vectors[:, min(y, height - 1), min(x, width - 1)]

@@ -27,6 +27,7 @@ from scipy import ndimage
 
 from pipeline.geometry import Span, Window
 from pipeline.instances.dynamics import Crop, FlowField, steps_for
+from pipeline.instances.flow_error import flow_errors
 from pipeline.instances.seeds import REACH, find_seeds
 
 # What a crop must reach beyond paths: the reach of seeds, and the outermost cells.
@@ -41,10 +42,12 @@ class ObjectSettings:
     ----------
     diameter : typical one, in pixels of the plane; sets how far paths lead, and the first halo
     minimum_size : objects of fewer pixels are removed
+    flow_error : objects of a larger flow error are removed, before holes are filled; None keeps all
     """
 
     diameter: float = 30.0
     minimum_size: int = 15
+    flow_error: float | None = None
 
     @property
     def steps(self) -> int:
@@ -76,12 +79,15 @@ class RegionObjects:
     crop : the window that was needed
     around : (y, x) int32 objects of the crop, 0 for background; right for those that have a pixel in the region
     anchors : (objects + 1,) uint64, the names of 0 (background) and of 1, 2, ...
+    flow_errors : (objects + 1,) float64, of each before its holes are filled, NaN where there is none;
+        see `pipeline.instances.flow_error`
     """
 
     names: NDArray[np.uint64]
     crop: Window
     around: NDArray[np.int32]
     anchors: NDArray[np.uint64]
+    flow_errors: NDArray[np.float64]
 
 
 def label_region(
@@ -96,9 +102,9 @@ def label_region(
     halo = settings.first_halo
     while True:
         crop = read(_around(region, plane, halo))
-        objects, anchors, certain = _label(crop, region, settings, enough=halo >= settings.widest_halo)
-        if certain:
-            return RegionObjects(anchors[objects[_inner(crop.window, region)]], crop.window, objects, anchors)
+        found = _label(crop, region, settings, enough=halo >= settings.widest_halo)
+        if found is not None:
+            return found
         halo = min(2 * halo, settings.widest_halo)
 
 
@@ -118,35 +124,48 @@ def _inner(crop: Window, region: Window) -> tuple[slice, slice]:
     )
 
 
-def _label(
-    crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool
-) -> tuple[NDArray[np.int32], NDArray[np.uint64], bool]:
-    """Objects of the crop, their names, and whether the region's are certain: `enough` says that they must be."""
+def _label(crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool) -> RegionObjects | None:
+    """The objects of a region, or None where the crop does not say for certain; `enough` says that it must."""
     inner = _inner(crop.window, region)
-    objects, anchors, unknown = _gathered(crop, settings)
+    field = FlowField(crop)
+    objects, anchors, unknown = _gathered(crop, field, settings)
     if enough:  # what is unknown is too far away to matter
         unknown[:] = False
-    certain = not unknown[inner].any()
+    if unknown[inner].any():
+        return None
+    # An object of which one pixel is known is whole within the crop, so that all regions measure the same. The others
+    # are nothing yet.
     sizes = np.bincount(objects.ravel(), minlength=len(anchors))
-    small = sizes < settings.minimum_size
-    small[0] = False
-    objects[small[objects]] = 0
-    certain &= _fill_holes(objects, unknown, crop, inner, settings.largest_hole)
-    return objects, anchors, certain or enough
+    known = sizes > np.bincount(objects[unknown], minlength=len(anchors))
+    _remove(objects, ~known | (sizes < settings.minimum_size))
+    errors = flow_errors(objects, len(anchors) - 1, field.vectors)
+    if settings.flow_error is not None:
+        _remove(objects, errors > settings.flow_error)
+    certain = _fill_holes(objects, unknown, crop, inner, settings.largest_hole)
+    if not certain and not enough:
+        return None
+    return RegionObjects(anchors[objects[inner]], crop.window, objects, anchors, errors)
 
 
-def _gathered(crop: Crop, settings: ObjectSettings) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.bool_]]:
+def _remove(objects: NDArray[np.int32], which: NDArray[np.bool_]) -> None:
+    """Make objects background; `which` is (objects + 1,), and 0 stays."""
+    if which.any():
+        objects[:] = np.where(which, 0, np.arange(len(which), dtype=np.int32))[objects]
+
+
+def _gathered(
+    crop: Crop, field: FlowField, settings: ObjectSettings
+) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.bool_]]:
     """Objects 0 to n of the crop, their names, and the foreground pixels of which the object is not known."""
     shape = crop.foreground.shape
-    field = FlowField(crop)
     paths = field.follow(settings.steps)
-    ends = np.bincount((paths.end_y * shape[1] + paths.end_x)[paths.known], minlength=crop.foreground.size)
+    ends = np.bincount(paths.ends[paths.known], minlength=crop.foreground.size)
     seeds = find_seeds(ends.reshape(shape))
     objects, unknown = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    objects[paths.y, paths.x] = np.where(paths.known, seeds.owner[paths.end_y, paths.end_x], 0)
+    objects.ravel()[paths.pixels] = np.where(paths.known, seeds.owner.ravel()[paths.ends], 0)
     if any(crop.open_sides):
-        uncertain = ndimage.maximum_filter(field.reached_from_outside(), size=2 * REACH + 1, mode="constant")
-        unknown[paths.y, paths.x] = ~paths.known | uncertain[paths.end_y, paths.end_x]
+        uncertain = field.near_outside(REACH)
+        unknown.ravel()[paths.pixels] = ~paths.known | uncertain.ravel()[paths.ends]
     y, x = seeds.y + crop.window.y.start, seeds.x + crop.window.x.start
     names = np.concatenate([[0], y * crop.plane[1] + x + 1]).astype(np.uint64)
     return objects, names, unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ FLOW_CHANNELS = ("flow:y", "flow:x")
 
 
 class StoredPlane:
-    """One plane of an image whose flows were saved.
+    """One plane of an image; its flows can be read where they were saved.
 
     Parameters
     ----------
@@ -36,20 +37,26 @@ class StoredPlane:
 
     def __init__(self, layout: ImageLayout, t: int, z: int, *, multilabel: bool) -> None:
         self._layout, self._t, self._z = layout, t, z
-        self._posterior = open_posterior(layout.url)
         self._labels = None if multilabel else open_labels(layout.labels_url)
         self._flows: tuple[Window, NDArray[np.floating[Any]]] | None = None
+
+    @cached_property
+    def _posterior(self) -> zarr.Array[Any]:
+        return open_posterior(self._layout.url)
 
     def crop(self, window: Window, value: int) -> Crop:
         """What is known of class `value` (1, 2, ...) in a window; raises ImageError where it cannot be decoded."""
         if self._flows is None or self._flows[0] != window:  # the next class mostly asks for the same one
             self._flows = window, self.maps(window, FLOW_CHANNELS)
+        plane = self._layout.height, self._layout.width
+        return Crop(self.foreground(window, value), self._flows[1], window, plane)
+
+    def foreground(self, window: Window, value: int) -> NDArray[np.bool_]:
+        """Where class `value` is, (y, x) bool of a window; raises ImageError as `crop`."""
         if self._labels is None:
             name = f"probability:{self._layout.classes[value].name}"
-            foreground = self.maps(window, [name])[0] >= 0.5
-        else:
-            foreground = self._read(self._labels, self._layout.axes, window).reshape(window.shape) == value
-        return Crop(foreground, self._flows[1], window, (self._layout.height, self._layout.width))
+            return np.asarray(self.maps(window, [name])[0] >= 0.5)
+        return np.asarray(self._read(self._labels, self._layout.axes, window).reshape(window.shape) == value)
 
     def maps(self, window: Window, names: Sequence[str]) -> NDArray[np.floating[Any]]:
         """Channels of the posterior by name, (names, y, x) as stored; raises ImageError as `crop`."""

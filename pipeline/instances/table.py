@@ -40,7 +40,7 @@ def object_rows(
     -------
     Columns: ``name`` (uint64, of the anchor), ``area`` (pixels), ``y0 x0 y1 x1`` (bounding box, half-open), ``y x``
     (centroid), ``eccentricity`` (0 to 1), ``major_axis minor_axis`` (pixels, of the ellipse of equal second moments),
-    ``orientation`` (radians), ``perimeter`` (pixels), ``touches_border`` and the means; sorted by name.
+    ``orientation`` (radians), ``perimeter`` (pixels), ``touches_border``, ``flow_error`` and the means; sorted by name.
     """
     chosen = _first_pixels_inside(found, region)
     numbers = np.zeros(len(found.anchors), np.int32)
@@ -59,6 +59,7 @@ def object_rows(
         rows[column] = measured[key]
     outside = (rows["y0"] == 0) | (rows["x0"] == 0) | (rows["y1"] == plane[0]) | (rows["x1"] == plane[1])
     rows["touches_border"] = outside
+    rows["flow_error"] = found.flow_errors[chosen]
     for index, name in enumerate(maps):
         rows[f"mean:{name}"] = measured[f"intensity_mean:{index}"]
     return rows

@@ -1,51 +1,42 @@
-"""What stands on the report's page: read from ``run.json``, ``scores.parquet`` and the images of a run."""
+"""The page: what stands on it, and where it and its files are written."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import resources
 from typing import Any
 
 import jinja2
-import numpy as np
-import pyarrow.parquet
+from markupsafe import Markup
 
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.ensemble import COLORS
 from pipeline.errors import RefusedError
 from pipeline.layout import ClassInfo
-from pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, Views, draw_image, draw_views
+from pipeline.report import listing, sections
+from pipeline.report.citations import citations
+from pipeline.report.documents import Evaluation, Sentinels, read_document
+from pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, Views, data_uri, draw_image, draw_views
+from pipeline.report.plates import Plates, plates_of
+from pipeline.report.rows import STATUSES, Images, Row, read_images
+from pipeline.report.thumbnails import thumbnail_url, thumbnails_present, write_thumbnail
+from pipeline.trust.shift import Shift
 
-TABLE_ROWS = 500  # a page of more is no page; the rest is in scores.parquet
-_BINS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image of ``scores.parquet``; numbers are None where the run has none."""
-
-    name: str
-    source_url: str
-    status: str
-    message: str
-    uncertainty: float | None
-    epistemic: float | None
-    aleatoric: float | None
-    pairwise_dice: float | None
-    foreground: dict[str, float | None]
+# Names within the page; the list has all.
+_NAMED = 50
+# Of those in which nothing was found.
+_DRAWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An image with its pictures and its rank by uncertainty, 1 for the most."""
+    """An image with its pictures."""
 
     row: Row
-    rank: int
     views: Views
 
 
@@ -57,23 +48,13 @@ class Aside:
     picture: Picture | None
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar of the histogram: its interval of uncertainty, its count, and its height (1 for the tallest)."""
-
-    low: float
-    high: float
-    count: int
-    height: float
-
-
 def write_report(out_url: str, *, top: int = 8) -> str:
-    """Write ``OUT/report/index.html``, one page that holds its pictures and needs nothing beside it.
+    """Write ``OUT/report/index.html`` and, where images are many, what it loads from beside it.
 
     Parameters
     ----------
     out_url : the place of a finished or interrupted run
-    top : how many of the most uncertain images are shown; half as many of the least uncertain
+    top : how many of the images to look at first are shown large; half as many of the last ones
 
     Returns
     -------
@@ -84,19 +65,114 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     ------
     RefusedError
         If `out_url` holds no run.
+    OutputError
+        Where storage does not take the page.
     """
     out = storage.normalise(out_url)
+    notes: list[str] = []
     run = _read_run(storage.join(out, "run.json"))
-    rows = _read_rows(storage.join(out, "scores.parquet"))
+    images = read_images(out, notes)
+    plates = plates_of(images)
+    worst, best = _pictures(out, images, run, top)
+    inline = len(images) <= listing.INLINE
+    small = images.rows(range(len(images))) if inline else [each.row for each in worst + best]
+    present = _thumbnails(out, small, run)
+    data = _page_data(images, plates)
+    if inline:
+        listing.remove_parts(out)
+        found = {row.name: thumbnail_url(out, row.name) for row in small if row.name in present}
+        with storage_errors(out):
+            data["thumbnails"] = {name: data_uri(storage.read_bytes(url)) for name, url in found.items()}
+        data["inline"] = dict(listing.parts(images, plates, present))
+    else:
+        listing.write_parts(out, images, plates, present)
+    content = _content(out, run, images, notes) | {"worst": worst, "best": best, "plates": plates, "data": data}
+    page = _environment().get_template("report.html.j2").render(content)
+    target = storage.join(out, "report", "index.html")
+    with storage_errors(target):
+        storage.write_bytes(target, page.encode())
+    return target
+
+
+def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) -> dict[str, Any]:
+    """What the template names, but for pictures and lists."""
+    ensemble, settings = run["ensemble"], run["settings"]
+    known = sections.known_of(ensemble.get("url"), ensemble.get("hash"), notes)
+    shift = read_document(out, "shift.json", Shift, "chorus shift", notes)
+    evaluation = read_document(out, "evaluation.json", Evaluation, "chorus evaluate", notes)
+    flows = "cellpose" in known.kinds or "flows" in settings.get("save", [])
+    with storage_errors(out):
+        flows = flows or storage.exists(storage.join(out, "objects.json"))
+    empty = images.rows(images.places("empty")[:_NAMED])
+    return {
+        "run": run,
+        "classes": _classes(run)[1:],
+        "images": images,
+        "counts": {status: len(images.places(status)) for status in STATUSES},
+        "raised": sections.flags_raised(images),
+        "review": int(images.table["review"].sum()),
+        "empty": [Aside(row, draw_image(row.source_url)[0] if i < _DRAWN else None) for i, row in enumerate(empty)],
+        "failed": images.rows(images.places("failed")[:_NAMED]),
+        "known": known,
+        "distributions": sections.distributions(images, known.reference),
+        "evaluation": evaluation,
+        "metrics": sections.metrics_shown(evaluation) if evaluation else [],
+        "measured": sections.measured_plots(images),
+        "shift": shift,
+        "shift_tests": sections.shifted_first(shift) if shift else [],
+        "shift_groups": sections.groups_first(shift) if shift else [],
+        "sentinels": read_document(out, "sentinels.json", Sentinels, "chorus predict", notes),
+        "citations": citations(run["chorus"], flows=flows, ensemble=known.about.cite),
+        "notes": notes,
+        "named": _NAMED,
+        "inferno": INFERNO,
+        "scale_top": UNCERTAINTY_TOP,
+    }
+
+
+def _pictures(out: str, images: Images, run: dict[str, Any], top: int) -> tuple[list[Shown], list[Shown]]:
+    """The images to look at first, and for comparison the last ones, the very last on top."""
+    ranked = images.ranked()
+    first = ranked[:top]
+    last = ranked[max(len(first), len(ranked) - (top + 1) // 2) :][::-1]
     classes = _classes(run)
-    ranked = _ranked(rows)
-    best_from = max(min(top, len(ranked)), len(ranked) - max(1, top // 2))
-    shown = [
-        Shown(row, rank, draw_views(row.source_url, storage.join(out, "images", row.name), classes))
-        for rank, row in enumerate(ranked, 1)
-        if rank <= top or rank > best_from
-    ]
-    empty = [row for row in rows if row.status == "empty"]
+
+    def draw(row: Row) -> Shown:
+        result = storage.join(out, "images", row.name)
+        return Shown(row, draw_views(row.source_url, result, classes, labels_url=_labels_url(out, row, run)))
+
+    worst, best = ([draw(row) for row in images.rows(places)] for places in (first, last))
+    return worst, best
+
+
+def _thumbnails(out: str, rows: list[Row], run: dict[str, Any]) -> set[str]:
+    """Names of the images that have a thumbnail; those of `rows` that have none, as of earlier versions, get one."""
+    present, classes = thumbnails_present(out), _classes(run)
+    for row in rows:
+        if row.name not in present and row.status != "failed":
+            write_thumbnail(out, row.name, row.source_url, _labels_url(out, row, run), classes)
+            present.add(row.name)
+    return present
+
+
+def _labels_url(out: str, row: Row, run: dict[str, Any]) -> str:
+    return row.source_url if run["settings"].get("in_place") else storage.join(out, "images", row.name)
+
+
+def _page_data(images: Images, plates: Plates) -> dict[str, Any]:
+    """What the page's script must know before it asks for any part."""
+    return {
+        "count": len(images),
+        "rows": listing.ROWS,
+        "quantities": [{"label": each.label, "digits": each.digits, "first": each.first} for each in images.quantities],
+        "marks": listing.marks_of(images),
+        "plates": plates.names,
+        "limits": plates.limits,
+        "colors": INFERNO,
+    }
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "."),
         autoescape=True,
@@ -104,85 +180,32 @@ def write_report(out_url: str, *, top: int = 8) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "duration": _duration, "moment": _moment}
-    page = environment.get_template("report.html.j2").render(
-        run=run,
-        classes=classes[1:],
-        counts={status: sum(row.status == status for row in rows) for status in ("done", "empty", "failed")},
-        rows=rows,
-        table=(ranked + [row for row in rows if not _is_scored(row)])[:TABLE_ROWS],
-        histogram=_histogram([row.uncertainty for row in ranked if row.uncertainty is not None]),
-        worst=[each for each in shown if each.rank <= top],
-        best=[each for each in reversed(shown) if each.rank > top],
-        empty=[Aside(row, draw_image(row.source_url)[0] if i < top else None) for i, row in enumerate(empty)],
-        failed=[row for row in rows if row.status == "failed"],
-        inferno=INFERNO,
-        scale_top=UNCERTAINTY_TOP,
-        table_rows=TABLE_ROWS,
-    )
-    target = storage.join(out, "report", "index.html")
-    storage.write_bytes(target, page.encode())
-    return target
-
-
-def _read(url: str) -> bytes:
-    try:
-        return storage.read_bytes(url)
-    except OSError as error:
-        sentence = storage.explain(error, url)
-        raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
+    environment.filters |= {
+        "number": _number,
+        "duration": _duration,
+        "moment": _moment,
+        "words": _words,
+        "chance": _chance,
+    }
+    folder = resources.files("pipeline.report")
+    environment.globals |= {name: Markup((folder / f"report.{name}").read_text()) for name in ("css", "js")}
+    return environment
 
 
 def _read_run(url: str) -> dict[str, Any]:
     """``run.json`` with an entry, empty if need be, for each part that the page looks into."""
     try:
-        run = json.loads(_read(url))
+        run = json.loads(storage.read_bytes(url))
+    except OSError as error:
+        sentence = storage.explain(error, url)
+        raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
     except ValueError as error:
         raise RefusedError(f"{url}: is not JSON ({error}); run predict again to mend it") from error
     if not isinstance(run, dict):
         raise RefusedError(f"{url}: is no record of a run; run predict again to mend it")
-    return (
-        {"started": None, "finished": None, "outcome": None, "chorus": None}
-        | run
-        | {part: run.get(part) or {} for part in ("settings", "ensemble", "summary")}
-    )
-
-
-def _read_rows(url: str) -> list[Row]:
-    try:
-        table = pyarrow.parquet.read_table(io.BytesIO(_read(url)))
-    except pyarrow.ArrowInvalid as error:
-        raise RefusedError(f"{url}: is not Parquet ({error}); run predict again to mend it") from error
-    return [_row(values) for values in table.to_pylist()]
-
-
-def _row(values: dict[str, Any]) -> Row:
-    prefix = "foreground_fraction:"
-    image, source = values.get("image") or "", values.get("source") or ""
-    return Row(
-        name=values.get("name") or image or storage.basename(source),
-        source_url=storage.join(source, image),
-        status=values.get("status") or "",
-        message=values.get("message") or "",
-        uncertainty=_finite(values.get("uncertainty")),
-        epistemic=_finite(values.get("epistemic")),
-        aleatoric=_finite(values.get("aleatoric")),
-        pairwise_dice=_finite(values.get("pairwise_dice")),
-        foreground={k.removeprefix(prefix): _finite(v) for k, v in values.items() if k.startswith(prefix)},
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _is_scored(row: Row) -> bool:
-    return row.status == "done" and row.uncertainty is not None
-
-
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Images with an uncertainty, the most uncertain first; equal ones by name."""
-    return sorted(filter(_is_scored, rows), key=lambda row: (-(row.uncertainty or 0.0), row.name))
+    parts = ("settings", "ensemble", "summary", "inputs", "versions", "machine")
+    missing = dict.fromkeys(("started", "finished", "outcome", "chorus"))
+    return missing | {"sources": []} | run | {part: run.get(part) or {} for part in parts}
 
 
 def _classes(run: dict[str, Any]) -> list[ClassInfo]:
@@ -199,20 +222,21 @@ def _classes(run: dict[str, Any]) -> list[ClassInfo]:
     ]
 
 
-def _histogram(values: Sequence[float]) -> list[Bar]:
-    """How often each uncertainty occurs, from 0 to a round number above the largest; empty without values."""
-    if not values:
-        return []
-    top = max(0.04, math.ceil(max(values) * 25) / 25)  # so that quarters of it are whole hundredths
-    counts, edges = np.histogram(values, bins=_BINS, range=(0, top))
-    return [
-        Bar(float(low), float(high), int(count), float(count / counts.max()))
-        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
-
-
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _chance(p: float | None) -> str:
+    return "under 0.001" if p is not None and p < 0.001 else _number(p, 3)
+
+
+def _words(value: Any) -> str:
+    """A setting as a person would write it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def _duration(seconds: float | None) -> str:

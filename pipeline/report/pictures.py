@@ -1,4 +1,4 @@
-"""Small pictures for the report: an image, its predicted outlines and its uncertainty, as data URIs.
+"""Small pictures for the report: an image, its predicted outlines and its uncertainty.
 
 Only a coarse pyramid level is read, so a picture of a whole slide costs as little as one of a field.
 """
@@ -19,8 +19,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from pipeline import storage
 from pipeline.errors import ChorusError, ImageError
-from pipeline.images import find_images
-from pipeline.layout import ClassInfo, FailedImage, Level, SourceImage
+from pipeline.layout import ClassInfo, Level, SourceImage
+from pipeline.ngff import open_image
 
 LONGEST_SIDE = 512
 UNCERTAINTY_TOP = 0.25  # of a variance of probabilities, so the scale is the same in every report
@@ -28,9 +28,10 @@ UNCERTAINTY_TOP = 0.25  # of a variance of probabilities, so the scale is the sa
 # Maps that show doubt, the one that says most first.
 _DOUBT = ("uncertainty", "epistemic", "aleatoric")
 
-# What is read of a level before it is shrunk to LONGEST_SIDE; beyond the second, not even strided.
-_READ_SIDE = 1024
+# Of larger levels nothing is read, not even in steps.
 _READ_PIXELS = 2**28
+# In smaller pictures an outline of two pixels would hide what it surrounds.
+_THIN = 256
 
 # matplotlib's inferno at 0, 0.1, ..., 1.
 INFERNO = (
@@ -69,7 +70,14 @@ class _Plane:
     notes: tuple[str, ...]
 
 
-def draw_views(source_url: str, result_url: str, classes: Sequence[ClassInfo]) -> Views:
+def draw_views(
+    source_url: str,
+    result_url: str,
+    classes: Sequence[ClassInfo],
+    *,
+    labels_url: str | None = None,
+    channel: int = 0,
+) -> Views:
     """The three pictures of one image.
 
     Parameters
@@ -77,35 +85,69 @@ def draw_views(source_url: str, result_url: str, classes: Sequence[ClassInfo]) -
     source_url : the multiscales group that was segmented
     result_url : its results, ``OUT/images/<name>``
     classes : background first; outlines take their colours
+    labels_url : group that has ``labels/semantic``; by default `result_url`
+    channel : of the source, that is shown
     """
+    painted = paint_panels(source_url, result_url, labels_url or result_url, classes, channel, LONGEST_SIDE)
+    names = ", ".join(c.name for c in classes[1:]) or "foreground"
+    said = (
+        f"Microscopy image, {painted.image_name}",
+        f"The same image with the predicted outlines of {names}",
+        f"Map of {painted.doubt_name}; brighter means more doubt",
+    )
+    image, outlines, doubt = (
+        None if pixels is None else _picture(pixels, alt) for pixels, alt in zip(painted.pixels, said, strict=True)
+    )
+    return Views(image, outlines, doubt, painted.doubt_name, painted.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """The pictures of one image as pixels.
+
+    Attributes
+    ----------
+    pixels : image, outlines, doubt: (y, x, 3) uint8, each None where it cannot be drawn
+    image_name, doubt_name : of the channel and of the map; empty where there is none
+    notes : what is not shown, and why
+    """
+
+    pixels: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, NDArray[np.uint8] | None]
+    image_name: str
+    doubt_name: str
+    notes: tuple[str, ...]
+
+
+def paint_panels(
+    source_url: str, result_url: str, labels_url: str, classes: Sequence[ClassInfo], channel: int, longest: int
+) -> Panels:
+    """Paint the three pictures of an image, `longest` pixels on their longer side; see `draw_views`."""
     notes: list[str] = []
-    source = _attempt(lambda: _read_plane(source_url, ()), notes)
-    labels = _attempt(lambda: _read_plane(storage.join(result_url, "labels", "semantic"), ()), notes)
-    doubt = _attempt(lambda: _read_plane(result_url, _DOUBT), notes)
+    source = _attempt(lambda: _read_plane(source_url, (), channel, longest), notes)
+    labels = _attempt(lambda: _read_plane(storage.join(labels_url, "labels", "semantic"), (), 0, longest), notes)
+    doubt = _attempt(lambda: _read_plane(result_url, _DOUBT, 0, longest), notes)
     if doubt is not None and doubt.name not in _DOUBT:
         doubt = None
         notes.append("no uncertainty map was kept in this run")
-    image = outlines = shown = None
+    grey = outlines = shown = None
     if source is not None:
         notes += source.notes
-        grey = _stretch(_shrink(source.pixels))
-        image = _picture(grey, f"Microscopy image, {source.name}")
+        grey = _stretch(_shrink(source.pixels, longest))
         if labels is not None:
-            drawn = _outline(grey, labels.pixels, classes)
-            names = ", ".join(c.name for c in classes[1:]) or "foreground"
-            outlines = _picture(drawn, f"The same image with the predicted outlines of {names}")
+            outlines = _outline(grey, labels.pixels, classes)
     if doubt is not None:
-        shown = _picture(_inferno(_shrink(doubt.pixels)), f"Map of {doubt.name}; brighter means more doubt")
-    return Views(image, outlines, shown, doubt.name if doubt else "", tuple(dict.fromkeys(notes)))
+        shown = _inferno(_shrink(doubt.pixels, longest))
+    names = (source.name if source else "", doubt.name if doubt else "")
+    return Panels((grey, outlines, shown), *names, tuple(dict.fromkeys(notes)))
 
 
 def draw_image(source_url: str) -> tuple[Picture | None, tuple[str, ...]]:
     """The picture of a source image alone, and notes on it."""
     notes: list[str] = []
-    plane = _attempt(lambda: _read_plane(source_url, ()), notes)
+    plane = _attempt(lambda: _read_plane(source_url, (), 0, LONGEST_SIDE), notes)
     if plane is None:
         return None, tuple(notes)
-    return _picture(_stretch(_shrink(plane.pixels)), f"Microscopy image, {plane.name}"), plane.notes
+    return _picture(_stretch(_shrink(plane.pixels, LONGEST_SIDE)), f"Microscopy image, {plane.name}"), plane.notes
 
 
 def _attempt(read: Callable[[], _Plane], notes: list[str]) -> _Plane | None:
@@ -117,23 +159,24 @@ def _attempt(read: Callable[[], _Plane], notes: list[str]) -> _Plane | None:
         return None
 
 
-def _read_plane(url: str, channels: Sequence[str]) -> _Plane:
-    """The first plane of the image group at `url`: of the first of `channels` that it has, else its first channel.
+def _read_plane(url: str, channels: Sequence[str], otherwise: int, longest: int) -> _Plane:
+    """The first plane of the image group at `url`: of the first of `channels` that it has, else channel `otherwise`.
+
+    At least `longest` pixels of its longer side are read, where it has them, and not many more.
 
     Raises
     ------
     ChorusError
         If it is missing or cannot be read.
     """
-    image = next(iter(find_images([url], workers=1)))
-    if isinstance(image, FailedImage):
-        raise ImageError(image.message)
-    channel = next((image.channels.index(name) for name in channels if name in image.channels), 0)
-    level = next((each for each in image.levels if max(_size(image, each)) <= _READ_SIDE), image.levels[-1])
+    image = open_image(url, "image", "", storage.basename(url))
+    channel = next((image.channels.index(name) for name in channels if name in image.channels), otherwise)
+    most = 2 * longest
+    level = next((each for each in image.levels if max(_size(image, each)) <= most), image.levels[-1])
     height, width = _size(image, level)
     if height * width > _READ_PIXELS:
         raise ImageError(f"{url}: has no pyramid level small enough for a picture; add coarser levels to see it here")
-    stride = -(-max(height, width) // _READ_SIDE)
+    stride = -(-max(height, width) // most)
     at: dict[str, int | slice] = {
         "c": channel,
         "y": slice(None, None, stride),
@@ -142,7 +185,8 @@ def _read_plane(url: str, channels: Sequence[str]) -> _Plane:
     try:
         array = zarr.open_array(storage.store(image.url, read_only=True), path=level.path, mode="r")
         pixels = np.asarray(array[tuple(at.get(axis, 0) for axis in image.axes)])
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # Codecs raise types of many libraries, also of levels that the run itself did not read.
         raise ImageError(storage.explain(error, url) or f"{url}: cannot be read ({error})") from error
     notes = _left_out(image, level, channel) if not channels else ()
     return _Plane(pixels, image.channels[channel], notes)
@@ -165,15 +209,15 @@ def _left_out(image: SourceImage, level: Level, channel: int) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of a picture of `shape`: its longer side is LONGEST_SIDE, small images are enlarged."""
-    factor = LONGEST_SIDE / max(shape)
+def _shown_size(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """Height and width of a picture of `shape`: its longer side is `longest`, small images are enlarged."""
+    factor = longest / max(shape)
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
 
-def _shrink(plane: NDArray[Any]) -> NDArray[np.float32]:
+def _shrink(plane: NDArray[Any], longest: int) -> NDArray[np.float32]:
     """`plane` (y, x) at the size of a picture, by averaging."""
-    height, width = _shown_size(plane.shape)
+    height, width = _shown_size(plane.shape, longest)
     resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
     return np.asarray(resized, np.float32)
 
@@ -196,7 +240,8 @@ def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[Cl
     for value, info in enumerate(classes):
         mask = labels == value
         if value and mask.any():
-            drawn[binary_dilation(mask) & ~binary_erosion(mask, border_value=1)] = _rgb(info.color)
+            outer = mask if max(mask.shape) <= _THIN else binary_dilation(mask)
+            drawn[outer & ~binary_erosion(mask, border_value=1)] = _rgb(info.color)
     return drawn
 
 
@@ -213,8 +258,17 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _picture(pixels: NDArray[np.uint8], alt: str) -> Picture:
+def encode(pixels: NDArray[np.uint8], quality: int = 80) -> bytes:
+    """Pixels (y, x, 3) as a WEBP file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="WEBP", quality=80, method=4)
-    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(uri, pixels.shape[1], pixels.shape[0], alt)
+    Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
+def data_uri(webp: bytes) -> str:
+    """A WEBP file as it travels inside a page."""
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
+
+
+def _picture(pixels: NDArray[np.uint8], alt: str) -> Picture:
+    return Picture(data_uri(encode(pixels)), pixels.shape[1], pixels.shape[0], alt)

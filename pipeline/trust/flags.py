@@ -66,9 +66,9 @@ def flag_images(
     Returns
     -------
     A row per image: ``rank`` (1 is to be looked at first; none for failed images), ``name``, ``status``,
-    ``expected_dice``, ``dice_bound``, ``risk`` (upper probability that Dice is below tau), ``p_value``, ``flags`` and
-    ``reasons`` (lists), ``failure_score``, ``strangeness`` (tells p-values at their least apart), and
-    ``sigma:<detector>``.
+    ``expected_dice``, ``dice_bound`` (0 for foreign images), ``risk`` (upper probability that Dice is below tau),
+    ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``strangeness`` (tells p-values at their least
+    apart), and ``sigma:<detector>``.
     """
     tau = reference.tau if below is None else below
     if not 0 < tau < 1:
@@ -90,6 +90,8 @@ def flag_images(
     table["p_value"] = reference.detectors.p_values(sigmas)
     table["strangeness"] = np.where(table["p_value"].isna(), np.nan, reference.detectors.strangeness(sigmas))
     level = max(level, reference.least_p())
+    # No bound holds for what is unlike the reference images, and 0 always does.
+    table["dice_bound"] = table["dice_bound"].mask((table["p_value"] <= level) & table["dice_bound"].notna(), 0.0)
     raised = _raised(table, scores, reference, tau, level)
     table["flags"] = [[name for name in FLAGS if raised[name][row]] for row in range(len(table))]
     table["reasons"] = _reasons(table, scores, sigmas, reference, tau, level)

@@ -70,6 +70,8 @@ class Reference(BaseModel):
     detector_scores, detector_names : what tells foreign images
     notes : what a user should know of it, in sentences
     detectors : the detectors themselves, kept in a file of arrays
+    features : (images, d) float32 encoder features, NaN for images without, kept there too; None without any, and in
+        references of earlier versions
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,6 +92,7 @@ class Reference(BaseModel):
     detector_names: list[str]
     notes: list[str]
     detectors: InstanceOf[Detectors] = Field(exclude=True, repr=False)
+    features: InstanceOf[np.ndarray] | None = Field(default=None, exclude=True, repr=False)
 
     @property
     def images(self) -> int:
@@ -180,6 +183,7 @@ def calibrate_from(
         detector_names=list(detectors.names),
         notes=notes,
         detectors=detectors,
+        features=None if matrix is None else matrix.astype(np.float32),
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.trust.ood import Detectors
 from pipeline.trust.reference import FORMAT, Reference
 
 _ARRAYS = "arrays_sha256"
+_FEATURES = "reference_features"
 
 
 def reference_url(ensemble_url: str) -> str:
@@ -37,7 +38,8 @@ def write_reference(ensemble_url: str, reference: Reference) -> str:
     """
     url = reference_url(ensemble_url)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **reference.detectors.arrays())
+    features = {} if reference.features is None else {_FEATURES: reference.features}
+    np.savez_compressed(buffer, allow_pickle=False, **reference.detectors.arrays(), **features)
     arrays = buffer.getvalue()
     # The hash ties the two files together: one of them may be of an older reference where writing was cut short.
     content = reference.model_dump(mode="json") | {_ARRAYS: hashlib.sha256(arrays).hexdigest()}
@@ -80,8 +82,9 @@ def _parsed(url: str, data: bytes, arrays: bytes) -> Reference:
         if content.pop(_ARRAYS, None) != hashlib.sha256(arrays).hexdigest():
             raise RefusedError(f"{url}: does not go with {storage.basename(_arrays_url(url))} beside it; {again}")
         with np.load(io.BytesIO(arrays), allow_pickle=False) as opened:
-            detectors = Detectors.from_arrays(content["detector_scores"], content["detector_names"], dict(opened))
-        return Reference.model_validate(content | {"detectors": detectors})
+            loaded = dict(opened)
+        detectors = Detectors.from_arrays(content["detector_scores"], content["detector_names"], loaded)
+        return Reference.model_validate(content | {"detectors": detectors, "features": loaded.get(_FEATURES)})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -20,10 +20,10 @@ def test_what_objects_cannot_be_made_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="no results of Chorus"):
         run(tmp_path / "nothing")
     out = write_results(tmp_path / "no-flows", source, ensemble, PLANES, save=["probability"], unfinished=tuple(PLANES))
-    with pytest.raises(
-        RefusedError, match=r"holds no flows, .*--save probability,uncertainty,epistemic,aleatoric,flow"
-    ):
-        run(out)
+    with pytest.raises(RefusedError, match=r"holds no flows; .*--objects flows .*--method watershed or components"):
+        run(out, method="flows")
+    with pytest.raises(RefusedError, match="--flow-error: objects by watershed have no flows"):
+        run(out, flow_error=0.4)
     multilabel = write_ensemble(tmp_path / "multi", classes=3, activation="sigmoid")
     out = write_results(tmp_path / "no-p", source, multilabel, PLANES, save=["flows"], unfinished=tuple(PLANES))
     with pytest.raises(RefusedError, match="holds no probability"):

@@ -203,3 +203,12 @@ def test_a_hundred_thousand_images_are_judged_within_seconds() -> None:
 def test_a_dice_out_of_range_is_refused() -> None:
     with pytest.raises(RefusedError, match="--below 80: give a Dice between 0 and 1"):
         flag_images(simulated(3, seed=0).scores, reference(), below=80)
+
+
+def test_nothing_is_promised_of_a_foreign_image() -> None:
+    known, new = simulated(60, 1), simulated(40, 2, feature_shift=8.0, prefix="new")
+    reference = calibrate_from(known.scores, known.evaluation, known.features, ensemble="hash")
+    judged = flag_images(new.scores, reference, new.features)
+    assert ["foreign" in flags for flags in judged["flags"]] == [True] * 40
+    assert (judged["dice_bound"] == 0).all()
+    assert (judged["expected_dice"] > 0).all()

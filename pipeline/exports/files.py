@@ -1,0 +1,83 @@
+"""Files of any length, written part by part, and the parts themselves while their order is not yet theirs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+
+# Beyond this parts are kept on disk.
+_IN_MEMORY = 64 << 20
+
+
+@contextmanager
+def whole_file(url: str) -> Iterator[IO[bytes]]:
+    """A file to write to and to seek in, which is at `url` when all of it is written, and not before.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    fs, path = storage.filesystem(url)
+    with storage_errors(url):
+        if isinstance(fs, LocalFileSystem):
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            try:
+                with part.open("wb+") as file:
+                    yield file
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+            return
+        with tempfile.NamedTemporaryFile(prefix="chorus-export-") as file:
+            yield file
+            file.flush()
+            fs.put_file(file.name, path)
+
+
+def remove_file(url: str) -> None:
+    """Remove the file at `url`, if there is one; raises OutputError where storage does not let go of it."""
+    fs, path = storage.filesystem(url)
+    with storage_errors(url), suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+class Parts:
+    """Parts that come in any order and are given back in that of their places; many of them wait on disk.
+
+    Parameters
+    ----------
+    count : places, 0 to `count` - 1
+    """
+
+    def __init__(self, count: int) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        self._starts = np.zeros(count, np.int64)
+        self._lengths = np.zeros(count, np.int64)
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def put(self, place: int, data: bytes) -> None:
+        """Keep the part of a place; after all are kept they are given back. Raises OutputError where disk is full."""
+        self._starts[place], self._lengths[place] = self._file.tell(), len(data)
+        with storage_errors(tempfile.gettempdir()):
+            self._file.write(data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start, length in zip(self._starts.tolist(), self._lengths.tolist(), strict=True):
+            self._file.seek(start)
+            yield self._file.read(length)

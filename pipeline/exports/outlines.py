@@ -1,0 +1,227 @@
+"""The objects of an image in the order of doubt: which they are, what they are called, and their outlines.
+
+Rows are read group by group, pixels block by block, so that a slide of millions of objects takes the memory of one
+group and one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.errors import ImageError
+from pipeline.exports.contours import Polygon, polygons
+from pipeline.geometry import Window
+from pipeline.layout import ClassInfo
+from pipeline.reading import open_level, read_window
+
+DOUBTS = {"uncertainty": "U", "epistemic": "E"}
+"""Columns that objects are sorted by, the first that there is, and their letters in names."""
+
+TOP = 0.25
+"""Of a variance of probabilities: the doubt at which colours end."""
+
+# Edge of the blocks in which labels are read; any value gives the same outlines.
+_BLOCK = 1024
+_PLACE = ["t", "z", "class", "label", "y0", "x0", "y1", "x1", "area"]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image whose objects are exported.
+
+    Attributes
+    ----------
+    labels_url : group that holds ``labels/<class>``
+    axes : of the label images
+    planes : numbers of time points and of z planes
+    channels : of the source
+    factor : what coordinates y and x are multiplied by to get those of the source's finest level
+    classes : background first
+    """
+
+    name: str
+    labels_url: str
+    axes: str
+    planes: tuple[int, int]
+    channels: int
+    factor: tuple[float, float]
+    classes: tuple[ClassInfo, ...]
+
+    def color(self, name: str) -> tuple[int, int, int]:
+        """Red, green and blue of a class."""
+        text = next(entry.color for entry in self.classes if entry.name == name)
+        red, green, blue = bytes.fromhex(text.removeprefix("#"))
+        return red, green, blue
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An object.
+
+    Attributes
+    ----------
+    rank : by doubt within its image, 1 is the most doubtful
+    name : rank, doubt and label, such as ``0001_U0.213_label17``
+    row : of ``objects.parquet``
+    parts : outlines in pixels of the level that was segmented
+    color : red, green and blue
+    """
+
+    rank: int
+    name: str
+    row: dict[str, Any]
+    parts: list[Polygon]
+    color: tuple[int, int, int]
+
+
+class ObjectTable:
+    """Some consecutive rows of ``objects.parquet``, such as those of an image.
+
+    Parameters
+    ----------
+    url : of the table
+    start, stop : rows
+    held : the same rows, where they are in memory already
+    """
+
+    def __init__(self, url: str, start: int, stop: int, held: pa.Table | None = None) -> None:
+        self.url, self.start, self.stop, self._held = url, start, stop, held
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def in_memory(self) -> ObjectTable:
+        """The same, read once for all; raises as `groups`."""
+        found = list(self.groups())
+        return ObjectTable(self.url, self.start, self.stop, pa.concat_tables(found)) if found else self
+
+    def part(self, start: int, stop: int) -> ObjectTable:
+        """Rows `start` to `stop` of the table, which are among these."""
+        held = None if self._held is None else self._held.slice(start - self.start, stop - start)
+        return ObjectTable(self.url, start, stop, held)
+
+    def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows, as many at a time as the table has in a group; raises OutputError where they cannot be read."""
+        if self._held is not None:
+            yield self._held if columns is None else self._held.select(columns)
+            return
+        fs, path = storage.filesystem(self.url)
+        with storage_errors(self.url), fs.open(path, "rb") as source:
+            file = pq.ParquetFile(source)
+            first = 0
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                low, high = max(self.start - first, 0), min(self.stop - first, count)
+                if low < high:
+                    yield file.read_row_group(group, columns=columns).slice(low, high - low)
+                first += count
+
+    def doubt(self, column: str | None) -> NDArray[np.float64]:
+        """Of each object; NaN where it has none."""
+        if column is None:
+            return np.full(len(self), np.nan)
+        values = [part[column].to_numpy().astype(np.float64) for part in self.groups([column])]
+        return np.concatenate([np.zeros(0), *values])
+
+
+def doubt_column(columns: Sequence[str]) -> str | None:
+    """The column that objects are sorted by; None where none of the doubts was saved."""
+    return next((name for name in DOUBTS if name in columns), None)
+
+
+def by_doubt(doubt: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices of objects, the most doubtful first; in the order of the table where it is the same or unknown."""
+    order: NDArray[np.int64] = np.argsort(np.where(np.isnan(doubt), np.inf, -doubt), kind="stable")
+    return order
+
+
+def ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank of each object, 1 for the first of `order`."""
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(1, len(order) + 1)
+    return places
+
+
+def object_name(rank: int, count: int, column: str | None, doubt: float, label: int) -> str:
+    """What an object is called; names sort as ranks do."""
+    said = "" if column is None or np.isnan(doubt) else f"_{DOUBTS[column]}{doubt:.3f}"
+    return f"{rank:0{max(4, len(str(count)))}d}{said}_label{label}"
+
+
+def outlines(
+    image: LabelledImage, table: ObjectTable, column: str | None, color: Literal["class", "doubt"]
+) -> Iterator[Outline]:
+    """The objects of an image, block by block.
+
+    Parameters
+    ----------
+    column : they are ranked by
+    color : by class, or by doubt from 0 to `TOP`
+
+    Raises
+    ------
+    ImageError : the label images cannot be read, or are not those of the table
+    """
+    places = ranks(by_doubt(table.doubt(column)))
+    palette = _palette()
+    first = 0
+    for group in table.groups():
+        rows = group.to_pylist()
+        for index, parts in _outlines(image, group):
+            row, rank = rows[index], int(places[first + index])
+            doubt = float("nan") if column is None or row[column] is None else float(row[column])
+            shade = 0 if np.isnan(doubt) else min(max(round(doubt / TOP * 255), 0), 255)
+            painted = image.color(row["class"]) if color == "class" else palette[shade]
+            yield Outline(rank, object_name(rank, len(table), column, doubt, row["label"]), row, parts, painted)
+        first += len(rows)
+
+
+def _palette() -> list[tuple[int, int, int]]:
+    """256 colours from no doubt (blue) to the most (yellow), to be seen on dark and on bright."""
+    from matplotlib import colormaps
+
+    return [(int(r), int(g), int(b)) for r, g, b, _ in colormaps["plasma"](np.arange(256), bytes=True)]
+
+
+def _outlines(image: LabelledImage, group: pa.Table) -> Iterator[tuple[int, list[Polygon]]]:
+    """Index in `group` and outlines of each of its objects."""
+    rows = group.select(_PLACE).to_pandas()
+    large = (rows["y1"] - rows["y0"] > _BLOCK) | (rows["x1"] - rows["x0"] > _BLOCK)
+    # What is larger than a block is read alone.
+    rows["block"] = np.where(large, -1 - np.arange(len(rows)), 0)
+    keys = ["class", "t", "z", "block", rows["y0"] // _BLOCK, rows["x0"] // _BLOCK]
+    for (name, t, z, *_), found in rows.groupby(keys, sort=True):
+        window = Window.of(found["y0"].min(), found["y1"].max(), found["x0"].min(), found["x1"].max())
+        array = open_level(image.labels_url, f"labels/{name}/s0")
+        try:
+            labels = read_window(array, image.axes, int(t), int(z), (0,), window)[0]
+        except ValueError as error:
+            raise _other(image, name) from error
+        for row in found.itertuples():
+            top, left = row.y0 - window.y.start, row.x0 - window.x.start
+            mask = labels[top : row.y1 - window.y.start, left : row.x1 - window.x.start] == row.label
+            if np.count_nonzero(mask) != row.area:
+                raise _other(image, name)
+            yield int(row.Index), polygons(mask, row.y0, row.x0)
+
+
+def _other(image: LabelledImage, name: str) -> ImageError:
+    return ImageError(f"{image.labels_url}/labels/{name}: is not what objects.parquet lists; run `chorus objects` anew")
+
+
+def full_resolution(ring: NDArray[np.int64], factor: tuple[float, float]) -> NDArray[np.int64] | NDArray[np.float64]:
+    """A ring (x, y) in pixels of the source's finest level; integers where all of them are."""
+    if factor == (1.0, 1.0):
+        return ring
+    scaled = ring * np.array([factor[1], factor[0]])
+    whole: NDArray[np.int64] = np.rint(scaled).astype(np.int64)
+    return whole if np.allclose(scaled, whole, rtol=0, atol=1e-6) else np.round(scaled, 3)

@@ -1,0 +1,76 @@
+"""Objects of foreground alone: cut where it is narrow, by following the distance to the background uphill.
+
+A watershed of the distance, as scikit-image's recipe has it, whose basins do not depend on the crop: the distance is
+capped, smoothed by kernels of fixed widths, and its gradient is handed as flows to `pipeline.instances.regions`, which
+decides what a region needs to see. Paths that meet are an object, so that small peaks beside each other are one.
+
+The smoothing is 0.4 times as wide as the distance (standard deviation), so that neither small objects run together nor
+large ones come apart at every dent: of 0.15 to 0.8 times, 0.4 to 0.6 do best on the labels of the training images of
+dsb2018 and bbbc039.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.geometry import Span, Window
+from pipeline.instances.dynamics import Crop
+from pipeline.members.contract import FLOW_LENGTH
+
+# In typical diameters. Distances beyond the cap are all one: wider things have no middle.
+_CAP, _WIDEST = 4.0, 0.25
+_OF_DISTANCE = 0.4
+# Smoothing reaches so many standard deviations.
+_TRUNCATE = 3
+
+
+def distance_crop(
+    foreground: Callable[[Window], NDArray[np.bool_]], window: Window, plane: tuple[int, int], diameter: float
+) -> Crop:
+    """Foreground of a window, and as its flows the direction in which the distance to the background grows.
+
+    The plane's edge is no background: objects that it cuts have their middle where it cuts them.
+
+    Parameters
+    ----------
+    foreground : gives (y, x) bool of a window of the plane
+    plane : height and width
+    diameter : of a typical object, pixels
+    """
+    cap, sigmas = round(_CAP * diameter), _widths(diameter)
+    reach = cap + _TRUNCATE * sigmas[-1] + 1  # of the distance, of the smoothing, of the gradient
+    wide = Window(_reaching(window.y, reach, plane[0]), _reaching(window.x, reach, plane[1]))
+    mask = foreground(wide)
+    inner = (
+        slice(window.y.start - wide.y.start, window.y.stop - wide.y.start),
+        slice(window.x.start - wide.x.start, window.x.stop - wide.x.start),
+    )
+    flows = np.zeros((2, *window.shape), np.float32)
+    if mask[inner].any() and not mask.all():
+        distance = np.minimum(ndimage.distance_transform_edt(mask), cap)
+        for sigma, share in zip(sigmas, _shares(_OF_DISTANCE * distance[inner], sigmas), strict=True):
+            smooth = ndimage.gaussian_filter(distance, sigma, mode="nearest", truncate=_TRUNCATE)
+            for axis in (0, 1):
+                if wide.shape[axis] > 1:  # an axis of one pixel has no slope
+                    flows[axis] += FLOW_LENGTH * share * np.gradient(smooth, axis=axis)[inner]
+    return Crop(mask[inner], flows, window, plane)
+
+
+def _widths(diameter: float) -> list[int]:
+    """Standard deviations that the distance is smoothed by: 1, 2, 4, ... pixels."""
+    return [1 << power for power in range(1 + max(0, math.floor(math.log2(_WIDEST * diameter))))]
+
+
+def _shares(wanted: NDArray[np.float64], sigmas: list[int]) -> Iterator[NDArray[np.float64]]:
+    """What each of `sigmas` adds to a pixel that wants a smoothing between two of them."""
+    for one in sigmas:
+        yield np.interp(wanted, sigmas, [float(sigma == one) for sigma in sigmas])
+
+
+def _reaching(span: Span, reach: int, length: int) -> Span:
+    return Span(max(0, span.start - reach), min(length, span.stop + reach))

@@ -1,0 +1,32 @@
+"""What to cite of a run: the program, the methods that it used, and what its ensemble asks for."""
+
+from __future__ import annotations
+
+from pipeline.about import Citation
+
+UNCERTAINTY = Citation(
+    text="Griebel et al., Deep learning-enabled segmentation of ambiguous bioimages with deepflash2, Nature "
+    "Communications 14:1679 (2023)",
+    doi="10.1038/s41467-023-36960-9",
+)
+CELLPOSE = Citation(
+    text="Stringer et al., Cellpose: a generalist algorithm for cellular segmentation, Nature Methods 18:100 (2021)",
+    doi="10.1038/s41592-020-01018-x",
+)
+
+
+def citations(version: str | None, *, flows: bool, ensemble: list[Citation]) -> list[tuple[str, Citation]]:
+    """What to cite, each with what it was used for.
+
+    Parameters
+    ----------
+    version : of Chorus
+    flows : whether flows were predicted or objects made by following them
+    ensemble : what the ensemble asks to be cited
+    """
+    chorus = f"Chorus {version or ''}".strip()
+    own = Citation(text=f"{chorus}: deep-ensemble segmentation of microscopy images, the Chorus authors (2026)")
+    found = [("this run", own), ("uncertainty and its use", UNCERTAINTY)]
+    if flows:
+        found.append(("flows and objects", CELLPOSE))
+    return found + [("the ensemble", each) for each in ensemble]

@@ -1,0 +1,102 @@
+"""What other commands may have left beside a run's scores, each read if it is there."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class _Read(BaseModel):
+    """Fields that the page does not know are left to later versions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Sentinel(_Read):
+    """An image with known truth that every run processes too: its Dice as stored and as found now."""
+
+    name: str
+    class_name: str = Field(default="", alias="class")
+    stored: float | None = None
+    found: float | None = None
+    tolerance: float | None = None
+    moved: bool = False
+
+
+class Sentinels(_Read):
+    """``sentinels.json``."""
+
+    images: list[Sentinel]
+
+
+class Mean(_Read):
+    """A metric's mean over the images that have it, and its 95 % interval."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    images: int
+
+
+class Evaluation(_Read):
+    """``evaluation.json`` of `chorus evaluate`."""
+
+    truth: str | None = None
+    images: dict[str, int] = {}
+    metrics: dict[str, Mean] = {}
+    against_baseline: dict[str, Any] | None = None
+
+
+def read_document(out: str, name: str, kind: type[Document], command: str, notes: list[str]) -> Document | None:
+    """The JSON file `name` of a run, None where there is none; a damaged one is left out with a note that says so."""
+    data = _read_optional(storage.join(out, name))
+    if data is None:
+        return None
+    try:
+        content = json.loads(data)
+        return kind.model_validate({"images": content} if isinstance(content, list) else content)
+    except (ValueError, ValidationError) as error:
+        notes.append(f"{name} is damaged and left out ({_first(error)}); run `{command}` again")
+        return None
+
+
+def read_table(out: str, name: str, columns: set[str], command: str, notes: list[str]) -> pd.DataFrame | None:
+    """As `read_document`, of a Parquet file that must have `columns`."""
+    data = _read_optional(storage.join(out, name))
+    if data is None:
+        return None
+    try:
+        table = pd.read_parquet(io.BytesIO(data))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        notes.append(f"{name} is damaged and left out ({_first(error)}); run `{command}` again")
+        return None
+    if missing := columns - set(table.columns):
+        notes.append(f"{name} lacks the column {min(missing)} and is left out; run `{command}` again")
+        return None
+    return table
+
+
+def _read_optional(url: str) -> bytes | None:
+    """What is in a file, None where it is not there."""
+    with storage_errors(url):
+        try:
+            return storage.read_bytes(url)
+        except FileNotFoundError:
+            return None
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"field {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return storage.words(error)

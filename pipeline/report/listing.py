@@ -1,0 +1,122 @@
+"""The list of all images as data for the page's script: in the page where images are few, else in files beside it.
+
+Files are scripts, since a page that was opened from a disk may load no other kind::
+
+    OUT/report/data/rows-<n>.js      1000 images each, in order
+    OUT/report/data/order-<n>.js     all images sorted by a quantity: their places in that order, uint32
+    OUT/report/data/marks.js         of each image its status and flags, as bits, uint16
+    OUT/report/data/plate-<n>.js     the wells of a plate
+
+What users gave (names, messages) is escaped for scripts within a page, also in the files.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2.utils import htmlsafe_json_dumps
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.outputs import remove_folder
+from pipeline.report.plates import Plates, rounded
+from pipeline.report.rows import STATUSES, Images
+from pipeline.trust.flags import FLAGS
+
+INLINE = 60
+"""Up to so many images all is in one file."""
+ROWS = 1000
+"""Images in a file of rows."""
+_LIMIT = 16  # bits of a mark
+
+
+def marks_of(images: Images) -> list[str]:
+    """What the list can be narrowed to: each is a bit of an image's mark."""
+    raised = {flag for said in images.table["flags"] for flag in said} - set(STATUSES)
+    flags = [flag for flag in FLAGS if flag in raised] + sorted(raised.difference(FLAGS))
+    found = [status for status in STATUSES if (images.table["status"] == status).any()]
+    review = ["review"] if images.table["review"].any() else []
+    return [*found, *flags, *review][:_LIMIT]
+
+
+def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str, Any]]:
+    """Everything that the script may ask for, by key; `shown` are names of images that have a thumbnail."""
+    for start in range(0, len(images), ROWS):
+        yield f"rows-{start // ROWS}", _rows(images, slice(start, start + ROWS), shown)
+    for index, quantity in enumerate(images.quantities):
+        values = images.table[quantity.key].to_numpy(np.float64, na_value=np.nan)
+        order = np.argsort(values if quantity.low_is_bad else -values, kind="stable")  # NaN goes last
+        yield f"order-{index}", _packed(order, "<u4")
+    yield "marks", _packed(_marks(images), "<u2")
+    for index, content in enumerate(plates.maps):
+        yield f"plate-{index}", content
+
+
+def write_parts(out: str, images: Images, plates: Plates, shown: set[str]) -> None:
+    """Write `parts` into files in place of those of an earlier report.
+
+    Raises
+    ------
+    OutputError
+        Where storage does not take them.
+    """
+    folder = data_url(out)
+
+    def write(part: tuple[str, Any]) -> None:
+        key, value = part
+        script = f"chorusData({htmlsafe_json_dumps(key)},{_json(value)});\n"
+        storage.write_bytes(storage.join(folder, f"{key}.js"), script.encode())
+
+    remove_parts(out)
+    with storage_errors(folder), ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, parts(images, plates, shown)))
+
+
+def remove_parts(out: str) -> None:
+    """Remove the files of an earlier report."""
+    with storage_errors(data_url(out)):
+        remove_folder(data_url(out))
+
+
+def data_url(out: str) -> str:
+    """The folder of the files."""
+    return storage.join(out, "report", "data")
+
+
+def _json(value: Any) -> str:
+    return str(htmlsafe_json_dumps(value, separators=(",", ":")))
+
+
+def _rows(images: Images, which: slice, shown: set[str]) -> list[list[Any]]:
+    """Per image: name, rank, whether it has a thumbnail, its numbers, reasons, message."""
+    table = images.table.iloc[which]
+    columns = [
+        rounded(table[quantity.key].to_numpy(np.float64, na_value=np.nan), quantity.digits)
+        for quantity in images.quantities
+    ]
+    numbers = zip(*columns, strict=True) if columns else iter([()] * len(table))
+    texts = zip(table["name"], table["rank"].tolist(), table["reasons"], table["message"], strict=True)
+    return [
+        [name, rank, int(name in shown), list(values), list(reasons), message]
+        for (name, rank, reasons, message), values in zip(texts, numbers, strict=True)
+    ]
+
+
+def _marks(images: Images) -> np.ndarray:
+    bits = {name: 1 << index for index, name in enumerate(marks_of(images))}
+    table: pd.DataFrame = images.table
+    marks = np.array([bits.get(status, 0) for status in table["status"]], np.uint16)
+    marks |= np.where(table["review"].to_numpy(bool), bits.get("review", 0), 0).astype(np.uint16)
+    for row, flags in enumerate(table["flags"]):
+        for flag in flags:
+            marks[row] |= bits.get(flag, 0)
+    return marks
+
+
+def _packed(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(values.astype(kind).tobytes()).decode()

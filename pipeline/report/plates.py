@@ -1,0 +1,93 @@
+"""Heat maps of plates: of each well the median of every score, from the places that the images' names say."""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.report.rows import Images, Quantity
+from pipeline.trust.batch_effects import plate_places
+
+# Rows and columns of the usual formats; a heat map shows the whole plate, so that one sees where on it wells are.
+_FORMATS = ((8, 12), (16, 24), (32, 48))
+_LETTERS = [*string.ascii_uppercase, *(f"A{letter}" for letter in string.ascii_uppercase)]
+
+
+@dataclass(frozen=True)
+class Plates:
+    """The plates of a run.
+
+    Attributes
+    ----------
+    names : of the plates
+    maps : of each what the page's script draws: names of ``rows`` and ``columns``; of every well its place in them, its
+        number of images, and per quantity its median (None where no image has one)
+    quantities : whose medians these are
+    limits : per quantity the values at the two ends of the colours, the same on all plates
+    """
+
+    names: list[str]
+    maps: list[dict[str, Any]]
+    quantities: list[Quantity]
+    limits: list[tuple[float, float]]
+
+
+def plates_of(images: Images) -> Plates:
+    """The plates of a run; none where no image lies on a plate."""
+    places = plate_places(images.table["name"])
+    on_plate = places["plate"].notna()
+    quantities = list(images.quantities)
+    keys = [quantity.key for quantity in quantities]
+    table = pd.concat([places, images.table[keys].apply(pd.to_numeric)], axis=1)[on_plate]
+    if table.empty:
+        return Plates([], [], [], [])
+    wells = table.groupby(["plate", "well row", "well column"], sort=False)
+    medians, counts = wells[keys].median(), wells.size()
+    limits = [_limits(medians[key].to_numpy(np.float64)) for key in keys]
+    names = sorted({str(name) for name in medians.index.get_level_values(0)}, key=_natural)
+    maps = [_map(medians.loc[name], counts.loc[name], quantities) for name in names]
+    return Plates(names, maps, quantities, limits)
+
+
+def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Quantity]) -> dict[str, Any]:
+    rows, columns = _frame(
+        [str(row) for row in medians.index.unique(0)], [str(column) for column in medians.index.unique(1)]
+    )
+    at_row, at_column = ({name: index for index, name in enumerate(names)} for names in (rows, columns))
+    places = [(at_row[str(row)], at_column[str(column)]) for row, column in medians.index]
+    values = [rounded(medians[quantity.key].to_numpy(np.float64), quantity.digits) for quantity in quantities]
+    wells = [[*place, int(count)] for place, count in zip(places, counts.to_numpy(), strict=True)]
+    return {"rows": rows, "columns": columns, "wells": wells, "values": values}
+
+
+def _frame(rows: list[str], columns: list[str]) -> tuple[list[str], list[str]]:
+    """Names of all rows and columns of the smallest usual format that holds these; themselves where none does."""
+    width = max((len(column) for column in columns), default=0)
+    for height, length in _FORMATS:
+        every_row = _LETTERS[:height]
+        every_column = [str(number + 1).zfill(width) for number in range(length)]
+        if set(rows) <= set(every_row) and set(columns) <= set(every_column):
+            return every_row, every_column
+    return sorted(rows, key=_natural), sorted(columns, key=_natural)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """What lies between the 2nd and the 98th percentile, so that one well does not take all the colours."""
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (2, 98)) if finite.size else (0.0, 1.0)
+    return float(low), float(high) if high > low else float(low) + 1e-9
+
+
+def rounded(values: np.ndarray, digits: int) -> list[float | None]:
+    """Numbers as they are shown; None where there is none."""
+    return [None if value != value else value for value in np.round(values, digits).tolist()]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key by which A2 comes before A10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]

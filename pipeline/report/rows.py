@@ -1,0 +1,211 @@
+"""The images of a run, one row each, in the order in which a person should look at them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+
+from pipeline import storage
+from pipeline.errors import RefusedError
+from pipeline.ranking import rank
+from pipeline.report.documents import read_table
+from pipeline.scores import SCORE_FIELDS
+
+FRACTION = "foreground_fraction:"
+STATUSES = ("done", "empty", "failed")
+_TEXTS = ("image", "source", "name", "status", "message")
+_JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A column of numbers that the page shows.
+
+    Attributes
+    ----------
+    key : of the column
+    label : in words
+    digits : after the point
+    low_is_bad : whether the least come first where it is sorted by
+    first : whether it stands in the list of all images, too
+    """
+
+    key: str
+    label: str
+    digits: int
+    low_is_bad: bool
+    first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image; numbers are None where the run has none, `rank` is None for images without one."""
+
+    name: str
+    source_url: str
+    status: str
+    message: str
+    rank: int | None
+    values: dict[str, float | None]
+    flags: tuple[str, ...]
+    reasons: tuple[str, ...]
+    review: bool
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a run in order, those to look at first on top, the failed ones last.
+
+    Attributes
+    ----------
+    table : columns ``name``, ``source_url``, ``status``, ``message``, ``rank`` (0 without one), ``flags`` and
+        ``reasons`` (tuples), ``review``, and those of `quantities`
+    judged : whether `chorus flag` has judged them; else they are in order of uncertainty
+    measured : whether some have a Dice against a truth
+    quantities : columns of numbers that some image has, in the order in which they are shown
+    """
+
+    table: pd.DataFrame
+    judged: bool
+    measured: bool
+    quantities: tuple[Quantity, ...]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def rows(self, places: Iterable[int]) -> list[Row]:
+        """The images at these places of the order."""
+        keys = [quantity.key for quantity in self.quantities]
+        found = []
+        for values in self.table.iloc[list(places)].to_dict("records"):
+            numbers = {key: _finite(values[key]) for key in keys}
+            found.append(
+                Row(
+                    name=values["name"],
+                    source_url=values["source_url"],
+                    status=values["status"],
+                    message=values["message"],
+                    rank=int(values["rank"]) or None,
+                    values=numbers,
+                    flags=values["flags"],
+                    reasons=values["reasons"],
+                    review=bool(values["review"]),
+                )
+            )
+        return found
+
+    def places(self, status: str) -> list[int]:
+        """Where the images of a status are."""
+        return [int(place) for place in np.flatnonzero(self.table["status"] == status)]
+
+    def ranked(self) -> list[int]:
+        """Where the images are that have a rank and foreground: those of which there is something to see."""
+        return [int(place) for place in np.flatnonzero((self.table["rank"] > 0) & (self.table["status"] == "done"))]
+
+    def values(self, key: str) -> np.ndarray:
+        """The finite numbers of a column, float64; none where there is no such column."""
+        if key not in self.table:
+            return np.empty(0)
+        numbers = self.table[key].to_numpy(np.float64, na_value=np.nan)
+        return np.asarray(numbers[np.isfinite(numbers)])
+
+
+def read_images(out: str, notes: list[str]) -> Images:
+    """The images of the run at `out`.
+
+    Parameters
+    ----------
+    notes : gets a sentence for each table beside the scores that does not fit them
+
+    Raises
+    ------
+    RefusedError
+        Where there are no scores.
+    """
+    scores = _read_scores(storage.join(out, "scores.parquet"))
+    flags = read_table(out, "flags.parquet", {"name", "rank", "flags", "reasons"}, "chorus flag", notes)
+    if flags is not None and set(flags["name"]) != set(scores["name"]):
+        notes.append("flags.parquet is of other images than scores.parquet and left out; run `chorus flag` again")
+        flags = None
+    measured = read_table(out, "evaluation.parquet", {"name", "dice"}, "chorus evaluate", notes)
+    table = _by_uncertainty(scores) if flags is None else _by_risk(scores, flags)
+    if measured is not None:
+        dice = pd.to_numeric(measured.drop_duplicates("name").set_index("name")["dice"])
+        table["measured_dice"] = table["name"].map(dice)
+    has_dice = measured is not None and bool(table["measured_dice"].notna().any())
+    shown = tuple(one for one in _quantities(table) if one.key in table and table[one.key].notna().any())
+    return Images(table, flags is not None, has_dice, shown)
+
+
+def _quantities(table: pd.DataFrame) -> list[Quantity]:
+    classes = [name for name in table if str(name).startswith(FRACTION)]
+    shown = [
+        Quantity("expected_dice", "Expected Dice", 2, True),
+        Quantity("dice_bound", "Dice at least", 2, True),
+        Quantity("risk", "Risk", 2, False),
+        Quantity("measured_dice", "Measured Dice", 2, True),
+        Quantity("p_value", "p-value", 3, True),
+        Quantity("uncertainty", "Uncertainty U", 4, False),
+        Quantity("epistemic", "Epistemic", 4, False, first=False),
+        Quantity("aleatoric", "Aleatoric", 4, False, first=False),
+        Quantity("entropy", "Entropy", 3, False, first=False),
+        Quantity("uncertainty_patch_max", "Worst patch", 3, False, first=False),
+        Quantity("pairwise_dice", "Pairwise Dice", 3, True),
+        Quantity("pairwise_dice_min", "Least pairwise Dice", 3, True, first=False),
+    ]
+    return shown + [Quantity(str(name), f"{str(name).removeprefix(FRACTION)} share", 3, False) for name in classes]
+
+
+def _read_scores(url: str) -> pd.DataFrame:
+    """``scores.parquet`` with every column that the page needs."""
+    try:
+        table = pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    except pyarrow.ArrowInvalid as error:
+        raise RefusedError(f"{url}: is not Parquet ({error}); run predict again to mend it") from error
+    except OSError as error:
+        sentence = storage.explain(error, url)
+        raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
+    for name in _TEXTS:
+        # A column in which all is null has the type of numbers.
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in table else ""
+    for name in (*SCORE_FIELDS, *(str(n) for n in table if str(n).startswith(FRACTION))):
+        table[name] = pd.to_numeric(table[name]) if name in table else np.nan
+    roots = table["source"].str.rstrip("/")
+    within = table["image"].str.strip("/")
+    table["source_url"] = roots.where(within == "", roots + "/" + within)
+    bare = within.where(within != "", roots.map(storage.basename))
+    table["name"] = table["name"].where(table["name"] != "", bare)
+    return table
+
+
+def _by_uncertainty(scores: pd.DataFrame) -> pd.DataFrame:
+    """The most uncertain first, then those in which nothing was found, then the failed."""
+    ranking = rank(scores)
+    table = pd.concat([ranking.ranked, ranking.empty, ranking.failed], ignore_index=True)
+    table["rank"] = (table["rank"] if "rank" in table else pd.Series(np.nan, index=table.index)).fillna(0).astype(int)
+    table["flags"] = table["reasons"] = pd.Series([()] * len(table), index=table.index, dtype=object)
+    table["review"] = False
+    return table
+
+
+def _by_risk(scores: pd.DataFrame, flags: pd.DataFrame) -> pd.DataFrame:
+    """In the order of ``flags.parquet``: the riskiest first, the failed last."""
+    chosen = flags[["name", "rank", "flags", "reasons", *(n for n in (*_JUDGED, "review") if n in flags)]]
+    table = chosen.merge(scores.drop(columns=["rank", "flags", "reasons", *_JUDGED], errors="ignore"), on="name")
+    table["rank"] = pd.to_numeric(table["rank"]).fillna(0).astype(int)
+    for name in ("flags", "reasons"):
+        table[name] = [tuple(map(str, said)) for said in table[name]]
+    table["review"] = table["review"].fillna(False).astype(bool) if "review" in table else False
+    return table
+
+
+def _finite(value: Any) -> float | None:
+    number = float("nan") if value is None or value is pd.NA else float(value)
+    return number if math.isfinite(number) else None

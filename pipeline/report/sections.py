@@ -1,0 +1,166 @@
+"""What stands in the sections of the page: counts, distributions, what is known of the ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.about import About
+from pipeline.ensemble import read_ensemble
+from pipeline.errors import ChorusError
+from pipeline.report import plots
+from pipeline.report.documents import Evaluation
+from pipeline.report.rows import Images
+from pipeline.scores import SCORE_FIELDS
+from pipeline.trust.batch_effects import GroupLevel, GroupTest
+from pipeline.trust.flags import FLAGS
+from pipeline.trust.reference import Reference
+from pipeline.trust.reference_files import read_reference
+from pipeline.trust.shift import Shift
+from pipeline.trust.shift_tests import ShiftTest
+
+# Lines of a table within the page.
+_MOST = 40
+_LEVELS = 12
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the ensemble of a run; None and empty where it cannot be read."""
+
+    about: About
+    kinds: frozenset[str]
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot, its title, and what it says in a line."""
+
+    title: str
+    svg: Markup
+    text: str
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A flag, how many images have it, and their share of all."""
+
+    name: str
+    images: int
+    share: float
+    meaning: str
+
+
+MEANINGS = {
+    "failed": "the run has no result for them",
+    "empty": "nothing was found, which is rare in the reference set",
+    "poor": "the Dice to expect is too low",
+    "uncertain": "more uncertain than good reference images are",
+    "foreign": "unlike the reference set: nobody has checked such images",
+}
+
+
+def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
+    """What is known of the ensemble at `url`, if it is still the one with hash `digest`."""
+    nothing = Known(About(), frozenset(), None)
+    if not url:
+        return nothing
+    try:
+        ensemble = read_ensemble(url)
+        if ensemble.hash != digest:
+            notes.append(f"{url}: changed since this run was made with it, so that nothing of it is shown")
+            return nothing
+        known = Known(ensemble.spec.about, frozenset(member.kind for member in ensemble.spec.members), None)
+    except ChorusError as error:
+        notes.append(f"nothing is known of the ensemble ({error})")
+        return nothing
+    try:
+        return Known(known.about, known.kinds, read_reference(url))
+    except ChorusError as error:
+        notes.append(f"scores stand alone ({error})")
+        return known
+
+
+def flags_raised(images: Images) -> list[Raised]:
+    """Every flag that some image has, in the order in which flags are said."""
+    counts = images.table["flags"].explode().value_counts()
+    found = [(name, int(counts.get(name, 0))) for name in FLAGS]
+    return [Raised(name, count, count / len(images), MEANINGS[name]) for name, count in found if count]
+
+
+def distributions(images: Images, reference: Reference | None) -> list[Plot]:
+    """A histogram per score, of the run and of the reference."""
+    frame = None if reference is None else reference.frame()
+    found = []
+    for quantity in images.quantities:
+        if quantity.key not in SCORE_FIELDS and ":" not in quantity.key and quantity.key != "expected_dice":
+            continue
+        key = "dice" if quantity.key == "expected_dice" else quantity.key
+        theirs = np.empty(0)
+        if frame is not None and key in frame:
+            theirs = frame[key].to_numpy(np.float64, na_value=np.nan)
+        theirs = theirs[np.isfinite(theirs)]
+        own = images.values(quantity.key)
+        what = "measured in the reference" if key == "dice" else "reference"
+        svg = Markup(plots.histogram(own, theirs, quantity.label))
+        found.append(Plot(quantity.label, svg, _medians(own, theirs, what)))
+    return found
+
+
+def measured_plots(images: Images) -> list[Plot]:
+    """Measured Dice against what was to be expected of it; none without an evaluation."""
+    found = []
+    for key, label in (("expected_dice", "Expected Dice"), ("uncertainty", "Uncertainty U")):
+        if not images.measured or key not in images.table:
+            continue
+        x, y = (images.table[name].to_numpy(np.float64, na_value=np.nan) for name in (key, "measured_dice"))
+        both = np.isfinite(x) & np.isfinite(y)
+        if both.any():
+            svg = plots.scatter(x[both], y[both], label, "Measured Dice", diagonal=key == "expected_dice")
+            found.append(Plot(f"Measured Dice by {label}", Markup(svg), f"{int(both.sum())} images with a truth"))
+    return found
+
+
+def shifted_first(shift: Shift) -> list[ShiftTest]:
+    """The tests, those that found something first, then the strongest effects; at most 40."""
+    return sorted(shift.tests, key=lambda one: (not one.shifted, -abs(one.effect), one.name))[:_MOST]
+
+
+def groups_first(shift: Shift) -> list[GroupTest]:
+    """As `shifted_first`, of groups; of each at most 12 levels, those with the lowest and the highest medians."""
+    ordered = sorted(shift.groups, key=lambda one: (not one.shifted, -abs(one.effect), one.by, one.score))
+    return [group.model_copy(update={"levels": _extremes(group)}) for group in ordered[:_MOST]]
+
+
+def _extremes(group: GroupTest) -> list[GroupLevel]:
+    levels = group.levels
+    if len(levels) <= _LEVELS:
+        return levels
+    ranked = sorted(levels, key=lambda level: level.median)
+    return ranked[: _LEVELS // 2] + ranked[-_LEVELS // 2 :]
+
+
+def metrics_shown(evaluation: Evaluation) -> list[tuple[str, str, int]]:
+    """Name, mean with its interval in words, and number of images of what was measured."""
+    words = {
+        "dice": "Dice",
+        "ap50": "AP at IoU 0.5",
+        "map": "mAP",
+        "panoptic_quality": "Panoptic quality",
+        "baseline_dice": "Dice of a simple baseline",
+        "expert_dice_mean": "Dice of the experts",
+    }
+    found = []
+    for name, label in words.items():
+        if (one := evaluation.metrics.get(name)) is not None:
+            interval = "" if one.low is None or one.high is None else f" ({one.low:.3f} to {one.high:.3f})"
+            found.append((label, f"{one.mean:.3f}{interval}", one.images))
+    return found
+
+
+def _medians(own: np.ndarray, theirs: np.ndarray, what: str) -> str:
+    said = f"median {np.median(own):.3g}" if own.size else "no image has it"
+    return f"{said}, {what} {np.median(theirs):.3g}" if theirs.size else said
