@@ -9,6 +9,7 @@ from cluster.record import read_features, read_scores
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Reporter
 from pipeline.ensemble import read_ensemble
+from pipeline.trust.pixels import PixelCalibration
 from pipeline.trust.reference import Reference, calibrate_from
 from pipeline.trust.reference_files import write_reference
 
@@ -60,11 +61,13 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: Reporter) -> tuple[O
         reporter,
     )
     ensemble = read_ensemble(request.run.ensemble, trust_code=run.trust_code)
+    pixels = outcome.summary["pixels"]
     reference = calibrate_from(
         read_scores(outcome.out),
         read_evaluation(outcome.out),
         read_features(outcome.out),
         ensemble=ensemble.hash,
+        pixels=None if pixels is None else PixelCalibration.model_validate(pixels),
         tau=request.tau,
         alpha=request.alpha,
     )

@@ -34,7 +34,7 @@ _AT_ONCE = 256
 
 
 class RegionRecord(BaseModel):
-    """A finished region: its sums, how it looks, its features, how many tiles it took and the seconds that they took."""
+    """A finished region: its sums, its looks, its features, how many tiles it took and the seconds that they took."""
 
     model_config = ConfigDict(frozen=True)
 

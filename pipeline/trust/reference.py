@@ -17,6 +17,7 @@ from pipeline.trust.conformal import ASSUMPTION, failure_probability, residual_q
 from pipeline.trust.distances import feature_matrix
 from pipeline.trust.marginals import all_scores, numbers, quality_scores, side_of
 from pipeline.trust.ood import Detectors
+from pipeline.trust.pixels import PixelCalibration
 from pipeline.trust.quality import QualityModel, cross_fitted, fit_quality
 from pipeline.trust.threshold import Threshold, threshold
 
@@ -69,6 +70,8 @@ class Reference(BaseModel):
     thresholds : by score
     detector_scores, detector_names : what tells foreign images
     notes : what a user should know of it, in sentences
+    pixels : whether probabilities are right, and the temperature of each class that would make them so; None where the
+        run kept none, and in references of earlier versions
     detectors : the detectors themselves, kept in a file of arrays
     features : (images, d) float32 encoder features, NaN for images without, kept there too; None without any, and in
         references of earlier versions
@@ -91,6 +94,7 @@ class Reference(BaseModel):
     detector_scores: list[str]
     detector_names: list[str]
     notes: list[str]
+    pixels: PixelCalibration | None = None
     detectors: InstanceOf[Detectors] = Field(exclude=True, repr=False)
     features: InstanceOf[np.ndarray] | None = Field(default=None, exclude=True, repr=False)
 
@@ -129,6 +133,7 @@ def calibrate_from(
     features: pd.DataFrame | None = None,
     *,
     ensemble: str,
+    pixels: PixelCalibration | None = None,
     tau: float = 0.8,
     alpha: float = 0.1,
     false_positive_rate: float = 0.05,
@@ -141,6 +146,7 @@ def calibrate_from(
     evaluation : columns ``name`` and ``dice``; images without Dice are left out
     features : columns ``name`` and ``features``, if there are any
     ensemble : hash of the ensemble
+    pixels : of the same images, if probabilities were kept
     tau : Dice that is asked for, 0 to 1
     alpha : share of images whose Dice may be below their bound
     false_positive_rate : share of good images that the thresholds may flag
@@ -182,6 +188,7 @@ def calibrate_from(
         detector_scores=list(detectors.scores),
         detector_names=list(detectors.names),
         notes=notes,
+        pixels=pixels,
         detectors=detectors,
         features=None if matrix is None else matrix.astype(np.float32),
     )

@@ -53,6 +53,9 @@ def test_a_reference_is_kept_with_the_ensemble_and_flags_are_read_from_it(chorus
         zip(evaluation["name"], evaluation["dice"], strict=True)
     )
     assert content["tau"] == 0.7
+    summary = json.loads((folder / "out" / "evaluation.json").read_text())
+    assert content["pixels"] == summary["pixels"]
+    assert content["pixels"]["pixels"] == 12 * 48 * 40
     result = chorus("flag", folder / "out", "-e", folder / "ensemble")
     assert result.code == 0, result.err
     assert len(pd.read_parquet(folder / "out" / "flags.parquet")) == 12
