@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.executor import TaskResult
 from cluster.export_tables import image_table
-from cluster.exporting import Objects, check_apart, file_name, finished_run
-from cluster.images import ImageTable, PlannedImage
+from cluster.exporting import Objects, check_apart, file_name
+from cluster.finished import finished_run, planned_images
+from cluster.images import PlannedImage
 from cluster.objects import RECORD
-from cluster.plan import PLAN
 from cluster.record import read_scores
 from cluster.request import Outcome, Reporter
 from cluster.tasks import rows_of_calls
@@ -82,7 +82,7 @@ def export_annotation(request: AnnotationRequest, reporter: Reporter) -> Outcome
         as_objects = _classes(run)[2:] == [] and storage.exists(storage.join(request.out, RECORD))
     done = _with_objects(request.out) if as_objects else None
     rows = [_row(score, as_objects, run) for score in chosen.to_dict("records")]
-    plan = ImageTable.read(storage.join(request.out, *PLAN))
+    plan = planned_images(request.out)
     places = {name: index for index, name in enumerate(plan.names)}
     calls = []
     for index, row in enumerate(rows):

@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
 from cluster.executor import TaskResult
-from cluster.images import ImageTable
+from cluster.finished import finished_run, planned_images
 from cluster.objects import RECORD as OBJECTS
-from cluster.plan import PLAN
-from cluster.record import read_run, read_scores, surroundings
+from cluster.record import read_scores, surroundings
 from cluster.request import Outcome, Reporter
 from cluster.tasks import started_tasks
 from cluster.worker import RegionStatus
@@ -76,7 +75,8 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
-    run, scores = _finished_run(request.out)
+    run = finished_run(request.out)
+    scores = [{str(name): value for name, value in row.items()} for row in read_scores(request.out).to_dict("records")]
     reporter.phase("looking for the truth")
     sources = {row["name"]: storage.join(row["source"], row["image"]) for row in scores}
     found = find_truths(sources, request.truth, request.truth_label)
@@ -101,27 +101,11 @@ def read_evaluation(out: str) -> pd.DataFrame:
         raise RefusedError(f"{out}: no evaluation yet ({reason}); run `chorus evaluate {out} --truth ...`") from error
 
 
-def _finished_run(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """``run.json`` and the rows of ``scores.parquet``."""
-    run = read_run(out)
-    if "ensemble" not in run:
-        raise RefusedError(f"{out}: holds no predictions, it is of `chorus {run.get('command')}`; give those of a run")
-    return run, [{str(name): value for name, value in row.items()} for row in read_scores(out).to_dict("records")]
-
-
-def _images(out: str) -> ImageTable:
-    url = storage.join(out, *PLAN)
-    try:
-        return ImageTable.read(url)
-    except OSError as error:
-        raise RefusedError(f"{out}: no plan of a run ({storage.explain(error, url)}); run `chorus predict`") from error
-
-
 def _jobs(
     request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
 ) -> list[EvaluationJob]:
     """A job per image that has a prediction and a truth."""
-    table = _images(request.out)
+    table = planned_images(request.out)
     places = {name: index for index, name in enumerate(table.names)}
     known = [name for name in names if name in found.truths]
     experts = find_experts(known, request.experts, request.expert) if request.experts and known else {}

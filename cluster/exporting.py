@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from cluster.executor import TaskResult, attempt
-from cluster.images import ImageTable, PlannedImage
+from cluster.finished import finished_run, planned_images
+from cluster.images import PlannedImage
 from cluster.objects import RECORD, TABLE
-from cluster.plan import PLAN
-from cluster.record import read_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import rows_of_calls
 from pipeline import storage
@@ -83,14 +82,6 @@ def check_apart(out: str, to: str) -> None:
     storage.check_writable(to)
     if to == out:
         raise RefusedError(f"--out {to}: is the folder of the results; choose another one")
-
-
-def finished_run(out: str) -> dict[str, Any]:
-    """``run.json`` of a run; raises RefusedError where `out` has none of `chorus predict`."""
-    run = read_run(out)
-    if "ensemble" not in run:
-        raise RefusedError(f"{out}: holds no predictions, it is of `chorus {run.get('command')}`; give those of a run")
-    return run
 
 
 class Objects:
@@ -176,7 +167,7 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _jobs(request: ExportRequest, run: dict[str, Any], objects: Objects) -> list[ExportJob]:
-    plan = ImageTable.read(storage.join(request.out, *PLAN))
+    plan = planned_images(request.out)
     places = {name: index for index, name in enumerate(plan.names)}
     classes = tuple(ClassInfo(entry["name"], entry["color"]) for entry in run["ensemble"]["classes"])
     jobs = []

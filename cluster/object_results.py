@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.finished import planned_images
 from cluster.images import ImageTable
 from cluster.ledger import Ledger
 from cluster.object_job import DOUBTS, Method, ObjectJob
-from cluster.plan import PLAN, ResolvedSettings, layout_of
+from cluster.plan import ResolvedSettings, layout_of
 from cluster.record import read_run
 from cluster.settings import MAPS
 from pipeline import storage
@@ -103,7 +104,7 @@ class Results:
     @cached_property
     def table(self) -> ImageTable:
         """The images of the run that could be planned."""
-        return ImageTable.read(storage.join(self.request.out, *PLAN))
+        return planned_images(self.request.out)
 
     @cached_property
     def finished(self) -> np.ndarray:

@@ -39,6 +39,7 @@ ENTRIES = (
     "features.parquet",
     "evaluation.parquet",
     "evaluation.json",
+    "reliability.svg",
     "flags.parquet",
     "shift.json",
     "sentinels",
