@@ -16,7 +16,8 @@ from cluster.object_rows import region_table, write_rows
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.geometry import RegionGrid
-from pipeline.instances.components import Edges, RegionPieces, component_rows, join_pieces, joined_sums
+from pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
+from pipeline.instances.measures import measured_rows
 
 _SIDES = ("top", "bottom", "left", "right")
 
@@ -63,7 +64,7 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
         sums = joined_sums(pieces, of)
         large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
         of[np.isin(of, sums["name"][~large].to_numpy(np.uint64))] = 0
-        rows = component_rows(sums[large].reset_index(drop=True), job.plane, columns)
+        rows = measured_rows(sums[large].reset_index(drop=True), job.plane, columns)
         tables.append(region_table(rows, value, columns))
         order = np.argsort(pieces["name"].to_numpy(np.uint64))
         buffer = io.BytesIO()

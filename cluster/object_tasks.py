@@ -44,7 +44,8 @@ from pipeline import storage
 from pipeline.arrays import LabelImage, label_plan
 from pipeline.containers import put_documents, storage_errors
 from pipeline.geometry import Window
-from pipeline.instances.components import around, component_rows, label_pieces
+from pipeline.instances.components import around, label_pieces
+from pipeline.instances.measures import measured_rows
 from pipeline.instances.regions import label_region
 from pipeline.instances.stored import StoredPlane
 from pipeline.instances.table import numbered, object_rows
@@ -130,7 +131,7 @@ def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: 
         _write_names(job, name, place, found[value].names)
     if job.image.grid.count > 1:
         write_pieces(job, region, found)
-    rows = {value: component_rows(one.whole, job.plane, columns) for value, one in found.items()}
+    rows = {value: measured_rows(one.whole, job.plane, columns) for value, one in found.items()}
     return [region_table(frame, value, columns) for value, frame in rows.items()]
 
 

@@ -7,22 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from skimage.measure import regionprops_table
 
 from pipeline.geometry import Window
+from pipeline.instances.measures import corners, measured_rows, pixel_sums
 from pipeline.instances.regions import RegionObjects
-
-# Of scikit-image, all measured within the object's own bounding box: the same bits in every crop.
-_SHAPE = (
-    "area",
-    "bbox",
-    "centroid_local",
-    "eccentricity",
-    "axis_major_length",
-    "axis_minor_length",
-    "orientation",
-    "perimeter",
-)
 
 
 def object_rows(
@@ -45,23 +33,12 @@ def object_rows(
     chosen = _first_pixels_inside(found, region)
     numbers = np.zeros(len(found.anchors), np.int32)
     numbers[chosen] = np.arange(1, len(chosen) + 1)
-    intensities = np.stack([np.asarray(values, np.float64) for values in maps.values()], axis=-1) if maps else None
-    measured = regionprops_table(  # type: ignore[no-untyped-call]
-        numbers[found.around], intensities, properties=(*_SHAPE, *(("intensity_mean",) if maps else ())), separator=":"
-    )
-    top, left = found.crop.y.start, found.crop.x.start
-    rows = pd.DataFrame({"name": found.anchors[chosen], "area": np.asarray(measured["area"]).astype(np.int64)})
-    for side, (column, offset) in enumerate((("y0", top), ("x0", left), ("y1", top), ("x1", left))):
-        rows[column] = np.asarray(measured[f"bbox:{side}"], np.int64) + offset
-    rows["y"], rows["x"] = rows["y0"] + measured["centroid_local:0"], rows["x0"] + measured["centroid_local:1"]
-    shape = {"eccentricity": "eccentricity", "major_axis": "axis_major_length", "minor_axis": "axis_minor_length"}
-    for column, key in (shape | {"orientation": "orientation", "perimeter": "perimeter"}).items():
-        rows[column] = measured[key]
-    outside = (rows["y0"] == 0) | (rows["x0"] == 0) | (rows["y1"] == plane[0]) | (rows["x1"] == plane[1])
-    rows["touches_border"] = outside
+    labels = numbers[found.around]
+    pixels = np.flatnonzero(labels)
+    of_perimeter = corners(labels) if len(pixels) else np.zeros(labels.shape, np.uint8)
+    sums = pixel_sums(labels, pixels, found.anchors[chosen], found.crop, of_perimeter, list(maps.values()))
+    rows = measured_rows(sums, plane, list(maps))
     rows["flow_error"] = found.flow_errors[chosen]
-    for index, name in enumerate(maps):
-        rows[f"mean:{name}"] = measured[f"intensity_mean:{index}"]
     return rows
 
 

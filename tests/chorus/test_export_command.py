@@ -167,6 +167,7 @@ def test_what_is_read_at_once_changes_no_byte(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_workers_change_no_byte(chorus: Chorus, results: Path, tmp_path: Path) -> None:
     for executor in ("ray", "serial"):
         assert chorus("export", "geojson", results, "--out", tmp_path / executor, "--executor", executor).code == 1

@@ -238,6 +238,7 @@ def test_pixels_are_counted_where_the_run_kept_its_probabilities(finished: Path,
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_on_ray_the_table_is_the_same(run: Path) -> None:
     measure(run, settings={"objects": "components"})
     serial = rows(run)

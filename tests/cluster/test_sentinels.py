@@ -13,6 +13,7 @@ import pytest
 import yaml
 import zarr
 
+from cluster.metrics import REGISTRY
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.sentinel_making import add_sentinel, compare_sentinels
@@ -155,6 +156,11 @@ def test_who_asks_for_it_is_only_warned_or_not_told_at_all(folder: Path, caplog:
         assert run(folder, mode="warn").state == "complete"
     assert "sentinel known: Dice of nucleus is" in caplog.text
     assert rows(folder)[0]["moved"]
+    home = {"run": str(folder / "out"), "ensemble": "light"}
+    named = home | {"sentinel": "known", "class": "nucleus"}
+    dice = {s: REGISTRY.get_sample_value("chorus_sentinel_dice", named | {"source": s}) for s in ("stored", "found")}
+    assert dice == {"stored": 0.1, "found": rows(folder)[0]["found"]}
+    assert REGISTRY.get_sample_value("chorus_sentinels_moved", home) == 1
     assert run(folder, out="skipped", mode="skip").state == "complete"
     assert not (folder / "skipped" / "sentinels.json").exists()
     with pytest.raises(RefusedError, match="sentinel known"):
@@ -202,6 +208,7 @@ def test_what_cannot_be_a_sentinel_is_refused_and_nothing_written(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_on_ray_the_sentinels_are_tried_in_the_session_of_the_run(folder: Path) -> None:
     assert run(folder, executor="ray").state == "complete"
     assert not rows(folder)[0]["moved"]

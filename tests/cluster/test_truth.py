@@ -140,6 +140,7 @@ def test_instances_and_classes_are_asked_for_by_the_settings(experts: Path, tmp_
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_ray_leaves_the_same_bytes_as_one_process(experts: Path, tmp_path: Path) -> None:
     run(experts, tmp_path / "serial")
     assert run(experts, tmp_path / "ray", executor="ray").state == "complete"

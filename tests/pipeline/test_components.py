@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from skimage.measure import label, regionprops
 
 from pipeline.geometry import RegionGrid
-from pipeline.instances.components import around, component_rows, join_pieces, joined_sums, label_pieces
+from pipeline.instances.components import around, join_pieces, joined_sums, label_pieces
+from pipeline.instances.measures import measured_rows
 from tests.objects import discs
 
 PROPERTIES = {
@@ -50,15 +51,19 @@ def by_regions(
         names[names == old] = 2**63 + new
     names = np.where(names >= 2**63, names - np.uint64(2**63), names)
     sums = [found[index].whole for index in range(grid.count)] + [joined[~joined["name"].isin(small)]]
-    rows = [component_rows(one, plane, [str(index) for index in range(len(maps))]) for one in sums]
+    rows = [measured_rows(one, plane, [str(index) for index in range(len(maps))]) for one in sums]
     return names, pd.concat(rows).sort_values("name", ignore_index=True)
 
 
 def expected_names(mask: NDArray[np.bool_], minimum_size: int) -> NDArray[np.uint64]:
     """By scikit-image, named by the first pixel."""
     numbers = label(mask, connectivity=2)
-    values, first, counts = np.unique(numbers, return_index=True, return_counts=True)
-    return np.where((values > 0) & (counts >= minimum_size), first + 1, 0)[numbers].astype(np.uint64)
+    names = np.zeros(numbers.shape, np.uint64)
+    for number in range(1, numbers.max(initial=0) + 1):
+        pixels = np.flatnonzero(numbers == number)
+        if len(pixels) >= minimum_size:
+            names.flat[pixels] = pixels[0] + 1
+    return names
 
 
 def spiral(edge: int) -> NDArray[np.bool_]:
@@ -172,7 +177,7 @@ def test_sums_beyond_64_bits_are_exact() -> None:
     length = regions * edge
     exact = sum(edge * sum(range(k * edge, (k + 1) * edge)) for k in range(regions))
     assert total.loc[0, "sum_y"] == exact
-    rows = component_rows(total, (length, length), [])
+    rows = measured_rows(total, (length, length), [])
     assert rows.loc[0, "y"] == exact / (n * regions)
     assert rows.loc[0, "orientation"] == pytest.approx(np.pi / 4)
 
