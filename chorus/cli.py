@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +26,7 @@ from chorus.progress import ConsoleReporter
 from chorus.shift import shift
 from chorus.train import train
 from chorus.truth import truth
+from cluster.logs import about_run, is_structured, log, structured
 from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
@@ -50,6 +53,12 @@ def predict(
         bool, typer.Option(help="Write report/index.html at the end, and thumbnails for it on the way.")
     ] = True,
     objects: Objects = "auto",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65534, help="Port for Prometheus while the run goes on; a local Ray takes the next one."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
@@ -70,9 +79,13 @@ def predict(
         _print_plan(request, as_json=as_json)
         return
     from cluster import reprocess
+    from cluster.metrics import run_label
+    from pipeline import storage
     from pipeline.report.page import write_report
 
-    request = request.model_copy(update={"run": request.run.model_copy(update={"thumbnails": report})})
+    about_run(run_label(storage.normalise(request.out)))
+    carried_out = {"thumbnails": report, "metrics_port": metrics_port}
+    request = request.model_copy(update={"run": request.run.model_copy(update=carried_out)})
     of_objects = ConsoleReporter(err, units="steps", devices="cores")
     outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)
     if report and outcome.state != "interrupted":
@@ -190,8 +203,15 @@ app.command()(objects)
 
 def main() -> None:
     """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
-    try:
+    with _errors_as_sentences(), structured(), _errors_as_sentences():
         app()
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    """End the process with an exit code; outside of what is structured for the one error that is about that itself."""
+    try:
+        yield
     except CutShortError as error:
         _say(error)
         sys.exit(3)
@@ -201,6 +221,9 @@ def main() -> None:
 
 
 def _say(error: Exception) -> None:
+    if is_structured():
+        log.error("%s", error)
+        return
     err.print(f"chorus: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
 
 

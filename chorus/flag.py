@@ -33,6 +33,10 @@ def flag(
         float | None, typer.Option(help="Dice that is too low; by default that of `chorus calibrate`.")
     ] = None,
     top: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
+    metrics_file: Annotated[
+        str | None,
+        typer.Option(help="Write the counts for Prometheus' node exporter (a .prom file of its textfile folder)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say of each image what Dice to expect, whether it is foreign to the ensemble, and which ones to look at, and why.
@@ -56,6 +60,8 @@ def flag(
     plan = review(flagged, budget)
     flagged["review"] = flagged["name"].isin(plan.look_at)
     _write(out, flagged)
+    if metrics_file:
+        _write_metrics(metrics_file, out, read_run(out)["ensemble"]["name"], flagged)
     if as_json:
         print(json.dumps(_content(flagged, reference, plan)))
         return
@@ -111,6 +117,17 @@ def _write(out: str, flagged: pd.DataFrame) -> None:
     flagged.to_parquet(buffer, index=False)
     with storage_errors(url):
         storage.write_bytes(url, buffer.getvalue())
+
+
+def _write_metrics(path: str, out: str, ensemble: str, flagged: pd.DataFrame) -> None:
+    from cluster.metrics import FLAGGED, driver_recorder, write_textfile
+    from pipeline import storage
+    from pipeline.trust.flags import FLAGS
+
+    recorder = driver_recorder(storage.normalise(out), ensemble)
+    for flag in FLAGS:
+        recorder.set(FLAGGED, sum(flag in flags for flags in flagged["flags"]), flag=flag)
+    write_textfile(path)
 
 
 def _content(flagged: pd.DataFrame, reference: Reference, plan: Review) -> dict[str, Any]:

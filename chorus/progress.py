@@ -50,6 +50,7 @@ class ConsoleReporter:
             f"on {placement.actors} actors ({placement.kind}, {forecast.calibration.device}); about "
             f"{duration(forecast.seconds)} for all of it",
             highlight=False,
+            soft_wrap=True,
         )
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:

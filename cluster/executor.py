@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.logs import configure
+from cluster.metrics import export_by_ray
 from pipeline.errors import ChorusError, OutputError
 
 if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
@@ -67,3 +69,15 @@ def attempt(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResu
     except Exception as error:
         log.exception("task %d", key)
         return TaskResult(key, None, f"unexpected {type(error).__name__}: {error}; please report this with the log")
+
+
+def attempt_in_ray(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
+    """`attempt` in a process of Ray."""
+    begin_in_ray()
+    return attempt(key, function, *arguments)
+
+
+def begin_in_ray() -> None:
+    """Called by whatever works in a process of Ray, as often as it likes: where its metrics and its log go."""
+    export_by_ray()
+    configure()

@@ -7,6 +7,8 @@ from typing import Any
 
 from cluster.images import PlannedImage
 from cluster.ledger import ImageRecord, Ledger
+from cluster.logs import about
+from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, layout_of
 from cluster.statistics import image_statistics
 from pipeline.appearance import Appearance, appearance_columns, column_names
@@ -23,6 +25,11 @@ CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")
 
 def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
+    with about(run=run_label(context.out), image=image.name), WorkMetrics(context).seconds("finish"):
+        return _finish(context, image, ensemble)
+
+
+def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     ledger = Ledger(context.out)
     sums: list[RegionSums] = []
     looks: list[Appearance] = []

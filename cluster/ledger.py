@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.appearance import Appearance
 from pipeline.containers import storage_errors
 from pipeline.errors import ImageError, OutputError
 from pipeline.features import FeatureSums, ImageFeatures
+from pipeline.outputs import remove_folder
 from pipeline.scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -106,7 +108,7 @@ class Ledger:
         fs, path = storage.filesystem(self._url)
         index_of = {name: index for index, name in enumerate(table.names)}
         regions, images = np.zeros(table.regions, dtype=bool), np.zeros(len(table), dtype=bool)
-        for file in fs.find(path) if fs.exists(path) else []:
+        for file in fs.find(path):
             image, _, leaf = file[len(path) :].strip("/").rpartition("/")
             index = index_of.get(image)
             if index is None:
@@ -155,18 +157,22 @@ class Attempts:
     def unended(self, region: int) -> int:
         """How often `region` was begun and did not come to an end."""
         with storage_errors(self._url):
-            return int(storage.read_bytes(self._place(region))) if storage.exists(self._place(region)) else 0
+            try:
+                return int(storage.read_bytes(self._place(region)))
+            except FileNotFoundError:
+                return 0
 
-    def begin(self, region: int) -> None:
-        """Note that `region` is begun once more."""
+    def begin(self, region: int, unended: int) -> None:
+        """Note that `region`, which was `unended` that often, is begun once more."""
         with storage_errors(self._url):
-            storage.write_bytes(self._place(region), str(self.unended(region) + 1).encode())
+            storage.write_bytes(self._place(region), str(unended + 1).encode())
 
     def end(self, region: int) -> None:
         """Note that `region` came to an end, good or bad."""
         with storage_errors(self._url):
             fs, path = storage.filesystem(self._place(region))
-            fs.rm_file(path)
+            with suppress(FileNotFoundError):  # removed, and asked again since the answer was lost
+                fs.rm_file(path)
 
     def _place(self, region: int) -> str:
         return storage.join(self._url, str(region))
@@ -174,9 +180,7 @@ class Attempts:
 
 def clear_attempts(out: str) -> None:
     """Forget the attempts of earlier sessions: a new run tries every open region again."""
-    fs, path = storage.filesystem(storage.join(out, "attempts"))
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    remove_folder(storage.join(out, "attempts"))
 
 
 def _contents(urls: Sequence[str]) -> Iterator[bytes]:
@@ -196,7 +200,7 @@ def recorded_files(out: str, kind: type[Record]) -> list[Record]:
     ledger = storage.join(out, "ledger")
     with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
         fs, path = storage.filesystem(ledger)
-        files = [name for name in fs.find(path) if name.endswith(".json")] if fs.exists(path) else []
+        files = [name for name in fs.find(path) if name.endswith(".json")]
         return [kind.model_validate_json(data) for data in pool.map(fs.cat_file, files)]
 
 

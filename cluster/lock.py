@@ -108,6 +108,8 @@ def _take(url: str, me: str) -> None:
         fs.pipe_file(path, _entry(me), mode="create")
     except FileExistsError:
         held = _held(url)
+        if held.get("holder") == me:  # made, and asked again since the answer was lost
+            return
         if time.time() - held.get("alive", 0) < _SILENCE_SECONDS and not _dead(held["holder"]):
             raise RefusedError(_busy(url)) from None
         # Two runs that overtake a dead one at once: the second to write wins, the first learns of it at its next beat.

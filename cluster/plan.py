@@ -41,7 +41,7 @@ class RunContext(BaseModel):
     Attributes
     ----------
     out : URL of the output
-    ensemble : URL of ``ensemble.yaml``, and the hash that it must still have
+    ensemble : URL of ``ensemble.yaml``, the hash that it must still have, and its name
     session : names this attempt at the run
     threads : of torch, per actor on CPU
     trust_code : whether code that a member's package brings along may run
@@ -53,6 +53,7 @@ class RunContext(BaseModel):
     out: str
     ensemble: str
     ensemble_hash: str
+    ensemble_name: str
     settings: ResolvedSettings
     session: str
     threads: int = 1

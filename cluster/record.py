@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
+from pipeline.exports.files import whole_file
 from pipeline.features import ImageFeatures
 from pipeline.outputs import remove_folder
 
@@ -176,8 +177,7 @@ def earlier_run(
         If it holds other results: what differs, and the two ways out.
     """
     with storage_errors(out):
-        fs, path = storage.filesystem(out)
-        present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        present = storage.entries(out)
     if "run.json" in present:
         known = read_run(out)
         found = differences(known)
@@ -196,11 +196,10 @@ def earlier_run(
 def clear_output(out: str) -> None:
     """Remove what an earlier run made in `out`, and nothing else."""
     with storage_errors(out):
-        fs, path = storage.filesystem(out)
-        present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        present = storage.entries(out)
         for entry in ENTRIES:
             if entry in present:
-                fs.rm(f"{path}/{entry}", recursive=True)
+                remove_folder(storage.join(out, entry))
 
 
 def clear_command(out: str, command: str, names: Iterable[str]) -> None:
@@ -243,20 +242,18 @@ def write_features(out: str, rows: list[dict[str, Any]]) -> None:
     one after the other, empty where no member has an encoder.
     """
     ledger, url = Ledger(out), storage.join(out, "features.parquet")
-    with storage_errors(url):
-        fs, path = storage.filesystem(url)
-        with fs.open(path, "wb") as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
-            for start in range(0, len(rows), _FEATURE_ROWS):
-                part = rows[start : start + _FEATURE_ROWS]
-                names = [row["name"] for row in part if row["status"] != "failed"]
-                found = dict(zip(names, ledger.image_records(names), strict=True))
-                features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
-                columns = {
-                    "name": [row["name"] for row in part],
-                    "tiles": [one.tiles for one in features],
-                    "features": [one.mean for one in features],
-                }
-                writer.write_table(pa.table(columns, schema=_FEATURES))
+    with whole_file(url) as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
+        for start in range(0, len(rows), _FEATURE_ROWS):
+            part = rows[start : start + _FEATURE_ROWS]
+            names = [row["name"] for row in part if row["status"] != "failed"]
+            found = dict(zip(names, ledger.image_records(names), strict=True))
+            features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
+            columns = {
+                "name": [row["name"] for row in part],
+                "tiles": [one.tiles for one in features],
+                "features": [one.mean for one in features],
+            }
+            writer.write_table(pa.table(columns, schema=_FEATURES))
 
 
 def read_features(out: str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image
 from cluster.images import ImageTable
+from cluster.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
 from cluster.plan import PLAN, ResolvedSettings
 from cluster.request import Outcome, PredictRequest, Reporter
 from pipeline import storage
@@ -84,12 +85,23 @@ def check_sentinels(
         with storage_errors(url):
             storage.write_bytes(url, json.dumps([row.model_dump(by_alias=True) for row in rows], indent=2).encode())
     moved = [row for row in rows if row.moved]
+    _count(request, ensemble, rows)
     for row in moved:
         if row.name not in strict:
             why = "" if mode == "warn" else "; it was measured with other tiles or augmentations: no proof of a fault"
             log.warning("%s%s", _sentence(row, reasons), why)
     if refused := [row for row in moved if row.name in strict]:
         raise moved_error(ensemble, refused, reasons)
+
+
+def _count(request: PredictRequest, ensemble: Ensemble, rows: Sequence[SentinelDice]) -> None:
+    recorder = driver_recorder(request.out, ensemble.spec.name)
+    for row in rows:
+        for source, dice in (("stored", row.stored), ("found", row.found)):
+            if dice is not None:
+                labels = {"sentinel": row.name, "class": row.class_name, "source": source}
+                recorder.set(SENTINEL_DICE, dice, **labels)
+    recorder.set(SENTINELS_MOVED, sum(row.moved for row in rows))
 
 
 def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapping[str, str]) -> RefusedError:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import ray
 
+from cluster import logs
 from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
 from pipeline.allocation import ENVIRONMENT
 from pipeline.errors import RefusedError
@@ -29,6 +30,7 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # Actors without a GPU must not lose sight of the machine's devices for good: the coming default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    logs.VARIABLE: "plain",
 } | ENVIRONMENT
 
 
@@ -43,8 +45,13 @@ class Resources:
     logs: str = ""
 
 
-def start(address: str | None, *, staged: bool) -> Resources:
+def start(address: str | None, *, staged: bool, metrics_port: int | None = None) -> Resources:
     """Connect to `address`, or start a local Ray; returns what is there.
+
+    Parameters
+    ----------
+    staged : whether running sums will travel through its object store
+    metrics_port : where a local Ray shows its metrics; a cluster was told when it was started
 
     Raises
     ------
@@ -53,7 +60,7 @@ def start(address: str | None, *, staged: bool) -> Resources:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    started: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged=staged)
+    started: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged, metrics_port)
     if address:  # the processes of a cluster do not inherit from this one
         started = {"runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}}}
     terminate = signal.getsignal(signal.SIGTERM)
@@ -101,10 +108,11 @@ def _require_answer(address: str | None) -> None:
         socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
 
 
-def _local(*, staged: bool) -> dict[str, Any]:
+def _local(staged: bool, metrics_port: int | None) -> dict[str, Any]:
     """A Ray of our own: no dashboard, and a store no larger than what travels through it."""
     store = int(psutil.virtual_memory().total * _STAGED_SHARE) if staged else 0
-    return {"include_dashboard": False, "object_store_memory": max(_STORE_BYTES, store)}
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": max(_STORE_BYTES, store)}
+    return own if metrics_port is None else own | {"_metrics_export_port": metrics_port}
 
 
 def stop() -> None:

@@ -76,6 +76,7 @@ class RunSettings(BaseModel):
     trust_code : whether code that a member's package brings along may run
     thumbnails : whether each image gets one for the report, when it is finished
     sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
+    metrics_port : where the driver shows its metrics, and a local Ray on the next port; None shows none
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,3 +89,4 @@ class RunSettings(BaseModel):
     trust_code: bool = False
     thumbnails: bool = True
     sentinels: Literal["check", "warn", "skip"] = "check"
+    metrics_port: int | None = Field(default=None, ge=1, le=65534)

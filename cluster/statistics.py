@@ -66,7 +66,7 @@ def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensembl
 
 
 def _blocks(context: RunContext, image: PlannedImage) -> Iterator[NDArray[np.generic]]:
-    array = open_level(image.url, image.level_path)
+    array = open_level(image.url, image.level_path, image.ngff)
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, _BLOCK)
     for t in range(times):

@@ -21,7 +21,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from cluster.calibration import Calibration, calibrate
-from cluster.executor import TaskResult, attempt
+from cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
+from cluster.metrics import RESTARTS, driver_recorder
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
 from cluster.tasks import RayTasks
@@ -142,6 +143,7 @@ class RayExecutor(RayTasks):
                     f"to go on"
                 )
             if after:
+                driver_recorder(context.out, context.ensemble_name).add(RESTARTS)
                 log.warning("Ray broke off (%s); going on with the %d regions that are left", reason, after)
 
     def _stream(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
@@ -202,7 +204,7 @@ class RayExecutor(RayTasks):
 def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
     """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does."""
     gpus = 1 if settings.device == "cuda" else 0
-    trial = ray.remote(max_calls=1)(attempt).options(num_gpus=gpus, num_cpus=1 - gpus)
+    trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=1 - gpus)
     task = trial.remote(0, calibrate, ensemble, settings, 1)
     ready, _ = ray.wait([task], timeout=_CALIBRATION_SECONDS)
     if not ready:
@@ -223,6 +225,7 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings) -> Calibrat
 
 
 def _worker(context: str, members: range | None) -> RegionWorker:
+    begin_in_ray()
     parsed = RunContext.model_validate_json(context)
     device = torch.device("cuda", 0) if parsed.settings.device == "cuda" else torch.device("cpu")
     return RegionWorker(parsed, device, members)

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster import session
-from cluster.executor import TaskResult, Tasks, attempt
+from cluster.executor import TaskResult, Tasks, attempt, attempt_in_ray
 from cluster.request import Reporter
 from cluster.worker import RegionStatus
 from pipeline.errors import OutputError
@@ -45,7 +45,7 @@ class RayTasks:
         self._most = most
         self._running: dict[Any, int] = {}
         self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._attempt = ray.remote(attempt).options(num_cpus=cpus, max_retries=3)
+        self._attempt = ray.remote(attempt_in_ray).options(num_cpus=cpus, max_retries=3)
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
         self._waiting.append((key, function, arguments))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from cluster.gate import Gate
 from cluster.images import ImageTable, PlannedImage, RegionPlace
 from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
+from cluster.logs import about, log_of_regions
+from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, inference_settings, layout_of, model_centres, model_grid
+from cluster.region_maps import axis_maps, is_resampled, on_image, saved_maps
 from cluster.statistics import image_statistics
 from pipeline.appearance import appearance
 from pipeline.ensemble import read_ensemble
@@ -33,10 +36,12 @@ from pipeline.layout import ImageLayout
 from pipeline.outputs import prepare_image, write_region
 from pipeline.posterior import Posterior
 from pipeline.reading import open_level, read_window
-from pipeline.resampling import AxisMap, nearest, resample
+from pipeline.resampling import AxisMap, resample
 from pipeline.scores import patch_edge, region_sums
 
 log = logging.getLogger("chorus")
+# Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
+_OPEN_ARRAYS = 64
 T = TypeVar("T")
 
 
@@ -109,6 +114,9 @@ class RegionWorker:
         inference = inference_settings(self._settings, self._ensemble)
         self._engine = Engine(loaded, inference, device, self._inputs.channels)
         self._ledger = Ledger(context.out)
+        # A bucket is asked for an array's metadata once, and not for every region of it.
+        self._open_level = lru_cache(maxsize=_OPEN_ARRAYS)(open_level)
+        self._metrics = WorkMetrics(context)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
         self._gate = Gate()
@@ -164,6 +172,17 @@ class RegionWorker:
         return self._guarded(region, index, place, work)
 
     def _guarded(self, region: int, index: int, place: int, work: Callable[[], T]) -> T | RegionStatus:
+        """`_attempt`, whose end is logged."""
+        with about(run=run_label(self._context.out), image=self._table.image(index).name, region=place):
+            ended = self._attempt(region, index, place, work)
+            if isinstance(ended, RegionStatus):
+                level = logging.INFO if ended.state == "done" else logging.WARNING
+                fields = {"tiles": ended.tiles, "seconds": round(ended.seconds, 3), "attempts": ended.attempts}
+                reason = f": {ended.message}" if ended.message else ""
+                log_of_regions.log(level, "region %s%s", ended.state, reason, extra={"fields": fields})
+            return ended
+
+    def _attempt(self, region: int, index: int, place: int, work: Callable[[], T]) -> T | RegionStatus:
         """What `work` gives, or how it failed: errors are data, so that one region never stops the others."""
         try:
             if self._ledger.has_region(self._table.image(index).name, place):
@@ -175,7 +194,7 @@ class RegionWorker:
                 return RegionStatus(region, index, place, "quarantined", message)
             # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
             with self._gate.enter(alone=begun > 0):
-                self._attempts.begin(region)
+                self._attempts.begin(region, begun)
                 try:
                     result = work()
                     return replace(result, attempts=begun + 1) if isinstance(result, RegionStatus) else result
@@ -186,6 +205,7 @@ class RegionWorker:
         except ChorusError as error:
             return RegionStatus(region, index, place, "failed", str(error))
         except torch.OutOfMemoryError:
+            self._metrics.out_of_memory()
             message = "the device is out of memory; run again with a smaller --batch or --region"
             return RegionStatus(region, index, place, "failed", message)
         except Exception as error:
@@ -194,17 +214,26 @@ class RegionWorker:
             return RegionStatus(region, index, place, "failed", message)
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
-        with self._device_lock:
+        with self._metrics.seconds("wait"):
+            self._device_lock.acquire()
+        try:
             started = time.perf_counter()
-            result = compute()
+            with self._metrics.seconds("infer"):
+                result = compute()
             return result, time.perf_counter() - started
+        finally:
+            self._device_lock.release()
 
     def _read(self, region: int) -> _Work:
+        with self._metrics.seconds("read"):
+            return self._work(region)
+
+    def _work(self, region: int) -> _Work:
         index, place = self._table.find(region)
         image = self._table.image(index)
         where = image.locate(place)
-        y, x = self._maps(image)
-        target = Window(y.needed(where.window.y), x.needed(where.window.x)) if _resampled(image) else where.window
+        y, x = axis_maps(image)
+        target = Window(y.needed(where.window.y), x.needed(where.window.x)) if is_resampled(image) else where.window
         grid = model_grid(image, self._settings)
         pixels, prepared = self._pixels(image, where, grid.needed(target))
         plane = PlaneWindow(prepared, grid.needed(target), grid)
@@ -219,16 +248,23 @@ class RegionWorker:
         (channels of all preparations, y, x) float32."""
         source = needed
         y, x = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
-        if _resampled(image):
+        if is_resampled(image):
             source = Window(y.needed(needed.y), x.needed(needed.x))
-        array = open_level(image.url, image.level_path)
+        array = self._open_level(image.url, image.level_path, image.ngff)
         raw = read_window(array, image.axes, where.t, where.z, image.channels, source, strict=self._settings.strict)
+        self._metrics.read(raw.nbytes)
         known = image_statistics(self._context, image, self._ensemble)
         prepared = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
         own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
-        return own, resample(prepared, source, needed, y, x) if _resampled(image) else prepared
+        return own, resample(prepared, source, needed, y, x) if is_resampled(image) else prepared
 
     def _write(
+        self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
+    ) -> RegionStatus:
+        with self._metrics.seconds("write"):
+            return self._record(work, posterior, features, busy, started)
+
+    def _record(
         self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
     ) -> RegionStatus:
         if not np.isfinite(posterior.epistemic).all():
@@ -237,12 +273,14 @@ class RegionWorker:
                 f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
                 f"were trained on, check the normalisation, or use --precision fp32"
             )
-        if _resampled(work.image):
-            posterior = self._back(work, posterior)
+        if is_resampled(work.image):
+            posterior = on_image(posterior, work.image, work.target, work.where.window)
         classes, multilabel = len(self._ensemble.spec.classes), self._ensemble.multilabel
         self._prepare(work.layout)
-        maps = _saved_maps(posterior, self._settings.save)
+        maps = saved_maps(posterior, self._settings.save)
         write_region(work.layout, work.where.t, work.where.z, work.where.window, maps, posterior.labels)
+        size = 0 if maps is None else maps.size * np.dtype(work.layout.dtype).itemsize
+        self._metrics.written(size + posterior.labels.nbytes)
         tiles = work.plane.grid.tile_count(work.target)
         seconds = time.perf_counter() - started
         patch = patch_edge(self._settings.chunk)
@@ -261,49 +299,6 @@ class RegionWorker:
         if layout.url not in self._prepared:
             prepare_image(layout)
             self._prepared.add(layout.url)
-
-    def _maps(self, image: PlannedImage) -> tuple[AxisMap, AxisMap]:
-        """From the model's plane back to the image's."""
-        return AxisMap.make(image.model_height, image.height), AxisMap.make(image.model_width, image.width)
-
-    def _back(self, work: _Work, posterior: Posterior) -> Posterior:
-        """The posterior on the image's own pixels: maps linear, labels and masks nearest."""
-        y, x = self._maps(work.image)
-        classes = len(posterior.probability)
-        variances = posterior.epistemic[None], posterior.aleatoric[None]
-        maps = np.concatenate([posterior.probability, *variances, posterior.flows])
-        maps = resample(maps, work.target, work.where.window, y, x)
-
-        def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-            planes = labels.reshape(-1, *labels.shape[-2:])
-            picked = nearest(planes, work.target, work.where.window, y, x)
-            return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
-
-        return Posterior(
-            probability=maps[:classes],
-            epistemic=maps[classes],
-            aleatoric=maps[classes + 1],
-            labels=pick(posterior.labels),
-            masks=pick(posterior.masks),
-            member_masks=pick(posterior.member_masks),
-            flows=maps[classes + 2 :],
-        )
-
-
-def _resampled(image: PlannedImage) -> bool:
-    return (image.height, image.width) != (image.model_height, image.model_width)
-
-
-def _saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | None:
-    """The posterior's channels in the order of the layout, (channels, y, x); None where none are kept."""
-    maps = {
-        "probability": posterior.probability,
-        "uncertainty": posterior.uncertainty[None],
-        "epistemic": posterior.epistemic[None],
-        "aleatoric": posterior.aleatoric[None],
-        "flows": posterior.flows,
-    }
-    return np.concatenate([maps[name] for name in save]) if save else None
 
 
 def member_groups(members: int, stages: int) -> list[range]:

@@ -82,7 +82,7 @@ def _read(url: str) -> bytes:
 def _is_other(files: Mapping[str, bytes], target: str) -> bool:
     """Whether something is at `target` that has not these files."""
     paths = {storage.join(target, path): data for path, data in files.items()}
-    return storage.exists(target) and not all(
+    return (_is_folder(target) or storage.exists(target)) and not all(
         storage.exists(path) and storage.read_bytes(path) == data for path, data in paths.items()
     )
 

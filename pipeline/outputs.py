@@ -216,8 +216,13 @@ def remove_folder(url: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
         return
+
+    def remove(file: str) -> None:
+        with suppress(FileNotFoundError):  # as in `_remove`, and where the answer was lost
+            fs.rm_file(file)
+
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(fs.rm_file, fs.find(path)))
+        list(pool.map(remove, fs.find(path)))
 
 
 def _add_to_list(layout: ImageLayout, name: str) -> None:

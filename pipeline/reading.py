@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -16,7 +16,7 @@ from zarr.storage import FsspecStore, LocalStore
 from pipeline import storage
 from pipeline.errors import ImageError
 from pipeline.geometry import Window
-from pipeline.layout import SourceImage
+from pipeline.layout import Ngff, SourceImage
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
 
@@ -153,11 +153,15 @@ def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float
     return size[0] / wanted, size[1] / wanted
 
 
-def open_level(image_url: str, level_path: str) -> zarr.Array[Any]:
-    """The array of a level, read-only; raises ImageError where it cannot be opened."""
+def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zarr.Array[Any]:
+    """The array of a level, read-only; raises ImageError where it cannot be opened.
+
+    With `ngff` only the documents of its version of Zarr are asked for.
+    """
     url = storage.join(image_url, level_path)
+    formats: dict[Ngff | None, Literal[2, 3] | None] = {None: None, "0.4": 2, "0.5": 3}
     try:
-        return zarr.open_array(storage.store(url, read_only=True), mode="r")
+        return zarr.open_array(storage.store(url, read_only=True), mode="r", zarr_format=formats[ngff])
     except Exception as error:
         damaged = f"{url}: cannot be opened ({storage.words(error)}); copy the image again from its origin"
         raise ImageError(storage.explain(error, url) or damaged) from error

@@ -9,30 +9,42 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-# gcsfs otherwise makes a gRPC storage-layout call before everything else: 47 s and more per operation against
-# servers that do not answer it. Read when gcsfs is imported, so it is set here, before any filesystem is made.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
 import zarr.storage
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
+from pipeline import buckets
 from pipeline.errors import RefusedError
 
 SCHEMES = ("file", "memory", "gs", "s3", "http", "https")
+# Of presigned URLs of Amazon, Google and Azure.
+_SIGNATURE = re.compile(r"(^|&)(x-(amz|goog)-[a-z-]+|signature|sig|token|access_token|awsaccesskeyid)=", re.IGNORECASE)
 
 
 def scheme(url: str) -> str:
-    """The URL's scheme, ``file`` for plain paths; raises RefusedError for one that Chorus does not read."""
-    found = urlsplit(url).scheme if "://" in url else "file"
-    if found not in SCHEMES:
-        raise RefusedError(f"{url}: scheme {found!r} is not supported; use a path or one of {', '.join(SCHEMES)}")
-    return found
+    """The URL's scheme, ``file`` for plain paths.
+
+    Raises RefusedError for one that Chorus does not read, and for a URL with a password or a signature in it, which
+    would be written down in results and logs.
+    """
+    if "://" not in url:
+        return "file"
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        raise RefusedError(
+            f"{shown}: scheme {parts.scheme!r} is not supported; use a path or one of {', '.join(SCHEMES)}"
+        )
+    if parts.scheme != "file" and ("@" in parts.netloc or _SIGNATURE.search(parts.query)):
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        raise RefusedError(f"{shown}: the URL holds credentials; leave them out and give them in the environment")
+    return parts.scheme
 
 
 def is_web(url: str) -> bool:
@@ -63,17 +75,25 @@ def basename(url: str) -> str:
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it. Listings are never cached: other processes write too."""
-    if scheme(url) == "file":
+    kind = scheme(url)
+    if kind == "file":
         return LocalFileSystem(auto_mkdir=True), normalise(url)
-    options: dict[str, Any] = {} if scheme(url) == "memory" else {"use_listings_cache": False}
+    if kind in buckets.SCHEMES:
+        fs = buckets.bucket(kind)
+        return fs, fs._strip_protocol(url)
+    options: dict[str, Any] = {} if kind == "memory" else {"use_listings_cache": False}
     fs, path = fsspec.core.url_to_fs(url, **options)
     return fs, path
 
 
 def store(url: str, *, read_only: bool) -> Store:
     """The Zarr store whose root is `url`."""
-    if scheme(url) == "file":
+    kind = scheme(url)
+    if kind == "file":
         return zarr.storage.LocalStore(normalise(url), read_only=read_only)
+    if kind in buckets.SCHEMES:
+        fs = buckets.bucket(kind, asynchronous=True)
+        return zarr.storage.FsspecStore(fs, read_only=read_only, path=fs._strip_protocol(url))
     return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
 
 
@@ -96,13 +116,25 @@ def write_bytes(url: str, data: bytes) -> None:
         except OSError:
             part.unlink(missing_ok=True)
             raise
+    elif scheme(url) in buckets.SCHEMES:
+        fs.pipe_file(path, data, chunksize=buckets.PART)
     else:
         fs.pipe_file(path, data)
 
 
 def exists(url: str) -> bool:
+    """Whether there is a file at `url` (or, but in a bucket, a folder)."""
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    return buckets.is_object(fs, path) if scheme(url) in buckets.SCHEMES else bool(fs.exists(path))
+
+
+def entries(url: str) -> list[str]:
+    """Names of the files and folders in the folder at `url`, sorted; none where there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        return sorted(basename(name) for name in fs.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
 
 
 def words(error: BaseException) -> str:
@@ -124,6 +156,8 @@ def explain(error: BaseException, url: str) -> str | None:
         return f"{url}: no space left; free some or choose another --out, then run the same command again"
     if number == errno.EROFS:
         return f"{url}: the file system is read-only; choose another place"
+    if "requester pays" in text:
+        return f"{url}: whoever reads this bucket pays; set FSSPEC_GS_REQUESTER_PAYS to the project that does"
     if names & _SIGN_IN_ERRORS or status == 401:
         return f"{url}: not signed in ({said}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
     if status == 403 or isinstance(error, PermissionError) or text.startswith("forbidden"):  # as gcsfs words 403
@@ -133,6 +167,11 @@ def explain(error: BaseException, url: str) -> str | None:
         return f"{url}: no such bucket; check its name and the project or account that you are signed in to"
     if status == 404 or isinstance(error, FileNotFoundError):
         return f"{url}: not found; check the path or URL"
+    if names & _BROKEN_OFF:
+        return (
+            f"{url}: the connection breaks off in the middle ({words(error)}); check the network, then run the same "
+            "command again to resume"
+        )
     if names & _NETWORK_ERRORS or isinstance(error, ConnectionError | TimeoutError):
         return (
             f"{url}: the server cannot be reached ({words(error)}); check the address and the network, then run the "
@@ -153,6 +192,7 @@ _NETWORK_ERRORS = {
     "google.TransportError",
     "requests.ConnectionError",
 }
+_BROKEN_OFF = {"aiohttp.ClientPayloadError", "botocore.IncompleteReadError", "botocore.ResponseStreamingError"}
 _SIGN_IN_ERRORS = {
     "botocore.NoCredentialsError",
     "botocore.PartialCredentialsError",
@@ -173,7 +213,8 @@ _OTHER_ERRORS = {
     "google.GoogleAPIError",
 }
 _SIGN_IN = {
-    "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS",
+    "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS "
+    "(FSSPEC_GS_TOKEN=anon reads public buckets without)",
     "s3": "sign in with `aws sso login` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true reads "
     "public buckets without)",
 }
@@ -199,7 +240,10 @@ def _http_status(error: BaseException, names: set[str]) -> int | None:
     if "gcsfs.HttpError" in names:
         code = str(getattr(error, "code", ""))
         return int(code) if code.isdecimal() else None
-    return None
+    # s3fs makes OSErrors of what S3 answers, by their names; a status without one is in the error before.
+    answer = getattr(error.__cause__, "response", None)
+    said = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
+    return said if said in (408, 429) or said >= 500 else None
 
 
 def _is_damage(error: BaseException) -> bool:

@@ -34,7 +34,8 @@ def results(folder: Path, ensemble: Path, *, features: bool = True, images: int 
     pd.concat([familiar.scores, foreign.scores]).to_parquet(folder / "scores.parquet", index=False)
     if features:
         pd.concat([familiar.features, foreign.features]).to_parquet(folder / "features.parquet", index=False)
-    (folder / "run.json").write_text(json.dumps({"ensemble": {"hash": read_ensemble(str(ensemble)).hash}}))
+    made_by = {"name": "light", "hash": read_ensemble(str(ensemble)).hash}
+    (folder / "run.json").write_text(json.dumps({"ensemble": made_by}))
     return folder
 
 
@@ -67,6 +68,19 @@ def test_flag_prints_as_many_rows_as_asked(chorus: Chorus, ensemble: Path, tmp_p
     out = results(tmp_path / "out", ensemble)
     assert chorus("flag", out, "-e", ensemble, "--top", 3).out.count("strange-") == 3
     assert chorus("flag", out, "-e", ensemble, "--top", 0).out.count("image-") == 20
+
+
+def test_flag_leaves_its_counts_for_prometheus(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out, kept = results(tmp_path / "out", ensemble), tmp_path / "chorus.prom"
+    assert chorus("flag", out, "-e", ensemble, "--metrics-file", kept).code == 0
+    counts = pd.read_parquet(out / "flags.parquet")["flags"].explode().value_counts()
+    lines = [line for line in kept.read_text().splitlines() if f'run="{out}"' in line]
+    assert lines == [
+        f'chorus_images_flagged{{ensemble="light",flag="{flag}",run="{out}"}} {float(counts.get(flag, 0))}'
+        for flag in ("failed", "empty", "poor", "uncertain", "foreign")
+    ]
+    refused = chorus("flag", out, "-e", ensemble, "--metrics-file", tmp_path / "nowhere" / "chorus.prom")
+    assert (refused.code, "choose another place" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,9 @@ def test_open_and_recorded_regions_are_all_regions_of_unfinished_images(
 def test_attempts_are_counted_until_they_end(out: str) -> None:
     attempts = Attempts(out, "session")
     assert attempts.unended(7) == 0
-    attempts.begin(7)
-    attempts.begin(7)
-    attempts.begin(71)
+    attempts.begin(7, attempts.unended(7))
+    attempts.begin(7, attempts.unended(7))
+    attempts.begin(71, 0)
     assert (attempts.unended(7), attempts.unended(71), Attempts(out, "another").unended(7)) == (2, 1, 0)
     attempts.end(7)
     assert (attempts.unended(7), attempts.unended(71)) == (0, 1)
@@ -187,7 +187,12 @@ def worker(worker_parts: tuple[str, str], tmp_path: Path) -> RegionWorker:
     ensemble = read_ensemble(worker_parts[0])
     settings = resolve(ResultSettings(region=64, chunk=64), ensemble)
     context = RunContext(
-        out=str(tmp_path), ensemble=ensemble.url, ensemble_hash=ensemble.hash, settings=settings, session="s"
+        out=str(tmp_path),
+        ensemble=ensemble.url,
+        ensemble_hash=ensemble.hash,
+        ensemble_name=ensemble.spec.name,
+        settings=settings,
+        session="s",
     )
     ImageTable.read(worker_parts[1]).write(context.table_url)
     return RegionWorker(context, torch.device("cpu"))
@@ -196,11 +201,11 @@ def worker(worker_parts: tuple[str, str], tmp_path: Path) -> RegionWorker:
 def test_region_that_was_begun_three_times_is_set_aside(worker: RegionWorker, tmp_path: Path) -> None:
     attempts = Attempts(str(tmp_path), "s")
     for _ in range(2):
-        attempts.begin(1)
+        attempts.begin(1, attempts.unended(1))
     assert worker.process(1).state == "failed"  # it is tried: the image is not there
     assert attempts.unended(1) == 0
     for _ in range(3):
-        attempts.begin(1)
+        attempts.begin(1, attempts.unended(1))
     status = worker.process(1)
     assert (status.state, status.place) == ("quarantined", 1)
     assert "region 1 ended its worker 3 times" in status.message

@@ -194,7 +194,12 @@ def context(ensemble: Path, tmp_path: Path) -> RunContext:
     read = read_ensemble(str(ensemble))
     settings = resolve(ResultSettings(region=64, chunk=32), read)
     return RunContext(
-        out=str(tmp_path), ensemble=read.url, ensemble_hash="of another", settings=settings, session="session"
+        out=str(tmp_path),
+        ensemble=read.url,
+        ensemble_hash="of another",
+        ensemble_name="fluo",
+        settings=settings,
+        session="session",
     )
 
 

@@ -47,6 +47,7 @@ def run(tmp_path: Path) -> tuple[MeasuringEnsemble, RunContext]:
         out=str(tmp_path / "out"),
         ensemble=read.url,
         ensemble_hash=read.hash,
+        ensemble_name=read.spec.name,
         settings=resolve(ResultSettings(), read),
         session="test",
     )

@@ -20,9 +20,8 @@ import numcodecs
 import numpy as np
 import pytest
 import requests
-import s3fs
 import zarr
-from aiohttp import ClientResponseError, ServerDisconnectedError
+from aiohttp import ClientPayloadError, ClientResponseError, ServerDisconnectedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ProfileNotFound
 from gcsfs.retry import HttpError, validate_response
 from google.auth.exceptions import RefreshError, TransportError
@@ -80,6 +79,7 @@ def by_s3(code: str, status: int = 400) -> Exception:
         ("http://a/b", by_web(400), rf"storage failed \(the server answered 400\); check the URL, then {RESUME}"),
         ("http://a/b", ServerDisconnectedError(), "the server cannot be reached.*; check the address and the network"),
         ("http://a/b", TimeoutError(), r"the server cannot be reached \(TimeoutError\); check the address"),
+        ("s3://a/b", ClientPayloadError("half"), rf"the connection breaks off in the middle \(half\).*{RESUME}"),
         ("gs://a/b", by_gcs(401), "not signed in.*401.*gcloud auth application-default login"),
         ("gs://a/b", by_gcs(403), f"permission denied; {RIGHTS}"),
         ("gs://a/b", by_gcs(404), "not found; check the path or URL"),
@@ -99,7 +99,7 @@ def by_s3(code: str, status: int = 400) -> Exception:
         ("s3://a/b", by_s3("ExpiredToken"), f"permission denied; {RIGHTS}"),
         ("s3://a/b", by_s3("NoSuchKey", 404), "not found; check the path or URL"),
         ("s3://a/b", by_s3("NoSuchBucket", 404), "no such bucket; check its name and the project or account"),
-        ("s3://a/b", by_s3("SlowDown", 503), f"storage failed.*told so.*{RESUME}"),
+        ("s3://a/b", by_s3("SlowDown", 503), rf"busy or failing \(the server answered 503\); {RESUME}"),
         ("s3://a/b", by_s3("Unheard", 418), f"storage failed.*told so.*{RESUME}"),
         ("s3://a/b", NoCredentialsError(), "not signed in.*AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("s3://a/b", ProfileNotFound(profile="lab"), r"not signed in \(.*lab.*\); sign in with `aws sso login`"),
@@ -217,9 +217,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]
         monkeypatch.setenv(key, str(tmp_path / "none"))
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(key, raising=False)
-    s3fs.S3FileSystem.clear_instance_cache()  # an instance keeps the endpoint that it was made with
     yield "s3://bucket"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 

@@ -1,0 +1,58 @@
+"""From the model's plane back to an image's own pixels, and to the channels that are kept of a posterior."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.images import PlannedImage
+from pipeline.geometry import Window
+from pipeline.posterior import Posterior
+from pipeline.resampling import AxisMap, nearest, resample
+
+
+def is_resampled(image: PlannedImage) -> bool:
+    """Whether the model's plane is not that of the image."""
+    return (image.height, image.width) != (image.model_height, image.model_width)
+
+
+def axis_maps(image: PlannedImage) -> tuple[AxisMap, AxisMap]:
+    """From the model's plane back to the image's."""
+    return AxisMap.make(image.model_height, image.height), AxisMap.make(image.model_width, image.width)
+
+
+def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: Window) -> Posterior:
+    """The posterior of `target`, of the model's plane, on the pixels of `window` of the image: maps linear, labels and
+    masks nearest."""
+    y, x = axis_maps(image)
+    classes = len(posterior.probability)
+    variances = posterior.epistemic[None], posterior.aleatoric[None]
+    maps = np.concatenate([posterior.probability, *variances, posterior.flows])
+    maps = resample(maps, target, window, y, x)
+
+    def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+        planes = labels.reshape(-1, *labels.shape[-2:])
+        picked = nearest(planes, target, window, y, x)
+        return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
+
+    return Posterior(
+        probability=maps[:classes],
+        epistemic=maps[classes],
+        aleatoric=maps[classes + 1],
+        labels=pick(posterior.labels),
+        masks=pick(posterior.masks),
+        member_masks=pick(posterior.member_masks),
+        flows=maps[classes + 2 :],
+    )
+
+
+def saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | None:
+    """The posterior's channels in the order of the layout, (channels, y, x); None where none are kept."""
+    maps = {
+        "probability": posterior.probability,
+        "uncertainty": posterior.uncertainty[None],
+        "epistemic": posterior.epistemic[None],
+        "aleatoric": posterior.aleatoric[None],
+        "flows": posterior.flows,
+    }
+    return np.concatenate([maps[name] for name in save]) if save else None

@@ -1,0 +1,225 @@
+"""Filesystems of buckets: what the environment says of them, and how often a request is tried.
+
+One filesystem of a kind serves all threads of a process, so that it signs in once and its connections are used
+again; another environment gets another one. Nothing of a listing is ever kept: other processes write too.
+
+A request that fails for now (the server is busy or throttles, does not answer, or a connection drops, in the middle
+of a body too) is made again after a wait that grows, at random so that many workers do not come back at once.
+Objects are put whole and under their own name, so that making a request again is harmless: Google's storage and S3
+show an object when all of it has arrived, and not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import random
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import fsspec
+import fsspec.asyn
+import zarr.core.sync
+from fsspec.config import set_conf_env
+
+log = logging.getLogger("chorus")
+T = TypeVar("T")
+
+SCHEMES = ("gs", "s3")
+ATTEMPTS = 10
+"""Of one request; with the waits between them about a minute in all, two at most."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds: upper bounds of the first wait, after which they double, and of any."""
+PART = 50 << 20
+"""Bytes of a part of an upload; what is longer goes in several, and is seen when all are there."""
+_CONNECT_SECONDS, _SILENCE_SECONDS, _BODY_SECONDS = 10, 60, 900
+_CONNECTIONS = 64
+# Beginnings of the names of variables by which the libraries are told where and as whom to work.
+_TOLD_BY = ("AWS_", "CLOUDSDK_", "FSSPEC_", "GCE_", "GCSFS_", "GOOGLE_", "NO_GCE_CHECK", "STORAGE_EMULATOR_HOST")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSystem:
+    """The filesystem of ``gs`` or ``s3`` of this process; `asynchronous` for Zarr, which has an event loop of its own.
+
+    A failed request is made again, see above. Raises what the library says of credentials that it cannot read.
+    """
+    told = hash(frozenset((key, value) for key, value in os.environ.items() if key.startswith(_TOLD_BY)))
+    return _bucket(scheme, asynchronous, os.getpid(), told)
+
+
+def is_object(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether an object of that name is in a bucket: one request, where ``fs.exists`` looks for a folder as well."""
+    found: bool = fsspec.asyn.sync(fs.loop, fs.is_object, path)
+    return found
+
+
+@cache
+def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.AbstractFileSystem:
+    kind = _google() if scheme == "gs" else _amazon()
+    fs = kind(
+        asynchronous=asynchronous, use_listings_cache=False, skip_instance_cache=True, **_options(scheme, os.environ)
+    )
+    atexit.register(_close, fs)
+    return fs
+
+
+def _options(scheme: str, environment: Any) -> dict[str, Any]:
+    """What ``FSSPEC_GS_...`` and ``FSSPEC_S3_...`` say, such as ``FSSPEC_S3_ANON=true``."""
+    found: dict[str, dict[str, Any]] = {}
+    set_conf_env(found, environment)
+    return {key: _truth(value) for key, value in found.get(scheme, {}).items()}
+
+
+def _truth(value: Any) -> Any:
+    """Yes and no as such: for fsspec every text is a yes, ``false`` too."""
+    word = value.strip().lower() if isinstance(value, str) else None
+    return True if word in _TRUE else False if word in _FALSE else value
+
+
+def _not_closed_here(*_: Any) -> None:
+    """In place of the libraries' own closing at the end, in an event loop that is not Zarr's, with tracebacks."""
+
+
+def _close(fs: fsspec.AbstractFileSystem) -> None:
+    """Close its connections in the event loop in which they were opened."""
+    session = getattr(fs, "_session", None) or getattr(fs, "_s3", None)
+    if session is None or os.getpid() != fs._pid:
+        return
+
+    async def close() -> None:
+        await session.close()
+
+    if fs.asynchronous:
+        zarr.core.sync.sync(close(), timeout=5)
+    else:
+        fsspec.asyn.sync(fs.loop, close, timeout=5)
+
+
+async def again(request: Callable[[], Awaitable[T]], passing: Callable[[Exception], bool], name: str) -> T:
+    """What `request` gives; where it fails for a reason that is `passing`, it is made again, `ATTEMPTS` times in all.
+
+    Waits are random up to a bound that doubles ("full jitter"). An error that was not cured by this is marked, so
+    that a request around this one does not start over.
+
+    References
+    ----------
+    M. Brooker, Exponential backoff and jitter, AWS Architecture Blog (2015)
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return await request()
+        except Exception as error:
+            if attempt == ATTEMPTS - 1 or hasattr(error, "chorus_attempts") or not passing(error):
+                error.chorus_attempts = attempt + 1  # type: ignore[attr-defined]
+                raise
+            wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
+            told = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
+            log.log(
+                logging.DEBUG if attempt < 4 else logging.WARNING,
+                "%s; attempt %d of %d, the next in %.1f s",
+                told[:300],
+                attempt + 1,
+                ATTEMPTS,
+                wait,
+            )
+            await asyncio.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+@cache
+def _google() -> type[fsspec.AbstractFileSystem]:
+    import aiohttp
+
+    # Not the one that `gcsfs` itself names: that makes a gRPC call for the layout of a bucket before everything else,
+    # 47 s and more per operation against servers that do not answer it.
+    from gcsfs.core import GCSFileSystem
+    from gcsfs.retry import is_retriable
+
+    once = GCSFileSystem._request.__wrapped__  # without gcsfs' own six attempts
+
+    def passing(error: Exception) -> bool:
+        return isinstance(error, TimeoutError) or bool(is_retriable(error))
+
+    class Google(GCSFileSystem):  # type: ignore[misc]
+        """`gcsfs` with this module's attempts and limits of time."""
+
+        close_session = staticmethod(_not_closed_here)
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.requests_timeout = aiohttp.ClientTimeout(
+                total=_BODY_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+            )
+
+        async def _request(self, method: str, path: str, *args: Any, **options: Any) -> Any:
+            name = f"gs://{'/'.join(args)}" if args else path.partition("?")[0]
+            return await again(lambda: once(self, method, path, *args, **options), passing, name)
+
+        async def is_object(self, path: str) -> bool:
+            try:
+                await self._get_object(path)
+            except FileNotFoundError:
+                return False
+            return True
+
+    return Google
+
+
+@cache
+def _amazon() -> type[fsspec.AbstractFileSystem]:
+    from aiohttp import ClientPayloadError
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from s3fs import S3FileSystem
+
+    def busy(error: Exception) -> bool:
+        """Answers that other servers than Amazon's give and botocore does not know."""
+        answer = getattr(error.__cause__, "response", None) or {}
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in (408, 429)
+
+    def broken(error: Exception) -> bool:
+        """Of a body: botocore's attempts end with the header."""
+        return isinstance(error, HTTPClientError | IncompleteReadError | ClientPayloadError | TimeoutError)
+
+    class Amazon(S3FileSystem):  # type: ignore[misc]
+        """`s3fs` with botocore's attempts for requests, and this module's for bodies and for what botocore misses."""
+
+        retries = 1  # around those of botocore
+        close_session = staticmethod(_not_closed_here)
+
+        def __init__(self, **options: Any) -> None:
+            told = os.environ.keys() & {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"}
+            config = {
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _SILENCE_SECONDS,
+                "max_pool_connections": _CONNECTIONS,
+            } | ({} if told else {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}})
+            super().__init__(**{"config_kwargs": config} | options)
+
+        async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
+            name = f"s3://{options.get('Bucket', '')}/{options.get('Key', '')}"
+            return await again(lambda: super(Amazon, self)._call_s3(method, *arguments, **options), busy, name)
+
+        call_s3 = fsspec.asyn.sync_wrapper(_call_s3)  # for files that are written part by part
+
+        async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+            options |= {"max_concurrency": 1}  # more would ask for the size first
+
+            async def read() -> bytes:
+                data: bytes = await super(Amazon, self)._cat_file(path, start=start, end=end, **options)
+                return data
+
+            return await again(read, broken, f"s3://{path}")
+
+        async def is_object(self, path: str) -> bool:
+            name, key, _ = self.split_path(path)
+            try:
+                await self._call_s3("head_object", Bucket=name, Key=key)
+            except FileNotFoundError:
+                return False
+            return True
+
+    return Amazon
