@@ -14,7 +14,7 @@ import zarr
 from tests.making import pixels, write_image, write_light_ensemble
 from tests.running import Chorus
 
-FIXED = ["--executor", "serial", "--region", "64", "--chunk", "32", "--save", "none"]
+FIXED = ["--executor", "serial", "--region", "64", "--chunk", "32", "--save", "probability"]
 
 
 @pytest.fixture
