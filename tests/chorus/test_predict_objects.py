@@ -163,6 +163,8 @@ def test_programs_get_no_objects_unless_they_ask() -> None:
     assert request.objects == "none"
 
 
+@pytest.mark.ray
+@pytest.mark.long
 def test_on_ray_objects_are_made_in_the_same_session(
     chorus: Chorus, ensemble: Path, source: Path, tmp_path: Path
 ) -> None:
