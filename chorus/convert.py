@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from chorus.format import duration
+from chorus.format import duration, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
     from cluster.request import Outcome
-
-_SHOWN = 20
 
 
 def convert(
@@ -73,10 +71,7 @@ def _lines(outcome: Outcome) -> list[str]:
         f"{summary['pixels'] / 1e6:.1f} megapixels){parts}, {summary['failed']} failed{left}; "
         f"{duration(summary['seconds'])} since the run was first begun"
     ]
-    failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
-    lines += [f"  failed: {message}" for message in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        lines.append(f"  and {len(failed) - _SHOWN} more; all are in run.json")
+    lines += failures(outcome, "run.json")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [*lines, f"results  {outcome.out}", f"next     chorus predict {outcome.out} --ensemble ... --out ..."]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chorus.format import duration
+from chorus.format import SHOWN, duration, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 err = Console(stderr=True)
 
-_SHOWN = 20
 _Run = Annotated[str, typer.Argument(help="Results of `chorus predict`.")]
 _WithObjects = Annotated[str, typer.Argument(help="Results of `chorus predict`, after `chorus objects`.")]
 _To = Annotated[str, typer.Option("--out", "-o", help="Gets the files: a folder, or a gs:// or s3:// URL.")]
@@ -162,11 +161,11 @@ def _package_table(outcome: Outcome) -> Table:
     for name in ("image", "plane (t, z)", "window (y, x)", "pixels", "labels"):
         table.add_column(name, overflow="fold")
     done = [row for row in outcome.rows if row["status"] == "done"]
-    for row in done[:_SHOWN]:
+    for row in done[:SHOWN]:
         places = f"{row['t']}, {row['z']}", f"{row['y']}, {row['x']}", f"{row['height']} x {row['width']}"
         table.add_row(escape(row["file"]), *places, escape(row["labels"]))
-    if len(done) > _SHOWN:
-        table.add_row(f"and {len(done) - _SHOWN} more")
+    if len(done) > SHOWN:
+        table.add_row(f"and {len(done) - SHOWN} more")
     return table
 
 
@@ -182,10 +181,7 @@ def _end(outcome: Outcome, places: list[str], as_json: bool) -> None:
         f"{summary['images']} images: {summary['done']} done{empty}, {summary['failed']} failed{left}{objects}; "
         f"{duration(summary['seconds'])}"
     ]
-    failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
-    lines += [f"  failed: {message}" for message in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        lines.append(f"  and {len(failed) - _SHOWN} more")
+    lines += failures(outcome, "what --json prints")
     lines += [f"cut short: {outcome.message}"] if outcome.state == "interrupted" else places
     for line in lines:
         err.print(line, highlight=False, soft_wrap=True, markup=False)

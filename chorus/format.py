@@ -23,6 +23,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+SHOWN = 20
+"""Of what may be very many, so many are printed."""
+
+
+def some(title: str, found: Sequence[str], where: str) -> list[str]:
+    """The first lines of `found`, each with its title, and how many more there are; `where` all of them can be read."""
+    more = [f"  and {len(found) - SHOWN} more; all are in {where}"] if len(found) > SHOWN else []
+    return [f"  {title}: {text}" for text in found[:SHOWN]] + more
+
+
+def failures(outcome: Outcome, where: str) -> list[str]:
+    """Why images failed."""
+    return some("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"], where)
+
+
 def plan_table(forecast: Forecast) -> Table:
     """What a run would do and cost."""
     cost, memory, placement = forecast.cost, forecast.memory, forecast.placement

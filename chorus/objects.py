@@ -9,13 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.format import duration
+from chorus.format import SHOWN, duration, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
     from cluster.request import Outcome
-
-_SHOWN = 20
 
 
 def objects(
@@ -86,10 +84,10 @@ def _table(outcome: Outcome) -> Table:
     for name in classes:
         table.add_column(name, justify="right")
     done = [row for row in outcome.rows if row["status"] == "done"]
-    for row in done[:_SHOWN]:
+    for row in done[:SHOWN]:
         table.add_row(row["name"], *(str(row["objects"][name]) for name in classes))
-    if len(done) > _SHOWN:
-        table.add_row(f"and {len(done) - _SHOWN} more", *("" for _ in classes))
+    if len(done) > SHOWN:
+        table.add_row(f"and {len(done) - SHOWN} more", *("" for _ in classes))
     table.add_section()
     table.add_row("all", *(str(outcome.summary["objects"][name]) for name in classes))
     return table
@@ -103,10 +101,7 @@ def _lines(outcome: Outcome) -> list[str]:
         f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
         f"{duration(summary['seconds'])} since the run was first begun"
     ]
-    failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
-    lines += [f"  failed: {message}" for message in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        lines.append(f"  and {len(failed) - _SHOWN} more; all are in objects.json")
+    lines += failures(outcome, "objects.json")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [*lines, f"objects  {outcome.out}/objects.parquet", f"labels   {outcome.out}/images/.../labels"]

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chorus.format import duration
+from chorus.format import duration, failures, some
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
     from cluster.request import Outcome
 
-_SHOWN = 20
+_WHERE = "run.json and agreement.csv"
 
 
 def truth(
@@ -107,10 +107,10 @@ def _lines(outcome: Outcome) -> list[str]:
         f"{duration(summary['seconds'])} since the run was first begun"
     ]
     missing = [f"{row['name']} ({', '.join(row['missing'])})" for row in outcome.rows if row["missing"]]
-    lines += _shown("not drawn by all", missing)
-    lines += _shown("note", [f"{row['name']}: {row['message']}" for row in outcome.rows if _noted(row)])
-    lines += _shown("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"])
-    lines += _shown("warning", summary["warnings"])
+    lines += some("not drawn by all", missing, _WHERE)
+    lines += some("note", [f"{row['name']}: {row['message']}" for row in outcome.rows if _noted(row)], _WHERE)
+    lines += failures(outcome, _WHERE)
+    lines += some("warning", summary["warnings"], _WHERE)
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [
@@ -123,8 +123,3 @@ def _lines(outcome: Outcome) -> list[str]:
 
 def _noted(row: dict[str, Any]) -> bool:
     return row["status"] == "done" and bool(row["message"])
-
-
-def _shown(title: str, found: list[str]) -> list[str]:
-    more = [f"  and {len(found) - _SHOWN} more; all are in run.json and agreement.csv"] if len(found) > _SHOWN else []
-    return [f"  {title}: {text}" for text in found[:_SHOWN]] + more
