@@ -33,6 +33,15 @@ def some(title: str, found: Sequence[str], where: str) -> list[str]:
     return [f"  {title}: {text}" for text in found[:SHOWN]] + more
 
 
+def counted(summary: Mapping[str, Any]) -> str:
+    """How many images of a command are done, failed and open, and since when."""
+    left = f", {summary['open']} not yet" if summary["open"] else ""
+    return (
+        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
+        f"{duration(summary['seconds'])} since the run was first begun"
+    )
+
+
 def failures(outcome: Outcome, where: str) -> list[str]:
     """Why images failed."""
     return some("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"], where)
@@ -95,13 +104,13 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
     return [
         *lines,
         f"results  {outcome.out}/images  (open in napari or any OME-Zarr viewer)",
-        *([f"objects  {outcome.out}/objects.parquet  ({_counted(objects)})"] if objects else []),
+        *([f"objects  {outcome.out}/objects.parquet  ({_objects(objects)})"] if objects else []),
         *([f"report   {outcome.out}/report/index.html"] if with_report else []),
         f"next     chorus rank {outcome.out}",
     ]
 
 
-def _counted(objects: Mapping[str, Any]) -> str:
+def _objects(objects: Mapping[str, Any]) -> str:
     """How many objects of each class, and what made them."""
     counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
     return f"{counts}, by {objects['method']}"

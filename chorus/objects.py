@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.format import SHOWN, duration, failures
+from chorus.format import SHOWN, counted, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
@@ -96,11 +96,7 @@ def _table(outcome: Outcome) -> Table:
 def _lines(outcome: Outcome) -> list[str]:
     """How it ended, where the results are, and what to do next."""
     summary = outcome.summary
-    left = f", {summary['open']} not yet" if summary["open"] else ""
-    lines = [
-        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
-        f"{duration(summary['seconds'])} since the run was first begun"
-    ]
+    lines = [counted(summary)]
     lines += failures(outcome, "objects.json")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chorus.format import duration, failures, some
+from chorus.format import counted, failures, some
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
@@ -101,11 +101,7 @@ def _table(outcome: Outcome) -> Table:
 def _lines(outcome: Outcome) -> list[str]:
     """How it ended, what to look at, where the results are, and what to do next."""
     summary = outcome.summary
-    left = f", {summary['open']} not yet" if summary["open"] else ""
-    lines = [
-        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
-        f"{duration(summary['seconds'])} since the run was first begun"
-    ]
+    lines = [counted(summary)]
     missing = [f"{row['name']} ({', '.join(row['missing'])})" for row in outcome.rows if row["missing"]]
     lines += some("not drawn by all", missing, _WHERE)
     lines += some("note", [f"{row['name']}: {row['message']}" for row in outcome.rows if _noted(row)], _WHERE)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.converted import ConvertedFile, convert_and_record, read_converted
 from cluster.executor import TaskResult
 from cluster.lock import output_lock
-from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
+from cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import rows_of_calls
 from pipeline import storage
@@ -62,16 +62,8 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
     storage.check_writable(request.out)
     reporter.phase("looking for files")
     files = find_files(request.sources)
-    content: dict[str, Any] = {
-        "command": "convert",
-        "started": datetime.now(UTC).isoformat(),
-        "finished": None,
-        "outcome": "running",
-        "settings": request.settings.model_dump(mode="json"),
-        "run": {"executor": request.executor, "address": request.address},
-        "sources": list(request.sources),
-        "inputs": {"files": len(files)},
-    } | surroundings()
+    run = {"executor": request.executor, "address": request.address}
+    content = begun("convert", request.settings, run, request.sources, {"files": len(files)})
     with output_lock(request.out, uuid.uuid4().hex[:12]):
         known = earlier_run(
             request.out, lambda known: _differences(content, known, files, request.out), overwrite=request.overwrite

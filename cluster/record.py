@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from cluster.images import ImageTable
 from cluster.ledger import Ledger
@@ -133,6 +134,28 @@ def surroundings() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
         "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
     }
+
+
+def begun(
+    command: str, settings: BaseModel, run: dict[str, Any], sources: Sequence[str], inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``run.json`` of a command says while it runs.
+
+    Parameters
+    ----------
+    run : how it is carried out
+    inputs : what was found in the sources
+    """
+    return {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(),
+        "finished": None,
+        "outcome": "running",
+        "settings": settings.model_dump(mode="json"),
+        "run": run,
+        "sources": list(sources),
+        "inputs": inputs,
+    } | surroundings()
 
 
 def write_run(content: dict[str, Any], out: str) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image
-from cluster.images import ImageTable
+from cluster.finished import planned_images
 from cluster.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
-from cluster.plan import PLAN, ResolvedSettings
+from cluster.plan import ResolvedSettings
 from cluster.request import Outcome, PredictRequest, Reporter
 from pipeline import storage
 from pipeline.containers import storage_errors
@@ -133,7 +133,7 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
     ImageError
         where the run has no result for it, or the label image is missing or does not fit
     """
-    table = ImageTable.read(storage.join(out, *PLAN))
+    table = planned_images(out)
     found = [image for image in map(table.image, range(len(table))) if storage.normalise(image.url) == image_url]
     if not found:
         raise ImageError(f"{image_url}: could not be read")

@@ -22,7 +22,7 @@ from cluster import session
 from cluster.fold_work import FoldJob
 from cluster.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
 from cluster.lock import output_lock
-from cluster.record import earlier_run, read_run, setting_differences, surroundings, write_run
+from cluster.record import begun, earlier_run, read_run, setting_differences, write_run
 from cluster.stopping import stoppable
 from cluster.trained import write_ensemble
 from pipeline import storage
@@ -204,17 +204,10 @@ def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[li
 def _record(request: TrainRequest, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
     """The content of ``run.json``."""
     named = [[p.name, p.channels, p.height, p.width, p.t, p.z] for p in pairs]
-    return {
-        "command": "train",
-        "started": datetime.now(UTC).isoformat(),
-        "finished": None,
-        "outcome": "running",
-        "settings": request.settings.model_dump(mode="json"),
-        "run": {"executor": request.executor, "address": request.address, "device": request.device},
-        "sources": [request.images, request.labels],
-        "inputs": {"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()},
-        "test": [request.test_images, request.test_labels, request.hold_out],
-    } | surroundings()
+    run = {"executor": request.executor, "address": request.address, "device": request.device}
+    inputs = {"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()}
+    content = begun("train", request.settings, run, [request.images, request.labels], inputs)
+    return content | {"test": [request.test_images, request.test_labels, request.hold_out]}
 
 
 def _differences(content: dict[str, Any], known: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.estimated import EstimatedImage, digest, estimate_and_record, read_estimated
 from cluster.executor import TaskResult
 from cluster.lock import output_lock
-from cluster.record import clear_command, earlier_run, setting_differences, surroundings, write_run
+from cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
 from cluster.request import Outcome, Reporter
 from cluster.tasks import rows_of_calls
 from pipeline import storage
@@ -84,16 +84,9 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     found = find_drawings(request.experts, request.expert, request.label)
     if not found.images:
         raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
-    content: dict[str, Any] = {
-        "command": "truth",
-        "started": datetime.now(UTC).isoformat(),
-        "finished": None,
-        "outcome": "running",
-        "settings": request.settings.model_dump(mode="json"),
-        "run": {"executor": request.executor, "address": request.address},
-        "sources": _sources(request),
-        "inputs": {"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)},
-    } | surroundings()
+    run = {"executor": request.executor, "address": request.address}
+    inputs = {"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)}
+    content = begun("truth", request.settings, run, _sources(request), inputs)
     with output_lock(request.out, uuid.uuid4().hex[:12]):
         known = earlier_run(
             request.out, lambda known: _differences(content, known, found, request.out), overwrite=request.overwrite

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from chorus.cli import main
+from pipeline.ensemble import read_ensemble
+from pipeline.trust.reference import calibrate_from
+from pipeline.trust.reference_files import write_reference
+from tests.making import write_light_ensemble
 from tests.running import Chorus, Result
+from tests.simulated import simulated
 
 
 @pytest.fixture
@@ -26,3 +32,13 @@ def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Result(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Path:
+    """An ensemble with a reference set of 60 images."""
+    path = write_light_ensemble(tmp_path / "ensemble", members=1)
+    tables = simulated(60, seed=0)
+    found = calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble=read_ensemble(str(path)).hash)
+    write_reference(str(path), found)
+    return path

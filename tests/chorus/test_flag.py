@@ -16,16 +16,6 @@ from tests.running import Chorus
 from tests.simulated import simulated
 
 
-@pytest.fixture
-def ensemble(tmp_path: Path) -> Path:
-    """An ensemble with a reference set of 60 images."""
-    path = write_light_ensemble(tmp_path / "ensemble", members=1)
-    tables = simulated(60, seed=0)
-    found = calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble=read_ensemble(str(path)).hash)
-    write_reference(str(path), found)
-    return path
-
-
 def results(folder: Path, ensemble: Path, *, features: bool = True, images: int = 30) -> Path:
     """A run of `ensemble` of which the last ten images are foreign and hard."""
     folder.mkdir()

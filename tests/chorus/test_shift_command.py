@@ -10,22 +10,10 @@ import pandas as pd
 import pytest
 
 from pipeline.ensemble import read_ensemble
-from pipeline.trust.reference import calibrate_from
-from pipeline.trust.reference_files import read_reference, write_reference
+from pipeline.trust.reference_files import read_reference
 from pipeline.trust.shift import Shift, find_shift
-from tests.making import write_light_ensemble
 from tests.running import Chorus
 from tests.simulated import simulated
-
-
-@pytest.fixture
-def ensemble(tmp_path: Path) -> Path:
-    """An ensemble with a reference set of 60 images."""
-    path = write_light_ensemble(tmp_path / "ensemble", members=1)
-    tables = simulated(60, seed=0)
-    found = calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble=read_ensemble(str(path)).hash)
-    write_reference(str(path), found)
-    return path
 
 
 def results(folder: Path, ensemble: Path, *, features: bool = True, difficulty: float = 0.0) -> Path:
