@@ -1,4 +1,4 @@
-"""Filesystems of buckets: what the environment says of them, and how often a request is tried.
+"""Filesystems of buckets and web servers: what the environment says of them, and how often a request is tried.
 
 One filesystem of a kind serves all threads of a process, so that it signs in once and its connections are used
 again; another environment gets another one. Nothing of a listing is ever kept: other processes write too.
@@ -29,6 +29,7 @@ log = logging.getLogger("chorus")
 T = TypeVar("T")
 
 SCHEMES = ("gs", "s3")
+WEB = ("http", "https")
 ATTEMPTS = 10
 """Of one request; with the waits between them about a minute in all, two at most."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
@@ -43,7 +44,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSystem:
-    """The filesystem of ``gs`` or ``s3`` of this process; `asynchronous` for Zarr, which has an event loop of its own.
+    """The filesystem of a scheme of `SCHEMES` or `WEB` in this process; `asynchronous` for Zarr's own event loop.
 
     A failed request is made again, see above. Raises what the library says of credentials that it cannot read.
     """
@@ -59,7 +60,7 @@ def is_object(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 @cache
 def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.AbstractFileSystem:
-    kind = _google() if scheme == "gs" else _amazon()
+    kind = {"gs": _google, "s3": _amazon}.get(scheme, _web)()
     fs = kind(
         asynchronous=asynchronous, use_listings_cache=False, skip_instance_cache=True, **_options(scheme, os.environ)
     )
@@ -223,3 +224,43 @@ def _amazon() -> type[fsspec.AbstractFileSystem]:
             return True
 
     return Amazon
+
+
+@cache
+def _web() -> type[fsspec.AbstractFileSystem]:
+    from aiohttp import ClientConnectionError, ClientPayloadError, ClientResponseError, ClientTimeout
+    from fsspec.implementations.http import HTTPFileSystem
+
+    def passing(error: Exception) -> bool:
+        if isinstance(error, ClientResponseError):
+            return error.status in (408, 429, 500, 502, 503, 504)
+        return isinstance(error, ClientConnectionError | ClientPayloadError | TimeoutError)
+
+    class Web(HTTPFileSystem):  # type: ignore[misc]
+        """fsspec's, with this module's attempts and limits of time; a server that fails is no file that is missing."""
+
+        close_session = staticmethod(_not_closed_here)
+
+        def __init__(self, **options: Any) -> None:
+            limits = ClientTimeout(total=_BODY_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
+            super().__init__(**{"client_kwargs": {"timeout": limits}} | options)
+
+        async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+            async def read() -> bytes:
+                data: bytes = await super(Web, self)._cat_file(url, start=start, end=end, **options)
+                return data
+
+            return await again(read, passing, url)
+
+        async def _exists(self, path: str, strict: bool = False, **options: Any) -> bool:
+            async def look() -> bool:
+                return bool(await super(Web, self)._exists(path, strict=True, **options))
+
+            try:
+                return await again(look, passing, path)
+            except (FileNotFoundError, ClientResponseError) as error:
+                if strict or passing(error):
+                    raise
+                return False  # many servers say "forbidden" of what is not there
+
+    return Web

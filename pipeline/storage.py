@@ -11,7 +11,6 @@ import gzip
 import os
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -78,12 +77,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     kind = scheme(url)
     if kind == "file":
         return LocalFileSystem(auto_mkdir=True), normalise(url)
-    if kind in buckets.SCHEMES:
-        fs = buckets.bucket(kind)
-        return fs, fs._strip_protocol(url)
-    options: dict[str, Any] = {} if kind == "memory" else {"use_listings_cache": False}
-    fs, path = fsspec.core.url_to_fs(url, **options)
-    return fs, path
+    if kind == "memory":
+        fs, path = fsspec.core.url_to_fs(url)
+        return fs, path
+    fs = buckets.bucket(kind)
+    return fs, fs._strip_protocol(url)
 
 
 def store(url: str, *, read_only: bool) -> Store:
@@ -91,10 +89,10 @@ def store(url: str, *, read_only: bool) -> Store:
     kind = scheme(url)
     if kind == "file":
         return zarr.storage.LocalStore(normalise(url), read_only=read_only)
-    if kind in buckets.SCHEMES:
-        fs = buckets.bucket(kind, asynchronous=True)
-        return zarr.storage.FsspecStore(fs, read_only=read_only, path=fs._strip_protocol(url))
-    return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+    if kind == "memory":
+        return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+    fs = buckets.bucket(kind, asynchronous=True)
+    return zarr.storage.FsspecStore(fs, read_only=read_only, path=fs._strip_protocol(url))
 
 
 def read_bytes(url: str) -> bytes:

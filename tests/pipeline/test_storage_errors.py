@@ -32,6 +32,7 @@ from pipeline.errors import ImageError, RefusedError
 from pipeline.geometry import Window
 from pipeline.images import find_images
 from pipeline.reading import open_level, read_window
+from tests.buckets import without_waiting
 
 RESUME = "run the same command again to resume"
 RIGHTS = "check the rights of the folder or the credentials in the environment"
@@ -165,6 +166,7 @@ class Answers(SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Callable[[int], None]]]:
     """The URL of a server of `tmp_path`, and what to call to let it answer with another status."""
+    without_waiting(monkeypatch)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Answers, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", partial(monkeypatch.setattr, Answers, "status")
@@ -201,7 +203,8 @@ def test_pixels_that_a_server_stops_giving_are_explained(tmp_path: Path, web: tu
         open_level(url, "0")
 
 
-def test_a_server_that_is_not_there_is_said() -> None:
+def test_a_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_waiting(monkeypatch)
     assert "the server cannot be reached" in refused("http://127.0.0.1:9/a.zarr")
 
 
