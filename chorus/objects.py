@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.format import SHOWN, counted, failures
-from chorus.options import Json, validated
+from chorus.options import Json, TrustCode, named_ensemble, validated
 
 if TYPE_CHECKING:
     from cluster.request import Outcome
@@ -34,6 +34,15 @@ def objects(
         float | None,
         typer.Option(help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks."),
     ] = None,
+    flows_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENSEMBLE",
+            help="By flows of a second ensemble of one channel, which reads the probability of each class: for "
+            "ensembles without flows, whose run kept its probabilities.",
+        ),
+    ] = None,
+    trust_code: TrustCode = False,
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
         None
@@ -54,6 +63,8 @@ def objects(
 
     `chorus objects vessels/ --method components --minimum-size 50`
 
+    `chorus objects neurons/ --flows-from cellpose/ --diameter 22`
+
     `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
     from chorus.progress import ConsoleReporter
@@ -62,7 +73,8 @@ def objects(
 
     err = Console(stderr=True)
     content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}
-    content |= {"flow_error": flow_error, "executor": executor, "address": address}
+    content |= {"flow_error": flow_error, "executor": executor, "address": address, "trust_code": trust_code}
+    content |= {"flows_from": named_ensemble(flows_from) if flows_from else None}
     request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
@@ -77,9 +89,9 @@ def objects(
 def _table(outcome: Outcome) -> Table:
     """Objects per image and class."""
     classes = list(outcome.summary["objects"])
-    table = Table(
-        title=f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}", title_justify="left"
-    )
+    of = f" of {outcome.summary['flows_from']}" if "flows_from" in outcome.summary else ""
+    title = f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}{of}"
+    table = Table(title=title, title_justify="left")
     table.add_column("image", overflow="fold")
     for name in classes:
         table.add_column(name, justify="right")

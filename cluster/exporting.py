@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -119,8 +119,10 @@ class Objects:
         return ObjectTable(self.url, *self._rows[image])
 
 
-def export_objects(request: ExportRequest, reporter: Reporter) -> Outcome:
+def export_objects(request: ExportRequest, reporter: Reporter, only: Collection[str] | None = None) -> Outcome:
     """Write a file per image, and beside them ``images.csv``, and ``by_doubt.csv``, a list of all objects.
+
+    With `only` the images of these names, and no list.
 
     A row of the outcome is an image: ``image``, ``file`` (below `to`, none where there is none), ``status`` (``done``;
     ``empty``, it has no objects; ``failed``; ``open`` where the run was cut short before it), ``objects``, ``message``.
@@ -133,17 +135,26 @@ def export_objects(request: ExportRequest, reporter: Reporter) -> Outcome:
     request = request.model_copy(update={"out": storage.normalise(request.out), "to": storage.normalise(request.to)})
     check_apart(request.out, request.to)
     run, objects = finished_run(request.out), Objects(request.out)
+    if "volume" in objects.schema.names:
+        raise RefusedError(
+            f"{request.out}: its objects are volumes, and outlines are of planes; open the label images in a viewer, or "
+            f"use `chorus export tables`"
+        )
     if request.color == "doubt" and objects.column is None:
         raise RefusedError(f"{request.out}: saved no doubt; use --color class, or run predict with --save uncertainty")
     if request.color is None:
         request = request.model_copy(update={"color": "doubt" if objects.column else "class"})
+    if only is not None:
+        wanted = set(only)
+        objects.images = [row for row in objects.images if row["name"] in wanted]
     rows = {row["name"]: _row(row) for row in objects.images}
     started = time.time()
     state, message = _carry_out(request, _jobs(request, run, objects), rows, reporter)
     if state == "complete":
-        reporter.phase(f"writing {BY_DOUBT}")
-        to = storage.join(request.to, BY_DOUBT)
-        write_by_doubt(objects.all, objects.schema, objects.counts, objects.column, to)
+        if only is None:
+            reporter.phase(f"writing {BY_DOUBT}")
+            to = storage.join(request.to, BY_DOUBT)
+            write_by_doubt(objects.all, objects.schema, objects.counts, objects.column, to)
         if any(row["status"] == "failed" for row in rows.values()):
             state = "failures"
     listed = list(rows.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,11 +14,12 @@ from pipeline import storage
 from pipeline.arrays import LabelImage
 from pipeline.instances.regions import ObjectSettings
 from pipeline.layout import ImageLayout
+from pipeline.scores import FLOW_VARIANCE
 
 Method = Literal["flows", "watershed", "components"]
 
 # Doubt that an object gets the mean of, where the run saved it.
-DOUBTS = ("uncertainty", "epistemic")
+DOUBTS = ("uncertainty", "epistemic", FLOW_VARIANCE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ObjectJob:
     scratch : URL of the folder of what is not needed in the end; `work`, unless one task does all of the image
     classes : value and name of each class that has objects
     method : what makes objects of foreground
-    multilabel : see `pipeline.instances.stored.StoredPlane`
+    multilabel, flows : see `pipeline.instances.stored.StoredPlane`
     strict : a missing chunk of the source is an error
     """
 
@@ -44,6 +46,7 @@ class ObjectJob:
     multilabel: bool
     settings: ObjectSettings
     strict: bool
+    flows: tuple[ImageLayout, ...] = ()
 
     @property
     def plane(self) -> tuple[int, int]:
@@ -51,7 +54,7 @@ class ObjectJob:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        return tuple(name for name in DOUBTS if name in self.layout.channels)
+        return doubts_of(self.layout.channels, second_flows=bool(self.flows))
 
     @property
     def channels(self) -> range:
@@ -85,6 +88,15 @@ class ObjectJob:
     def table_url(self) -> str:
         return storage.join(self.work, "objects.parquet")
 
+    def tasks(self, stage: str) -> int:
+        """How many tasks a stage of the work is, see `cluster.objects`."""
+        return self.image.regions if stage in ("regions", "labels") else 1
+
+    def pixels(self, stage: str, place: int) -> int:
+        """How many pixels a task of a stage takes."""
+        whole = {"all": self.image.pixels}
+        return self.image.locate(place).window.pixels if stage == "regions" else whole.get(stage, 0)
+
 
 class ImageObjects(BaseModel):
     """How many objects an image has.
@@ -108,3 +120,8 @@ class ImageObjects(BaseModel):
 
     def label_image(self, class_name: str) -> LabelImage:
         return LabelImage(class_name, "uint32" if self.most[class_name] <= np.iinfo(np.uint32).max else "uint64")
+
+
+def doubts_of(saved: Collection[str], *, second_flows: bool) -> tuple[str, ...]:
+    """Doubts that objects have of a run that kept the maps `saved`; flows of a second ensemble bring their own."""
+    return tuple(name for name in DOUBTS if name in saved or (second_flows and name == FLOW_VARIANCE))

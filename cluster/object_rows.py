@@ -155,15 +155,14 @@ def table_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
             fs.rm_file(part)
 
 
-def unite(urls: Sequence[str], counts: Sequence[int], url: str, maps: Sequence[str]) -> None:
+def unite(urls: Sequence[str], counts: Sequence[int], url: str, schema: pa.Schema) -> None:
     """One table of the tables of images, in order; means that an image does not have are null.
 
     Parameters
     ----------
     urls, counts : of each image, where its table is and how many rows it has
-    maps : columns of means, of all images
+    schema : with the columns of means of all images
     """
-    schema = object_schema(maps)
     with table_writer(url, schema) as writer:
         waiting: list[pa.Table] = []
         rows = 0

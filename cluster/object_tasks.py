@@ -94,7 +94,7 @@ def find_in_region(job: ObjectJob, region: int) -> None:
     if storage.exists(job.rows_url(region)):
         return
     place = job.image.locate(region)
-    plane = StoredPlane(job.layout, place.t, place.z, multilabel=job.multilabel)
+    plane = StoredPlane(job.layout, place.t, place.z, multilabel=job.multilabel, flows=job.flows)
     if job.method == "components":
         tables = _components(job, plane, place, region)
     else:
@@ -110,9 +110,9 @@ def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: i
         read = partial(distance_crop, foreground, plane=job.plane, diameter=job.settings.diameter)
     found = label_region(read, place.window, job.plane, job.settings)
     _write_names(job, name, place, found.names)
-    columns = _columns(job)
+    columns = columns_of(job)
     if found.around.any():
-        maps = _maps(job, plane, place, found.crop)
+        maps = _maps(job, plane, place, found.crop, value)
     else:  # nothing is read where there is nothing to measure
         maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
     rows = object_rows(found, place.window, job.plane, {str(index): values for index, values in enumerate(maps)})
@@ -123,8 +123,8 @@ def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: i
 
 def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: int) -> list[pa.Table]:
     """Rows of the components that are within the region; what it has of others is kept until all regions are done."""
-    read = cache(lambda: _maps(job, plane, place, place.window))
-    columns, wide, found = _columns(job), around(place.window, job.plane), {}
+    read = cache(lambda: _maps(job, plane, place, place.window, job.classes[0][0]))  # the same for all classes
+    columns, wide, found = columns_of(job), around(place.window, job.plane), {}
     for value, name in job.classes:
         foreground = plane.foreground(wide, value)
         found[value] = label_pieces(foreground, place.window, job.plane, read, job.settings.minimum_size)
@@ -135,7 +135,7 @@ def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: 
     return [region_table(frame, value, columns) for value, frame in rows.items()]
 
 
-def _columns(job: ObjectJob) -> list[str]:
+def columns_of(job: ObjectJob) -> list[str]:
     """Of means, channels by their numbers."""
     return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
 
@@ -146,11 +146,11 @@ def _write_names(job: ObjectJob, name: str, place: RegionPlace, names: NDArray[n
     write_labels(layout, label, 0, place.t, place.z, place.window, names)
 
 
-def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window) -> list[NDArray[Any]]:
-    """What objects get the means of, (y, x) each: doubts, and the channels of the source."""
+def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window, value: int) -> list[NDArray[Any]]:
+    """What objects of a class get the means of, (y, x) each: doubts, and the channels of the source."""
     array = open_level(job.image.url, job.image.level_path)
     pixels = read_window(array, job.image.axes, place.t, place.z, job.channels, window, strict=job.strict)
-    return [*(plane.maps(window, [name])[0] for name in job.doubts), *pixels]
+    return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
 
 
 def number_objects(job: ObjectJob) -> None:
@@ -163,7 +163,7 @@ def number_objects(job: ObjectJob) -> None:
     """
     if storage.exists(storage.join(job.scratch, "counts.json")):
         return
-    columns = [*job.doubts, *(f"mean:{name}" for name in _channel_names(job))]
+    columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
     counts = {name: 0 for _, name in job.classes}
     most, schema, per_plane = dict(counts), object_schema(columns), job.image.grid.count
     with table_writer(job.table_url, schema) as writer:
@@ -171,11 +171,11 @@ def number_objects(job: ObjectJob) -> None:
             place = job.image.locate(first)
             urls = [job.rows_url(region) for region in range(first, first + per_plane)]
             if job.method == "components" and per_plane > 1:
-                urls.append(unite_pieces(job, first, _columns(job)))
+                urls.append(unite_pieces(job, first, columns_of(job)))
             regions = find_rows(urls)
             for value, name in job.classes:
                 known = known_names(regions, value)
-                _write_known(job.known_url(name, place.t, place.z), known)
+                write_known(job.known_url(name, place.t, place.z), known)
                 label = 1
                 for rows in sorted_rows(regions, value, known):
                     of = {"image": job.image.name, "class_name": name}
@@ -187,17 +187,18 @@ def number_objects(job: ObjectJob) -> None:
     for _, name in job.classes:
         remove_labels(job.layout, name)  # of other settings
         prepare_labels(job.layout, found.label_image(name))
-    _write_json(storage.join(job.scratch, "counts.json"), found)
+    write_json(storage.join(job.scratch, "counts.json"), found)
 
 
-def _channel_names(job: ObjectJob) -> list[str]:
+def channel_names(job: ObjectJob) -> list[str]:
     """Names of the source's channels; with their number where two have the same."""
     image = job.image
     found = open_image(image.root, image.kind, image.path, image.name).channels  # type: ignore[arg-type]
     return [name if found.count(name) == 1 else f"{name}:{index}" for index, name in enumerate(found)]
 
 
-def _write_known(url: str, known: NDArray[np.uint64]) -> None:
+def write_known(url: str, known: NDArray[np.uint64]) -> None:
+    """Keep the sorted names of a plane or volume; raises OutputError where storage does not take them."""
     buffer = io.BytesIO()
     np.save(buffer, known, allow_pickle=False)
     with storage_errors(url):
@@ -236,7 +237,7 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
     found = read_objects(job.scratch, "counts.json")
     for _, name in job.classes:
         write_label_pyramid(job.layout, found.label_image(name))
-    _write_json(storage.join(job.work, "done.json"), found)
+    write_json(storage.join(job.work, "done.json"), found)
     with storage_errors(job.scratch):
         for folder in ("labels", "rows", "pieces", "known"):
             remove_folder(storage.join(job.scratch, folder))
@@ -250,6 +251,7 @@ def read_objects(work: str, name: str = "done.json") -> ImageObjects:
         return ImageObjects.model_validate_json(storage.read_bytes(url))
 
 
-def _write_json(url: str, content: BaseModel) -> None:
+def write_json(url: str, content: BaseModel) -> None:
+    """Put a small document; raises OutputError where storage does not take it."""
     with storage_errors(url):
         storage.write_bytes(url, content.model_dump_json().encode())

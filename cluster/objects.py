@@ -18,9 +18,10 @@ import numpy as np
 
 from cluster.executor import TaskResult, Tasks
 from cluster.lock import output_lock
+from cluster.object_flows import make_flows
 from cluster.object_job import ImageObjects, ObjectJob
 from cluster.object_results import WORK, ObjectsRequest, Results
-from cluster.object_rows import unite
+from cluster.object_rows import object_schema, unite
 from cluster.object_tasks import (
     find_all,
     find_in_region,
@@ -34,6 +35,9 @@ from cluster.record import surroundings
 from cluster.request import Outcome, Reporter
 from cluster.stopping import STOPPED, stoppable
 from cluster.tasks import started_tasks
+from cluster.volume_job import VolumeJob
+from cluster.volume_merging import WORK as VOLUMES
+from cluster.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume, volume_schema
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
@@ -44,6 +48,7 @@ RECORD = "objects.json"
 TABLE = "objects.parquet"
 # An image of at most so many regions is one task.
 _AT_ONCE = 4
+_STAGES = ("regions", "numbers", "labels", "end")
 
 
 @stoppable()
@@ -122,7 +127,9 @@ def _clear(out: str) -> None:
             fs, path = storage.filesystem(storage.join(out, name))
             if fs.exists(path):
                 fs.rm_file(path)
-        remove_folder(storage.join(out, WORK[0]))
+        work = storage.join(out, WORK[0])
+        for name in set(storage.entries(work)) - {VOLUMES[-1]}:  # images that are not finished need what is there
+            remove_folder(storage.join(work, name))
 
 
 def _write(out: str, content: dict[str, Any]) -> None:
@@ -135,7 +142,8 @@ def _summary(results: Results, rows: list[dict[str, Any]], started: str) -> dict
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "failed", "open")}
     objects = {name: sum(row["objects"].get(name, 0) for row in rows) for name in results.classes}
     seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
-    return {"images": len(rows), **counts, "method": results.method, "objects": objects, "seconds": seconds}
+    by = {"method": results.method} | ({"flows_from": results.second.ensemble.spec.name} if results.second else {})
+    return {"images": len(rows), **counts, **by, "objects": objects, "seconds": seconds}
 
 
 def _finished(results: Results) -> dict[int, ImageObjects]:
@@ -154,6 +162,10 @@ def _carry_out(results: Results, reporter: Reporter) -> Outcome:
     errors: dict[int, tuple[int, str]] = {}
     state, message = "complete", ""
     try:
+        without = make_flows(results.flow_jobs(todo), reporter)
+        names = results.table.names
+        errors |= {index: (0, without[names[index]]) for index in todo if names[index] in without}
+        todo = [index for index in todo if index not in errors]
         with started_tasks(results.request.executor, results.request.address, len(todo), reporter) as (tasks, cores):
             _Stream(results, tasks, cores, found, errors).carry_out(todo, reporter)
         reporter.phase(f"writing {TABLE}")
@@ -194,8 +206,18 @@ def _unite(results: Results, found: dict[int, ImageObjects]) -> None:
         [storage.join(results.work(names[index]), TABLE) for index in images],
         [found[index].total for index in images],
         storage.join(results.request.out, TABLE),
-        [*results.doubts, *means],
+        (volume_schema if results.of_volumes else object_schema)([*results.doubts, *means]),
     )
+
+
+def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
+    """What a worker does in each stage."""
+    stages = ("all", *_STAGES)
+    if isinstance(job, VolumeJob):
+        of_volumes = (find_all_in_volume, find_in_block, number_volume, label_voxels, finish_objects)
+        return dict(zip(stages, of_volumes, strict=True))
+    of_planes = (find_all, find_in_region, number_objects, label_pixels, finish_objects)
+    return dict(zip(stages, of_planes, strict=True))
 
 
 @dataclass
@@ -231,8 +253,7 @@ class _Stream:
 
     def carry_out(self, todo: list[int], reporter: Reporter) -> None:
         """Work through the images `todo`; raises OutputError where the output cannot take what was found."""
-        regions = self._results.table.region_counts[todo]
-        steps = int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
+        steps = self._steps(todo)
         reporter.begin(steps, int(self._results.table.pixels[todo].sum()), self._cores)
         waiting = iter(todo)
         try:
@@ -245,27 +266,32 @@ class _Stream:
         finally:
             reporter.end()
 
+    def _steps(self, todo: list[int]) -> int:
+        """Tasks of all images `todo`; of planes by arithmetic, since there may be very many."""
+        if self._results.of_volumes:
+            counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, todo)]
+            return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
+        regions = self._results.table.region_counts[todo]
+        return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
+
     def _fill(self, waiting: Iterator[int]) -> None:
         """Begin images until all cores have enough to do: what is known of the others need not be held."""
         while len(self._running) < 4 * self._cores and (index := next(waiting, None)) is not None:
             job = self._results.job(index)
-            small = job.image.regions <= _AT_ONCE
-            self._images[index] = _Progress(job, ["all"] if small else ["regions", "numbers", "labels", "end"])
+            small = job.tasks("regions") <= _AT_ONCE
+            self._images[index] = _Progress(job, ["all"] if small else list(_STAGES))
             self._proceed(index)
 
     def _proceed(self, index: int) -> None:
         """Submit the next stage of an image."""
         image = self._images[index]
         stage = image.stages.pop(0)
-        per_region: dict[str, Callable[..., Any]] = {"regions": find_in_region, "labels": label_pixels}
-        whole: dict[str, Callable[..., Any]] = {"all": find_all, "numbers": number_objects, "end": finish_objects}
-        image.running = image.job.image.regions if stage in per_region else 1
+        function = _functions(image.job)[stage]
+        image.running = image.job.tasks(stage)
         for place in range(image.running):
             self._running[self._submitted] = index, stage, place
-            if stage in per_region:
-                self._tasks.submit(self._submitted, timed, per_region[stage], image.job, place)
-            else:
-                self._tasks.submit(self._submitted, timed, whole[stage], image.job)
+            arguments = (image.job, place) if stage in ("regions", "labels") else (image.job,)
+            self._tasks.submit(self._submitted, timed, function, *arguments)
             self._submitted += 1
 
     def _take(self, result: TaskResult) -> RegionStatus:
@@ -284,6 +310,5 @@ class _Stream:
                 del self._images[index]
         if result.error is not None:
             return RegionStatus(result.key, index, place, "failed", result.error)
-        planned, seconds = image.job.image, result.value.seconds
-        pixels = {"all": planned.pixels, "regions": planned.locate(place).window.pixels}.get(stage, 0)
+        seconds, pixels = result.value.seconds, image.job.pixels(stage, place)
         return RegionStatus(result.key, index, place, "done", pixels=pixels, device_seconds=seconds, seconds=seconds)

@@ -25,9 +25,9 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
     """The posterior of `target`, of the model's plane, on the pixels of `window` of the image: maps linear, labels and
     masks nearest."""
     y, x = axis_maps(image)
-    classes = len(posterior.probability)
+    classes, flows = len(posterior.probability), len(posterior.flows)
     variances = posterior.epistemic[None], posterior.aleatoric[None]
-    maps = np.concatenate([posterior.probability, *variances, posterior.flows])
+    maps = np.concatenate([posterior.probability, *variances, posterior.flows, posterior.flow_variance])
     maps = resample(maps, target, window, y, x)
 
     def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
@@ -42,7 +42,8 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
         labels=pick(posterior.labels),
         masks=pick(posterior.masks),
         member_masks=pick(posterior.member_masks),
-        flows=maps[classes + 2 :],
+        flows=maps[classes + 2 : classes + 2 + flows],
+        flow_variance=maps[classes + 2 + flows :],
     )
 
 
@@ -53,6 +54,7 @@ def saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | N
         "uncertainty": posterior.uncertainty[None],
         "epistemic": posterior.epistemic[None],
         "aleatoric": posterior.aleatoric[None],
+        "flow_variance": posterior.flow_variance,
         "flows": posterior.flows,
     }
     return np.concatenate([maps[name] for name in save]) if save else None

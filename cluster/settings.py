@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cluster.prices import ClusterFile
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.canvas import Precision
 
-MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flows")
-DEFAULT_MAPS = MAPS[:-1]
+MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
+DEFAULT_MAPS = MAPS[:4]
 
 
 class ResultSettings(BaseModel):
@@ -20,6 +21,10 @@ class ResultSettings(BaseModel):
 
     `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
     resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
+
+    `volumes` is None where every plane is by itself, ``all`` where results are of volumes (means over the planes in
+    three directions, flows in three), and else the one direction that is a part of such a run: see
+    `cluster.volume_views`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +44,7 @@ class ResultSettings(BaseModel):
     dtype: Literal["float16", "float32"] = "float16"
     strict: bool = False
     in_place: bool = False
+    volumes: Literal["all", "yx", "zx", "zy"] | None = None
 
     @field_validator("save")
     @classmethod
@@ -60,6 +66,8 @@ class ResultSettings(BaseModel):
     def _aligned(self) -> ResultSettings:
         if self.region % self.chunk:
             raise ValueError(f"region {self.region} is not a multiple of chunk {self.chunk}")
+        if self.volumes and self.in_place:
+            raise ValueError("--volumes: results of volumes are not written into source images; leave --in-place out")
         return self
 
 
@@ -77,6 +85,7 @@ class RunSettings(BaseModel):
     thumbnails : whether each image gets one for the report, when it is finished
     sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
     metrics_port : where the driver shows its metrics, and a local Ray on the next port; None shows none
+    cluster : what its nodes cost; None where that is not known
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,3 +99,4 @@ class RunSettings(BaseModel):
     thumbnails: bool = True
     sentinels: Literal["check", "warn", "skip"] = "check"
     metrics_port: int | None = Field(default=None, ge=1, le=65534)
+    cluster: ClusterFile | None = None

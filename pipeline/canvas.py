@@ -41,8 +41,8 @@ class InferenceSettings:
 
     @property
     def maps(self) -> int:
-        """Quantities that are blended: probabilities, two variances, flows."""
-        return self.classes + 2 + FLOWS * self.flows
+        """Quantities that are blended: probabilities, two variances, flows and the variance of their direction."""
+        return self.classes + 2 + (FLOWS + 1) * self.flows
 
 
 # Pixels that one call of a member sees on a GPU, all augmentations counted: enough to fill it.
@@ -69,18 +69,21 @@ class PosteriorCanvas:
         self._probability = np.empty((settings.classes, height, width), np.float32)
         self._variances = np.empty((2, height, width), np.float32)
         self._flows = np.empty((FLOWS * settings.flows, height, width), np.float32)
+        self._flow_variance = np.empty((int(settings.flows), height, width), np.float32)
         self._labels = np.empty((height, width), labels)
         self._masks = np.empty((height, width), masks)
         self._member_masks = np.empty((members, height, width), masks)
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of (classes + 2 + flows, rows, x): mean probability, epistemic, aleatoric, mean flows."""
+        """Rows of what `pipeline.posterior.SampleSums.maps` gives, (maps, rows, x)."""
         inside = slice(rows.start - self._top, rows.stop - self._top)
-        probability = maps[: self._settings.classes]
+        classes, flows = self._settings.classes, self._settings.classes + 2 + len(self._flows)
+        probability = maps[:classes]
         multilabel = self._settings.multilabel
         self._probability[:, inside] = probability.cpu().numpy()
-        self._variances[:, inside] = maps[self._settings.classes : self._settings.classes + 2].cpu().numpy()
-        self._flows[:, inside] = maps[self._settings.classes + 2 :].cpu().numpy()
+        self._variances[:, inside] = maps[classes : classes + 2].cpu().numpy()
+        self._flows[:, inside] = maps[classes + 2 : flows].cpu().numpy()
+        self._flow_variance[:, inside] = maps[flows:].cpu().numpy()
         self._labels[inside] = predicted_labels(probability, multilabel=multilabel).cpu().numpy()
         self._masks[inside] = class_masks(probability, multilabel=multilabel).cpu().numpy()
 
@@ -103,4 +106,5 @@ class PosteriorCanvas:
             masks=self._masks,
             member_masks=self._member_masks if member_masks is None else member_masks,
             flows=self._flows,
+            flow_variance=self._flow_variance,
         )

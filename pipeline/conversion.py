@@ -82,11 +82,11 @@ def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
         if isinstance(rasters, PartOf):
             return Converted(0, 0, rasters.url)
         if len(rasters) == 1:
-            _convert(rasters[0], target, settings)
+            convert_raster(rasters[0], target, settings)
         else:
             places = [str(index) for index in range(len(rasters))]
             for place, raster in zip(places, rasters, strict=True):
-                _convert(raster, storage.join(target, place), settings)
+                convert_raster(raster, storage.join(target, place), settings)
             prepare_collection(target, places)
         return Converted(len(rasters), sum(int(np.prod(raster.shape)) for raster in rasters))
 
@@ -145,7 +145,8 @@ class _Image:
         self.high[kept] = np.maximum(self.high[kept], high)
 
 
-def _convert(raster: Raster, target: str, settings: ConvertSettings) -> None:
+def convert_raster(raster: Raster, target: str, settings: ConvertSettings) -> None:
+    """Write one image to the group `target`; raises as `convert_file` does."""
     image = _Image(raster, target, settings)
     documents: dict[str, bytes] = {}
     for level in range(image.levels):

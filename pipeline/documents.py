@@ -98,7 +98,7 @@ def _channel(layout: ImageLayout, name: str) -> Channel:
     colors[layout.classes[0].name] = BACKGROUND_COLOR
     kind, _, class_name = name.partition(":")
     color = VARIANCE_COLORS.get(kind) or colors.get(class_name, "FFFFFF")
-    top = 1.0 if kind == "probability" else 0.25
+    top = 1.0 if kind in ("probability", "flow_variance") else 0.25
     window = ContrastWindow(min=0.0, max=top, start=0.0, end=top)
     active = class_name != layout.classes[0].name
     return Channel.model_validate({"label": name, "color": color, "active": active, "window": window})

@@ -7,9 +7,8 @@ have the same order however members are spread over devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,57 +16,15 @@ from numpy.typing import NDArray
 
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.blending import BandBlender, gaussian_window
+from pipeline.calls import Answer, Calls
 from pipeline.canvas import InferenceSettings, PosteriorCanvas
 from pipeline.features import TileFeatures, pooled
-from pipeline.geometry import Grid, Span, Tile, Window, mirror
+from pipeline.geometry import Tile, Window
 from pipeline.members.contract import FLOWS, Activation, Encoding, Member
 from pipeline.posterior import Posterior, SampleSums
+from pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles, blend, member_blenders
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class PlaneWindow:
-    """Prepared pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
-
-    pixels: NDArray[np.float32]
-    window: Window
-    grid: Grid
-
-
-def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Tile]]:
-    """The tiles that touch `target`, in the grid's order, `size` at a time."""
-    tiles = list(grid.tiles(target))
-    for start in range(0, len(tiles), size):
-        yield tiles[start : start + size]
-
-
-class TileSource:
-    """Cuts batches of tiles out of a plane's window, mirrored at the plane's edges."""
-
-    def __init__(self, plane: PlaneWindow, settings: InferenceSettings, device: torch.device) -> None:
-        self._pixels = torch.from_numpy(plane.pixels).to(device, non_blocking=True)
-        self._plane = plane
-        self._settings = settings
-        self._device = device
-
-    def batches(self, target: Window) -> Iterator[tuple[list[Tile], torch.Tensor]]:
-        """Tiles that touch `target` and their pixels, (batch, channels, tile, tile) float32."""
-        size, tile = self._settings.batch, self._settings.tile
-        for tiles in batches_of_tiles(self._plane.grid, target, size):
-            batch = torch.zeros((size, self._pixels.shape[0], tile, tile), device=self._device)
-            for index, one in enumerate(tiles):
-                batch[index] = self._cut(one)
-            yield tiles, batch
-
-    def _cut(self, tile: Tile) -> torch.Tensor:
-        y = self._indices(tile.window.y, self._plane.grid.y.length, self._plane.window.y.start)
-        x = self._indices(tile.window.x, self._plane.grid.x.length, self._plane.window.x.start)
-        return self._pixels.index_select(1, y).index_select(2, x)
-
-    def _indices(self, span: Span, length: int, origin: int) -> torch.Tensor:
-        inside = mirror(np.arange(span.start, span.stop, dtype=np.int64), length) - origin
-        return torch.from_numpy(inside).to(self._device)
 
 
 @dataclass(frozen=True)
@@ -88,7 +45,8 @@ class MemberGroup:
     """Members that live on one device, in the ensemble's order: all of them, or one stage of several.
 
     `inputs` says which channels of a tile each member sees; all by default. Features are those of the tile as it is,
-    or of the first augmentation where `identity` is not among them.
+    or of the first augmentation where `identity` is not among them. `short_of_memory` is told whenever a call needs
+    more memory than there is; it is made again in smaller parts (`pipeline.calls`).
     """
 
     def __init__(
@@ -97,7 +55,9 @@ class MemberGroup:
         settings: InferenceSettings,
         device: torch.device,
         inputs: Sequence[slice] | None = None,
+        short_of_memory: Callable[[], None] | None = None,
     ) -> None:
+        self.calls = Calls(settings.batch, len(settings.augmentations), short_of_memory)
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
@@ -109,8 +69,8 @@ class MemberGroup:
         views = torch.cat([a.forward(batch) for a in self._augmentations])
         size, means, features = batch.shape[0], [], []
         for member, channels in self._members:
-            probability, flows = self._answer(member, views[:, channels])
-            features.append(self._features(member, size))
+            probability, flows, encoded = self._answer(member, views[:, channels])
+            features.append(encoded)
             total = torch.zeros_like(sums.probability)
             for index, augmentation in enumerate(self._augmentations):
                 sample = augmentation.backward(probability[index * size : (index + 1) * size])
@@ -118,27 +78,32 @@ class MemberGroup:
                 for k in range(sample.shape[1]):
                     sums.squares += sample[:, k] * sample[:, k]
                 if self._settings.flows:
-                    sums.flows += augmentation.vectors_backward(flows[index * size : (index + 1) * size])
+                    sums.add_flows(augmentation.vectors_backward(flows[index * size : (index + 1) * size]))
             sums.probability += total
             sums.samples += len(self._augmentations)
             means.append(total / len(self._augmentations))
         return Answers(means, torch.cat(features, dim=1))
 
-    def _features(self, member: Member, size: int) -> torch.Tensor:
-        """Of the call that was just made, (size, features) int64; no columns where the member has no encoder."""
+    def _features(self, member: Member) -> torch.Tensor:
+        """Of the call that was just made, (tiles, features) int64; no columns where the member has no encoder."""
+        size = self.calls.tiles
         if isinstance(member, Encoding) and member.features:
             return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
         return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
 
-    def _answer(self, member: Member, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities of the classes and the flows (two channels, or none)."""
-        views = views.contiguous(memory_format=torch.channels_last)
-        dtype = AUTOCAST.get(self._settings.precision)
-        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-            outputs = member(views)
-        outputs = outputs.to(torch.float32).contiguous()
+    def _answer(self, member: Member, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Probabilities of the classes, the flows (two channels, or none), and the tiles' features."""
+
+        def ask(part: torch.Tensor) -> Answer:
+            dtype = AUTOCAST.get(self._settings.precision)
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+                outputs = member(part.contiguous(memory_format=torch.channels_last))
+            return outputs.to(torch.float32).contiguous(), self._features(member)
+
+        outputs, features = self.calls.answer(ask, views)
         split = outputs.shape[1] - FLOWS * self._settings.flows
-        return self._probability(outputs[:, :split], member.activation or self._settings.activation), outputs[:, split:]
+        probability = self._probability(outputs[:, :split], member.activation or self._settings.activation)
+        return probability, outputs[:, split:], features
 
     def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
         if activation == "softmax":
@@ -161,6 +126,7 @@ class Engine:
         settings: InferenceSettings,
         device: torch.device,
         inputs: Sequence[slice] | None = None,
+        short_of_memory: Callable[[], None] | None = None,
     ) -> None:
         if device.type == "cuda":
             # The choice of algorithm must not depend on what ran before, nor fp32 silently mean TF32.
@@ -169,33 +135,53 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         self._count = len(members)
-        self._group = MemberGroup(members, settings, device, inputs)
+        self._group = MemberGroup(members, settings, device, inputs, short_of_memory)
         self._settings = settings
         self._device = device
         self._weights = gaussian_window(settings.tile).to(device)
+
+    @property
+    def tiles_per_call(self) -> int:
+        """A batch, or less since memory was short."""
+        return self._group.calls.tiles
 
     def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
         """The posterior of `target`, a window of the plane, with all members of the ensemble here.
 
         Their encoders' features are added to `features`.
         """
-        settings = self._settings
-        canvas = PosteriorCanvas(target, settings, self._count)
-        ensemble = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
-        members = self._member_blenders(target, canvas)
         with torch.inference_mode():
-            for tiles, batch in TileSource(plane, settings, self._device).batches(target):
-                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
-                answers = self._group.add_samples(batch, sums)
-                self._blend(tiles, answers.means, members)
-                if features is not None:
-                    features.add(tiles, answers.features)
-                maps = sums.maps()
-                for index, tile in enumerate(tiles):
-                    ensemble.add(tile, maps[index])
-            for blender in (ensemble, *members):
-                blender.finish()
-        return canvas.posterior()
+            region = self.begin(plane, target, features)
+            while region.waiting:
+                self.answer([(region, self._settings.batch)])
+            return region.posterior()
+
+    @property
+    def batch(self) -> int:
+        """Tiles per call."""
+        return self._settings.batch
+
+    def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionOnItsWay:
+        """What `posterior` is asked, to be answered a batch at a time; inside of ``torch.inference_mode``."""
+        return RegionOnItsWay(plane, target, self._settings, self._weights, self._count, features)
+
+    def answer(self, shares: Sequence[tuple[RegionOnItsWay, int]]) -> None:
+        """Call the members once: of each region so many of its next tiles, together at most a batch.
+
+        Batches have one fixed shape, so that a tile's bits do not depend on the others.
+        """
+        settings = self._settings
+        batch = torch.zeros((settings.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
+        sent: list[tuple[RegionOnItsWay, list[Tile], int]] = []
+        filled = 0
+        for region, count in shares:
+            tiles = region.send(batch[filled : filled + count])
+            sent.append((region, tiles, filled))
+            filled += len(tiles)
+        sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+        answers, maps = self._group.add_samples(batch, sums), sums.maps()
+        for region, tiles, first in sent:
+            region.take(tiles, maps[first:], [mean[first:] for mean in answers.means], answers.features[first:])
 
     def stage(
         self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
@@ -203,20 +189,21 @@ class Engine:
         """Add these members' samples to what earlier stages passed on; `features` gathers those of their encoders."""
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count)
-        members = self._member_blenders(target, canvas)
-        probability, squares, flows, samples = [], [], [], 0
+        members = member_blenders(canvas, settings, target, self._weights, self._count)
+        probability, squares, flows, directions, samples = [], [], [], [], 0
         with torch.inference_mode():
             for index, (tiles, batch) in enumerate(TileSource(plane, settings, self._device).batches(target)):
                 sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
                 answers = self._group.add_samples(batch, sums)
-                self._blend(tiles, answers.means, members)
+                blend(tiles, answers.means, members)
                 if features is not None:
                     features.add(tiles, answers.features)
                 probability.append(sums.probability.cpu().numpy())
                 squares.append(sums.squares.cpu().numpy())
                 flows.append(sums.flows.cpu().numpy())
+                directions.append(sums.directions.cpu().numpy())
                 samples = sums.samples
             for blender in members:
                 blender.finish()
@@ -226,7 +213,13 @@ class Engine:
             masks = np.concatenate([before.member_masks, masks])
             said = np.concatenate([before.features, said])
         return StageState(
-            np.concatenate(probability), np.concatenate(squares), np.concatenate(flows), samples, masks, said
+            probability=np.concatenate(probability),
+            squares=np.concatenate(squares),
+            flows=np.concatenate(flows),
+            directions=np.concatenate(directions),
+            samples=samples,
+            member_masks=masks,
+            features=said,
         )
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
@@ -242,18 +235,6 @@ class Engine:
             blender.finish()
         return canvas.posterior(state.member_masks)
 
-    def _member_blenders(self, target: Window, canvas: PosteriorCanvas) -> list[BandBlender]:
-        return [
-            BandBlender(self._settings.classes, target, self._weights, partial(canvas.take_member, member))
-            for member in range(self._count)
-        ]
-
-    @staticmethod
-    def _blend(tiles: Sequence[Tile], means: Sequence[torch.Tensor], blenders: Sequence[BandBlender]) -> None:
-        for blender, mean in zip(blenders, means, strict=True):
-            for index, tile in enumerate(tiles):
-                blender.add(tile, mean[index])
-
 
 @dataclass(frozen=True)
 class StageState:
@@ -262,7 +243,7 @@ class StageState:
     Attributes
     ----------
     probability : (tiles, classes, tile, tile) float32; `squares` : (tiles, tile, tile) float32
-    flows : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
+    flows, directions : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
     samples : members so far times augmentations
     member_masks : (members so far, y, x) unsigned, of the target
     features : (features of the members so far,) int64, summed over the tiles that count for the target
@@ -271,6 +252,7 @@ class StageState:
     probability: NDArray[np.float32]
     squares: NDArray[np.float32]
     flows: NDArray[np.float32]
+    directions: NDArray[np.float32]
     samples: int
     member_masks: NDArray[np.unsignedinteger]
     features: NDArray[np.int64]
@@ -282,5 +264,6 @@ class StageState:
             torch.tensor(self.probability[part], device=device),
             torch.tensor(self.squares[part], device=device),
             torch.tensor(self.flows[part], device=device),
+            torch.tensor(self.directions[part], device=device),
             self.samples,
         )

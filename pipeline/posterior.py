@@ -23,6 +23,8 @@ class Posterior:
     member_masks : (members, y, x) the same of each member's own mean
     flows : (2, y, x) float32, mean flow (dy, dx) towards the middle of a pixel's object, about 5 times the unit
         vector as Cellpose has it; (0, y, x) where the ensemble gives none
+    flow_variance : (1, y, x) float32, how far members and augmentations disagree about the direction of the flow: 0 all
+        say the same, 1 they say nothing in common; (0, y, x) where the ensemble gives none
     """
 
     probability: NDArray[np.float32]
@@ -32,6 +34,7 @@ class Posterior:
     masks: NDArray[np.unsignedinteger]
     member_masks: NDArray[np.unsignedinteger]
     flows: NDArray[np.float32]
+    flow_variance: NDArray[np.float32]
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
@@ -48,30 +51,41 @@ class SampleSums:
     probability : (batch, classes, y, x) float32, sum of p_tm
     squares : (batch, y, x) float32, sum over samples and classes of p_tm squared
     flows : (batch, 2, y, x) float32, sum of the flows; (batch, 0, y, x) where there are none
+    directions : of the same shape, sum of their `unit_vectors`
     samples : how many were added
     """
 
     probability: torch.Tensor
     squares: torch.Tensor
     flows: torch.Tensor
+    directions: torch.Tensor
     samples: int = 0
 
     @classmethod
     def zeros(cls, batch: int, classes: int, tile: int, device: torch.device, *, flows: bool = False) -> SampleSums:
+        vectors = (batch, 2 if flows else 0, tile, tile)
         return cls(
             torch.zeros((batch, classes, tile, tile), device=device),
             torch.zeros((batch, tile, tile), device=device),
-            torch.zeros((batch, 2 if flows else 0, tile, tile), device=device),
+            torch.zeros(vectors, device=device),
+            torch.zeros(vectors, device=device),
         )
 
+    def add_flows(self, flows: torch.Tensor) -> None:
+        """Add a sample's flows, (batch, 2, y, x)."""
+        self.flows += flows
+        self.directions += unit_vectors(flows)
+
     def maps(self) -> torch.Tensor:
-        """(batch, classes + 2 + flows, y, x): mean probability, epistemic and aleatoric variance, mean flows.
+        """(batch, classes + 2, y, x): mean probability, epistemic and aleatoric variance; with flows three more: the
+        mean flow and the circular variance of its direction.
 
         References
         ----------
         Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 1, 3 and 4, after Kwon et al.,
         Computational Statistics & Data Analysis 142:106816 (2020): aleatoric is the mean of p - p^2, epistemic the
-        mean of p^2 less the square of the mean; both averaged over the classes.
+        mean of p^2 less the square of the mean; both averaged over the classes. Circular variance: Mardia & Jupp,
+        Directional Statistics (2000), section 2.3: 1 less the length of the mean of the unit vectors.
         """
         classes = self.probability.shape[1]
         mean = self.probability / self.samples
@@ -83,7 +97,28 @@ class SampleSums:
             square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
         epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
         aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
-        return torch.cat([mean, epistemic[:, None], aleatoric[:, None], self.flows / self.samples], dim=1)
+        maps = [mean, epistemic[:, None], aleatoric[:, None]]
+        if self.flows.shape[1]:
+            direction = self.directions / self.samples
+            variance = (1 - _length(direction)).clamp_(min=0)
+            maps += [self.flows / self.samples, variance]
+        return torch.cat(maps, dim=1)
+
+
+def unit_vectors(flows: torch.Tensor) -> torch.Tensor:
+    """Directions of flows (batch, 2, y, x) float32; zero where a flow is zero or not finite.
+
+    Flows are first divided by their larger component, so that no square is too large or too small for a float.
+    """
+    larger = torch.maximum(flows[:, :1].abs(), flows[:, 1:].abs())
+    scaled = flows / larger
+    return torch.where((larger > 0) & torch.isfinite(larger), scaled / _length(scaled), 0)
+
+
+def _length(vectors: torch.Tensor) -> torch.Tensor:
+    """(batch, 1, y, x) of (batch, 2, y, x), by operations that round alike wherever a number stands in its array."""
+    y, x = vectors[:, :1], vectors[:, 1:]
+    return (y * y + x * x).sqrt()
 
 
 def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:

@@ -87,22 +87,23 @@ def stem(name: str) -> str | None:
 
 
 @contextmanager
-def open_rasters(url: str) -> Iterator[list[Raster] | PartOf]:
+def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] | PartOf]:
     """The images of a file, for as long as it is open; at least one.
+
+    Parameters
+    ----------
+    data : the file, where it is in memory; then `url` is only its name
 
     Raises
     ------
     ImageError : it cannot be read, or holds what OME-Zarr or Chorus cannot take; reading a window raises it, too
     """
     if not url.lower().endswith(TIFF_SUFFIXES):
-        yield _flat(url)
+        yield _flat(url, data)
         return
     with ExitStack() as stack:
         with _errors(url), _complete(url):
-            fs, path = storage.filesystem(url)
-            # tifffile follows the files of a set only from a path
-            source = path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
-            tiff = stack.enter_context(tifffile.TiffFile(source))
+            tiff = stack.enter_context(tifffile.TiffFile(_opened(url, data, stack)))
             series = list(tiff.series)
         if not series:
             raise ImageError(f"{url}: holds no image; {_MEND}")
@@ -110,6 +111,14 @@ def open_rasters(url: str) -> Iterator[list[Raster] | PartOf]:
             described = zip(series, describe(tiff, series), strict=True)
             found = [_from_series(url, one, metadata) for one, metadata in described if not _elsewhere(one, tiff)]
         yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
+
+
+def _opened(url: str, data: bytes | None, stack: ExitStack) -> Any:
+    """What tifffile reads from; it follows the files of a set only from a path."""
+    if data is not None:
+        return BytesIO(data)
+    fs, path = storage.filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
 
 
 def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
@@ -133,10 +142,11 @@ def _from_series(url: str, series: tifffile.TiffPageSeries, described: Described
     return _raster(url, array, meaning, described)
 
 
-def _flat(url: str) -> list[Raster]:
+def _flat(url: str, data: bytes | None) -> list[Raster]:
     """The image of a PNG or JPEG file, decoded whole."""
     with _errors(url):
-        data = storage.read_bytes(url)
+        if data is None:
+            data = storage.read_bytes(url)
         # Pillow would cut 16 bits of colour to 8.
         if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":
             pixels = imagecodecs.png_decode(data)

@@ -107,12 +107,16 @@ def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
     """Pixel size of a level in micrometres (y, x); None where unit or scale say nothing usable."""
     sizes = []
     for axis in (image.axes.index("y"), image.axes.index("x")):
-        unit = _MICROMETRES.get((image.units[axis] or "").strip().lower())
-        size = (unit or 0.0) * image.levels[level].scale[axis]
+        size = micrometres(image.units[axis]) * image.levels[level].scale[axis]
         if not (math.isfinite(size) and size > 0):
             return None
         sizes.append(size)
     return sizes[0], sizes[1]
+
+
+def micrometres(unit: str | None) -> float:
+    """How long a unit is, as it is written in a file; 0 where it is none of length."""
+    return _MICROMETRES.get((unit or "").strip().lower(), 0.0)
 
 
 def choose_level(

@@ -24,6 +24,8 @@ _COUNT_BLOCK = 1 << 22
 # Pixels that are summed at once: bounds what is held in float64.
 _BAND = 1 << 20
 _PATCH = 16
+FLOW_VARIANCE = "flow_variance"
+"""A map and a score, of ensembles with flows."""
 SCORE_FIELDS = (
     "uncertainty",
     "epistemic",
@@ -32,6 +34,7 @@ SCORE_FIELDS = (
     "uncertainty_patch_max",
     "pairwise_dice",
     "pairwise_dice_min",
+    FLOW_VARIANCE,
 )
 """Scores of an image that say how doubtful it is, in the order in which they are shown; see `ImageScores`."""
 
@@ -58,6 +61,7 @@ class RegionSums(BaseModel):
         patch has enough of them
     overlaps : per foreground class, (members, members): pixels that both members give to the class; the diagonal is
         each member's own size
+    flow_variance : sum over the foreground in units of 2^-32; None without flows, and in records of earlier versions
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +75,7 @@ class RegionSums(BaseModel):
     entropy: int
     patch: tuple[int, int]
     overlaps: list[list[list[int]]]
+    flow_variance: int | None = None
 
     def __add__(self, other: RegionSums) -> RegionSums:
         overlaps = np.asarray(self.overlaps, dtype=object) + np.asarray(other.overlaps, dtype=object)
@@ -84,6 +89,11 @@ class RegionSums(BaseModel):
             entropy=self.entropy + other.entropy,
             patch=_worse(self.patch, other.patch),
             overlaps=overlaps.tolist(),
+            flow_variance=(
+                None
+                if self.flow_variance is None or other.flow_variance is None
+                else self.flow_variance + other.flow_variance
+            ),
         )
 
 
@@ -99,6 +109,8 @@ class ImageScores(BaseModel):
         no patch is large enough
     pairwise_dice : mean over member pairs and foreground classes, 0 to 1; None with a single member
     pairwise_dice_min : the least of any member pair and foreground class, 0 to 1; None with a single member
+    flow_variance : mean circular variance of the flows' directions over predicted foreground, 0 to 1; None, too, where
+        the ensemble gives no flows
     pairwise_dice_per_class, pairwise_dice_min_per_class, foreground_fraction : per foreground class
     """
 
@@ -111,6 +123,7 @@ class ImageScores(BaseModel):
     uncertainty_patch_max: float | None
     pairwise_dice: float | None
     pairwise_dice_min: float | None
+    flow_variance: float | None
     pairwise_dice_per_class: list[float | None]
     pairwise_dice_min_per_class: list[float | None]
     foreground_fraction: list[float]
@@ -138,6 +151,7 @@ def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: 
         entropy=_entropy_sum(posterior.probability, foreground, multilabel=multilabel),
         patch=_worst_patch(uncertainty, patch),
         overlaps=[_overlaps(posterior.member_masks, k, multilabel=multilabel) for k in range(1, classes)],
+        flow_variance=_fixed_sum(posterior.flow_variance[0], foreground) if len(posterior.flow_variance) else None,
     )
 
 
@@ -170,6 +184,7 @@ def image_scores(sums: Sequence[RegionSums]) -> ImageScores:
         uncertainty_patch_max=patch / (FIXED_POINT * patch_pixels) if total.foreground and patch_pixels else None,
         pairwise_dice=sum(known) / len(known) if known else None,
         pairwise_dice_min=min(itertools.chain(*dices), default=None),
+        flow_variance=None if total.flow_variance is None else mean(total.flow_variance),
         pairwise_dice_per_class=per_class,
         pairwise_dice_min_per_class=[min(pairs, default=None) for pairs in dices],
         foreground_fraction=[count / total.pixels for count in total.class_pixels],

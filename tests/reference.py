@@ -62,6 +62,8 @@ class ReferencePosterior:
     least_pairwise_dice : per foreground class, of the pair that agrees least
     foreground_fraction : per foreground class, predicted pixels over all pixels
     flows : (2, H, W), mean (dy, dx) over members and augmentations, blended; (0, H, W) without
+    flow_variance : (1, H, W), circular variance of their directions within each tile, blended; (0, H, W) without
+    mean_flow_variance : over predicted foreground; None where there is none, and without flows
     """
 
     probability: Array
@@ -82,6 +84,8 @@ class ReferencePosterior:
     least_pairwise_dice: list[float | None]
     foreground_fraction: list[float]
     flows: Array
+    flow_variance: Array
+    mean_flow_variance: float | None
 
 
 def reference_posterior(
@@ -192,7 +196,7 @@ def tile_maps(
 ) -> dict[str, Array]:
     """What the T x M samples of one tile say: Eq. 1, 3 and 4 of deepflash2; the last outputs may be `vectors`."""
     samples = []  # [member][augmentation]: (classes, tile, tile)
-    flows = np.zeros((vectors, *pixels.shape[1:]))
+    flows: list[Array] = []
     for member in members:
         of_member = []
         for name in augmentations:
@@ -200,7 +204,7 @@ def tile_maps(
             p = probabilities(answer[: len(answer) - vectors], activation)
             of_member.append(FORWARD[INVERSE[name]](p))
             if vectors:
-                flows += turned_back(name, answer[-vectors:]) / (len(members) * len(augmentations))
+                flows.append(turned_back(name, answer[-vectors:]))
         samples.append(of_member)
     p = np.array(samples)  # (members, augmentations, classes, tile, tile)
 
@@ -213,8 +217,26 @@ def tile_maps(
         "aleatoric": aleatoric.mean(axis=0),
         "epistemic": epistemic.mean(axis=0),
         "uncertainty": (mean * (1 - mean)).mean(axis=0),
-        "flows": flows,
+        "flows": np.mean(flows, axis=0) if flows else np.zeros((0, *pixels.shape[1:])),
+        "flow_variance": np.array([circular_variance(flows)] if flows else []).reshape(-1, *pixels.shape[1:]),
     }
+
+
+def circular_variance(flows: Sequence[Array]) -> Array:
+    """(y, x): 1 less the length of the mean direction of vectors (2, y, x); what has no direction adds nothing.
+
+    From the angles: the mean of their sines and of their cosines.
+    """
+    variance = np.empty(flows[0].shape[1:])
+    for i, j in np.ndindex(*variance.shape):
+        angles = [
+            math.atan2(dy, dx)
+            for dy, dx in (flow[:, i, j].tolist() for flow in flows)
+            if math.isfinite(dy) and math.isfinite(dx) and (dy, dx) != (0, 0)
+        ]
+        sine, cosine = sum(map(math.sin, angles)) / len(flows), sum(map(math.cos, angles)) / len(flows)
+        variance[i, j] = 1 - math.hypot(sine, cosine)
+    return variance
 
 
 def decide(probability: Array, multilabel: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_], Array]:
@@ -262,6 +284,8 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
         least_pairwise_dice=[min(pairs) if pairs else None for pairs in dices],
         foreground_fraction=[float(mask.mean()) for mask in masks],
         flows=blended["flows"],
+        flow_variance=blended["flow_variance"],
+        mean_flow_variance=mean_over_foreground(blended["flow_variance"][0]) if len(blended["flow_variance"]) else None,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.reference import (
     FORWARD,
     INVERSE,
+    circular_variance,
     gaussian_window,
     mirrored,
     patch_maximum,
@@ -196,3 +197,9 @@ def test_window_is_a_symmetric_gaussian_with_maximum_one() -> None:
     np.testing.assert_allclose(window, np.outer(line, line))
     assert gaussian_window(1).tolist() == [[1.0]]
     assert gaussian_window(9)[4, 4] == 1
+
+
+def test_directions_at_right_angles_have_the_circular_variance_by_hand() -> None:
+    down, right, none = (np.array(vector).reshape(2, 1, 1) for vector in ([3.0, 0.0], [0.0, 0.2], [0.0, math.nan]))
+    assert circular_variance([down, right])[0, 0] == pytest.approx(1 - math.sqrt(0.5))
+    assert circular_variance([down, down, none])[0, 0] == pytest.approx(1 / 3)

@@ -17,7 +17,7 @@ from pipeline.instances import stepping
 from pipeline.members.contract import FLOW_LENGTH
 
 # Flows shorter than this share of the unit vector say nothing of a direction.
-_SHORTEST = np.float32(1e-3)
+SHORTEST = np.float32(1e-3)
 _STEPS_AT_30_PIXELS = 200
 
 
@@ -114,4 +114,4 @@ def directions(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = N
     """
     flat = np.ascontiguousarray(flows, np.float32).reshape(2, -1)
     among = np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)
-    return stepping.unit_vectors(flat, among, np.float32(FLOW_LENGTH), _SHORTEST).reshape(flows.shape)
+    return stepping.unit_vectors(flat, among, np.float32(FLOW_LENGTH), SHORTEST).reshape(flows.shape)

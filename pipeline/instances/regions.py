@@ -18,7 +18,8 @@ agree on names without talking to each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.geometry import Span, Window
-from pipeline.instances.dynamics import Crop, FlowField, steps_for
+from pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
 from pipeline.instances.flow_error import flow_errors
-from pipeline.instances.seeds import REACH, find_seeds
+from pipeline.instances.seeds import REACH, Seeds, find_seeds
 
 # What a crop must reach beyond paths: the reach of seeds, and the outermost cells.
 _RIM = REACH + 6
+_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -116,86 +118,117 @@ def _around(region: Window, plane: tuple[int, int], halo: int) -> Window:
     )
 
 
-def _inner(crop: Window, region: Window) -> tuple[slice, slice]:
-    """The region within the crop's arrays."""
-    return (
-        slice(region.y.start - crop.y.start, region.y.stop - crop.y.start),
-        slice(region.x.start - crop.x.start, region.x.stop - crop.x.start),
-    )
-
-
 def _label(crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool) -> RegionObjects | None:
     """The objects of a region, or None where the crop does not say for certain; `enough` says that it must."""
-    inner = _inner(crop.window, region)
+    inner = region.within(crop.window)
     field = FlowField(crop)
     objects, anchors, unknown = _gathered(crop, field, settings)
     if enough:  # what is unknown is too far away to matter
         unknown[:] = False
     if unknown[inner].any():
         return None
-    # An object of which one pixel is known is whole within the crop, so that all regions measure the same. The others
-    # are nothing yet.
-    sizes = np.bincount(objects.ravel(), minlength=len(anchors))
-    known = sizes > np.bincount(objects[unknown], minlength=len(anchors))
-    _remove(objects, ~known | (sizes < settings.minimum_size))
+    remove(objects, unsettled(objects, unknown, len(anchors), settings.minimum_size))
     errors = flow_errors(objects, len(anchors) - 1, field.vectors)
     if settings.flow_error is not None:
-        _remove(objects, errors > settings.flow_error)
-    certain = _fill_holes(objects, unknown, crop, inner, settings.largest_hole)
+        remove(objects, errors > settings.flow_error)
+    largest = (settings.largest_hole, settings.largest_hole)
+    certain = fill_holes(objects, unknown, crop.open_sides, inner, largest)
     if not certain and not enough:
         return None
     return RegionObjects(anchors[objects[inner]], crop.window, objects, anchors, errors)
-
-
-def _remove(objects: NDArray[np.int32], which: NDArray[np.bool_]) -> None:
-    """Make objects background; `which` is (objects + 1,), and 0 stays."""
-    if which.any():
-        objects[:] = np.where(which, 0, np.arange(len(which), dtype=np.int32))[objects]
 
 
 def _gathered(
     crop: Crop, field: FlowField, settings: ObjectSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.bool_]]:
     """Objects 0 to n of the crop, their names, and the foreground pixels of which the object is not known."""
-    shape = crop.foreground.shape
     paths = field.follow(settings.steps)
-    ends = np.bincount(paths.ends[paths.known], minlength=crop.foreground.size)
-    seeds = find_seeds(ends.reshape(shape))
-    objects, unknown = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    seeds = find_seeds(ends_of(paths, crop.foreground.shape))
+    uncertain = field.near_outside(REACH) if any(crop.open_sides) else None
+    objects, unknown = owned(paths, seeds, uncertain)
+    origin = crop.window.y.start, crop.window.x.start
+    return objects, names_of(seeds, origin, crop.plane), unknown
+
+
+def ends_of(paths: Paths, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """How many paths that are known end in each pixel of a crop of `shape`."""
+    return np.bincount(paths.ends[paths.known], minlength=math.prod(shape)).reshape(shape)
+
+
+def owned(
+    paths: Paths, seeds: Seeds, uncertain: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Objects of a crop by the rank of their seed plus 1, and the foreground pixels of which the object is not known.
+
+    `uncertain` are pixels near which a path from outside may end; None where there is no outside.
+    """
+    objects, unknown = np.zeros(seeds.owner.shape, np.int32), np.zeros(seeds.owner.shape, bool)
     objects.ravel()[paths.pixels] = np.where(paths.known, seeds.owner.ravel()[paths.ends], 0)
-    if any(crop.open_sides):
-        uncertain = field.near_outside(REACH)
+    if uncertain is not None:
         unknown.ravel()[paths.pixels] = ~paths.known | uncertain.ravel()[paths.ends]
-    y, x = seeds.y + crop.window.y.start, seeds.x + crop.window.x.start
-    names = np.concatenate([[0], y * crop.plane[1] + x + 1]).astype(np.uint64)
-    return objects, names, unknown
+    return objects, unknown
 
 
-def _fill_holes(
+def names_of(seeds: Seeds, origin: Sequence[int], shape: Sequence[int]) -> NDArray[np.uint64]:
+    """Names of 0, the background, and of the seeds of a crop that begins at `origin` of a whole of `shape`."""
+    flat = np.zeros(seeds.places.shape[1], np.int64)
+    for places, start, length in zip(seeds.places, origin, shape, strict=True):
+        flat = flat * length + places + start
+    return np.concatenate([[0], flat + 1]).astype(np.uint64)
+
+
+def unsettled(
+    objects: NDArray[np.int32], unknown: NDArray[np.bool_], count: int, minimum_size: int
+) -> NDArray[np.bool_]:
+    """Which objects, (count,), are too small or are none yet.
+
+    An object of which one pixel is known is whole within the crop, so that all regions measure the same. The others are
+    nothing yet.
+    """
+    flat = objects.ravel()
+    sizes = np.zeros(count, np.int64)
+    for start in range(0, flat.size, _AT_ONCE):  # since bincount makes a copy in 64 bits
+        sizes += np.bincount(flat[start : start + _AT_ONCE], minlength=count)
+    known = sizes > np.bincount(objects[unknown], minlength=count)
+    return ~known | (sizes < minimum_size)
+
+
+def remove(objects: NDArray[np.int32], which: NDArray[np.bool_]) -> None:
+    """Make objects background; `which` is (objects + 1,), and 0 stays."""
+    if which.any():
+        objects[:] = np.where(which, 0, np.arange(len(which), dtype=np.int32))[objects]
+
+
+def fill_holes(
     objects: NDArray[np.int32],
     unknown: NDArray[np.bool_],
-    crop: Crop,
-    inner: tuple[slice, slice],
-    largest: int,
+    open_sides: Sequence[bool],
+    inner: tuple[slice, ...],
+    largest: tuple[int, ...],
 ) -> bool:
     """Give an object's number to background that it encloses alone; whether that is certain for the region's objects.
 
     Background is connected by its sides and touches an object by sides and corners. What touches the plane's edge, or
-    is higher or wider than `largest`, is no hole. Unknown pixels count as background here: they are of no object that
+    is longer than `largest` on an axis, is no hole. Unknown pixels count as background here: they are of no object that
     is known, so that a hole which they touch can be one only if they are part of it.
+
+    Parameters
+    ----------
+    open_sides : whether the plane goes on beyond the crop's first and last pixel of each axis
+    inner : the region within the crop
     """
     components, _ = ndimage.label(objects == 0)
     ours = np.zeros(int(objects.max()) + 1, bool)
     ours[objects[inner]] = True
-    certain = True
+    around, certain = np.ones((3,) * objects.ndim, bool), True
     for index, box in enumerate(ndimage.find_objects(components), 1):
-        if any(side.stop - side.start > largest for side in box):
+        if any(side.stop - side.start > most for side, most in zip(box, largest, strict=True)):
             continue
         grown = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         hole = components[grown] == index
-        touched = np.unique(objects[grown][ndimage.binary_dilation(hole, np.ones((3, 3), bool)) & ~hole])
-        edges = (box[0].start == 0, box[0].stop == objects.shape[0], box[1].start == 0, box[1].stop == objects.shape[1])
-        open_edges = [more for edge, more in zip(edges, crop.open_sides, strict=True) if edge]
+        touched = np.unique(objects[grown][ndimage.binary_dilation(hole, around) & ~hole])
+        at_edge = [at for side, n in zip(box, objects.shape, strict=True) for at in (side.start == 0, side.stop == n)]
+        open_edges = [more for edge, more in zip(at_edge, open_sides, strict=True) if edge]
         if len(touched) != 1 or touched[0] == 0 or not all(open_edges):
             continue
         if open_edges or unknown[grown][hole].any():

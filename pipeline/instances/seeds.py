@@ -1,8 +1,9 @@
 """Objects of the places where many paths end: Cellpose's rule, with ties broken by coordinates.
 
-A seed is a pixel in which more than 10 paths end, and more than in any other of the 5 x 5 around it. It grows five
-times into neighbours in which more than 2 end; where grown seeds meet, the one with more paths has the pixel. An object
-is all pixels whose paths end in the pixels of one seed. Everything here looks at most `REACH` pixels around an end.
+A seed is a pixel in which more than 10 paths end, and more than in any other of the 5 x 5 (5 x 5 x 5) around it. It
+grows five times into neighbours in which more than 2 end; where grown seeds meet, the one with more paths has the
+pixel. An object is all pixels whose paths end in the pixels of one seed. Everything here looks at most `REACH` pixels
+around an end.
 
 References
 ----------
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from pipeline.instances.compiled import compiled
 
 _MORE_THAN = 10
 _GROWS_INTO_MORE_THAN = 2
@@ -27,50 +29,95 @@ REACH = 4 * _GROWTH
 
 
 @dataclass(frozen=True)
+class Neighbourhoods:
+    """How far seeds look, in planes of a volume, which may be farther apart than pixels; 0 of a plane alone.
+
+    Attributes
+    ----------
+    nearest : planes in which no more paths may end than in a seed
+    growth : planes that a seed may grow into
+    """
+
+    nearest: int = 0
+    growth: int = 0
+
+    @classmethod
+    def of(cls, anisotropy: float) -> Neighbourhoods:
+        """Of a volume whose planes are `anisotropy` pixels apart: as far as within a plane, but one plane at least."""
+        apart = max(1.0, anisotropy)
+        return cls(max(1, round(_NEIGHBOURHOOD / apart)), max(1, round(_GROWTH / apart)))
+
+    @property
+    def reach(self) -> int:
+        """As `REACH`, in planes."""
+        return 4 * self.growth
+
+
+@dataclass(frozen=True)
 class Seeds:
     """The seeds of a window, by their rank.
 
     Attributes
     ----------
-    y, x : (n,) int64, their pixels: the anchors of the objects
-    owner : (y, x) int32, rank of the seed that has a pixel plus 1, 0 for none
+    places : (axes, n) int64, their pixels: the anchors of the objects
+    owner : as the window, int32, rank of the seed that has a pixel plus 1, 0 for none
     """
 
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
+    places: NDArray[np.int64]
     owner: NDArray[np.int32]
 
 
-def find_seeds(ends: NDArray[np.integer]) -> Seeds:
-    """The seeds of `ends`, (y, x) numbers of paths that end in a pixel."""
-    height, width = ends.shape
-    padded = np.pad(ends.astype(np.int64), _GROWTH)
-    y, x = (found.astype(np.int64) for found in np.nonzero(ends > _MORE_THAN))
-    # One number orders pixels by count, then from the top left; it is the same order in every window of a plane.
-    order = ends[y, x] * np.int64(height * width) - (y * width + x)
-    best = np.full((height + 2 * _GROWTH, width + 2 * _GROWTH), np.iinfo(np.int64).min)
-    best[y + _GROWTH, x + _GROWTH] = order
-    around = [
-        (a, b) for a in range(-_NEIGHBOURHOOD, _NEIGHBOURHOOD + 1) for b in range(-_NEIGHBOURHOOD, _NEIGHBOURHOOD + 1)
-    ]
-    highest = np.ones(len(y), bool)
-    for a, b in around:
-        highest &= order >= best[y + _GROWTH + a, x + _GROWTH + b]
-    rank = np.argsort(order[highest])
-    y, x = y[highest][rank], x[highest][rank]
-    return Seeds(y, x, _grown(padded, y, x)[_GROWTH:-_GROWTH, _GROWTH:-_GROWTH])
+def find_seeds(ends: NDArray[np.integer], planes: Neighbourhoods = Neighbourhoods()) -> Seeds:
+    """The seeds of `ends`, (y, x) or (z, y, x) numbers of paths that end in a pixel."""
+    counts = np.ascontiguousarray(ends).reshape((1,) * (3 - ends.ndim) + ends.shape)
+    candidates = np.flatnonzero(counts > _MORE_THAN)
+    highest = candidates[_highest(counts, candidates, planes.nearest)]
+    # By count, then from the top left; the same order in every window of a plane.
+    ranked = highest[np.lexsort((-highest, counts.ravel()[highest]))]
+    places = np.array(np.unravel_index(ranked, ends.shape), np.int64)
+    return Seeds(places, _grown(counts, ranked, planes.growth).reshape(ends.shape))
 
 
-def _grown(padded: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Which seed has a pixel, in the padded window; of several the one of the highest rank."""
-    side = np.arange(2 * _GROWTH + 1)
-    rows, columns = y[:, None, None] + side[:, None], x[:, None, None] + side
-    open_to = padded[rows, columns] > _GROWS_INTO_MORE_THAN
-    grown = np.zeros(open_to.shape, bool)
-    grown[:, _GROWTH, _GROWTH] = True
-    for _ in range(_GROWTH):
-        grown = ndimage.maximum_filter(grown, size=(1, 3, 3), mode="constant") & open_to
-    owner = np.zeros(padded.shape, np.int32)
-    of, row, column = np.nonzero(grown)
-    np.maximum.at(owner, (y[of] + row, x[of] + column), (of + 1).astype(np.int32))
+@compiled
+def _highest(counts: NDArray[np.integer], candidates: NDArray[np.int64], nearest: int) -> NDArray[np.bool_]:
+    """Which pixels have more paths than those around them, or as many and come first."""
+    depth, height, width = counts.shape
+    highest = np.ones(len(candidates), np.bool_)
+    for i in range(len(candidates)):
+        own = candidates[i]
+        x, y, z = own % width, own // width % height, own // width // height
+        count = counts[z, y, x]
+        for a in range(max(0, z - nearest), min(depth, z + nearest + 1)):
+            for b in range(max(0, y - _NEIGHBOURHOOD), min(height, y + _NEIGHBOURHOOD + 1)):
+                for c in range(max(0, x - _NEIGHBOURHOOD), min(width, x + _NEIGHBOURHOOD + 1)):
+                    earlier = (a * height + b) * width + c < own
+                    if counts[a, b, c] > count or (earlier and counts[a, b, c] == count):
+                        highest[i] = False
+    return highest
+
+
+@compiled
+def _grown(counts: NDArray[np.integer], seeds: NDArray[np.int64], planes: int) -> NDArray[np.int32]:
+    """Which seed has a pixel; of several the last one."""
+    depth, height, width = counts.shape
+    owner = np.zeros((depth, height, width), np.int32)
+    grown = np.empty((2 * planes + 1) * (2 * _GROWTH + 1) ** 2, np.int64)
+    for i in range(len(seeds)):
+        own = seeds[i]
+        top = own // width // height
+        owner[top, own // width % height, own % width] = i + 1
+        grown[0] = own
+        count, start = 1, 0
+        for _ in range(_GROWTH):
+            stop = count
+            for j in range(start, stop):
+                x, y, z = grown[j] % width, grown[j] // width % height, grown[j] // width // height
+                for a in range(max(0, z - 1, top - planes), min(depth, z + 2, top + planes + 1)):
+                    for b in range(max(0, y - 1), min(height, y + 2)):
+                        for c in range(max(0, x - 1), min(width, x + 2)):
+                            if counts[a, b, c] > _GROWS_INTO_MORE_THAN and owner[a, b, c] != i + 1:
+                                owner[a, b, c] = i + 1
+                                grown[count] = (a * height + b) * width + c
+                                count += 1
+            start = stop
     return owner

@@ -18,10 +18,11 @@ from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError
 from pipeline.geometry import Grid, RegionGrid, Window
-from pipeline.inference import Engine, PlaneWindow, StageState
+from pipeline.inference import Engine, StageState
 from pipeline.instances.whole_image import label_image
 from pipeline.posterior import Posterior
 from pipeline.preparation import surveyed
+from pipeline.tiles import PlaneWindow
 from pipeline.trust.metrics import dice
 from pipeline.trust.object_metrics import average_precision
 

@@ -13,7 +13,7 @@ from scipy.stats import norm, rankdata
 
 from pipeline.appearance import PIXEL_FIELDS, RADIUS
 from pipeline.ranking import LOW_IS_BAD
-from pipeline.scores import SCORE_FIELDS
+from pipeline.scores import FLOW_VARIANCE, SCORE_FIELDS
 
 Side = Literal["high", "low", "both"]
 FOREGROUND = "foreground_fraction:"
@@ -29,13 +29,22 @@ def side_of(name: str) -> Side:
 
 
 def quality_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` from which quality is foretold; those of single classes where there are several."""
-    return [name for name in SCORE_FIELDS if name in scores] + _of_classes(scores, CLASS_DICE, fewest=2)
+    """Columns of ``scores.parquet`` from which quality is foretold; those of single classes where there are several.
+
+    The variance of flows is none of them: it tells how sure the members are of objects, which Dice does not count.
+    """
+    found = [name for name in SCORE_FIELDS if name in scores and name != FLOW_VARIANCE]
+    return found + _of_classes(scores, CLASS_DICE, fewest=2)
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` that a reference keeps: of quality, the share of each class, and the looks."""
+    """Columns of ``scores.parquet`` that a reference keeps: of quality, the share of each class, and the looks.
+
+    And the variance of flows, where the ensemble gives any.
+    """
     found = quality_scores(scores) + _of_classes(scores, FOREGROUND, fewest=1)
+    if FLOW_VARIANCE in scores and scores[FLOW_VARIANCE].notna().any():
+        found.append(FLOW_VARIANCE)
     return found + [name for prefix in LOOKS for name in _of_classes(scores, prefix, fewest=1)]
 
 

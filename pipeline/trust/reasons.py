@@ -15,6 +15,7 @@ _WORDS = {
     "aleatoric": "aleatoric variance",
     "entropy": "entropy",
     "uncertainty_patch_max": "uncertainty of the worst patch",
+    "flow_variance": "disagreement about the flows' directions",
 }
 
 _LOOKS = {

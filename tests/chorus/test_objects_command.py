@@ -14,6 +14,7 @@ from tests.making import pixels, write_ensemble, write_image
 from tests.object_runs import drawn, write_results, write_source
 from tests.object_runs import write_ensemble as write_drawn_ensemble
 from tests.running import Chorus
+from tests.second_ensembles import write_second
 
 
 @pytest.fixture
@@ -73,3 +74,17 @@ def test_flows_of_networks_become_the_same_objects_whatever_the_region(chorus: C
         found.append(((out / "objects.parquet").read_bytes(), np.asarray(labels[:]).tobytes()))
     assert found[0] == found[1]
     assert len(pd.read_parquet(out / "objects.parquet")) > 0
+
+
+def test_flows_may_come_from_a_second_ensemble(chorus: Chorus, tmp_path: Path) -> None:
+    planes = {"a": drawn(1, 90, 100, 12)}
+    first, second = write_drawn_ensemble(tmp_path / "e", flows=False), write_second(tmp_path / "second")
+    source = write_source(tmp_path / "in", planes)
+    out = write_results(tmp_path / "out", source, first, planes, region=128, save=["probability"])
+    code, printed, err = chorus("objects", out, "--flows-from", second, "--executor", "serial")
+    assert code == 0
+    assert "objects of 1 images, by flows of uphill" in " ".join(printed.split())
+    assert "predicting flows (of probabilities, by uphill)" in err
+    code, _, err = chorus("objects", out, "--flows-from", "no-such-ensemble", "--executor", "serial")
+    assert code == 2
+    assert "neither a folder here nor an ensemble that Chorus brings" in err

@@ -108,24 +108,27 @@ def test_regions_and_stages_change_no_byte_at_any_level(two_members: Path, tmp_p
 def test_flows_keep_the_law(tmp_path: Path) -> None:
     ensemble = write_ensemble(tmp_path / "e", members=2, flows=True, augmentations=["rot90", "transpose"])
     source = write_image(tmp_path / "image.ome.zarr", pixels((150, 101)))
-    run(source, ensemble, tmp_path / "whole", region=256, save=["flows"])
-    run(source, ensemble, tmp_path / "cut", region=64, save=["flows"])
-    run(source, ensemble, tmp_path / "staged", region=96, stages=2, save=["flows"])
+    save = ["flow_variance", "flows"]
+    run(source, ensemble, tmp_path / "whole", region=256, save=save)
+    run(source, ensemble, tmp_path / "cut", region=64, save=save)
+    run(source, ensemble, tmp_path / "staged", region=96, stages=2, save=save)
     assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "staged")
+    assert scores(tmp_path / "whole")["flow_variance"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("pixel_size", [0.5, 1.7])
-def test_resampling_keeps_the_law(pixel_size: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pixel_size", "flows"), [(0.5, False), (1.7, True)])
+def test_resampling_keeps_the_law(pixel_size: float, flows: bool, tmp_path: Path) -> None:
     entry = {
         "channels": ["dna"],
         "pixel_size_um": 1.0,
         "normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]},
     }
-    ensemble = write_ensemble(tmp_path / "e", members=2, input=entry, augmentations=["identity"])
+    ensemble = write_ensemble(tmp_path / "e", members=2, flows=flows, input=entry, augmentations=["identity"])
     source = write_image(tmp_path / "image.ome.zarr", pixels((150, 113)), pixel_size=pixel_size)
-    run(source, ensemble, tmp_path / "whole", region=256)
-    run(source, ensemble, tmp_path / "cut", region=64)
-    run(source, ensemble, tmp_path / "staged", region=96, stages=2)
+    save = [name for name in MAPS if flows or not name.startswith("flow")]
+    run(source, ensemble, tmp_path / "whole", region=256, save=save)
+    run(source, ensemble, tmp_path / "cut", region=64, save=save)
+    run(source, ensemble, tmp_path / "staged", region=96, stages=2, save=save)
     assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "staged")
 
 
@@ -189,7 +192,7 @@ def test_a_whole_run_agrees_with_the_reference(
     ensemble = write_ensemble(tmp_path / "e", members=2, classes=classes, activation=activation, flows=flows)
     data = pixels(shape)
     source = write_image(tmp_path / "image.ome.zarr", data)
-    save = [name for name in MAPS if flows or name != "flows"]
+    save = [name for name in MAPS if flows or not name.startswith("flow")]
     run(source, ensemble, tmp_path / "out", dtype="float32", augmentations=augmentations, save=save)
     outputs = classes - (activation == "sigmoid") + 2 * flows
     normalised = (data[None].astype(np.float64) - 500) / 300
@@ -204,7 +207,8 @@ def test_a_whole_run_agrees_with_the_reference(
     )
     group = zarr.open_group(tmp_path / "out/images/image.ome.zarr", mode="r")
     posterior: NDArray[np.float32] = np.asarray(group["s0"])
-    maps = [*wanted.probability, wanted.uncertainty, wanted.epistemic, wanted.aleatoric, *wanted.flows]
+    maps = [*wanted.probability, wanted.uncertainty, wanted.epistemic, wanted.aleatoric]
+    maps += [*wanted.flow_variance, *wanted.flows]
     np.testing.assert_allclose(posterior, maps, atol=1e-4, rtol=0)
     labels = np.asarray(group["labels/semantic/s0"])
     certain = wanted.margin > 1e-3
@@ -218,6 +222,10 @@ def test_a_whole_run_agrees_with_the_reference(
         assert row["epistemic"] == pytest.approx(wanted.epistemic[foreground].mean(), abs=1e-5)
         assert row["aleatoric"] == pytest.approx(wanted.aleatoric[foreground].mean(), abs=1e-5)
         assert row["entropy"] == pytest.approx(wanted.entropy[foreground].mean(), abs=1e-4)
+        if flows:
+            assert row["flow_variance"] == pytest.approx(wanted.flow_variance[0][foreground].mean(), abs=1e-5)
+        else:
+            assert pd.isna(row["flow_variance"])
         worst = patch_maximum(wanted.uncertainty, 16)
         assert row["uncertainty_patch_max"] == pytest.approx(np.nan if worst is None else worst, abs=1e-5, nan_ok=True)
         if np.array_equal(foreground, wanted.masks.any(axis=0)):

@@ -94,6 +94,7 @@ def test_the_mean_flow_of_an_equivariant_member_is_its_plain_flow() -> None:
     np.testing.assert_allclose(all_eight.flows, once.flows, atol=1e-6)
     np.testing.assert_allclose(all_eight.probability, once.probability, atol=1e-6)
     inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(all_eight.flow_variance[inside], 0, atol=1e-5)
     # Blending leaves them alone but for the edges of tiles, where the member sees one side only.
     assert np.abs(once.flows - np.stack(np.gradient(field)))[inside].max() < 0.1
     assert np.abs(once.flows).max() > 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
 from operator import add
@@ -29,7 +30,8 @@ def posterior(shape: tuple[int, int], seed: int, *, classes: int = 3, members: i
         labels=rng.integers(0, classes, shape).astype(np.uint8),
         masks=rng.integers(0, high, shape).astype(np.uint8),
         member_masks=rng.integers(0, high, (members, *shape)).astype(np.uint8),
-        flows=np.zeros((0, *shape), np.float32),
+        flows=np.zeros((2, *shape), np.float32),
+        flow_variance=rng.random((1, *shape)).astype(np.float32),
     )
 
 
@@ -77,6 +79,8 @@ def test_scores_are_the_means_and_dices_by_hand(shape: tuple[int, int], seed: in
     if foreground.any():
         assert scores.epistemic == pytest.approx(whole.epistemic[foreground].astype(np.float64).mean(), abs=1e-9)
         assert scores.uncertainty == pytest.approx(scores.epistemic + scores.aleatoric, abs=1e-7)
+        wanted = whole.flow_variance[0][foreground].astype(np.float64).mean()
+        assert scores.flow_variance == pytest.approx(wanted, abs=1e-9)
     for k in (1, 2):
         dices = reference.pairwise_dices(whole.member_masks == k)
         assert scores.pairwise_dice_per_class[k - 1] == pytest.approx(np.mean(dices))
@@ -149,7 +153,7 @@ def test_no_foreground_has_no_uncertainty() -> None:
     whole.member_masks[...] = 0
     scores = image_scores([region_sums(whole, 3, multilabel=False, patch=1)])
     assert (scores.uncertainty, scores.epistemic, scores.aleatoric) == (None, None, None)
-    assert (scores.entropy, scores.uncertainty_patch_max) == (None, None)
+    assert (scores.entropy, scores.uncertainty_patch_max, scores.flow_variance) == (None, None, None)
     assert (scores.pairwise_dice, scores.pairwise_dice_min) == (1, 1)
     assert scores.foreground_fraction == [0, 0]
 
@@ -158,6 +162,16 @@ def test_a_single_member_has_no_pairwise_dice() -> None:
     scores = image_scores([region_sums(posterior((4, 4), 0, members=1), 3, multilabel=False, patch=1)])
     assert (scores.pairwise_dice, scores.pairwise_dice_min) == (None, None)
     assert scores.pairwise_dice_per_class == scores.pairwise_dice_min_per_class == [None, None]
+
+
+def test_flow_variance_is_unknown_without_flows_and_where_a_region_was_done_by_an_earlier_chorus() -> None:
+    whole = posterior((6, 6), 0)
+    without = replace(whole, flows=whole.flows[:0], flow_variance=whole.flow_variance[:0])
+    known, unknown = (region_sums(one, 3, multilabel=False, patch=1) for one in (whole, without))
+    earlier = RegionSums.model_validate(known.model_dump(exclude={"flow_variance"}))
+    assert image_scores([unknown]).flow_variance is None
+    assert image_scores([known, earlier]).flow_variance is None
+    assert image_scores([known, earlier]).uncertainty == image_scores([known]).uncertainty
 
 
 def test_sums_of_a_petapixel_do_not_overflow() -> None:
@@ -172,10 +186,11 @@ def test_sums_of_a_petapixel_do_not_overflow() -> None:
         entropy=pixels * FIXED_POINT,
         patch=(FIXED_POINT * 64, 256),
         overlaps=[[[pixels, pixels], [pixels, pixels]]],
+        flow_variance=pixels * FIXED_POINT,
     )
     scores = image_scores([one] * 100)
     assert (scores.uncertainty, scores.entropy, scores.uncertainty_patch_max) == (0.25, 1, 0.25)
-    assert scores.pairwise_dice == 1
+    assert (scores.pairwise_dice, scores.flow_variance) == (1, 1)
     assert RegionSums.model_validate_json((one + one).model_dump_json()) == one + one
 
 

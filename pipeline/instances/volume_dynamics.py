@@ -1,0 +1,98 @@
+"""Voxels follow flows in three directions: the same bits in every crop of a volume.
+
+As `pipeline.instances.dynamics` in a plane: a position is a cell and a fraction within it. Flows are directions in
+space; where planes are farther apart than pixels, a step that leads a pixel far leads across less than a plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.instances import volume_stepping
+from pipeline.instances.dynamics import SHORTEST, Paths
+from pipeline.instances.volume import Box
+from pipeline.members.contract import FLOW_LENGTH
+
+
+@dataclass(frozen=True)
+class VolumeCrop:
+    """What is known of a part of a volume.
+
+    Attributes
+    ----------
+    foreground : (z, y, x) bool
+    flows : (3, z, y, x) float, dz, dy and dx in equal units of length; only their direction counts, and NaN is none
+    box : where it lies in the volume
+    volume : shape of the volume
+    anisotropy : how many pixels its planes are apart
+    """
+
+    foreground: NDArray[np.bool_]
+    flows: NDArray[np.floating]
+    box: Box
+    volume: tuple[int, int, int]
+    anisotropy: float
+
+    @property
+    def open_sides(self) -> tuple[bool, ...]:
+        """Whether the volume goes on beyond the first and the last plane, row and column."""
+        spans = self.box.z, self.box.y, self.box.x
+        return tuple(
+            is_open
+            for span, length in zip(spans, self.volume, strict=True)
+            for is_open in (span.start > 0, span.stop < length)
+        )
+
+
+def step_of(anisotropy: float) -> NDArray[np.float32]:
+    """How many planes, rows and columns one step in each direction is, (3,): one at most."""
+    shortest = min(1.0, anisotropy)
+    return np.array([shortest / anisotropy, shortest, shortest], np.float32)
+
+
+class VolumeField:
+    """The flows of a crop as steps of one pixel, ready to be followed."""
+
+    def __init__(self, crop: VolumeCrop) -> None:
+        self._foreground, shape = crop.foreground, crop.foreground.shape
+        flows = np.ascontiguousarray(crop.flows, np.float32).reshape(3, -1)
+        inside = np.ascontiguousarray(crop.foreground).reshape(-1)
+        step = step_of(crop.anisotropy)
+        vectors = volume_stepping.unit_vectors(flows, inside, np.float32(FLOW_LENGTH), SHORTEST, step)
+        # A volume of one plane has cells all the same: the second plane, without flow, is never entered.
+        missing = [int(n < 2) for n in shape]
+        padding = [*((0, more) for more in missing), (0, 0)]
+        self._steps = np.pad(vectors.reshape(*shape, 3), padding) if any(missing) else vectors.reshape(*shape, 3)
+        last = [n - 2 for n in self._steps.shape[:3]]
+        self._last = np.array(last, np.int32), np.array([not more for more in missing], np.float32)
+        ends = [end for far in last for end in (0, far)]
+        self._open_cells = np.array(
+            [end if is_open else -1 for end, is_open in zip(ends, crop.open_sides, strict=True)], np.int32
+        )
+
+    def follow(self, steps: int) -> Paths:
+        """Move every foreground voxel `steps` times by the flow where it is (linear between voxels)."""
+        voxels = np.flatnonzero(self._foreground)
+        flat, (_, height, width) = self._steps.reshape(-1, 3), self._steps.shape[:3]
+        shape = self._foreground.shape
+        ends, known = volume_stepping.follow(flat, (height, width), voxels, shape, steps, *self._last, self._open_cells)
+        return Paths(voxels, ends, known)
+
+    def near_outside(self, reach: tuple[int, int, int]) -> NDArray[np.bool_]:
+        """Voxels at most `reach` (planes, rows, columns) from one in which a path that begins outside may end.
+
+        (z, y, x) bool; none is left out, some are too many. From the outermost cells, every cell into which some
+        position of a reached cell can be moved.
+        """
+        reached = volume_stepping.flood(self._steps, self._open_cells)
+        near = np.zeros(self._foreground.shape, np.uint8)
+        depth, height, width = reached.shape
+        near[:depth, :height, :width] = reached
+        if near.any():
+            for axis, far in enumerate(reach):  # a position in a cell ends in one of its corners
+                ndimage.maximum_filter1d(near, 2 * far + 2, axis=axis, output=near, mode="constant")
+        return near.view(bool)

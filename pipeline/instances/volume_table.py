@@ -1,0 +1,90 @@
+"""One row per object of a volume: where it is, how large, how bright, and how much it is doubted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.instances.volume import Box
+from pipeline.instances.volume_regions import BlockObjects
+
+
+def volume_rows(
+    found: BlockObjects,
+    block: Box,
+    volume: tuple[int, int, int],
+    maps: Sequence[str],
+    read: Callable[[int], Sequence[NDArray[np.number]]],
+) -> pd.DataFrame:
+    """Rows of the objects whose first voxel, in the order z, y, x, is in the block: each is in one block's rows.
+
+    Parameters
+    ----------
+    volume : its shape
+    maps : names of what objects get the means of
+    read : gives these maps of a plane of the crop, (y, x) each; asked for those planes that have such objects alone
+
+    Returns
+    -------
+    Columns: ``name`` (uint64, of the anchor), ``volume`` (voxels), ``z0 y0 x0 z1 y1 x1`` (bounding box, half-open),
+    ``z y x`` (centroid, voxels), ``touches_border``, ``flow_error`` (none) and the means; sorted by name. Sums are
+    taken plane by plane over the object alone, so that they are the same whatever the crop.
+    """
+    chosen = _first_voxels_inside(found, block)
+    numbers = np.zeros(len(found.anchors), np.int32)
+    numbers[chosen] = np.arange(1, len(chosen) + 1)
+    labels, count = numbers[found.around], len(chosen)
+    boxes = ndimage.find_objects(labels, count)
+    sides = np.array([[side for part in box for side in (part.start, part.stop)] for box in boxes], np.int64)
+    sides = sides.reshape(count, 3, 2) + np.array([found.crop.z.start, found.crop.y.start, found.crop.x.start])[:, None]
+    sums, totals = np.zeros((4, count + 1), np.int64), np.zeros((len(maps), count + 1))
+    for z, plane in enumerate(labels):
+        pixels = np.flatnonzero(plane)
+        if not len(pixels):
+            continue
+        number, (y, x) = plane.ravel()[pixels], np.divmod(pixels, plane.shape[1])
+        counts = np.bincount(number, minlength=count + 1)
+        sums += np.stack([counts, z * counts, *(_sums(number, values, count) for values in (y, x))])
+        for total, values in zip(totals, read(z) if maps else (), strict=True):
+            total += np.bincount(number, values.ravel()[pixels].astype(np.float64), minlength=count + 1)
+    voxels = sums[0, 1:]
+    rows = pd.DataFrame({"name": found.anchors[chosen], "volume": voxels})
+    for end, suffix in enumerate("01"):
+        for axis, letter in enumerate("zyx"):
+            rows[letter + suffix] = sides[:, axis, end]
+    starts = (found.crop.z.start, found.crop.y.start, found.crop.x.start)
+    for total, letter, start in zip(sums[1:, 1:], "zyx", starts, strict=True):
+        # From the volume's origin before the division: the same number whatever the crop.
+        rows[letter] = (total + start * voxels) / voxels
+    rows["touches_border"] = ((sides[..., 0] == 0) | (sides[..., 1] == np.array(volume))).any(axis=1)
+    rows["flow_error"] = np.nan
+    for name, total in zip(maps, totals, strict=True):
+        rows[name] = total[1:] / voxels
+    return rows
+
+
+def _sums(number: NDArray[np.int32], values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Sums of integers by number; exact, since those of a plane are far below 2**53."""
+    return np.bincount(number, values, minlength=count + 1).astype(np.int64)
+
+
+def _first_voxels_inside(found: BlockObjects, block: Box) -> NDArray[np.int64]:
+    """Objects whose first voxel in row-major order is in the block, by their names."""
+    first = np.full(len(found.anchors), -1, np.int64)
+    size = found.around[0].size
+    for plane in range(len(found.around) - 1, -1, -1):
+        flat = found.around[plane].ravel()
+        pixels = np.flatnonzero(flat)[::-1]
+        first[flat[pixels]] = plane * size + pixels  # the last to be written is the first voxel
+    places = np.unravel_index(np.maximum(first, 0), found.around.shape)
+    crops, blocks = (found.crop.z, found.crop.y, found.crop.x), (block.z, block.y, block.x)
+    inside = first >= 0
+    for place, crop, own in zip(places, crops, blocks, strict=True):
+        inside &= (place + crop.start >= own.start) & (place + crop.start < own.stop)
+    chosen = np.flatnonzero(inside)
+    result: NDArray[np.int64] = chosen[np.argsort(found.anchors[chosen])]
+    return result
