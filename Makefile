@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 
-.PHONY: demo test test-long check bench bench-quick bench-objects clean
+.PHONY: demo test test-long check bench bench-quick bench-objects bench-scaling simulate clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +41,15 @@ bench-quick: $(READY)
 # Objects of a plane: seconds a megapixel beside Cellpose's, what halos cost, one worker and two.
 bench-objects: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/objects.py
+
+# Members that sleep on 1 to 16 actors of Ray, and what a block costs the driver (half an hour).
+bench-scaling: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py weak
+	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py driver
+
+# The schedule from 1 to 1,000 GPUs, simulated: docs/scale.csv and docs/images/scale.png.
+simulate: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/simulate.py main
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,6 +96,7 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
     lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
     if len(failed) > 20:
         lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
+    lines += _expectation(summary)
     objects = summary.get("objects")
     if objects and objects["failed"]:
         lines.append(f"  failed: objects of {objects['failed']} images; {outcome.out}/objects.json says why")
@@ -114,6 +115,19 @@ def _objects(objects: Mapping[str, Any]) -> str:
     """How many objects of each class, and what made them."""
     counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
     return f"{counts}, by {objects['method']}"
+
+
+def _expectation(summary: Mapping[str, Any]) -> list[str]:
+    """What this session took beside what was expected, and what it cost."""
+    parts = []
+    if "measured_over_predicted" in summary:
+        parts.append(
+            f"regions took {duration(summary['measured_seconds'])}, {summary['measured_over_predicted']:.2f} times the "
+            f"{duration(summary['predicted_seconds'])} that were expected; devices {summary['device_busy']:.0%} busy"
+        )
+    if cost := summary.get("cost"):
+        parts.append(f"cost of this session {cost['amount']:.2f} {cost['currency']}")
+    return ["; ".join(parts)] if parts else []
 
 
 def _cell(value: object) -> str:

@@ -30,6 +30,9 @@ Objects = Annotated[
         "gives them (they are kept, too), else none."
     ),
 ]
+ClusterFileOption = Annotated[
+    str | None, typer.Option("--cluster", help="A YAML file of node types and what they cost; see infra/cost.")
+]
 Maps = "probability,uncertainty,epistemic,aleatoric"
 
 
@@ -66,11 +69,21 @@ class RequestOptions:
     ] = "auto"
     region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
     chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
-    save: Annotated[str, typer.Option(help="Maps to keep, comma-separated (`flows`, too), or `none`.")] = Maps
+    save: Annotated[
+        str, typer.Option(help="Maps to keep, comma-separated (`flow_variance` and `flows`, too), or `none`.")
+    ] = Maps
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
     strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
     trust_code: TrustCode = False
     in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
+    volumes: Annotated[
+        bool,
+        typer.Option(
+            "--volumes",
+            help="Stacks as volumes: planes in three directions, their mean, and objects in 3D (an ensemble with "
+            "flows).",
+        ),
+    ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone (for debugging).")] = (
         "ray"
@@ -78,7 +91,10 @@ class RequestOptions:
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
         None
     )
-    actors: Annotated[int | None, typer.Option(help="Member actors; by default what the machine has room for.")] = None
+    actors: Annotated[
+        int | None,
+        typer.Option(help="Member actors; by default what there is room for, and on a cluster more as nodes join."),
+    ] = None
     placement: Annotated[
         Literal["auto", "replicated", "staged"], typer.Option(help="All members in each actor, or a chain of stages.")
     ] = "auto"
@@ -106,6 +122,7 @@ class RequestOptions:
             "dtype": self.dtype,
             "strict": self.strict,
             "in_place": self.in_place,
+            "volumes": "all" if self.volumes else None,
         }
         run = {
             "executor": self.executor,

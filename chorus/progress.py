@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -13,6 +15,23 @@ from cluster.request import Forecast
 from cluster.worker import RegionStatus
 
 _LINE_SECONDS = 15.0
+# A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.
+_LINE = re.compile(r"(\d+)/(\d+) (\w+) (\d+\.\d\d [^\"\n]* failed)")
+
+
+class Reached(NamedTuple):
+    """How far a run was when it last said so: of so many `units` so many `ended`, and at which `rates`."""
+
+    ended: int
+    total: int
+    units: str
+    rates: str
+
+
+def last_progress(log: str) -> Reached | None:
+    """The last line of progress in what a run has said, None where it has not come so far."""
+    found = _LINE.findall(log)
+    return Reached(int(found[-1][0]), int(found[-1][1]), *found[-1][2:]) if found else None
 
 
 class _Rates(ProgressColumn):
@@ -55,6 +74,8 @@ class ConsoleReporter:
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
         self._regions, self._pixels, self._devices = regions, pixels, devices
+        self._done = self._failed = self._done_pixels = 0  # a run may have several parts
+        self._busy = 0.0
         self._started = self._printed = time.monotonic()
         if not regions:
             self._console.print(f"all {self._units} are recorded already", highlight=False, soft_wrap=True)

@@ -33,6 +33,7 @@ from pipeline.reading import pixel_size_um
 
 PACKAGE, README = "package.csv", "README.txt"
 RISK = "risk"
+_IMAGES = 20
 _OF_FLAGS = ("failure_score", "strangeness")
 # What is said of an image besides its scores.
 _PLACE = ["file", "name", "source", "level", "t", "z", "y", "x", "height", "width", "labels"]
@@ -45,7 +46,8 @@ class AnnotationRequest(BaseModel):
     ----------
     out : URL of the results of a run
     to : URL of the folder that becomes the package
-    images : how many
+    images : how many; None is 20, or all of `only`
+    only : names of images to choose from; None is all of the run
     by : score (see `pipeline.ranking.rank`), or ``risk``, the order of `chorus flag`; None is ``risk`` where there are
         flags, else ``uncertainty``
     size : of larger images this many pixels squared are taken
@@ -56,7 +58,8 @@ class AnnotationRequest(BaseModel):
 
     out: str
     to: str
-    images: int = Field(default=20, ge=1)
+    images: int | None = Field(default=None, ge=1)
+    only: tuple[str, ...] | None = None
     by: str | None = None
     size: int = Field(default=1024, ge=32)
     overwrite: bool = False
@@ -115,6 +118,8 @@ def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequ
     """
     flagged = "flags" in table.columns
     by = request.by or (RISK if flagged else "uncertainty")
+    if request.only is not None:
+        table = table[table["name"].isin(request.only)]
     if by == RISK:
         if not flagged:
             raise RefusedError(
@@ -125,9 +130,13 @@ def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequ
         scored = [name for name in table.columns if name in _OF_FLAGS or name in scores]
         names = rank(table[scored], by).ranked["name"]
         ordered = table.set_index("name", drop=False).loc[names]
+        if request.only is not None:  # a person asked for them, also for those without a score
+            rest = table[~table["name"].isin(names) & (table["status"] != "failed")]
+            ordered = pd.concat([ordered, rest])
     if not len(ordered):
         raise RefusedError(f"{request.out}: no image has the score {by!r}; nothing can be chosen by it")
-    return by, ordered.head(request.images).reset_index(drop=True)
+    count = request.images or (_IMAGES if request.only is None else len(ordered))
+    return by, ordered.head(count).reset_index(drop=True)
 
 
 def _classes(run: dict[str, Any]) -> list[str]:

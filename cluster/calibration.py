@@ -16,7 +16,7 @@ from pipeline.inference import MemberGroup
 from pipeline.posterior import SampleSums
 
 # Of the memory that is free: the rest is for the object store, the system and what others do meanwhile.
-_USABLE = 0.8
+USABLE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings, threads: int) -> C
         weights=weights,
         activations=max(0, _peak(device) - before),
         process=process,
-        device_memory=int(_USABLE * _free(device)),
+        device_memory=int(USABLE * _free(device)),
         seconds_per_tile=best / settings.batch,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"{psutil.cpu_count()} cores",
     )

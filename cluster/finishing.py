@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cluster.images import PlannedImage
-from cluster.ledger import ImageRecord, Ledger
+from cluster.ledger import ImageRecord, Ledger, RegionRecord
 from cluster.logs import about
 from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, layout_of
@@ -14,7 +14,7 @@ from cluster.statistics import image_statistics
 from pipeline.appearance import Appearance, appearance_columns, column_names
 from pipeline.ensemble import Ensemble
 from pipeline.features import FeatureTotal
-from pipeline.preparation import without_spread
+from pipeline.preparation import Statistics, without_spread
 from pipeline.pyramid import write_pyramid
 from pipeline.report.thumbnails import write_thumbnail
 from pipeline.scores import SCORE_FIELDS, RegionSums, image_scores
@@ -31,23 +31,39 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
 
 def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     ledger = Ledger(context.out)
-    sums: list[RegionSums] = []
-    looks: list[Appearance] = []
-    features, tiles, seconds = FeatureTotal(), 0, 0.0
-    for record in ledger.region_records(image.name, image.regions):
-        sums.append(record.sums)
-        looks.append(record.appearance)
-        features.add(record.features)
-        tiles, seconds = tiles + record.tiles, seconds + record.seconds
+    records = ledger.region_records(image.name, image.regions)
+    finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
     layout = layout_of(image, ensemble, context.settings, context.out)
     write_pyramid(layout)
     if context.thumbnails:
         write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+    ledger.record_image(image.name, finished)
+    return finished.row
+
+
+def image_record(
+    image: PlannedImage, ensemble: Ensemble, statistics: Statistics, records: Iterable[RegionRecord]
+) -> ImageRecord:
+    """What an image's regions come to: its row of ``scores.parquet``, and its features.
+
+    Parameters
+    ----------
+    statistics : that were taken of the image before
+    records : of all its regions
+    """
+    sums: list[RegionSums] = []
+    looks: list[Appearance] = []
+    features, tiles, seconds = FeatureTotal(), 0, 0.0
+    for record in records:
+        sums.append(record.sums)
+        looks.append(record.appearance)
+        features.add(record.features)
+        tiles, seconds = tiles + record.tiles, seconds + record.seconds
     scores = image_scores(sums)
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= scores.model_dump(include=set(SCORE_FIELDS))
     row["status"] = "done" if scores.uncertainty is not None else "empty"
-    if without_spread(image_statistics(context, image, ensemble)):
+    if without_spread(statistics):
         row["message"] = "a channel has the same value in every pixel; it was taken as zero"
     names = [entry.name for entry in ensemble.spec.classes[1:]]
     per_class: list[Sequence[float | None]] = [scores.pairwise_dice_per_class, scores.pairwise_dice_min_per_class]
@@ -56,8 +72,7 @@ def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dic
         row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
     row |= appearance_columns(looks, ensemble.spec.input.channels, names)
     row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
-    ledger.record_image(image.name, ImageRecord(row=row, features=features.mean()))
-    return row
+    return ImageRecord(row=row, features=features.mean())
 
 
 def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, Any]:

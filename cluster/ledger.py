@@ -4,7 +4,7 @@
 
     OUT/ledger/<image name>/region-00000003.json    its sums; written after its shards: the only sign of completion
     OUT/ledger/<image name>/image.json              its scores; written after the pyramid
-    OUT/attempts/<session>/<region>                 how often it was begun and not (yet) ended; gone when a run ends
+    OUT/attempts/<session>/<region>                 where it was begun and did not (yet) end; gone when a run ends
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from pipeline.scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
 _REGION = re.compile(r"region-(\d{8,})\.json")
-# A region that took its actor with it this many times is set aside.
+# A region that took its process with it this many times is set aside.
 MAXIMUM_ATTEMPTS = 3
+# And one that was in hand on nodes that went: those of spot machines go by themselves, but a region may be to blame.
+MAXIMUM_NODES = 10
 # Records that are held at once while many are read: with features they are tens of kilobytes each.
 _AT_ONCE = 256
 
@@ -149,23 +151,28 @@ class Attempts:
     """Which regions were begun in this session, written down before the device is touched.
 
     A region that kills its actor would be handed to the next one for ever; its third unended attempt is the last.
+
+    Parameters
+    ----------
+    node : where this process is
     """
 
-    def __init__(self, out: str, session: str) -> None:
+    def __init__(self, out: str, session: str, node: str = "") -> None:
         self._url = storage.join(out, "attempts", session)
+        self._node = node
 
-    def unended(self, region: int) -> int:
-        """How often `region` was begun and did not come to an end."""
+    def unended(self, region: int) -> list[str]:
+        """The nodes on which `region` was begun and did not come to an end, one for each time."""
         with storage_errors(self._url):
             try:
-                return int(storage.read_bytes(self._place(region)))
+                return storage.read_bytes(self._place(region)).decode().splitlines()
             except FileNotFoundError:
-                return 0
+                return []
 
-    def begin(self, region: int, unended: int) -> None:
-        """Note that `region`, which was `unended` that often, is begun once more."""
+    def begin(self, region: int, unended: Sequence[str]) -> None:
+        """Note that `region`, which was begun `unended` before, is begun here."""
         with storage_errors(self._url):
-            storage.write_bytes(self._place(region), str(unended + 1).encode())
+            storage.write_bytes(self._place(region), "".join(f"{node}\n" for node in (*unended, self._node)).encode())
 
     def end(self, region: int) -> None:
         """Note that `region` came to an end, good or bad."""
@@ -176,6 +183,14 @@ class Attempts:
 
     def _place(self, region: int) -> str:
         return storage.join(self._url, str(region))
+
+
+def unended_regions(out: str) -> set[int]:
+    """Regions that earlier sessions began and did not end, as of a driver that was killed."""
+    url = storage.join(out, "attempts")
+    with storage_errors(url):
+        fs, path = storage.filesystem(url)
+        return {int(leaf) for leaf in map(storage.basename, fs.find(path)) if leaf.isdecimal()}
 
 
 def clear_attempts(out: str) -> None:

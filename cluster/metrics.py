@@ -57,6 +57,7 @@ IMAGES = Metric("chorus_images_total", "counter", "Images that ended, by how.", 
 REGIONS_OPEN = Metric("chorus_regions_open", "gauge", "Regions that have not ended yet; 0 when no run is active.")
 IMAGES_FINISHING = Metric("chorus_images_finishing", "gauge", "Images whose regions are done, but not their pyramids.")
 DEVICES = Metric("chorus_devices", "gauge", "Devices at work, one per member actor; 0 when no run is active.")
+COST = Metric("chorus_cost_total", "counter", "What the devices of a run have cost so far.", ("currency",))
 SENTINEL_DICE = Metric(
     "chorus_sentinel_dice", "gauge", "Dice of a sentinel, stored in the ensemble or found now.",
     ("sentinel", "class", "source"),
@@ -64,8 +65,8 @@ SENTINEL_DICE = Metric(
 SENTINELS_MOVED = Metric("chorus_sentinels_moved", "gauge", "Sentinel Dice values that moved beyond their tolerance.")
 FLAGGED = Metric("chorus_images_flagged", "gauge", "Images that the last `chorus flag` flagged, by flag.", ("flag",))
 DRIVER = (
-    REGIONS, TILES, PIXELS, PASSES, RETRIES, RESTARTS, IMAGES, REGIONS_OPEN, IMAGES_FINISHING, DEVICES, SENTINEL_DICE,
-    SENTINELS_MOVED, FLAGGED,
+    REGIONS, TILES, PIXELS, PASSES, RETRIES, RESTARTS, IMAGES, REGIONS_OPEN, IMAGES_FINISHING, DEVICES, COST,
+    SENTINEL_DICE, SENTINELS_MOVED, FLAGGED,
 )  # fmt: skip
 
 # What processes count that do the work; labels run, ensemble and node.

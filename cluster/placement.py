@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.calibration import Calibration
 from cluster.images import ImageTable, PlannedImage
+from cluster.machines import Machine
 from cluster.plan import Cost, ResolvedSettings
 from cluster.session import Resources
 from cluster.settings import RunSettings
@@ -20,6 +21,9 @@ _GPU_TILES_PER_BLOCK = 512
 # nearly all of the time, so that one is inferred while the other is written and the next one read; a third would
 # only wait, and be missed by an actor that has nothing left.
 _GPU_BLOCKS, _CPU_BLOCKS = 3, 2
+# Images are finished beside the actors, one at a time for so many cores, and in bounds: two on a small machine; no more
+# than the driver can follow, which looks at all of them whenever a region ends (docs/scale.md).
+_CORES_PER_TASK, _LEAST_TASKS, _MOST_TASKS = 4, 2, 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,14 @@ class Placement:
     Attributes
     ----------
     groups : members of each stage; one group where every actor hosts all
-    actors_per_stage, least_actors_per_stage : the pool's bounds
+    actors_per_stage : that there is room for now
+    least_actors_per_stage : that are asked for; more where the cluster is to grow
     cpus_per_actor, gpus_per_actor : reserved
     regions_per_block : rows of the stream that travel, and are retried, together
     blocks_per_actor : that it works on at once
     tasks : that run beside the actors at once
+    most_actors_per_stage : that the pool grows to while nodes join; None where it does not
+    memory_per_actor : bytes of its node's that are reserved; none for actors on GPUs
     """
 
     groups: tuple[range, ...]
@@ -65,6 +72,8 @@ class Placement:
     regions_per_block: int
     blocks_per_actor: int
     tasks: int
+    most_actors_per_stage: int | None = None
+    memory_per_actor: int = 0
 
     @property
     def actors(self) -> int:
@@ -120,7 +129,8 @@ def place(
     Parameters
     ----------
     memory : of an actor that hosts all members
-    device_memory : bytes of one device: of a GPU, or of a node where members run on its cores
+    device_memory : bytes of one device: of a GPU, or of a node where members run on its cores. Where GPUs differ the
+        smallest counts, since an actor may start on any; cores are given out by what each node has.
 
     Raises
     ------
@@ -129,44 +139,86 @@ def place(
     """
     on_gpu = settings.device == "cuda"
     devices = resources.gpus if on_gpu else resources.cpus
+    device_memory = _smallest(resources, device_memory) if on_gpu else _largest(resources, device_memory)
     stages = 1 if run.placement == "replicated" else run.stages if run.placement == "staged" else None
     if stages is None:
         stages = _fewest_stages(len(ensemble.spec.members), memory, device_memory)
     groups = tuple(member_groups(len(ensemble.spec.members), stages))
     largest = max(len(group) for group in groups) / len(ensemble.spec.members)
     needed = memory.total - int(memory.weights * (1 - largest))
-    fitting = devices if on_gpu else min(devices, resources.nodes * (device_memory // needed))
+    fitting = devices if on_gpu else _on_cores(resources, device_memory, needed)
     if needed > device_memory or fitting < len(groups):
         raise RefusedError(
             f"an actor needs {needed / 1e9:.1f} GB and there are {device_memory / 1e9:.1f} GB on {devices} devices; "
             f"use a smaller --region, --batch or --tile, or --placement staged with more --stages"
         )
     wanted = max(1, (run.actors or fitting) // len(groups))
-    if wanted * len(groups) > fitting:
+    # A cluster may get more nodes than it has now; this machine does not.
+    if wanted * len(groups) > fitting and run.address is None:
         raise RefusedError(
             f"--actors {run.actors}: there is room for {fitting} ({needed / 1e9:.1f} GB each); ask for fewer"
         )
     # No more actors than there are regions: each costs seconds to start and its own weights.
     wanted = max(1, min(wanted, cost.regions))
+    grows = run.address is not None and run.actors is None
     tiles = max(1, cost.tiles // max(1, cost.regions))
     return Placement(
         groups=groups,
-        actors_per_stage=wanted,
+        actors_per_stage=min(wanted, fitting // len(groups)),
         least_actors_per_stage=wanted,
         cpus_per_actor=0 if on_gpu else 1,
         gpus_per_actor=1 if on_gpu else 0,
         regions_per_block=max(1, _GPU_TILES_PER_BLOCK // tiles) if on_gpu else 1,
         blocks_per_actor=_GPU_BLOCKS if on_gpu else _CPU_BLOCKS,
-        tasks=2,
+        tasks=tasks_at_once(resources.cpus),
+        most_actors_per_stage=max(1, cost.regions) if grows else None,
+        memory_per_actor=0 if on_gpu else needed,
     )
 
 
-def require_devices(settings: ResolvedSettings, resources: Resources) -> None:
-    """Raises RefusedError where the cluster has nothing that the members could run on."""
-    if settings.device == "cuda" and not resources.gpus:
-        raise RefusedError("the cluster has no GPU; use --device cpu, or an --address that has one")
+def _smallest(resources: Resources, device_memory: int) -> int:
+    """Bytes of the smallest GPU that is known."""
+    return min([machine.gpu_memory for machine in resources.machines if machine.gpu_memory] + [device_memory])
+
+
+def _largest(resources: Resources, device_memory: int) -> int:
+    """Bytes of the node that has most; `device_memory` was measured on one of them."""
+    nodes = _with_cores(resources)
+    return max(machine.memory for machine in nodes) if len(nodes) > 1 else device_memory
+
+
+def _on_cores(resources: Resources, device_memory: int, needed: int) -> int:
+    """How many actors that need so much fit on the nodes' cores."""
+    nodes = _with_cores(resources)
+    if len(nodes) > 1:
+        return sum(min(machine.cpus, machine.memory // needed) for machine in nodes)
+    memory = min([device_memory, *(machine.memory for machine in nodes)])
+    return min(resources.cpus, (len(nodes) or resources.nodes) * (memory // needed))
+
+
+def _with_cores(resources: Resources) -> list[Machine]:
+    return [machine for machine in resources.machines if machine.cpus]
+
+
+def tasks_at_once(cores: int) -> int:
+    """Tasks that run beside the actors of a cluster with so many cores."""
+    return max(_LEAST_TASKS, min(_MOST_TASKS, cores // _CORES_PER_TASK))
+
+
+def require_devices(settings: ResolvedSettings, run: RunSettings, resources: Resources) -> None:
+    """Raises RefusedError where the cluster has nothing that the members could run on, and is not asked to get it."""
+    if settings.device == "cuda" and not resources.gpus and not may_grow(run):
+        raise RefusedError(
+            "the cluster has no GPU; use --device cpu, an --address that has one, or --actors N on a cluster that "
+            "gets machines when it is asked for them"
+        )
     if not resources.cpus:
         raise RefusedError("the cluster has no cores for tasks; start it with --num-cpus, or use another --address")
+
+
+def may_grow(run: RunSettings) -> bool:
+    """Whether devices are waited for that are not there yet: on a cluster, by the number that was asked for."""
+    return run.address is not None and run.actors is not None
 
 
 def _fewest_stages(members: int, memory: Memory, device_memory: int) -> int:

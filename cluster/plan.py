@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.images import ImageTable, PlannedImage
 from cluster.settings import ResultSettings
+from cluster.volume_views import VIEWS, turned
 from pipeline import storage
 from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.ensemble import Ensemble
@@ -24,6 +25,7 @@ from pipeline.resampling import AxisMap, plane_shape
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
 FLOW_NAMES = ("flow:y", "flow:x")
+VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 
 
 class ResolvedSettings(ResultSettings):
@@ -76,8 +78,11 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
     """Fill in what the ensemble or the device decides; raises RefusedError where more is asked for than it has."""
     spec = ensemble.spec
     _rescaling(settings, ensemble)
-    if "flows" in settings.save and not spec.flows:
-        raise RefusedError(f"{ensemble.url}: its members give no flows; leave `flows` out of --save")
+    for name in ("flows", "flow_variance"):
+        if name in settings.save and not spec.flows:
+            raise RefusedError(f"{ensemble.url}: its members give no flows; leave `{name}` out of --save")
+    if settings.volumes and not spec.flows:
+        raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
     batch = settings.batch or tiles_per_call(settings.device, tile, len(augmentations))
@@ -123,7 +128,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
     kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
     height, width = (level.shape[image.axes.index(a)] for a in "yx")
     model_height, model_width = plane_shape((height, width), choice.factor)
-    return PlannedImage(
+    planned = PlannedImage(
         name=image.name,
         root=image.root,
         path=image.path,
@@ -143,6 +148,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
         model_width=model_width,
         region=settings.region,
     )
+    return turned(planned, "yx" if settings.volumes == "all" else settings.volumes) if settings.volumes else planned
 
 
 def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
@@ -161,7 +167,8 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
     """Where the results of `image` go."""
     url = storage.join(out, "images", image.name)
-    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names], "flows": list(FLOW_NAMES)}
+    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names]}
+    names["flows"] = list(flow_names(settings))
     return ImageLayout(
         url=url,
         labels_url=image.url if settings.in_place else url,
@@ -178,6 +185,11 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
         chunk=settings.chunk,
         region=settings.region,
     )
+
+
+def flow_names(settings: ResultSettings) -> tuple[str, ...]:
+    """Channels of the flows that are kept."""
+    return VOLUME_FLOW_NAMES if settings.volumes == "all" else FLOW_NAMES
 
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
@@ -219,16 +231,17 @@ def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> C
     """The cost of all images of `table`."""
     tiles = unique = pixels = bytes_in = bytes_out = most = 0
     channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
-    channels_out += sum(len(FLOW_NAMES) if m == "flows" else 1 for m in settings.save if m != "probability")
+    channels_out += sum(len(flow_names(settings)) if m == "flows" else 1 for m in settings.save if m != "probability")
     item = np.dtype(settings.dtype).itemsize * channels_out + 1
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
-        planes = count * image.planes[0] * image.planes[1]
-        grid = model_grid(image, settings)
-        rows = _axis_tiles(grid.y, image.height, image.model_height, image.region)
-        columns = _axis_tiles(grid.x, image.width, image.model_width, image.region)
-        tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
-        most = max(most, max(rows) * max(columns))
+        for view in [turned(image, name) for name in VIEWS] if settings.volumes == "all" else [image]:
+            planes = count * view.planes[0] * view.planes[1]
+            grid = model_grid(view, settings)
+            rows = _axis_tiles(grid.y, view.height, view.model_height, view.region)
+            columns = _axis_tiles(grid.x, view.width, view.model_width, view.region)
+            tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
+            most = max(most, max(rows) * max(columns))
         pixels += count * image.pixels
         bytes_in += count * image.pixels * len(image.channels) * np.dtype(image.dtype).itemsize
         bytes_out += count * image.pixels * item

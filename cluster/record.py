@@ -90,6 +90,8 @@ class RunRecord:
             "started": _iso(started),
             "finished": None,
             "outcome": "running",
+            "repeated": 0,
+            "smaller_batch": 0,
             "settings": defining["settings"],
             "run": request.run.model_dump(mode="json"),
             "sources": defining["sources"],
@@ -109,6 +111,10 @@ class RunRecord:
         } | surroundings()
         return cls(defining, table, failed, content)
 
+    def repeat(self, times: int) -> None:
+        """Note that regions were begun anew, so many times in all: what they had come to was lost."""
+        self.content["repeated"] += times
+
     def close(self, outcome: Outcome, table: ImageTable) -> dict[str, Any]:
         """Fill in how the run ended; returns the summary."""
         finished = datetime.now(UTC)
@@ -117,6 +123,8 @@ class RunRecord:
             "images": len(outcome.rows),
             **counts,
             "regions": table.regions,
+            "repeated": self.content.pop("repeated"),
+            "smaller_batch": self.content.pop("smaller_batch"),
             "tiles": sum(row["tiles"] for row in outcome.rows),
             "seconds": round((finished - datetime.fromisoformat(self.content["started"])).total_seconds(), 1),
         }
@@ -184,6 +192,8 @@ def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
     known = earlier_run(out, lambda known: _differences(record, known, out), overwrite=overwrite)
     if known is not None:
         record.content["started"] = known["started"]
+        counted = known.get("summary") or known
+        record.content |= {name: counted.get(name, 0) for name in ("repeated", "smaller_batch")}
     return known is None
 
 
@@ -245,12 +255,17 @@ def clear_command(out: str, command: str, names: Iterable[str]) -> None:
 def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
     """One row per image, in the order of the plan."""
     buffer = io.BytesIO()
+    scores_frame(rows).to_parquet(buffer, index=False)
+    _write(storage.join(out, "scores.parquet"), buffer.getvalue())
+
+
+def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of scores as ``scores.parquet`` has them."""
     frame = pd.DataFrame(rows)
     for name in frame.columns.difference(_TEXTS):
         # A score that no image has is a column of numbers all the same.
         frame[name] = pd.to_numeric(frame[name])
-    frame.to_parquet(buffer, index=False)
-    _write(storage.join(out, "scores.parquet"), buffer.getvalue())
+    return frame
 
 
 def read_scores(out: str) -> pd.DataFrame:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import psutil
 
 from cluster import session
+from cluster.accounting import Account, calibration_content, earlier_calibration
 from cluster.calibration import Calibration, calibrate
 from cluster.executor import Executor
 from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import clear_attempts
+from cluster.ledger import clear_attempts, unended_regions
 from cluster.lock import output_lock
-from cluster.metrics import served
-from cluster.placement import estimate_memory, place, require_devices
+from cluster.machines import with_gpu_memory
+from cluster.metrics import driver_recorder, served
+from cluster.placement import estimate_memory, may_grow, place, require_devices
 from cluster.plan import RunContext, cost, layout_of, plan_images, resolve
 from cluster.predicted_objects import add_objects, with_objects
+from cluster.prices import ClusterFile
+from cluster.pricing import CostForecast, forecast_costs
 from cluster.record import RunRecord, clear_output, open_output
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
 from cluster.run import Job, Run
 from cluster.sentinels import check_sentinels
 from cluster.serial import SerialExecutor
 from cluster.stopping import stoppable
+from cluster.volumes import VolumeRun, planes_only
 from pipeline import storage
 from pipeline.allocation import keep_freed_memory
 from pipeline.ensemble import read_ensemble
@@ -46,17 +53,28 @@ def predict(request: PredictRequest, reporter: Reporter, of_objects: Reporter | 
     CutShortError
         If the process is told to stop before the first region.
     """
-    started = time.time()
+    started, begun = time.time(), time.monotonic()
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     job = _plan(request, reporter)
+    if request.run.cluster is not None:
+        request.run.cluster.price_of_a_device(job.settings.device)
     name = uuid.uuid4().hex[:12]
     with output_lock(request.out, name), served(request.run.metrics_port):
         record, fresh = _open(job, started)
-        with _executor(job, reporter) as (executor, _):
+        with _executor(job, reporter) as (executor, made):
+            record.content["calibration"] = calibration_content(made.calibration, job.settings)
+            account = _account(job, made, reporter, begun)
             # Nothing is removed before the ensemble was tried.
-            run = _begin(job, record, name, executor, reporter, fresh=fresh)
-            check_sentinels(request, job.ensemble, job.settings, reporter, lambda inner: _within(inner, name, executor))
+            run = _begin(job, record, name, executor, account, fresh=fresh)
+            check_sentinels(
+                request,
+                job.ensemble,
+                job.settings,
+                reporter,
+                lambda inner: _within(planes_only(inner), name, executor, Silent()),
+            )
             outcome = run.carry_out()
+            _close_account(account, record, outcome)
             if job.request.objects != "none" and outcome.state != "interrupted":
                 add_objects(job.request, outcome, record, of_objects or Silent())
             return outcome
@@ -68,6 +86,42 @@ def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
     job = _plan(request, reporter)
     with _executor(job, reporter) as (_, made):
         return made
+
+
+def forecast_cost(
+    request: PredictRequest, cluster: ClusterFile, calibration: str | None, reporter: Reporter
+) -> CostForecast:
+    """What `predict` would take and cost on nodes that need not be at hand.
+
+    Parameters
+    ----------
+    calibration : an output whose run measured the ensemble; by default it is tried here and now
+
+    Raises
+    ------
+    RefusedError
+        If ensemble, sources or settings do not fit, or that run was another one.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    job = _plan(request, reporter)
+    if calibration is not None:
+        measured = earlier_calibration(calibration, job.ensemble.hash, job.settings)
+        return forecast_costs(job, cost(job.table, job.ensemble, job.settings), measured, cluster)
+    with _executor(job, reporter) as (_, made):
+        return forecast_costs(job, made.cost, made.calibration, cluster)
+
+
+def _account(job: Job, made: Forecast, reporter: Reporter, begun: float) -> Account:
+    recorder = driver_recorder(job.request.out, job.ensemble.spec.name)
+    return Account(reporter, made, job.settings.device, job.request.run.cluster, recorder, begun)
+
+
+def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> None:
+    """Note beside the outcome what the session took and cost."""
+    outcome.summary |= account.summary()
+    if outcome.state != "interrupted":
+        record.content["summary"] = outcome.summary
+        record.write(outcome.out)
 
 
 def _plan(request: PredictRequest, reporter: Reporter) -> Job:
@@ -102,18 +156,39 @@ def _begin(job: Job, record: RunRecord, name: str, executor: Executor, reporter:
         clear_output(out)
     _check_in_place(job, fresh=fresh)
     context = _context(job, name)
+    if not fresh:
+        record.repeat(len(unended_regions(out)))
     # The record first: an output with anything in it is known as ours however soon the run ends.
     record.write(out)
     job.table.write(context.table_url)
     clear_attempts(out)
+    if job.settings.volumes == "all":
+        of_view = partial(_within, name=name, executor=executor, reporter=reporter)
+        return VolumeRun(job, context, executor, reporter, record, of_view)
     return Run(job, context, executor, reporter, record)
 
 
-def _within(request: PredictRequest, name: str, executor: Executor) -> Outcome:
-    """A small run on what carries out another one, in a folder of its output."""
+def _within(request: PredictRequest, name: str, executor: Executor, reporter: Reporter) -> Outcome:
+    """A part of a run on what carries out the whole, in a folder of its output."""
     job = _plan(request, Silent())
     record, fresh = _open(job, time.time())
-    return _begin(job, record, name, executor, Silent(), fresh=fresh).carry_out()
+    return _begin(job, record, name, executor, reporter, fresh=fresh).carry_out()
+
+
+def predict_jobs(jobs: Sequence[Job], reporter: Reporter) -> list[Outcome]:
+    """Planned runs of one ensemble over the same images, in folders of an output that the caller holds.
+
+    One after the other, until one is cut short.
+    """
+    outcomes: list[Outcome] = []
+    with _executor(jobs[0], reporter) as (executor, _):
+        for job in jobs:
+            record, fresh = _open(job, time.time())
+            run = _begin(job, record, uuid.uuid4().hex[:12], executor, reporter, fresh=fresh)
+            outcomes.append(run.carry_out())
+            if outcomes[-1].state == "interrupted":
+                break
+    return outcomes
 
 
 def _context(job: Job, name: str) -> RunContext:
@@ -141,15 +216,21 @@ def _executor(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecast
         measured = calibrate(job.ensemble, job.settings, 1)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
         return
-    from cluster.stream import RayExecutor, calibrate_on_ray
+    from cluster.stream import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray
 
     reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
     own_port = None if run.metrics_port is None else run.metrics_port + 1
     resources = session.start(run.address, staged=run.placement == "staged", metrics_port=own_port)
     try:
         reporter.phase("trying the ensemble")
-        require_devices(job.settings, resources)
-        measured = calibrate_on_ray(job.ensemble, job.settings)
+        require_devices(job.settings, run, resources)
+        if job.settings.device == "cuda" and not resources.gpus:
+            reporter.phase("waiting for a machine with a GPU")
+        patience = MACHINE_SECONDS if may_grow(run) else FREE_SECONDS
+        measured = calibrate_on_ray(job.ensemble, job.settings, patience)
+        resources = session.found(resources.logs)
+        if job.settings.device == "cuda":
+            resources = replace(resources, machines=with_gpu_memory(resources.machines))
         made = _forecast(job, resources, measured, reporter)
         longest = made.cost.most_tiles * measured.seconds_per_tile
         yield RayExecutor(made.placement, longest, resources.logs), made

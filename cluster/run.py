@@ -122,6 +122,9 @@ class Run:
     def _take(self, status: RegionStatus) -> None:
         if status.state == "unwritable":
             raise OutputError(status.message)
+        self._record.repeat(status.attempts - 1)
+        if 0 < status.tiles_per_call < self._context.settings.batch:
+            self._record.content["smaller_batch"] += 1
         self._remaining[status.image] -= 1
         if status.state != "done":
             self._note(status.image, status.place, status.message)

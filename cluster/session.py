@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import ray
 
-from cluster import logs
+from cluster import logs, versions
+from cluster.machines import Machine, machines
 from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
 from pipeline.allocation import ENVIRONMENT
 from pipeline.errors import RefusedError
@@ -36,13 +37,17 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the cluster has: cores, GPUs, nodes, and bytes of memory; `logs` is the folder of Ray's own logs."""
+    """What the cluster has: cores, GPUs, nodes, and bytes of memory; `logs` is the folder of Ray's own logs.
+
+    `machines` are its nodes one by one, where they are known.
+    """
 
     cpus: int
     gpus: int
     nodes: int
     memory: int
     logs: str = ""
+    machines: tuple[Machine, ...] = ()
 
 
 def start(address: str | None, *, staged: bool, metrics_port: int | None = None) -> Resources:
@@ -56,10 +61,11 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
     Raises
     ------
     RefusedError
-        If there is no cluster at the address, or it runs another version of Ray, or none can be started here.
+        If there is no cluster at the address, or a node of it runs other versions, or none can be started here.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    joining = address is not None and not ray.is_initialized()
     started: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged, metrics_port)
     if address:  # the processes of a cluster do not inherit from this one
         started = {"runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}}}
@@ -74,11 +80,15 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
         line = str(error).strip().splitlines()[0]
         if address is None:
             raise RefusedError(f"Ray does not start on this machine ({line}); look into {_LOGS}") from error
+        if sentence := versions.mismatch(address, str(error)):
+            raise RefusedError(sentence) from error
         raise RefusedError(
             f"--address {address}: no Ray cluster of version {ray.__version__} answers there ({line}); start "
             f"one with `ray start --head`, or leave --address out"
         ) from error
     except SystemExit as error:  # how Ray answers SIGTERM while it starts
+        if callable(terminate):
+            terminate(signal.SIGTERM, None)
         raise KeyboardInterrupt from error
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -86,14 +96,31 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
             signal.signal(signal.SIGTERM, terminate or signal.SIG_DFL)
     keep_ray_data_off_the_terminal()
     use_up_the_notice()
-    total: dict[str, float] = ray.cluster_resources()
+    if joining and address is not None:
+        _require_same_versions(address)
+    return found(_logs(context))
+
+
+def found(logs: str) -> Resources:
+    """What the cluster has now; see `start`."""
+    there = machines()
     return Resources(
-        cpus=int(total.get("CPU", 0)),
-        gpus=int(total.get("GPU", 0)),
-        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
-        memory=int(total.get("memory", 0)),
-        logs=_logs(context),
+        cpus=sum(machine.cpus for machine in there),
+        gpus=sum(machine.gpus for machine in there),
+        nodes=len(there),
+        memory=sum(machine.memory for machine in there),
+        logs=logs,
+        machines=there,
     )
+
+
+def _require_same_versions(address: str) -> None:
+    """Leave the cluster again, with a RefusedError, where a node of it runs other versions than this process."""
+    try:
+        versions.require_same(address, versions.installed(), versions.of_nodes())
+    except RefusedError:
+        ray.shutdown()
+        raise
 
 
 def _logs(context: object) -> str:

@@ -35,16 +35,23 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
     if storage.exists(url):
         return
     measures = measures_of(ensemble, context.settings.tile, "image")
+    _write(url, measured(image, measures, strict=context.settings.strict))
+
+
+def measured(image: PlannedImage, measures: frozenset[Measure], *, strict: bool) -> Statistics:
+    """What `measures` are over all planes of an image; raises ImageError where a pixel is not a number."""
     survey = Survey.begin(measures, len(image.channels), image.dtype)
     while not survey.complete:
-        survey = survey_image(context, image, survey).conclude()
-    _write(url, survey.found)
+        for block in _blocks(image, strict=strict):
+            survey.update(block)
+        survey = survey.conclude()
+    return survey.found
 
 
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
     """A copy of `survey` (empty) after one pass over an image; raises ImageError where a pixel is not a number."""
     survey = copy.deepcopy(survey)
-    for block in _blocks(context, image):
+    for block in _blocks(image, strict=context.settings.strict):
         survey.update(block)
     return survey
 
@@ -65,7 +72,7 @@ def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensembl
     return known
 
 
-def _blocks(context: RunContext, image: PlannedImage) -> Iterator[NDArray[np.generic]]:
+def _blocks(image: PlannedImage, *, strict: bool) -> Iterator[NDArray[np.generic]]:
     array = open_level(image.url, image.level_path, image.ngff)
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, _BLOCK)
@@ -73,7 +80,7 @@ def _blocks(context: RunContext, image: PlannedImage) -> Iterator[NDArray[np.gen
         for z in range(depths):
             for index in range(grid.count):
                 window = grid.window(index)
-                yield read_window(array, image.axes, t, z, image.channels, window, strict=context.settings.strict)
+                yield read_window(array, image.axes, t, z, image.channels, window, strict=strict)
 
 
 def _write(url: str, found: Statistics) -> None:

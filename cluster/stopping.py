@@ -33,5 +33,26 @@ def stoppable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Take SIGTERM as a run that was cut short wherever no `stoppable` does: before it begins, and at its very end.
+
+    Raises
+    ------
+    CutShortError
+        If the process was told to stop.
+    """
+    before = signal.signal(signal.SIGTERM, _cut_short)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cut_short(number: int, frame: FrameType | None) -> None:
+    # Not as Ctrl-C, of which the command line makes exit code 1: some images failed.
+    raise CutShortError(STOPPED)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt

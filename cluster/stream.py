@@ -26,7 +26,7 @@ from cluster.metrics import RESTARTS, driver_recorder
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
 from cluster.tasks import RayTasks
-from cluster.worker import RegionStatus, RegionWorker
+from cluster.worker import Here, RegionStatus, RegionWorker
 from pipeline.ensemble import Ensemble
 from pipeline.errors import CutShortError, RefusedError
 from pipeline.inference import StageState
@@ -35,7 +35,11 @@ from pipeline.inference import StageState
 _MOST_BLOCKS = 5_000
 # So that all actors have work to the end where there are few regions.
 _LEAST_BLOCKS_PER_ACTOR = 8
-_CALIBRATION_SECONDS = 600
+# For a device of the cluster to become free; and for a machine to be made that has one.
+FREE_SECONDS, MACHINE_SECONDS = 600, 1800
+# The pool grows, where there is room, when so much of what its actors can take is in their hands; and it is cut into
+# as many blocks as so many times its actors need, where there may be more of them soon.
+_BUSY, _GROWTH = 0.9, 16
 # For actors to start, also on nodes that are only just made; and how many times as long as expected blocks may take.
 _START_SECONDS, _PATIENCE = 600.0, 10.0
 # Streams in a row that may break before a single region of theirs ends.
@@ -153,6 +157,7 @@ class RayExecutor(RayTasks):
         settings.execution_options.preserve_order = False
         settings.max_consecutive_actor_init_deaths = 3
         settings.max_errored_blocks = 0
+        settings.autoscaling_config.actor_pool_util_upscaling_threshold = _BUSY
         blocks = self._blocks(todo)
         settings.execution_no_progress_timeout_s = self._patience(len(blocks[0]))
         stream = self._stages(ray.data.from_blocks(blocks), len(blocks), context.model_dump_json())
@@ -166,13 +171,13 @@ class RayExecutor(RayTasks):
         return _START_SECONDS + _PATIENCE * self._longest * regions * self._placement.blocks_per_actor
 
     def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
-        actors = self._placement.actors_per_stage
+        actors = self._placement.least_actors_per_stage * (_GROWTH if self._placement.most_actors_per_stage else 1)
         size = min(self._placement.regions_per_block, len(todo) // (_LEAST_BLOCKS_PER_ACTOR * actors))
         size = max(1, size, -(-len(todo) // _MOST_BLOCKS))
         return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
 
     def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
-        groups = self._placement.groups
+        groups, least = self._placement.groups, self._placement.least_actors_per_stage
         # An actor with work ahead would take what another one stands ready for.
         at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
         for index, group in enumerate(groups):
@@ -189,10 +194,11 @@ class RayExecutor(RayTasks):
                 batch_format="numpy",
                 num_cpus=self._placement.cpus_per_actor,
                 num_gpus=self._placement.gpus_per_actor,
+                memory=self._placement.memory_per_actor or None,
                 compute=ray.data.ActorPoolStrategy(
                     # An actor for which nothing is left would be started for nothing.
-                    min_size=min(blocks, self._placement.least_actors_per_stage),
-                    max_size=min(blocks, self._placement.actors_per_stage),
+                    min_size=min(blocks, least),
+                    max_size=min(blocks, self._placement.most_actors_per_stage or least),
                     max_tasks_in_flight_per_actor=at_once,
                     max_concurrent_calls_per_actor=at_once,
                     enable_true_multi_threading=True,
@@ -201,12 +207,16 @@ class RayExecutor(RayTasks):
         return stream
 
 
-def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
-    """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does."""
+def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: float = FREE_SECONDS) -> Calibration:
+    """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does.
+
+    `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A
+    task that waits for a device is what a cluster that grows goes by.
+    """
     gpus = 1 if settings.device == "cuda" else 0
     trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=1 - gpus)
     task = trial.remote(0, calibrate, ensemble, settings, 1)
-    ready, _ = ray.wait([task], timeout=_CALIBRATION_SECONDS)
+    ready, _ = ray.wait([task], timeout=patience)
     if not ready:
         ray.cancel(task, force=True)
         raise RefusedError(f"no {settings.device} device of the cluster became free; try again, or another --address")
@@ -228,7 +238,11 @@ def _worker(context: str, members: range | None) -> RegionWorker:
     begin_in_ray()
     parsed = RunContext.model_validate_json(context)
     device = torch.device("cuda", 0) if parsed.settings.device == "cuda" else torch.device("cpu")
-    return RegionWorker(parsed, device, members)
+    return RegionWorker(parsed, device, members, Here(ray.get_runtime_context().get_node_id(), _nodes))
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _rows(statuses: list[Any]) -> Batch:

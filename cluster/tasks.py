@@ -45,7 +45,9 @@ class RayTasks:
         self._most = most
         self._running: dict[Any, int] = {}
         self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._attempt = ray.remote(attempt_in_ray).options(num_cpus=cpus, max_retries=3)
+        # Spread: those that reserve no core would all be put on the driver's node.
+        remote = ray.remote(attempt_in_ray)
+        self._attempt = remote.options(num_cpus=cpus, max_retries=3, scheduling_strategy="SPREAD")
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
         self._waiting.append((key, function, arguments))

@@ -9,35 +9,35 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cluster.gate import Gate
-from cluster.images import ImageTable, PlannedImage, RegionPlace
-from cluster.ledger import MAXIMUM_ATTEMPTS, Attempts, Ledger, RegionRecord
+from cluster.images import ImageTable
+from cluster.ledger import MAXIMUM_ATTEMPTS, MAXIMUM_NODES, Attempts, Ledger
 from cluster.logs import about, log_of_regions
 from cluster.metrics import WorkMetrics, run_label
-from cluster.plan import RunContext, inference_settings, layout_of, model_centres, model_grid
-from cluster.region_maps import axis_maps, is_resampled, on_image, saved_maps
+from cluster.plan import RunContext, inference_settings, layout_of
+from cluster.region_maps import saved_maps
+from cluster.region_work import RegionWork, region_result, region_work
 from cluster.statistics import image_statistics
-from pipeline.appearance import appearance
+from pipeline.calls import is_out_of_memory
 from pipeline.ensemble import read_ensemble
-from pipeline.errors import ChorusError, ImageError, OutputError, RefusedError
-from pipeline.features import FeatureSums, TileFeatures
+from pipeline.errors import ChorusError, OutputError, RefusedError
+from pipeline.features import TileFeatures
 from pipeline.geometry import Window
-from pipeline.inference import Engine, PlaneWindow, StageState
+from pipeline.inference import Engine, StageState
 from pipeline.layout import ImageLayout
 from pipeline.outputs import prepare_image, write_region
 from pipeline.posterior import Posterior
 from pipeline.reading import open_level, read_window
-from pipeline.resampling import AxisMap, resample
-from pipeline.scores import patch_edge, region_sums
+from pipeline.tiles import PlaneWindow
 
 log = logging.getLogger("chorus")
 # Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
@@ -58,6 +58,7 @@ class RegionStatus:
     tiles, pixels : evaluated, written
     device_seconds, seconds : that it held the device, and in all
     attempts : how often it was begun; more than once where the process that worked on it died
+    tiles_per_call : that members got when it ended; fewer than a batch where memory was short
     """
 
     region: int
@@ -70,23 +71,34 @@ class RegionStatus:
     device_seconds: float = 0.0
     seconds: float = 0.0
     attempts: int = 1
+    tiles_per_call: int = 0
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where a worker is: its node, and the nodes that are there now, itself included."""
+
+    node: str = ""
+    nodes: Callable[[], Collection[str]] = lambda: ("",)
+
+
+class Answering(Protocol):
+    """Gives posteriors of the whole ensemble; `pipeline.inference.Engine` does."""
+
+    @property
+    def tiles_per_call(self) -> int: ...
+
+    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior: ...
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A region that is being worked on: its own pixels as stored, the prepared ones of all tiles that touch it, and
-    `features`, which gathers those of its tiles."""
+    """A region of the run that is being worked on, and where its results go."""
 
     region: int
     index: int
-    place: int
-    image: PlannedImage
     layout: ImageLayout
-    where: RegionPlace
-    target: Window
-    pixels: NDArray[Any]
-    plane: PlaneWindow
-    features: TileFeatures
+    of: RegionWork
 
 
 class RegionWorker:
@@ -97,9 +109,18 @@ class RegionWorker:
     context : what the run is
     device : torch device
     members : indices of the ensemble's members that live here; all by default
+    here : this node and which nodes are there, by names that are not given twice
+    answering : has the whole ensemble on the device already, as in serving; then no member is loaded
     """
 
-    def __init__(self, context: RunContext, device: torch.device, members: range | None = None) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        device: torch.device,
+        members: range | None = None,
+        here: Here | None = None,
+        answering: Answering | None = None,
+    ) -> None:
         if device.type == "cpu":
             torch.set_num_threads(context.threads)
         self._context = context
@@ -109,21 +130,26 @@ class RegionWorker:
         self._table = ImageTable.read(context.table_url)
         self._settings = context.settings
         indices = members if members is not None else range(len(self._ensemble.spec.members))
-        loaded = [self._ensemble.load_member(index, device, self._settings.tile) for index in indices]
+        to_load = [] if answering else indices
+        loaded = [self._ensemble.load_member(index, device, self._settings.tile) for index in to_load]
         self._inputs = self._ensemble.inputs(indices, self._settings.tile)
         inference = inference_settings(self._settings, self._ensemble)
-        self._engine = Engine(loaded, inference, device, self._inputs.channels)
+        self._metrics = WorkMetrics(context)
+        short = self._metrics.out_of_memory
+        channels = [] if answering else self._inputs.channels
+        self._engine = Engine(loaded, inference, device, channels, short)
+        self._answering: Answering = answering or self._engine
         self._ledger = Ledger(context.out)
         # A bucket is asked for an array's metadata once, and not for every region of it.
         self._open_level = lru_cache(maxsize=_OPEN_ARRAYS)(open_level)
-        self._metrics = WorkMetrics(context)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
         self._gate = Gate()
+        self._here = here or Here()
 
     @cached_property
     def _attempts(self) -> Attempts:
-        return Attempts(self._context.out, self._context.session)
+        return Attempts(self._context.out, self._context.session, self._here.node)
 
     def process(self, region: int) -> RegionStatus:
         """A region from its pixels to its record."""
@@ -132,8 +158,9 @@ class RegionWorker:
 
         def work() -> RegionStatus:
             read = self._read(region)
-            posterior, busy = self._on_device(lambda: self._engine.posterior(read.plane, read.target, read.features))
-            return self._write(read, posterior, read.features.sums(), busy, started)
+            of = read.of
+            posterior, busy = self._on_device(lambda: self._answering.posterior(of.plane, of.target, of.features))
+            return self._write(read, posterior, of.features.sums(), busy, started)
 
         return self._guarded(region, index, place, work)
 
@@ -152,10 +179,11 @@ class RegionWorker:
 
         def work() -> RegionStatus:
             read = self._read(region)
+            of = read.of
 
             def infer() -> tuple[Posterior, NDArray[np.int64]]:
-                last = self._engine.stage(read.plane, read.target, state, read.features)
-                return self._engine.conclude(read.plane, read.target, last), last.features
+                last = self._engine.stage(of.plane, of.target, state, of.features)
+                return self._engine.conclude(of.plane, of.target, last), last.features
 
             (posterior, features), busy = self._on_device(infer)
             return self._write(read, posterior, features, busy, started)
@@ -166,8 +194,8 @@ class RegionWorker:
         index, place = self._table.find(region)
 
         def work() -> StageState:
-            read = self._read(region)
-            return self._on_device(lambda: self._engine.stage(read.plane, read.target, state, read.features))[0]
+            of = self._read(region).of
+            return self._on_device(lambda: self._engine.stage(of.plane, of.target, state, of.features))[0]
 
         return self._guarded(region, index, place, work)
 
@@ -189,29 +217,43 @@ class RegionWorker:
                 # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
                 return RegionStatus(region, index, place, "done")
             begun = self._attempts.unended(region)
-            if begun >= MAXIMUM_ATTEMPTS:
-                message = f"region {place} ended its worker {begun} times and is set aside; look into the logs of Ray"
-                return RegionStatus(region, index, place, "quarantined", message)
+            if reason := self._suspicion(begun):
+                message = f"region {place} {reason} and is set aside; look into the logs of Ray"
+                return RegionStatus(region, index, place, "quarantined", message, attempts=len(begun))
             # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
-            with self._gate.enter(alone=begun > 0):
+            with self._gate.enter(alone=bool(begun)):
                 self._attempts.begin(region, begun)
                 try:
                     result = work()
-                    return replace(result, attempts=begun + 1) if isinstance(result, RegionStatus) else result
+                    return replace(result, attempts=len(begun) + 1) if isinstance(result, RegionStatus) else result
                 finally:
                     self._attempts.end(region)
         except OutputError as error:
             return RegionStatus(region, index, place, "unwritable", str(error))
         except ChorusError as error:
             return RegionStatus(region, index, place, "failed", str(error))
-        except torch.OutOfMemoryError:
-            self._metrics.out_of_memory()
-            message = "the device is out of memory; run again with a smaller --batch or --region"
-            return RegionStatus(region, index, place, "failed", message)
         except Exception as error:
+            if is_out_of_memory(error):
+                message = (
+                    f"region {place} needs more memory than there is ({self._settings.device}), also with one tile a "
+                    f"call; use a smaller --region or --tile, or fewer --actors on a machine"
+                )
+                return RegionStatus(region, index, place, "failed", message)
             log.exception("region %d of image %d", place, index)
             message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
             return RegionStatus(region, index, place, "failed", message)
+
+    def _suspicion(self, begun: Sequence[str]) -> str | None:
+        """Why a region that was begun on these nodes and did not end is not tried again."""
+        if len(begun) >= MAXIMUM_NODES:
+            return f"was in hand on {len(begun)} processes or nodes that ended"
+        if len(begun) < MAXIMUM_ATTEMPTS:
+            return None
+        # A node that went, as spot machines do, took what was in hand along; a process that ended on a node that is
+        # still there did so by itself, or by the region.
+        there = self._here.nodes()
+        ended = sum(node in there for node in begun)
+        return f"ended its worker {ended} times" if ended >= MAXIMUM_ATTEMPTS else None
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
         with self._metrics.seconds("wait"):
@@ -232,31 +274,16 @@ class RegionWorker:
         index, place = self._table.find(region)
         image = self._table.image(index)
         where = image.locate(place)
-        y, x = axis_maps(image)
-        target = Window(y.needed(where.window.y), x.needed(where.window.x)) if is_resampled(image) else where.window
-        grid = model_grid(image, self._settings)
-        pixels, prepared = self._pixels(image, where, grid.needed(target))
-        plane = PlaneWindow(prepared, grid.needed(target), grid)
-        layout = layout_of(image, self._ensemble, self._settings, self._context.out)
-        features = TileFeatures(grid, model_centres(image, where.window))
-        return _Work(region, index, place, image, layout, where, target, pixels, plane, features)
 
-    def _pixels(
-        self, image: PlannedImage, where: RegionPlace, needed: Window
-    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """The region's own pixels, (channels, y, x) as stored, and the prepared ones of a window of the model's plane,
-        (channels of all preparations, y, x) float32."""
-        source = needed
-        y, x = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
-        if is_resampled(image):
-            source = Window(y.needed(needed.y), x.needed(needed.x))
-        array = self._open_level(image.url, image.level_path, image.ngff)
-        raw = read_window(array, image.axes, where.t, where.z, image.channels, source, strict=self._settings.strict)
-        self._metrics.read(raw.nbytes)
+        def read(window: Window) -> NDArray[Any]:
+            array = self._open_level(image.url, image.level_path, image.ngff)
+            raw = read_window(array, image.axes, where.t, where.z, image.channels, window, strict=self._settings.strict)
+            self._metrics.read(raw.nbytes)
+            return raw
+
         known = image_statistics(self._context, image, self._ensemble)
-        prepared = np.concatenate([preparation.apply(raw, known) for preparation in self._inputs.preparations])
-        own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
-        return own, resample(prepared, source, needed, y, x) if is_resampled(image) else prepared
+        layout = layout_of(image, self._ensemble, self._settings, self._context.out)
+        return _Work(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
 
     def _write(
         self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
@@ -267,32 +294,25 @@ class RegionWorker:
     def _record(
         self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
     ) -> RegionStatus:
-        if not np.isfinite(posterior.epistemic).all():
-            # Labels of it would be background everywhere: an empty image, where there is no answer at all.
-            raise ImageError(
-                f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
-                f"were trained on, check the normalisation, or use --precision fp32"
-            )
-        if is_resampled(work.image):
-            posterior = on_image(posterior, work.image, work.target, work.where.window)
-        classes, multilabel = len(self._ensemble.spec.classes), self._ensemble.multilabel
+        of = work.of
+        posterior, record = region_result(of, posterior, features, self._ensemble, self._settings, busy)
         self._prepare(work.layout)
-        maps = saved_maps(posterior, self._settings.save)
-        write_region(work.layout, work.where.t, work.where.z, work.where.window, maps, posterior.labels)
+        maps, window = saved_maps(posterior, self._settings.save), of.where.window
+        write_region(work.layout, of.where.t, of.where.z, window, maps, posterior.labels)
         size = 0 if maps is None else maps.size * np.dtype(work.layout.dtype).itemsize
         self._metrics.written(size + posterior.labels.nbytes)
-        tiles = work.plane.grid.tile_count(work.target)
+        self._ledger.record_region(of.image.name, record)
         seconds = time.perf_counter() - started
-        patch = patch_edge(self._settings.chunk)
-        sums = region_sums(posterior, classes, multilabel=multilabel, patch=patch)
-        looks = appearance(work.pixels, posterior.masks, classes, multilabel=multilabel, patch=patch)
-        seen = FeatureSums.of(work.features.tiles, features)
-        record = RegionRecord(
-            region=work.place, sums=sums, appearance=looks, features=seen, tiles=tiles, seconds=round(busy, 3)
-        )
-        self._ledger.record_region(work.image.name, record)
         return RegionStatus(
-            work.region, work.index, work.place, "done", "", tiles, work.where.window.pixels, busy, seconds
+            region=work.region,
+            image=work.index,
+            place=of.place,
+            state="done",
+            tiles=record.tiles,
+            pixels=window.pixels,
+            device_seconds=busy,
+            seconds=seconds,
+            tiles_per_call=self._answering.tiles_per_call,
         )
 
     def _prepare(self, layout: ImageLayout) -> None:

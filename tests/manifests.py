@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 SCHEMAS = ROOT / "tests" / "infra" / "schemas"
-DOCS = [ROOT / "docs" / "operators.md", ROOT / "docs" / "slurm.md"]
+DOCS = [ROOT / "docs" / name for name in ("operators.md", "slurm.md", "jobs.md")]
 
 
 class _OnceLoader(yaml.SafeLoader):

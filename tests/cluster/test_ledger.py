@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.gate import Gate
 from cluster.images import ImageTable
-from cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts
+from cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts, unended_regions
 from cluster.plan import RunContext, resolve
 from cluster.record import ENTRIES, read_features, write_features
 from cluster.settings import ResultSettings
@@ -146,16 +146,18 @@ def test_open_and_recorded_regions_are_all_regions_of_unfinished_images(
 
 
 def test_attempts_are_counted_until_they_end(out: str) -> None:
-    attempts = Attempts(out, "session")
-    assert attempts.unended(7) == 0
+    attempts, elsewhere = Attempts(out, "session", "here"), Attempts(out, "session", "there")
+    assert attempts.unended(7) == []
     attempts.begin(7, attempts.unended(7))
-    attempts.begin(7, attempts.unended(7))
-    attempts.begin(71, 0)
-    assert (attempts.unended(7), attempts.unended(71), Attempts(out, "another").unended(7)) == (2, 1, 0)
+    elsewhere.begin(7, elsewhere.unended(7))
+    attempts.begin(71, [])
+    assert (attempts.unended(7), attempts.unended(71)) == (["here", "there"], ["here"])
+    assert Attempts(out, "another").unended(7) == []
+    assert unended_regions(out) == {7, 71}
     attempts.end(7)
-    assert (attempts.unended(7), attempts.unended(71)) == (0, 1)
+    assert (attempts.unended(7), attempts.unended(71)) == ([], ["here"])
     clear_attempts(out)
-    assert attempts.unended(71) == 0
+    assert (attempts.unended(71), unended_regions(out)) == ([], set())
     clear_attempts(out)
 
 
@@ -203,7 +205,7 @@ def test_region_that_was_begun_three_times_is_set_aside(worker: RegionWorker, tm
     for _ in range(2):
         attempts.begin(1, attempts.unended(1))
     assert worker.process(1).state == "failed"  # it is tried: the image is not there
-    assert attempts.unended(1) == 0
+    assert attempts.unended(1) == []
     for _ in range(3):
         attempts.begin(1, attempts.unended(1))
     status = worker.process(1)

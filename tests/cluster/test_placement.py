@@ -130,10 +130,10 @@ def test_small_regions_travel_together_to_a_gpu(ensemble: Ensemble) -> None:
 
 
 def test_cluster_without_what_members_run_on_is_refused(ensemble: Ensemble) -> None:
-    with pytest.raises(RefusedError, match=r"no GPU; use --device cpu, or an --address that has one"):
-        require_devices(settings(ensemble, device="cuda"), Resources(cpus=4, gpus=0, nodes=1, memory=0))
+    with pytest.raises(RefusedError, match=r"no GPU; use --device cpu, an --address that has one, or --actors N"):
+        require_devices(settings(ensemble, device="cuda"), RunSettings(), Resources(cpus=4, gpus=0, nodes=1, memory=0))
     with pytest.raises(RefusedError, match=r"no cores"):
-        require_devices(settings(ensemble), Resources(cpus=0, gpus=4, nodes=1, memory=0))
+        require_devices(settings(ensemble), RunSettings(), Resources(cpus=0, gpus=4, nodes=1, memory=0))
 
 
 def measured(**changes: int) -> Calibration:

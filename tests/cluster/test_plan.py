@@ -17,6 +17,7 @@ from cluster.ledger import Ledger
 from cluster.plan import Cost, cost, model_grid, resolve
 from cluster.settings import ResultSettings
 from pipeline.ensemble import Ensemble, read_ensemble
+from pipeline.errors import RefusedError
 from pipeline.geometry import Window
 from pipeline.resampling import AxisMap
 from tests.cluster.test_images_table import planned
@@ -114,3 +115,9 @@ def test_a_million_regions_are_planned_and_listed(ensemble: Ensemble, tmp_path: 
     for name in ("tiles", "unique_tiles", "forward_passes", "bytes_in", "bytes_out"):
         assert getattr(expected, name) == 1000 * sum(getattr(kind, name) for kind in kinds)
     assert expected.most_tiles == max(kind.most_tiles for kind in kinds)
+
+
+@pytest.mark.parametrize("name", ["flows", "flow_variance"])
+def test_maps_of_flows_are_refused_where_members_give_none(name: str, ensemble: Ensemble) -> None:
+    with pytest.raises(RefusedError, match=f"its members give no flows; leave `{name}` out of --save"):
+        resolve(ResultSettings(save=[name]), ensemble)

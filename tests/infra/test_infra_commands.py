@@ -34,7 +34,9 @@ def label(call: tuple[str, list[str]]) -> str:
 
 @pytest.mark.parametrize("call", command_lines("chorus"), ids=label)
 def test_every_call_of_chorus_parses(call: tuple[str, list[str]]) -> None:
-    parse(CHORUS, call[1])
+    parsed = parse(CHORUS, call[1])
+    if parsed.info_name == "submit":
+        parse(CHORUS, parsed.params["words"])
 
 
 @pytest.mark.parametrize("call", [c for c in command_lines("ray") if c[1][0] != "submit"], ids=label)
@@ -44,8 +46,15 @@ def test_every_call_of_ray_parses(call: tuple[str, list[str]]) -> None:
 
 def test_calls_are_found_where_they_are() -> None:
     found = {(name, words[0]) for program in ("chorus", "ray") for name, words in command_lines(program)}
-    assert {(page, "predict") for page in ("operators.md", "slurm.md", "rayjob.yaml", "chorus.sbatch")} <= found
-    assert {("operators.md", "plan"), ("operators.md", "up"), ("gcp.yaml", "start"), ("slurm.md", "start")} <= found
+    assert {(page, "predict") for page in ("slurm.md", "rayjob.yaml", "chorus.sbatch")} <= found
+    assert {
+        ("operators.md", "submit"),
+        ("jobs.md", "submit"),
+        ("operators.md", "plan"),
+        ("operators.md", "up"),
+        ("gcp.yaml", "start"),
+        ("slurm.md", "start"),
+    } <= found
 
 
 def test_an_option_that_does_not_exist_is_noticed() -> None:

@@ -46,7 +46,7 @@ def test_a_key_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("item", kubernetes_objects(), ids=lambda item: f"{item['kind']}-{item['metadata']}")
 def test_every_object_is_of_a_kind_that_is_validated_here(item: dict[str, Any]) -> None:
-    assert item["kind"] in CORE | {"RayJob", "PodMonitor", "PodMonitoring"}
+    assert item["kind"] in CORE | {"RayJob", "RayService", "PodMonitor", "PodMonitoring"}
     if item["kind"] != "Namespace":
         assert item["metadata"]["namespace"] == "chorus"
 
