@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus import ensembles, models
+from chorus import costs, ensembles, jobs, models
 from chorus import export as exports
 from chorus import format as layout
+from chorus import serve as servers
 from chorus.calibrate import calibrate
 from chorus.convert import convert
 from chorus.evaluate import compare, evaluate
 from chorus.flag import flag
 from chorus.objects import objects
-from chorus.options import Json, Objects, RequestOptions, with_options
+from chorus.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
 from chorus.progress import ConsoleReporter
+from chorus.review import review
 from chorus.shift import shift
 from chorus.train import train
 from chorus.truth import truth
 from cluster.logs import about_run, is_structured, log, structured
+from cluster.stopping import resumable
+from cluster.versions import require_submitter
 from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ app = typer.Typer(
 )
 app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
 app.add_typer(models.app, name="models", help="Test packages of trained networks.")
+app.add_typer(jobs.app, name="jobs", help="Look at jobs of `chorus submit` on a Ray cluster, stop and resume them.")
+app.add_typer(servers.app, name="serve", help="Answer images one by one over HTTP; `serve token` makes tokens.")
 app.add_typer(exports.app, name="export", help="Write results for ImageJ and QuPath, as tables, as images to correct.")
 err = Console(stderr=True)
 out_console = Console()
@@ -59,6 +65,7 @@ def predict(
             min=1, max=65534, help="Port for Prometheus while the run goes on; a local Ray takes the next one."
         ),
     ] = None,
+    cluster: ClusterFileOption = None,
     as_json: Json = False,
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
@@ -76,15 +83,17 @@ def predict(
     """
     request = options.request().model_copy(update={"objects": objects})
     if dry_run:
-        _print_plan(request, as_json=as_json)
+        _print_forecast(request, cluster, None, as_json=as_json)
         return
     from cluster import reprocess
     from cluster.metrics import run_label
+    from cluster.prices import read_cluster
     from pipeline import storage
     from pipeline.report.page import write_report
 
     about_run(run_label(storage.normalise(request.out)))
-    carried_out = {"thumbnails": report, "metrics_port": metrics_port}
+    prices = None if cluster is None else read_cluster(cluster)
+    carried_out = {"thumbnails": report, "metrics_port": metrics_port, "cluster": prices}
     request = request.model_copy(update={"run": request.run.model_copy(update=carried_out)})
     of_objects = ConsoleReporter(err, units="steps", devices="cores")
     outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)
@@ -99,14 +108,54 @@ def predict(
 
 @app.command()
 @with_options(RequestOptions)
-def plan(options: RequestOptions, objects: Objects = "auto", as_json: Json = False) -> None:
+def plan(
+    options: RequestOptions,
+    objects: Objects = "auto",
+    cluster: ClusterFileOption = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Results of a run that measured this ensemble, for --cluster; by default it is tried here."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print what `chorus predict` would do and cost: images, regions, tiles, passes, bytes, memory, placement, time.
 
-    **Example**
+    With --cluster it says time and cost on nodes that need not be at hand, by simulation; see docs/scale.md.
+
+    **Examples**
 
     `chorus plan plate.ome.zarr --ensemble nuclei/ --out results/`
+
+    `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o gs://lab/out --cluster infra/cost/cluster.yaml`
+
+    `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o out/ --cluster cluster.yaml --calibration gs://lab/pilot`
     """
-    _print_plan(options.request().model_copy(update={"objects": objects}), as_json=as_json)
+    from cluster.accounting import calibration_device
+
+    if calibration is not None:
+        if cluster is None:
+            raise RefusedError("--calibration is for --cluster; give both, or leave it out")
+        options.device = calibration_device(calibration) if options.device == "auto" else options.device
+    request = options.request().model_copy(update={"objects": objects})
+    _print_forecast(request, cluster, calibration, as_json=as_json)
+
+
+def _print_forecast(request: PredictRequest, cluster: str | None, calibration: str | None, *, as_json: bool) -> None:
+    """What a run would do; where a cluster is described, what it would take and cost there."""
+    if cluster is None:
+        _print_plan(request, as_json=as_json)
+        return
+    from cluster import reprocess
+    from cluster.prices import read_cluster
+    from cluster.request import Silent
+
+    found = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
+    if as_json:
+        _print_json(asdict(found))
+        return
+    for part in costs.tables(found):
+        out_console.print(part, highlight=False)
+    _print_failures(found.failures)
 
 
 def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
@@ -118,7 +167,11 @@ def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
         _print_json(asdict(forecast))
         return
     out_console.print(layout.plan_table(forecast))
-    for name, message in forecast.failures:
+    _print_failures(forecast.failures)
+
+
+def _print_failures(failures: Sequence[tuple[str, str]]) -> None:
+    for name, message in failures:
         out_console.print(f"cannot be done: {name}: {message}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -199,11 +252,15 @@ app.command()(truth)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(objects)
+app.command()(review)
+# What comes after the command's name is the command's.
+app.command(context_settings={"allow_interspersed_args": False})(jobs.submit)
 
 
 def main() -> None:
     """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
-    with _errors_as_sentences(), structured(), _errors_as_sentences():
+    with _errors_as_sentences(), structured(), _errors_as_sentences(), resumable():
+        require_submitter()
         app()
 
 

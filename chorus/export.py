@@ -26,6 +26,10 @@ _Color = Annotated[
     Literal["class", "doubt"] | None,
     typer.Option(help="Colour of objects; by default of their doubt, or where none was saved of their class."),
 ]
+_Decided = Annotated[
+    Literal["accept", "reject", "correct-later"] | None,
+    typer.Option(help="Only images that were decided so in `chorus review`."),
+]
 _Executor = Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")]
 _Address = Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")]
 
@@ -35,6 +39,7 @@ def rois(
     results: _WithObjects,
     out: _To,
     color: _Color = None,
+    decided: _Decided = None,
     executor: _Executor = "ray",
     address: _Address = None,
     as_json: Json = False,
@@ -49,10 +54,11 @@ def rois(
     `chorus export rois results/ --out rois/`
 
     `chorus export rois results/ --out rois/ --color class`
+
+    `chorus export rois results/ --out rois/ --decided accept`
     """
-    _objects(
-        {"out": results, "to": out, "kind": "rois", "color": color, "executor": executor, "address": address}, as_json
-    )
+    content = {"out": results, "to": out, "kind": "rois", "color": color, "executor": executor, "address": address}
+    _objects(content, _only(results, decided), as_json)
 
 
 @app.command()
@@ -64,6 +70,7 @@ def geojson(
         typer.Option("--as", help="What QuPath makes of objects: many, or such as can be edited."),
     ] = "detection",
     color: _Color = None,
+    decided: _Decided = None,
     executor: _Executor = "ray",
     address: _Address = None,
     as_json: Json = False,
@@ -79,7 +86,7 @@ def geojson(
     `chorus export geojson gs://bucket/results --out gs://bucket/qupath --as annotation --address auto`
     """
     content = {"out": results, "to": out, "kind": "geojson", "object_type": object_type, "color": color}
-    _objects(content | {"executor": executor, "address": address}, as_json)
+    _objects(content | {"executor": executor, "address": address}, _only(results, decided), as_json)
 
 
 @app.command()
@@ -109,7 +116,8 @@ def tables(
 def annotation(
     results: _Run,
     out: _To,
-    images: Annotated[int, typer.Option(help="How many.")] = 20,
+    images: Annotated[int | None, typer.Option(help="How many; by default 20, or all of --decided.")] = None,
+    decided: _Decided = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -132,26 +140,38 @@ def annotation(
 
     `chorus export annotation results/ --out to-correct/ --images 50 --by epistemic --size 512`
 
+    `chorus export annotation results/ --out to-correct/ --decided correct-later`
+
     `chorus train to-correct/images --labels to-correct/labels --out better/`
     """
     from chorus.progress import ConsoleReporter
     from cluster.annotating import AnnotationRequest, export_annotation
 
     content = {"out": results, "to": out, "images": images, "by": by, "size": size, "overwrite": overwrite}
-    request = validated(AnnotationRequest, content, "export annotation")
+    request = validated(AnnotationRequest, content | {"only": _only(results, decided)}, "export annotation")
     outcome = export_annotation(request, ConsoleReporter(err, units="images", devices="cores"))
     if not as_json:
         Console().print(_package_table(outcome))
     _end(outcome, [f"package  {outcome.out}", f"next     read {outcome.out}/README.txt"], as_json)
 
 
-def _objects(content: dict[str, Any], as_json: bool) -> None:
+def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
+    """Names of the images that were decided so; None without --decided."""
+    if decided is None:
+        return None
+    from serving.review.run import decided_images
+
+    return tuple(decided_images(results, decided))
+
+
+def _objects(content: dict[str, Any], only: tuple[str, ...] | None, as_json: bool) -> None:
     from chorus.progress import ConsoleReporter
     from cluster.exporting import BY_DOUBT, IMAGES, ExportRequest, export_objects
 
     request = validated(ExportRequest, content, f"export {content['kind']}")
-    outcome = export_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
-    lists = [f"objects  {outcome.out}/{BY_DOUBT}", f"images   {outcome.out}/{IMAGES}"]
+    outcome = export_objects(request, ConsoleReporter(err, units="steps", devices="cores"), only)
+    lists = [f"objects  {outcome.out}/{BY_DOUBT}"] if only is None else []
+    lists.append(f"images   {outcome.out}/{IMAGES}")
     _end(outcome, [f"files    {outcome.out}", *lists], as_json)
 
 

@@ -137,7 +137,7 @@ def export_objects(request: ExportRequest, reporter: Reporter, only: Collection[
     run, objects = finished_run(request.out), Objects(request.out)
     if "volume" in objects.schema.names:
         raise RefusedError(
-            f"{request.out}: its objects are volumes, and outlines are of planes; open the label images in a viewer, or "
+            f"{request.out}: its objects are volumes, and outlines are of planes; look at the label images, or "
             f"use `chorus export tables`"
         )
     if request.color == "doubt" and objects.column is None:

@@ -180,7 +180,8 @@ def workers(cluster: Cluster, title: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_driver_on_a_cluster_goes_on_where_it_was(
     seed: int, dataset: Dataset, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -226,7 +227,8 @@ def test_run_outlives_a_killed_actor(seed: int, dataset: Dataset, cluster: Clust
     assert_as_undisturbed(run, dataset, before)
 
 
-@pytest.mark.parametrize("seed", [8, pytest.param(9, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [8, 9])
 def test_run_outlives_a_killed_task(seed: int, dataset: Dataset, cluster: Cluster, tmp_path: Path) -> None:
     run = Disturbed(dataset, tmp_path / "out", "--address", cluster.address)
     run.reach(random.Random(seed))
@@ -261,6 +263,7 @@ def test_run_that_is_told_to_stop_says_how_to_go_on(
     assert_as_undisturbed(again, dataset, before)
 
 
+@pytest.mark.long
 def test_region_that_always_kills_its_actor_is_set_aside_and_takes_no_other_with_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:

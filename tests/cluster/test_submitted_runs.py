@@ -26,7 +26,7 @@ from cluster.submitted import Command
 from pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 REGION = 64
 # Far more than anything takes, also on a machine that others use.
@@ -118,7 +118,6 @@ def test_submitted_run_is_followed_to_its_end_and_its_bytes_are_those_of_a_local
     assert json.loads((tmp_path / "there/run.json").read_text())["run"]["address"] == "auto"
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_job_on_three_nodes_is_stopped_in_order_and_resumed_with_nothing_done_twice(
     cluster: Cluster, jobs: Jobs, tmp_path: Path
@@ -166,7 +165,6 @@ def test_job_on_three_nodes_is_stopped_in_order_and_resumed_with_nothing_done_tw
     print(f"stopped within {took:.1f} s at {len(before)} records")
 
 
-@pytest.mark.long
 def test_a_command_that_is_refused_there_ends_so_here(jobs: Jobs, tmp_path: Path) -> None:
     job = jobs.submit(command(tmp_path / "nothing", tmp_path / "no-ensemble", tmp_path / "refused"))
     ended = jobs.follow(job.name, lambda _: None)

@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/serving.py ENSEMBLE [--images FOLDER] [--seconds 20] [--clients 1,4,16,64] [--json FILE]
+    python benchmarks/served.py ENSEMBLE [--images FOLDER] [--seconds 20] [--clients 1,4,16,64] [--json FILE]
 
 It starts a server on this machine, asks it with so many clients at once, and calls the same members with the same
 batches of the same images without anything around them. The ratio of both rates is what serving leaves of the device.

@@ -1,0 +1,223 @@
+"""The server on Ray Serve: one deployment per ensemble on its devices, and the web application before them.
+
+``serve run serving.app:build ensemble=nuclei/`` or, in a config file for ``serve deploy`` and RayService::
+
+    applications:
+      - name: chorus
+        route_prefix: /
+        import_path: serving.app:build
+        args: {ensembles: {nuclei: gs://bucket/nuclei/}, token_file: /etc/chorus/tokens.json}
+
+The arguments are those of `serving.settings.ServeSettings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from cluster.executor import begin_in_ray
+from pipeline.ensemble import read_ensemble
+from serving.api import create_app
+from serving.metrics import ApplicationMetrics, ReplicaMetrics
+from serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
+from serving.problems import RequestError
+from serving.schemas import EnsembleInfo
+from serving.settings import ServeSettings, parse_settings
+from serving.tokens import read_tokens
+
+log = logging.getLogger("chorus")
+NAME = "chorus"
+# Replicas that may die with one request in their hands before it is given up.
+_DEATHS = 3
+# Seconds between two tries, while Serve takes note of the death.
+_PAUSE = 0.25
+# Seconds that a replica that is replaced has to end what it began.
+_GRACE = 30.0
+
+
+class EnsembleReplica:
+    """An ensemble on one device.
+
+    Parameters
+    ----------
+    name : of the ensemble
+    settings : `ServeSettings` as JSON
+    """
+
+    def __init__(self, name: str, settings: str) -> None:
+        begin_in_ray()
+        self._name, self._settings = name, ServeSettings.model_validate_json(settings)
+        self._predictor: Predictor | None = None
+
+    async def reconfigure(self, config: dict[str, str]) -> None:
+        """Host the ensemble at ``config["url"]``: at the start, and again when it was changed.
+
+        Meanwhile requests are answered by the one before.
+        """
+        if self._predictor is None:
+            self._predictor = await asyncio.to_thread(self._load, config["url"])
+        else:
+            await asyncio.to_thread(self._predictor.change, config["url"])
+
+    def _load(self, url: str) -> Predictor:
+        return Predictor(self._name, url, self._settings, ReplicaMetrics(self._name, in_ray=True))
+
+    @property
+    def _ready(self) -> Predictor:
+        if self._predictor is None:
+            raise RequestError(503, "the ensemble is not ready", 5)
+        return self._predictor
+
+    async def predict(self, task: Task) -> Outcome:
+        """See `serving.predictor.Predictor.predict`."""
+        return await self._ready.predict(task)
+
+    async def start(self, large: LargeTask) -> Refusal | None:
+        """See `serving.predictor.Predictor.start`."""
+        return await self._ready.start(large)
+
+    async def info(self) -> EnsembleInfo:
+        """What the ensemble is."""
+        return self._ready.info
+
+    def check_health(self) -> None:
+        """Raises where the device answers no more, and Serve replaces the replica."""
+        if self._predictor is not None and not self._predictor.device.alive:
+            raise RuntimeError("the thread of the device has ended")
+
+
+class ServePredictors:
+    """See `serving.predictor.Predictors`: those of Ray Serve.
+
+    Predictions may be carried out again, so that one whose replica dies is given to another.
+    """
+
+    def __init__(
+        self, handles: dict[str, DeploymentHandle[Any]], retry_after: int, metrics: ApplicationMetrics
+    ) -> None:
+        self._handles, self._retry_after, self._metrics = handles, retry_after, metrics
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._handles)
+
+    async def predict(self, name: str, task: Task) -> Outcome:
+        until = time.monotonic() + task.seconds
+        for death in range(_DEATHS):
+            left = until - time.monotonic()
+            if left <= 0:
+                return Refusal(504, "the image was not done in time; ask for less, or allow more")
+            try:
+                outcome: Outcome = await self._handles[name].predict.remote(replace(task, seconds=left))
+                return outcome
+            except BackPressureError:
+                return Refusal(429, "too many requests wait for this ensemble", self._retry_after)
+            except (RayActorError, DeploymentUnavailableError) as error:
+                log.warning("request %s: a replica was lost (%s)", task.id, type(error).__name__)
+                self._metrics.retried()
+                await asyncio.sleep(_PAUSE * 2**death)
+            except RequestCancelledError:
+                return Refusal(503, "the request was called off", self._retry_after)
+            except RayTaskError:
+                log.exception("request %s", task.id)
+                return Refusal(500, "an unexpected error; the logs of the server name it by the request's id")
+        return Refusal(503, "replicas that work on this image are lost again and again", self._retry_after)
+
+    async def start(self, name: str, large: LargeTask) -> Refusal | None:
+        try:
+            refusal: Refusal | None = await self._handles[name].start.remote(large)
+        except (RayActorError, RayTaskError, DeploymentUnavailableError, BackPressureError) as error:
+            log.warning("job %s: %s", large.record.job.id, type(error).__name__)
+            return Refusal(503, "the ensemble is not ready", self._retry_after)
+        return refusal
+
+    async def info(self, name: str) -> EnsembleInfo:
+        try:
+            found: EnsembleInfo = await self._handles[name].info.remote()
+        except (RayActorError, RayTaskError, DeploymentUnavailableError, BackPressureError) as error:
+            raise RequestError(503, "the ensemble is not ready", self._retry_after) from error
+        return found
+
+
+@serve.ingress()
+class WebApplication:
+    """The web application before the ensembles.
+
+    Parameters
+    ----------
+    settings : `ServeSettings` as JSON
+    handles : of the ensembles' deployments, by name
+    """
+
+    def __init__(self, settings: str, handles: dict[str, DeploymentHandle[Any]]) -> None:
+        begin_in_ray()
+        self._settings, self._handles = ServeSettings.model_validate_json(settings), handles
+
+    def __serve_build_asgi_app__(self) -> Any:
+        metrics = ApplicationMetrics()
+        predictors = ServePredictors(self._handles, self._settings.retry_after, metrics)
+        return create_app(self._settings, predictors, metrics, names_requests=False)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for Ray Serve.
+
+    Parameters
+    ----------
+    args : the fields of `serving.settings.ServeSettings`, or ``ensemble``, the URL of a single one
+
+    Raises
+    ------
+    RefusedError : an argument is wrong, an ensemble cannot be read, or other machines could ask without tokens
+    """
+    settings = parse_settings(args)
+    if settings.token_file is not None:
+        read_tokens(settings.token_file)
+    told = settings.model_dump_json()
+    handles = {name: _replicas(name, url, settings, told) for name, url in settings.ensembles.items()}
+    limits = settings.limits
+    # Reads bodies and hands them on: it waits more than it works. What is beyond its own queue is refused by Serve.
+    deployment: Any = serve.deployment(WebApplication)  # whose types know only how it decorates
+    web: Application = deployment.options(
+        name="web",
+        num_replicas=1,
+        max_ongoing_requests=limits.ongoing + limits.queued + 16,
+        max_queued_requests=limits.queued + 1,
+        backpressure_config={"status_code": 429, "retry_after_s": settings.retry_after},
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=_GRACE + limits.deadline_seconds,
+    ).bind(told, handles)
+    return web
+
+
+def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Application:
+    """The deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
+    ensemble = read_ensemble(url, trust_code=settings.trust_code)
+    on_gpu = settings.device == "cuda"
+    scale: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    if settings.max_replicas > settings.min_replicas:
+        bounds = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
+        scale = {"autoscaling_config": bounds | {"target_ongoing_requests": settings.target_ongoing}}
+    limits = settings.limits
+    deployment: Any = serve.deployment(EnsembleReplica)
+    replicas: Application = deployment.options(
+        name=f"ensemble-{name}",
+        max_ongoing_requests=limits.ongoing,
+        max_queued_requests=limits.queued,
+        user_config={"url": ensemble.url, "hash": ensemble.hash},
+        ray_actor_options={"num_cpus": 0 if on_gpu else settings.threads, "num_gpus": 1 if on_gpu else 0},
+        graceful_shutdown_timeout_s=_GRACE + limits.deadline_seconds,
+        health_check_period_s=5,
+        **scale,
+    ).bind(name, told)
+    return replicas

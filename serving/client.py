@@ -1,0 +1,198 @@
+"""A small client: images in, predictions out, errors as `ServerError`."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ChorusError
+from serving.schemas import (
+    JSON,
+    NPZ,
+    ZIP,
+    EnsembleInfo,
+    EnsembleList,
+    JobState,
+    Output,
+    Prediction,
+    PredictOptions,
+    PredictRequest,
+    SourceUrl,
+)
+
+_MEDIA = {".npy": "application/x-npy", ".png": "image/png", ".tif": "image/tiff", ".tiff": "image/tiff"}
+_ENDED = ("done", "failed", "cancelled")
+
+
+class ServerError(ChorusError):
+    """The server did not do what was asked.
+
+    Attributes
+    ----------
+    status : of HTTP; 0 where the server could not be reached
+    request_id : by which its logs name the request
+    """
+
+    def __init__(self, message: str, status: int = 0, request_id: str = "") -> None:
+        super().__init__(message)
+        self.status, self.request_id = status, request_id
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A prediction with its arrays.
+
+    Attributes
+    ----------
+    arrays : by name: ``labels`` (y, x), ``objects-<class>`` (y, x), ``probability`` (classes, y, x), ``uncertainty``,
+        ``epistemic`` and ``aleatoric`` (y, x), ``flows`` (2, y, x), as far as they were asked for
+    """
+
+    prediction: Prediction
+    arrays: dict[str, NDArray[Any]]
+
+
+class Client:
+    """Talks to a server of `chorus serve`.
+
+    Parameters
+    ----------
+    url : of the server
+    token : one that it knows; none where it runs on this machine without
+    timeout : seconds that an answer may take
+    retries : how often a request is sent again that was refused as there was too much to do
+    transport : of httpx, for tests
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        timeout: float = 120.0,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._retries = retries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def ensembles(self) -> list[EnsembleInfo]:
+        """What the server answers with."""
+        return EnsembleList.model_validate_json(self._send("GET", "/v1/ensembles").content).ensembles
+
+    def predict(self, image: NDArray[Any] | str | Path, **options: Any) -> Prediction:
+        """Scores and flags of an image.
+
+        Parameters
+        ----------
+        image : (y, x) or (channels, y, x); a TIFF, PNG or NPY file; or the URL of an OME-Zarr
+        options : of `serving.schemas.PredictOptions`; with a URL also ``path``, of the image inside it
+
+        Raises
+        ------
+        ServerError : it was refused, or is too large to be answered at once: see `submit`
+        """
+        answer = self._predict(image, JSON, options)
+        if answer.status_code == 202:
+            raise ServerError("the image is too large to be answered at once; use `Client.submit`", 202)
+        return Prediction.model_validate_json(answer.content)
+
+    def segment(
+        self, image: NDArray[Any] | str | Path, outputs: Sequence[Output] = ("labels",), **options: Any
+    ) -> Segmented:
+        """As `predict`, with arrays."""
+        answer = self._predict(image, NPZ, options | {"outputs": list(outputs)})
+        if answer.status_code == 202:
+            raise ServerError("the image is too large to be answered at once; use `Client.submit`", 202)
+        with np.load(io.BytesIO(answer.content), allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        return Segmented(Prediction.model_validate_json(str(arrays.pop("prediction"))), arrays)
+
+    def zarr(self, image: NDArray[Any] | str | Path, **options: Any) -> bytes:
+        """A zipped OME-Zarr of all maps and label images."""
+        return self._predict(image, ZIP, options).content
+
+    def submit(self, image: NDArray[Any] | str | Path, **options: Any) -> JobState:
+        """Have a large image done; ask for it with `job`, or follow it with `watch`."""
+        answer = self._predict(image, JSON, options)
+        if answer.status_code == 202:
+            return JobState.model_validate_json(answer.content)
+        found = Prediction.model_validate_json(answer.content)
+        return JobState(id=found.id, ensemble=found.ensemble, state="done", prediction=found)
+
+    def job(self, job: str) -> JobState:
+        """Where a large image is."""
+        return JobState.model_validate_json(self._send("GET", f"/v1/predictions/{job}").content)
+
+    def watch(self, job: str, every: float = 1.0) -> Iterator[JobState]:
+        """A large image on its way, until it has ended."""
+        while True:
+            state = self.job(job)
+            yield state
+            if state.state in _ENDED:
+                return
+            time.sleep(every)
+
+    def cancel(self, job: str) -> None:
+        """Stop a large image, and remove what there is of it."""
+        self._send("DELETE", f"/v1/predictions/{job}")
+
+    def _predict(self, image: NDArray[Any] | str | Path, media: str, options: dict[str, Any]) -> httpx.Response:
+        path = str(options.pop("path", ""))
+        asked = PredictOptions.model_validate(options)
+        headers = {"Accept": media}
+        if isinstance(image, str) and "://" in image:
+            body = PredictRequest(source=SourceUrl(url=image, image=path), options=asked).model_dump(mode="json")
+            return self._send("POST", "/v1/predict", json=body, headers=headers)
+        query = asked.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(image, (str, Path)):
+            content, kind = Path(image).read_bytes(), _MEDIA.get(Path(image).suffix.lower(), "application/octet-stream")
+        else:
+            buffer = io.BytesIO()
+            np.save(buffer, image, allow_pickle=False)
+            content, kind = buffer.getvalue(), "application/x-npy"
+        return self._send(
+            "POST", "/v1/predict", params=query, content=content, headers=headers | {"Content-Type": kind}
+        )
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            try:
+                answer = self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                raise ServerError(
+                    f"{self._http.base_url}: cannot be reached ({error or type(error).__name__})"
+                ) from error
+            if answer.status_code not in (429, 503) or attempt == self._retries:
+                break
+            time.sleep(min(30.0, float(answer.headers.get("Retry-After", 1))))
+        if answer.is_success:
+            return answer
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {}
+        detail = problem.get("detail") or problem.get("title") or answer.reason_phrase
+        raise ServerError(f"{detail} ({answer.status_code})", answer.status_code, problem.get("request_id", ""))

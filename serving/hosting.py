@@ -1,0 +1,111 @@
+"""An ensemble on a device, ready to answer; members are loaded once for all ways of asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cluster.plan import ResolvedSettings, inference_settings, resolve
+from cluster.predicted_objects import with_objects
+from cluster.record import scores_frame
+from cluster.request import PredictRequest
+from cluster.settings import ResultSettings
+from pipeline import storage
+from pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from pipeline.features import ImageFeatures
+from pipeline.inference import Engine
+from pipeline.members.contract import Member
+from pipeline.trust.flags import flag_images
+from pipeline.trust.reference import Reference
+from pipeline.trust.reference_files import read_reference, reference_url
+from serving.schemas import EnsembleInfo, EnsembleName, PredictOptions
+from serving.settings import ServeSettings
+
+_JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """An ensemble whose members are on a device.
+
+    Attributes
+    ----------
+    name : by which clients call it
+    reference : its reference set, where it was calibrated
+    """
+
+    name: str
+    ensemble: Ensemble
+    device: torch.device
+    members: tuple[Member, ...]
+    reference: Reference | None
+    _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name: str, url: str, settings: ServeSettings) -> Hosted:
+        """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
+        device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
+        ensemble = read_ensemble(url, trust_code=settings.trust_code)
+        members = tuple(ensemble.load_member(index, device) for index in range(len(ensemble.spec.members)))
+        for index, member in enumerate(members):
+            check_answer(ensemble, index, member, ensemble.spec.tile, device)
+        reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
+        return cls(name, ensemble, device, members, reference)
+
+    @property
+    def identity(self) -> EnsembleName:
+        return EnsembleName(name=self.name, hash=self.ensemble.hash)
+
+    @cached_property
+    def info(self) -> EnsembleInfo:
+        """What clients may know of it."""
+        spec = self.ensemble.spec
+        outputs = ["labels", "probability", "uncertainty", "epistemic", "aleatoric"]
+        return EnsembleInfo(
+            name=self.name,
+            hash=self.ensemble.hash,
+            title=spec.name,
+            classes=[entry.name for entry in spec.classes],
+            channels=spec.input.channels,
+            pixel_size_um=spec.input.pixel_size_um,
+            members=len(spec.members),
+            tile=spec.tile,
+            augmentations=spec.augmentations,
+            flows=spec.flows,
+            calibrated=self.reference is not None,
+            outputs=outputs + (["objects", "flows"] if spec.flows else []),  # type: ignore[arg-type]
+        )
+
+    def settings(self, options: PredictOptions) -> ResolvedSettings:
+        """Those of `chorus predict` with these options, objects included; raises RefusedError as it does."""
+        wanted = ResultSettings(
+            channel=list(options.channels),
+            level=options.level,
+            diameter=options.diameter,
+            augmentations=None if options.augmentations is None else list(options.augmentations),
+            device="cuda" if self.device.type == "cuda" else "cpu",
+        )
+        request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects="auto")
+        return resolve(with_objects(request, self.ensemble).settings, self.ensemble)
+
+    def engine(self, settings: ResolvedSettings) -> Engine:
+        """For these augmentations; made once."""
+        key = tuple(settings.augmentations)
+        if key not in self._engines:
+            inference = inference_settings(settings, self.ensemble)
+            made = Engine(self.members, inference, self.device, self.ensemble.all_inputs.channels)
+            return self._engines.setdefault(key, made)
+        return self._engines[key]
+
+    def judged(self, row: dict[str, Any], features: ImageFeatures) -> dict[str, Any]:
+        """Flags, reasons and what Dice to expect, as `chorus flag` gives them; nothing without a reference set."""
+        if self.reference is None:
+            return {}
+        known = pd.DataFrame({"name": [row["name"]], "features": [features.mean]})
+        found = flag_images(scores_frame([row]), self.reference, known).iloc[0]
+        said = {name: None if pd.isna(found[name]) else float(found[name]) for name in _JUDGED}
+        return {"flags": list(found["flags"]), "reasons": list(found["reasons"]), **said}

@@ -1,0 +1,36 @@
+"""Ensembles in this very process: for tests, and for looking into what happens without Ray."""
+
+from __future__ import annotations
+
+from serving.metrics import ReplicaMetrics
+from serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
+from serving.schemas import EnsembleInfo
+from serving.settings import ServeSettings
+
+
+class LocalPredictors:
+    """See `serving.predictor.Predictors`."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.hosts = {
+            name: Predictor(name, url, settings, ReplicaMetrics(name, in_ray=False))
+            for name, url in settings.ensembles.items()
+        }
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.hosts)
+
+    async def predict(self, name: str, task: Task) -> Outcome:
+        return await self.hosts[name].predict(task)
+
+    async def start(self, name: str, large: LargeTask) -> Refusal | None:
+        return await self.hosts[name].start(large)
+
+    async def info(self, name: str) -> EnsembleInfo:
+        return self.hosts[name].info
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        for host in self.hosts.values():
+            host.close()

@@ -1,0 +1,235 @@
+"""Answers predictions of one ensemble on one device. Knows neither HTTP nor Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import ChorusError, OutputError, RefusedError
+from serving.encoding import encode
+from serving.hosting import Hosted
+from serving.jobs import JobRecord, JobStore
+from serving.large import LargeImage, carry_out
+from serving.metrics import ReplicaMetrics
+from serving.predicting import Planned, Result, conclude, cost_pixels, plan, prepare
+from serving.problems import RequestError, said
+from serving.schemas import EnsembleInfo, PredictOptions
+from serving.settings import ServeSettings
+from serving.sharing import SharedDevice
+from serving.sources import Source, Stored
+
+log = logging.getLogger("chorus")
+T = TypeVar("T")
+# That read, measure and encode while another one is on the device.
+_BESIDE = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a predictor is asked.
+
+    Attributes
+    ----------
+    id : of the request
+    media : of the answer
+    seconds : that are left for it
+    """
+
+    id: str
+    source: Source
+    options: PredictOptions
+    media: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of an answer."""
+
+    media: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """The image is to be done as a job, of so many regions."""
+
+    regions: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no answer; as data, since exceptions of Ray wrap what is raised."""
+
+    status: int
+    detail: str
+    retry_after: int | None = None
+
+    def error(self) -> RequestError:
+        return RequestError(self.status, self.detail, self.retry_after)
+
+
+Outcome = Answer | TooLarge | Refusal
+
+
+@dataclass(frozen=True)
+class LargeTask:
+    """An image to be done as a job, which is known by `record`."""
+
+    record: JobRecord
+    source: Stored
+    options: PredictOptions
+
+
+class Predictors(Protocol):
+    """The ensembles of a server, wherever they are."""
+
+    @property
+    def names(self) -> list[str]:
+        """The first one answers where none is named."""
+        ...
+
+    async def predict(self, name: str, task: Task) -> Outcome:
+        """Answer an image."""
+        ...
+
+    async def start(self, name: str, large: LargeTask) -> Refusal | None:
+        """Begin a job, or say why not."""
+        ...
+
+    async def info(self, name: str) -> EnsembleInfo:
+        """What an ensemble is; raises RequestError 503 while it is not ready."""
+        ...
+
+
+class Predictor:
+    """One ensemble on one device.
+
+    Parameters
+    ----------
+    name : of the ensemble
+    url : of its ``ensemble.yaml``
+    metrics : counts what is done
+    """
+
+    def __init__(self, name: str, url: str, settings: ServeSettings, metrics: ReplicaMetrics) -> None:
+        if settings.device == "cpu":
+            torch.set_num_threads(settings.threads)
+        self._name, self._settings, self._metrics = name, settings, metrics
+        self._device = SharedDevice(settings.limits.waiting_tiles)
+        self._pool = ThreadPoolExecutor(_BESIDE, thread_name_prefix="predict")
+        self._jobs, self._jobs_open = ThreadPoolExecutor(1, thread_name_prefix="jobs"), 0
+        self._hosted = Hosted.load(name, url, settings)
+
+    @property
+    def info(self) -> EnsembleInfo:
+        return self._hosted.info
+
+    @property
+    def device(self) -> SharedDevice:
+        return self._device
+
+    def change(self, url: str) -> None:
+        """Answer with another ensemble from here on; what is on its way ends with the one that it began with.
+
+        Raises
+        ------
+        RefusedError : it cannot be used; the one before stays
+        """
+        self._hosted = Hosted.load(self._name, url, self._settings)
+
+    async def predict(self, task: Task) -> Outcome:
+        """Answer an image; when the caller is cancelled, so is all that is done for it."""
+        began = time.monotonic()
+        self._metrics.began()
+        outcome: Outcome = Refusal(500, "an unexpected error; the logs of the server name it by the request's id")
+        try:
+            outcome = await asyncio.wait_for(self._answer(task, began), task.seconds)
+        except TimeoutError:
+            outcome = Refusal(504, "the image was not done in time; ask for less, or allow more")
+        except RequestError as error:
+            outcome = Refusal(error.status, error.detail, error.retry_after)
+        except OutputError as error:
+            log.warning("request %s: %s", task.id, error)
+            outcome = Refusal(503, "the storage of the server does not take the result", self._settings.retry_after)
+        except ChorusError as error:
+            outcome = self._refused(task, error)
+        except MemoryError:
+            outcome = Refusal(413, "the image takes more memory than there is")
+        except Exception:
+            log.exception("request %s", task.id)
+        finally:
+            self._metrics.ended(outcome, time.monotonic() - began, self._device.load)
+        return outcome
+
+    async def _answer(self, task: Task, began: float) -> Outcome:
+        hosted, limits = self._hosted, self._settings.limits
+        planned = await self._beside(plan, hosted, task.source, task.options, limits)
+        if cost_pixels(planned) > limits.at_once_pixels:
+            return TooLarge(planned.image.regions, planned.image.pixels)
+        result = await self._result(planned, task, began)
+        body = await self._beside(encode, result, task.media, task.options.outputs)
+        return Answer(task.media, body)
+
+    async def _result(self, planned: Planned, task: Task, began: float) -> Result:
+        prepared = await self._beside(prepare, planned)
+        work, engine = prepared.work, planned.hosted.engine(planned.settings)
+        until = began + task.seconds
+        answer = self._device.submit(engine, work.plane, work.target, work.features, until)
+        try:
+            posterior = await asyncio.wrap_future(answer)
+        finally:
+            answer.cancel()  # does nothing when it is there
+        return await self._beside(conclude, prepared, posterior, task.id, began)
+
+    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    async def start(self, large: LargeTask) -> Refusal | None:
+        """Begin a job, one after the other; beside them images go on being answered."""
+        limits = self._settings.limits
+        if self._settings.jobs_url is None:
+            return Refusal(413, "the image is too large to be answered at once, and this server does no jobs")
+        if self._jobs_open >= limits.jobs:
+            return Refusal(429, "too many large images are waiting", self._settings.retry_after)
+        try:
+            planned = await self._beside(plan, self._hosted, large.source, large.options, limits)
+        except (RequestError, ChorusError) as error:
+            return Refusal(getattr(error, "status", 422), said(str(error), large.source.url))
+        image = LargeImage(planned, storage.join(large.source.url, large.source.path), large.record)
+        store = JobStore(self._settings.jobs_url, limits.kept_seconds)
+        self._jobs_open += 1
+        done = asyncio.get_running_loop().run_in_executor(
+            self._jobs, carry_out, image, self._device, store, self._settings.threads
+        )
+        done.add_done_callback(self._job_ended)
+        return None
+
+    def _job_ended(self, done: asyncio.Future[JobRecord]) -> None:
+        self._jobs_open -= 1
+        if not done.cancelled() and done.exception() is not None:
+            log.error("a job ended", exc_info=done.exception())
+
+    def _refused(self, task: Task, error: ChorusError) -> Refusal:
+        """A sentence of the lower floors, without what is inside."""
+        log.info("request %s: %s", task.id, error)
+        known = [task.source.url, task.source.path] if isinstance(task.source, Stored) else [task.source.image.root]
+        if isinstance(error, RefusedError) and self._hosted.ensemble.url in str(error):
+            known.append(self._name)
+        sentence = str(error).replace(self._hosted.ensemble.url, self._name)
+        return Refusal(422, said(sentence, *known))
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        for pool in (self._jobs, self._pool):
+            pool.shutdown()
+        self._device.close()

@@ -1,0 +1,95 @@
+"""What a client is told when it does not get what it asked for: RFC 9457, without any inner path."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
+
+MEDIA = "application/problem+json"
+TITLES = {
+    400: "The request cannot be understood",
+    401: "A token is needed",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "No such form of answer",
+    408: "The request took too long to arrive",
+    409: "Not now",
+    410: "No longer there",
+    413: "Too large",
+    415: "Not a kind of image that is read here",
+    422: "The image or the options do not fit",
+    429: "Too many requests",
+    416: "Not a range of the file",
+    500: "An error of the server",
+    502: "The storage did not answer",
+    503: "Too much to do",
+    504: "Not done in time",
+}
+# Paths and URLs of this machine that the sentences of the lower floors name first.
+_PATHS = re.compile(r"(?:(?:[a-z0-9]+:/)?/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*)")
+
+
+class Problem(BaseModel):
+    """Why a request has no result.
+
+    Attributes
+    ----------
+    title : the kind of problem
+    status : of HTTP
+    detail : one sentence on this very request
+    request_id : names the request in the logs
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str = ""
+    request_id: str = ""
+
+
+class RequestError(Exception):
+    """A request that ends without its result.
+
+    Parameters
+    ----------
+    status : of HTTP
+    detail : one sentence for the client
+    retry_after : seconds after which it may try again
+    """
+
+    def __init__(self, status: int, detail: str = "", retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.retry_after = status, detail, retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.detail, self.retry_after)
+
+
+def problem_response(error: RequestError, request_id: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that ended with `error`."""
+    problem = Problem(
+        title=TITLES.get(error.status, "Not done"), status=error.status, detail=error.detail, request_id=request_id
+    )
+    own = dict(headers or {})
+    if error.retry_after is not None:
+        own["Retry-After"] = str(error.retry_after)
+    return JSONResponse(problem.model_dump(), error.status, own, MEDIA)
+
+
+def said(sentence: str, *known: str) -> str:
+    """A sentence of the lower floors without paths of this machine; `known`, which came from the client, stay."""
+    kept: dict[str, str] = {}
+    for index, text in enumerate(sorted((one for one in known if one), key=len, reverse=True)):
+        mark = f"\0{index}\0"
+        kept[mark] = text
+        sentence = sentence.replace(text, mark)
+    sentence = _PATHS.sub("(a path)", sentence)
+    for mark, text in kept.items():
+        sentence = sentence.replace(mark, text)
+    return sentence

@@ -1,0 +1,57 @@
+"""The review page as an application of its own: no Ray, no sign-in, both are of whoever serves it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from serving.review.decision_routes import decision_routes
+from serving.review.image_routes import image_routes
+from serving.review.problems import explain_problems
+from serving.review.run import Run
+from serving.review.table_routes import table_routes
+
+
+def review_app(results: str, *, writable: bool = True) -> FastAPI:
+    """What shows the results of a run and takes decisions on them; to be mounted at any path that ends with a slash.
+
+    Where the server in front knows who asks, it sets ``request.state.reviewer``, and decisions carry that name
+    whatever the page says; else it is the name that the person gave.
+
+    Parameters
+    ----------
+    results : the --out of ``chorus predict``, a folder or a URL
+    writable : whether decisions are taken and thumbnails that are missing are kept
+
+    Raises
+    ------
+    RefusedError : there are no results
+    OutputError : storage does not give them
+    """
+    run = Run(results)
+    app = FastAPI(title="Chorus review", docs_url=None, redoc_url=None, openapi_url=None)
+    explain_problems(app, run.out)
+    app.include_router(table_routes(run, writable=writable))
+    app.include_router(image_routes(run, writable=writable))
+    app.include_router(decision_routes(run, writable=writable))
+    folder = Path(str(resources.files("serving.review") / "static"))
+    app.mount("/static", _Static(directory=folder), name="static")
+
+    @app.get("/")
+    def page() -> Response:
+        return FileResponse(folder / "index.html", headers={"Cache-Control": "no-cache"})
+
+    return app
+
+
+class _Static(StaticFiles):
+    """Files of the page: browsers ask each time whether they are the same, so that an update is seen."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "no-cache"
+        return response

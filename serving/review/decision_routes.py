@@ -1,0 +1,92 @@
+"""What the page asks of decisions: what holds, deciding, undoing, and a table of it all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import Response
+
+from serving.review.decisions import DECISIONS, DecisionLog
+from serving.review.run import Run, Snapshot
+from serving.review.schemas import DecideRequest, UndoRequest
+
+# What spreadsheets take for the begin of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def decision_routes(run: Run, *, writable: bool) -> APIRouter:
+    """``api/decisions`` (GET, POST), ``api/undo``, ``api/decisions.csv``."""
+    router = APIRouter(prefix="/api")
+
+    @router.get("/decisions")
+    def decisions(since: int = 0) -> dict[str, Any]:
+        run.log.refresh()
+        changed = {name: state.model_dump() for name, state in run.log.since(since).items()}
+        counts = run.snapshot().gallery.counts(run.log.states())
+        return {"log": run.log.version, "images": changed, "counts": counts}
+
+    @router.post("/decisions")
+    def decide(request: Request, body: DecideRequest) -> dict[str, Any]:
+        _check_writable(writable)
+        gallery = run.snapshot().gallery
+        if body.image not in gallery.places:
+            raise HTTPException(404, "no image of that name in this run; look for it in the gallery")
+        run.log.refresh()  # so that the answer says who disagrees
+        entry = run.log.decide(_reviewer(request, body.reviewer), body.image, body.decision, body.note.strip())
+        return _answer(run.log, run.snapshot(), body.image, entry.id)
+
+    @router.post("/undo")
+    def undo(request: Request, body: UndoRequest) -> dict[str, Any]:
+        _check_writable(writable)
+        run.log.refresh()
+        entry = run.log.undo(_reviewer(request, body.reviewer), body.id)
+        return _answer(run.log, run.snapshot(), entry.image, entry.id)
+
+    @router.get("/decisions.csv")
+    def table() -> Response:
+        run.log.refresh(now=True)
+        data = decision_table(run.log, run.snapshot()).to_csv(index=False).encode()
+        headers = {"Content-Disposition": 'attachment; filename="decisions.csv"', "Cache-Control": "no-store"}
+        return Response(data, media_type="text/csv; charset=utf-8", headers=headers)
+
+    return router
+
+
+def decision_table(log: DecisionLog, snapshot: Snapshot) -> pd.DataFrame:
+    """A row per decided image, in the order of the gallery: what was decided, by whom, when and why, and its scores."""
+    gallery, states = snapshot.gallery, log.states()
+    decided = {name: state for name, state in states.items() if state.decision and name in gallery.places}
+    places = np.array(sorted(gallery.places[name] for name in decided), np.int64)
+    rows = []
+    for row in gallery.rows(places):
+        state = decided[row["name"]]
+        last = state.verdicts[0]
+        said = "; ".join(f"{v.reviewer}: {v.decision}" for v in state.verdicts) if state.conflict else ""
+        head = {"name": row["name"], "decision": state.decision, "reviewer": _plain(last.reviewer)}
+        head |= {"time": last.time, "note": _plain(last.note), "conflict": _plain(said), "status": row["status"]}
+        rows.append(head | {"flags": "; ".join(row["flags"]), "reasons": "; ".join(row["reasons"])} | row["values"])
+    first = ["name", "decision", "reviewer", "time", "note", "conflict", "status", "flags", "reasons"]
+    return pd.DataFrame(rows, columns=[*first, *(quantity.key for quantity in gallery.quantities)])
+
+
+def _answer(log: DecisionLog, snapshot: Snapshot, image: str, entry: str) -> dict[str, Any]:
+    state = log.state(image)
+    counts = snapshot.gallery.counts(log.states())
+    return {"id": entry, "image": image, "state": state.model_dump() if state else None, "counts": counts}
+
+
+def _reviewer(request: Request, given: str) -> str:
+    """Who decides: as the server in front says, or the person."""
+    return str(getattr(request.state, "reviewer", "") or given)
+
+
+def _check_writable(writable: bool) -> None:
+    if not writable:
+        raise HTTPException(403, f"this page is for looking only; {', '.join(DECISIONS)} are not taken here")
+
+
+def _plain(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text

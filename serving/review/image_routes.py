@@ -1,0 +1,192 @@
+"""What the page asks of images: thumbnails, layers, tiles, and the values under the pointer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Request
+from fastapi import Query as Parameter
+from fastapi.responses import Response
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.geometry import Window
+from pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
+from serving.review.cache import Cache
+from serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers
+from serving.review.run import Run, Snapshot
+from serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
+
+# Drawing a thumbnail reads three images: not all at once where a run has none.
+_DRAWING = 2
+_OPEN = 256
+
+_Color = Annotated[str, Parameter(pattern="^[0-9a-fA-F]{6}$")]
+_Suffix = Literal["webp", "png"]
+
+
+def image_routes(run: Run, *, writable: bool) -> APIRouter:
+    """``api/thumbnails``, ``api/image``, ``api/tiles``, ``api/values``."""
+    router, views = APIRouter(prefix="/api"), _Views(run, writable)
+
+    @router.get("/thumbnails/{name:path}")
+    def thumbnail(request: Request, name: str) -> Response:
+        snapshot = run.snapshot()
+        views.place(snapshot, name)
+        return _cached(request, snapshot.version, "image/webp", lambda: views.thumbnail(snapshot, name))
+
+    @router.get("/image/{name:path}")
+    def image(name: str) -> dict[str, Any]:
+        snapshot = run.snapshot()
+        opened = views.opened(snapshot, name)
+        row = snapshot.gallery.rows(np.array([views.place(snapshot, name)]))[0]
+        layers = [views.describe(snapshot, name, layer) for layer in opened.layers.values()]
+        notes = [note.replace(f"{run.out}/", "") for note in opened.notes]
+        return {"image": row, "tile": TILE, "version": snapshot.version, "layers": layers, "notes": notes}
+
+    @router.get("/tiles/{name:path}/{layer}/{level:int}/{t:int}/{z:int}/{y:int}/{x:int}.{suffix}")
+    def tile(
+        request: Request,
+        name: str,
+        layer: str,
+        level: int,
+        t: int,
+        z: int,
+        y: int,
+        x: int,
+        suffix: _Suffix,
+        low: float | None = None,
+        high: float | None = None,
+        color: _Color = "ffffff",
+        style: Literal["fill", "line"] = "line",
+    ) -> Response:
+        snapshot = run.snapshot()
+        views.place(snapshot, name)
+
+        def draw() -> bytes:
+            shown = views.layer(snapshot, name, layer)
+            steps, planes = shown.steps, shown.planes
+            inside = level < len(steps) and t < planes[0] and z < planes[1]
+            if not inside or y * TILE >= steps[level].height or x * TILE >= steps[level].width:
+                raise HTTPException(404, f"{name}: {layer} has no such tile; reload the page")
+            look = Look(low, high, color, style)
+            if shown.kind == "channel" and (low is None or high is None):
+                look = Look(*views.contrast(snapshot, name, shown), color, style)
+            colors = [info.color for info in snapshot.classes]
+            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), look, colors, suffix)
+
+        media = MEDIA["png" if layer.startswith("labels-") else suffix]
+        return _cached(request, snapshot.version, media, draw)
+
+    @router.get("/values/{name:path}")
+    def values(
+        name: str,
+        y: Annotated[float, Parameter(ge=0, lt=1)],
+        x: Annotated[float, Parameter(ge=0, lt=1)],
+        t: int = 0,
+        z: int = 0,
+    ) -> dict[str, Any]:
+        snapshot = run.snapshot()
+        return {"values": views.values(snapshot, name, t, z, y, x)}
+
+    return router
+
+
+class _Views:
+    """Opened images of a run, and pictures of them."""
+
+    def __init__(self, run: Run, writable: bool) -> None:
+        self._run, self._writable = run, writable
+        self.pixels = Pixels()
+        self._opened: Cache[Opened] = Cache(_OPEN)
+        self._contrasts: Cache[tuple[float, float]] = Cache(16 * _OPEN)
+        self._drawing = threading.Semaphore(_DRAWING)
+
+    def place(self, snapshot: Snapshot, name: str) -> int:
+        """Where an image is in the table; only what is there is ever opened."""
+        place = snapshot.gallery.places.get(name)
+        if place is None:
+            raise HTTPException(404, "no image of that name in this run; look for it in the gallery")
+        return place
+
+    def opened(self, snapshot: Snapshot, name: str) -> Opened:
+        source, labels = self._urls(snapshot, name)
+        results = storage.join(self._run.out, "images", name)
+        return self._opened.get((snapshot.version, name), lambda: open_layers(source, results, labels))
+
+    def layer(self, snapshot: Snapshot, name: str, layer: str) -> Layer:
+        layers = self.opened(snapshot, name).layers
+        if layer not in layers:
+            raise HTTPException(404, f"{name}: has no layer {layer!r}; choose out of {', '.join(layers)}")
+        return layers[layer]
+
+    def thumbnail(self, snapshot: Snapshot, name: str) -> bytes:
+        """That of the run; drawn where it has none, and kept for the next who asks."""
+        url = thumbnail_url(self._run.out, name)
+        with storage_errors(url):
+            try:
+                return storage.read_bytes(url)
+            except FileNotFoundError:
+                pass
+        source, labels = self._urls(snapshot, name)
+        failed = snapshot.gallery.images.table["status"].iat[self.place(snapshot, name)] == "failed"
+        with self._drawing:
+            if self._writable and not failed:
+                return write_thumbnail(self._run.out, name, source, labels, snapshot.classes)
+            return draw_thumbnail(source, storage.join(self._run.out, "images", name), labels, snapshot.classes)
+
+    def contrast(self, snapshot: Snapshot, name: str, layer: Layer) -> tuple[float, float]:
+        key = (snapshot.version, name, layer.id)
+        return self._contrasts.get(key, lambda: contrast(self.pixels.sample(layer)))
+
+    def describe(self, snapshot: Snapshot, name: str, layer: Layer) -> dict[str, Any]:
+        """What the viewer must know of a layer."""
+        steps, (times, depths) = layer.steps, layer.planes
+        content: dict[str, Any] = {
+            "id": layer.id,
+            "kind": layer.kind,
+            "name": layer.name,
+            "color": layer.color,
+            "times": times,
+            "depths": depths,
+            "levels": [{"width": step.width, "height": step.height} for step in steps],
+            "dtype": layer.image.levels[0].dtype,
+        }
+        if layer.kind == "channel":
+            content["contrast"] = self.contrast(snapshot, name, layer)
+        elif layer.kind == "map":
+            low, high, colors = scale(layer)
+            content |= {"contrast": (low, high), "colors": colors}
+        return content
+
+    def values(self, snapshot: Snapshot, name: str, t: int, z: int, y: float, x: float) -> dict[str, float]:
+        """Of every layer the value at a place, given as shares of height and width."""
+        found = {}
+        for layer in self.opened(snapshot, name).layers.values():
+            step, (times, depths) = layer.steps[0], layer.planes
+            if 0 <= t < max(times, 1) and 0 <= z < max(depths, 1):
+                top, left = int(y * step.height), int(x * step.width)
+                value = self.pixels.window(layer, step, t, z, Window.of(top, top + 1, left, left + 1))[0, 0]
+                found[layer.id] = float(f"{float(value):.6g}")
+        return found
+
+    def _urls(self, snapshot: Snapshot, name: str) -> tuple[str, str]:
+        """Groups of the source and of its labels."""
+        source = str(snapshot.gallery.images.table["source_url"].iat[self.place(snapshot, name)])
+        in_place = snapshot.document.settings.in_place
+        return source, source if in_place else storage.join(self._run.out, "images", name)
+
+
+def _cached(request: Request, version: str, media: str, make: Callable[[], bytes]) -> Response:
+    """What `make` gives, or that the browser has it already: a picture follows from the run and the request alone."""
+    key = f"{version} {request.url.path}?{request.url.query}"
+    etag = f'"{hashlib.sha256(key.encode()).hexdigest()[:24]}"'
+    headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
+    if etag in re.split(r"\s*,\s*", request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=headers)
+    return Response(make(), media_type=media, headers=headers)

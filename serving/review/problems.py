@@ -1,0 +1,60 @@
+"""Errors as one sentence (``application/problem+json``, RFC 9457) and headers that keep the page to its own server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from pipeline import storage
+from pipeline.errors import ChorusError, ImageError, OutputError
+
+# Of the one style that OpenSeadragon adds (no outline where there is no mouse).
+_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
+HEADERS = {
+    "Content-Security-Policy": f"default-src 'self'; style-src 'self' {_STYLE}; img-src 'self' data: blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def explain_problems(app: FastAPI, out: str) -> None:
+    """Let `app` answer errors as problems; the URL of the results is left out of their sentences."""
+
+    def chorus_error(_: Request, error: Exception) -> Response:
+        status = 422 if isinstance(error, ImageError) else 503 if isinstance(error, OutputError) else 400
+        return problem(status, storage.words(error).replace(f"{out}/", ""))
+
+    def http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    def not_valid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return problem(422, f"{field}: {first['msg'].removeprefix('Value error, ')}; correct the request")
+
+    app.add_exception_handler(ChorusError, chorus_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, not_valid)
+
+    @app.middleware("http")
+    async def headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer of one sentence."""
+    titles = {400: "Refused", 403: "Not allowed", 404: "Not found", 422: "Cannot be done", 503: "Storage failed"}
+    content = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status, "detail": detail}
+    return JSONResponse(content, status, headers, media_type="application/problem+json")

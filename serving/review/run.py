@@ -1,0 +1,167 @@
+"""The tables of a run in memory, read again when their files change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import storage
+from pipeline.containers import storage_errors
+from pipeline.ensemble_spec import COLORS
+from pipeline.errors import RefusedError
+from pipeline.layout import ClassInfo
+from pipeline.report.rows import read_images
+from serving.review.cache import Cache
+from serving.review.decisions import DecisionLog
+from serving.review.gallery import Gallery
+
+# Files are not asked for their age more often.
+_PAUSE = 5.0
+_TABLES = ("run.json", "scores.parquet", "flags.parquet", "evaluation.parquet")
+
+Found = TypeVar("Found")
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Class(_Read):
+    name: str = ""
+    color: str = ""
+
+
+class _Ensemble(_Read):
+    name: str = ""
+    url: str | None = None
+    hash: str | None = None
+    members: int | None = None
+    classes: list[_Class] = []
+
+
+class _Settings(_Read):
+    in_place: bool = False
+
+
+class RunDocument(_Read):
+    """What is needed of ``run.json``."""
+
+    chorus: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    outcome: str | None = None
+    ensemble: _Ensemble | None = None
+    settings: _Settings = _Settings()
+    summary: dict[str, Any] = {}
+
+    @property
+    def identity(self) -> str:
+        """Names the results: those of another ensemble, or that were made anew, have another; a resumed run has not."""
+        made = f"{self.ensemble.hash if self.ensemble else ''} {self.started}"
+        return hashlib.sha256(made.encode()).hexdigest()[:12]
+
+    @property
+    def classes(self) -> list[ClassInfo]:
+        """Background first; a colour that is none is replaced by one that is."""
+        entries = self.ensemble.classes if self.ensemble else []
+        return [
+            ClassInfo(
+                entry.name or f"class {index}",
+                entry.color if re.fullmatch("#[0-9a-fA-F]{6}", entry.color) else COLORS[(index - 1) % len(COLORS)],
+            )
+            for index, entry in enumerate(entries or [_Class(name="background"), _Class(name="foreground")])
+        ]
+
+
+class Snapshot:
+    """A run as it was read: what it says, its images in order, and notes on what was left out."""
+
+    def __init__(self, out: str, version: str) -> None:
+        self.out, self.version = out, version
+        self.notes: list[str] = []
+        self.document = _read_document(out)
+        self.classes = self.document.classes
+        self.gallery = Gallery(read_images(out, self.notes), [info.name for info in self.classes[1:]])
+        self._made: Cache[Any] = Cache(1000)
+
+    def once(self, key: str, make: Callable[[], Found]) -> Found:
+        """What `make` gives, made at the first call and kept with the snapshot."""
+        found: Found = self._made.get(key, make)
+        return found
+
+
+class Run:
+    """The newest snapshot of the run at `out`, and the log of decisions on it.
+
+    Raises
+    ------
+    RefusedError : there is no run
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = storage.normalise(out)
+        self._lock = threading.Lock()
+        self._snapshot = Snapshot(self.out, self._version())
+        self.log = DecisionLog(self.out, self._snapshot.document.identity)
+        self._looked = time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        """The tables; read anew, by one request at a time, when a file of theirs has changed."""
+        if time.monotonic() - self._looked < _PAUSE or not self._lock.acquire(blocking=False):
+            return self._snapshot
+        try:
+            version = self._version()
+            if version != self._snapshot.version:
+                self._snapshot = Snapshot(self.out, version)
+                if self.log.run != self._snapshot.document.identity:
+                    self.log = DecisionLog(self.out, self._snapshot.document.identity)
+            self._looked = time.monotonic()
+            return self._snapshot
+        finally:
+            self._lock.release()
+
+    def _version(self) -> str:
+        """Changes when a table does; made of what storage says of the files, without reading them."""
+        said = []
+        with storage_errors(self.out):
+            for name in _TABLES:
+                fs, path = storage.filesystem(storage.join(self.out, name))
+                said.append(fs.ukey(path) if storage.exists(storage.join(self.out, name)) else "")
+        return hashlib.sha256("|".join(map(str, said)).encode()).hexdigest()[:16]
+
+
+def decided_images(out_url: str, decision: str) -> list[str]:
+    """Names of the images of a run of which `decision` holds, sorted.
+
+    Raises
+    ------
+    RefusedError : there is no run, or no such image
+    """
+    out = storage.normalise(out_url)
+    log = DecisionLog(out, _read_document(out).identity)
+    log.refresh()
+    names = sorted(name for name, state in log.states().items() if state.decision == decision)
+    if not names:
+        raise RefusedError(f"{out}: no image is decided {decision!r}; decide some with `chorus review {out}`")
+    return names
+
+
+def _read_document(out: str) -> RunDocument:
+    url = storage.join(out, "run.json")
+    try:
+        found = RunDocument.model_validate(json.loads(storage.read_bytes(url)))
+    except OSError as error:
+        sentence = storage.explain(error, url)
+        raise RefusedError(f"{sentence}; a review needs the --out of a `chorus predict` run") from error
+    except (ValueError, ValidationError) as error:
+        raise RefusedError(f"{url}: is no record of a run; run predict again to mend it") from error
+    if found.ensemble is None:
+        raise RefusedError(f"{out}: holds no predictions; a review needs the --out of a `chorus predict` run")
+    return found

@@ -1,0 +1,199 @@
+"""What the page asks of tables: the run, pages of images, distributions of scores, plates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, HTTPException
+from fastapi import Query as Parameter
+
+from pipeline import storage
+from pipeline.errors import RefusedError
+from pipeline.report.plates import plates_of
+from serving.review.decisions import DecisionLog
+from serving.review.gallery import RANK, Gallery, Query
+from serving.review.run import Run, Snapshot
+
+PAGE = 200
+"""At most so many images in an answer."""
+_FEWEST_BINS, _MOST_BINS = 20, 80
+
+_Many = Annotated[list[str], Parameter()]
+_Limits = Annotated[list[str], Parameter(alias="beyond")]
+_Name = Annotated[str | None, Parameter()]
+
+
+def table_routes(run: Run, *, writable: bool) -> APIRouter:
+    """``api/run``, ``api/images``, ``api/distribution``, ``api/plate``."""
+    router = APIRouter(prefix="/api")
+
+    @router.get("/run")
+    def about() -> dict[str, Any]:
+        snapshot = run.snapshot()
+        run.log.refresh()
+        return _about(snapshot, run.log, writable)
+
+    @router.get("/images")
+    def images(
+        sort: str = RANK,
+        order: Literal["worst", "best"] = "worst",
+        flag: _Many = [],  # noqa: B006 - FastAPI copies defaults
+        status: _Many = [],  # noqa: B006
+        reason: _Name = None,
+        plate: _Name = None,
+        well: _Name = None,
+        class_name: Annotated[str | None, Parameter(alias="class")] = None,
+        decision: Literal["accept", "reject", "correct-later", "any", "none", "conflict"] | None = None,
+        search: Annotated[str, Parameter(max_length=200)] = "",
+        limits: _Limits = [],  # noqa: B006
+        offset: Annotated[int, Parameter(ge=0)] = 0,
+        limit: Annotated[int, Parameter(ge=0, le=PAGE)] = 50,
+        known: Annotated[int | None, Parameter(alias="log", description="Of the first page of the list.")] = None,
+        at: Annotated[str | None, Parameter(description="Where this image is in the list.")] = None,
+    ) -> dict[str, Any]:
+        snapshot = run.snapshot()
+        run.log.refresh()
+        gallery, states = snapshot.gallery, run.log.states()
+        query = Query(
+            sort=sort,
+            order=order,
+            flags=tuple(flag),
+            statuses=tuple(status),
+            reason=reason,
+            plate=plate,
+            well=well,
+            class_name=class_name,
+            decision=decision,
+            search=search,
+            beyond=tuple(_limit(text) for text in limits),
+        )
+        version = run.log.version if known is None else known
+        found = gallery.find(query, states, version)
+        rows = gallery.rows(found[offset : offset + limit])
+        for row in rows:
+            state = states.get(row["name"])
+            row["decision"] = None if state is None else state.model_dump()
+        content = {"version": snapshot.version, "log": version, "total": len(found), "offset": offset, "rows": rows}
+        return content | ({} if at is None else {"position": _position(gallery, found, at)})
+
+    @router.get("/distribution")
+    def distribution(score: str) -> dict[str, Any]:
+        snapshot = run.snapshot()
+        return snapshot.once(f"distribution {score}", lambda: _distribution(snapshot, score))
+
+    @router.get("/plate")
+    def plate_map(plate: str, score: str) -> dict[str, Any]:
+        snapshot = run.snapshot()
+        plates = snapshot.once("plates", lambda: plates_of(snapshot.gallery.images))
+        keys = [quantity.key for quantity in plates.quantities]
+        if plate not in plates.names:
+            raise HTTPException(404, f"no plate {plate!r}; choose out of {', '.join(plates.names) or 'none'}")
+        if score not in keys:
+            raise HTTPException(404, f"no score {score!r} of plates; choose out of {', '.join(keys)}")
+        content, index = plates.maps[plates.names.index(plate)], keys.index(score)
+        wells = [
+            {"row": row, "column": column, "images": images, "value": value}
+            for (row, column, images), value in zip(content["wells"], content["values"][index], strict=True)
+        ]
+        head = {"plate": plate, "score": score, "limits": plates.limits[index]}
+        return head | {"rows": content["rows"], "columns": content["columns"], "wells": wells}
+
+    return router
+
+
+def _about(snapshot: Snapshot, log: DecisionLog, writable: bool) -> dict[str, Any]:
+    document, gallery = snapshot.document, snapshot.gallery
+    ensemble = document.ensemble
+    return {
+        "version": snapshot.version,
+        "results": snapshot.out,
+        "name": storage.basename(snapshot.out),
+        "chorus": document.chorus,
+        "started": document.started,
+        "finished": document.finished,
+        "outcome": document.outcome,
+        "summary": document.summary,
+        "ensemble": None
+        if ensemble is None
+        else {"name": ensemble.name, "hash": ensemble.hash, "members": ensemble.members},
+        "images": len(gallery),
+        "statuses": gallery.statuses,
+        "judged": gallery.images.judged,
+        "flags": gallery.flags,
+        "reasons": gallery.reasons,
+        "classes": [{"name": info.name, "color": info.color} for info in snapshot.classes],
+        "quantities": [
+            {"key": q.key, "label": q.label, "digits": q.digits, "low_is_bad": q.low_is_bad, "first": q.first}
+            for q in gallery.quantities
+        ],
+        "plates": gallery.plates,
+        "decisions": gallery.counts(log.states()),
+        "log": log.version,
+        "writable": writable,
+        "notes": [*snapshot.notes, *log.notes],
+    }
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """``score:value``, where a score's name may have colons."""
+    key, colon, value = text.rpartition(":")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not colon or number != number:
+        raise RefusedError(f"beyond {text!r}: give a score, a colon and a number, such as uncertainty:0.1")
+    return key, number
+
+
+def _position(gallery: Gallery, found: np.ndarray, name: str) -> int | None:
+    place = gallery.places.get(name)
+    where = np.flatnonzero(found == place) if place is not None else np.empty(0)
+    return int(where[0]) if len(where) else None
+
+
+def _distribution(snapshot: Snapshot, score: str) -> dict[str, Any]:
+    """Histogram of a score, of the reference set on the same bins, and thresholds that the reference gives."""
+    quantity, values = snapshot.gallery.quantity(score), snapshot.gallery.values(score)
+    own = values[np.isfinite(values)]
+    reference = snapshot.once("reference", lambda: _reference(snapshot))
+    theirs = np.empty(0)
+    thresholds: list[dict[str, Any]] = []
+    if reference is not None:
+        frame, key = reference.frame(), "dice" if score == "expected_dice" else score
+        if key in frame:
+            theirs = frame[key].to_numpy(np.float64, na_value=np.nan)
+            theirs = theirs[np.isfinite(theirs)]
+        if score in ("expected_dice", "dice_bound", "measured_dice"):
+            thresholds.append({"value": reference.tau, "name": "Dice that is asked for"})
+        if (known := reference.thresholds.get(score)) is not None:
+            named = [
+                ("U_min, the least doubtful reference image below the wanted Dice", known.minimum),
+                ("worst seen in the reference", known.worst_seen),
+                (f"{100 * known.false_positive_rate:g} % of good images are beyond", known.at_rate),
+            ]
+            thresholds += [{"value": value, "name": name} for name, value in named if value is not None]
+    both = np.concatenate([own, theirs])
+    bins = int(np.clip(2 * np.sqrt(own.size), _FEWEST_BINS, _MOST_BINS))
+    edges = np.histogram_bin_edges(both, bins) if both.size else np.linspace(0, 1, bins + 1)
+    return {
+        "score": score,
+        "label": quantity.label,
+        "digits": quantity.digits,
+        "low_is_bad": quantity.low_is_bad,
+        "edges": edges.tolist(),
+        "counts": np.histogram(own, edges)[0].tolist(),
+        "reference": np.histogram(theirs, edges)[0].tolist() if theirs.size else None,
+        "median": float(np.median(own)) if own.size else None,
+        "missing": int(len(values) - own.size),
+        "thresholds": thresholds,
+    }
+
+
+def _reference(snapshot: Snapshot) -> Any:
+    """The reference set of the run's ensemble, if it is there; takes seconds to import, so only where it is asked."""
+    from pipeline.report.sections import known_of
+
+    ensemble = snapshot.document.ensemble
+    return known_of(ensemble.url, ensemble.hash, snapshot.notes).reference if ensemble else None

@@ -1,0 +1,237 @@
+"""One device for many requests: tiles of all that wait fill its batches together, none waits for another to end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.calls import is_out_of_memory
+from pipeline.features import TileFeatures
+from pipeline.geometry import Window
+from pipeline.inference import Engine
+from pipeline.posterior import Posterior
+from pipeline.tiles import PlaneWindow, RegionOnItsWay
+from serving.problems import RequestError
+
+log = logging.getLogger("chorus")
+# Regions whose sums are held at once. More would all be late; fewer would let large ones keep small ones waiting.
+_ON_THEIR_WAY = 4
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A region that waits for its posterior.
+
+    Attributes
+    ----------
+    until : monotonic time after which nobody waits for it any more
+    """
+
+    engine: Engine
+    plane: PlaneWindow
+    target: Window
+    features: TileFeatures | None
+    tiles: int
+    until: float
+    answer: Future[Posterior] = field(default_factory=Future)
+    region: RegionOnItsWay | None = None
+
+    def begin(self) -> RegionOnItsWay:
+        if self.region is None:
+            self.region = self.engine.begin(self.plane, self.target, self.features)
+        return self.region
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a device has done and has to do.
+
+    Attributes
+    ----------
+    waiting : tiles that did not go out yet
+    calls, tiles : of the members so far; `tiles` less than calls times the batch's size, as some were not full
+    seconds : that the members were called for
+    """
+
+    waiting: int
+    calls: int
+    tiles: int
+    seconds: float
+
+
+class SharedDevice:
+    """The only thread that calls members on a device.
+
+    Parameters
+    ----------
+    most_waiting : tiles that may wait; a region beyond is refused, unless nothing else waits
+    """
+
+    def __init__(self, most_waiting: int) -> None:
+        self._most = most_waiting
+        self._changed = threading.Condition()
+        self._tickets: deque[_Ticket] = deque()
+        self._calls = self._tiles = 0
+        self._seconds = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on answering."""
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        with self._changed:
+            waiting = sum(ticket.tiles for ticket in self._tickets)
+            return Load(waiting, self._calls, self._tiles, self._seconds)
+
+    def submit(
+        self, engine: Engine, plane: PlaneWindow, target: Window, features: TileFeatures | None, until: float
+    ) -> Future[Posterior]:
+        """Have a region answered, as by `Engine.posterior`; cancelling what is returned takes it back at any time.
+
+        Parameters
+        ----------
+        until : of `time.monotonic`; after it the answer is a RequestError 504
+
+        Raises
+        ------
+        RequestError : 503, too many tiles wait
+        """
+        ticket = _Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
+        with self._changed:
+            waiting = sum(one.tiles for one in self._tickets)
+            if self._closed or (self._tickets and waiting + ticket.tiles > self._most):
+                pace = self._seconds / max(1, self._tiles)
+                raise RequestError(503, "too many images are waiting", max(1, min(60, round(waiting * pace))))
+            self._tickets.append(ticket)
+            self._changed.notify()
+        return ticket.answer
+
+    def close(self) -> None:
+        """End when all that waits is answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while (chosen := self._next()) is not None:
+                self._call(chosen)
+
+    def _next(self) -> list[tuple[_Ticket, int]] | None:
+        """Who takes part in the next batch, with so many tiles each; None at the end."""
+        with self._changed:
+            while True:
+                self._drop()
+                if self._tickets:
+                    break
+                if self._closed:
+                    return None
+                self._changed.wait()
+            first = self._tickets[0]
+            batch = first.engine.batch
+            fellows = [ticket for ticket in self._tickets if ticket.engine is first.engine][:_ON_THEIR_WAY]
+            shares = _shares([ticket.tiles for ticket in fellows], batch)
+            # Whose turn it was goes behind those that it goes on its way with.
+            for ticket in fellows[: sum(share > 0 for share in shares)]:
+                self._tickets.remove(ticket)
+                self._tickets.insert(min(_ON_THEIR_WAY - 1, len(self._tickets)), ticket)
+            return [(ticket, share) for ticket, share in zip(fellows, shares, strict=True) if share]
+
+    def _drop(self) -> None:
+        """Let go of those whom nobody waits for."""
+        now = time.monotonic()
+        for ticket in list(self._tickets):
+            if ticket.answer.cancelled():
+                self._tickets.remove(ticket)
+            elif ticket.until < now:
+                self._tickets.remove(ticket)
+                _fail(ticket, RequestError(504, "the image was not done in time; ask for less, or allow more"))
+
+    def _call(self, chosen: list[tuple[_Ticket, int]]) -> None:
+        started = time.perf_counter()
+        try:
+            chosen[0][0].engine.answer([(ticket.begin(), share) for ticket, share in chosen])
+            done = [ticket for ticket, _ in chosen if not ticket.begin().waiting]
+            posteriors = [ticket.begin().posterior() for ticket in done]
+        except Exception as error:
+            log.exception("a batch failed")
+            refusal = _refusal(error)
+            with self._changed:
+                for ticket, _ in chosen:
+                    self._tickets.remove(ticket)
+            for ticket, _ in chosen:
+                _fail(ticket, refusal)
+            return
+        with self._changed:
+            self._calls += 1
+            self._tiles += sum(share for _, share in chosen)
+            self._seconds += time.perf_counter() - started
+            for ticket, _ in chosen:
+                ticket.tiles = ticket.begin().waiting
+            for ticket in done:
+                self._tickets.remove(ticket)
+        for ticket, posterior in zip(done, posteriors, strict=True):
+            if ticket.answer.set_running_or_notify_cancel():
+                ticket.answer.set_result(posterior)
+
+
+class SharedEngine:
+    """An engine on a shared device, for whoever waits on a thread of its own: see `cluster.worker.Answering`.
+
+    Parameters
+    ----------
+    seconds : that a region may wait
+    """
+
+    def __init__(self, device: SharedDevice, engine: Engine, seconds: float) -> None:
+        self._device, self._engine, self._seconds = device, engine, seconds
+
+    @property
+    def tiles_per_call(self) -> int:
+        return self._engine.tiles_per_call
+
+    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
+        until = time.monotonic() + self._seconds
+        while True:
+            try:
+                return self._device.submit(self._engine, plane, target, features, until).result()
+            except RequestError as error:
+                if error.status != 503 or time.monotonic() > until:
+                    raise
+                time.sleep(error.retry_after or 1)
+
+
+def _shares(waiting: list[int], batch: int) -> list[int]:
+    """Equal parts of a batch, as far as each has tiles; what is left goes to the first that have more."""
+    shares = [0] * len(waiting)
+    left = batch
+    while left and (hungry := [i for i, tiles in enumerate(waiting) if shares[i] < tiles]):
+        part = max(1, left // len(hungry))
+        for index in hungry:
+            given = min(part, waiting[index] - shares[index], left)
+            shares[index] += given
+            left -= given
+    return shares
+
+
+def _refusal(error: Exception) -> Exception:
+    if is_out_of_memory(error):
+        return RequestError(503, "the device is out of memory", 10)
+    return error
+
+
+def _fail(ticket: _Ticket, error: Exception) -> None:
+    if ticket.answer.set_running_or_notify_cancel():
+        ticket.answer.set_exception(error)

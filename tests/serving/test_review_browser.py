@@ -1,0 +1,269 @@
+"""The whole review in headless Chromium: by keys and pointer, by two reviewers at once, in both themes and widths."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from serving.review.app import review_app
+from tests.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+ORDER = [SLIDE, *reversed(FIELDS), EVIL]
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium")
+
+
+class Served:
+    """A review page on a free port."""
+
+    def __init__(self, out: Path) -> None:
+        config = uvicorn.Config(review_app(str(out)), port=0, log_level="warning")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        until = time.monotonic() + 30
+        while not self._server.started and time.monotonic() < until:
+            time.sleep(0.02)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+class Seat:
+    """A reviewer before a page, and all that it asked for and complained about."""
+
+    def __init__(self, browser: Any, url: str, reviewer: str, **options: Any) -> None:
+        context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
+        if reviewer:
+            context.add_init_script(f"localStorage.setItem('chorus-reviewer', '{reviewer}')")
+        context.set_default_timeout(20_000)
+        self.page = context.new_page()
+        self.url, self.requests, self.complaints = url, [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.goto(url)
+
+    def names(self) -> list[str]:
+        """Images of the cards that are there, in order."""
+        cards = self.page.locator(".card[data-index]")
+        cards.first.wait_for()
+        found = cards.evaluate_all(
+            "all => all.map(c => [Number(c.dataset.index), c.querySelector('.name').textContent])"
+        )
+        return [name for _, name in sorted(found)]
+
+    def check(self) -> None:
+        """Nothing was asked of another server, and the browser found nothing wrong."""
+        assert [url for url in self.requests if not url.startswith((self.url, "data:", "blob:"))] == []
+        assert self.complaints == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = write_review_run(tmp_path_factory.mktemp("made"))
+    flagged = {SLIDE: (["poor", "uncertain"], ["uncertainty 0.200, not below U_min 0.100"])}
+    write_flags(out, ORDER, flagged)
+    return out
+
+
+@pytest.fixture
+def served(made: Path, tmp_path: Path) -> Iterator[Served]:
+    server = Served(Path(shutil.copytree(made, tmp_path / "out")))
+    yield server
+    server.stop()
+
+
+def colours(page: Any) -> np.ndarray:
+    """Pixels of the left pane as they are seen, (y, x, 3)."""
+    picture = Image.open(io.BytesIO(page.locator(".pane").first.screenshot())).convert("RGB")
+    return np.asarray(picture, np.int16)[2:-2, 2:-2]  # its edges may lie between pixels of the screen
+
+
+def settled(page: Any, test: Any) -> np.ndarray:
+    """The pane once `test` of its pixels holds: tiles come when they come."""
+    for _ in range(60):
+        if test(found := colours(page)):
+            return found
+        page.wait_for_timeout(100)
+    raise AssertionError("the pane never showed it")
+
+
+def test_the_whole_journey_of_a_reviewer(browser: Any, served: Served) -> None:
+    seat = Seat(browser, served.url, "")
+    page = seat.page
+    assert seat.names() == ORDER
+
+    page.get_by_label("Search").fill("/A/")
+    page.get_by_text("4 images of 10").wait_for()
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("combobox", name="Sort by").select_option("name")
+    page.get_by_text(re.compile("^10 images$")).wait_for()
+    first = page.locator('.card[data-index="0"] .name')
+    sync_api.expect(first).to_have_text(EVIL)
+    page.get_by_role("combobox", name="Sort by").select_option("rank")
+    sync_api.expect(first).to_have_text(SLIDE)
+
+    # Open the first, see its pixels, layers on and off.
+    page.get_by_role("link", name=SLIDE).click()
+    shown = settled(page, lambda seen: (seen.max(axis=2) > 100).mean() > 0.015)
+    page.get_by_label("actin", exact=False).first.wait_for()
+    page.keyboard.press("1")
+    page.keyboard.press("2")
+    page.keyboard.press("3")
+    settled(page, lambda seen: seen.max() < 10)
+    page.get_by_role("checkbox", name="Members' disagreement").check()
+    page.get_by_role("spinbutton", name="Members' disagreement (epistemic): To, value").fill("0.07")
+    page.keyboard.press("Enter")
+    settled(page, lambda seen: (seen[..., 0] > seen[..., 2] + 30).mean() > 0.01)
+    page.get_by_role("button", name="Side by side").click()
+    assert page.locator(".pane").count() == 2
+    page.locator(".pane").first.click(position={"x": 200, "y": 300})
+    page.get_by_text(re.compile(r"At y \d+, x \d+")).wait_for()
+    assert shown.shape[1] > 900
+
+    # Decide: the page asks who it is, once; then on to the next, and back by undo.
+    page.keyboard.press("n")
+    page.keyboard.type("two nuclei in one")
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.get_by_label("Name").fill("ann")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("heading", name=ORDER[1]).wait_for()
+    page.keyboard.press("a")
+    page.get_by_role("heading", name=ORDER[2]).wait_for()
+    page.keyboard.press("u")
+    page.get_by_text(f"Undone: {ORDER[1]}").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_text("two nuclei in one").wait_for()
+    page.get_by_role("combobox", name="Decision").select_option("correct-later")
+    page.get_by_text("1 image of 10").wait_for()
+    assert seat.names() == [SLIDE]
+
+    page.get_by_role("button", name="Export").click()
+    page.get_by_text("--decided correct-later --out to-correct/").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Decisions as CSV").click()
+    assert f"{SLIDE},correct-later,ann," in Path(download.value.path()).read_text()
+    page.get_by_role("button", name="Close").click()
+    seat.check()
+
+
+def test_two_reviewers_at_once_see_each_other_and_where_they_disagree(browser: Any, served: Served) -> None:
+    ann, bob = (Seat(browser, served.url, name) for name in ("ann", "bob"))
+    ann.names()
+    bob.names()
+    ann.page.get_by_role("button", name=f"Accept: {SLIDE}").click()
+    ann.page.get_by_text(f"Accepted: {SLIDE}").wait_for()
+    bob.page.get_by_text("by ann").wait_for(timeout=20_000)
+    bob.page.get_by_role("button", name=f"Reject: {SLIDE}").click()
+    bob.page.get_by_text("you and ann disagree").first.wait_for()
+    ann.page.get_by_text("you and bob disagree").wait_for(timeout=20_000)
+    bob.page.keyboard.press("u")
+    ann.page.get_by_text("Accepted by you").wait_for(timeout=20_000)
+    for seat in (ann, bob):
+        seat.check()
+
+
+def test_names_and_messages_are_never_markup(browser: Any, served: Served) -> None:
+    seat = Seat(browser, f"{served.url}#/?search=img", "ann")
+    assert seat.names() == [EVIL]
+    assert seat.page.locator("img[onerror]").count() == 0
+    seat.page.locator(".card a").first.click()
+    seat.page.get_by_role("alert").wait_for()
+    assert seat.page.locator("img[onerror]").count() == 0
+    assert [url for url in seat.requests if url.endswith("/x")] == []
+
+
+VIEWS = ["#/", f"#/image/{SLIDE}", "#/scores", "#/plates"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_any_view_at_either_width(browser: Any, served: Served, theme: str) -> None:
+    seat = Seat(browser, served.url, "ann", color_scheme=theme)
+    page, found = seat.page, []
+    seat.names()
+    page.get_by_role("button", name=f"Accept: {SLIDE}").click()
+    for width in (1400, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        for view in VIEWS:
+            page.evaluate("to => { location.hash = to; }", view)
+            page.wait_for_timeout(400)
+            page.wait_for_load_state("networkidle")
+            found += violations(page, f"{view} {width}")
+            over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert over <= 0, f"{view} is wider than {width} pixels"
+        page.keyboard.press("?")
+        found += violations(page, f"help {width}")
+        page.keyboard.press("Escape")
+    assert found == []
+    seat.check()
+
+
+def violations(page: Any, where: str) -> list[str]:
+    """What axe finds that is serious or critical."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{where}: {one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:200]}"
+        for one in result["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.long
+def test_of_100_000_images_the_first_is_there_at_once_and_any_other_soon(browser: Any, tmp_path: Path) -> None:
+    scores = write_many(tmp_path, 100_000, 200)
+    server = Served(tmp_path)
+    seat = Seat(browser, server.url, "ann")
+    page = seat.page
+    page.locator(".card img").first.wait_for()
+    page.wait_for_function("() => document.querySelector('.card img').complete")
+    times = page.evaluate(
+        "({paint: performance.getEntriesByName('first-contentful-paint')[0].startTime, image: performance.now()})"
+    )
+    assert page.locator(".card").count() < 40
+    started = time.monotonic()
+    page.keyboard.press("End")
+    last = scores.sort_values("name")["name"].iloc[-1]
+    page.locator('.card[data-index="99999"] .name').wait_for()
+    jump = time.monotonic() - started
+    started = time.monotonic()
+    page.get_by_label("Search").fill(last)
+    page.get_by_text("1 image of 100,000").wait_for()
+    search = time.monotonic() - started
+    server.stop()
+    print(
+        f"first paint {times['paint']:.0f} ms, image {times['image']:.0f} ms, end {jump:.2f} s, search {search:.2f} s"
+    )
+    assert times["paint"] < 3000
+    assert times["image"] < 6000
+    assert max(jump, search) < 5
+    seat.check()

@@ -1,0 +1,135 @@
+"""One device for many requests: shared batches, fair, bounded, and let go of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError, Future
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.canvas import InferenceSettings
+from pipeline.geometry import Grid, Window
+from pipeline.inference import Engine
+from pipeline.posterior import Posterior
+from pipeline.tiles import PlaneWindow
+from serving.problems import RequestError
+from serving.sharing import SharedDevice
+from tests.making import network
+
+CPU = torch.device("cpu")
+HOW = InferenceSettings("softmax", False, 2, 32, ("identity", "hflip"), batch=8)
+
+
+class Counting:
+    """A member that notes how many tiles each call has, and waits for `go`."""
+
+    features = 0
+    activation = None
+
+    def __init__(self) -> None:
+        self.module, self.calls, self.go = network(0), 0, threading.Event()
+        self.go.set()
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        self.go.wait(20)
+        self.calls += 1
+        return self.module(tiles)
+
+    def parameters_bytes(self) -> int:
+        return 0
+
+
+def plane(height: int, width: int, seed: int) -> PlaneWindow:
+    values = np.random.default_rng(seed).normal(size=(1, height, width)).astype(np.float32)
+    return PlaneWindow(values, Window.of(0, height, 0, width), Grid.make((height, width), 32, 0.5))
+
+
+def same(a: Posterior, b: Posterior) -> bool:
+    maps = ("probability", "epistemic", "aleatoric", "labels", "masks", "member_masks")
+    return all(getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in maps)
+
+
+def submit(device: SharedDevice, engine: Engine, one: PlaneWindow, seconds: float = 60) -> Future[Posterior]:
+    return device.submit(engine, one, one.window, None, time.monotonic() + seconds)
+
+
+def test_tiles_of_different_requests_fill_one_call_and_keep_their_bits() -> None:
+    member = Counting()
+    engine = Engine([member], HOW, CPU)
+    planes = [plane(20 + i, 17 + i, i) for i in range(6)]  # four tiles each
+    alone = [engine.posterior(one, one.window) for one in planes]
+    calls_alone, member.calls = member.calls, 0
+    device = SharedDevice(1000)
+    member.go.clear()
+    answers = [submit(device, engine, one) for one in planes]
+    member.go.set()
+    assert all(same(answer.result(60), one) for answer, one in zip(answers, alone, strict=True))
+    device.close()
+    tiles = sum(one.grid.count for one in planes)
+    assert member.calls <= -(-tiles // HOW.batch) + 2 < calls_alone
+    assert device.load.tiles == tiles
+    assert device.load.calls == member.calls
+
+
+def test_a_small_image_does_not_wait_for_a_large_one_before_it() -> None:
+    member = Counting()
+    engine = Engine([member], HOW, CPU)
+    device = SharedDevice(10_000)
+    member.go.clear()
+    large, small = submit(device, engine, plane(400, 400, 0)), submit(device, engine, plane(20, 20, 1))
+    member.go.set()
+    small.result(60)
+    assert not large.done()
+    large.cancel()
+    device.close()
+
+
+def test_what_nobody_waits_for_is_let_go_of() -> None:
+    member = Counting()
+    engine = Engine([member], HOW, CPU)
+    device = SharedDevice(10_000)
+    member.go.clear()
+    left, late = submit(device, engine, plane(300, 300, 0)), submit(device, engine, plane(300, 300, 1), seconds=0.05)
+    time.sleep(0.1)
+    left.cancel()
+    member.go.set()
+    with pytest.raises(RequestError) as refused:
+        late.result(20)
+    assert refused.value.status == 504
+    with pytest.raises(CancelledError):
+        left.result(0)
+    device.close()
+    assert member.calls <= 2
+    assert device.load.waiting == 0
+
+
+def test_more_tiles_than_may_wait_are_refused_with_a_time_to_come_back() -> None:
+    member = Counting()
+    engine = Engine([member], HOW, CPU)
+    device = SharedDevice(50)
+    member.go.clear()
+    first = submit(device, engine, plane(200, 200, 0))  # more than fifty, but nothing else waits
+    with pytest.raises(RequestError) as refused:
+        submit(device, engine, plane(40, 40, 1))
+    assert refused.value.status == 503
+    assert refused.value.retry_after >= 1
+    first.cancel()
+    member.go.set()
+    device.close()
+
+
+def test_an_error_of_one_batch_ends_its_images_and_no_others() -> None:
+    class Broken(Counting):
+        def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+            raise ValueError("broken")
+
+    broken, right = Engine([Broken()], HOW, CPU), Engine([Counting()], HOW, CPU)
+    device, one = SharedDevice(1000), plane(30, 30, 0)
+    failed, answered = submit(device, broken, one), submit(device, right, one)
+    with pytest.raises(ValueError, match="broken"):
+        failed.result(60)
+    assert same(answered.result(60), right.posterior(one, one.window))
+    device.close()
