@@ -156,9 +156,7 @@ def test_the_whole_journey_of_a_reviewer(browser: Any, served: Served) -> None:
     page.get_by_label("Name").fill("ann")
     page.get_by_role("button", name="Save").click()
     page.get_by_role("heading", name=ORDER[1]).wait_for()
-    page.get_by_role("checkbox", name="Uncertainty").wait_for()  # no decision before the image is there
-    page.wait_for_timeout(300)
-    page.keyboard.press("a")
+    page.get_by_role("button", name="Accept").click()
     page.get_by_role("heading", name=ORDER[2]).wait_for()
     page.keyboard.press("u")
     page.get_by_text(f"Undone: {ORDER[1]}").wait_for()
