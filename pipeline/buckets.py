@@ -1,7 +1,8 @@
 """Filesystems of buckets and web servers: what the environment says of them, and how often a request is tried.
 
 One filesystem of a kind serves all threads of a process, so that it signs in once and its connections are used
-again; another environment gets another one. Nothing of a listing is ever kept: other processes write too.
+again; another environment, or configuration of fsspec, gets another one. Nothing of a listing is ever kept: other
+processes write too.
 
 A request that fails for now (the server is busy or throttles, does not answer, or a connection drops, in the middle
 of a body too) is made again after a wait that grows, at random so that many workers do not come back at once.
@@ -48,7 +49,8 @@ def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSys
 
     A failed request is made again, see above. Raises what the library says of credentials that it cannot read.
     """
-    told = hash(frozenset((key, value) for key, value in os.environ.items() if key.startswith(_TOLD_BY)))
+    environment = frozenset((key, value) for key, value in os.environ.items() if key.startswith(_TOLD_BY))
+    told = hash((environment, repr(fsspec.config.conf.get(scheme))))
     return _bucket(scheme, asynchronous, os.getpid(), told)
 
 

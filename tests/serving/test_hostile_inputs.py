@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec.config
 import numpy as np
 import pytest
 import tifffile
@@ -18,11 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pipeline import storage
 from pipeline.errors import ChorusError
 from serving.decoding import decode
 from serving.problems import RequestError, said
 from serving.settings import Limits
-from serving.sources import Stored, check_path, check_source
+from serving.sources import Stored, check_path, check_source, guard_web
+from tests.buckets import without_waiting
 from tests.making import pixels, write_image, write_light_ensemble
 from tests.servers import NPY, npy, server
 
@@ -172,6 +178,27 @@ def test_a_public_address_below_its_prefix_is_taken() -> None:
     for path in ("../x", "a/../../x", "a//b", ".", "a/%2e%2e/b", "a\0b"):
         with pytest.raises(RequestError):
             check_path(path)
+
+
+def test_names_that_lead_inside_are_not_read_also_where_the_web_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an ensemble came from the web, and the name of an allowed host is another address a moment later."""
+    without_waiting(monkeypatch)
+    (tmp_path / "file").write_bytes(b"inside")
+    web = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    url = f"http://localhost:{web.server_port}/file"
+    try:
+        assert storage.read_bytes(url) == b"inside"
+        for kind in ("http", "https"):
+            monkeypatch.setitem(fsspec.config.conf, kind, {})
+        guard_web.__wrapped__()
+        with pytest.raises(OSError, match="Cannot connect to host localhost"):
+            storage.read_bytes(url)
+    finally:
+        web.shutdown()
+        web.server_close()
 
 
 def test_an_image_whose_metadata_lead_elsewhere_or_run_code_is_refused(tmp_path: Path) -> None:
