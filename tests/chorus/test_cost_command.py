@@ -29,7 +29,7 @@ def test_a_run_says_what_it_cost_and_calibrates_a_plan_without_a_gpu(chorus: Cho
     assert found["calibration"]["seconds_per_tile"] == summary["seconds_per_tile"]
     assert found["alone"][0]["title"] == "2 x small-gpu-spot"
     shown = chorus("plan", *common, "-o", tmp_path / "p", *prices, "--calibration", tmp_path / "out")
-    assert "all together" in shown.out
+    assert "All together, by node type" in shown.out
     alone = chorus("plan", *common, "-o", tmp_path / "p", "--calibration", tmp_path / "out")
     assert alone.code == 2
     assert "--calibration is for --cluster" in alone.err
