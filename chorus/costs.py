@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
 from chorus.format import duration
-from cluster.pricing import CostForecast, Prediction
+
+if TYPE_CHECKING:
+    from cluster.pricing import CostForecast, Prediction
 
 
 def tables(found: CostForecast) -> Iterator[RenderableType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.calibration import Calibration
+from cluster.calibration import USABLE, Calibration
 from cluster.placement import Placement, estimate_memory, place, tasks_at_once
 from cluster.plan import Cost, ResolvedSettings
 from cluster.prices import ClusterFile, NodeType, StoragePrices
@@ -15,8 +15,6 @@ from cluster.session import Resources
 from cluster.simulation import simulate
 from pipeline.errors import RefusedError
 
-# Of a device's or a node's memory, as in `cluster.calibration`.
-_USABLE = 0.8
 # For Ray to be joined, the ensemble tried, and actors to load it, on nodes that are there (measured: 18 to 40 s).
 _ACTOR_SECONDS = 30.0
 # Of one core, beside what storage takes: to decode and prepare a megapixel of one channel, to encode and record one,
@@ -154,7 +152,7 @@ def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: 
     """Raises RefusedError where members do not fit."""
     device = "cuda" if one.gpus else "cpu"
     settings: ResolvedSettings = job.settings.model_copy(update={"device": device})
-    usable = int(_USABLE * 1e9 * (one.gpu_memory_gb or one.memory_gb))
+    usable = int(USABLE * 1e9 * (one.gpu_memory_gb or one.memory_gb))
     memory = estimate_memory(job.table, job.ensemble, settings, measured)
     resources = Resources(number * one.cpus, number * one.gpus, number, int(number * one.memory_gb * 1e9))
     run = job.request.run.model_copy(update={"actors": None, "address": None})
