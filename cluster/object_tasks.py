@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,8 @@ from pipeline.outputs import open_labels, prepare_labels, remove_folder, remove_
 from pipeline.pyramid import write_label_pyramid
 from pipeline.reading import open_level, read_window
 
+Job = TypeVar("Job", bound=ObjectJob)
+
 
 @dataclass(frozen=True)
 class Done:
@@ -72,14 +74,21 @@ def timed(function: Callable[..., ImageObjects | None], *arguments: Any) -> Done
 
 
 def find_all(job: ObjectJob) -> ImageObjects:
-    """All of an image of few regions; what is only needed on the way stays on this machine."""
+    """All of an image of few regions."""
+    return at_once(job, find_in_region, number_objects, label_pixels)
+
+
+def at_once(
+    job: Job, find: Callable[[Job, int], None], number: Callable[[Job], None], label: Callable[[Job, int], None]
+) -> ImageObjects:
+    """All stages of an image in this process; what is only needed on the way stays on this machine."""
     with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder:
         inside = replace(job, scratch=folder)
-        for region in range(job.image.regions):
-            find_in_region(inside, region)
-        number_objects(inside)
-        for region in range(job.image.regions):
-            label_pixels(inside, region)
+        for region in range(job.tasks("regions")):
+            find(inside, region)
+        number(inside)
+        for part in range(job.tasks("labels")):
+            label(inside, part)
         return finish_objects(inside)
 
 

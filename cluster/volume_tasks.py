@@ -13,9 +13,7 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -28,9 +26,9 @@ from numpy.typing import NDArray
 from cluster.object_job import ImageObjects
 from cluster.object_rows import find_rows, known_names, sorted_rows, table_writer, write_rows
 from cluster.object_tasks import (
+    at_once,
     channel_names,
     columns_of,
-    finish_objects,
     read_objects,
     write_json,
     write_known,
@@ -63,15 +61,8 @@ def volume_schema(maps: Sequence[str], first: Sequence[tuple[str, pa.DataType]] 
 
 
 def find_all_in_volume(job: VolumeJob) -> ImageObjects:
-    """All of an image of few blocks; what is only needed on the way stays on this machine."""
-    with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder:
-        inside = replace(job, scratch=folder)
-        for block in range(job.tasks("regions")):
-            find_in_block(inside, block)
-        number_volume(inside)
-        for slab in range(job.tasks("labels")):
-            label_voxels(inside, slab)
-        return finish_objects(inside)
+    """All of an image of few blocks."""
+    return at_once(job, find_in_block, number_volume, label_voxels)
 
 
 def find_in_block(job: VolumeJob, index: int) -> None:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from serving.metrics import ApplicationMetrics
-from serving.problems import RequestError, problem_response
+from serving.problems import GUARDS, RequestError, problem_response
 from serving.settings import ServeSettings, is_loopback
 from serving.tokens import Gatekeeper
 
@@ -27,13 +27,6 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Answered to whoever asks: they say nothing but that the server is there.
 _PUBLIC = ("/v1/health", "/v1/ready")
 _REVIEW = "/review"
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 _CLOSED = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Cache-Control": "no-store"}
 
 
@@ -154,7 +147,7 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._answered, self._status = True, message["status"]
             headers = MutableHeaders(scope=message)
-            own = _HEADERS if self._scope["path"].startswith(_REVIEW) else _HEADERS | _CLOSED
+            own = GUARDS if self._scope["path"].startswith(_REVIEW) else GUARDS | _CLOSED
             for name, value in own.items():
                 headers.setdefault(name, value)
             if self._door.names_requests:

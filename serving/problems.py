@@ -29,6 +29,14 @@ TITLES = {
     503: "Too much to do",
     504: "Not done in time",
 }
+GUARDS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""Headers of every answer: a browser takes it for what it says it is, and gives it to no other site."""
 # Paths and URLs of this machine that the sentences of the lower floors name first.
 _PATHS = re.compile(r"(?:(?:[a-z0-9]+:/)?/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*)")
 
@@ -71,7 +79,7 @@ class RequestError(Exception):
         return type(self), (self.status, self.detail, self.retry_after)
 
 
-def problem_response(error: RequestError, request_id: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem_response(error: RequestError, request_id: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
     """The answer to a request that ended with `error`."""
     problem = Problem(
         title=TITLES.get(error.status, "Not done"), status=error.status, detail=error.detail, request_id=request_id

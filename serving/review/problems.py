@@ -6,21 +6,18 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from pipeline import storage
 from pipeline.errors import ChorusError, ImageError, OutputError
+from serving.problems import GUARDS, RequestError, problem_response
 
 # Of the one style that OpenSeadragon adds (no outline where there is no mouse).
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
-HEADERS = {
+HEADERS = GUARDS | {
     "Content-Security-Policy": f"default-src 'self'; style-src 'self' {_STYLE}; img-src 'self' data: blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
@@ -55,6 +52,4 @@ def explain_problems(app: FastAPI, out: str) -> None:
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
     """An answer of one sentence."""
-    titles = {400: "Refused", 403: "Not allowed", 404: "Not found", 422: "Cannot be done", 503: "Storage failed"}
-    content = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status, "detail": detail}
-    return JSONResponse(content, status, headers, media_type="application/problem+json")
+    return problem_response(RequestError(status, detail), headers=headers)
