@@ -36,24 +36,23 @@ class Design:
     """A way to cut and to finish: the present one, or another one to compare with."""
 
     name: str
-    most_blocks: int = 5_000
-    blocks_per_actor: int = 0
+    most_blocks_per_actor: int = Schedule().most_blocks_per_actor
     tasks: int | None = None
 
     def schedule(self, gpus: int) -> Schedule:
         return Schedule(
             # No more regions in a block than there must be: one of 289 tiles fills a block by itself.
             regions_per_block=1,
-            most_blocks=max(self.most_blocks, self.blocks_per_actor * gpus),
+            most_blocks_per_actor=self.most_blocks_per_actor,
             tasks=self.tasks or tasks_at_once(gpus * CORES_PER_GPU),
         )
 
 
 DESIGNS = (
-    Design("at most 5,000 blocks, 2 finishing tasks", tasks=2),
-    Design("at most 5,000 blocks, 256 finishing tasks", tasks=256),
-    Design("at most 5,000 blocks (as it is)"),
-    Design("64 blocks for each actor", blocks_per_actor=64),
+    Design("at most 5,000 blocks, 2 finishing tasks", most_blocks_per_actor=0, tasks=2),
+    Design("at most 5,000 blocks, 256 finishing tasks", most_blocks_per_actor=0, tasks=256),
+    Design("at most 5,000 blocks", most_blocks_per_actor=0),
+    Design("64 blocks for each actor (as it is)"),
 )
 WORK = Work(REGIONS, IMAGES, spread=0.2, read_seconds=2.0, write_seconds=3.5, finish_seconds=18.0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus import costs, ensembles, jobs, models
+from chorus import bench, costs, ensembles, jobs, models
 from chorus import export as exports
 from chorus import format as layout
 from chorus import serve as servers
@@ -23,6 +23,7 @@ from chorus.evaluate import compare, evaluate
 from chorus.flag import flag
 from chorus.objects import objects
 from chorus.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
+from chorus.profile import profile
 from chorus.progress import ConsoleReporter
 from chorus.review import review
 from chorus.shift import shift
@@ -42,6 +43,7 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
 )
 app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
+app.add_typer(bench.app, name="bench", help="Measure this machine: which backend carries out an ensemble fastest.")
 app.add_typer(models.app, name="models", help="Test packages of trained networks.")
 app.add_typer(jobs.app, name="jobs", help="Look at jobs of `chorus submit` on a Ray cluster, stop and resume them.")
 app.add_typer(servers.app, name="serve", help="Answer images one by one over HTTP; `serve token` makes tokens.")
@@ -66,6 +68,9 @@ def predict(
         ),
     ] = None,
     cluster: ClusterFileOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Keep when what was done, for `chorus profile OUT`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
@@ -93,7 +98,7 @@ def predict(
 
     about_run(run_label(storage.normalise(request.out)))
     prices = None if cluster is None else read_cluster(cluster)
-    carried_out = {"thumbnails": report, "metrics_port": metrics_port, "cluster": prices}
+    carried_out = {"thumbnails": report, "metrics_port": metrics_port, "cluster": prices, "profile": profile}
     request = request.model_copy(update={"run": request.run.model_copy(update=carried_out)})
     of_objects = ConsoleReporter(err, units="steps", devices="cores")
     outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)
@@ -245,6 +250,7 @@ def report(
 
 app.command()(convert)
 app.command()(calibrate)
+app.command()(profile)
 app.command()(flag)
 app.command()(shift)
 app.command()(train)

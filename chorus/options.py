@@ -62,8 +62,16 @@ class RequestOptions:
     augment: Annotated[
         str | None, typer.Option(help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.")
     ] = None
+    effort: Annotated[
+        Literal["full", "adaptive"],
+        typer.Option(help="All augmentations for every tile, or only where they matter, by the ensemble's bound."),
+    ] = "full"
     batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32"
+    backend: Annotated[
+        Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
+        typer.Option(help="What carries out the networks; auto takes what `chorus bench engine` found, else eager."),
+    ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes GPUs if there are any.")
     ] = "auto"
@@ -112,9 +120,11 @@ class RequestOptions:
             "diameter": self.diameter,
             "tile": self.tile,
             "overlap": self.overlap,
-            "augmentations": _augmentations(self.augment),
+            "augmentations": augmentation_names(self.augment),
+            "effort": self.effort,
             "batch": self.batch,
             "precision": self.precision,
+            "backend": self.backend,
             "device": _device(self.device, self.address),
             "region": self.region,
             "chunk": self.chunk,
@@ -206,18 +216,24 @@ def names(text: str) -> list[str]:
     return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _augmentations(text: str | None) -> list[str] | None:
+def augmentation_names(text: str | None) -> list[str] | None:
+    """What `--augment` means; None where the ensemble decides."""
     named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
     return None if text is None else named.get(text) or names(text)
 
 
-def _device(device: str, address: str | None) -> str:
-    if device != "auto":
-        return device
-    if address is not None:
+def _device(device: Literal["auto", "cpu", "cuda"], address: str | None) -> str:
+    if device == "auto" and address is not None:
         from cluster import session
 
         return "cuda" if session.start(address, staged=False).gpus else "cpu"
+    return device_here(device)
+
+
+def device_here(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """What `--device` means on this machine."""
+    if device != "auto":
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,7 +35,7 @@ def review(
 
     from serving.review.app import review_app
 
-    app = review_app(out)
+    app = review_app(out, places=True)
     # A page elsewhere whose name was pointed at this machine would be sent on to us with its own name.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"])
     listening = _listen(port)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from chorus.options import TrustCode, named_ensemble
+from chorus.options import TrustCode, device_here, named_ensemble
 from pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def serve(
         list[str] | None, typer.Option(help="URL below which /v1/jobs may read images and write results.")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run.")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32",
+    backend: Annotated[
+        Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
+        typer.Option(help="What carries out the networks, as in `chorus predict`."),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each replica on a CPU; by default its share of this machine's cores.")
+    ] = None,
     min_replicas: Annotated[int, typer.Option(min=0, help="Of each ensemble, at the least.")] = 1,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="Of each ensemble, when there is much to do.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")] = None,
@@ -59,13 +67,12 @@ def serve(
         return
     if not ensemble:
         raise RefusedError("serve: give --ensemble, such as `chorus serve --ensemble nuclei-fluo`")
-    if device == "auto":
-        import torch
+    from psutil import cpu_count
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     from serving.running import serve as run
     from serving.settings import parse_settings
 
+    replicas = max_replicas or max(1, min_replicas)
     content: dict[str, Any] = {
         "ensembles": _named(ensemble),
         "host": host,
@@ -75,9 +82,12 @@ def serve(
         "cors": cors or [],
         "jobs_url": jobs,
         "reprocess": reprocess or [],
-        "device": device,
+        "device": device_here(device),
+        "precision": precision,
+        "backend": backend,
+        "threads": threads or max(1, cpu_count() // (len(ensemble) * replicas)),
         "min_replicas": min_replicas,
-        "max_replicas": max_replicas or max(1, min_replicas),
+        "max_replicas": replicas,
         "trust_code": trust_code,
     }
     run(parse_settings(content), port, address, _announce)

@@ -16,7 +16,7 @@ from cluster.worker import RegionStatus
 from pipeline.errors import RefusedError
 
 # What seconds per tile depend on, beside ensemble and device.
-_DECIDES = ("tile", "augmentations", "precision")
+_DECIDES = ("tile", "augmentations", "precision", "backend")
 
 
 def calibration_content(measured: Calibration, settings: ResolvedSettings) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
             f"changed; give a run of the same ensemble, or leave --calibration out"
         )
     for name in _DECIDES:
-        earlier, now = known["settings"][name], getattr(settings, name)
+        earlier, now = ({"backend": "eager"} | known["settings"])[name], getattr(settings, name)
         if earlier != now:
             raise RefusedError(
                 f"--calibration {out}: was measured with {name} {earlier}, now {now}; ask for the same, or leave "

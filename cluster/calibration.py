@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from cluster.plan import ResolvedSettings, inference_settings
+from pipeline.backends.member import on_backend
 from pipeline.ensemble import Ensemble, check_answer
 from pipeline.inference import MemberGroup
 from pipeline.posterior import SampleSums
@@ -49,6 +50,7 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings, threads: int) -> C
     members = [ensemble.load_member(index, device, settings.tile) for index in count]
     for index, member in enumerate(members):
         check_answer(ensemble, index, member, settings.tile, device)
+    members = [on_backend(member, settings.backend, settings.precision, device) for member in members]
     inputs = ensemble.inputs(count, settings.tile)
     weights = sum(member.parameters_bytes() for member in members)
     before = _peak(device)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.logs import configure
 from cluster.metrics import export_by_ray
+from cluster.timeline import Span, noted
 from pipeline.errors import ChorusError, OutputError
 
 if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
@@ -27,12 +28,14 @@ class TaskResult:
     Attributes
     ----------
     unwritable : the output is at fault, not the image
+    spans : when its stages were
     """
 
     key: int
     value: Any
     error: str | None = None
     unwritable: bool = False
+    spans: tuple[Span, ...] = field(default=(), compare=False)
 
 
 class Tasks(Protocol):
@@ -62,6 +65,12 @@ class Executor(Tasks, Protocol):
 
 def attempt(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
     """Call a task's function; its failure is a result like any other."""
+    with noted() as spans:
+        result = _attempted(key, function, *arguments)
+    return replace(result, spans=tuple(spans))
+
+
+def _attempted(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
     try:
         return TaskResult(key, function(*arguments))
     except ChorusError as error:

@@ -11,6 +11,7 @@ from cluster.logs import about
 from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, layout_of
 from cluster.statistics import image_statistics
+from cluster.timeline import span
 from pipeline.appearance import Appearance, appearance_columns, column_names
 from pipeline.ensemble import Ensemble
 from pipeline.features import FeatureTotal
@@ -31,13 +32,17 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
 
 def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     ledger = Ledger(context.out)
-    records = ledger.region_records(image.name, image.regions)
-    finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
+    with span("image scores"):
+        records = ledger.region_records(image.name, image.regions)
+        finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
     layout = layout_of(image, ensemble, context.settings, context.out)
-    write_pyramid(layout)
+    with span("pyramid"):
+        write_pyramid(layout)
     if context.thumbnails:
-        write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
-    ledger.record_image(image.name, finished)
+        with span("thumbnail"):
+            write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+    with span("image record"):
+        ledger.record_image(image.name, finished)
     return finished.row
 
 
@@ -53,12 +58,14 @@ def image_record(
     """
     sums: list[RegionSums] = []
     looks: list[Appearance] = []
-    features, tiles, seconds = FeatureTotal(), 0, 0.0
+    features, tiles, seconds, samples, counted = FeatureTotal(), 0, 0.0, 0, 0
     for record in records:
         sums.append(record.sums)
         looks.append(record.appearance)
         features.add(record.features)
         tiles, seconds = tiles + record.tiles, seconds + record.seconds
+        if record.samples is not None:
+            samples, counted = samples + record.samples, counted + record.features.tiles
     scores = image_scores(sums)
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= scores.model_dump(include=set(SCORE_FIELDS))
@@ -71,6 +78,8 @@ def image_record(
     for field, values in zip(CLASS_FIELDS, per_class, strict=True):
         row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
     row |= appearance_columns(looks, ensemble.spec.input.channels, names)
+    if counted:
+        row["samples"] = samples / counted
     row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
     return ImageRecord(row=row, features=features.mean())
 

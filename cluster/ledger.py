@@ -38,7 +38,10 @@ _AT_ONCE = 256
 
 
 class RegionRecord(BaseModel):
-    """A finished region: its sums, its looks, its features, how many tiles it took and the seconds that they took."""
+    """A finished region: its sums, its looks, its features, how many tiles it took and the seconds that they took.
+
+    `samples` are those that the tiles got of which the features are, where effort was adaptive.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,6 +51,7 @@ class RegionRecord(BaseModel):
     features: FeatureSums
     tiles: int
     seconds: float
+    samples: int | None = None
 
 
 class ImageRecord(BaseModel):

@@ -50,7 +50,7 @@ class Metric:
 REGIONS = Metric("chorus_regions_total", "counter", "Regions that ended, by how.", ("state",))
 TILES = Metric("chorus_tiles_total", "counter", "Tiles evaluated for regions that ended.")
 PIXELS = Metric("chorus_pixels_total", "counter", "Pixels written of regions that ended.")
-PASSES = Metric("chorus_forward_passes_total", "counter", "Forward passes: tiles times members times augmentations.")
+PASSES = Metric("chorus_forward_passes_total", "counter", "Forward passes: tiles times samples that they got.")
 RETRIES = Metric("chorus_region_retries_total", "counter", "Times that a region was begun anew as its process died.")
 RESTARTS = Metric("chorus_stream_restarts_total", "counter", "Times that Ray broke off and what was left went on.")
 IMAGES = Metric("chorus_images_total", "counter", "Images that ended, by how.", ("state",))
@@ -173,7 +173,7 @@ class RunMetrics:
 
     Parameters
     ----------
-    passes : forward passes of a tile
+    passes : forward passes of a tile that gets all
     """
 
     def __init__(self, context: RunContext, passes: int) -> None:
@@ -204,7 +204,7 @@ class RunMetrics:
         self._recorder.add(REGIONS_OPEN, -1)
         self._recorder.add(TILES, status.tiles)
         self._recorder.add(PIXELS, status.pixels)
-        self._recorder.add(PASSES, status.tiles * self._passes)
+        self._recorder.add(PASSES, status.passes or status.tiles * self._passes)
         self._recorder.add(RETRIES, status.attempts - 1)
 
     def finishing(self, change: int) -> None:

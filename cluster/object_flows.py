@@ -72,6 +72,7 @@ class SecondEnsemble:
             level=0,
             diameter=diameter if spec.input.diameter_px is not None else None,
             precision=first.precision,
+            backend=first.backend,
             device=first.device,
             region=first.region,
             chunk=first.chunk,

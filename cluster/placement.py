@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from cluster.calibration import Calibration
 from cluster.images import ImageTable, PlannedImage
 from cluster.machines import Machine
-from cluster.plan import Cost, ResolvedSettings
+from cluster.plan import Cost, ResolvedSettings, inference_settings
 from cluster.session import Resources
 from cluster.settings import RunSettings
 from cluster.worker import member_groups
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
+from pipeline.rounds import tiles_in_wave
 
 # Tiles in a block of the stream, at least: small regions are grouped where a device does thousands of tiles a second.
 _GPU_TILES_PER_BLOCK = 512
@@ -88,7 +89,8 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     """What an actor that hosts all members needs: measured weights and activations, and its largest regions.
 
     Per pixel of a region: the source's channels as stored and normalised, and the posterior (`Posterior`) with a
-    copy of the maps that are kept; per pixel of a row of tiles: the sums of every member and of the ensemble.
+    copy of the maps that are kept; per pixel of a row of tiles: the sums of every member and of the ensemble. With
+    adaptive effort also the samples of a wave.
     """
     members, classes = len(ensemble.spec.members), len(ensemble.probability_names)
     channels = len(ensemble.spec.input.channels)
@@ -98,8 +100,17 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     per_pixel = channels * 8 + (classes + 3) * 8 + (members + 2)
     sums = 4 * (members * classes + classes + 2) * 2
     at_once = _GPU_BLOCKS if settings.device == "cuda" else _CPU_BLOCKS
-    regions = at_once * per_pixel * pixels + sums * settings.tile * widest
+    regions = at_once * per_pixel * pixels + sums * settings.tile * widest + _wave(ensemble, settings)
     return Memory(measured.weights, measured.activations, regions, measured.process)
+
+
+def _wave(ensemble: Ensemble, settings: ResolvedSettings) -> int:
+    """Bytes of the samples that adaptive effort holds: of every member one of each tile of a wave, and their sums."""
+    inference = inference_settings(settings, ensemble)
+    if inference.effort is None:
+        return 0
+    held = (len(ensemble.spec.members) + 3) * inference.maps
+    return 4 * held * tiles_in_wave(inference) * settings.tile**2
 
 
 def _largest_window(image: PlannedImage, tile: int) -> tuple[int, int]:
@@ -143,6 +154,11 @@ def place(
     stages = 1 if run.placement == "replicated" else run.stages if run.placement == "staged" else None
     if stages is None:
         stages = _fewest_stages(len(ensemble.spec.members), memory, device_memory)
+    if settings.bound is not None and stages > 1:
+        raise RefusedError(
+            "--effort adaptive: needs all members in one actor, and here they are in stages; use --effort full, or a "
+            "smaller --region, --batch or --tile with --placement replicated"
+        )
     groups = tuple(member_groups(len(ensemble.spec.members), stages))
     largest = max(len(group) for group in groups) / len(ensemble.spec.members)
     needed = memory.total - int(memory.weights * (1 - largest))

@@ -6,13 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from cluster.images import ImageTable, PlannedImage
-from cluster.settings import ResultSettings
+from cluster.settings import SAMPLES, ResultSettings
 from cluster.volume_views import VIEWS, turned
 from pipeline import storage
+from pipeline.backends.choice import Backend, check_backend
+from pipeline.backends.profile import Work, best_backend
 from pipeline.canvas import InferenceSettings, tiles_per_call
+from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
 from pipeline.features import centres_in
@@ -29,12 +33,17 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 
 
 class ResolvedSettings(ResultSettings):
-    """Result settings in which nothing is left to the ensemble."""
+    """Result settings in which nothing is left to the ensemble.
+
+    `bound` says which tiles are done after the first round; None with full effort.
+    """
 
     tile: int
     overlap: float
     augmentations: list[str]
     batch: int
+    backend: Backend = "eager"  # as in outputs of versions that knew no other
+    bound: EffortBound | None = None
 
 
 class RunContext(BaseModel):
@@ -48,6 +57,7 @@ class RunContext(BaseModel):
     threads : of torch, per actor on CPU
     trust_code : whether code that a member's package brings along may run
     thumbnails : whether each image gets one when it is finished
+    profile : whether workers say when what was done
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +71,7 @@ class RunContext(BaseModel):
     threads: int = 1
     trust_code: bool = False
     thumbnails: bool = True
+    profile: bool = False
 
     @property
     def table_url(self) -> str:
@@ -87,8 +98,40 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
     augmentations = settings.augmentations or spec.augmentations
     batch = settings.batch or tiles_per_call(settings.device, tile, len(augmentations))
     overlap = spec.overlap if settings.overlap is None else settings.overlap
-    filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch}
-    return ResolvedSettings.model_validate(settings.model_dump() | filled)
+    backend = settings.backend
+    if backend == "auto":
+        samples = batch * len(augmentations)
+        backend = best_backend(ensemble, Work(tile, samples, settings.precision, torch.device(settings.device)))
+    check_backend(backend, settings.precision, settings.device)
+    filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
+    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled)
+    return _adaptive(resolved, ensemble) if settings.effort == "adaptive" else _full(resolved)
+
+
+def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSettings:
+    """With the ensemble's bound, which goes into the record of the run, and the map that says what tiles got."""
+    bound = ensemble.spec.effort
+    if bound is None:
+        raise RefusedError(
+            f"{ensemble.url}: --effort adaptive needs a bound that was measured with the ensemble; make one with "
+            f"`chorus ensemble effort`, or use --effort full"
+        )
+    for name in ("tile", "overlap", "augmentations"):
+        if getattr(settings, name) != getattr(bound, name):
+            raise RefusedError(
+                f"{ensemble.url}: --effort adaptive was measured with {name} {getattr(bound, name)}, not "
+                f"{getattr(settings, name)}; leave that option out, or measure again with `chorus ensemble effort`"
+            )
+    if settings.volumes:
+        raise RefusedError("--effort adaptive: results of volumes get full effort; leave --effort or --volumes out")
+    save = [*settings.save, SAMPLES] if settings.save and SAMPLES not in settings.save else settings.save
+    return settings.model_copy(update={"bound": bound, "save": save})
+
+
+def _full(settings: ResolvedSettings) -> ResolvedSettings:
+    if SAMPLES in settings.save:
+        raise RefusedError(f"--save {SAMPLES}: is the same everywhere with full effort; use --effort adaptive")
+    return settings
 
 
 def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> InferenceSettings:
@@ -102,6 +145,7 @@ def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> Infere
         batch=settings.batch,
         precision=settings.precision,
         flows=ensemble.spec.flows,
+        effort=settings.bound,
     )
 
 
@@ -210,7 +254,7 @@ class Cost:
     ----------
     images, regions : how many
     tiles : evaluated, those that two regions share counted twice; `unique_tiles` counts them once
-    forward_passes : tiles times members times augmentations
+    forward_passes : tiles times members times augmentations, at most that with adaptive effort
     megapixels : of the segmented planes
     bytes_in, bytes_out : uncompressed
     most_tiles : of any region

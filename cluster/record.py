@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from cluster.ledger import Ledger
 from cluster.plan import PLAN, ResolvedSettings
 from cluster.request import Outcome, PredictRequest
 from pipeline import storage
+from pipeline.backends.choice import Backend
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
@@ -49,6 +51,7 @@ ENTRIES = (
     "work",
     "objects.parquet",
     "objects.json",
+    "profile",
     "run.json",
 )
 # Columns of the scores that are not numbers.
@@ -126,6 +129,7 @@ class RunRecord:
             "repeated": self.content.pop("repeated"),
             "smaller_batch": self.content.pop("smaller_batch"),
             "tiles": sum(row["tiles"] for row in outcome.rows),
+            **_saved(outcome, self.content),
             "seconds": round((finished - datetime.fromisoformat(self.content["started"])).total_seconds(), 1),
         }
         self.content |= {"finished": finished.isoformat(), "outcome": outcome.state, "summary": summary}
@@ -179,6 +183,14 @@ def read_run(out: str) -> dict[str, Any]:
     except OSError as error:
         raise RefusedError(f"{out}: no results of Chorus ({storage.explain(error, url)})") from error
     return content
+
+
+def earlier_backend(out: str) -> Backend | None:
+    """What carried out the members' networks of the run that is in `out`; None where there is none."""
+    if not storage.exists(storage.join(out, "run.json")):
+        return None
+    backend: Backend = read_run(out).get("settings", {}).get("backend", "eager")
+    return backend
 
 
 def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
@@ -307,6 +319,17 @@ def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
         raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
 
 
+def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:
+    """The share of forward passes that adaptive effort left out, by the tiles of each image; none with full effort."""
+    rows = [row for row in outcome.rows if row.get("samples") is not None]
+    if content["settings"]["effort"] != "adaptive" or not rows:
+        return {}
+    everything = content["ensemble"]["members"] * len(content["settings"]["augmentations"])
+    tiles = sum(row["tiles"] for row in rows)
+    drawn = math.fsum(row["samples"] * row["tiles"] for row in rows)
+    return {"passes_saved": round(1 - drawn / (tiles * everything), 4)}
+
+
 def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str]:
     """What defines the result and is not the same, in words."""
     found = setting_differences(record.defining["settings"], known)
@@ -321,7 +344,8 @@ def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str
 
 def setting_differences(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
     """Settings that are not those of an earlier ``run.json``, in words."""
-    earlier = known.get("settings", {})
+    # What earlier versions did not know, they did so.
+    earlier = {"backend": "eager", "effort": "full"} | known.get("settings", {})
     return [f"{k} was {earlier.get(k)}, now {value}" for k, value in settings.items() if earlier.get(k) != value]
 
 

@@ -25,9 +25,10 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
     """The posterior of `target`, of the model's plane, on the pixels of `window` of the image: maps linear, labels and
     masks nearest."""
     y, x = axis_maps(image)
-    classes, flows = len(posterior.probability), len(posterior.flows)
+    classes, flows, directions = len(posterior.probability), len(posterior.flows), len(posterior.flow_variance)
     variances = posterior.epistemic[None], posterior.aleatoric[None]
-    maps = np.concatenate([posterior.probability, *variances, posterior.flows, posterior.flow_variance])
+    rest = posterior.flows, posterior.flow_variance, posterior.samples
+    maps = np.concatenate([posterior.probability, *variances, *rest])
     maps = resample(maps, target, window, y, x)
 
     def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
@@ -43,7 +44,8 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
         masks=pick(posterior.masks),
         member_masks=pick(posterior.member_masks),
         flows=maps[classes + 2 : classes + 2 + flows],
-        flow_variance=maps[classes + 2 + flows :],
+        flow_variance=maps[classes + 2 + flows : classes + 2 + flows + directions],
+        samples=maps[classes + 2 + flows + directions :],
     )
 
 
@@ -56,5 +58,6 @@ def saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | N
         "aleatoric": posterior.aleatoric[None],
         "flow_variance": posterior.flow_variance,
         "flows": posterior.flows,
+        "samples": posterior.samples,
     }
     return np.concatenate([maps[name] for name in save]) if save else None

@@ -13,6 +13,7 @@ from cluster.images import PlannedImage, RegionPlace
 from cluster.ledger import RegionRecord
 from cluster.plan import ResolvedSettings, model_centres, model_grid
 from cluster.region_maps import axis_maps, is_resampled, on_image
+from cluster.timeline import span
 from pipeline.appearance import appearance
 from pipeline.ensemble import Ensemble, Inputs
 from pipeline.errors import ImageError
@@ -72,10 +73,12 @@ def region_work(
     down, across = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
     if is_resampled(image):
         source = Window(down.needed(needed.y), across.needed(needed.x))
-    raw = read(source)
-    prepared = np.concatenate([preparation.apply(raw, statistics) for preparation in inputs.preparations])
-    if is_resampled(image):
-        prepared = resample(prepared, source, needed, down, across)
+    with span("read"):
+        raw = read(source)
+    with span("prepare"):
+        prepared = np.concatenate([preparation.apply(raw, statistics) for preparation in inputs.preparations])
+        if is_resampled(image):
+            prepared = resample(prepared, source, needed, down, across)
     own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
     features = TileFeatures(grid, model_centres(image, where.window))
     return RegionWork(place, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
@@ -117,5 +120,7 @@ def region_result(
         features=FeatureSums.of(work.features.tiles, features),
         tiles=work.plane.grid.tile_count(work.target),
         seconds=round(busy, 3),
+        samples=None if settings.bound is None else work.features.samples,
     )
     return posterior, record
+

@@ -25,12 +25,13 @@ from cluster.plan import RunContext, cost, layout_of, plan_images, resolve
 from cluster.predicted_objects import add_objects, with_objects
 from cluster.prices import ClusterFile
 from cluster.pricing import CostForecast, forecast_costs
-from cluster.record import RunRecord, clear_output, open_output
+from cluster.record import RunRecord, clear_output, earlier_backend, open_output
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
 from cluster.run import Job, Run
 from cluster.sentinels import check_sentinels
 from cluster.serial import SerialExecutor
 from cluster.stopping import stoppable
+from cluster.timeline import profiled, span
 from cluster.volumes import VolumeRun, planes_only
 from pipeline import storage
 from pipeline.allocation import keep_freed_memory
@@ -55,29 +56,32 @@ def predict(request: PredictRequest, reporter: Reporter, of_objects: Reporter | 
     """
     started, begun = time.time(), time.monotonic()
     request = request.model_copy(update={"out": storage.normalise(request.out)})
-    job = _plan(request, reporter)
-    if request.run.cluster is not None:
-        request.run.cluster.price_of_a_device(job.settings.device)
     name = uuid.uuid4().hex[:12]
-    with output_lock(request.out, name), served(request.run.metrics_port):
-        record, fresh = _open(job, started)
-        with _executor(job, reporter) as (executor, made):
-            record.content["calibration"] = calibration_content(made.calibration, job.settings)
-            account = _account(job, made, reporter, begun)
-            # Nothing is removed before the ensemble was tried.
-            run = _begin(job, record, name, executor, account, fresh=fresh)
-            check_sentinels(
-                request,
-                job.ensemble,
-                job.settings,
-                reporter,
-                lambda inner: _within(planes_only(inner), name, executor, Silent()),
-            )
-            outcome = run.carry_out()
-            _close_account(account, record, outcome)
-            if job.request.objects != "none" and outcome.state != "interrupted":
-                add_objects(job.request, outcome, record, of_objects or Silent())
-            return outcome
+    with profiled(request.out, name, request.run.profile):
+        with span("plan"):
+            job = _plan(request, reporter)
+        if request.run.cluster is not None:
+            request.run.cluster.price_of_a_device(job.settings.device)
+        with output_lock(request.out, name), served(request.run.metrics_port):
+            record, fresh = _open(job, started)
+            with _executor(job, reporter) as (executor, made):
+                record.content["calibration"] = calibration_content(made.calibration, job.settings)
+                account = _account(job, made, reporter, begun)
+                # Nothing is removed before the ensemble was tried.
+                run = _begin(job, record, name, executor, account, fresh=fresh)
+                check_sentinels(
+                    request,
+                    job.ensemble,
+                    job.settings,
+                    reporter,
+                    lambda inner: _within(planes_only(inner), name, executor, Silent()),
+                )
+                outcome = run.carry_out()
+                _close_account(account, record, outcome)
+                if job.request.objects != "none" and outcome.state != "interrupted":
+                    with span("objects"):
+                        add_objects(job.request, outcome, record, of_objects or Silent())
+                return outcome
 
 
 def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
@@ -127,7 +131,7 @@ def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> Non
 def _plan(request: PredictRequest, reporter: Reporter) -> Job:
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
-    request = with_objects(request, ensemble)
+    request = _with_backend(with_objects(request, ensemble))
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")
     failures: list[FailedImage] = []
@@ -140,6 +144,14 @@ def _plan(request: PredictRequest, reporter: Reporter) -> Job:
                 yield image
 
     return Job(request, ensemble, settings, ImageTable.collect(planned()), failures)
+
+
+def _with_backend(request: PredictRequest) -> PredictRequest:
+    """The request as the run in its output was, where it does not choose: what was measured since changes nothing."""
+    if request.settings.backend != "auto" or request.overwrite:
+        return request
+    backend = earlier_backend(request.out) or "auto"
+    return request.model_copy(update={"settings": request.settings.model_copy(update={"backend": backend})})
 
 
 def _open(job: Job, started: float) -> tuple[RunRecord, bool]:
@@ -201,6 +213,7 @@ def _context(job: Job, name: str) -> RunContext:
         session=name,
         trust_code=job.ensemble.trust_code,
         thumbnails=job.request.run.thumbnails,
+        profile=job.request.run.profile,
     )
 
 
@@ -220,14 +233,16 @@ def _executor(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecast
 
     reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
     own_port = None if run.metrics_port is None else run.metrics_port + 1
-    resources = session.start(run.address, staged=run.placement == "staged", metrics_port=own_port)
+    with span("start Ray"):
+        resources = session.start(run.address, staged=run.placement == "staged", metrics_port=own_port)
     try:
         reporter.phase("trying the ensemble")
         require_devices(job.settings, run, resources)
         if job.settings.device == "cuda" and not resources.gpus:
             reporter.phase("waiting for a machine with a GPU")
         patience = MACHINE_SECONDS if may_grow(run) else FREE_SECONDS
-        measured = calibrate_on_ray(job.ensemble, job.settings, patience)
+        with span("try the ensemble"):
+            measured = calibrate_on_ray(job.ensemble, job.settings, patience)
         resources = session.found(resources.logs)
         if job.settings.device == "cuda":
             resources = replace(resources, machines=with_gpu_memory(resources.machines))
@@ -235,7 +250,8 @@ def _executor(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecast
         longest = made.cost.most_tiles * measured.seconds_per_tile
         yield RayExecutor(made.placement, longest, resources.logs), made
     finally:
-        session.stop()
+        with span("stop Ray"):
+            session.stop()
 
 
 def _forecast(job: Job, resources: session.Resources, measured: Calibration, reporter: Reporter) -> Forecast:

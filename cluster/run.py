@@ -18,6 +18,7 @@ from cluster.request import Outcome, PredictRequest, Reporter
 from cluster.statistics import measure_image, measures_of
 from cluster.stopping import STOPPED
 from cluster.survey import survey_dataset
+from cluster.timeline import TimelineWriter, span, unpacked
 from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import prepare_collection, prepare_plate
@@ -55,17 +56,27 @@ class Run:
         members, augmentations = len(job.ensemble.spec.members), len(context.settings.augmentations)
         self._metrics = RunMetrics(context, members * augmentations)
         self._metrics.image("failed", len(job.failures))
+        self._timeline = TimelineWriter(context.out, context.session)
 
     def carry_out(self) -> Outcome:
         state, message = "complete", ""
         try:
-            self._containers()
-            self._statistics()
-            self._stream()
+            with span("containers"):
+                self._containers()
+            with span("statistics"):
+                self._statistics()
+            with span("stream"):
+                self._stream()
         except CutShortError as error:
             state, message = "interrupted", str(error)
         except KeyboardInterrupt:
             state, message = "interrupted", STOPPED
+        self._timeline.write()
+        with span("scores"):
+            return self._conclude(state, message)
+
+    def _conclude(self, state: str, message: str) -> Outcome:
+        """Write what is known of all images."""
         rows = self._collect()
         if state == "complete" and any(row["status"] == "failed" for row in rows):
             state = "failures"
@@ -120,6 +131,7 @@ class Run:
             self._reporter.end()
 
     def _take(self, status: RegionStatus) -> None:
+        self._timeline.add(unpacked(status.spans), region=status.region, image=status.image)
         if status.state == "unwritable":
             raise OutputError(status.message)
         self._record.repeat(status.attempts - 1)
@@ -138,6 +150,8 @@ class Run:
     def _take_results(self, *, wait: bool) -> None:
         for result in self._executor.results(wait=wait):
             self._metrics.finishing(-1)
+            if self._context.profile:
+                self._timeline.add(result.spans, image=result.key)
             if result.error is None:
                 self._rows[result.key] = result.value
                 self._metrics.image(result.value["status"])

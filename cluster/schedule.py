@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# Of any stream: the driver takes two minutes to make them.
+_MOST_BLOCKS = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class Devices:
@@ -57,7 +60,9 @@ class Schedule:
     Attributes
     ----------
     regions_per_block, blocks_per_actor, tasks : see `cluster.placement.Placement`
-    most_blocks, least_blocks_per_actor : bounds of a stream's number of blocks
+    most_blocks, most_blocks_per_actor : a stream has no more blocks than the larger of the two allows: few actors have
+        enough of the first, and many need the second, or those that come last to a round of blocks stand idle
+    least_blocks_per_actor : a stream has no fewer, so that all actors have work to the end where there are few regions
     block_seconds_before, block_seconds, status_seconds : the driver's, per block before the stream begins and while it
         goes on, and per region that ends
     task_seconds : the driver's, per image that is finished
@@ -69,6 +74,7 @@ class Schedule:
     blocks_per_actor: int = 3
     tasks: int = 2
     most_blocks: int = 5_000
+    most_blocks_per_actor: int = 64
     least_blocks_per_actor: int = 8
     block_seconds_before: float = 0.001
     block_seconds: float = 0.005
@@ -115,4 +121,5 @@ class Simulated:
 def block_regions(regions: int, actors: int, schedule: Schedule) -> int:
     """Regions of a block, as the stream cuts them."""
     size = min(schedule.regions_per_block, regions // (schedule.least_blocks_per_actor * actors))
-    return max(1, size, -(-regions // schedule.most_blocks))
+    most = max(schedule.most_blocks, min(_MOST_BLOCKS, schedule.most_blocks_per_actor * actors))
+    return max(1, size, -(-regions // most))

@@ -184,7 +184,7 @@ def _inner(request: PredictRequest, urls: list[str]) -> PredictRequest:
         ensemble=request.ensemble,
         out=storage.join(request.out, FOLDER),
         settings=request.settings.model_copy(update=own),
-        run=request.run.model_copy(update={"thumbnails": False}),
+        run=request.run.model_copy(update={"thumbnails": False, "profile": False}),
         overwrite=True,
     )
 

@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cluster.prices import ClusterFile
 from pipeline.augmentation import AUGMENTATIONS
+from pipeline.backends.choice import Backend
 from pipeline.canvas import Precision
 
 MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
 DEFAULT_MAPS = MAPS[:4]
+SAMPLES = "samples"
+"""Kept beside other maps where effort is adaptive, and there alone: how many samples the tiles got."""
 
 
 class ResultSettings(BaseModel):
@@ -21,6 +24,11 @@ class ResultSettings(BaseModel):
 
     `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
     resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
+
+    `backend` carries out the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
+
+    `effort` is ``full`` where every tile gets all augmentations, and ``adaptive`` where it gets them as far as they
+    matter (`pipeline.effort`).
 
     `volumes` is None where every plane is by itself, ``all`` where results are of volumes (means over the planes in
     three directions, flows in three), and else the one direction that is a part of such a run: see
@@ -35,8 +43,10 @@ class ResultSettings(BaseModel):
     tile: int | None = Field(default=None, ge=32, le=4096)
     overlap: float | None = Field(default=None, ge=0, lt=1)
     augmentations: list[str] | None = None
+    effort: Literal["full", "adaptive"] = "full"
     batch: int | None = Field(default=None, ge=1)
     precision: Precision = "fp32"
+    backend: Backend | Literal["auto"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
     region: int = Field(default=2048, ge=64)
     chunk: int = Field(default=512, ge=16)
@@ -49,10 +59,10 @@ class ResultSettings(BaseModel):
     @field_validator("save")
     @classmethod
     def _known_maps(cls, names: list[str]) -> list[str]:
-        unknown = [n for n in names if n not in MAPS]
+        unknown = [n for n in names if n not in (*MAPS, SAMPLES)]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not a map; choose out of {', '.join(MAPS)}, or `none`")
-        return [n for n in MAPS if n in names]
+        return [n for n in (*MAPS, SAMPLES) if n in names]
 
     @field_validator("augmentations")
     @classmethod
@@ -86,6 +96,7 @@ class RunSettings(BaseModel):
     sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
     metrics_port : where the driver shows its metrics, and a local Ray on the next port; None shows none
     cluster : what its nodes cost; None where that is not known
+    profile : whether it is kept when what was done, for `chorus profile`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,3 +111,4 @@ class RunSettings(BaseModel):
     sentinels: Literal["check", "warn", "skip"] = "check"
     metrics_port: int | None = Field(default=None, ge=1, le=65534)
     cluster: ClusterFile | None = None
+    profile: bool = False

@@ -25,16 +25,12 @@ from cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
 from cluster.metrics import RESTARTS, driver_recorder
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
+from cluster.schedule import Schedule, block_regions
 from cluster.tasks import RayTasks
-from cluster.worker import Here, RegionStatus, RegionWorker
+from cluster.worker import Here, Passed, RegionStatus, RegionWorker
 from pipeline.ensemble import Ensemble
 from pipeline.errors import CutShortError, RefusedError
-from pipeline.inference import StageState
 
-# Each costs the driver about 1 ms before the stream begins, and Ray 5 ms while it goes on.
-_MOST_BLOCKS = 5_000
-# So that all actors have work to the end where there are few regions.
-_LEAST_BLOCKS_PER_ACTOR = 8
 # For a device of the cluster to become free; and for a machine to be made that has one.
 FREE_SECONDS, MACHINE_SECONDS = 600, 1800
 # The pool grows, where there is room, when so much of what its actors can take is in their hands; and it is cut into
@@ -81,7 +77,7 @@ class StageActor:
             return _rows(ended)
         return {"region": batch["region"], "state": np.array([pickle.dumps(one, 5) for one in ended], dtype=object)}
 
-    def _advance(self, region: int, packed: bytes | None) -> RegionStatus | StageState:
+    def _advance(self, region: int, packed: bytes | None) -> RegionStatus | Passed:
         if packed is None:
             return self._worker.start(region)
         state = pickle.loads(packed)
@@ -172,8 +168,7 @@ class RayExecutor(RayTasks):
 
     def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
         actors = self._placement.least_actors_per_stage * (_GROWTH if self._placement.most_actors_per_stage else 1)
-        size = min(self._placement.regions_per_block, len(todo) // (_LEAST_BLOCKS_PER_ACTOR * actors))
-        size = max(1, size, -(-len(todo) // _MOST_BLOCKS))
+        size = block_regions(len(todo), actors, Schedule(regions_per_block=self._placement.regions_per_block))
         return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
 
     def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:

@@ -27,6 +27,8 @@ from cluster.plan import RunContext, inference_settings, layout_of
 from cluster.region_maps import saved_maps
 from cluster.region_work import RegionWork, region_result, region_work
 from cluster.statistics import image_statistics
+from cluster.timeline import noted, packed, span, unpacked
+from pipeline.backends.member import on_backend
 from pipeline.calls import is_out_of_memory
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, OutputError, RefusedError
@@ -43,6 +45,7 @@ log = logging.getLogger("chorus")
 # Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
 _OPEN_ARRAYS = 64
 T = TypeVar("T")
+Ended = TypeVar("Ended", "RegionStatus", "Passed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class RegionStatus:
     tiles, pixels : evaluated, written
     device_seconds, seconds : that it held the device, and in all
     attempts : how often it was begun; more than once where the process that worked on it died
+    passes : samples that the tiles got; 0 where their members are in several actors
     tiles_per_call : that members got when it ended; fewer than a batch where memory was short
+    spans : when its stages were, `cluster.timeline.packed`; empty unless the run is profiled
     """
 
     region: int
@@ -71,7 +76,17 @@ class RegionStatus:
     device_seconds: float = 0.0
     seconds: float = 0.0
     attempts: int = 1
+    passes: int = 0
     tiles_per_call: int = 0
+    spans: str = ""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one stage of a region passes on to the next: the members' sums so far, and `RegionStatus.spans` so far."""
+
+    state: StageState
+    spans: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +147,7 @@ class RegionWorker:
         indices = members if members is not None else range(len(self._ensemble.spec.members))
         to_load = [] if answering else indices
         loaded = [self._ensemble.load_member(index, device, self._settings.tile) for index in to_load]
+        loaded = [on_backend(one, self._settings.backend, self._settings.precision, device) for one in loaded]
         self._inputs = self._ensemble.inputs(indices, self._settings.tile)
         inference = inference_settings(self._settings, self._ensemble)
         self._metrics = WorkMetrics(context)
@@ -164,15 +180,15 @@ class RegionWorker:
 
         return self._guarded(region, index, place, work)
 
-    def start(self, region: int) -> RegionStatus | StageState:
+    def start(self, region: int) -> RegionStatus | Passed:
         """The first stage of a region: nothing was added before."""
         return self._stage(region, None)
 
-    def proceed(self, region: int, state: StageState) -> RegionStatus | StageState:
+    def proceed(self, region: int, before: Passed) -> RegionStatus | Passed:
         """A middle stage: add these members' samples to what came before."""
-        return self._stage(region, state)
+        return self._stage(region, before)
 
-    def conclude(self, region: int, state: StageState) -> RegionStatus:
+    def conclude(self, region: int, before: Passed) -> RegionStatus:
         """The last stage: add these members' samples, then write and record the region."""
         started = time.perf_counter()
         index, place = self._table.find(region)
@@ -182,27 +198,33 @@ class RegionWorker:
             of = read.of
 
             def infer() -> tuple[Posterior, NDArray[np.int64]]:
-                last = self._engine.stage(of.plane, of.target, state, of.features)
+                last = self._engine.stage(of.plane, of.target, before.state, of.features)
                 return self._engine.conclude(of.plane, of.target, last), last.features
 
             (posterior, features), busy = self._on_device(infer)
             return self._write(read, posterior, features, busy, started)
 
-        return self._guarded(region, index, place, work)
+        return self._guarded(region, index, place, work, before.spans)
 
-    def _stage(self, region: int, state: StageState | None) -> RegionStatus | StageState:
+    def _stage(self, region: int, before: Passed | None) -> RegionStatus | Passed:
         index, place = self._table.find(region)
+        state = None if before is None else before.state
 
-        def work() -> StageState:
+        def work() -> Passed:
             of = self._read(region).of
-            return self._on_device(lambda: self._engine.stage(of.plane, of.target, state, of.features))[0]
+            return Passed(self._on_device(lambda: self._engine.stage(of.plane, of.target, state, of.features))[0])
 
-        return self._guarded(region, index, place, work)
+        return self._guarded(region, index, place, work, "" if before is None else before.spans)
 
-    def _guarded(self, region: int, index: int, place: int, work: Callable[[], T]) -> T | RegionStatus:
-        """`_attempt`, whose end is logged."""
+    def _guarded(
+        self, region: int, index: int, place: int, work: Callable[[], Ended], before: str = ""
+    ) -> Ended | RegionStatus:
+        """`_attempt`; its end is logged, and its stages are noted, after those of `before`, where that is asked for."""
         with about(run=run_label(self._context.out), image=self._table.image(index).name, region=place):
-            ended = self._attempt(region, index, place, work)
+            with noted(self._context.profile) as spans:
+                ended = self._attempt(region, index, place, work)
+            if spans:
+                ended = replace(ended, spans=packed([*unpacked(before), *spans]))
             if isinstance(ended, RegionStatus):
                 level = logging.INFO if ended.state == "done" else logging.WARNING
                 fields = {"tiles": ended.tiles, "seconds": round(ended.seconds, 3), "attempts": ended.attempts}
@@ -210,24 +232,28 @@ class RegionWorker:
                 log_of_regions.log(level, "region %s%s", ended.state, reason, extra={"fields": fields})
             return ended
 
-    def _attempt(self, region: int, index: int, place: int, work: Callable[[], T]) -> T | RegionStatus:
+    def _attempt(self, region: int, index: int, place: int, work: Callable[[], Ended]) -> Ended | RegionStatus:
         """What `work` gives, or how it failed: errors are data, so that one region never stops the others."""
         try:
-            if self._ledger.has_region(self._table.image(index).name, place):
+            with span("look up"):
+                recorded = self._ledger.has_region(self._table.image(index).name, place)
+                begun = [] if recorded else self._attempts.unended(region)
+            if recorded:
                 # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
                 return RegionStatus(region, index, place, "done")
-            begun = self._attempts.unended(region)
             if reason := self._suspicion(begun):
                 message = f"region {place} {reason} and is set aside; look into the logs of Ray"
                 return RegionStatus(region, index, place, "quarantined", message, attempts=len(begun))
             # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
             with self._gate.enter(alone=bool(begun)):
-                self._attempts.begin(region, begun)
+                with span("look up"):
+                    self._attempts.begin(region, begun)
                 try:
                     result = work()
                     return replace(result, attempts=len(begun) + 1) if isinstance(result, RegionStatus) else result
                 finally:
-                    self._attempts.end(region)
+                    with span("record"):
+                        self._attempts.end(region)
         except OutputError as error:
             return RegionStatus(region, index, place, "unwritable", str(error))
         except ChorusError as error:
@@ -256,11 +282,11 @@ class RegionWorker:
         return f"ended its worker {ended} times" if ended >= MAXIMUM_ATTEMPTS else None
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
-        with self._metrics.seconds("wait"):
+        with self._metrics.seconds("wait"), span("wait"):
             self._device_lock.acquire()
         try:
             started = time.perf_counter()
-            with self._metrics.seconds("infer"):
+            with self._metrics.seconds("infer"), span("infer"):
                 result = compute()
             return result, time.perf_counter() - started
         finally:
@@ -281,8 +307,9 @@ class RegionWorker:
             self._metrics.read(raw.nbytes)
             return raw
 
-        known = image_statistics(self._context, image, self._ensemble)
-        layout = layout_of(image, self._ensemble, self._settings, self._context.out)
+        with span("look up"):
+            known = image_statistics(self._context, image, self._ensemble)
+            layout = layout_of(image, self._ensemble, self._settings, self._context.out)
         return _Work(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
 
     def _write(
@@ -295,13 +322,17 @@ class RegionWorker:
         self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
     ) -> RegionStatus:
         of = work.of
-        posterior, record = region_result(of, posterior, features, self._ensemble, self._settings, busy)
-        self._prepare(work.layout)
-        maps, window = saved_maps(posterior, self._settings.save), of.where.window
-        write_region(work.layout, of.where.t, of.where.z, window, maps, posterior.labels)
+        with span("score"):
+            posterior, record = region_result(of, posterior, features, self._ensemble, self._settings, busy)
+        with span("prepare output"):
+            self._prepare(work.layout)
+        with span("write"):
+            maps, window = saved_maps(posterior, self._settings.save), of.where.window
+            write_region(work.layout, of.where.t, of.where.z, window, maps, posterior.labels)
         size = 0 if maps is None else maps.size * np.dtype(work.layout.dtype).itemsize
         self._metrics.written(size + posterior.labels.nbytes)
-        self._ledger.record_region(of.image.name, record)
+        with span("record"):
+            self._ledger.record_region(of.image.name, record)
         seconds = time.perf_counter() - started
         return RegionStatus(
             region=work.region,
@@ -312,6 +343,7 @@ class RegionWorker:
             pixels=window.pixels,
             device_seconds=busy,
             seconds=seconds,
+            passes=of.features.passes,
             tiles_per_call=self._answering.tiles_per_call,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.effort import EffortBound
 from pipeline.geometry import Span, Window
 from pipeline.members.contract import FLOWS, Activation
 from pipeline.posterior import Posterior, class_masks, predicted_labels
@@ -28,6 +29,7 @@ class InferenceSettings:
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
     flows : whether members give flows (dy, dx) after what they say of the classes
+    effort : which tiles are done after the first round; None gives all of them every augmentation
     """
 
     activation: Activation
@@ -38,11 +40,13 @@ class InferenceSettings:
     batch: int
     precision: Precision = "fp32"
     flows: bool = False
+    effort: EffortBound | None = None
 
     @property
     def maps(self) -> int:
-        """Quantities that are blended: probabilities, two variances, flows and the variance of their direction."""
-        return self.classes + 2 + (FLOWS + 1) * self.flows
+        """Quantities that are blended: probabilities, two variances, flows and the variance of their direction; how
+        many samples there were, where that differs."""
+        return self.classes + 2 + (FLOWS + 1) * self.flows + (self.effort is not None)
 
 
 # Pixels that one call of a member sees on a GPU, all augmentations counted: enough to fill it.
@@ -70,12 +74,14 @@ class PosteriorCanvas:
         self._variances = np.empty((2, height, width), np.float32)
         self._flows = np.empty((FLOWS * settings.flows, height, width), np.float32)
         self._flow_variance = np.empty((int(settings.flows), height, width), np.float32)
+        self._samples = np.empty((int(settings.effort is not None), height, width), np.float32)
         self._labels = np.empty((height, width), labels)
         self._masks = np.empty((height, width), masks)
         self._member_masks = np.empty((members, height, width), masks)
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of what `pipeline.posterior.SampleSums.maps` gives, (maps, rows, x)."""
+        """Rows of what `pipeline.posterior.SampleSums.maps` gives, then the number of samples where that differs,
+        (maps, rows, x)."""
         inside = slice(rows.start - self._top, rows.stop - self._top)
         classes, flows = self._settings.classes, self._settings.classes + 2 + len(self._flows)
         probability = maps[:classes]
@@ -83,7 +89,8 @@ class PosteriorCanvas:
         self._probability[:, inside] = probability.cpu().numpy()
         self._variances[:, inside] = maps[classes : classes + 2].cpu().numpy()
         self._flows[:, inside] = maps[classes + 2 : flows].cpu().numpy()
-        self._flow_variance[:, inside] = maps[flows:].cpu().numpy()
+        self._flow_variance[:, inside] = maps[flows : flows + len(self._flow_variance)].cpu().numpy()
+        self._samples[:, inside] = maps[flows + len(self._flow_variance) :].cpu().numpy()
         self._labels[inside] = predicted_labels(probability, multilabel=multilabel).cpu().numpy()
         self._masks[inside] = class_masks(probability, multilabel=multilabel).cpu().numpy()
 
@@ -107,4 +114,5 @@ class PosteriorCanvas:
             member_masks=self._member_masks if member_masks is None else member_masks,
             flows=self._flows,
             flow_variance=self._flow_variance,
+            samples=self._samples,
         )

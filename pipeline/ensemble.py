@@ -152,8 +152,12 @@ def ensemble_url(url: str) -> str:
 
 
 def content_hash(spec: EnsembleSpec) -> str:
-    """Names what defines the results: everything but `about` and `sentinels`; weights by their own hashes."""
-    content = spec.model_dump(mode="json", exclude={"about", "sentinels"})
+    """Names what defines the results: everything but `about`, `sentinels` and `effort`; weights by their own hashes.
+
+    With adaptive effort the bound defines them too. Such a run keeps the bound among its settings, so that what was
+    measured at full effort stays that of the same ensemble.
+    """
+    content = spec.model_dump(mode="json", exclude={"about", "sentinels", "effort"})
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.about import About, Strict
 from pipeline.augmentation import AUGMENTATIONS, FLIPS
+from pipeline.effort import EffortBound
 from pipeline.members.bioimageio import BioimageioMember
 from pipeline.members.cellpose_network import CellposeMember
 from pipeline.members.contract import Activation
@@ -100,6 +101,7 @@ class EnsembleSpec(Strict):
     tile, overlap, augmentations : how members see an image, unless a run says otherwise
     about : where the ensemble comes from and what it is for; it does not change a result
     sentinels : labelled images that every run is tried on; they do not change a result either
+    effort : which tiles need no augmentation, for runs with adaptive effort, which record it
     """
 
     format: Literal["chorus-ensemble/2"]
@@ -114,6 +116,7 @@ class EnsembleSpec(Strict):
     members: list[AnyMember] = Field(min_length=1)
     about: About = About()
     sentinels: list[Sentinel] = Field(default_factory=list)
+    effort: EffortBound | None = None
 
     @field_validator("augmentations")
     @classmethod

@@ -77,19 +77,27 @@ class TileFeatures:
     Attributes
     ----------
     tiles : that count, so far
+    samples : that the tiles that count got, so far
+    passes : samples of all tiles so far, those that count for other regions included
     """
 
     def __init__(self, grid: Grid, centres: Window) -> None:
         self._grid, self._centres = grid, centres
         self._total: torch.Tensor | None = None
         self.tiles = 0
+        self.samples = self.passes = 0
 
-    def add(self, tiles: Sequence[Tile], features: torch.Tensor) -> None:
-        """Add a batch: (batch, features) int64 as of `pooled`, rows beyond `tiles` only fill it up."""
+    def add(self, tiles: Sequence[Tile], features: torch.Tensor, samples: Sequence[int] = ()) -> None:
+        """Add a batch: (batch, features) int64 as of `pooled`, rows beyond `tiles` only fill it up.
+
+        `samples` are those that each tile got, where all members are here.
+        """
         counted = [index for index, tile in enumerate(tiles) if self._counts(tile)]
         part = features[counted].sum(dim=0)
         self._total = part if self._total is None else self._total + part
         self.tiles += len(counted)
+        self.passes += sum(samples)
+        self.samples += sum(samples[index] for index in counted) if samples else 0
 
     def sums(self) -> NDArray[np.int64]:
         """(features,) int64 in units of 2^-32."""

@@ -8,7 +8,7 @@ have the same order however members are spread over devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from pipeline.features import TileFeatures, pooled
 from pipeline.geometry import Tile, Window
 from pipeline.members.contract import FLOWS, Activation, Encoding, Member
 from pipeline.posterior import Posterior, SampleSums
+from pipeline.rounds import Rounds, plain_augmentation, sample_of, tiles_in_wave
 from pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles, blend, member_blenders
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,27 +62,31 @@ class MemberGroup:
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
-        self._plain = settings.augmentations.index("identity") if "identity" in settings.augmentations else 0
+        self._plain = plain_augmentation(settings.augmentations)
         self._device = device
+
+    @property
+    def count(self) -> int:
+        """Members."""
+        return len(self._members)
 
     def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> Answers:
         """Add every member's samples of a batch of tiles to `sums`."""
         views = torch.cat([a.forward(batch) for a in self._augmentations])
         size, means, features = batch.shape[0], [], []
-        for member, channels in self._members:
-            probability, flows, encoded = self._answer(member, views[:, channels])
+        for index in range(self.count):
+            probability, flows, encoded = self.ask(index, views)
             features.append(encoded)
-            total = torch.zeros_like(sums.probability)
-            for index, augmentation in enumerate(self._augmentations):
-                sample = augmentation.backward(probability[index * size : (index + 1) * size])
-                total += sample
-                for k in range(sample.shape[1]):
-                    sums.squares += sample[:, k] * sample[:, k]
-                if self._settings.flows:
-                    sums.add_flows(augmentation.vectors_backward(flows[index * size : (index + 1) * size]))
-            sums.probability += total
-            sums.samples += len(self._augmentations)
-            means.append(total / len(self._augmentations))
+            means.append(
+                sums.add_member(
+                    sample_of(
+                        augmentation,
+                        probability[turn * size : (turn + 1) * size],
+                        flows[turn * size : (turn + 1) * size],
+                    )
+                    for turn, augmentation in enumerate(self._augmentations)
+                )
+            )
         return Answers(means, torch.cat(features, dim=1))
 
     def _features(self, member: Member) -> torch.Tensor:
@@ -91,8 +96,9 @@ class MemberGroup:
             return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
         return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
 
-    def _answer(self, member: Member, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Probabilities of the classes, the flows (two channels, or none), and the tiles' features."""
+    def ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What a member says of all views of a batch: probabilities, flows (two channels, or none), tiles' features."""
+        member, channels = self._members[index]
 
         def ask(part: torch.Tensor) -> Answer:
             dtype = AUTOCAST.get(self._settings.precision)
@@ -100,7 +106,7 @@ class MemberGroup:
                 outputs = member(part.contiguous(memory_format=torch.channels_last))
             return outputs.to(torch.float32).contiguous(), self._features(member)
 
-        outputs, features = self.calls.answer(ask, views)
+        outputs, features = self.calls.answer(ask, views[:, channels])
         split = outputs.shape[1] - FLOWS * self._settings.flows
         probability = self._probability(outputs[:, :split], member.activation or self._settings.activation)
         return probability, outputs[:, split:], features
@@ -135,7 +141,9 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         self._count = len(members)
-        self._group = MemberGroup(members, settings, device, inputs, short_of_memory)
+        calls = settings if settings.effort is None else _plain_calls(settings)
+        self._group = MemberGroup(members, calls, device, inputs, short_of_memory)
+        self._rounds = None if settings.effort is None else Rounds(self._group, settings, device)
         self._settings = settings
         self._device = device
         self._weights = gaussian_window(settings.tile).to(device)
@@ -143,7 +151,8 @@ class Engine:
     @property
     def tiles_per_call(self) -> int:
         """A batch, or less since memory was short."""
-        return self._group.calls.tiles
+        views = 1 if self._rounds is None else len(self._settings.augmentations)
+        return self._group.calls.tiles // views
 
     def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
         """The posterior of `target`, a window of the plane, with all members of the ensemble here.
@@ -153,35 +162,42 @@ class Engine:
         with torch.inference_mode():
             region = self.begin(plane, target, features)
             while region.waiting:
-                self.answer([(region, self._settings.batch)])
+                self.answer([(region, self.batch)])
             return region.posterior()
 
     @property
     def batch(self) -> int:
-        """Tiles per call."""
-        return self._settings.batch
+        """Tiles that are answered together: those of a call, or of a wave where effort is adaptive."""
+        return self._settings.batch if self._rounds is None else tiles_in_wave(self._settings)
 
     def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionOnItsWay:
         """What `posterior` is asked, to be answered a batch at a time; inside of ``torch.inference_mode``."""
         return RegionOnItsWay(plane, target, self._settings, self._weights, self._count, features)
 
     def answer(self, shares: Sequence[tuple[RegionOnItsWay, int]]) -> None:
-        """Call the members once: of each region so many of its next tiles, together at most a batch.
+        """Answer so many of the next tiles of each region, together at most `batch` of them.
 
-        Batches have one fixed shape, so that a tile's bits do not depend on the others.
+        Calls have one fixed shape, so that a tile's bits do not depend on the others.
         """
         settings = self._settings
-        batch = torch.zeros((settings.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
+        batch = torch.zeros((self.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
         sent: list[tuple[RegionOnItsWay, list[Tile], int]] = []
         filled = 0
         for region, count in shares:
             tiles = region.send(batch[filled : filled + count])
             sent.append((region, tiles, filled))
             filled += len(tiles)
-        sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
-        answers, maps = self._group.add_samples(batch, sums), sums.maps()
+        if self._rounds is not None:
+            wave = self._rounds.answer(batch[:filled])
+            maps, means, features, samples = wave.maps, wave.means, wave.features, wave.samples
+        else:
+            sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+            answers = self._group.add_samples(batch, sums)
+            maps, means, features = sums.maps(), answers.means, answers.features
+            samples = [sums.samples] * len(batch)
         for region, tiles, first in sent:
-            region.take(tiles, maps[first:], [mean[first:] for mean in answers.means], answers.features[first:])
+            drawn = samples[first : first + len(tiles)]
+            region.take(tiles, maps[first:], [mean[first:] for mean in means], features[first:], drawn)
 
     def stage(
         self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
@@ -234,6 +250,13 @@ class Engine:
                     blender.add(tile, maps[position])
             blender.finish()
         return canvas.posterior(state.member_masks)
+
+
+def _plain_calls(settings: InferenceSettings) -> InferenceSettings:
+    """Calls of the same shape, each view of which is a tile of its own."""
+    names = settings.augmentations
+    plain = (names[plain_augmentation(names)],)
+    return replace(settings, augmentations=plain, batch=settings.batch * len(names), effort=None)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from pipeline.backends.conversion import OPSET
 from pipeline.errors import RefusedError
 from pipeline.members.contract import FLOWS, Activation, Asked, fetch_weights
 from pipeline.members.smp import SmpMember
 from pipeline.members.torchscript import TorchScriptMember
 
-OPSET = 20
-"""Of the ONNX graphs that are written: known to onnxruntime since 1.17."""
 IMAGE, PREDICTION = "image", "prediction"
 
 

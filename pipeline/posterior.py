@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Posterior:
         vector as Cellpose has it; (0, y, x) where the ensemble gives none
     flow_variance : (1, y, x) float32, how far members and augmentations disagree about the direction of the flow: 0 all
         say the same, 1 they say nothing in common; (0, y, x) where the ensemble gives none
+    samples : (1, y, x) float32, how many samples the tiles got that a pixel is the mean of, weighted as they are;
+        (0, y, x) with full effort, where all get the same
     """
 
     probability: NDArray[np.float32]
@@ -35,6 +38,7 @@ class Posterior:
     member_masks: NDArray[np.unsignedinteger]
     flows: NDArray[np.float32]
     flow_variance: NDArray[np.float32]
+    samples: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
@@ -70,6 +74,25 @@ class SampleSums:
             torch.zeros(vectors, device=device),
             torch.zeros(vectors, device=device),
         )
+
+    def add_member(self, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Add a member's samples, in the order of the augmentations; returns its own mean, (batch, classes, y, x).
+
+        Parameters
+        ----------
+        samples : probability (batch, classes, y, x) and flows (batch, 2, y, x), or (batch, 0, y, x), of each
+        """
+        total, count = torch.zeros_like(self.probability), 0
+        for probability, flows in samples:
+            total += probability
+            for k in range(probability.shape[1]):
+                self.squares += probability[:, k] * probability[:, k]
+            if self.flows.shape[1]:
+                self.add_flows(flows)
+            count += 1
+        self.probability += total
+        self.samples += count
+        return total / count
 
     def add_flows(self, flows: torch.Tensor) -> None:
         """Add a sample's flows, (batch, 2, y, x)."""

@@ -112,19 +112,25 @@ class RegionOnItsWay:
         return tiles
 
     def take(
-        self, tiles: Sequence[Tile], maps: torch.Tensor, means: Sequence[torch.Tensor], features: torch.Tensor
+        self,
+        tiles: Sequence[Tile],
+        maps: torch.Tensor,
+        means: Sequence[torch.Tensor],
+        features: torch.Tensor,
+        samples: Sequence[int],
     ) -> None:
         """Add what is said of tiles that went out; of each array the first axis is that of `tiles`, or longer.
 
         Parameters
         ----------
-        maps : (tiles, maps, tile, tile) of `SampleSums.maps`
+        maps : (tiles, maps, tile, tile) of `SampleSums.maps`, with adaptive effort how many samples there were after it
         means : of each member, (tiles, classes, tile, tile)
         features : (tiles, features) int64
+        samples : that each tile got
         """
         blend(tiles, means, self._members)
         if self._features is not None:
-            self._features.add(tiles, features)
+            self._features.add(tiles, features, samples)
         for index, tile in enumerate(tiles):
             self._ensemble.add(tile, maps[index])
 

@@ -25,6 +25,7 @@ from serving.reprocessing import add_reprocess_routes
 from serving.requests import answer_media, deadline, read_request
 from serving.schemas import EnsembleInfo, EnsembleList, Health
 from serving.settings import ServeSettings
+from serving.signing_in import REVIEW, add_sign_in
 from serving.tokens import Gatekeeper, read_tokens
 
 log = logging.getLogger("chorus")
@@ -67,16 +68,9 @@ def create_app(
         add_job_routes(api, store)
     if settings.reprocess:
         add_reprocess_routes(api, settings)
-    if settings.results is not None:
-        from serving.review.app import review_app
-
-        api.mount("/review", review_app(settings.results))
-
-        @api.get("/review", include_in_schema=False)
-        async def to_review() -> Response:
-            return RedirectResponse("/review/")
-
     gatekeeper = Gatekeeper(None if settings.token_file is None else read_tokens(settings.token_file))
+    if settings.results is not None:
+        _add_review(api, settings.results, gatekeeper)
     door = Door(api, settings, gatekeeper, metrics, names_requests=names_requests)
     if not settings.cors:
         return door
@@ -87,6 +81,17 @@ def create_app(
         allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-ID", "X-Deadline-Seconds"],
         expose_headers=["X-Request-ID", "Retry-After"],
     )
+
+
+def _add_review(api: FastAPI, results: str, gatekeeper: Gatekeeper) -> None:
+    from serving.review.app import review_app
+
+    add_sign_in(api, gatekeeper)
+    api.mount(REVIEW, review_app(results))
+
+    @api.get(REVIEW, include_in_schema=False)
+    async def to_review() -> Response:
+        return RedirectResponse(f"{REVIEW}/")
 
 
 def request_id(request: Request) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from serving.metrics import ApplicationMetrics
 from serving.problems import GUARDS, RequestError, problem_response
 from serving.settings import ServeSettings, is_loopback
+from serving.signing_in import REVIEW, SIGN_IN, SIGN_OUT, token_in
 from serving.tokens import Gatekeeper
 
 log = logging.getLogger("chorus")
@@ -25,8 +26,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Answered to whoever asks: they say nothing but that the server is there.
-_PUBLIC = ("/v1/health", "/v1/ready")
-_REVIEW = "/review"
+_PUBLIC = ("/v1/health", "/v1/ready", SIGN_IN, SIGN_OUT)
+_PUBLIC_FILES = f"{REVIEW}/static/"
+# The page itself, which a browser asks for without any token at first.
+_PAGE = (REVIEW, f"{REVIEW}/")
+# A viewer asks for tiles by the hundred: people may ask for so much more than programs.
+_TIMES = 20
 _CLOSED = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Cache-Control": "no-store"}
 
 
@@ -66,17 +71,23 @@ class Door:
 
     def admit(self, scope: Message, headers: Headers) -> str:
         """Who asks; raises RequestError for whom is not answered."""
+        path, method = scope["path"], scope["method"]
         if self.is_open:
             _require_this_machine(scope, headers)
-        _require_same_site(scope["method"], headers, self._origins)
-        if scope["path"] in _PUBLIC:
+        given, reviewing = headers.get("authorization"), f"{path}/".startswith(f"{REVIEW}/")
+        cookie = token_in(headers) if reviewing and given is None else None
+        if cookie is not None or path == SIGN_IN:
+            _require_own_page(method, headers)
+        _require_same_site(method, headers, self._origins)
+        if path in _PUBLIC or path.startswith(_PUBLIC_FILES):
             return "anyone"
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._limits.upload_bytes:
             raise RequestError(
                 413, f"the body has {length} bytes, more than the {self._limits.upload_bytes} taken here"
             )
-        return self._gatekeeper.check(headers.get("authorization"))
+        given = given if cookie is None else f"Bearer {cookie}"
+        return self._gatekeeper.check(given, _TIMES if reviewing and method == "GET" else 1)
 
 
 class _Visit:
@@ -108,7 +119,7 @@ class _Visit:
         finally:
             seconds = time.monotonic() - self._began
             route = getattr(self._scope.get("route"), "path", None)
-            known = route if isinstance(route, str) else _REVIEW if path.startswith(f"{_REVIEW}/") else "other"
+            known = route if isinstance(route, str) else REVIEW if path.startswith(f"{REVIEW}/") else "other"
             door._metrics.ended(known, method, self._status, seconds)
             door._metrics.received(self._bytes)
             fields = {"request": self._id, "client": self._who, "route": known, "status": self._status}
@@ -120,11 +131,12 @@ class _Visit:
     async def _refuse(self, error: RequestError) -> None:
         if self._answered:  # too late for another status
             return
-        headers = {}
-        if error.status == 401:
-            kind = "Basic" if self._scope["path"].startswith(_REVIEW) else "Bearer"
-            headers["WWW-Authenticate"] = f'{kind} realm="chorus"'
-        response: Response = problem_response(error, self._id, headers)
+        response: Response
+        if error.status == 401 and self._scope["path"] in _PAGE and self._scope["method"] == "GET":
+            response = RedirectResponse(SIGN_IN, 303)
+        else:
+            headers = {"WWW-Authenticate": 'Bearer realm="chorus"'} if error.status == 401 else {}
+            response = problem_response(error, self._id, headers)
         await response(self._scope, self._receive, self._give)
 
     async def _take(self) -> Message:
@@ -147,7 +159,7 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._answered, self._status = True, message["status"]
             headers = MutableHeaders(scope=message)
-            own = GUARDS if self._scope["path"].startswith(_REVIEW) else GUARDS | _CLOSED
+            own = GUARDS if self._scope["path"].startswith(REVIEW) else GUARDS | _CLOSED
             for name, value in own.items():
                 headers.setdefault(name, value)
             if self._door.names_requests:
@@ -172,3 +184,13 @@ def _require_same_site(method: str, headers: Headers, allowed: list[str]) -> Non
         origin is not None and urlsplit(origin).netloc != host
     ):
         raise RequestError(403, "requests of other sites' pages are not answered")
+
+
+def _require_own_page(method: str, headers: Headers) -> None:
+    """What a browser changes by its cookie alone must come from a page of this server, and say so."""
+    if method in ("GET", "HEAD"):
+        return
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    own = urlsplit(origin).netloc == headers.get("host", "") if origin is not None else site == "same-origin"
+    if not own or site not in (None, "same-origin"):
+        raise RequestError(403, "only the page of this server may ask for that")

@@ -15,6 +15,9 @@ from cluster.record import scores_frame
 from cluster.request import PredictRequest
 from cluster.settings import ResultSettings
 from pipeline import storage
+from pipeline.backends.choice import Backend
+from pipeline.backends.member import on_backend
+from pipeline.canvas import Precision
 from pipeline.ensemble import Ensemble, check_answer, read_ensemble
 from pipeline.features import ImageFeatures
 from pipeline.inference import Engine
@@ -35,7 +38,9 @@ class Hosted:
     Attributes
     ----------
     name : by which clients call it
+    members : on the backend that carries out their networks
     reference : its reference set, where it was calibrated
+    precision, backend : as a run would have them
     """
 
     name: str
@@ -43,6 +48,8 @@ class Hosted:
     device: torch.device
     members: tuple[Member, ...]
     reference: Reference | None
+    precision: Precision = "fp32"
+    backend: Backend = "eager"
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
 
     @classmethod
@@ -54,7 +61,19 @@ class Hosted:
         for index, member in enumerate(members):
             check_answer(ensemble, index, member, ensemble.spec.tile, device)
         reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
-        return cls(name, ensemble, device, members, reference)
+        wanted = ResultSettings(device=settings.device, precision=settings.precision, backend=settings.backend)
+        chosen = resolve(wanted, ensemble)
+        members = tuple(on_backend(member, chosen.backend, chosen.precision, device) for member in members)
+        hosted = cls(name, ensemble, device, members, reference, chosen.precision, chosen.backend)
+        hosted._warm_up(chosen.batch * len(chosen.augmentations))
+        return hosted
+
+    def _warm_up(self, samples: int) -> None:
+        """Have the members' networks converted before the first client waits for it."""
+        tile = self.ensemble.spec.tile
+        with torch.inference_mode():
+            for member, channels in zip(self.members, self.ensemble.all_inputs.channels, strict=True):
+                member(torch.zeros((samples, channels.stop - channels.start, tile, tile), device=self.device))
 
     @property
     def identity(self) -> EnsembleName:
@@ -87,6 +106,8 @@ class Hosted:
             level=options.level,
             diameter=options.diameter,
             augmentations=None if options.augmentations is None else list(options.augmentations),
+            precision=self.precision,
+            backend=self.backend,
             device="cuda" if self.device.type == "cuda" else "cpu",
         )
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects="auto")

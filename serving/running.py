@@ -30,6 +30,8 @@ def serve(
     ------
     RefusedError : settings, ensembles or machine do not fit
     """
+    if settings.reprocess and address is None:
+        raise RefusedError("--reprocess: runs are jobs of a Ray cluster; give its --address, such as `auto`")
     with ExitStack() as stack:
         if settings.jobs_url is None and address is None:  # of one machine all processes see its folders
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chorus-jobs-"))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.backends.choice import Backend
+from pipeline.canvas import Precision
 from pipeline.errors import RefusedError
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -63,8 +65,9 @@ class ServeSettings(_Strict):
     cors : origins whose pages may call; none by default
     jobs_url : where results of large images go, a folder or bucket that all replicas see; without it large images are
         refused
-    reprocess : URLs below which ``/v1/jobs`` may read images and write results; none by default
+    reprocess : gs:// and s3:// URLs below which ``/v1/jobs`` may read images and write results; none by default
     device, threads : of a replica
+    precision, backend : as `chorus predict` has them; a served image equals one of a run with the same
     min_replicas, max_replicas, target_ongoing : of each ensemble; replicas come and go with the requests
     trust_code : whether code that a member's package brings along may run
     """
@@ -78,6 +81,8 @@ class ServeSettings(_Strict):
     jobs_url: str | None = None
     reprocess: list[str] = []
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: Precision = "fp32"
+    backend: Backend | Literal["auto"] = "auto"
     threads: int = Field(default=1, ge=1)
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
@@ -99,6 +104,15 @@ class ServeSettings(_Strict):
         from serving.sources import check_prefix
 
         return [check_prefix(prefix) for prefix in prefixes]
+
+    @field_validator("reprocess")
+    @classmethod
+    def _buckets(cls, prefixes: list[str]) -> list[str]:
+        # A run reads for hours: addresses of the web that were checked when it began may be others then.
+        for prefix in prefixes:
+            if not prefix.startswith(("gs://", "s3://")):
+                raise ValueError(f"{prefix}: runs read and write buckets; give a gs:// or s3:// URL")
+        return prefixes
 
     @model_validator(mode="after")
     def _replicas(self) -> ServeSettings:

@@ -148,8 +148,12 @@ def check_prefix(url: str) -> str:
     return url.rstrip("/") + "/"
 
 
-def check_source(url: str, prefixes: Iterable[str]) -> str:
+def check_source(url: str, prefixes: Iterable[str], field: str = "source.url") -> str:
     """The URL of a client, if it is below one of `prefixes`.
+
+    Parameters
+    ----------
+    field : of the request, for the refusal
 
     Raises
     ------
@@ -160,9 +164,9 @@ def check_source(url: str, prefixes: Iterable[str]) -> str:
     plain = parts.scheme in _SCHEMES and not (parts.query or parts.fragment or "@" in parts.netloc)
     # Prefixes are compared with text, so that there must be one way only to write a place.
     if not plain or not _is_plain(parts.path.strip("/")) or not url.isascii() or url != url.strip():
-        raise RequestError(403, "source.url must be a plain https://, gs:// or s3:// URL without login, query or `..`")
+        raise RequestError(403, f"{field} must be a plain https://, gs:// or s3:// URL without login, query or `..`")
     if not any(f"{url.rstrip('/')}/".startswith(prefix) for prefix in prefixes):
-        raise RequestError(403, "source.url is not below a prefix that this server may read")
+        raise RequestError(403, f"{field} is not below a prefix that this server may use")
     if parts.scheme in ("http", "https"):
         require_public(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     return url.rstrip("/")

@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nothing of what a developer measured or converted outside.
+os.environ["CHORUS_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "chorus")
 
 import pytest
 import torch

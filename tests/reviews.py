@@ -11,7 +11,9 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
+from cluster.record import write_scores
 from pipeline.exports.tables import write_table
+from tests import object_runs
 from tests.object_runs import drawn
 from tests.reports import score, write_result, write_source, write_tables
 
@@ -69,6 +71,20 @@ def write_flags(out: Path, names: list[str], flagged: dict[str, tuple[list[str],
         table[key] = [flagged.get(name, ([], []))[index] for name in names]
     table["review"] = [name in flagged for name in names]
     table.to_parquet(out / "flags.parquet")
+
+
+def write_object_run(folder: Path, planes: dict[str, NDArray[np.int32]]) -> Path:
+    """A run with objects: of each image the labels, (y, x) or (t, z, y, x), and a U that grows with its place."""
+    source = object_runs.write_source(folder / "in", planes)
+    out = object_runs.write_results(folder / "out", source, object_runs.write_ensemble(folder / "e"), planes)
+    assert object_runs.run(out).state == "complete"
+    rows = [
+        {"image": "", "source": str(source / f"{name}.ome.zarr"), "name": f"{name}.ome.zarr", "status": "done"}
+        | {"message": "", "uncertainty": 0.05 * (1 + place), "pairwise_dice": 0.9}
+        for place, name in enumerate(planes)
+    ]
+    write_scores(str(out), rows)
+    return out
 
 
 def write_many(out: Path, images: int, thumbnails: int) -> pd.DataFrame:

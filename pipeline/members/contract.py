@@ -110,6 +110,10 @@ class ModuleMember:
     """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest.
 
     It is `Encoding`, too, where the module has an `encoder` as networks of segmentation-models-pytorch have.
+
+    Attributes
+    ----------
+    module, encoder : the network, and the part of it that makes features, or None
     """
 
     def __init__(self, module: torch.nn.Module, device: torch.device, activation: Activation | None = None) -> None:
@@ -118,16 +122,16 @@ class ModuleMember:
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)
         self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._encoder, self.features = _encoder(module)
+        self.encoder, self.features = _encoder(module)
         self._stage: torch.Tensor | None = None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor
-        if self._encoder is None:
+        if self.encoder is None:
             result = self.module(tiles)
             return result
         # Only while it is called: whoever exports or copies the module gets it as it was.
-        hook = self._encoder.register_forward_hook(self._keep)
+        hook = self.encoder.register_forward_hook(self._keep)
         try:
             result = self.module(tiles)
             return result
@@ -146,9 +150,15 @@ class ModuleMember:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def _keep(self, encoder: torch.nn.Module, inputs: Any, output: Any) -> None:
-        # Stages from fine to coarse; encoders for DPT give them together with their tokens.
-        stages = output[0] if isinstance(output[0], list | tuple) else output
-        self._stage = stages[-1]
+        self._stage = last_stage(output)
+
+
+def last_stage(output: Any) -> torch.Tensor:
+    """The coarsest stage of what an encoder of segmentation-models-pytorch gives."""
+    # Stages from fine to coarse; encoders for DPT give them together with their tokens.
+    stages = output[0] if isinstance(output[0], list | tuple) else output
+    stage: torch.Tensor = stages[-1]
+    return stage
 
 
 def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:

@@ -11,12 +11,13 @@ from fastapi.staticfiles import StaticFiles
 
 from serving.review.decision_routes import decision_routes
 from serving.review.image_routes import image_routes
+from serving.review.outline_routes import outline_routes
 from serving.review.problems import explain_problems
 from serving.review.run import Run
 from serving.review.table_routes import table_routes
 
 
-def review_app(results: str, *, writable: bool = True) -> FastAPI:
+def review_app(results: str, *, writable: bool = True, places: bool = False) -> FastAPI:
     """What shows the results of a run and takes decisions on them; to be mounted at any path that ends with a slash.
 
     Where the server in front knows who asks, it sets ``request.state.reviewer``, and decisions carry that name
@@ -26,18 +27,20 @@ def review_app(results: str, *, writable: bool = True) -> FastAPI:
     ----------
     results : the --out of ``chorus predict``, a folder or a URL
     writable : whether decisions are taken and thumbnails that are missing are kept
+    places : whether sentences say where on this machine, or in which bucket, things are
 
     Raises
     ------
     RefusedError : there are no results
     OutputError : storage does not give them
     """
-    run = Run(results)
+    run = Run(results, places=places)
     app = FastAPI(title="Chorus review", docs_url=None, redoc_url=None, openapi_url=None)
-    explain_problems(app, run.out)
+    explain_problems(app, run)
     app.include_router(table_routes(run, writable=writable))
     app.include_router(image_routes(run, writable=writable))
     app.include_router(decision_routes(run, writable=writable))
+    app.include_router(outline_routes(run))
     folder = Path(str(resources.files("serving.review") / "static"))
     app.mount("/static", _Static(directory=folder), name="static")
 

@@ -46,7 +46,8 @@ def image_routes(run: Run, *, writable: bool) -> APIRouter:
         opened = views.opened(snapshot, name)
         row = snapshot.gallery.rows(np.array([views.place(snapshot, name)]))[0]
         layers = [views.describe(snapshot, name, layer) for layer in opened.layers.values()]
-        notes = [note.replace(f"{run.out}/", "") for note in opened.notes]
+        row["message"] = run.said(row["message"], name)
+        notes = [run.said(note, name) for note in opened.notes]
         return {"image": row, "tile": TILE, "version": snapshot.version, "layers": layers, "notes": notes}
 
     @router.get("/tiles/{name:path}/{layer}/{level:int}/{t:int}/{z:int}/{y:int}/{x:int}.{suffix}")

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from pipeline import storage
 from pipeline.errors import ChorusError, ImageError, OutputError
 from serving.problems import GUARDS, RequestError, problem_response
+from serving.review.run import Run
 
 # Of the one style that OpenSeadragon adds (no outline where there is no mouse).
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
@@ -21,12 +22,16 @@ HEADERS = GUARDS | {
 }
 
 
-def explain_problems(app: FastAPI, out: str) -> None:
-    """Let `app` answer errors as problems; the URL of the results is left out of their sentences."""
+def explain_problems(app: FastAPI, run: Run) -> None:
+    """Let `app` answer errors as problems, in sentences for whoever looks at `run`."""
 
-    def chorus_error(_: Request, error: Exception) -> Response:
+    def chorus_error(request: Request, error: Exception) -> Response:
         status = 422 if isinstance(error, ImageError) else 503 if isinstance(error, OutputError) else 400
-        return problem(status, storage.words(error).replace(f"{out}/", ""))
+        return problem(status, run.said(storage.words(error), str(request.path_params.get("name", ""))))
+
+    def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return problem_response(error)
 
     def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -39,6 +44,7 @@ def explain_problems(app: FastAPI, out: str) -> None:
         return problem(422, f"{field}: {first['msg'].removeprefix('Value error, ')}; correct the request")
 
     app.add_exception_handler(ChorusError, chorus_error)
+    app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, not_valid)
 

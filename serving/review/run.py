@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,13 +19,14 @@ from pipeline.ensemble_spec import COLORS
 from pipeline.errors import RefusedError
 from pipeline.layout import ClassInfo
 from pipeline.report.rows import read_images
+from serving.problems import said
 from serving.review.cache import Cache
 from serving.review.decisions import DecisionLog
 from serving.review.gallery import Gallery
 
 # Files are not asked for their age more often.
 _PAUSE = 5.0
-_TABLES = ("run.json", "scores.parquet", "flags.parquet", "evaluation.parquet")
+_TABLES = ("run.json", "scores.parquet", "flags.parquet", "evaluation.parquet", "objects.parquet")
 
 Found = TypeVar("Found")
 
@@ -91,6 +93,12 @@ class Snapshot:
         self.gallery = Gallery(read_images(out, self.notes), [info.name for info in self.classes[1:]])
         self._made: Cache[Any] = Cache(1000)
 
+    @cached_property
+    def has_objects(self) -> bool:
+        """Whether `chorus objects` left any."""
+        with storage_errors(self.out):
+            return storage.exists(storage.join(self.out, "objects.parquet"))
+
     def once(self, key: str, make: Callable[[], Found]) -> Found:
         """What `make` gives, made at the first call and kept with the snapshot."""
         found: Found = self._made.get(key, make)
@@ -100,13 +108,17 @@ class Snapshot:
 class Run:
     """The newest snapshot of the run at `out`, and the log of decisions on it.
 
+    Parameters
+    ----------
+    places : whether whoever looks may know where on this machine, or in which bucket, things are
+
     Raises
     ------
     RefusedError : there is no run
     """
 
-    def __init__(self, out: str) -> None:
-        self.out = storage.normalise(out)
+    def __init__(self, out: str, *, places: bool = False) -> None:
+        self.out, self.places = storage.normalise(out), places
         self._lock = threading.Lock()
         self._snapshot = Snapshot(self.out, self._version())
         self.log = DecisionLog(self.out, self._snapshot.document.identity)
@@ -126,6 +138,20 @@ class Run:
             return self._snapshot
         finally:
             self._lock.release()
+
+    def said(self, sentence: str, *names: str) -> str:
+        """A sentence for whoever looks: places within the results by their paths there, others if they may be known.
+
+        Parameters
+        ----------
+        names : of images, which stay whatever they look like
+        """
+        sentence = sentence.replace(f"{self.out}/", "")
+        if self.places:
+            return sentence
+        for name in filter(None, names):
+            sentence = re.sub(rf"[^\s'\"`(]*/{re.escape(name)}", lambda _, name=name: name, sentence)
+        return said(sentence.replace(self.out, "OUT"), *names)
 
     def _version(self) -> str:
         """Changes when a table does; made of what storage says of the files, without reading them."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 
 from pipeline import storage
 from pipeline.errors import RefusedError
 from pipeline.report.plates import plates_of
-from serving.review.decisions import DecisionLog
 from serving.review.gallery import RANK, Gallery, Query
 from serving.review.run import Run, Snapshot
 
@@ -29,10 +28,11 @@ def table_routes(run: Run, *, writable: bool) -> APIRouter:
     router = APIRouter(prefix="/api")
 
     @router.get("/run")
-    def about() -> dict[str, Any]:
+    def about(request: Request) -> dict[str, Any]:
         snapshot = run.snapshot()
         run.log.refresh()
-        return _about(snapshot, run.log, writable)
+        signed_in = getattr(request.state, "reviewer", None)
+        return _about(run, snapshot) | {"writable": writable, "reviewer": signed_in}
 
     @router.get("/images")
     def images(
@@ -74,6 +74,7 @@ def table_routes(run: Run, *, writable: bool) -> APIRouter:
         for row in rows:
             state = states.get(row["name"])
             row["decision"] = None if state is None else state.model_dump()
+            row["message"] = run.said(row["message"], row["name"])
         content = {"version": snapshot.version, "log": version, "total": len(found), "offset": offset, "rows": rows}
         return content | ({} if at is None else {"position": _position(gallery, found, at)})
 
@@ -102,12 +103,12 @@ def table_routes(run: Run, *, writable: bool) -> APIRouter:
     return router
 
 
-def _about(snapshot: Snapshot, log: DecisionLog, writable: bool) -> dict[str, Any]:
-    document, gallery = snapshot.document, snapshot.gallery
+def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
+    document, gallery, log = snapshot.document, snapshot.gallery, run.log
     ensemble = document.ensemble
     return {
         "version": snapshot.version,
-        "results": snapshot.out,
+        "results": snapshot.out if run.places else "OUT",
         "name": storage.basename(snapshot.out),
         "chorus": document.chorus,
         "started": document.started,
@@ -130,8 +131,8 @@ def _about(snapshot: Snapshot, log: DecisionLog, writable: bool) -> dict[str, An
         "plates": gallery.plates,
         "decisions": gallery.counts(log.states()),
         "log": log.version,
-        "writable": writable,
-        "notes": [*snapshot.notes, *log.notes],
+        "objects": snapshot.has_objects,
+        "notes": [run.said(note) for note in (*snapshot.notes, *log.notes)],
     }
 
 

@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import uvicorn
-from PIL import Image
 
 from serving.review.app import review_app
+from tests.browsing import Seat, Served, settled
 from tests.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ORDER = [SLIDE, *reversed(FIELDS), EVIL]
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium")
-
-
-class Served:
-    """A review page on a free port."""
-
-    def __init__(self, out: Path) -> None:
-        config = uvicorn.Config(review_app(str(out)), port=0, log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        until = time.monotonic() + 30
-        while not self._server.started and time.monotonic() < until:
-            time.sleep(0.02)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(10)
-
-
-class Seat:
-    """A reviewer before a page, and all that it asked for and complained about."""
-
-    def __init__(self, browser: Any, url: str, reviewer: str, **options: Any) -> None:
-        context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
-        if reviewer:
-            context.add_init_script(f"localStorage.setItem('chorus-reviewer', '{reviewer}')")
-        context.set_default_timeout(20_000)
-        self.page = context.new_page()
-        self.url, self.requests, self.complaints = url, [], []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
-        self.page.goto(url)
-
-    def names(self) -> list[str]:
-        """Images of the cards that are there, in order."""
-        cards = self.page.locator(".card[data-index]")
-        cards.first.wait_for()
-        found = cards.evaluate_all(
-            "all => all.map(c => [Number(c.dataset.index), c.querySelector('.name').textContent])"
-        )
-        return [name for _, name in sorted(found)]
-
-    def check(self) -> None:
-        """Nothing was asked of another server, and the browser found nothing wrong."""
-        assert [url for url in self.requests if not url.startswith((self.url, "data:", "blob:"))] == []
-        assert self.complaints == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +31,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(made: Path, tmp_path: Path) -> Iterator[Served]:
-    server = Served(Path(shutil.copytree(made, tmp_path / "out")))
+    server = Served(review_app(str(shutil.copytree(made, tmp_path / "out"))))
     yield server
     server.stop()
-
-
-def colours(page: Any) -> np.ndarray:
-    """Pixels of the left pane as they are seen, (y, x, 3)."""
-    picture = Image.open(io.BytesIO(page.locator(".pane").first.screenshot())).convert("RGB")
-    return np.asarray(picture, np.int16)[2:-2, 2:-2]  # its edges may lie between pixels of the screen
-
-
-def settled(page: Any, test: Any) -> np.ndarray:
-    """The pane once `test` of its pixels holds: tiles come when they come."""
-    for _ in range(60):
-        if test(found := colours(page)):
-            return found
-        page.wait_for_timeout(100)
-    raise AssertionError("the pane never showed it")
 
 
 def test_the_whole_journey_of_a_reviewer(browser: Any, served: Served) -> None:
@@ -241,7 +162,7 @@ def violations(page: Any, where: str) -> list[str]:
 @pytest.mark.long
 def test_of_100_000_images_the_first_is_there_at_once_and_any_other_soon(browser: Any, tmp_path: Path) -> None:
     scores = write_many(tmp_path, 100_000, 200)
-    server = Served(tmp_path)
+    server = Served(review_app(str(tmp_path)))
     seat = Seat(browser, server.url, "ann")
     page = seat.page
     page.locator(".card img").first.wait_for()

@@ -10,11 +10,11 @@ import pytest
 from chorus.export import _only
 from cluster.annotating import AnnotationRequest, export_annotation
 from cluster.exporting import IMAGES, ExportRequest, export_objects
-from cluster.record import write_scores
 from cluster.request import Silent
 from pipeline.errors import RefusedError
 from serving.review.run import Run
-from tests.object_runs import drawn, run, write_ensemble, write_results, write_source
+from tests.object_runs import drawn
+from tests.reviews import write_object_run
 
 NAMES = ("a", "b", "c", "d")
 
@@ -22,17 +22,8 @@ NAMES = ("a", "b", "c", "d")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images with objects, of which two are to be corrected, one is accepted and one is open."""
-    folder = tmp_path_factory.mktemp("made")
     planes = {name: drawn(seed, 60, 70, 6) for seed, name in enumerate(NAMES)}
-    source = write_source(folder / "in", planes)
-    out = write_results(folder / "out", source, write_ensemble(folder / "e"), planes)
-    assert run(out).state == "complete"
-    rows = [
-        {"image": "", "source": str(source / f"{name}.ome.zarr"), "name": f"{name}.ome.zarr", "status": "done"}
-        | {"message": "", "uncertainty": doubt, "pairwise_dice": 0.9}
-        for name, doubt in zip(NAMES, (0.1, 0.2, None, 0.05), strict=True)
-    ]
-    write_scores(str(out), rows)
+    out = write_object_run(tmp_path_factory.mktemp("made"), planes)
     log = Run(str(out)).log
     for name, decision in (("a", "correct-later"), ("c", "correct-later"), ("d", "accept")):
         log.decide("ann", f"{name}.ome.zarr", decision)  # type: ignore[arg-type]
@@ -43,8 +34,7 @@ def test_the_annotation_package_holds_all_that_is_to_be_corrected(results: Path,
     only = _only(str(results), "correct-later")
     request = AnnotationRequest(out=str(results), to=str(tmp_path / "to"), only=only)
     assert export_annotation(request, Silent()).state == "complete"
-    # The worst first; an image without a score comes last, since a person asked for it.
-    assert list(pd.read_csv(tmp_path / "to" / "package.csv")["name"]) == ["a.ome.zarr", "c.ome.zarr"]
+    assert list(pd.read_csv(tmp_path / "to" / "package.csv")["name"]) == ["c.ome.zarr", "a.ome.zarr"]  # the worst first
     assert sorted(path.name for path in (tmp_path / "to" / "labels").iterdir()) == ["a.tif", "c.tif"]
 
 

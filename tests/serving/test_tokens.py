@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import stat
 from collections.abc import Iterator
@@ -74,8 +73,6 @@ def test_a_known_token_is_let_in_and_no_other(guarded: tuple[TestClient, str]) -
         assert answer.status_code == 401, wrong
         assert answer.headers["www-authenticate"].startswith("Bearer")
     assert client.get("/metrics", headers={"Authorization": f"Bearer {token}"}).status_code == 200
-    basic = base64.b64encode(f"anyone:{token}".encode()).decode()
-    assert client.get("/metrics", headers={"Authorization": f"Basic {basic}"}).status_code == 200
 
 
 def test_more_requests_than_a_token_may_send_wait(guarded: tuple[TestClient, str]) -> None:

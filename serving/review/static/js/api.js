@@ -16,6 +16,11 @@ export async function post(path, content) {
   return answer(await reach(`api/${path}`, {method: "POST", headers, body: JSON.stringify(content)}));
 }
 
+export async function signOut() {
+  await reach("sign-out", {method: "POST"});
+  location.assign("sign-in");
+}
+
 export const named = (name) => name.split("/").map(encodeURIComponent).join("/");
 export const thumbnail = (row, version) => `api/thumbnails/${named(row.name)}?v=${version}`;
 
@@ -30,5 +35,6 @@ async function reach(url, options) {
 async function answer(response) {
   const content = await response.json().catch(() => null);
   if (response.ok) return content;
+  if (response.status === 401) throw new Error("you are signed out; reload the page to sign in");
   throw new Error(content?.detail ?? `the server answered ${response.status}`);
 }

@@ -1,6 +1,7 @@
 // Help with all keys, the reviewer's name, and ways to take decisions elsewhere.
-import {html, useEffect, useRef} from "../vendor/htm-preact.js";
-import {changed, setReviewer, state} from "./store.js";
+import {html, useEffect, useRef, useState} from "../vendor/htm-preact.js";
+import {signOut} from "./api.js";
+import {changed, complain, setReviewer, state} from "./store.js";
 
 const KEYS = [["j, k", "next image, the one before"], ["arrows, Page Up, Page Down", "move in the gallery; pan in an image"], ["Enter", "open the image"],
   ["a, r, c", "accept, reject, correct later; then on to the next"], ["u", "undo your last decision"], ["/", "search"], ["Escape, g", "back to the gallery"],
@@ -26,8 +27,11 @@ function Help({close}) {
     <button autofocus onClick=${() => close()}>Close</button>`;
 }
 
-function Reviewer({close}) {
+function Reviewer({run, close}) {
   const field = useRef(null);
+  if (run.reviewer) return html`<h2 id="dialog-title">Signed in as ${run.reviewer}</h2>
+    <p class="soft">Decisions carry this name.</p>
+    <p class="row"><button autofocus onClick=${() => close()}>Close</button><button onClick=${() => signOut().catch(complain)}>Sign out</button></p>`;
   const save = (event) => {
     event.preventDefault();
     if (field.current.value.trim()) { setReviewer(field.current.value); close(true); }
@@ -38,6 +42,20 @@ function Reviewer({close}) {
     <p class="row"><button type="submit" class="main">Save</button><button type="button" onClick=${() => close()}>Cancel</button></p></form>`;
 }
 
+const DECIDED = [["accept", "accepted"], ["reject", "rejected"], ["correct-later", "to correct"]];
+const FORMS = [["geojson", "GeoJSON for QuPath"], ["rois", "ROI sets for ImageJ"]];
+
+function Outlines({run}) {
+  const [decided, setDecided] = useState("accept"), count = state.counts[decided] ?? 0;
+  if (!run.objects) return html`<p class="soft">Outlines of objects can be taken along after <code>chorus objects</code>.</p>`;
+  return html`<h3>Outlines of objects</h3><div class="row outlines">
+    <label>Of images that are <select value=${decided} onChange=${(event) => setDecided(event.target.value)}>
+      ${DECIDED.map(([kind, word]) => html`<option value=${kind}>${word} (${(state.counts[kind] ?? 0).toLocaleString("en")})</option>`)}</select></label>
+    ${FORMS.map(([kind, word]) => count
+      ? html`<a class="button" href=${`api/outlines.zip?kind=${kind}&decided=${decided}`} download>${word}</a>`
+      : html`<button disabled>${word}</button>`)}</div>`;
+}
+
 function Export({run, close}) {
   const out = /[^\w@%+=:,./-]/.test(run.results) ? `'${run.results.replaceAll("'", "'\\''")}'` : run.results;
   const lines = [["Images to correct, with the prediction as a draft, for `chorus train`", `chorus export annotation ${out} --decided correct-later --out to-correct/`],
@@ -45,7 +63,8 @@ function Export({run, close}) {
     ["Objects of accepted images for QuPath", `chorus export geojson ${out} --decided accept --out qupath/`]];
   return html`<h2 id="dialog-title">Export</h2>
     <p><a class="button" href="api/decisions.csv" download>Decisions as CSV</a></p>
-    <p class="soft">The rest is written where the results are, by commands:</p>
+    <${Outlines} run=${run} />
+    <p class="soft">More than fits here is written where the results are, by commands:</p>
     ${lines.map(([word, line]) => html`<h3>${word}</h3><p class="command"><code tabindex="0">${line}</code>
       <button onClick=${() => navigator.clipboard?.writeText(line)} aria-label=${`Copy the command: ${word}`}>Copy</button></p>`)}
     <button autofocus onClick=${() => close()}>Close</button>`;

@@ -126,6 +126,7 @@ export async function start() {
     const about = get("run");
     read();
     state.run = await about;
+    state.reviewer = state.run.reviewer ?? state.reviewer;  // who signed in has a name already
     state.counts = state.run.decisions;
     state.log = state.run.log;
     document.title = `${state.run.name} · Chorus review`;

@@ -6,7 +6,7 @@ import {Verdict, marks, show} from "./card.js";
 import {deciding, keys} from "./keys.js";
 import {Layers} from "./layers.js";
 import {keep, looksOf, request, words} from "./looks.js";
-import {WORDS, address, decide, go, state} from "./store.js";
+import {WORDS, address, changed, decide, go, state} from "./store.js";
 
 export function Viewer({run}) {
   const [image, setImage] = useState(null), [error, setError] = useState(""), [place, setPlace] = useState(null);
@@ -24,6 +24,12 @@ export function Viewer({run}) {
     if (row) go("image", row.name); else go("gallery");
   }, [name, list]);
   const ready = image?.image.name === name ? image : null;
+  useEffect(() => {
+    if (ready && !error) return undefined;
+    // One goes on while an image is being opened; decided is on what is seen, be it that it cannot be.
+    keys.current = {j: () => step(1), k: () => step(-1), Escape: () => go("gallery"), ...(error ? deciding(() => ({name}), () => step(1)) : {})};
+    return () => { keys.current = {}; };
+  });
   return html`<div class="stage">
     <${Bar} name=${name} place=${place} step=${step} />
     ${error ? html`<p class="missing" role="alert">${error}</p>` : ready ? html`<${Shown} key=${name} run=${run} image=${ready} step=${step} />`
@@ -66,15 +72,22 @@ function Shown({run, image, step}) {
     }).catch((problem) => { state.toast = {text: problem.message, error: true}; });
     return () => { gone = true; panes.current = []; made.forEach((pane) => pane.destroy()); };
   }, [split]);
-  const at = useRef(plane);
+  const at = useRef(plane), spot = useRef(null);
   at.current = plane;
   const ask = (pane, position) => {
     const point = pane.viewer.viewport.pointFromPixel(position), {width, height} = image.layers[0].levels[0];
-    const x = point.x, y = (point.y * width) / height;
-    if (x < 0 || y < 0 || x >= 1 || y >= 1) return setValues(null);
-    get(`values/${named(image.image.name)}`, {x, y, ...at.current}).then((found) => setValues({...found, x: Math.floor(x * width), y: Math.floor(y * height)}));
-    return undefined;
+    const x = point.x, y = (point.y * width) / height, inside = x >= 0 && y >= 0 && x < 1 && y < 1;
+    spot.current = inside ? {x, y, place: {x: Math.floor(x * width), y: Math.floor(y * height)}} : null;
+    if (inside) tell(); else setValues(null);
   };
+  const tell = () => {
+    const asked = spot.current, there = at.current;
+    // An answer that comes late is of another place or plane by then.
+    get(`values/${named(image.image.name)}`, {x: asked.x, y: asked.y, ...there})
+      .then((found) => spot.current === asked && at.current === there && setValues({...found, ...asked.place}))
+      .catch((problem) => { state.toast = {text: problem.message, error: true}; changed(); });
+  };
+  useEffect(() => { if (spot.current) tell(); }, [plane]);
   useEffect(() => {
     const timer = setTimeout(() => panes.current.forEach((pane, side) => {
       // Labels lie over maps, and maps over the image.

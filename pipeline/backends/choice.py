@@ -1,0 +1,95 @@
+"""Which runtimes carry out a member's network, where each can be used, and by how much its answers may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+
+from pipeline.canvas import Precision
+from pipeline.errors import RefusedError
+
+Backend = Literal["eager", "inductor", "onnxruntime", "openvino"]
+"""``eager`` is PyTorch as it is, operation by operation; the others get the network as one graph, weights included."""
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """What a backend needs and can do.
+
+    Attributes
+    ----------
+    modules : that must be installed
+    mend : what to type where they are not
+    """
+
+    modules: tuple[str, ...]
+    mend: str
+    devices: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+
+
+_RUNTIMES: dict[Backend, _Runtime] = {
+    "eager": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
+    "inductor": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
+    "onnxruntime": _Runtime(("onnxruntime", "onnxscript"), "pip install 'chorus-bioimage[onnx]'", ("cpu",), ("fp32",)),
+    "openvino": _Runtime(
+        ("openvino", "onnxscript"), "pip install 'chorus-bioimage[openvino]'", ("cpu",), ("fp32", "bf16")
+    ),
+}
+
+
+def check_backend(backend: Backend, precision: Precision, device: str) -> None:
+    """Raises RefusedError where a backend cannot be used: what is missing or does not fit, and what to do."""
+    runtime = _RUNTIMES[backend]
+    if device not in runtime.devices:
+        raise RefusedError(
+            f"--backend {backend} runs on {', '.join(runtime.devices)} and not on {device}; leave it out"
+        )
+    if precision not in runtime.precisions:
+        raise RefusedError(
+            f"--backend {backend} computes in {' or '.join(runtime.precisions)} and not in {precision}; choose another "
+            f"--precision or leave --backend out"
+        )
+    if missing := [module for module in runtime.modules if not _installed(module)]:
+        raise RefusedError(f"--backend {backend} needs {missing[0]}; {runtime.mend}")
+
+
+def usable(precision: Precision, device: str) -> list[Backend]:
+    """The backends that can be used here, ``eager`` first."""
+    found: list[Backend] = []
+    for backend in BACKENDS:
+        try:
+            check_backend(backend, precision, device)
+        except RefusedError:
+            continue
+        found.append(backend)
+    return found
+
+
+def difference(answer: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference of what two backends answer, relative to that of `reference`."""
+    reference = reference.to(torch.float64)
+    scale = reference.square().mean().sqrt().item()
+    return (answer.to(torch.float64) - reference).square().mean().sqrt().item() / max(scale, 1e-30)
+
+
+def tolerance(precision: Precision, module: torch.nn.Module) -> float:
+    """How large `difference` to PyTorch in fp32 may be.
+
+    In fp32 another order of sums is all that may differ. Half precision has 8 (bf16) or 11 bits (fp16), also where the
+    weights themselves are of such a type.
+    """
+    halves = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in module.parameters())
+    if precision == "fp32" and not halves:
+        return 1e-4
+    return 0.05
+
+
+@cache
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None

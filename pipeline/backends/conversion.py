@@ -1,0 +1,154 @@
+"""A torch module becomes a graph that other runtimes take; what was made once is kept on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pipeline.canvas import Precision
+from pipeline.errors import RefusedError
+from pipeline.inference import AUTOCAST
+from pipeline.members.contract import last_stage
+
+OPSET = 20
+"""Of the ONNX graphs that are made: known to onnxruntime since 1.17."""
+_PACKAGES = ("chorus-bioimage", "torch", "onnxscript", "segmentation-models-pytorch", "timm")
+
+
+class WithStage(torch.nn.Module):
+    """A network that answers with its outputs and, where it has an `encoder`, with that one's last stage.
+
+    `encoder` is the one of `pipeline.members.contract.ModuleMember`; `precision` is what the network is computed in.
+    """
+
+    def __init__(self, network: torch.nn.Module, encoder: torch.nn.Module | None, precision: Precision, device: str):
+        super().__init__()
+        self.network, self._device, self._dtype = network, device, AUTOCAST.get(precision)
+        # In a list, so that the encoder's weights do not count twice.
+        self._encoder = [] if encoder is None else [encoder]
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept: list[torch.Tensor] = []
+
+        def keep(encoder: torch.nn.Module, inputs: Any, output: Any) -> None:
+            kept.append(last_stage(output).to(torch.float32))
+
+        hooks = [encoder.register_forward_hook(keep) for encoder in self._encoder]
+        try:
+            with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
+                outputs = self.network(tiles)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs.to(torch.float32), *kept
+
+
+def exported(network: WithStage, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """The graph of a network for inputs of the example's shape; raises RefusedError where torch cannot follow it."""
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (example,), strict=False)
+    except Exception as error:
+        raise RefusedError(
+            f"torch cannot export {type(network.network).__name__} as a graph ({_first_line(error)}); use --backend "
+            f"eager"
+        ) from error
+
+
+def onnx_graph(network: WithStage, example: torch.Tensor) -> bytes:
+    """The network as ONNX for inputs of the example's shape; raises RefusedError where it cannot be."""
+    program = exported(network, example)
+    try:
+        converted = torch.onnx.export(program, (example,), opset_version=OPSET, verbose=False)
+        assert converted is not None  # it is None only where a file was named
+        data: bytes = converted.model_proto.SerializeToString()
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        raise RefusedError(
+            f"torch cannot export {type(network.network).__name__} as ONNX ({_first_line(error)}); use --backend eager"
+        ) from error
+    return data
+
+
+def compiled(network: WithStage, example: torch.Tensor) -> bytes:
+    """The network compiled ahead of time for this device; raises RefusedError where there is no compiler."""
+    from torch import _inductor as inductor
+
+    program = exported(network, example)
+    with tempfile.TemporaryDirectory(prefix="chorus-") as folder:
+        path = os.path.join(folder, "network.pt2")
+        # On a CPU weights become a part of the graph, and are laid out as the convolutions want them.
+        configs = {"freezing": example.device.type == "cpu"}
+        try:
+            inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise RefusedError(
+                f"torch cannot compile {type(network.network).__name__} ({_first_line(error)}); install a C++ compiler "
+                f"such as g++, or use --backend eager"
+            ) from error
+        return Path(path).read_bytes()
+
+
+def kept(name: str, make: Callable[[], bytes]) -> Path:
+    """The file of that name in the cache of this machine, made where it is not there.
+
+    One process makes it, others wait for it.
+    """
+    path = cache_folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            data = make()
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(data)
+            os.replace(file.name, path)
+    return path
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what was converted and measured: ``CHORUS_CACHE``, else in the user's cache folder."""
+    chosen = os.environ.get("CHORUS_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chorus"
+
+
+def fingerprint(network: torch.nn.Module, *details: object) -> str:
+    """Names what is made of a network: its layers and weights, the versions and the machine that make it, `details`."""
+    digest = hashlib.sha256(repr((str(network), details, _surroundings())).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: of a GPU its model, of a CPU its model and the widest instructions that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _surroundings() -> tuple[str, ...]:
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return ""
+
+    return tuple(installed(package) for package in _PACKAGES)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,132 @@
+"""A member whose network another runtime carries out: converted and checked when it is first called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.backends.choice import Backend, difference, tolerance
+from pipeline.backends.conversion import WithStage, compiled, device_name, fingerprint, kept, onnx_graph
+from pipeline.canvas import Precision
+from pipeline.errors import RefusedError
+from pipeline.members.contract import Activation, Member, ModuleMember
+
+Run = Callable[[torch.Tensor], list[torch.Tensor]]
+"""What a runtime makes of tiles: outputs, and the encoder's last stage where there is one."""
+
+
+def on_backend(member: Member, backend: Backend, precision: Precision, device: torch.device) -> Member:
+    """The same member on a backend; members that are no torch modules (ONNX, TorchScript) stay with what they have."""
+    if backend == "eager" or not isinstance(member, ModuleMember) or isinstance(member.module, torch.jit.ScriptModule):
+        return member
+    return ConvertedMember(member, backend, precision, device)
+
+
+class ConvertedMember:
+    """See `pipeline.members.contract.Member` and `Encoding`.
+
+    Each shape of a batch is converted once, and its first answer compared with PyTorch's in fp32.
+
+    Raises
+    ------
+    RefusedError
+        When it is called: the network cannot be converted, or its answers are beyond `tolerance`.
+    """
+
+    def __init__(self, member: ModuleMember, backend: Backend, precision: Precision, device: torch.device) -> None:
+        self.activation: Activation | None = member.activation
+        self.features = member.features
+        self._member, self._backend, self._precision, self._device = member, backend, precision, device
+        self._runs: dict[tuple[int, ...], Run] = {}
+        self._stage: torch.Tensor | None = None
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        shape = tuple(tiles.shape)
+        if shape not in self._runs:
+            self._runs[shape] = self._prepared(shape)
+        outputs, *stages = self._runs[shape](tiles)
+        self._stage = stages[0] if stages else None
+        return outputs
+
+    def encoded(self) -> torch.Tensor:
+        """See `Encoding`."""
+        stage, self._stage = self._stage, None
+        if stage is None:
+            raise RuntimeError("the member was not called since its encoder was asked last")
+        return stage
+
+    def parameters_bytes(self) -> int:
+        """The weights twice: PyTorch's, which other shapes are converted from, and the runtime's."""
+        return 2 * self._member.parameters_bytes()
+
+    def _prepared(self, shape: tuple[int, ...]) -> Run:
+        # Values as they come after normalisation; of a fixed seed, so that a network passes always or never.
+        example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
+        network = WithStage(self._member.module, self._member.encoder, self._precision, self._device.type).eval()
+        with torch.inference_mode(mode=False), torch.no_grad():
+            run = self._converted(network, example)
+            reference = self._member.module(example)
+            found = difference(run(example)[0], reference)
+        allowed = tolerance(self._precision, self._member.module)
+        if not found <= allowed:
+            raise RefusedError(
+                f"--backend {self._backend} in {self._precision} answers otherwise than PyTorch in fp32 (relative "
+                f"difference {found:.1e}, {allowed:.0e} is allowed); use --backend eager"
+            )
+        return run
+
+    def _converted(self, network: WithStage, example: torch.Tensor) -> Run:
+        shape = tuple(example.shape)
+        if self._backend == "inductor":
+            example = example.contiguous(memory_format=torch.channels_last)
+            name = fingerprint(network, shape, self._precision, device_name(self._device))
+            path = kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
+            return _inductor(path)
+        # Runtimes choose their precision themselves: the graph is in that of the weights.
+        plain = WithStage(self._member.module, self._member.encoder, "fp32", self._device.type).eval()
+        path = kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
+        return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path)
+
+
+def _inductor(path: Path) -> Run:
+    from torch import _inductor as inductor
+
+    loaded: Any = inductor.aoti_load_package(str(path))
+    return lambda tiles: list(loaded(tiles.contiguous(memory_format=torch.channels_last)))
+
+
+def _onnxruntime(path: Path) -> Run:
+    from pipeline.members.onnx_session import open_session
+
+    session = open_session(str(path), str(path), torch.device("cpu"), what="the graph", mend="use --backend eager")
+    name = session.get_inputs()[0].name
+    return lambda tiles: [torch.from_numpy(said) for said in session.run(None, {name: tiles.contiguous().numpy()})]
+
+
+def _openvino(path: Path, precision: Precision) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        # Several actors on a machine would else be pinned to the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        request = core.compile_model(core.read_model(str(path)), "CPU", options).create_infer_request()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RefusedError(
+            f"openvino {openvino.__version__} cannot run the network ({reason}); use --backend eager"
+        ) from error
+
+    def run(tiles: torch.Tensor) -> list[torch.Tensor]:
+        # Not with `share_inputs`: it computes in the input's memory and overwrites it.
+        return [torch.from_numpy(said) for said in request.infer([tiles.contiguous().numpy()]).values()]
+
+    return run

@@ -1,0 +1,256 @@
+"""How fast each backend is for an ensemble on this device: measured once, kept, and used where nobody chooses."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.backends.choice import Backend, difference, usable
+from pipeline.backends.conversion import cache_folder, device_name
+from pipeline.backends.member import on_backend
+from pipeline.canvas import Precision
+from pipeline.ensemble import Ensemble
+from pipeline.errors import RefusedError
+from pipeline.inference import AUTOCAST
+from pipeline.members.contract import Member, ModuleMember
+
+_ROUNDS = 5
+Answering = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What members are called with.
+
+    Attributes
+    ----------
+    tile : edge in pixels
+    samples : tiles in a call, each augmentation counted
+    """
+
+    tile: int
+    samples: int
+    precision: Precision
+    device: torch.device
+
+
+class Timing(BaseModel):
+    """A backend with one network.
+
+    Attributes
+    ----------
+    rate : tiles a second, each augmentation counted; 0 where it cannot be used
+    setup_seconds : from the weights to the first answer; less once it is in the cache
+    difference : of what it answers to PyTorch in fp32, see `pipeline.backends.choice.difference`
+    message : why it cannot be used
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backend: Backend
+    rate: float = 0.0
+    setup_seconds: float = 0.0
+    difference: float = 0.0
+    message: str = ""
+
+
+class NetworkProfile(BaseModel):
+    """All backends with one network; `members` of the ensemble have the same."""
+
+    model_config = ConfigDict(frozen=True)
+
+    network: str
+    members: list[int]
+    timings: list[Timing]
+
+
+class Profile(BaseModel):
+    """What was measured of an ensemble.
+
+    Attributes
+    ----------
+    device : its name
+    threads : of torch
+    eager_fp32 : tiles a second of PyTorch in fp32 with channels first, as networks are published: of each network
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ensemble: str
+    tile: int
+    samples: int
+    precision: Precision
+    device: str
+    threads: int
+    eager_fp32: list[float]
+    networks: list[NetworkProfile]
+
+    @property
+    def best(self) -> Backend:
+        """The backend with which a tile takes all members the least time."""
+        usable_by_all = [
+            backend
+            for backend in (timing.backend for timing in self.networks[0].timings)
+            if all(_rate(network, backend) > 0 for network in self.networks)
+        ]
+        return min(usable_by_all, key=self.seconds)
+
+    def seconds(self, backend: Backend) -> float:
+        """For one sample of a tile by each member."""
+        return sum(len(network.members) / _rate(network, backend) for network in self.networks)
+
+    @property
+    def seconds_eager_fp32(self) -> float:
+        return sum(len(one.members) / rate for one, rate in zip(self.networks, self.eager_fp32, strict=True))
+
+
+def measured(
+    ensemble: Ensemble, work: Work, seconds: float, begun: Callable[[str, Backend], None] = lambda *_: None
+) -> Profile:
+    """Try every backend that can be used here with every network of an ensemble, and keep what was found.
+
+    Parameters
+    ----------
+    seconds : that each is called for, in turns, so that what else the machine does meets all alike
+    begun : told of each network and backend
+    """
+    groups: dict[str, list[int]] = {}
+    for index, entry in enumerate(ensemble.spec.members):
+        groups.setdefault(entry.model_dump_json(exclude={"weights", "sha256"}), []).append(index)
+    networks, plain = [], []
+    for members in groups.values():
+        member = ensemble.load_member(members[0], work.device, work.tile)
+        channels = ensemble.inputs([members[0]], work.tile).count
+        name = type(getattr(member, "module", member)).__name__
+        timings, eager = _timed(member, (work.samples, channels, work.tile, work.tile), work, seconds, name, begun)
+        networks.append(NetworkProfile(network=name, members=members, timings=timings))
+        plain.append(eager)
+    profile = Profile(
+        ensemble=ensemble.hash,
+        tile=work.tile,
+        samples=work.samples,
+        precision=work.precision,
+        device=device_name(work.device),
+        threads=torch.get_num_threads(),
+        eager_fp32=plain,
+        networks=networks,
+    )
+    path = _path(ensemble.hash, work)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.part", "w") as file:
+        file.write(profile.model_dump_json(indent=2))
+    os.replace(f"{path}.part", path)
+    return profile
+
+
+def known_profile(ensemble: Ensemble, work: Work) -> Profile | None:
+    """What was measured on such a device, or None."""
+    if work.device.type == "cuda" and not torch.cuda.is_available():
+        return None  # a driver without a GPU cannot know which ones its machines have
+    try:
+        with open(_path(ensemble.hash, work)) as file:
+            return Profile.model_validate_json(file.read())
+    except (OSError, ValidationError):
+        return None
+
+
+def best_backend(ensemble: Ensemble, work: Work) -> Backend:
+    """The fastest one that was measured and can be used here; ``eager`` where nothing was measured."""
+    profile = known_profile(ensemble, work)
+    if profile is None or profile.best not in usable(work.precision, work.device.type):
+        return "eager"
+    return profile.best
+
+
+def _timed(
+    member: Member,
+    shape: tuple[int, ...],
+    work: Work,
+    seconds: float,
+    name: str,
+    begun: Callable[[str, Backend], None],
+) -> tuple[list[Timing], float]:
+    """Of each backend, and tiles a second of PyTorch in fp32 with channels first."""
+    tiles = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(work.device)
+    calls: dict[str, Callable[[], torch.Tensor]] = {}
+    found: dict[Backend, Timing] = {}
+    with torch.inference_mode():
+        reference = member(tiles)
+        for backend in usable(work.precision, work.device.type):
+            begun(name, backend)
+            started = time.perf_counter()
+            converted = on_backend(member, backend, work.precision, work.device)
+            if backend != "eager" and converted is member:
+                found[backend] = found["eager"].model_copy(update={"backend": backend})
+                continue
+            call = _call(converted, tiles.contiguous(memory_format=torch.channels_last), work.precision)
+            try:
+                answer = call()
+            except RefusedError as error:
+                found[backend] = Timing(backend=backend, message=str(error))
+                continue
+            took = time.perf_counter() - started
+            found[backend] = Timing(
+                backend=backend, setup_seconds=round(took, 2), difference=difference(answer, reference)
+            )
+            calls[backend] = call
+        calls["plain"] = _call(_as_published(member), tiles, "fp32")
+        rates = _rates(calls, len(tiles), seconds, work.device)
+    timings = []
+    for timing in found.values():
+        rate = 0.0 if timing.message else rates.get(timing.backend, rates["eager"])
+        timings.append(timing.model_copy(update={"rate": rate}))
+    return timings, rates["plain"]
+
+
+def _as_published(member: Member) -> Answering:
+    """A network with its weights as most are published and run: channels first."""
+    if not isinstance(member, ModuleMember) or isinstance(member.module, torch.jit.ScriptModule):
+        return member
+    network: torch.nn.Module = copy.deepcopy(member.module)
+    return network.to(memory_format=torch.contiguous_format)
+
+
+def _call(answering: Answering, tiles: torch.Tensor, precision: Precision) -> Callable[[], torch.Tensor]:
+    dtype = AUTOCAST.get(precision)
+
+    def call() -> torch.Tensor:
+        with torch.autocast(tiles.device.type, dtype=dtype, enabled=dtype is not None):
+            return answering(tiles).to(torch.float32)
+
+    return call
+
+
+def _rates(
+    calls: dict[str, Callable[[], torch.Tensor]], samples: int, seconds: float, device: torch.device
+) -> dict[str, float]:
+    """Tiles a second: the best of several rounds, in which all take turns."""
+    best = dict.fromkeys(calls, 0.0)
+    for _ in range(_ROUNDS):
+        for name, call in calls.items():
+            call()  # also brings weights and memory back to it
+            done, started = 0, time.perf_counter()
+            while done == 0 or time.perf_counter() - started < seconds / _ROUNDS:
+                call()
+                done += 1
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+            best[name] = max(best[name], done * samples / (time.perf_counter() - started))
+    return {name: round(rate, 3) for name, rate in best.items()}
+
+
+def _rate(network: NetworkProfile, backend: Backend) -> float:
+    return next((timing.rate for timing in network.timings if timing.backend == backend), 0.0)
+
+
+def _path(ensemble: str, work: Work) -> str:
+    key: Iterable[object] = (ensemble, work.tile, work.samples, work.precision, device_name(work.device))
+    name = hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:32]
+    return str(cache_folder() / "profiles" / f"{name}.json")

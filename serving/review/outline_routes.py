@@ -1,0 +1,119 @@
+"""Outlines of the objects of decided images, as `chorus export` writes them, in an archive that is sent while made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response, StreamingResponse
+
+from cluster.exporting import IMAGES, ExportRequest, Objects, export_objects
+from cluster.request import Silent
+from pipeline.errors import OutputError
+from serving.problems import RequestError
+from serving.review.decisions import Decision
+from serving.review.run import Run
+
+Kind = Literal["geojson", "rois"]
+# More is for the command, which does it on the cluster and beside the results.
+MOST_IMAGES, MOST_OBJECTS = 2_000, 1_000_000
+# Images whose files are on disk at once.
+_BATCH = 32
+_COLUMNS = ["image", "file", "status", "objects", "message"]
+
+
+def outline_routes(run: Run) -> APIRouter:
+    """``api/outlines.zip``."""
+    router, busy = APIRouter(prefix="/api"), threading.Lock()
+
+    @router.get("/outlines.zip")
+    def outlines(decided: Decision, kind: Kind) -> Response:
+        run.log.refresh(now=True)
+        names = _decided(run, decided)
+        parts = _archive(run, names, kind, busy)
+        next(parts)  # once begun it ends in order, whatever becomes of the client
+        headers = {"Content-Disposition": f'attachment; filename="{decided}-{kind}.zip"', "Cache-Control": "no-store"}
+        return StreamingResponse(parts, media_type="application/zip", headers=headers)
+
+    return router
+
+
+def _decided(run: Run, decided: Decision) -> list[str]:
+    """Names of the images that were decided so and have objects, in the order of the gallery.
+
+    Raises
+    ------
+    RefusedError : `chorus objects` has not been run
+    RequestError : 404, there is none; 413, there are more than are sent from here
+    """
+    places = run.snapshot().gallery.places
+    known = {name for name, state in run.log.states().items() if state.decision == decided}
+    objects = Objects(run.out)
+    counts = {row["name"]: sum(row["objects"].values()) for row in objects.images if row["status"] == "done"}
+    names = sorted(known & counts.keys() & places.keys(), key=places.__getitem__)
+    if not names:
+        raise RequestError(404, f"no image with objects is decided {decided}; decide some first")
+    if len(names) > MOST_IMAGES or sum(counts[name] for name in names) > MOST_OBJECTS:
+        raise RequestError(
+            413, f"more than {MOST_IMAGES} images or {MOST_OBJECTS} objects; use `chorus export --decided {decided}`"
+        )
+    return names
+
+
+def _archive(run: Run, names: Sequence[str], kind: Kind, busy: threading.Lock) -> Iterator[bytes]:
+    """A ZIP archive with a file per image and ``images.csv``, after nothing at first.
+
+    Raises
+    ------
+    RequestError : 503, before the first part: `busy` is held by another archive
+    OutputError : an image or the place for its file cannot be used; what was sent is no whole archive
+    """
+    if not busy.acquire(blocking=False):
+        raise RequestError(503, "another export is being made; try again when it is done", 10)
+    sink, listed = _Sink(), io.StringIO()
+    table = csv.DictWriter(listed, _COLUMNS)
+    table.writeheader()
+    try:
+        yield b""
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED if kind == "rois" else zipfile.ZIP_DEFLATED) as archive:
+            for start in range(0, len(names), _BATCH):
+                with tempfile.TemporaryDirectory(prefix="chorus-outlines-") as folder:
+                    request = ExportRequest(out=run.out, to=folder, kind=kind, executor="serial")
+                    outcome = export_objects(request, Silent(), names[start : start + _BATCH])
+                    if outcome.state == "interrupted":
+                        raise OutputError(outcome.message)
+                    for row in outcome.rows:
+                        table.writerow(row | {"message": run.said(row["message"], row["image"])})
+                        if row["file"] is not None:
+                            archive.write(Path(folder) / row["file"], row["file"])
+                            yield sink.taken()
+            archive.writestr(IMAGES, listed.getvalue())
+        yield sink.taken()
+    finally:
+        busy.release()
+
+
+class _Sink(io.RawIOBase):
+    """What an archive was written to since one looked."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._data += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        """The bytes, which are here no more."""
+        data, self._data = bytes(self._data), bytearray()
+        return data
