@@ -133,8 +133,8 @@ def draw(rows: Rows = Path("overlap.jsonl"), out: Path = Path("docs/images/overl
     means = frame.groupby(columns, sort=False)[values].mean().reset_index().sort_values(columns)
     large = {(tile, overlap): _passes(LARGE, tile, overlap) for tile in TILES for overlap in OVERLAPS}
     means["large"] = [large[tile, overlap] for tile, overlap in zip(means.tile, means.overlap, strict=True)]
-    half = {(row.data, row.tile, row.window): row.passes for row in means[means.overlap == 0.5].itertuples()}
-    means["price"] = [row.passes / half[row.data, row.tile, row.window] for row in means.itertuples()]
+    half = means.passes.where(means.overlap == 0.5).groupby([means[column] for column in columns[:3]]).transform("max")
+    means["price"] = means.passes / half
     for (name, window), part in means.groupby(["data", "window"]):
         _show(part, f"{name}, sigma {window}, {frame[frame.data == name].image.nunique()} images")
     _draw(means, out)
@@ -237,7 +237,7 @@ def _errors(posterior: Posterior, reference: Posterior, grid: Grid) -> dict[str,
     """Against the reference: |p - p_ref| around seams and everywhere, and labels that differ in a megapixel."""
     error = np.abs(posterior.probability - reference.probability).max(axis=0)
     seam = _near_seams(grid.y)[:, None] | _near_seams(grid.x)[None]
-    band = error[seam] if seam.any() else np.zeros(1, np.float32)
+    band = error[seam] if seam.any() else np.full(1, np.nan, np.float32)
     return {
         "seam_mean": float(band.mean()),
         "seam_p999": float(np.quantile(band, 0.999)),
@@ -302,9 +302,11 @@ def _draw(means: pd.DataFrame, out: Path) -> None:
                         axis.plot(
                             part.large, part[column], style, color=f"C{index}", marker=".", label=f"{tile}, {window}"
                         )
-            axis.set(xscale="log", title=f"{name}: {title}", xlabel="passes a pixel (large plane)")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.set(title=f"{name}: {title}", xlabel="passes a pixel (large plane)")
             if column == "flips":
-                axis.set_yscale("symlog", linthresh=10)
+                axis.set_yscale("log")
             axis.grid(visible=True, alpha=0.3)
         row[-1].legend(fontsize=7, title="tile, sigma", title_fontsize=7)
     out.parent.mkdir(parents=True, exist_ok=True)

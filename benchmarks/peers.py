@@ -168,6 +168,8 @@ def write_inputs(work: Path, settings: dict[str, Any], data: Path | None) -> Non
     write_zarr(work / "small.zarr", image[:WARM_UP, :WARM_UP])
     members = write_ensemble(work / "ensemble", settings["network"], settings["members"])
     ensemble = read_ensemble(str(work / "ensemble"))
+    for old in (work / "packages").iterdir():
+        old.unlink()
     pack_members(ensemble, ensemble.spec.about, work / "packages", range(len(members)))
     content = {"tile": TILE, "overlap": OVERLAP, "percentiles": PERCENTILES, "members": members, "settings": settings}
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -191,7 +193,7 @@ def field(data: Path | None, size: int, seed: int) -> tuple[NDArray[np.uint16], 
         at = slice(place // columns * height, None), slice(place % columns * width, None)
         turn = (slice(None, None, (-1) ** (place // columns)), slice(None, None, (-1) ** place))
         image[at][:height, :width] = pixels[0][turn]
-        truth[at][:height, :width] = np.where(labels > 0, labels + place * 100_000, 0)[turn]
+        truth[at][:height, :width] = np.where(labels > 0, labels.astype(np.int64) + place * 100_000, 0)[turn]
     # What was cut, or met its neighbour, is numbered anew.
     numbered = label(truth[:size, :size], connectivity=1)  # type: ignore[no-untyped-call]
     return image[:size, :size].copy(), numbered.astype(np.int32)
@@ -202,7 +204,8 @@ def write_zarr(path: Path, image: NDArray[np.uint16]) -> None:
     datasets = [{"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}]
     axes = [{"name": name, "type": "space"} for name in "yx"]
     multiscales = [{"axes": axes, "datasets": datasets, "name": "field"}]
-    group = zarr.create_group(path, zarr_format=3, attributes={"ome": {"version": "0.5", "multiscales": multiscales}})
+    attributes = {"ome": {"version": "0.5", "multiscales": multiscales}}
+    group = zarr.create_group(path, zarr_format=3, attributes=attributes, overwrite=True)
     group.create_array("s0", data=image, chunks=(256, 256), dimension_names=["y", "x"])
 
 
@@ -210,7 +213,7 @@ def write_ensemble(folder: Path, network: Network, count: int) -> list[dict[str,
     """Members that say background or nucleus, and no flows, which peers have no place for; what each is made of."""
     import segmentation_models_pytorch as smp
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     starter = yaml.safe_load((STARTER / "ensemble.yaml").read_text())
     entries = []
     for index in range(count):

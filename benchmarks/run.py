@@ -2,27 +2,21 @@
 
 `whole` is the time from the first region's reading to the last record of ``chorus predict`` on Ray, from OME-Zarr to
 OME-Zarr; `bare` is what the members' forward passes over the same unique tiles would take at the fastest of several
-settings, measured on the same cores right before and right after. Start-up is given apart.
+settings, measured on the same cores right before and right after. Start-up is given apart. Both are of the same
+`--backend` and `--precision`; where these are not eager and fp32, forward passes of eager PyTorch in fp32 are measured,
+too. `benchmarks/compare.py` says what changed since an earlier run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import multiprocessing as mp
 import os
-import platform
 import shutil
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,37 +24,24 @@ from typing import Annotated, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import numpy as np
 import psutil
-import torch
 import typer
-import yaml
-import zarr
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
+from benchmarks.bare import Setting, best_setting, passes_per_second
+from benchmarks.made import SIZE, write_ensemble, write_images
+from benchmarks.records import keep, surroundings
+from cluster.profiling import profile, read_timeline
 from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings
+from cluster.settings import ResultSettings, RunSettings
 from cluster.worker import RegionStatus
 from pipeline.augmentation import FLIPS
+from pipeline.backends.choice import BACKENDS
 from pipeline.geometry import Grid
 
-SIZE = 1024
-TILES_PER_CALL = (1, 2, 4)
 BARE_SECONDS = 5.0
 console = Console()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How forward passes are spread over the cores: tile, processes, threads of each, tiles per call, memory format."""
-
-    tile: int
-    processes: int
-    threads: int
-    tiles: int
-    channels_last: bool
 
 
 @dataclass
@@ -69,6 +50,8 @@ class Watch(Silent):
 
     first: float | None = None
     regions: int = 0
+    tiles: int = 0
+    pixels: int = 0
     busy: float = 0.0
     devices: int = 0
     peak_driver: int = 0
@@ -82,6 +65,8 @@ class Watch(Silent):
         begun = time.monotonic() - status.seconds
         self.first = begun if self.first is None else min(begun, self.first)
         self.regions += 1
+        self.tiles += status.tiles
+        self.pixels += status.pixels
         self.busy += status.device_seconds
 
     def sample(self) -> None:
@@ -107,35 +92,39 @@ def main(
     members: Annotated[int | None, typer.Option(help="ResNet-18 U-Nets in the ensemble.")] = None,
     tiles: Annotated[list[int] | None, typer.Option("--tile", help="Tile sizes.")] = None,
     images: Annotated[int | None, typer.Option(help="Images of 1024 x 1024 in the smaller run.")] = None,
+    backend: Annotated[str, typer.Option(help=f"Of the networks: auto, {', '.join(BACKENDS)}.")] = "eager",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
 ) -> None:
     """Measure whole runs against bare forward passes, and memory and time against the number of images.
 
-    Examples: `python benchmarks/run.py --quick`, `python benchmarks/run.py --tile 512 --images 16`
+    Examples: `python benchmarks/run.py --quick`, `python benchmarks/run.py --tile 512 --images 16`,
+    `python benchmarks/run.py --backend inductor --precision bf16`
     """
     members = members or 5
     augmentations = list(FLIPS)
     sizes = tiles or ([256] if quick else [256, 512])
     images = images or (2 if quick else 16)
     folder = Path(tempfile.mkdtemp(prefix="chorus-bench-"))
+    how = {"backend": backend, "precision": precision}
     try:
         write_images(folder / "images", (4 if quick else 2) * images)
         rows = []
         if not quick:
             for tile in sizes:
                 ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
-                setting = best_setting(ensemble, tile, len(augmentations), seconds=4)
+                setting = best_setting(ensemble, tile, len(augmentations), how, seconds=4)
                 rows.append(compare(folder, ensemble, setting, members, augmentations, images))
-        rows += growth(folder, sizes[0], images if quick else images // 2)
+        rows += growth(folder, sizes[0], images if quick else images // 2, how)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)
 
 
-def growth(folder: Path, tile: int, images: int) -> list[dict[str, Any]]:
+def growth(folder: Path, tile: int, images: int, how: dict[str, str]) -> list[dict[str, Any]]:
     """Few passes a tile, then the same with 4 times the images: how time and memory grow."""
     ensemble = write_ensemble(folder / "ensemble-few", 2, tile)
-    setting = best_setting(ensemble, tile, 1, seconds=2)
+    setting = best_setting(ensemble, tile, 1, how, seconds=2)
     small, large = (compare(folder, ensemble, setting, 2, ["identity"], count) for count in (images, 4 * images))
     large["time_ratio_of_4_times_the_images"] = large["whole_seconds"] / small["whole_seconds"]
     return [small, large]
@@ -148,13 +137,21 @@ def compare(
     tile = setting.tile
     console.print(f"tile {tile}, {members} members x {len(augmentations)} augmentations, {images} images ...")
     before = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
-    row = whole_run(folder, ensemble, augmentations, images)
+    how = {"augmentations": augmentations, "backend": setting.backend, "precision": setting.precision}
+    sources = [folder / "images" / f"{index:04d}.zarr" for index in range(images)]
+    row = whole_run(sources, ensemble, folder / "out", how)
     after = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     unique = Grid.make((SIZE, SIZE), tile, 0.5).count * images * members * len(augmentations)
     rate = (before + after) / 2
     bare = unique / rate
+    plain = replace(setting, backend="eager", precision="fp32")
+    eager = (
+        rate if setting == plain else passes_per_second(ensemble, len(augmentations), [plain], seconds=BARE_SECONDS)[0]
+    )
     return {
         "tile": tile,
+        "backend": setting.backend,
+        "precision": setting.precision,
         "members": members,
         "augmentations": len(augmentations),
         "images": images,
@@ -162,33 +159,35 @@ def compare(
         "bare_passes_per_second_before_after": [round(before, 2), round(after, 2)],
         "bare_setting": asdict(setting),
         "bare_seconds": bare,
+        "engine_over_eager": rate / eager,
         "bare_over_whole": bare / float(row["whole_seconds"]),
         **row,
     }
 
 
-def whole_run(folder: Path, ensemble: Path, augmentations: list[str], images: int) -> dict[str, Any]:
-    """``chorus predict`` on Ray, in a process of its own so that its memory is its own."""
-    out = folder / "out"
+def whole_run(sources: list[Path], ensemble: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """``chorus predict`` on Ray, in a process of its own so that its memory is its own; `how` are `ResultSettings`."""
     shutil.rmtree(out, ignore_errors=True)
     context = mp.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    sources = [str(folder / "images" / f"{index:04d}.zarr") for index in range(images)]
-    process = context.Process(target=_predict, args=(send, sources, str(ensemble), str(out), augmentations))
+    process = context.Process(target=_predict, args=(send, list(map(str, sources)), str(ensemble), str(out), how))
     process.start()
+    send.close()  # so that a process that ends without an answer is heard of
     row: dict[str, Any] = receive.recv()
     process.join()
     return row
 
 
-def _predict(send: Connection, sources: list[str], ensemble: str, out: str, augmentations: list[str]) -> None:
+def _predict(send: Connection, sources: list[str], ensemble: str, out: str, how: dict[str, Any]) -> None:
     from cluster.reprocess import predict
 
     watch = Watch()
     threading.Thread(target=watch.sample, daemon=True).start()
-    settings = ResultSettings(augmentations=augmentations)
+    request = PredictRequest(
+        sources=sources, ensemble=ensemble, out=out, settings=ResultSettings(**how), run=RunSettings(profile=True)
+    )
     started = time.monotonic()
-    outcome = predict(PredictRequest(sources=sources, ensemble=ensemble, out=out, settings=settings), watch)
+    outcome = predict(request, watch)
     ended = time.monotonic()
     watch.stop()
     if outcome.state != "complete" or watch.first is None:
@@ -199,136 +198,34 @@ def _predict(send: Connection, sources: list[str], ensemble: str, out: str, augm
             "whole_seconds": whole,
             "start_up_seconds": watch.first - started,
             "regions": watch.regions,
+            "tiles": watch.tiles,
+            "pixels": watch.pixels,
             "busy_share": watch.busy / (whole * watch.devices),
-            "megapixels_per_second": len(sources) * SIZE**2 / whole / 1e6,
+            "megapixels_per_second": watch.pixels / whole / 1e6,
             "peak_driver_bytes": watch.peak_driver,
             "peak_workers_bytes": watch.peak_workers,
+            "devices_were": profile(read_timeline(out)).states,
         }
     )
 
 
-def best_setting(ensemble: Path, tile: int, augmentations: int, *, seconds: float) -> Setting:
-    """The fastest of the settings that this machine offers, each tried for a few seconds."""
-    cores = psutil.cpu_count() or 1
-    rates: dict[Setting, float] = {}
-    for processes, threads in {(cores, 1), (1, cores)}:
-        settings = [
-            Setting(tile, processes, threads, tiles, last)
-            for tiles, last in itertools.product(TILES_PER_CALL, (True, False))
-            if tiles == 1 or tile**2 * tiles * augmentations <= 4 * 512**2
-        ]
-        found = passes_per_second(ensemble, augmentations, settings, seconds=seconds)
-        rates |= dict(zip(settings, found, strict=True))
-    best = max(rates, key=lambda setting: rates[setting])
-    console.print(f"fastest bare passes: {best}, {rates[best]:.2f} a second", highlight=False)
-    return best
-
-
-def passes_per_second(ensemble: Path, augmentations: int, settings: list[Setting], *, seconds: float) -> list[float]:
-    """Forward passes of tiles a second over all processes, after a warm-up, for settings of one spread."""
-    context = mp.get_context("spawn")
-    processes = settings[0].processes
-    barrier, queue = context.Barrier(processes), context.Queue()
-    arguments = (str(ensemble), augmentations, settings, seconds, barrier, queue)
-    workers = [context.Process(target=_forward, args=arguments) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
-    totals = np.sum([queue.get() for _ in workers], axis=0)
-    for worker in workers:
-        worker.join()
-    return [float(total) for total in totals]
-
-
-def _forward(
-    ensemble: str,
-    augmentations: int,
-    settings: list[Setting],
-    seconds: float,
-    barrier: Barrier,
-    queue: Queue[list[float]],
-) -> None:
-    """Nothing but calls of the members, in turn."""
-    from pipeline.allocation import keep_freed_memory
-    from pipeline.ensemble import read_ensemble
-
-    torch.set_num_threads(settings[0].threads)
-    keep_freed_memory()
-    read = read_ensemble(ensemble)
-    members = [read.load_member(index, torch.device("cpu")) for index in range(len(read.spec.members))]
-    rates = []
-    with torch.inference_mode():
-        for setting in settings:
-            layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-            modules = [member.module.to(memory_format=layout) for member in members]
-            batch = torch.randn(setting.tiles * augmentations, 1, setting.tile, setting.tile).to(memory_format=layout)
-            modules[0](batch)
-            barrier.wait()
-            started, calls = time.monotonic(), 0
-            while time.monotonic() - started < seconds:
-                modules[calls % len(modules)](batch)
-                calls += 1
-            rates.append(calls * len(batch) / (time.monotonic() - started))
-    queue.put(rates)
-
-
-def write_images(folder: Path, count: int) -> None:
-    """Simulated fields, uint16, OME-Zarr 0.5 with chunks of 256."""
-    from pipeline.samples import simulate_field
-
-    fields = [simulate_field(seed, (SIZE, SIZE))[0] for seed in range(4)]
-    scale = [{"type": "scale", "scale": [1.0, 1.0]}]
-    axes = [{"name": name, "type": "space"} for name in "yx"]
-    multiscale = {"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": scale}], "name": "field"}
-    for index in range(count):
-        attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
-        group = zarr.create_group(folder / f"{index:04d}.zarr", zarr_format=3, attributes=attributes)
-        data = np.roll(fields[index % 4], index, axis=1)
-        group.create_array("s0", data=data, chunks=(256, 256), dimension_names=["y", "x"])
-
-
-def write_ensemble(folder: Path, members: int, tile: int) -> Path:
-    """U-Nets with a ResNet-18 encoder and random weights: speed does not depend on what they learned."""
-    import segmentation_models_pytorch as smp
-
-    folder.mkdir()
-    entries = []
-    for index in range(members):
-        torch.manual_seed(index)
-        module = smp.create_model("Unet", "resnet18", encoder_weights=None, in_channels=1, classes=2)
-        path = folder / f"member-{index}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append(
-            {"kind": "smp", "architecture": "Unet", "encoder": "resnet18", "weights": path.name, "sha256": digest}
-        )
-    content = {
-        "format": "chorus-ensemble/1",
-        "name": "benchmark",
-        "classes": [{"name": "background"}, {"name": "nucleus"}],
-        "input": {"channels": ["dna"], "normalisation": {"kind": "mean_std", "mean": [1000.0], "std": [800.0]}},
-        "tile": tile,
-        "members": entries,
-    }
-    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
-    return folder / "ensemble.yaml"
-
-
 def report(rows: list[dict[str, Any]], folder: Path, *, quick: bool) -> None:
     """Print one table and keep the figures as JSON."""
-    machine = {"cores": psutil.cpu_count(), "memory": psutil.virtual_memory().total, "system": platform.platform()}
-    versions = {name: version(name) for name in ("chorus-bioimage", "torch", "ray", "zarr", "numpy")}
-    console.print(f"{machine['cores']} cores, {machine['system']}, {versions}", highlight=False)
+    machine, versions = surroundings()
+    console.print(f"{machine}, {versions}", highlight=False)
     table = Table()
-    heads = ("tile", "M x T", "images", "passes", "bare s", "whole s", "bare/whole", "busy", "start-up s", "driver MB")
-    for head in (*heads, "workers MB"):
+    heads = ("backend", "tile", "M x T", "images", "passes", "bare s", "/ eager", "whole s", "bare/whole", "busy")
+    for head in (*heads, "start-up s", "driver MB", "workers MB"):
         table.add_column(head, justify="right")
     for row in rows:
         table.add_row(
+            f"{row['backend']} {row['precision']}",
             f"{row['tile']}",
             f"{row['members']} x {row['augmentations']}",
             f"{row['images']}",
             f"{row['passes']}",
             f"{row['bare_seconds']:.1f}",
+            f"{row['engine_over_eager']:.2f}",
             f"{row['whole_seconds']:.1f}",
             f"{row['bare_over_whole']:.3f}",
             f"{row['busy_share']:.0%}",
@@ -337,12 +234,7 @@ def report(rows: list[dict[str, Any]], folder: Path, *, quick: bool) -> None:
             f"{row['peak_workers_bytes'] / 1e6:.0f}",
         )
     console.print(table)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    path = folder / f"{stamp}{'-quick' if quick else ''}.json"
-    content = {"when": stamp, "machine": machine, "versions": versions, "rows": rows}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    console.print(f"kept in {path}", highlight=False)
+    keep(folder, "-quick" if quick else "", rows)
 
 
 if __name__ == "__main__":

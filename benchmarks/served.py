@@ -1,35 +1,33 @@
 """How fast a server of `chorus serve` answers: throughput and latency against the bare forward passes of its members.
 
-::
-
-    python benchmarks/served.py ENSEMBLE [--images FOLDER] [--seconds 20] [--clients 1,4,16,64] [--json FILE]
-
-It starts a server on this machine, asks it with so many clients at once, and calls the same members with the same
-batches of the same images without anything around them. The ratio of both rates is what serving leaves of the device.
-At the end twice as many clients as fit ask a server with short queues: how many are answered, how many refused, and
-how much memory it takes.
+It starts a server on this machine, has Locust ask it with so many clients at once, and calls the same members with the
+same batches of the same images without anything around them, right before and after. The ratio of both rates is what
+serving leaves of the device. At the end twice as many clients as fit ask a server with short queues: how many are
+answered, how many refused, and how much memory it takes.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import io
 import json
+import os
 import socket
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import httpx
 import numpy as np
 import psutil
 import torch
+import typer
 from ray import serve
+from skimage.io import imread
 
 from cluster import session
+from pipeline.allocation import keep_freed_memory
 from pipeline.geometry import Window
 from pipeline.posterior import SampleSums
 from pipeline.tiles import PlaneWindow, TileSource
@@ -40,28 +38,32 @@ from serving.predicting import plan, prepare
 from serving.schemas import PredictOptions
 from serving.settings import Limits, parse_settings
 
-NPY = {"Content-Type": "application/x-npy"}
-
 
 def images_of(folder: str | None, count: int) -> list[bytes]:
-    """NPY files of images of a folder, or of blurred noise of 512 x 512."""
+    """NPY files of the first channel of a folder's images, or of blurred noise of 512 x 512."""
+    found = []
     if folder is not None:
-        paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".npy", ".png", ".tif"))
-        return [path.read_bytes() for path in paths[:count]]
-    made = []
-    for seed in range(count):
-        noise = np.random.default_rng(seed).random((64, 64))
-        values = (1000 * np.kron(noise, np.ones((8, 8)))).astype(np.uint16)
+        paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".png", ".tif", ".tiff")]
+        for path in paths[:count]:
+            image = imread(path)
+            found.append(image if image.ndim == 2 else image[..., 0])
+    else:
+        for seed in range(count):
+            noise = np.random.default_rng(seed).random((64, 64))
+            found.append((1000 * np.kron(noise, np.ones((8, 8)))).astype(np.uint16))
+    files = []
+    for image in found:
         buffer = io.BytesIO()
-        np.save(buffer, values)
-        made.append(buffer.getvalue())
-    return made
+        np.save(buffer, image)
+        files.append(buffer.getvalue())
+    return files
 
 
-def bare_rate(url: str, images: list[bytes], device: str, seconds: float) -> float:
+def bare_rate(arguments: dict[str, Any], images: list[bytes], seconds: float) -> float:
     """Images a second of forward passes alone: prepared beforehand, full batches, nothing blended or scored."""
-    settings = parse_settings({"ensembles": {"bench": url}, "device": device})
-    hosted = Hosted.load("bench", url, settings)
+    settings = parse_settings(arguments)
+    torch.set_num_threads(settings.threads)
+    hosted = Hosted.load("bench", settings.ensembles["bench"], settings)
     works = []
     for data in images:
         planned = plan(hosted, decode(data, "x", Limits()), PredictOptions(), Limits())
@@ -74,7 +76,7 @@ def bare_rate(url: str, images: list[bytes], device: str, seconds: float) -> flo
             for work, _ in works:
                 _forward(engine, work.plane, work.target)
                 done += 1
-            if device == "cuda":
+            if settings.device == "cuda":
                 torch.cuda.synchronize()
     return done / (time.perf_counter() - began)
 
@@ -86,36 +88,18 @@ def _forward(engine: Any, plane: PlaneWindow, target: Window) -> None:
         engine._group.add_samples(batch, sums)
 
 
-async def ask(url: str, images: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """So many clients, one image after the other each, for so many seconds."""
-    latencies: list[float] = []
-    statuses: Counter[int] = Counter()
-    until = time.perf_counter() + seconds
-    limits = httpx.Limits(max_connections=clients)
-
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        turn = number
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            answer = await client.post("/v1/predict", content=images[turn % len(images)], headers=NPY)
-            statuses[answer.status_code] += 1
-            if answer.status_code == 200:
-                latencies.append(time.perf_counter() - began)
-            turn += clients
-
-    began = time.perf_counter()
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        await asyncio.gather(*(one(client, number) for number in range(clients)))
-    took = time.perf_counter() - began
-    cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else [float("nan")] * 99
-    return {
-        "clients": clients,
-        "images_per_second": len(latencies) / took,
-        "p50": cuts[49],
-        "p95": cuts[94],
-        "p99": cuts[98],
-        "statuses": dict(statuses),
-    }
+def ask(url: str, images: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    """So many clients of Locust, one image after the other each, for so many seconds and until all are answered."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index, data in enumerate(images):
+            Path(folder, f"{index:04d}.npy").write_bytes(data)
+        figures = Path(folder, "figures.json")
+        command = ["locust", "-f", str(Path(__file__).with_name("served_load.py")), "--headless", "--only-summary"]
+        command += ["--host", url, "-u", str(clients), "-r", str(clients), "-t", f"{seconds:g}s"]
+        command += ["--stop-timeout", "600", "--loglevel", "WARNING", "--exit-code-on-error", "0"]
+        told = os.environ | {"CHORUS_IMAGES": folder, "CHORUS_FIGURES": str(figures)}
+        subprocess.run([sys.executable, "-m", *command], env=told, check=True, stdout=subprocess.DEVNULL)
+        return {"clients": clients, **json.loads(figures.read_text())}
 
 
 def memory() -> int:
@@ -124,47 +108,58 @@ def memory() -> int:
     return sum(process.memory_info().rss for process in (own, *own.children(recursive=True)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ensemble")
-    parser.add_argument("--images", help="folder of NPY, PNG and TIFF files; made ones by default")
-    parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--clients", default="1,4,16,64")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    images = images_of(options.images, options.count)
-    bare = bare_rate(options.ensemble, images, options.device, options.seconds)
-    print(f"bare forward passes: {bare:.2f} images/s")
-    found: dict[str, Any] = {"bare": bare, "served": [], "overload": {}}
+def main(
+    ensemble: Annotated[str, typer.Argument(help="Folder or ensemble.yaml.")],
+    images: Annotated[str | None, typer.Option(help="Folder of PNG and TIFF files; made ones by default.")] = None,
+    count: Annotated[int, typer.Option(help="How many of them.")] = 16,
+    seconds: Annotated[float, typer.Option(help="For the bare passes, and for each number of clients.")] = 60,
+    clients: Annotated[str, typer.Option(help="At once, comma-separated.")] = "1,4,16,64",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    precision: Annotated[str, typer.Option(help="As of `chorus serve`.")] = "fp32",
+    backend: Annotated[str, typer.Option(help="As of `chorus serve`.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Of the members, bare and served.")] = psutil.cpu_count() or 1,
+    results: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Compare a server with the forward passes of its members alone.
+
+    Example: `python benchmarks/served.py chorus/builtin/nuclei-fluo --images images/ --backend openvino`
+    """
+    # As in the replicas of a server.
+    keep_freed_memory()
+    sent = images_of(images, count)
+    arguments = {"ensembles": {"bench": ensemble}, "device": device, "precision": precision, "backend": backend}
+    arguments |= {"threads": threads, "limits": {"ongoing": 64, "queued": 64, "deadline_seconds": 600}}
+    before = bare_rate(arguments, sent, seconds / 2)
+    found: dict[str, Any] = {"arguments": arguments, "served": [], "overload": {}}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    arguments = {"ensembles": {"bench": options.ensemble}, "device": options.device}
     session.start(None, staged=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(arguments), name=NAME, route_prefix="/")
-        asyncio.run(ask(url, images, 1, 3))
-        for clients in map(int, options.clients.split(",")):
-            row = asyncio.run(ask(url, images, clients, options.seconds))
-            row["ratio"] = row["images_per_second"] / bare
-            found["served"].append(row)
-            print(" ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-        serve.run(build(arguments | {"limits": {"ongoing": 8, "queued": 8}}), name=NAME, route_prefix="/")
-        before = memory()
-        row = asyncio.run(ask(url, images, 32, options.seconds))
-        row |= {"memory_before": before, "memory_after": memory()}
-        found["overload"] = row
-        print("twice as many as fit:", row)
+        ask(url, sent, 1, 3)
+        for number in map(int, clients.split(",")):
+            found["served"].append(ask(url, sent, number, seconds))
+        # Room for half of those that come.
+        small = {"limits": {"ongoing": 8, "queued": 8}}
+        serve.run(build(arguments | small), name=NAME, route_prefix="/")
+        began = memory()
+        found["overload"] = ask(url, sent, 32, seconds) | {"memory_before": began, "memory_after": memory()}
     finally:
         serve.shutdown()
         session.stop()
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2))
+    after = bare_rate(arguments, sent, seconds / 2)
+    found |= {"bare_before": before, "bare_after": after}
+    for row in found["served"]:
+        row["ratio"] = row["images_per_second"] / ((before + after) / 2)
+    print(f"bare forward passes: {before:.3f} images/s before, {after:.3f} after")
+    for row in [*found["served"], found["overload"]]:
+        print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    if results is not None:
+        results.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -15,6 +15,7 @@ from pipeline.about import About, TrainingSummary
 from pipeline.normalisation import MeanStd, Normalisation, Percentile
 
 if TYPE_CHECKING:
+    from pipeline.effort import EffortBound
     from pipeline.ensemble import Ensemble
     from pipeline.ensemble_spec import Sentinel
     from pipeline.members.contract import MemberEntry
@@ -43,6 +44,7 @@ def view(ensemble: Ensemble) -> Iterator[RenderableType]:
             "activation": Text(spec.activation + (", and flows" if spec.flows else "")),
             "tile": Text(f"{spec.tile} pixels, overlap {spec.overlap:g}"),
             "augmentations": Text(", ".join(spec.augmentations)),
+            "effort": None if spec.effort is None else Text(_effort(spec.effort)),
         }
     )
     yield _members(ensemble)
@@ -71,6 +73,15 @@ def normalisation(settings: Normalisation) -> str:
             return "mean and std of the image become 0 and 1"
         return f"mean {_listed(settings.mean)}, std {_listed(settings.std)}"
     return "by the members" if settings.kind == "member" else "none"
+
+
+def _effort(bound: EffortBound) -> str:
+    """Which tiles are done early, and what that was measured on."""
+    of = f", {bound.reference}" if bound.reference else ""
+    return (
+        f"adaptive: no augmentations for tiles with at most {bound.doubtful:.2%} of their pixels in doubt (measured on "
+        f"{bound.images} images{of})"
+    )
 
 
 def _swatches(ensemble: Ensemble) -> Text:

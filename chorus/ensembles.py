@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from chorus import ensemble_view
+from chorus.efforts import effort
 from chorus.ensemble_options import NewEnsembleOptions, member_options
 from chorus.models import pack
 from chorus.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.command()(pack)
 app.command()(sentinel)
+app.command()(effort)
 out_console = Console()
 err = Console(stderr=True)
 

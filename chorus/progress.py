@@ -71,6 +71,8 @@ class ConsoleReporter:
             highlight=False,
             soft_wrap=True,
         )
+        if forecast.advice:
+            self._console.print(forecast.advice, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
         self._regions, self._pixels, self._devices = regions, pixels, devices

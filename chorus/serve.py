@@ -85,7 +85,7 @@ def serve(
         "device": device_here(device),
         "precision": precision,
         "backend": backend,
-        "threads": threads or max(1, cpu_count() // (len(ensemble) * replicas)),
+        "threads": threads or max(1, (cpu_count() or 1) // (len(ensemble) * replicas)),
         "min_replicas": min_replicas,
         "max_replicas": replicas,
         "trust_code": trust_code,

@@ -116,6 +116,11 @@ def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSetting
             f"{ensemble.url}: --effort adaptive needs a bound that was measured with the ensemble; make one with "
             f"`chorus ensemble effort`, or use --effort full"
         )
+    if bound.ensemble != ensemble.hash:
+        raise RefusedError(
+            f"{ensemble.url}: its bound for --effort adaptive was measured before the ensemble changed; measure "
+            f"it again with `chorus ensemble effort`, or use --effort full"
+        )
     for name in ("tile", "overlap", "augmentations"):
         if getattr(settings, name) != getattr(bound, name):
             raise RefusedError(

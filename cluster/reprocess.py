@@ -35,10 +35,14 @@ from cluster.timeline import profiled, span
 from cluster.volumes import VolumeRun, planes_only
 from pipeline import storage
 from pipeline.allocation import keep_freed_memory
+from pipeline.backends.choice import usable
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import RefusedError
 from pipeline.layout import FailedImage
 from pipeline.outputs import labels_present, remove_labels
+
+# Seconds from which on it is worth measuring first what makes a run fast.
+_LONG = 600.0
 
 
 @stoppable()
@@ -260,9 +264,19 @@ def _forecast(job: Job, resources: session.Resources, measured: Calibration, rep
     placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, measured.device_memory)
     seconds = expected.tiles * measured.seconds_per_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
-    made = Forecast(expected, measured, memory, placement, seconds, failures)
+    advice = _advice(job) if seconds > _LONG else ""
+    made = Forecast(expected, measured, memory, placement, seconds, failures, advice)
     reporter.forecast(made)
     return made
+
+
+def _advice(job: Job) -> str:
+    """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
+    if job.request.settings.backend != "auto" or job.settings.backend != "eager" or job.settings.device != "cpu":
+        return ""
+    if len(usable(job.settings.precision, "cpu")) < 3:  # PyTorch alone, whole or compiled
+        return "`pip install 'chorus-bioimage[openvino]'` and `chorus bench engine` may make this run twice as fast"
+    return "`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"
 
 
 def _check_in_place(job: Job, *, fresh: bool) -> None:

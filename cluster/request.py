@@ -44,6 +44,7 @@ class Forecast:
     ----------
     seconds : expected, from the calibration; start-up and reading not counted
     failures : images that cannot be done, name and reason
+    advice : how it could be had for less; mostly empty
     """
 
     cost: Cost
@@ -52,6 +53,7 @@ class Forecast:
     placement: Placement
     seconds: float
     failures: list[tuple[str, str]]
+    advice: str = ""
 
 
 class Reporter(Protocol):

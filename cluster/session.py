@@ -34,6 +34,10 @@ _ENVIRONMENT = {
     logs.VARIABLE: "plain",
 } | ENVIRONMENT
 
+# For a local Ray. It ends idle processes as soon as there are more than cores, and the members' actors are as many as
+# these: each image would be finished by a new process that imports torch, which takes longer than what it does then.
+_LIMITS = {"RAY_num_workers_soft_limit": str(2 * (psutil.cpu_count() or 1) + 4)}
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -63,7 +67,7 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
     RefusedError
         If there is no cluster at the address, or a node of it runs other versions, or none can be started here.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | _LIMITS).items():
         os.environ.setdefault(name, value)
     joining = address is not None and not ray.is_initialized()
     started: dict[str, Any] = {} if address or ray.is_initialized() else _local(staged, metrics_port)

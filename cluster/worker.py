@@ -26,6 +26,7 @@ from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, inference_settings, layout_of
 from cluster.region_maps import saved_maps
 from cluster.region_work import RegionWork, region_result, region_work
+from cluster.sharing import Answered, SharedDevice, SharedEngine
 from cluster.statistics import image_statistics
 from cluster.timeline import noted, packed, span, unpacked
 from pipeline.backends.member import on_backend
@@ -98,12 +99,12 @@ class Here:
 
 
 class Answering(Protocol):
-    """Gives posteriors of the whole ensemble; `pipeline.inference.Engine` does."""
+    """Gives posteriors of the whole ensemble, to several threads at once; `cluster.sharing.SharedEngine` does."""
 
     @property
     def tiles_per_call(self) -> int: ...
 
-    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior: ...
+    def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered: ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ class RegionWorker:
         short = self._metrics.out_of_memory
         channels = [] if answering else self._inputs.channels
         self._engine = Engine(loaded, inference, device, channels, short)
-        self._answering: Answering = answering or self._engine
+        self._answering = answering
+        if answering is None and len(indices) == len(self._ensemble.spec.members) and self._settings.batch > 1:
+            # What is left of a batch at the end of a region goes to the next one.
+            self._answering = SharedEngine(SharedDevice(fair=False), self._engine)
         self._ledger = Ledger(context.out)
         # A bucket is asked for an array's metadata once, and not for every region of it.
         self._open_level = lru_cache(maxsize=_OPEN_ARRAYS)(open_level)
@@ -175,7 +179,7 @@ class RegionWorker:
         def work() -> RegionStatus:
             read = self._read(region)
             of = read.of
-            posterior, busy = self._on_device(lambda: self._answering.posterior(of.plane, of.target, of.features))
+            posterior, busy = self._answer(of)
             return self._write(read, posterior, of.features.sums(), busy, started)
 
         return self._guarded(region, index, place, work)
@@ -281,6 +285,13 @@ class RegionWorker:
         ended = sum(node in there for node in begun)
         return f"ended its worker {ended} times" if ended >= MAXIMUM_ATTEMPTS else None
 
+    def _answer(self, of: RegionWork) -> Answered:
+        """The posterior of a region by the whole ensemble."""
+        if self._answering is None:
+            return self._on_device(lambda: self._engine.posterior(of.plane, of.target, of.features))
+        with self._metrics.seconds("infer"), span("infer"):
+            return self._answering.answer(of.plane, of.target, of.features)
+
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
         with self._metrics.seconds("wait"), span("wait"):
             self._device_lock.acquire()
@@ -344,7 +355,7 @@ class RegionWorker:
             device_seconds=busy,
             seconds=seconds,
             passes=of.features.passes,
-            tiles_per_call=self._answering.tiles_per_call,
+            tiles_per_call=(self._answering or self._engine).tiles_per_call,
         )
 
     def _prepare(self, layout: ImageLayout) -> None:

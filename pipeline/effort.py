@@ -35,6 +35,7 @@ class EffortBound(Strict):
     shift : largest change of U of a tile by it; U is 0 to 0.25
     risk : largest share of such tiles for which one of the two may be more
     confidence : with which that was found
+    ensemble : hash of the ensemble that it was measured with
     tile, overlap, augmentations : it was measured with; it holds for these alone
     images, tiles, stopped : of the reference set, and how many of its tiles are done after the first round
     reference : what the images are
@@ -45,6 +46,7 @@ class EffortBound(Strict):
     shift: float = Field(default=0.005, gt=0, lt=0.25)
     risk: float = Field(default=0.05, gt=0, lt=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    ensemble: str
     tile: int
     overlap: float
     augmentations: list[str] = Field(min_length=2)

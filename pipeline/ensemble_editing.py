@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline import ensemble_weights, storage
+from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
 from pipeline.ensemble_creation import Wanted, check_fit, new_content
 from pipeline.ensemble_spec import EnsembleSpec, Sentinel
@@ -131,6 +132,12 @@ def set_sentinel(url: str, sentinel: Sentinel) -> Edited:
     return Edited(_write(old.url, content | {"sentinels": [*others, added]}, trust_code=False))
 
 
+def set_effort(url: str, bound: EffortBound) -> Edited:
+    """Write the bound of adaptive effort into ``ensemble.yaml``; the ensemble's hash stays the same."""
+    old = read_ensemble(url)
+    return Edited(_write(old.url, written(old.spec) | {"effort": bound.model_dump(mode="json")}, trust_code=False))
+
+
 def file_format(ensemble: Ensemble) -> str:
     """The format that the file of `ensemble` is written in, perhaps an older one."""
     return str(yaml.safe_load(storage.read_bytes(ensemble.url))["format"])
@@ -223,12 +230,19 @@ def _notes(ensemble: Ensemble, described: Described) -> list[str]:
 
 def _stale(ensemble: Ensemble) -> list[str]:
     """What must be measured again after the members changed."""
+    notes = []
+    if ensemble.spec.effort is not None:
+        notes.append(
+            "the bound of adaptive effort was measured before this change, so that `--effort adaptive` is refused; "
+            "measure it again with `chorus ensemble effort`"
+        )
     if not ensemble.spec.sentinels:
-        return []
+        return notes
     names = ", ".join(sentinel.name for sentinel in ensemble.spec.sentinels)
     return [
+        *notes,
         f"the Dice of sentinels was measured before this change ({names}); measure it again with `chorus ensemble "
-        "sentinel`, or `chorus predict` refuses to go on where it moved"
+        "sentinel`, or `chorus predict` refuses to go on where it moved",
     ]
 
 

@@ -83,6 +83,10 @@ class TileFeatures:
 
     def __init__(self, grid: Grid, centres: Window) -> None:
         self._grid, self._centres = grid, centres
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
         self._total: torch.Tensor | None = None
         self.tiles = 0
         self.samples = self.passes = 0
@@ -92,7 +96,7 @@ class TileFeatures:
 
         `samples` are those that each tile got, where all members are here.
         """
-        counted = [index for index, tile in enumerate(tiles) if self._counts(tile)]
+        counted = [index for index, tile in enumerate(tiles) if self.counts(tile)]
         part = features[counted].sum(dim=0)
         self._total = part if self._total is None else self._total + part
         self.tiles += len(counted)
@@ -106,7 +110,8 @@ class TileFeatures:
         total: NDArray[np.int64] = self._total.cpu().numpy()
         return total
 
-    def _counts(self, tile: Tile) -> bool:
+    def counts(self, tile: Tile) -> bool:
+        """Whether its centre lies in the window."""
         y, x = self._grid.centre(tile)
         inside = self._centres
         return inside.y.start <= y < inside.y.stop and inside.x.start <= x < inside.x.stop

@@ -18,6 +18,7 @@ from pipeline.augmentation import AUGMENTATIONS
 from pipeline.blending import BandBlender, gaussian_window
 from pipeline.calls import Answer, Calls
 from pipeline.canvas import InferenceSettings, PosteriorCanvas
+from pipeline.effort import TileEffort
 from pipeline.features import TileFeatures, pooled
 from pipeline.geometry import Tile, Window
 from pipeline.members.contract import FLOWS, Activation, Encoding, Member
@@ -198,6 +199,18 @@ class Engine:
         for region, tiles, first in sent:
             drawn = samples[first : first + len(tiles)]
             region.take(tiles, maps[first:], [mean[first:] for mean in means], features[first:], drawn)
+
+    def efforts(self, plane: PlaneWindow, target: Window, features: TileFeatures) -> list[TileEffort]:
+        """What full effort changes of each tile that counts for `features`; for an engine with adaptive effort."""
+        if self._rounds is None:
+            raise ValueError("only an engine with a bound has a first round to compare with")
+        source = TileSource(plane, self._settings, self._device)
+        tiles = [tile for tile in plane.grid.tiles(target) if features.counts(tile)]
+        found = []
+        for start in range(0, len(tiles), self.batch):
+            wave = torch.stack([source.cut(tile) for tile in tiles[start : start + self.batch]])
+            found += self._rounds.measure(wave)
+        return found
 
     def stage(
         self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None

@@ -207,7 +207,8 @@ def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Applic
     scale: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
         bounds = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
-        scale = {"autoscaling_config": bounds | {"target_ongoing_requests": settings.target_ongoing}}
+        wanted = {"target_ongoing_requests": settings.target_ongoing, "downscale_delay_s": settings.idle_seconds}
+        scale = {"autoscaling_config": bounds | wanted}
     limits = settings.limits
     deployment: Any = serve.deployment(EnsembleReplica)
     replicas: Application = deployment.options(

@@ -22,6 +22,7 @@ from cluster.record import RunRecord, open_output
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.run import Job, Run
 from cluster.settings import ResultSettings, RunSettings
+from cluster.sharing import SharedDevice, SharedEngine
 from cluster.tasks import SerialTasks
 from cluster.worker import Answering, RegionStatus, RegionWorker
 from pipeline import storage
@@ -30,7 +31,6 @@ from serving.hosting import Hosted
 from serving.jobs import BEAT, JobRecord, JobStore
 from serving.predicting import Planned, result_of_row
 from serving.problems import said
-from serving.sharing import SharedDevice, SharedEngine
 
 log = logging.getLogger("chorus")
 # That a region may wait for the device among all others.
@@ -114,7 +114,7 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
         sources=[large.source],
         ensemble=hosted.ensemble.url,
         out=out,
-        settings=ResultSettings.model_validate(settings.model_dump()),
+        settings=ResultSettings.model_validate(settings.model_dump(include=set(ResultSettings.model_fields))),
         run=RunSettings(executor="serial", thumbnails=False, sentinels="skip", trust_code=hosted.ensemble.trust_code),
         objects="flows" if hosted.ensemble.spec.flows else "none",
     )

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from cluster.metrics import Metric
 
 if TYPE_CHECKING:
+    from cluster.sharing import Load
     from serving.predictor import Outcome
-    from serving.sharing import Load
 
 # Seconds.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

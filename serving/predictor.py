@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from cluster.sharing import BusyError, LateError, SharedDevice
 from pipeline import storage
+from pipeline.calls import is_out_of_memory
 from pipeline.errors import ChorusError, OutputError, RefusedError
 from serving.encoding import encode
 from serving.hosting import Hosted
@@ -23,11 +25,11 @@ from serving.predicting import Planned, Result, conclude, cost_pixels, plan, pre
 from serving.problems import RequestError, said
 from serving.schemas import EnsembleInfo, PredictOptions
 from serving.settings import ServeSettings
-from serving.sharing import SharedDevice
 from serving.sources import Source, Stored
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
+_LATE = "the image was not done in time; ask for less, or allow more"
 # That read, measure and encode while another one is on the device.
 _BESIDE = 4
 
@@ -155,7 +157,7 @@ class Predictor:
         try:
             outcome = await asyncio.wait_for(self._answer(task, began), task.seconds)
         except TimeoutError:
-            outcome = Refusal(504, "the image was not done in time; ask for less, or allow more")
+            outcome = Refusal(504, _LATE)
         except RequestError as error:
             outcome = Refusal(error.status, error.detail, error.retry_after)
         except OutputError as error:
@@ -184,9 +186,18 @@ class Predictor:
         prepared = await self._beside(prepare, planned)
         work, engine = prepared.work, planned.hosted.engine(planned.settings)
         until = began + task.seconds
-        answer = self._device.submit(engine, work.plane, work.target, work.features, until)
         try:
-            posterior = await asyncio.wrap_future(answer)
+            answer = self._device.submit(engine, work.plane, work.target, work.features, until)
+        except BusyError as error:
+            raise RequestError(503, "too many images are waiting", error.retry_after) from error
+        try:
+            posterior, _ = await asyncio.wrap_future(answer)
+        except LateError as error:
+            raise RequestError(504, _LATE) from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise RequestError(503, "the device is out of memory", 10) from error
+            raise
         finally:
             answer.cancel()  # does nothing when it is there
         return await self._beside(conclude, prepared, posterior, task.id, began)

@@ -69,6 +69,7 @@ class ServeSettings(_Strict):
     device, threads : of a replica
     precision, backend : as `chorus predict` has them; a served image equals one of a run with the same
     min_replicas, max_replicas, target_ongoing : of each ensemble; replicas come and go with the requests
+    idle_seconds : that there must be less to do before a replica goes, since loading an ensemble again takes its time
     trust_code : whether code that a member's package brings along may run
     """
 
@@ -87,6 +88,7 @@ class ServeSettings(_Strict):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing: float = Field(default=8, gt=0)
+    idle_seconds: float = Field(default=600, ge=0)
     trust_code: bool = False
     limits: Limits = Limits()
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from cluster.images import PlannedImage
 from cluster.statistics import measured
 from pipeline import storage
+from pipeline.containers import storage_errors
 from pipeline.conversion import ConvertSettings, convert_raster
-from pipeline.errors import RefusedError
+from pipeline.errors import ChorusError, RefusedError
 from pipeline.geometry import Window
 from pipeline.layout import SourceImage
 from pipeline.ngff import open_image
@@ -36,6 +37,8 @@ _CODECS = {
     "quantize", "astype", "packbits", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes",
     "transpose", "sharding_indexed",
 }  # fmt: skip
+# Any of them makes a folder a Zarr group.
+_GROUP = ("zarr.json", ".zgroup", ".zattrs")
 # Of one chunk, decoded.
 _CHUNK_BYTES = 1 << 28
 
@@ -125,6 +128,12 @@ class Stored:
                 raise RequestError(422, f"the image's chunks {level.chunks} are larger than is read here")
         _check_codecs(open_level(image.url, image.levels[0].path, image.ngff).metadata.to_dict())
         return image
+
+    def is_there(self) -> bool:
+        """Whether there is any Zarr group, of an image or not."""
+        group = storage.join(self.url, *filter(None, [self.path]))
+        with storage_errors(group):
+            return any(storage.exists(storage.join(group, name)) for name in _GROUP)
 
     def measure(self, image: PlannedImage, measures: frozenset[Measure]) -> Statistics:
         """As `Uploaded.measure`, in one or more passes over the image."""
@@ -249,7 +258,7 @@ def planned_source(source: Source) -> SourceImage:
     """What is known of a source before its pixels."""
     try:
         return source.image if isinstance(source, Uploaded) else source.open()
-    except RefusedError as error:
-        if isinstance(source, Stored) and storage.basename(source.url) in str(error):
+    except ChorusError as error:
+        if isinstance(source, Stored) and (isinstance(error, RefusedError) or not source.is_there()):
             raise RequestError(404, "there is no OME-Zarr image at source.url and source.image") from error
         raise

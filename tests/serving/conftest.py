@@ -1,4 +1,4 @@
-"""A browser for the tests of pages; they skip where there is none."""
+"""A browser for the tests of pages, which skip where there is none; and the command line of the face's tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from tests.browsing import CHROMIUM, OPTIONS
+from tests.chorus.conftest import chorus
+
+__all__ = ["browser", "chorus"]
 
 
 @pytest.fixture(scope="module")

@@ -189,10 +189,10 @@ def test_names_that_lead_inside_are_not_read_also_where_the_web_was_read_before(
     web = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
     threading.Thread(target=web.serve_forever, daemon=True).start()
     url = f"http://localhost:{web.server_port}/file"
+    for kind in ("http", "https"):  # as if nobody had guarded it before
+        monkeypatch.setitem(fsspec.config.conf, kind, {})
     try:
         assert storage.read_bytes(url) == b"inside"
-        for kind in ("http", "https"):
-            monkeypatch.setitem(fsspec.config.conf, kind, {})
         guard_web.__wrapped__()
         with pytest.raises(OSError, match="Cannot connect to host localhost"):
             storage.read_bytes(url)

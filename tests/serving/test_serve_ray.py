@@ -135,3 +135,19 @@ def test_more_requests_than_fit_are_refused_and_the_rest_is_answered(ensembles: 
         assert {200, 429} <= found
         assert all("retry-after" in answer.headers for answer in answers if answer.status_code != 200)
         assert client.post("/v1/predict", content=npy(IMAGE), headers=NPY).status_code == 200
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_second_replica_comes_with_the_load_and_goes_without_a_failed_request(ensembles: list[str]) -> None:
+    scaled = {"min_replicas": 1, "max_replicas": 2, "target_ongoing": 1, "idle_seconds": 5}
+    with serving(ensembles={"e2": ensembles[0]}, **scaled) as (client, _):
+        assert len(replicas("ensemble-e2")) == 1
+        with under_load(client, 6) as answers:
+            wait(lambda: len(replicas("ensemble-e2")) == 2, 240)
+            count = len(answers)
+            wait(lambda: len(answers) > count + 20)
+        with under_load(client, 1) as few:  # one goes on while the other one is let go of
+            wait(lambda: len(replicas("ensemble-e2")) == 1, 240)
+        assert {answer.status_code for answer in answers + few} == {200}
+        assert len({str(answer.json()["scores"]) for answer in answers + few}) == 1

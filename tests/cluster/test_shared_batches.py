@@ -1,22 +1,22 @@
-"""One device for many requests: shared batches, fair, bounded, and let go of."""
+"""One device for many regions: shared batches, fair or first come, bounded, and let go of."""
 
 from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from cluster.sharing import Answered, BusyError, LateError, SharedDevice, SharedEngine
 from pipeline.canvas import InferenceSettings
+from pipeline.features import TileFeatures
 from pipeline.geometry import Grid, Window
 from pipeline.inference import Engine
 from pipeline.posterior import Posterior
 from pipeline.tiles import PlaneWindow
-from serving.problems import RequestError
-from serving.sharing import SharedDevice
 from tests.making import network
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def same(a: Posterior, b: Posterior) -> bool:
     return all(getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in maps)
 
 
-def submit(device: SharedDevice, engine: Engine, one: PlaneWindow, seconds: float = 60) -> Future[Posterior]:
+def submit(device: SharedDevice, engine: Engine, one: PlaneWindow, seconds: float = 60) -> Future[Answered]:
     return device.submit(engine, one, one.window, None, time.monotonic() + seconds)
 
 
@@ -66,7 +66,7 @@ def test_tiles_of_different_requests_fill_one_call_and_keep_their_bits() -> None
     member.go.clear()
     answers = [submit(device, engine, one) for one in planes]
     member.go.set()
-    assert all(same(answer.result(60), one) for answer, one in zip(answers, alone, strict=True))
+    assert all(same(answer.result(60)[0], one) for answer, one in zip(answers, alone, strict=True))
     device.close()
     tiles = sum(one.grid.count for one in planes)
     assert member.calls <= -(-tiles // HOW.batch) + 2 < calls_alone
@@ -96,9 +96,8 @@ def test_what_nobody_waits_for_is_let_go_of() -> None:
     time.sleep(0.1)
     left.cancel()
     member.go.set()
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(LateError):
         late.result(20)
-    assert refused.value.status == 504
     with pytest.raises(CancelledError):
         left.result(0)
     device.close()
@@ -112,9 +111,8 @@ def test_more_tiles_than_may_wait_are_refused_with_a_time_to_come_back() -> None
     device = SharedDevice(50)
     member.go.clear()
     first = submit(device, engine, plane(200, 200, 0))  # more than fifty, but nothing else waits
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(BusyError) as refused:
         submit(device, engine, plane(40, 40, 1))
-    assert refused.value.status == 503
     assert refused.value.retry_after >= 1
     first.cancel()
     member.go.set()
@@ -131,5 +129,59 @@ def test_an_error_of_one_batch_ends_its_images_and_no_others() -> None:
     failed, answered = submit(device, broken, one), submit(device, right, one)
     with pytest.raises(ValueError, match="broken"):
         failed.result(60)
-    assert same(answered.result(60), right.posterior(one, one.window))
+    assert same(answered.result(60)[0], right.posterior(one, one.window))
+    device.close()
+
+
+def test_an_image_that_breaks_a_member_takes_none_of_its_companions_along() -> None:
+    class Delicate(Counting):
+        def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+            if bool((tiles > 1e6).any()):
+                raise ValueError("too bright")
+            return super().__call__(tiles)
+
+    engine, device = Engine([Delicate()], HOW, CPU), SharedDevice(1000)
+    planes = [plane(20 + i, 17 + i, i) for i in range(4)]
+    planes[1].pixels[:] = 1e7
+    features = [TileFeatures(one.grid, one.window) for one in planes]
+    pairs = zip(planes, features, strict=True)
+    answers = [device.submit(engine, one, one.window, of, time.monotonic() + 60) for one, of in pairs]
+    for index, (one, of, answer) in enumerate(zip(planes, features, answers, strict=True)):
+        if index == 1:
+            with pytest.raises(ValueError, match="too bright"):
+                answer.result(60)
+            continue
+        posterior, seconds = answer.result(60)
+        alone = TileFeatures(one.grid, one.window)
+        assert same(posterior, engine.posterior(one, one.window, alone))
+        assert (of.tiles, of.sums().tolist()) == (alone.tiles, alone.sums().tolist())
+        assert seconds > 0
+    device.close()
+
+
+def test_first_come_first_done_and_what_is_left_of_a_batch_goes_to_the_next() -> None:
+    member = Counting()
+    engine = Engine([member], HOW, CPU)
+    device = SharedDevice(fair=False)
+    planes = [plane(72, 72, seed) for seed in range(4)]  # 25 tiles each
+    assert planes[0].grid.count % HOW.batch
+    member.go.clear()
+    answers = [submit(device, engine, one) for one in planes]
+    order: list[int] = []
+    for index, answer in enumerate(answers):
+        answer.add_done_callback(lambda _, index=index: order.append(index))
+    member.go.set()
+    assert all(same(a.result(60)[0], engine.posterior(p, p.window)) for a, p in zip(answers, planes, strict=True))
+    device.close()
+    assert order == [0, 1, 2, 3]
+    assert device.load.calls == -(-sum(one.grid.count for one in planes) // HOW.batch)
+
+
+def test_whoever_waits_for_a_busy_device_gets_its_turn() -> None:
+    engine, device = Engine([Counting()], HOW, CPU), SharedDevice(1)
+    first, second = plane(90, 90, 0), plane(30, 30, 1)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(SharedEngine(device, engine).answer, one, one.window) for one in (first, second)]
+        for answer, one in zip(answers, (first, second), strict=True):
+            assert same(answer.result(60)[0], engine.posterior(one, one.window))
     device.close()

@@ -1,8 +1,9 @@
-"""One device for many requests: tiles of all that wait fill its batches together, none waits for another to end."""
+"""One device for many regions: tiles of all that wait fill its batches together, none waits for another to end."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -11,17 +12,29 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.calls import is_out_of_memory
 from pipeline.features import TileFeatures
 from pipeline.geometry import Window
 from pipeline.inference import Engine
 from pipeline.posterior import Posterior
 from pipeline.tiles import PlaneWindow, RegionOnItsWay
-from serving.problems import RequestError
 
 log = logging.getLogger("chorus")
+Answered = tuple[Posterior, float]
+"""The posterior of a region, and the seconds that the device worked for it."""
 # Regions whose sums are held at once. More would all be late; fewer would let large ones keep small ones waiting.
 _ON_THEIR_WAY = 4
+
+
+class BusyError(Exception):
+    """Too much waits for the device; `retry_after` says in how many seconds it may have room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("too many regions wait for the device")
+        self.retry_after = retry_after
+
+
+class LateError(Exception):
+    """The region was not done in time."""
 
 
 @dataclass(eq=False)
@@ -31,6 +44,8 @@ class _Ticket:
     Attributes
     ----------
     until : monotonic time after which nobody waits for it any more
+    alone : whether no other tiles come into its batches, since a batch failed that it was a part of
+    seconds : that the device worked for it
     """
 
     engine: Engine
@@ -39,13 +54,22 @@ class _Ticket:
     features: TileFeatures | None
     tiles: int
     until: float
-    answer: Future[Posterior] = field(default_factory=Future)
+    answer: Future[Answered] = field(default_factory=Future)
     region: RegionOnItsWay | None = None
+    alone: bool = False
+    seconds: float = 0.0
 
     def begin(self) -> RegionOnItsWay:
         if self.region is None:
             self.region = self.engine.begin(self.plane, self.target, self.features)
         return self.region
+
+    def again(self) -> None:
+        """From its first tile, by itself."""
+        self.region, self.alone = None, True
+        self.tiles = self.plane.grid.tile_count(self.target)
+        if self.features is not None:
+            self.features.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +94,13 @@ class SharedDevice:
 
     Parameters
     ----------
-    most_waiting : tiles that may wait; a region beyond is refused, unless nothing else waits
+    most_waiting : tiles that may wait; a region beyond is refused, unless nothing else waits. None: any number
+    fair : whether those that wait get equal parts of a batch, so that small ones are done soon; else the first one gets
+        what it can use, so that regions are done one after the other
     """
 
-    def __init__(self, most_waiting: int) -> None:
-        self._most = most_waiting
+    def __init__(self, most_waiting: int | None = None, *, fair: bool = True) -> None:
+        self._most, self._fair = most_waiting, fair
         self._changed = threading.Condition()
         self._tickets: deque[_Ticket] = deque()
         self._calls = self._tiles = 0
@@ -96,23 +122,24 @@ class SharedDevice:
 
     def submit(
         self, engine: Engine, plane: PlaneWindow, target: Window, features: TileFeatures | None, until: float
-    ) -> Future[Posterior]:
+    ) -> Future[Answered]:
         """Have a region answered, as by `Engine.posterior`; cancelling what is returned takes it back at any time.
 
         Parameters
         ----------
-        until : of `time.monotonic`; after it the answer is a RequestError 504
+        until : of `time.monotonic`; after it the answer is a LateError
 
         Raises
         ------
-        RequestError : 503, too many tiles wait
+        BusyError : too many tiles wait
         """
         ticket = _Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
         with self._changed:
             waiting = sum(one.tiles for one in self._tickets)
-            if self._closed or (self._tickets and waiting + ticket.tiles > self._most):
+            full = self._most is not None and self._tickets and waiting + ticket.tiles > self._most
+            if self._closed or full:
                 pace = self._seconds / max(1, self._tiles)
-                raise RequestError(503, "too many images are waiting", max(1, min(60, round(waiting * pace))))
+                raise BusyError(max(1, min(60, round(waiting * pace))))
             self._tickets.append(ticket)
             self._changed.notify()
         return ticket.answer
@@ -141,10 +168,13 @@ class SharedDevice:
                 self._changed.wait()
             first = self._tickets[0]
             batch = first.engine.batch
-            fellows = [ticket for ticket in self._tickets if ticket.engine is first.engine][:_ON_THEIR_WAY]
-            shares = _shares([ticket.tiles for ticket in fellows], batch)
+            fellows = [one for one in self._tickets if one.engine is first.engine and not one.alone][:_ON_THEIR_WAY]
+            if first.alone:
+                fellows = [first]
+            waiting = [ticket.tiles for ticket in fellows]
+            shares = _shares(waiting, batch) if self._fair else _first_come(waiting, batch)
             # Whose turn it was goes behind those that it goes on its way with.
-            for ticket in fellows[: sum(share > 0 for share in shares)]:
+            for ticket in fellows[: sum(share > 0 for share in shares)] if self._fair else []:
                 self._tickets.remove(ticket)
                 self._tickets.insert(min(_ON_THEIR_WAY - 1, len(self._tickets)), ticket)
             return [(ticket, share) for ticket, share in zip(fellows, shares, strict=True) if share]
@@ -157,7 +187,7 @@ class SharedDevice:
                 self._tickets.remove(ticket)
             elif ticket.until < now:
                 self._tickets.remove(ticket)
-                _fail(ticket, RequestError(504, "the image was not done in time; ask for less, or allow more"))
+                _fail(ticket, LateError("the region was not done in time"))
 
     def _call(self, chosen: list[tuple[_Ticket, int]]) -> None:
         started = time.perf_counter()
@@ -167,24 +197,32 @@ class SharedDevice:
             posteriors = [ticket.begin().posterior() for ticket in done]
         except Exception as error:
             log.exception("a batch failed")
-            refusal = _refusal(error)
-            with self._changed:
-                for ticket, _ in chosen:
-                    self._tickets.remove(ticket)
-            for ticket, _ in chosen:
-                _fail(ticket, refusal)
+            self._failed([ticket for ticket, _ in chosen], error)
             return
+        took, count = time.perf_counter() - started, sum(share for _, share in chosen)
         with self._changed:
             self._calls += 1
-            self._tiles += sum(share for _, share in chosen)
-            self._seconds += time.perf_counter() - started
-            for ticket, _ in chosen:
+            self._tiles += count
+            self._seconds += took
+            for ticket, share in chosen:
                 ticket.tiles = ticket.begin().waiting
+                ticket.seconds += took * share / count
             for ticket in done:
                 self._tickets.remove(ticket)
         for ticket, posterior in zip(done, posteriors, strict=True):
             if ticket.answer.set_running_or_notify_cancel():
-                ticket.answer.set_result(posterior)
+                ticket.answer.set_result((posterior, ticket.seconds))
+
+    def _failed(self, tickets: list[_Ticket], error: Exception) -> None:
+        """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
+        if len(tickets) > 1:
+            with self._changed:
+                for ticket in tickets:
+                    ticket.again()
+            return
+        with self._changed:
+            self._tickets.remove(tickets[0])
+        _fail(tickets[0], error)
 
 
 class SharedEngine:
@@ -195,22 +233,23 @@ class SharedEngine:
     seconds : that a region may wait
     """
 
-    def __init__(self, device: SharedDevice, engine: Engine, seconds: float) -> None:
+    def __init__(self, device: SharedDevice, engine: Engine, seconds: float = math.inf) -> None:
         self._device, self._engine, self._seconds = device, engine, seconds
 
     @property
     def tiles_per_call(self) -> int:
         return self._engine.tiles_per_call
 
-    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
+    def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered:
+        """See `Engine.posterior`; raises LateError when it took too long."""
         until = time.monotonic() + self._seconds
         while True:
             try:
                 return self._device.submit(self._engine, plane, target, features, until).result()
-            except RequestError as error:
-                if error.status != 503 or time.monotonic() > until:
-                    raise
-                time.sleep(error.retry_after or 1)
+            except BusyError as error:
+                if time.monotonic() > until:
+                    raise LateError("the device had no room in time") from error
+                time.sleep(error.retry_after)
 
 
 def _shares(waiting: list[int], batch: int) -> list[int]:
@@ -226,10 +265,13 @@ def _shares(waiting: list[int], batch: int) -> list[int]:
     return shares
 
 
-def _refusal(error: Exception) -> Exception:
-    if is_out_of_memory(error):
-        return RequestError(503, "the device is out of memory", 10)
-    return error
+def _first_come(waiting: list[int], batch: int) -> list[int]:
+    """All of a batch to the first, as far as it has tiles; what is left goes to the next."""
+    shares, left = [], batch
+    for tiles in waiting:
+        shares.append(min(tiles, left))
+        left -= shares[-1]
+    return shares
 
 
 def _fail(ticket: _Ticket, error: Exception) -> None:

@@ -1,0 +1,61 @@
+"""What benchmarks are run on: simulated images, and networks whose speed does not depend on what they learned."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+import zarr
+from safetensors.torch import save_file
+
+SIZE = 1024
+
+
+def write_images(folder: Path, count: int, shape: tuple[int, int] = (SIZE, SIZE)) -> None:
+    """Simulated fields of `shape`, uint16, OME-Zarr 0.5 with chunks of 256."""
+    from pipeline.samples import simulate_field
+
+    fields = [np.pad(simulate_field(seed, (SIZE, SIZE))[0], _more(shape), mode="wrap") for seed in range(4)]
+    scale = [{"type": "scale", "scale": [1.0, 1.0]}]
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    multiscale = {"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": scale}], "name": "field"}
+    for index in range(count):
+        attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+        group = zarr.create_group(folder / f"{index:04d}.zarr", zarr_format=3, attributes=attributes)
+        data = np.roll(fields[index % 4][: shape[0], : shape[1]], index, axis=1)
+        group.create_array("s0", data=data, chunks=(256, 256), dimension_names=["y", "x"])
+
+
+def _more(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns by which a field of `SIZE` falls short of `shape`."""
+    return [(0, max(0, length - SIZE)) for length in shape]
+
+
+def write_ensemble(folder: Path, members: int, tile: int, encoder: str = "resnet18") -> Path:
+    """U-Nets with random weights: speed does not depend on what they learned."""
+    import segmentation_models_pytorch as smp
+
+    folder.mkdir()
+    entries = []
+    for index in range(members):
+        torch.manual_seed(index)
+        module = smp.create_model("Unet", encoder, encoder_weights=None, in_channels=1, classes=2)
+        path = folder / f"member-{index}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append(
+            {"kind": "smp", "architecture": "Unet", "encoder": encoder, "weights": path.name, "sha256": digest}
+        )
+    content = {
+        "format": "chorus-ensemble/1",
+        "name": "benchmark",
+        "classes": [{"name": "background"}, {"name": "nucleus"}],
+        "input": {"channels": ["dna"], "normalisation": {"kind": "mean_std", "mean": [1000.0], "std": [800.0]}},
+        "tile": tile,
+        "members": entries,
+    }
+    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    return folder / "ensemble.yaml"

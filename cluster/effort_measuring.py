@@ -1,0 +1,128 @@
+"""``chorus ensemble effort``: on reference images, what augmentations change, and the bound that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.images import PlannedImage, RegionPlace
+from cluster.plan import ResolvedSettings, inference_settings, plan_images, resolve
+from cluster.region_work import region_work
+from cluster.settings import ResultSettings
+from cluster.statistics import measured, measures_of
+from pipeline import storage
+from pipeline.backends.member import on_backend
+from pipeline.effort import EffortBound, TileEffort, find_bound
+from pipeline.ensemble import Ensemble, read_ensemble
+from pipeline.ensemble_editing import set_effort
+from pipeline.errors import ImageError, RefusedError
+from pipeline.geometry import Window
+from pipeline.inference import Engine
+from pipeline.layout import FailedImage
+from pipeline.reading import open_level, read_window
+
+
+def add_effort(
+    ensemble_url: str,
+    sources: Sequence[str],
+    *,
+    changed: float = 0.005,
+    shift: float = 0.005,
+    risk: float = 0.05,
+    confidence: float = 0.95,
+    reference: str = "",
+    device: Literal["cpu", "cuda"] = "cpu",
+    trust_code: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Ensemble, EffortBound]:
+    """Give reference images full effort, and write what that says of their tiles into ``ensemble.yaml``.
+
+    Parameters
+    ----------
+    sources : OME-Zarr images of the kind that will come
+    changed, shift, risk, confidence : see `pipeline.effort.EffortBound`
+    reference : what the images are, for people
+    note : told how it goes on
+
+    Raises
+    ------
+    RefusedError
+        Where an image cannot be done, the ensemble has nothing that could be left out, or no bound keeps what is asked.
+    """
+    ensemble = read_ensemble(ensemble_url, trust_code=trust_code)
+    storage.check_writable(ensemble.url)
+    settings = resolve(ResultSettings(device=device), ensemble)
+    _check(ensemble, settings)
+    asked = {"changed": changed, "shift": shift, "risk": risk, "confidence": confidence}
+    blank = EffortBound(
+        doubtful=0,
+        ensemble=ensemble.hash,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        augmentations=settings.augmentations,
+        images=1,
+        tiles=1,
+        stopped=0,
+        reference=reference,
+        **asked,
+    )
+    tiles: list[TileEffort] = []
+    images = 0
+    with torch.inference_mode():
+        engine = _engine(ensemble, settings, blank)
+        for image in plan_images(sources, ensemble, settings):
+            if isinstance(image, FailedImage):
+                raise RefusedError(f"{image.message}; leave it out of the reference images")
+            try:
+                tiles += [effort for part in _efforts(engine, ensemble, settings, image) for effort in part]
+            except ImageError as error:
+                raise RefusedError(f"{error}; leave it out of the reference images") from error
+            images += 1
+            note(f"{images} images, {len(tiles)} tiles")
+    doubtful = find_bound(tiles, **asked)
+    stopped = sum(tile.doubtful <= doubtful for tile in tiles)
+    found = blank.model_copy(update={"doubtful": doubtful, "images": images, "tiles": len(tiles), "stopped": stopped})
+    return set_effort(ensemble.url, found).ensemble, found
+
+
+def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
+    """Raises RefusedError where there is nothing to leave out, or nothing to judge by."""
+    if len(ensemble.spec.members) < 2 or len(settings.augmentations) < 2:
+        raise RefusedError(
+            f"{ensemble.url}: has {len(ensemble.spec.members)} members and {len(settings.augmentations)} "
+            f"augmentations; adaptive effort needs two of both, to judge by the former and leave out the latter"
+        )
+    if measures_of(ensemble, settings.tile, "dataset"):
+        raise RefusedError(
+            f"{ensemble.url}: a member normalises by statistics of all images of a run, so that what it says of one "
+            f"image depends on the others; such an ensemble cannot have a bound"
+        )
+
+
+def _engine(ensemble: Ensemble, settings: ResolvedSettings, blank: EffortBound) -> Engine:
+    device = torch.device(settings.device)
+    members = [ensemble.load_member(index, device, settings.tile) for index in range(len(ensemble.spec.members))]
+    members = [on_backend(one, settings.backend, settings.precision, device) for one in members]
+    inference = replace(inference_settings(settings, ensemble), effort=blank)
+    return Engine(members, inference, device, ensemble.all_inputs.channels)
+
+
+def _efforts(
+    engine: Engine, ensemble: Ensemble, settings: ResolvedSettings, image: PlannedImage
+) -> Iterator[list[TileEffort]]:
+    """What every tile of an image came to, region by region, each tile once."""
+    known = measured(image, measures_of(ensemble, settings.tile, "image"), strict=settings.strict)
+    array = open_level(image.url, image.level_path, image.ngff)
+    for place in range(image.regions):
+        where = image.locate(place)
+
+        def read(window: Window, where: RegionPlace = where) -> NDArray[np.generic]:
+            return read_window(array, image.axes, where.t, where.z, image.channels, window)
+
+        work = region_work(image, place, where, settings, ensemble.all_inputs, known, read)
+        yield engine.efforts(work.plane, work.target, work.features)

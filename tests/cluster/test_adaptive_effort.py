@@ -1,0 +1,173 @@
+"""Runs with adaptive effort: measured, recorded, the same in every cut, refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+from typer.testing import CliRunner
+
+from chorus.cli import app
+from cluster.plan import resolve
+from cluster.record import read_run, read_scores
+from cluster.reprocess import predict
+from cluster.request import Outcome, PredictRequest, Silent
+from cluster.settings import ResultSettings, RunSettings
+from pipeline.ensemble import read_ensemble
+from pipeline.errors import RefusedError
+from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
+
+runner = CliRunner()
+FREE = ["--changed", "0.9", "--shift", "0.2"]
+
+
+def run(source: Path, ensemble: Path, out: Path, run: dict[str, Any] | None = None, **settings: Any) -> Outcome:
+    chosen = {"effort": "adaptive", "region": 64, "chunk": 32, "dtype": "float32"} | settings
+    return predict(
+        PredictRequest(
+            sources=[str(source)],
+            ensemble=str(ensemble),
+            out=str(out),
+            settings=ResultSettings.model_validate(chosen),
+            run=RunSettings.model_validate({"executor": "serial", "thumbnails": False} | (run or {})),
+        ),
+        Silent(),
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """An ensemble with a bound, the image that it was measured on, and what the command said."""
+    folder = tmp_path_factory.mktemp("adaptive")
+    ensemble = write_light_ensemble(folder / "e", members=3, tile=32)
+    image = write_image(folder / "reference.ome.zarr", pixels((190, 180)))
+    before = read_ensemble(str(ensemble)).hash
+    done = runner.invoke(
+        app, ["ensemble", "effort", str(ensemble), str(image), *FREE, "--reference", "noise", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["hash"] == before == read_ensemble(str(ensemble)).hash
+    content = yaml.safe_load(ensemble.read_text())
+    # Where everything may change all tiles are done early; these tests want some of both kinds.
+    content["effort"]["doubtful"] = found["doubtful"] * 0.7
+    ensemble.write_text(yaml.safe_dump(content))
+    return ensemble, image, found
+
+
+def test_a_bound_says_what_it_was_measured_on(measured: tuple[Path, Path, dict[str, Any]]) -> None:
+    ensemble, _, found = measured
+    tiles = (1 + 12) * (1 + 11)  # of 32 pixels, half of each shared, beginning 8 before the image
+    assert (found["images"], found["tiles"], found["stopped"]) == (1, tiles, tiles)
+    assert (found["tile"], found["overlap"], found["reference"]) == (32, 0.5, "noise")
+    assert found["changed"] == 0.9
+    shown = runner.invoke(app, ["ensemble", "show", str(ensemble)], env={"COLUMNS": "300"})
+    assert "of their pixels in doubt (measured on 1 images, noise)" in shown.output
+
+
+def test_adaptive_runs_are_the_same_in_every_cut_and_say_what_tiles_got(
+    measured: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    ensemble, image, _ = measured
+    outcomes = [run(image, ensemble, tmp_path / str(size), region=size) for size in (256, 64)]
+    arrays, rows = [], []
+    for size in (256, 64):
+        group = zarr.open_group(tmp_path / str(size) / "images/reference.ome.zarr", mode="r")
+        names = [c["label"] for c in group.attrs["ome"]["omero"]["channels"]]  # type: ignore[index, call-overload]
+        assert names[-1] == "samples"
+        arrays.append((np.asarray(group["s0"]), np.asarray(group["labels/semantic/s0"])))
+        rows.append(read_scores(str(tmp_path / str(size))).drop(columns=["seconds", "tiles", "regions"]))
+    assert all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
+    assert rows[0].equals(rows[1])
+    samples = arrays[0][0][-1]
+    assert samples.min() == pytest.approx(3)
+    assert samples.max() == pytest.approx(12)
+    assert 3 < rows[0]["samples"][0] < 12
+    saved = outcomes[0].summary["passes_saved"]
+    assert saved == pytest.approx(1 - rows[0]["samples"][0] / 12, abs=1e-4)  # one region: no tile twice
+    assert read_run(str(tmp_path / "64"))["settings"]["bound"]["doubtful"] > 0
+
+
+def test_a_run_goes_on_with_its_own_bound_alone(measured: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    ensemble, image, _ = measured
+    run(image, ensemble, tmp_path / "out", save=["probability"])
+    other = tmp_path / "e/ensemble.yaml"
+    other.parent.mkdir()
+    for file in ensemble.parent.iterdir():
+        (other.parent / file.name).write_bytes(file.read_bytes())
+    content = yaml.safe_load(other.read_text())
+    content["effort"]["doubtful"] /= 2
+    other.write_text(yaml.safe_dump(content))
+    with pytest.raises(RefusedError, match="holds results of another run .*bound was"):
+        run(image, other, tmp_path / "out", save=["probability"])
+    full = run(image, ensemble, tmp_path / "full", save=["probability"], effort="full")
+    assert "samples" not in full.rows[0]
+    assert "passes_saved" not in full.summary
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "why"),
+    [
+        ({"tile": 64}, {}, "was measured with tile 32, not 64"),
+        ({"augmentations": ["identity", "hflip"]}, {}, "was measured with augmentations"),
+        ({}, {"placement": "staged"}, "needs all members in one actor"),
+        ({"effort": "full", "save": ["samples"]}, {}, "is the same everywhere with full effort"),
+    ],
+)
+def test_what_a_bound_does_not_hold_for_is_refused(
+    measured: tuple[Path, Path, dict[str, Any]], settings: dict[str, Any], how: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    ensemble, image, _ = measured
+    with pytest.raises(RefusedError, match=why):
+        run(image, ensemble, tmp_path / "out", how, **settings)
+
+
+def test_an_ensemble_without_a_bound_or_with_another_one_s_is_refused(
+    measured: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    plain = write_light_ensemble(tmp_path / "plain", members=2, tile=32)
+    with pytest.raises(RefusedError, match="make one with `chorus ensemble effort`"):
+        resolve(ResultSettings(effort="adaptive"), read_ensemble(str(plain)))
+    content = yaml.safe_load(plain.read_text()) | {"effort": yaml.safe_load(measured[0].read_text())["effort"]}
+    plain.write_text(yaml.safe_dump(content))
+    with pytest.raises(RefusedError, match="measured before the ensemble changed"):
+        resolve(ResultSettings(effort="adaptive"), read_ensemble(str(plain)))
+
+
+def test_an_ensemble_that_has_nothing_to_leave_out_cannot_be_measured(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.ome.zarr", pixels((40, 40)))
+    single = write_light_ensemble(tmp_path / "single", members=1, tile=32)
+    refused = runner.invoke(app, ["ensemble", "effort", str(single), str(image)])
+    assert refused.exit_code == 2
+    assert "needs two of both" in " ".join(refused.output.split())
+    few = write_light_ensemble(tmp_path / "few", members=2, tile=32)
+    refused = runner.invoke(app, ["ensemble", "effort", str(few), str(image)])
+    assert refused.exit_code == 2
+    assert "give images of 104 tiles" in " ".join(refused.output.split())
+
+
+def test_adaptive_effort_with_resampling_and_flows_is_the_same_in_every_cut(tmp_path: Path) -> None:
+    entry = {
+        "channels": ["dna"],
+        "pixel_size_um": 1.0,
+        "normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]},
+    }
+    ensemble = write_ensemble(tmp_path / "e", members=2, flows=True, input=entry, augmentations=["identity", "hflip"])
+    read = read_ensemble(str(ensemble))
+    content = yaml.safe_load(ensemble.read_text())
+    content["effort"] = {"doubtful": 0.06, "ensemble": read.hash, "tile": 64, "overlap": 0.5}
+    content["effort"] |= {"augmentations": ["identity", "hflip"], "images": 1, "tiles": 1, "stopped": 0}
+    ensemble.write_text(yaml.safe_dump(content))
+    image = write_image(tmp_path / "image.ome.zarr", pixels((150, 113)), pixel_size=0.8)
+    save = ["probability", "flow_variance", "flows"]
+    found = []
+    for size in (256, 64):
+        run(image, ensemble, tmp_path / str(size), region=size, save=save)
+        found.append(np.asarray(zarr.open_group(tmp_path / str(size) / "images/image.ome.zarr", mode="r")["s0"]))
+    assert np.array_equal(*found)
+    assert (found[0][-1].min(), found[0][-1].max()) == (2, 4)
