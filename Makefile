@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 
-.PHONY: demo test test-long check bench bench-quick bench-objects bench-scaling simulate clean
+.PHONY: demo test test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -37,6 +37,16 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/run.py --quick
+
+# What changed since an earlier run: PYTHONPATH=. .venv/bin/python benchmarks/compare.py OLD.json NEW.json
+
+# 1, 2, 4 and 8 times the images and the pixels, and 1,000 small fields against one large plane.
+bench-growth: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/growth.py
+
+# On a machine with a GPU, unattended, under 8 minutes: backends, share of the peak, whole runs.
+bench-gpu: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
 
 # Objects of a plane: seconds a megapixel beside Cellpose's, what halos cost, one worker and two.
 bench-objects: $(READY)

@@ -36,10 +36,11 @@ from pipeline.backends.choice import Backend
 from pipeline.backends.member import on_backend
 from pipeline.blending import gaussian_window
 from pipeline.canvas import InferenceSettings
-from pipeline.ensemble import read_ensemble
+from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.geometry import Grid, TileAxis, Window
 from pipeline.inference import Engine
 from pipeline.instances.whole_image import label_image
+from pipeline.members.contract import Member
 from pipeline.posterior import Posterior
 from pipeline.preparation import surveyed
 from pipeline.tiles import PlaneWindow, RegionOnItsWay
@@ -102,7 +103,7 @@ class SeveralWindows(RegionOnItsWay):
 @app.command()
 def measure(
     data: Annotated[Path, typer.Argument(help="Folder that holds dsb2018/test and bbbc039/test.")],
-    rows: Rows = Path("overlap.jsonl"),
+    rows: Rows = Path("benchmarks/results/overlap.jsonl"),
     ensemble: Annotated[str, typer.Option(help="ensemble.yaml or its folder.")] = "chorus/builtin/nuclei-fluo",
     tiles: Annotated[list[int] | None, typer.Option("--tile", help="Tile sizes; by default all.")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(SETS)}; by default both.")] = None,
@@ -114,9 +115,11 @@ def measure(
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Run every tile, overlap and window over the images; what `rows` holds is left out."""
-    known = {(row["data"], row["image"], row["tile"]) for row in _read(rows)} if rows.exists() else set()
-    jobs = [job for job in _jobs(data, only or SETS, tiles or TILES, references, images) if job.key not in known]
-    console.print(f"{len(jobs)} jobs, {len(known)} done before", highlight=False)
+    found = _read(rows) if rows.exists() else []
+    known = {(row["data"], row["image"], row["tile"], "flips" in row) for row in found}
+    jobs = _jobs(data, only or SETS, tiles or TILES, references, images)
+    jobs = [job for job in jobs if not known & {(*job.key, True), (*job.key, job.reference)}]
+    console.print(f"{len(jobs)} jobs to do", highlight=False)
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin, (ensemble, backend)) as pool:
         for count, future in enumerate(as_completed([pool.submit(_measure, job) for job in jobs]), start=1):
             with rows.open("a") as file:
@@ -125,10 +128,11 @@ def measure(
 
 
 @app.command()
-def draw(rows: Rows = Path("overlap.jsonl"), out: Path = Path("docs/images/overlap.png")) -> None:
+def draw(rows: Rows = Path("benchmarks/results/overlap.jsonl"), out: Path = Path("docs/images/overlap.png")) -> None:
     """Print the tables of docs/overlap.md and draw its picture."""
-    frame = _complete(pd.DataFrame(_read(rows)))
     columns = ["data", "tile", "window", "overlap"]
+    # An image that was measured again, with a reference then, counts once.
+    frame = _complete(pd.DataFrame(_read(rows)).drop_duplicates(["image", *columns], keep="last"))
     values = ["passes", "dice", "ap50", "seam_mean", "seam_p999", "flips"]
     means = frame.groupby(columns, sort=False)[values].mean().reset_index().sort_values(columns)
     large = {(tile, overlap): _passes(LARGE, tile, overlap) for tile in TILES for overlap in OVERLAPS}
@@ -155,6 +159,10 @@ def _jobs(data: Path, names: Sequence[str], tiles: Sequence[int], references: in
             (index, Job(name, pair, tile, index < references)) for index, pair in enumerate(pairs) for tile in fitting
         ]
     return [job for _, job in sorted(jobs, key=lambda entry: entry[0])]
+
+
+_ensemble: Ensemble
+_members: list[Member]
 
 
 def _begin(ensemble: str, backend: Backend) -> None:
@@ -233,14 +241,14 @@ def _objects(truth: NDArray[np.integer], posterior: Posterior) -> float:
     return count_objects(truth, found).average_precision[0]
 
 
-def _errors(posterior: Posterior, reference: Posterior, grid: Grid) -> dict[str, float]:
+def _errors(posterior: Posterior, reference: Posterior, grid: Grid) -> dict[str, float | None]:
     """Against the reference: |p - p_ref| around seams and everywhere, and labels that differ in a megapixel."""
     error = np.abs(posterior.probability - reference.probability).max(axis=0)
     seam = _near_seams(grid.y)[:, None] | _near_seams(grid.x)[None]
-    band = error[seam] if seam.any() else np.full(1, np.nan, np.float32)
+    band = error[seam]
     return {
-        "seam_mean": float(band.mean()),
-        "seam_p999": float(np.quantile(band, 0.999)),
+        "seam_mean": float(band.mean()) if band.size else None,
+        "seam_p999": float(np.quantile(band, 0.999)) if band.size else None,
         "all_mean": float(error.mean()),
         "flips": float(np.mean(posterior.labels != reference.labels) * 1e6),
     }
@@ -276,10 +284,11 @@ def _show(part: pd.DataFrame, title: str) -> None:
     for head in (*heads, "flips / Mpx"):
         table.add_column(head, justify="right")
     for row in part.itertuples():
-        table.add_row(
+        cells = [
             f"{row.tile}", f"{row.overlap:g}", f"{row.passes:.2f}", f"{row.price:.2f}", f"{row.large:.2f}",
-            f"{row.dice:.4f}", f"{row.ap50:.4f}", f"{row.seam_mean:.2e}", f"{row.seam_p999:.3f}", f"{row.flips:.0f}",
-        )  # fmt: skip
+            f"{row.dice:.4f}", f"{row.ap50:.4f}", f"{row.seam_mean:.1e}", f"{row.seam_p999:.3f}", f"{row.flips:.0f}",
+        ]  # fmt: skip
+        table.add_row(*("" if cell == "nan" else cell for cell in cells))
     console.print(table)
 
 

@@ -3,8 +3,9 @@
 Five members and four flips, tiles of one size with one overlap, on the same cores. Each peer runs as its users would
 run it for a deep ensemble (`benchmarks/peers/worker.py`), in a process of its own, after a warm-up, from a plane in
 memory to the mean probability in memory. Chorus is measured twice: `pipeline` is its engine in one process, as the
-peers are, and `chorus` the whole ``chorus predict`` on Ray, from OME-Zarr to OME-Zarr with all its maps, labels, scores
-and the report; of that the time of the same command on one small image, which is start-up and end, is given apart.
+peers are, and `chorus` the whole ``chorus predict`` on Ray, from OME-Zarr to OME-Zarr with all its maps, labels and
+scores; what comes before its stream of regions begins and after it ends (starting Ray, trying the ensemble, the report)
+is given apart.
 
 Everything is kept in a folder, peer by peer: the same command again asks those that are missing.
 """
@@ -51,7 +52,6 @@ PEERS = ("pipeline", "chorus", "monai", "nnunet", "bioimageio", "deepflash2")
 OURS = ("pipeline", "chorus")
 REFERENCE = "pipeline"  # what maps are compared with
 SMALLEST_OBJECT = 15  # pixels; smaller ones are left out of truth and prediction
-WARM_UP = 256  # edge of the image of which the whole run is start-up
 console = Console()
 
 
@@ -69,7 +69,9 @@ def main(
     size: Annotated[int, typer.Option(help="Edge of an image.")] = 2048,
     count: Annotated[int, typer.Option(help="Images.")] = 1,
     members: Annotated[int, typer.Option(help="Out of five.", min=1, max=5)] = 5,
-    peers: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PEERS),
+    peers: Annotated[
+        str, typer.Option(help="Comma-separated; pipeline:BACKEND is the engine on another backend.")
+    ] = ",".join(PEERS),
     threads: Annotated[int, typer.Option(help="Of each peer.")] = 2,
     chorus_option: Annotated[
         list[str] | None, typer.Option(help="Passed on to chorus predict, e.g. --chorus-option=--backend=onnxruntime")
@@ -85,10 +87,12 @@ def main(
     write_inputs(work, settings, data)
     options = chorus_option or []
     names = []
-    for peer in peers.split(","):
-        if peer not in PEERS:
-            raise typer.BadParameter(f"{peer!r} is none of {', '.join(PEERS)}", param_hint="--peers")
-        name = "-".join(["chorus", *(option.strip("-") for option in options)]) if peer == "chorus" else peer
+    for entry in peers.split(","):
+        peer, _, backend = entry.partition(":")
+        if peer not in PEERS or (backend and peer != "pipeline"):
+            known = f"{', '.join(PEERS)}, pipeline:BACKEND"
+            raise typer.BadParameter(f"{entry!r} is none of {known}", param_hint="--peers")
+        name = "-".join(["chorus", *(option.strip("-") for option in options)]) if peer == "chorus" else entry
         names.append(name)
         out = work / "out" / name
         if (out / "result.json").exists():
@@ -98,8 +102,15 @@ def main(
         if peer == "chorus":
             measure_run(work, out, threads, options)
         else:
-            interpreter = sys.executable if peer in OURS else str(python.absolute())
-            call([interpreter, str(WORKER), peer, str(work), str(out), "--threads", str(threads)], out, threads)
+            command = [
+                sys.executable if peer in OURS else str(python.absolute()),
+                str(WORKER),
+                peer,
+                str(work),
+                str(out),
+            ]
+            command += ["--threads", str(threads), *(["--backend", backend] if backend else [])]
+            call(command, out, threads)
     report(work, names, settings, results)
 
 
@@ -124,27 +135,25 @@ def call(command: Sequence[str], out: Path, threads: int) -> float:
 
 
 def measure_run(work: Path, out: Path, threads: int, options: list[str]) -> None:
-    """``chorus predict`` on one small image, then on all: maps and ``result.json`` as the workers leave them."""
-    from importlib.metadata import version
-
-    def run(sources: list[Path], name: str) -> float:
-        command = [sys.executable, "-m", "chorus.cli", "predict", *map(str, sources), "--ensemble"]
-        command += [str(work / "ensemble"), "--out", str(out / name), "--overwrite", "--json", *options]
-        return call(command, out, threads)
-
-    start_up = run([work / "small.zarr"], "small")
+    """``chorus predict`` on all images; maps and ``result.json`` as the workers leave them."""
+    sources = sorted(str(path) for path in (work / "images").glob("*.zarr"))
+    command = [sys.executable, "-m", "chorus.cli", "predict", *sources, "--ensemble", str(work / "ensemble")]
+    command += ["--out", str(out / "run"), "--overwrite", *options]
     before = os.getloadavg()[0]
-    seconds = run(sorted((work / "images").glob("*.zarr")), "run")
+    whole = call(command, out, threads)
     for path in sorted((work / "images").glob("*.npy")):
         maps = np.asarray(open_posterior(str(out / "run" / "images" / f"{path.stem}.ome.zarr"))[:])
         np.save(out / path.name, maps[1].astype(np.float32))
+    run = json.loads((out / "run" / "run.json").read_text())
+    seconds = run["summary"]["measured_seconds"]
     result = {
-        "version": version("chorus-bioimage"),
-        "torch": version("torch"),
+        "version": run["chorus"],
+        "torch": run["versions"]["torch"],
         "threads": threads,
         "options": options,
-        "start_up_seconds": start_up,
-        "seconds": seconds - start_up,
+        "start_up_seconds": whole - seconds,
+        "seconds": seconds,
+        "device_busy": run["summary"]["device_busy"],
         "load_before_after": [round(before, 1), round(os.getloadavg()[0], 1)],
     }
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -165,7 +174,6 @@ def write_inputs(work: Path, settings: dict[str, Any], data: Path | None) -> Non
         np.save(work / "images" / f"{index:03d}.npy", image)
         np.save(work / "truths" / f"{index:03d}.npy", truth)
         write_zarr(work / "images" / f"{index:03d}.zarr", image)
-    write_zarr(work / "small.zarr", image[:WARM_UP, :WARM_UP])
     members = write_ensemble(work / "ensemble", settings["network"], settings["members"])
     ensemble = read_ensemble(str(work / "ensemble"))
     for old in (work / "packages").iterdir():
@@ -240,9 +248,11 @@ def write_ensemble(folder: Path, network: Network, count: int) -> list[dict[str,
 def report(work: Path, names: Sequence[str], settings: dict[str, Any], folder: Path) -> None:
     """One table of all, ratios to `REFERENCE` among them; the figures are kept as JSON."""
     rows = {name: json.loads((work / "out" / name / "result.json").read_text()) for name in names}
+    reference = work / "out" / REFERENCE / "result.json"
+    seconds = json.loads(reference.read_text())["seconds"] if reference.exists() else None
     for name, row in rows.items():
         row |= quality(work, name)
-        row["times_pipeline"] = row["seconds"] / rows[REFERENCE]["seconds"] if REFERENCE in rows else None
+        row["times_pipeline"] = row["seconds"] / seconds if seconds else None
     table = Table(title=f"{settings}")
     heads = ("", "seconds", "CPU s", "x pipeline", "start-up s", "MB", "Dice", "AP50", "mean |dp|", "max |dp|")
     for head in (*heads, "load"):

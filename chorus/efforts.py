@@ -18,7 +18,7 @@ def effort(
     ],
     changed: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a tile's pixels whose label may change by what is left out.")
-    ] = 0.005,
+    ] = 0.01,
     shift: Annotated[
         float, typer.Option(min=0, max=0.25, help="By how much U of a tile may change; U is 0 to 0.25.")
     ] = 0.005,
@@ -32,9 +32,9 @@ def effort(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure on reference images which tiles need no augmentations, for `chorus predict --effort adaptive`.
+    """Measure on reference images which tiles need fewer augmentations, for `chorus predict --effort adaptive`.
 
-    Every tile of the images gets full effort and is compared with what the members say of it as it is. The images must
+    Every tile of the images gets full effort and is compared with what members say of it in one and in two ways. The images must
     be of the kind that will come; no labels are needed. The bound is written into ensemble.yaml, for its own tile,
     overlap and augmentations; the ensemble's hash stays the same, comments in the file are lost.
 
@@ -63,11 +63,12 @@ def effort(
         print(json.dumps(bound.model_dump(mode="json") | {"url": written.url, "hash": written.hash}))
         return
     everything = len(bound.augmentations)
-    saved = bound.stopped / bound.tiles * (1 - 1 / everything)
+    drawn = enumerate(bound.stopped, 1)
+    saved = sum(count * (1 - ways / everything) for ways, count in drawn) / bound.tiles
+    shares = ", ".join(f"{share:.2%} after {ways}" for ways, share in enumerate(bound.doubtful, 1))
     lines = (
-        f"done after the first round: tiles with at most {bound.doubtful:.2%} of their pixels in doubt",
-        f"measured on {bound.images} images, {bound.tiles} tiles, of which {bound.stopped} are done: {saved:.0%} of "
-        f"the forward passes are left out",
+        f"done early: tiles with at most this share of pixels in doubt: {shares} of {everything} samples a member",
+        f"measured on {bound.images} images, {bound.tiles} tiles: {saved:.0%} of the forward passes are left out",
         written.url,
         "next     chorus predict IMAGES --ensemble ... --effort adaptive",
     )

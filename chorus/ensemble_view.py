@@ -79,8 +79,8 @@ def _effort(bound: EffortBound) -> str:
     """Which tiles are done early, and what that was measured on."""
     of = f", {bound.reference}" if bound.reference else ""
     return (
-        f"adaptive: no augmentations for tiles with at most {bound.doubtful:.2%} of their pixels in doubt (measured on "
-        f"{bound.images} images{of})"
+        f"adaptive: as many augmentations as it takes that at most {bound.changed:.2%} of a tile's labels change "
+        f"(measured on {bound.images} images{of})"
     )
 
 

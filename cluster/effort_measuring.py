@@ -17,7 +17,7 @@ from cluster.settings import ResultSettings
 from cluster.statistics import measured, measures_of
 from pipeline import storage
 from pipeline.backends.member import on_backend
-from pipeline.effort import EffortBound, TileEffort, find_bound
+from pipeline.effort import EffortBound, TileEffort, find_factors, looks_of, stopped_at
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.ensemble_editing import set_effort
 from pipeline.errors import ImageError, RefusedError
@@ -31,7 +31,7 @@ def add_effort(
     ensemble_url: str,
     sources: Sequence[str],
     *,
-    changed: float = 0.005,
+    changed: float = 0.01,
     shift: float = 0.005,
     risk: float = 0.05,
     confidence: float = 0.95,
@@ -57,37 +57,49 @@ def add_effort(
     ensemble = read_ensemble(ensemble_url, trust_code=trust_code)
     storage.check_writable(ensemble.url)
     settings = resolve(ResultSettings(device=device), ensemble)
-    _check(ensemble, settings)
     asked = {"changed": changed, "shift": shift, "risk": risk, "confidence": confidence}
-    blank = EffortBound(
-        doubtful=0,
+    of_images = list(tile_efforts(ensemble, settings, sources, note))
+    tiles = [tile for image in of_images for tile in image]
+    factors = find_factors(tiles, **asked)
+    found = EffortBound(
+        factors=factors,
         ensemble=ensemble.hash,
         tile=settings.tile,
         overlap=settings.overlap,
         augmentations=settings.augmentations,
-        images=1,
-        tiles=1,
-        stopped=0,
+        images=len(of_images),
+        tiles=len(tiles),
+        stopped=stopped_at(tiles, factors, changed),
         reference=reference,
         **asked,
     )
-    tiles: list[TileEffort] = []
-    images = 0
+    return set_effort(ensemble.url, found).ensemble, found
+
+
+def tile_efforts(
+    ensemble: Ensemble, settings: ResolvedSettings, sources: Sequence[str], note: Callable[[str], None]
+) -> Iterator[list[TileEffort]]:
+    """What full effort changes of each tile of each image, each tile once; settings are of full effort.
+
+    Raises
+    ------
+    RefusedError
+        Where an image cannot be done, or the ensemble has nothing that could be left out.
+    """
+    _check(ensemble, settings)
+    images = tiles = 0
     with torch.inference_mode():
-        engine = _engine(ensemble, settings, blank)
+        engine = _engine(ensemble, settings)
         for image in plan_images(sources, ensemble, settings):
             if isinstance(image, FailedImage):
                 raise RefusedError(f"{image.message}; leave it out of the reference images")
             try:
-                tiles += [effort for part in _efforts(engine, ensemble, settings, image) for effort in part]
+                found = [effort for part in _efforts(engine, ensemble, settings, image) for effort in part]
             except ImageError as error:
                 raise RefusedError(f"{error}; leave it out of the reference images") from error
-            images += 1
-            note(f"{images} images, {len(tiles)} tiles")
-    doubtful = find_bound(tiles, **asked)
-    stopped = sum(tile.doubtful <= doubtful for tile in tiles)
-    found = blank.model_copy(update={"doubtful": doubtful, "images": images, "tiles": len(tiles), "stopped": stopped})
-    return set_effort(ensemble.url, found).ensemble, found
+            images, tiles = images + 1, tiles + len(found)
+            note(f"{images} images, {tiles} tiles")
+            yield found
 
 
 def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
@@ -104,11 +116,22 @@ def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
         )
 
 
-def _engine(ensemble: Ensemble, settings: ResolvedSettings, blank: EffortBound) -> Engine:
+def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
+    """Of adaptive effort, so that it has a first round; with a bound that is never asked."""
     device = torch.device(settings.device)
     members = [ensemble.load_member(index, device, settings.tile) for index in range(len(ensemble.spec.members))]
     members = [on_backend(one, settings.backend, settings.precision, device) for one in members]
-    inference = replace(inference_settings(settings, ensemble), effort=blank)
+    bound = EffortBound(
+        factors=[1.0] * looks_of(len(settings.augmentations)),
+        ensemble=ensemble.hash,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        augmentations=settings.augmentations,
+        images=1,
+        tiles=1,
+        stopped=[],
+    )
+    inference = replace(inference_settings(settings, ensemble), effort=bound)
     return Engine(members, inference, device, ensemble.all_inputs.channels)
 
 

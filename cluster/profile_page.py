@@ -80,7 +80,8 @@ def trace(timeline: pd.DataFrame) -> dict[str, Any]:
         {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}} for name, pid in processes.items()
     ]
     threads: dict[tuple[str, int], int] = {}
-    for row in timeline.itertuples(index=False):
+    rows: Any = timeline.itertuples(index=False)
+    for row in rows:
         thread = threads.setdefault((row.actor, row.thread), len(threads) + 1)
         about = {key: int(value) for key, value in (("region", row.region), ("image", row.image)) if value >= 0}
         events.append(
@@ -120,7 +121,7 @@ def draw_states(part: pd.DataFrame) -> str:
         axes.stackplot(middle, devices, colors=[_COLORS[state] for state in STATES], labels=STATES, linewidth=0)
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1.0, devices.sum(axis=0).max())), ylabel="devices")
 
-    return _svg(draw, 2.6)
+    return _svg(draw, 2.9)
 
 
 def draw_actors(part: pd.DataFrame) -> tuple[str, str]:
@@ -145,7 +146,7 @@ def draw_actors(part: pd.DataFrame) -> tuple[str, str]:
         axes.set_yticks(range(len(some)), [actor if thread == own else "" for actor, thread, own in _named(some)])
         axes.invert_yaxis()
 
-    return _svg(draw, 0.8 + 0.22 * len(some)), shown
+    return _svg(draw, max(2.9, 0.8 + 0.22 * len(some))), shown
 
 
 def _named(lanes: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:

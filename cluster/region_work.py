@@ -123,4 +123,3 @@ def region_result(
         samples=None if settings.bound is None else work.features.samples,
     )
     return posterior, record
-

@@ -82,6 +82,21 @@ class span:  # noqa: N801 - reads as the function that it stands for; a generato
             self._spans.append(Span(_actor(), threading.get_ident(), self._stage, self._begin, ended))
 
 
+def note_shared(begin: int, busy: float) -> None:
+    """Note ``wait`` and ``infer`` of a region that was answered just now by a device that works for several at once.
+
+    Regions take turns there: the `busy` seconds that it had are taken to be the last ones since `begin`, nanoseconds.
+    """
+    spans = _NOTED.get()
+    if spans is not None:
+        end = max(time.time_ns(), begin)
+        since = max(begin, end - round(busy * 1e9))
+        spans += [
+            Span(_actor(), threading.get_ident(), stage, a, b)
+            for stage, a, b in (("wait", begin, since), ("infer", since, end))
+        ]
+
+
 @contextmanager
 def profiled(out: str, session: str, wanted: bool) -> Iterator[None]:
     """Note the stages of what this thread, the driver's, does inside, and write them down if that comes to its end."""

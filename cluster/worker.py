@@ -28,7 +28,7 @@ from cluster.region_maps import saved_maps
 from cluster.region_work import RegionWork, region_result, region_work
 from cluster.sharing import Answered, SharedDevice, SharedEngine
 from cluster.statistics import image_statistics
-from cluster.timeline import noted, packed, span, unpacked
+from cluster.timeline import note_shared, noted, packed, span, unpacked
 from pipeline.backends.member import on_backend
 from pipeline.calls import is_out_of_memory
 from pipeline.ensemble import read_ensemble
@@ -46,7 +46,7 @@ log = logging.getLogger("chorus")
 # Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
 _OPEN_ARRAYS = 64
 T = TypeVar("T")
-Ended = TypeVar("Ended", "RegionStatus", "Passed")
+Ended = TypeVar("Ended", bound="RegionStatus | Passed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +289,11 @@ class RegionWorker:
         """The posterior of a region by the whole ensemble."""
         if self._answering is None:
             return self._on_device(lambda: self._engine.posterior(of.plane, of.target, of.features))
-        with self._metrics.seconds("infer"), span("infer"):
-            return self._answering.answer(of.plane, of.target, of.features)
+        begun = time.time_ns()
+        with self._metrics.seconds("infer"):
+            answered = self._answering.answer(of.plane, of.target, of.features)
+        note_shared(begun, answered[1])
+        return answered
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
         with self._metrics.seconds("wait"), span("wait"):

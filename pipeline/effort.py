@@ -1,9 +1,11 @@
-"""Fewer samples where more would change nothing: which tiles are done once every member saw them as they are.
+"""Fewer samples where more would change nothing: which tiles are done before they got all augmentations.
 
-With ``--effort adaptive`` each member first sees a tile as it is (the first round: M samples). A pixel is in doubt
-where what the members say of it is within one standard error of another label. A tile with few such pixels is done; the
-others get all augmentations, which gives what full effort gives, bit by bit. How many are few was measured on
-reference images that got full effort, and is kept with the ensemble (`EffortBound`).
+With ``--effort adaptive`` each member first sees a tile as it is (one sample each). A pixel is in doubt where its label
+is within one standard error of another one, and the share of such pixels tells how many labels the samples that are
+left could change: at most so many times as much, a factor that was measured on reference images which got full effort
+(`EffortBound`). A tile of which too few pixels could change is done. The others are seen by each member in one more way,
+which shows how far a member disagrees with itself and not only with others, and are judged again; what is left then
+gets all augmentations, which gives what full effort gives, bit by bit.
 
 What a tile is judged by are its own samples alone, by operations that round alike everywhere: neither the cut into
 regions, nor the order, nor the tile's companions change the decision.
@@ -21,28 +23,32 @@ from pydantic import Field
 from pipeline.about import Strict
 from pipeline.errors import RefusedError
 
-# That are tried as a bound.
-_THRESHOLDS = 10
+LOOKS = 2
+"""How often a tile is judged at most: after each member saw it in one way, and in two."""
+# Share of pixels in doubt: where there are fewer, so many are taken. It keeps ratios finite.
+_LEAST = 0.0005
 
 
 class EffortBound(Strict):
-    """Which tiles are done after the first round, and what that was measured on: `effort` of ``ensemble.yaml``.
+    """Which tiles are done before they got all augmentations, and what that was measured on: `effort` of
+    ``ensemble.yaml``.
 
     Attributes
     ----------
-    doubtful : largest share of a tile's pixels in doubt with which it is done
-    changed : largest share of a tile's pixels whose label may change by what was left out
-    shift : largest change of U of a tile by it; U is 0 to 0.25
-    risk : largest share of such tiles for which one of the two may be more
-    confidence : with which that was found
+    changed : largest share of a tile's pixels whose label may change by what is left out
+    factors : for each look, by how many times the share of pixels in doubt at most so many change
+    shift : largest change of U of a tile by what is left out; U is 0 to 0.25
+    risk : largest share of tiles for which `factors` or `shift` may be exceeded
+    confidence : with which that was found, all looks together
     ensemble : hash of the ensemble that it was measured with
     tile, overlap, augmentations : it was measured with; it holds for these alone
-    images, tiles, stopped : of the reference set, and how many of its tiles are done after the first round
+    images, tiles : of the reference set
+    stopped : how many of its tiles are done at each look
     reference : what the images are
     """
 
-    doubtful: float = Field(ge=0, le=1)
-    changed: float = Field(default=0.005, gt=0, lt=1)
+    changed: float = Field(default=0.01, gt=0, lt=1)
+    factors: list[float] = Field(min_length=1, max_length=LOOKS)
     shift: float = Field(default=0.005, gt=0, lt=0.25)
     risk: float = Field(default=0.05, gt=0, lt=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -52,111 +58,160 @@ class EffortBound(Strict):
     augmentations: list[str] = Field(min_length=2)
     images: int = Field(ge=1)
     tiles: int = Field(ge=1)
-    stopped: int = Field(ge=0)
+    stopped: list[int]
     reference: str = ""
 
+    @property
+    def doubtful(self) -> list[float]:
+        """For each look, the largest share of pixels in doubt with which a tile is done; below 0 none is."""
+        return [_largest(factor, self.changed) for factor in self.factors]
 
-def doubtful_pixels(maps: torch.Tensor, classes: int, samples: int, *, multilabel: bool) -> torch.Tensor:
+
+def _largest(factor: float, changed: float) -> float:
+    return changed / factor if factor * _LEAST <= changed else -1.0
+
+
+def looks_of(augmentations: int) -> int:
+    """How often tiles are judged: there must be something left to draw."""
+    return min(LOOKS, augmentations - 1)
+
+
+def doubtful_pixels(maps: torch.Tensor, variance: torch.Tensor, classes: int, *, multilabel: bool) -> torch.Tensor:
     """How many pixels of each tile are in doubt, (batch,) int64.
 
-    A pixel is in doubt where ``margin^2 * samples < variance``: margin is the difference of its two largest mean
-    probabilities, and variance the largest that this difference can have with the given epistemic variance e (mean over
-    K classes of the variance of p_k): var(p_a - p_b) <= 2 (var p_a + var p_b) <= 2 K e, which is exact for two classes.
-    Multi-label: the least \\|2 p_k - 1\\| of any class, with 4 K e. So the label would be another one standard error of
-    the mean away. Only sums, products and comparisons are used, each of which rounds alike wherever a pixel stands.
+    A pixel is in doubt where ``margin^2 < v``: margin is the difference of its two largest mean probabilities, and v
+    the largest variance that this difference can have, 2 K times `variance`: var(p_a - p_b) <= 2 (var p_a + var p_b)
+    <= 2 K var, exact for two classes. Multi-label: the least \\|2 p_k - 1\\| of any class, with 4 K. Only sums, products,
+    quotients and comparisons are used, each of which rounds alike wherever a pixel stands.
 
     Parameters
     ----------
-    maps : (batch, classes + 2 or more, y, x) float32 of `pipeline.posterior.SampleSums.maps`
-    samples : that the means are of
+    maps : (batch, classes or more, y, x) float32, mean probabilities first
+    variance : (batch, y, x) float32, squared standard error of them, mean over the K classes
     """
-    probability, epistemic = maps[:, :classes], maps[:, classes]
     if multilabel:
-        margin = (2 * probability[:, 0] - 1).abs()
+        margin = (2 * maps[:, 0] - 1).abs()
         for k in range(1, classes):
-            margin = torch.minimum(margin, (2 * probability[:, k] - 1).abs())
+            margin = torch.minimum(margin, (2 * maps[:, k] - 1).abs())
     else:
-        best, second = probability[:, 0], torch.full_like(probability[:, 0], -1)
+        best, second = maps[:, 0], torch.full_like(maps[:, 0], -1)
         for k in range(1, classes):
-            second = torch.maximum(second, torch.minimum(best, probability[:, k]))
-            best = torch.maximum(best, probability[:, k])
+            second = torch.maximum(second, torch.minimum(best, maps[:, k]))
+            best = torch.maximum(best, maps[:, k])
         margin = best - second
-    variance = (4 if multilabel else 2) * classes * epistemic
-    return (margin * margin * samples < variance).sum(dim=(1, 2))
+    return (margin * margin < (4 if multilabel else 2) * classes * variance).sum(dim=(1, 2))
 
 
-def most_doubtful(bound: EffortBound, tile: int) -> int:
-    """The largest number of pixels in doubt with which a tile is done."""
-    return int(bound.doubtful * tile * tile)
+def spread_within(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], augmentations: int) -> torch.Tensor:
+    """How far the mean of two samples a member may be from that of all, (batch, y, x), mean over the classes.
+
+    Per member the variance of its samples is half the square of the difference of two, and the mean of 2 of T differs
+    from that of all T by a variance of ``s^2 (1/2 - 1/T)`` (drawing without replacement; Cochran, Sampling Techniques,
+    3rd ed. (1977), Theorem 2.2); the mean over M members by their mean over M. What members say apart from each other
+    is no part of it: all of them are heard either way.
+
+    Parameters
+    ----------
+    first, second : of each member, (batch, classes, y, x)
+    """
+    total = torch.zeros_like(first[0][:, 0])
+    for a, b in zip(first, second, strict=True):
+        for k in range(a.shape[1]):
+            difference = a[:, k] - b[:, k]
+            total = total + difference * difference
+    members, classes = len(first), first[0].shape[1]
+    return total * ((0.5 - 1 / augmentations) / (2 * members * members * classes))
 
 
 @dataclass(frozen=True, slots=True)
 class TileEffort:
-    """What a tile of the reference set came to.
+    """What a tile of the reference set came to, at each look.
 
     Attributes
     ----------
-    doubtful : share of its pixels in doubt after the first round
+    doubtful : share of its pixels in doubt
     changed : share of its pixels whose label full effort changed
     shift : how far full effort moved its U; 0 where only one of both has a foreground, which `changed` tells
+    empty : whether it has no foreground, neither at the first look nor with full effort
     """
 
-    doubtful: float
-    changed: float
-    shift: float
+    doubtful: tuple[float, ...]
+    changed: tuple[float, ...]
+    shift: tuple[float, ...]
+    empty: bool = False
 
 
-def find_bound(tiles: Sequence[TileEffort], changed: float, shift: float, risk: float, confidence: float) -> float:
-    """The largest share of pixels in doubt with which tiles may be done.
+def find_factors(
+    tiles: Sequence[TileEffort], changed: float, shift: float, risk: float, confidence: float
+) -> list[float]:
+    """By how many times the share of pixels in doubt at most so many labels change, for each look.
 
-    Tried are the shares that would stop one tenth of the tiles, two tenths, ..., all. One stands where, of the tiles
-    that it stops, at most `risk` are changed by more than `changed` or `shift`, with `confidence` for all ten together
-    (upper bound of Clopper and Pearson, Bonferroni), tiles taken as independent. It is never more than was seen.
+    For each look the factor is an upper tolerance limit of (labels changed) / (pixels in doubt): with `confidence` at
+    most `risk` of all tiles are beyond, tiles taken as independent. Of the tiles that are then done at most `risk` may
+    have a U that moves by more than `shift` (upper bound of Clopper and Pearson). All of these statements hold together
+    (Bonferroni).
 
     Raises
     ------
     RefusedError
-        Where there are too few tiles, or none of the shares stands.
+        Where there are too few tiles, none is done early, or U moves too often.
 
     References
     ----------
-    Angelopoulos et al., Learn then Test, Annals of Applied Statistics 19:1641 (2025), Algorithm 1 with Bonferroni;
-    Clopper & Pearson, Biometrika 26:404 (1934).
+    Wilks, Annals of Mathematical Statistics 12:91 (1941): tolerance limits from order statistics; Clopper & Pearson,
+    Biometrika 26:404 (1934).
     """
-    from scipy.stats import beta  # here, not above: the command line would feel it
+    from scipy.stats import beta, binom  # here, not above: the command line would feel it
 
-    level = 1 - (1 - confidence) / _THRESHOLDS
+    looks = len(tiles[0].doubtful) if tiles else LOOKS
+    level = 1 - (1 - confidence) / (2 * looks)
     fewest = int(np.ceil(np.log(1 - level) / np.log(1 - risk)))
     if len(tiles) < fewest:
         raise RefusedError(
-            f"{len(tiles)} tiles of reference images cannot show that at most {risk:.0%} fail; give images of {fewest} "
-            f"tiles at least"
+            f"{len(tiles)} tiles of reference images cannot show that at most {risk:.0%} are beyond a bound; give images "
+            f"of {fewest} tiles at least"
         )
-    doubts = np.array([tile.doubtful for tile in tiles])
-    fails = np.array([tile.changed > changed or tile.shift > shift for tile in tiles])
-    for part in range(_THRESHOLDS, 0, -1):
-        share = float(np.sort(doubts)[-(-part * len(tiles) // _THRESHOLDS) - 1])
-        stopped = doubts <= share
-        count, failures = int(stopped.sum()), int(fails[stopped].sum())
-        if failures < count and beta.ppf(level, failures + 1, count - failures) <= risk:
-            return share
-    raise RefusedError(
-        f"{int(fails.sum())} of {len(tiles)} tiles change by more than --changed {changed:g} or --shift {shift:g} "
-        f"allow, the least doubtful ones among them; allow more of either, or use --effort full"
-    )
+    counts = np.arange(len(tiles))
+    beyond = int(np.flatnonzero(binom.cdf(counts, len(tiles), risk) <= 1 - level)[-1])
+    factors = []
+    for look in range(looks):
+        doubts = np.array([max(tile.doubtful[look], _LEAST) for tile in tiles])
+        ratios = np.sort(np.array([tile.changed[look] for tile in tiles]) / doubts)[::-1]
+        # Where nothing changes at all, one label of a doubtful hundred might.
+        factors.append(max(float(ratios[beyond]), 0.01))
+        done = doubts <= _largest(factors[-1], changed)
+        moved = int(sum(tile.shift[look] > shift for tile, stops in zip(tiles, done, strict=True) if stops))
+        count = int(done.sum())
+        if count == moved or beta.ppf(level, moved + 1, count - moved) > risk:
+            raise RefusedError(
+                f"of {len(tiles)} tiles {count} could be done after {look + 1} samples a member, and U of {moved} of "
+                f"these would move by more than --shift {shift:g}; allow a larger --changed, --shift or --risk, or give "
+                f"more reference images"
+            )
+    return factors
 
 
-def tile_effort(
-    first: tuple[torch.Tensor, torch.Tensor], full: tuple[torch.Tensor, torch.Tensor], doubtful: float
-) -> TileEffort:
-    """What full effort changed of a tile.
+def stopped_at(tiles: Sequence[TileEffort], factors: Sequence[float], changed: float) -> list[int]:
+    """How many tiles are done at each look."""
+    limits = [_largest(factor, changed) for factor in factors]
+    counts = [0] * len(limits)
+    for tile in tiles:
+        first = next((look for look, most in enumerate(limits) if tile.doubtful[look] <= most), None)
+        if first is not None:
+            counts[first] += 1
+    return counts
+
+
+def difference(
+    early: tuple[torch.Tensor, torch.Tensor], full: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float, float, bool]:
+    """What full effort changed of a tile: share of labels, shift of U, and whether neither has any foreground.
 
     Parameters
     ----------
-    first, full : predictive variance, (y, x) float32, and classes, (y, x) of `pipeline.posterior.class_masks`; after
-        the first round, and of all samples
-    doubtful : share of its pixels that were in doubt
+    early, full : predictive variance, (y, x) float32, and classes, (y, x) of `pipeline.posterior.class_masks`
     """
-    u = [variance[masks > 0].to(torch.float64) for variance, masks in (first, full)]
+    u = [variance[masks > 0].to(torch.float64) for variance, masks in (early, full)]
     shift = float((u[0].mean() - u[1].mean()).abs()) if all(len(one) for one in u) else 0.0
-    return TileEffort(doubtful, float((first[1] != full[1]).to(torch.float64).mean()), shift)
+    changed = float((early[1] != full[1]).to(torch.float64).mean())
+    return changed, shift, not any(len(one) for one in u)

@@ -1,20 +1,21 @@
-"""Adaptive effort at the engine: waves of tiles, of which all get a first round and some of them the rest.
+"""Adaptive effort at the engine: waves of tiles that get samples in rounds, until each is done.
 
 ::
 
     wave        tile tile tile tile tile tile tile tile       (as many as two calls have views)
     first       every member, the tile as it is               calls full of tiles
-    judged      done done  on  done done  on  done done       by `pipeline.effort`, each tile by itself
-    rest                   ...            ...                 every member, the other augmentations of these
+    judged      done  on  done done  on  done done done       by `pipeline.effort`, each tile by itself
+    second           ...            ...                       every member, one more augmentation
+    judged           done            on
+    rest                            ...                       every member, all other augmentations
 
 Every call has the shape of full effort's, batch times augmentations, and samples are added up in full effort's order.
-So a tile that goes on has the bits of full effort, and one that is done those of a run without augmentation in calls of
-that shape.
+So a tile that gets all has the bits of full effort, and one that is done early those of a run with fewer augmentations in
+calls of that shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ import torch
 
 from pipeline.augmentation import AUGMENTATIONS, Augmentation
 from pipeline.canvas import InferenceSettings
-from pipeline.effort import TileEffort, doubtful_pixels, most_doubtful, tile_effort
+from pipeline.effort import TileEffort, difference, doubtful_pixels, looks_of, spread_within
 from pipeline.posterior import SampleSums, class_masks
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _CALLS = 2
 Sample = tuple[torch.Tensor, torch.Tensor]
 """Probability, (tiles, classes, y, x), and flows, (tiles, 2 or 0, y, x), in the plane."""
+Held = dict[int, Sample]
+"""A member's samples of some tiles, by the index of the augmentation."""
 
 
 def sample_of(augmentation: Augmentation, probability: torch.Tensor, flows: torch.Tensor) -> Sample:
@@ -79,37 +82,49 @@ class Rounds:
     def __init__(self, group: MemberGroup, settings: InferenceSettings, device: torch.device) -> None:
         self._group, self._settings, self._device = group, settings, device
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
-        self._plain = plain_augmentation(settings.augmentations)
-        self._most = most_doubtful(settings.effort, settings.tile) if settings.effort else -1
+        plain = plain_augmentation(settings.augmentations)
+        others = [index for index in range(len(self._augmentations)) if index != plain]
+        # Drawn in each round; the last is not judged.
+        self._draws = [draw for draw in ([plain], others[:1], others[1:]) if draw]
+        shares = settings.effort.doubtful if settings.effort else []
+        self._most = [int(share * settings.tile**2) if share >= 0 else -1 for share in shares]
 
     def answer(self, wave: torch.Tensor) -> WaveAnswers:
         """Of (tiles, channels, tile, tile), at most `tiles_in_wave` of them."""
-        first, features = self._first(wave)
-        sums = self._zeros(len(wave))
-        means = [sums.add_member([sample]) for sample in first]
-        maps, samples = sums.maps(), [sums.samples] * len(wave)
-        on = torch.nonzero(self._doubtful(maps, sums.samples) > self._most)[:, 0]
-        if len(on):
-            rest, members = self._rest(wave[on], [(p[on], f[on]) for p, f in first])
-            maps[on] = rest.maps()
-            for mean, all_of_it in zip(means, members, strict=True):
-                mean[on] = all_of_it
-            for index in on.tolist():
-                samples[index] = rest.samples
-        drawn = torch.tensor(samples, dtype=torch.float32, device=self._device)
-        counts = drawn[:, None, None, None].expand(-1, 1, *maps.shape[2:])
-        return WaveAnswers(torch.cat([maps, counts], dim=1), means, features, samples)
+        held, features = self._drawn(wave, self._draws[0], [{} for _ in range(self._group.count)])
+        sums, means = self._sums(held)
+        maps, samples = sums.maps(), torch.full((len(wave),), float(sums.samples), device=self._device)
+        at, found = torch.arange(len(wave), device=self._device), maps
+        for look, draw in enumerate(self._draws[1:]):
+            on = torch.nonzero(self._doubtful(look, found, held) > self._most[look])[:, 0]
+            if not len(on):
+                break
+            at = at[on]
+            held = [{index: (p[on], f[on]) for index, (p, f) in of_member.items()} for of_member in held]
+            held, _ = self._drawn(wave[at], draw, held)
+            sums, of_members = self._sums(held)
+            found = sums.maps()
+            maps[at], samples[at] = found, float(sums.samples)
+            for mean, anew in zip(means, of_members, strict=True):
+                mean[at] = anew
+        counts = samples[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+        return WaveAnswers(torch.cat([maps, counts], dim=1), means, features, [int(n) for n in samples.tolist()])
 
     def measure(self, wave: torch.Tensor) -> list[TileEffort]:
-        """What full effort changes of each tile of (tiles, channels, tile, tile)."""
-        first, _ = self._first(wave)
-        early = self._zeros(len(wave))
-        for sample in first:
-            early.add_member([sample])
-        late, _ = self._rest(wave, first)
-        maps = early.maps(), late.maps()
-        shares = (self._doubtful(maps[0], early.samples) / self._settings.tile**2).tolist()
-        return [tile_effort(*(self._judged(one[index]) for one in maps), share) for index, share in enumerate(shares)]
+        """What full effort changes of each tile of (tiles, channels, tile, tile), at each look."""
+        held: list[Held] = [{} for _ in range(self._group.count)]
+        looks, shares = [], []
+        for look, draw in enumerate(self._draws):
+            held, _ = self._drawn(wave, draw, held)
+            looks.append(self._sums(held)[0].maps())
+            if look < looks_of(len(self._augmentations)):
+                shares.append((self._doubtful(look, looks[-1], held) / self._settings.tile**2).tolist())
+        efforts = []
+        for tile in range(len(wave)):
+            *early, full = (self._judged(maps[tile]) for maps in looks)
+            changed, shift, empty = zip(*(difference(one, full) for one in early), strict=True)
+            efforts.append(TileEffort(tuple(share[tile] for share in shares), changed, shift, empty[0]))
+        return efforts
 
     def _judged(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictive variance and classes of a tile's maps, (y, x) each."""
@@ -117,43 +132,33 @@ class Rounds:
         masks = class_masks(maps[:classes], multilabel=self._settings.multilabel)
         return maps[classes] + maps[classes + 1], masks
 
-    def _doubtful(self, maps: torch.Tensor, samples: int) -> torch.Tensor:
-        return doubtful_pixels(maps, self._settings.classes, samples, multilabel=self._settings.multilabel)
-
-    def _zeros(self, tiles: int) -> SampleSums:
+    def _doubtful(self, look: int, maps: torch.Tensor, held: list[Held]) -> torch.Tensor:
+        """Pixels in doubt of each tile: by what members say apart, and from the second look on by what each does."""
         settings = self._settings
-        return SampleSums.zeros(tiles, settings.classes, settings.tile, self._device, flows=settings.flows)
+        if look == 0:
+            variance = maps[:, settings.classes] / self._group.count
+        else:
+            drawn = [self._draws[0][0], self._draws[1][0]]
+            first, second = ([of_member[index][0] for of_member in held] for index in drawn)
+            variance = spread_within(first, second, len(self._augmentations))
+        return doubtful_pixels(maps, variance, settings.classes, multilabel=settings.multilabel)
 
-    def _first(self, wave: torch.Tensor) -> tuple[list[Sample], torch.Tensor]:
-        """Every member's sample of the tiles as they are, and the tiles' features."""
-        plain = self._augmentations[self._plain]
-        samples, features = [], []
-        for index in range(self._group.count):
-            probability, flows, encoded = self._ask(index, plain.forward(wave))
-            samples.append(sample_of(plain, probability, flows))
-            features.append(encoded)
-        return samples, torch.cat(features, dim=1)
+    def _drawn(self, tiles: torch.Tensor, draw: list[int], held: list[Held]) -> tuple[list[Held], torch.Tensor]:
+        """What is held with every member's samples of these augmentations, and the features of the first of them."""
+        views = torch.cat([self._augmentations[index].forward(tiles) for index in draw])
+        known, features = [], []
+        for member, before in enumerate(held):
+            probability, flows, encoded = self._ask(member, views)
+            features.append(encoded[: len(tiles)])
+            parts = zip(draw, probability.split(len(tiles)), flows.split(len(tiles)), strict=True)
+            known.append(before | {index: sample_of(self._augmentations[index], p, f) for index, p, f in parts})
+        return known, torch.cat(features, dim=1)
 
-    def _rest(self, tiles: torch.Tensor, first: list[Sample]) -> tuple[SampleSums, list[torch.Tensor]]:
-        """The sums of all samples of `tiles`, with those that they have, and each member's mean."""
-        sums = self._zeros(len(tiles))
-        others = [a for index, a in enumerate(self._augmentations) if index != self._plain]
-        views = torch.cat([a.forward(tiles) for a in others])
-        means = []
-        for index, sample in enumerate(first):
-            probability, flows, _ = self._ask(index, views)
-            means.append(sums.add_member(self._in_order(sample, probability, flows, len(tiles))))
-        return sums, means
-
-    def _in_order(self, first: Sample, probability: torch.Tensor, flows: torch.Tensor, size: int) -> Iterator[Sample]:
-        """A member's samples in the order of the augmentations, of which the views but the first one are given."""
-        at = 0
-        for index, augmentation in enumerate(self._augmentations):
-            if index == self._plain:
-                yield first
-                continue
-            yield sample_of(augmentation, probability[at : at + size], flows[at : at + size])
-            at += size
+    def _sums(self, held: list[Held]) -> tuple[SampleSums, list[torch.Tensor]]:
+        """The sums of what is held, in the order of the augmentations, and each member's mean."""
+        settings, tiles = self._settings, len(next(iter(held[0].values()))[0])
+        sums = SampleSums.zeros(tiles, settings.classes, settings.tile, self._device, flows=settings.flows)
+        return sums, [sums.add_member(of_member[index] for index in sorted(of_member)) for of_member in held]
 
     def _ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What a member says of any number of views, in calls of one shape; the last is filled up with zeros."""

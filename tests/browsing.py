@@ -14,6 +14,7 @@ from PIL import Image
 
 CHROMIUM = Path("/usr/bin/chromium")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+AXE = Path(__file__).parent / "serving" / "vendor" / "axe.min.js"
 
 
 class Served:
@@ -76,3 +77,15 @@ def settled(page: Any, test: Any) -> np.ndarray:
             return found
         page.wait_for_timeout(100)
     raise AssertionError("the pane never showed it")
+
+
+def violations(page: Any, where: str) -> list[str]:
+    """What axe finds that is serious or critical."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{where}: {one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:200]}"
+        for one in result["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]

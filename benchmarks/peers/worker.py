@@ -28,8 +28,9 @@ WARM_UP = 512  # edge of what is computed before the clock runs
 class Inputs:
     """What the driver asks for: tile, overlap, members and how to prepare pixels."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: Any) -> None:
         self.folder = folder
+        self.backend = backend
         content = json.loads((folder / "inputs.json").read_text())
         self.tile: int = content["tile"]
         self.overlap: float = content["overlap"]
@@ -171,8 +172,9 @@ def deepflash2(inputs: Inputs) -> Answer:
 
 
 def pipeline(inputs: Inputs) -> Answer:
-    """Chorus's engine on the whole plane, in this process."""
+    """Chorus's engine on the whole plane, in this process, with the networks on `inputs.backend`."""
     from pipeline.allocation import keep_freed_memory
+    from pipeline.backends.member import on_backend
     from pipeline.canvas import InferenceSettings, tiles_per_call
     from pipeline.ensemble import read_ensemble
     from pipeline.geometry import Grid, Window
@@ -191,7 +193,8 @@ def pipeline(inputs: Inputs) -> Answer:
         augmentations=tuple(spec.augmentations),
         batch=tiles_per_call("cpu", spec.tile, len(spec.augmentations)),
     )
-    members = [ensemble.load_member(index, device) for index in range(len(spec.members))]
+    loaded = [ensemble.load_member(index, device) for index in range(len(spec.members))]
+    members = [on_backend(member, inputs.backend, "fp32", device) for member in loaded]
     engine = Engine(members, settings, device, ensemble.all_inputs.channels)
 
     def answer(image: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -229,11 +232,12 @@ def main() -> None:
     parser.add_argument("inputs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--backend", default="eager", help="of `pipeline`; see `chorus bench engine`")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     begin, distribution = PEERS[given.peer]
     started = time.perf_counter()
-    answer = begin(Inputs(given.inputs))
+    answer = begin(Inputs(given.inputs, given.backend))
     paths = sorted((given.inputs / "images").glob("*.npy"))
     answer(np.load(paths[0])[:WARM_UP, :WARM_UP].copy())
     load, start_up = os.getloadavg(), time.perf_counter() - started

@@ -149,8 +149,8 @@ class Run:
         sentence = sentence.replace(f"{self.out}/", "")
         if self.places:
             return sentence
-        for name in filter(None, names):
-            sentence = re.sub(rf"[^\s'\"`(]*/{re.escape(name)}", lambda _, name=name: name, sentence)
+        for name in filter(None, names):  # without what lies before it
+            sentence = re.sub(rf"[^\s'\"`(]*/(?={re.escape(name)})", "", sentence)
         return said(sentence.replace(self.out, "OUT"), *names)
 
     def _version(self) -> str:

@@ -106,6 +106,9 @@ def table_routes(run: Run, *, writable: bool) -> APIRouter:
 def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     document, gallery, log = snapshot.document, snapshot.gallery, run.log
     ensemble = document.ensemble
+    notes = [*snapshot.notes, *log.notes]
+    if ensemble is not None and ensemble.url:  # whoever looks knows it by its name
+        notes = [note.replace(ensemble.url.removesuffix("/ensemble.yaml"), ensemble.name) for note in notes]
     return {
         "version": snapshot.version,
         "results": snapshot.out if run.places else "OUT",
@@ -132,7 +135,7 @@ def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
         "decisions": gallery.counts(log.states()),
         "log": log.version,
         "objects": snapshot.has_objects,
-        "notes": [run.said(note) for note in (*snapshot.notes, *log.notes)],
+        "notes": [run.said(note) for note in notes],
     }
 
 

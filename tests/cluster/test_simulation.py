@@ -130,7 +130,8 @@ def test_the_same_arguments_give_the_same_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("regions", "actors", "wanted"), [(1, 1, 1), (17, 2, 4), (1_000, 3, 7), (10**6, 8, 1), (999, 1, 1000)]
+    ("regions", "actors", "wanted"),
+    [(1, 1, 1), (17, 2, 4), (1_000, 3, 7), (10**6, 8, 1), (10**5, 100, 1), (999, 1, 1000)],
 )
 def test_blocks_are_those_of_the_stream(regions: int, actors: int, wanted: int) -> None:
     from cluster.stream import RayExecutor
@@ -141,3 +142,9 @@ def test_blocks_are_those_of_the_stream(regions: int, actors: int, wanted: int) 
     size = block_regions(regions, actors, schedule)
     assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
     assert simulate([Devices(actors, 1.0)], Work(regions), schedule).blocks == len(blocks)
+
+
+@pytest.mark.parametrize(("actors", "most"), [(1, 5_000), (78, 5_000), (1_000, 64_000), (10_000, 100_000)])
+def test_many_actors_get_64_blocks_each_and_no_driver_more_than_it_can_make(actors: int, most: int) -> None:
+    size = block_regions(10**7, actors, Schedule())
+    assert -(-(10**7) // size) <= most < -(-(10**7) // (size - 1))

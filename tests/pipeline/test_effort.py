@@ -23,6 +23,7 @@ from pipeline.inference import Engine
 from pipeline.members.contract import Member, ModuleMember
 from pipeline.posterior import Posterior
 from pipeline.rounds import tiles_in_wave
+from pipeline.tiles import PlaneWindow
 from tests.making import network
 from tests.pipeline.test_inference import CPU, Filter, assert_same_bytes, noise, plane_window
 from tests.reference import decide, gaussian_window, mirrored_tile, tile_maps
@@ -63,6 +64,15 @@ def patches(shape: tuple[int, int], seed: int = 0) -> NDArray[np.float32]:
 
 def drawn(posterior: Posterior) -> set[float]:
     return set(np.unique(posterior.samples.round(4)).tolist())
+
+
+def middle(loaded: list[Member], how: InferenceSettings, plane: PlaneWindow, target: Window) -> float:
+    """The middle of the widest gap between the tiles' shares of pixels in doubt, so that some are done early."""
+    measuring = replace(how, effort=bound(0.0))
+    efforts = Engine(loaded, measuring, CPU).efforts(plane, target, TileFeatures(plane.grid, target))
+    shares = sorted({one.doubtful for one in efforts})
+    widest = max(range(1, len(shares)), key=lambda upper: shares[upper] - shares[upper - 1], default=0)
+    return (shares[max(0, widest - 1)] + shares[widest]) / 2
 
 
 KINDS = [
@@ -114,13 +124,14 @@ def test_where_all_tiles_are_done_early_the_bits_are_those_of_no_augmentation(ki
 def test_adaptive_results_do_not_depend_on_region_size_or_order(
     shape: tuple[int, int], region: int, batch: int, kind: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
-    settings_ = how(0.05, **kind | {"batch": batch})
-    engine = Engine(members(settings_, 2), settings_, CPU)
+    settings_ = how(0.0, **kind | {"batch": batch})
     image, grid = patches(shape, seed), Grid.make(shape, 32, 0.5)
+    everywhere = Window.of(0, shape[0], 0, shape[1])
+    doubtful = middle(members(settings_, 2), settings_, plane_window(image, grid, everywhere), everywhere)
+    engine = Engine(members(settings_, 2), replace(settings_, effort=bound(doubtful)), CPU)
     order = data.draw(st.permutations(range(RegionGrid(*shape, region).count)))
     windows = [RegionGrid(*shape, region).window(index) for index in order]
-    target = Window.of(0, shape[0], 0, shape[1])
-    whole = engine.posterior(plane_window(image, grid, target), target)
+    whole = engine.posterior(plane_window(image, grid, everywhere), everywhere)
     for window in windows:
         part = engine.posterior(plane_window(image, grid, window), window)
         for name in (*MAPS, "samples"):
@@ -133,16 +144,15 @@ def test_real_networks_get_full_effort_s_bits_tile_by_tile(batch: int) -> None:
     loaded: list[Member] = [ModuleMember(network(seed), CPU) for seed in range(3)]
     image, grid, target = patches((40, 75)), Grid.make((40, 75), 32, 0.25), Window.of(0, 40, 0, 75)
     plane = plane_window(image, grid, target)
-    shares = Engine(loaded, how(0.0, batch=batch), CPU).efforts(plane, target, TileFeatures(grid, target))
-    middle = float(np.median([one.doubtful for one in shares]))
+    half = middle(loaded, how(0.0, batch=batch), plane, target)
     results = {
         doubtful: Engine(loaded, how(doubtful, batch=batch), CPU).posterior(plane, target)
-        for doubtful in (None, 0.0, middle, 1.0)
+        for doubtful in (None, 0.0, half, 1.0)
     }
     assert drawn(results[0.0]) == {12.0}
     for name in MAPS:
         assert getattr(results[None], name).tobytes() == getattr(results[0.0], name).tobytes(), name
-    mixed = results[middle]
+    mixed = results[half]
     assert {3.0, 12.0} < drawn(mixed)
     everything, nothing = mixed.samples[0] == 12, mixed.samples[0] == 3
     assert np.array_equal(mixed.probability[:, everything], results[None].probability[:, everything])
@@ -151,11 +161,13 @@ def test_real_networks_get_full_effort_s_bits_tile_by_tile(batch: int) -> None:
 
 @pytest.mark.parametrize("kind", [{}, {"classes": 3}, {"classes": 2, "activation": "sigmoid", "multilabel": True}])
 def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[str, Any]) -> None:
-    settings_ = how(0.05, augmentations=("identity", "hflip", "rot90"), **kind)
+    settings_ = how(0.0, augmentations=("identity", "hflip", "rot90"), **kind)
     loaded = members(settings_, 3)
     shape, tile, k = (61, 83), 32, settings_.classes
     image, grid, target = patches(shape, 3), Grid.make(shape, tile, 0.5), Window.of(0, 61, 0, 83)
-    found = Engine(loaded, settings_, CPU).posterior(plane_window(image, grid, target), target)
+    plane = plane_window(image, grid, target)
+    half = middle(loaded, settings_, plane, target)
+    found = Engine(loaded, replace(settings_, effort=bound(half)), CPU).posterior(plane, target)
 
     def wide(one: Any) -> Any:
         weights = one._weights.double()
@@ -172,7 +184,7 @@ def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[st
         ranked = np.sort(early["probability"], axis=0)
         margin = np.abs(2 * early["probability"] - 1).min(axis=0) if settings_.multilabel else ranked[-1] - ranked[-2]
         shares.append(float((margin**2 * 3 < variance).mean()))
-        on = shares[-1] > 0.05
+        on = shares[-1] > half
         maps = (
             tile_maps(pixels, [wide(m) for m in loaded], settings_.augmentations, settings_.activation) if on else early
         )
@@ -182,8 +194,8 @@ def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[st
             for j in range(max(x, 0), min(x + tile, shape[1])):
                 sums[:, i, j] += window[i - y, j - x] * values[:, i - y, j - x]
                 total[i, j] += window[i - y, j - x]
-    assert min(abs(share - 0.05) for share in shares) > 1 / tile**2  # no decision hangs on a rounding
-    assert min(shares) < 0.05 < max(shares)
+    assert min(abs(share - half) for share in shares) > 0.4 / tile**2  # no decision hangs on a rounding
+    assert min(shares) < half < max(shares)
     wanted = sums / total
     np.testing.assert_allclose(found.probability, wanted[:k], atol=2e-6)
     np.testing.assert_allclose([found.epistemic, found.aleatoric], wanted[k : k + 2], atol=2e-6)
@@ -225,9 +237,11 @@ def test_two_classes_are_in_doubt_by_the_standard_error_of_their_difference() ->
 
 def test_features_are_those_of_full_effort_and_samples_are_counted_once() -> None:
     loaded: list[Member] = [ModuleMember(network(seed), CPU) for seed in range(2)]
-    image, grid = patches((70, 90)), Grid.make((70, 90), 32, 0.5)
+    image, grid = patches((70, 90)), Grid.make((70, 90), 32, 0.25)
+    target = Window.of(0, 70, 0, 90)
+    half = middle(loaded, how(0.0), plane_window(image, grid, target), target)
     counts, sums = [], []
-    for doubtful, region in ((None, 100), (0.12, 100), (0.12, 40)):
+    for doubtful, region in ((None, 100), (half, 100), (half, 40)):
         engine = Engine(loaded, how(doubtful), CPU)
         cut = RegionGrid(70, 90, region)
         of_regions = []
@@ -265,7 +279,7 @@ def efforts(doubts: Sequence[float], fail: Sequence[bool]) -> list[TileEffort]:
     return [TileEffort(d, 0.02 if bad else 0.001, 0.0) for d, bad in zip(doubts, fail, strict=True)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.integers(110, 400), st.floats(0, 0.1), st.integers(0, 10_000))
 def test_a_bound_is_the_largest_tenth_whose_risk_the_exact_binomial_interval_keeps(
     count: int, rate: float, seed: int
@@ -300,14 +314,19 @@ def test_a_bound_keeps_its_risk_on_tiles_that_it_was_not_measured_on() -> None:
 
     def tiles(count: int) -> list[TileEffort]:
         doubts = rng.random(count) * 0.04
-        return efforts(doubts, rng.random(count) < np.clip(doubts * 4 - 0.02, 0, 1))
+        return efforts(doubts, rng.random(count) < np.clip(doubts * 6 - 0.1, 0, 1))
 
-    beyond = 0
-    for _ in range(100):
-        found = find_bound(tiles(300), 0.005, 0.005, 0.05, 0.95)
+    beyond = tried = 0
+    for _ in range(60):
+        try:
+            found = find_bound(tiles(300), 0.005, 0.005, 0.05, 0.95)
+        except RefusedError:
+            continue
+        tried += 1
         fresh = [one for one in tiles(2000) if one.doubtful <= found]
         beyond += sum(one.changed > 0.005 for one in fresh) / len(fresh) > 0.05
-    assert beyond <= 10  # of 100, where 5 are expected at most
+    assert tried > 40
+    assert beyond <= 7  # of 60, where 3 are expected at most
 
 
 def test_an_engine_tells_what_full_effort_changes_of_each_tile() -> None:

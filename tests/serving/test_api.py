@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 from chorus import Client
 from serving.client import ServerError
 from serving.local import LocalPredictors
+from serving.metrics import APPLICATION, REPLICA
 from tests.making import pixels, write_light_ensemble
 from tests.servers import NPY, npy, npz, server
 
@@ -182,3 +184,10 @@ def test_what_is_counted_is_shown_once(served: Served) -> None:
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
     assert 'chorus_http_requests_total{method="POST",route="/v1/predict",status="200"}' in "\n".join(lines)
+
+
+def test_the_page_of_metrics_has_every_one_of_the_server_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(chorus_(?:http|serve)_\w+)` \|([^|]*)\|", page, re.MULTILINE)
+    described = {name: tuple(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    assert described == {metric.name: metric.labels for metric in (*APPLICATION, *REPLICA)}

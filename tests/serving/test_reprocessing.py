@@ -31,6 +31,7 @@ from pipeline import storage
 from pipeline.errors import RefusedError
 from serving.problems import RequestError, problem_response
 from serving.reprocessing import add_reprocess_routes
+from serving.running import serve
 from serving.settings import parse_settings
 from tests.buckets import Bucket, google
 from tests.making import pixels, write_image, write_light_ensemble
@@ -241,6 +242,9 @@ def test_runs_of_others_on_the_cluster_are_neither_shown_nor_stopped(faked: tupl
     assert jobs.stopped == []
 
 
-def test_prefixes_of_runs_are_buckets() -> None:
+def test_runs_need_buckets_and_a_cluster() -> None:
     with pytest.raises(RefusedError, match="give a gs:// or s3:// URL"):
         parse_settings({"ensemble": "e", "reprocess": ["https://example.org/public/"]})
+    settings = parse_settings({"ensemble": "e", "reprocess": ["gs://lab/runs"]})
+    with pytest.raises(RefusedError, match="give its --address"):
+        serve(settings, 8000, None, lambda *_: None)

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from serving.review.app import review_app
-from tests.browsing import Seat, Served, settled
+from tests.browsing import Seat, Served, settled, violations
 from tests.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ORDER = [SLIDE, *reversed(FIELDS), EVIL]
 
 
@@ -145,18 +144,6 @@ def test_axe_finds_nothing_serious_in_any_view_at_either_width(browser: Any, ser
         page.keyboard.press("Escape")
     assert found == []
     seat.check()
-
-
-def violations(page: Any, where: str) -> list[str]:
-    """What axe finds that is serious or critical."""
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(AXE.read_text())
-    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [
-        f"{where}: {one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:200]}"
-        for one in result["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.long

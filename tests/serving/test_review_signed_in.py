@@ -18,7 +18,7 @@ from serving.metrics import ApplicationMetrics
 from serving.review.run import Run
 from serving.settings import parse_settings
 from serving.tokens import add_token
-from tests.browsing import Seat, Served, settled
+from tests.browsing import Seat, Served, settled, violations
 from tests.object_runs import drawn
 from tests.reviews import write_object_run
 from tests.serving.test_tokens import Nothing
@@ -47,6 +47,7 @@ def test_from_signing_in_to_the_exports(browser: Any, served: tuple[Served, Path
     page.get_by_label("Token").fill("guess")
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("alert").get_by_text("does not know that token").wait_for()
+    assert violations(page, "signing in") == []
     page.get_by_label("Token").fill(token)
     page.keyboard.press("Enter")
     # Where one wanted to go, also after a wrong token.
@@ -90,6 +91,7 @@ def test_from_signing_in_to_the_exports(browser: Any, served: tuple[Served, Path
             assert archive.namelist() == [name, "images.csv"]
             if name.endswith("geojson"):
                 assert len(json.loads(archive.read(name))["features"]) > 3
+    assert violations(page, "export") == []
     page.get_by_label("Of images that are").select_option("correct-later")
     expect(page.get_by_role("button", name="GeoJSON")).to_be_disabled()
     page.get_by_role("button", name="Close").click()

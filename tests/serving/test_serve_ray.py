@@ -21,6 +21,7 @@ from cluster import session
 from serving.app import NAME, build
 from tests.making import pixels, write_light_ensemble
 from tests.servers import NPY, npy, server
+from tests.serving.test_on_the_wire import slow_answer
 
 pytestmark = pytest.mark.ray
 IMAGE = pixels((90, 80))
@@ -77,8 +78,15 @@ def wait(until: Callable[[], bool], seconds: float = 120) -> None:
 
 def replicas(deployment: str) -> list[int]:
     """Processes of a deployment's replicas."""
+
+    def words(process: psutil.Process) -> str:
+        try:
+            return " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it went meanwhile
+            return ""
+
     own = psutil.Process().children(recursive=True)
-    return [process.pid for process in own if f"ServeReplica:{NAME}:{deployment}" in " ".join(process.cmdline())]
+    return [process.pid for process in own if f"ServeReplica:{NAME}:{deployment}" in words(process)]
 
 
 @pytest.fixture
@@ -89,12 +97,15 @@ def ensembles(tmp_path: Path) -> list[str]:
 def test_serve_answers_as_a_server_without_ray_does(ensembles: list[str]) -> None:
     with server(ensemble=ensembles[0]) as (here, _):
         expected = here.post("/v1/predict", content=npy(IMAGE), headers=NPY).json()
-    with serving(ensembles={"e2": ensembles[0]}) as (client, _):
+    with serving(ensembles={"e2": ensembles[0]}, limits={"upload_seconds": 2}) as (client, _):
         assert client.get("/v1/ready").json() == {"status": "ok", "ensembles": {"e2": True}}
         answer = client.post("/v1/predict", content=npy(IMAGE), headers=NPY)
         assert answer.json()["scores"] == expected["scores"]
         assert len(answer.headers.get_list("x-request-id")) == 1
         assert client.get("/v1/ensembles", headers={"Host": "evil.example"}).status_code == 403
+        slow, seconds = slow_answer((client.base_url.host, client.base_url.port or 0), 0.1)
+        assert slow.startswith(b"HTTP/1.1 408 ")
+        assert 1.5 < seconds < 15
 
 
 @pytest.mark.long

@@ -58,13 +58,13 @@ function Outlines({run}) {
 
 function Export({run, close}) {
   const out = /[^\w@%+=:,./-]/.test(run.results) ? `'${run.results.replaceAll("'", "'\\''")}'` : run.results;
-  const lines = [["Images to correct, with the prediction as a draft, for `chorus train`", `chorus export annotation ${out} --decided correct-later --out to-correct/`],
+  const lines = [["Images to correct and to train on, with the prediction as a draft", `chorus export annotation ${out} --decided correct-later --out to-correct/`],
     ["Objects of accepted images as ImageJ ROI sets", `chorus export rois ${out} --decided accept --out rois/`],
     ["Objects of accepted images for QuPath", `chorus export geojson ${out} --decided accept --out qupath/`]];
   return html`<h2 id="dialog-title">Export</h2>
     <p><a class="button" href="api/decisions.csv" download>Decisions as CSV</a></p>
     <${Outlines} run=${run} />
-    <p class="soft">More than fits here is written where the results are, by commands:</p>
+    <p class="soft">More is written where the results are${run.results === "OUT" ? " (OUT)" : ""}, by commands:</p>
     ${lines.map(([word, line]) => html`<h3>${word}</h3><p class="command"><code tabindex="0">${line}</code>
       <button onClick=${() => navigator.clipboard?.writeText(line)} aria-label=${`Copy the command: ${word}`}>Copy</button></p>`)}
     <button autofocus onClick=${() => close()}>Close</button>`;
