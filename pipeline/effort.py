@@ -3,7 +3,7 @@
 With ``--effort adaptive`` each member first sees a tile as it is (one sample each). A pixel is in doubt where its label
 is within one standard error of another one, and the share of such pixels tells how many labels the samples that are
 left could change: at most so many times as much, a factor that was measured on reference images which got full effort
-(`EffortBound`). A tile of which too few pixels could change is done. The others are seen by each member in one more way,
+(`EffortBound`). A tile of which few pixels could change is done. The others are seen by each member in one more way,
 which shows how far a member disagrees with itself and not only with others, and are judged again; what is left then
 gets all augmentations, which gives what full effort gives, bit by bit.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.about import Strict
 from pipeline.errors import RefusedError
@@ -61,6 +61,12 @@ class EffortBound(Strict):
     stopped: list[int]
     reference: str = ""
 
+    @model_validator(mode="after")
+    def _looks(self) -> EffortBound:
+        if len(self.factors) != looks_of(len(self.augmentations)):
+            raise ValueError(f"factors: {len(self.augmentations)} augmentations have one for each look")
+        return self
+
     @property
     def doubtful(self) -> list[float]:
         """For each look, the largest share of pixels in doubt with which a tile is done; below 0 none is."""
@@ -81,8 +87,8 @@ def doubtful_pixels(maps: torch.Tensor, variance: torch.Tensor, classes: int, *,
 
     A pixel is in doubt where ``margin^2 < v``: margin is the difference of its two largest mean probabilities, and v
     the largest variance that this difference can have, 2 K times `variance`: var(p_a - p_b) <= 2 (var p_a + var p_b)
-    <= 2 K var, exact for two classes. Multi-label: the least \\|2 p_k - 1\\| of any class, with 4 K. Only sums, products,
-    quotients and comparisons are used, each of which rounds alike wherever a pixel stands.
+    <= 2 K var, exact for two classes. Multi-label: the least of abs(2 p_k - 1) over the classes, with 4 K. Only sums,
+    products, quotients and comparisons are used, each of which rounds alike wherever a pixel stands.
 
     Parameters
     ----------
@@ -168,8 +174,8 @@ def find_factors(
     fewest = int(np.ceil(np.log(1 - level) / np.log(1 - risk)))
     if len(tiles) < fewest:
         raise RefusedError(
-            f"{len(tiles)} tiles of reference images cannot show that at most {risk:.0%} are beyond a bound; give images "
-            f"of {fewest} tiles at least"
+            f"{len(tiles)} tiles of reference images cannot show that at most {risk:.0%} are beyond a bound; give "
+            f"images of {fewest} tiles at least"
         )
     counts = np.arange(len(tiles))
     beyond = int(np.flatnonzero(binom.cdf(counts, len(tiles), risk) <= 1 - level)[-1])
@@ -185,8 +191,8 @@ def find_factors(
         if count == moved or beta.ppf(level, moved + 1, count - moved) > risk:
             raise RefusedError(
                 f"of {len(tiles)} tiles {count} could be done after {look + 1} samples a member, and U of {moved} of "
-                f"these would move by more than --shift {shift:g}; allow a larger --changed, --shift or --risk, or give "
-                f"more reference images"
+                f"these would move by more than --shift {shift:g}; allow a larger --changed, --shift or --risk, or "
+                f"give more reference images"
             )
     return factors
 

@@ -10,8 +10,8 @@
     rest                            ...                       every member, all other augmentations
 
 Every call has the shape of full effort's, batch times augmentations, and samples are added up in full effort's order.
-So a tile that gets all has the bits of full effort, and one that is done early those of a run with fewer augmentations in
-calls of that shape.
+So a tile that gets all has the bits of full effort, and one that is done early those of a run with fewer augmentations
+in calls of that shape.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Rounds:
         for member, before in enumerate(held):
             probability, flows, encoded = self._ask(member, views)
             features.append(encoded[: len(tiles)])
-            parts = zip(draw, probability.split(len(tiles)), flows.split(len(tiles)), strict=True)
+            parts = zip(draw, probability.chunk(len(draw)), flows.chunk(len(draw)), strict=True)
             known.append(before | {index: sample_of(self._augmentations[index], p, f) for index, p, f in parts})
         return known, torch.cat(features, dim=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -151,4 +152,5 @@ def _surroundings() -> tuple[str, ...]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch writes in colours
+    return (plain.strip().splitlines() or [type(error).__name__])[0][:200]

@@ -66,7 +66,8 @@ class ConvertedMember:
         # Values as they come after normalisation; of a fixed seed, so that a network passes always or never.
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
         network = WithStage(self._member.module, self._member.encoder, self._precision, self._device.type).eval()
-        with torch.inference_mode(mode=False), torch.no_grad():
+        # Whoever calls has autocast on where the precision is reduced; it is a part of the graph, or the runtime's.
+        with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False), torch.no_grad():
             run = self._converted(network, example)
             reference = self._member.module(example)
             found = difference(run(example)[0], reference)

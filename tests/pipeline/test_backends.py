@@ -83,6 +83,26 @@ def test_bf16_stays_within_what_bf16_can_say(backend: Backend) -> None:
     assert 1e-5 < said < 0.05
 
 
+@pytest.mark.parametrize("backend", ["openvino", COMPILED])
+def test_a_member_that_is_first_called_with_autocast_on_is_converted_and_checked_as_without(
+    backend: Backend, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def kept(answer: torch.Tensor, reference: torch.Tensor) -> float:
+        seen.append(reference)
+        return difference(answer, reference)
+
+    monkeypatch.setattr(converting, "difference", kept)
+    first, second = _made(backend, "bf16"), _made(backend, "bf16")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        first(TILES)
+    with torch.inference_mode():
+        second(TILES)
+    assert torch.equal(*seen)  # both are PyTorch's in fp32
+    assert seen[0].dtype == torch.float32
+
+
 def test_what_was_converted_is_not_converted_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
         wanted = _made("onnxruntime")(TILES)
