@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,8 @@ from pipeline.ensemble_editing import remove
 from pipeline.trust.flags import flag_images
 from pipeline.trust.reference import Reference, calibrate_from
 
-console = Console()
+# Wide enough for the table where it is written to a file.
+console = Console(width=None if sys.stdout.isatty() else 220)
 # Stained tissue is taken by its grey values, as in benchmarks/starter.py.
 GROUPS = {
     "dsb2018-test": "dsb2018/test",

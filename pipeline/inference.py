@@ -153,7 +153,7 @@ class Engine:
     def tiles_per_call(self) -> int:
         """A batch, or less since memory was short."""
         views = 1 if self._rounds is None else len(self._settings.augmentations)
-        return self._group.calls.tiles // views
+        return max(1, self._group.calls.tiles // views)
 
     def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
         """The posterior of `target`, a window of the plane, with all members of the ensemble here.

@@ -13,6 +13,7 @@ import zarr
 from typer.testing import CliRunner
 
 from chorus.cli import app
+from chorus.options import builtin_ensembles
 from cluster.effort_measuring import add_effort, tile_efforts
 from cluster.plan import resolve
 from cluster.record import read_run, read_scores
@@ -180,3 +181,12 @@ def test_adaptive_effort_with_resampling_and_flows_is_the_same_in_every_cut(tmp_
         found.append(np.asarray(zarr.open_group(tmp_path / str(size) / "images/image.ome.zarr", mode="r")["s0"]))
     assert np.array_equal(*found)
     assert (found[0][-1].min(), found[0][-1].max()) == (2, 4)
+
+
+def test_the_built_in_ensemble_has_a_bound_for_its_own_settings() -> None:
+    read = read_ensemble(builtin_ensembles()["nuclei-fluo"])
+    resolved = resolve(ResultSettings(effort="adaptive"), read)
+    assert resolved.bound == read.spec.effort
+    assert resolved.save[-1] == "samples"
+    assert resolved.bound is not None
+    assert all(0 < share < 0.05 for share in resolved.bound.doubtful)

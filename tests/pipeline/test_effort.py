@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.augmentation import D4, FLIPS
 from pipeline.canvas import InferenceSettings
-from pipeline.effort import EffortBound, TileEffort, doubtful_pixels, find_factors, spread_within, stopped_at
-from pipeline.errors import RefusedError
+from pipeline.effort import EffortBound
 from pipeline.features import TileFeatures
 from pipeline.geometry import Grid, RegionGrid, Window
 from pipeline.inference import Engine
@@ -239,42 +238,6 @@ def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[st
     assert np.array_equal(found.labels[gap > 1e-5], labels[gap > 1e-5])
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 4), st.booleans(), st.integers(0, 1000))
-def test_doubt_is_a_label_within_one_standard_error(classes: int, multilabel: bool, seed: int) -> None:
-    if classes == 1 and not multilabel:
-        return
-    rng = np.random.default_rng(seed)
-    mean = rng.dirichlet(np.ones(classes), (2, 5, 7)) if not multilabel else rng.random((2, 5, 7, classes))
-    mean, variance = np.moveaxis(mean, -1, 1), rng.random((2, 5, 7)) * 0.1
-    maps, spread = (torch.from_numpy(one.astype(np.float32)) for one in (mean, variance))
-    found = doubtful_pixels(maps, spread, classes, multilabel=multilabel).tolist()
-    for tile in range(2):
-        least = most = 0
-        for i, j in np.ndindex(5, 7):
-            probabilities = sorted(mean[tile, :, i, j])
-            margin = min(abs(2 * q - 1) for q in probabilities) if multilabel else probabilities[-1] - probabilities[-2]
-            error = ((4 if multilabel else 2) * classes * variance[tile, i, j]) ** 0.5
-            least, most = least + (margin < error - 1e-5), most + (margin < error + 1e-5)
-        assert least <= found[tile] <= most
-
-
-def test_the_spread_within_members_is_the_error_of_what_is_left_out() -> None:
-    # Two of T samples of each of M members, drawn at random: how far is their mean from that of all?
-    rng = np.random.default_rng(0)
-    members, ways = 3, 4
-    everything = rng.normal(rng.normal(size=(members, 1)), 1 + np.arange(members)[:, None], (members, ways))
-    errors, spreads = [], []
-    for _ in range(20_000):
-        two = np.stack([rng.choice(of_member, 2, replace=False) for of_member in everything])
-        errors.append((two.mean() - everything.mean()) ** 2)
-        first, second = (
-            [torch.tensor(value, dtype=torch.float64).reshape(1, 1, 1, 1) for value in column] for column in two.T
-        )
-        spreads.append(float(spread_within(first, second, ways)))
-    assert np.mean(spreads) == pytest.approx(np.mean(errors), rel=0.03)
-
-
 def test_features_are_those_of_full_effort_and_samples_are_counted_once() -> None:
     loaded: list[Member] = [ModuleMember(network(seed), CPU) for seed in range(2)]
     image, grid = patches((70, 90)), Grid.make((70, 90), 32, 0.25)
@@ -315,63 +278,38 @@ def test_calls_keep_full_effort_s_shape_and_are_full_where_there_is_enough_to_do
         assert len(shapes) <= 2 * (-(-grid.count * views // 8) + 3 * waves)
 
 
-def efforts(
-    doubts: Sequence[float], changed: Sequence[float], shift: Sequence[float] | None = None
-) -> list[TileEffort]:
-    moved = [0.0] * len(doubts) if shift is None else shift
-    return [TileEffort((d,), (c,), (m,)) for d, c, m in zip(doubts, changed, moved, strict=True)]
-
-
-@settings(max_examples=20)
-@given(st.integers(80, 400), st.integers(0, 10_000))
-def test_a_factor_is_the_least_ratio_that_so_few_tiles_are_beyond(count: int, seed: int) -> None:
-    from scipy.stats import binomtest
-
-    rng = np.random.default_rng(seed)
-    doubts = 0.001 + rng.random(count) * 0.03
-    ratios = rng.gamma(2, 0.2, count)
-    (found,) = find_factors(efforts(doubts, doubts * ratios), 0.9, 0.1, 0.05, 0.95)
-
-    def stands(factor: float) -> bool:
-        # As many tiles at or beyond it as would rarely be, were more than one in twenty beyond.
-        at = int((ratios > factor * (1 - 1e-9)).sum())
-        return at > 0 and binomtest(at - 1, count, 0.05, alternative="less").pvalue <= 0.025
-
-    known = sorted(ratios)
-    place = int(np.argmin(np.abs(np.array(known) - found)))
-    assert found == pytest.approx(known[place])
-    assert stands(known[place])
-    assert not stands(known[place - 1])
-
-
-def test_factors_keep_their_risk_on_tiles_that_they_were_not_measured_on() -> None:
-    rng = np.random.default_rng(1)
-    beyond = 0
-    for _ in range(100):
-        doubts = 0.001 + rng.random(200) * 0.03
-        (factor,) = find_factors(efforts(doubts, doubts * rng.gamma(2, 0.2, 200)), 0.9, 0.1, 0.05, 0.95)
-        beyond += np.mean(rng.gamma(2, 0.2, 20_000) > factor) > 0.05
-    assert beyond <= 7  # of 100, where 2.5 are expected
-
-
-def test_few_tiles_and_a_score_that_moves_show_nothing() -> None:
-    few = efforts([0.01] * 70, [0.001] * 70)
-    with pytest.raises(RefusedError, match="give images of 72 tiles at least"):
-        find_factors(few, 0.01, 0.005, 0.05, 0.95)
-    assert find_factors(efforts([0.01] * 72, [0.001] * 72), 0.01, 0.005, 0.05, 0.95) == [pytest.approx(0.1)]
-    moving = efforts([0.01] * 100, [0.001] * 100, [0.0] * 90 + [0.006] * 10)
-    with pytest.raises(RefusedError, match=r"U of 10 of these would move by more than --shift 0\.005"):
-        find_factors(moving, 0.01, 0.005, 0.05, 0.95)
-    assert find_factors(moving, 0.01, 0.007, 0.05, 0.95) == [pytest.approx(0.1)]
-    with pytest.raises(RefusedError, match="0 could be done after 1 samples a member"):
-        find_factors(efforts([0.01] * 100, [0.02] * 100), 0.01, 0.005, 0.05, 0.95)
-
-
-def test_tiles_are_done_at_the_first_look_that_they_pass() -> None:
-    tiles = [
-        TileEffort((d, e), (0.0, 0.0), (0.0, 0.0)) for d, e in ((0.01, 0.0), (0.03, 0.01), (0.03, 0.03), (0.02, 0.9))
+def test_regions_share_waves_and_keep_their_bits() -> None:
+    settings_ = how(0.0, batch=2)
+    planes = [
+        plane_window(patches(shape, seed), Grid.make(shape, 32, 0.5), Window.of(0, shape[0], 0, shape[1]))
+        for seed, shape in enumerate([(40, 75), (60, 60), (20, 90)])
     ]
-    assert stopped_at(tiles, [0.5, 0.5], 0.01) == [2, 1]
+    some = between(members(settings_, 3), settings_, planes[0], planes[0].window)
+    engine = Engine(members(settings_, 3), replace(settings_, effort=some), CPU)
+    alone = [engine.posterior(plane, plane.window) for plane in planes]
+    with torch.inference_mode():
+        regions = [engine.begin(plane, plane.window) for plane in planes]
+        while left := [region for region in regions if region.waiting]:
+            engine.answer([(region, engine.batch // 3) for region in left])
+        shared = [region.posterior() for region in regions]
+    assert {3.0, 12.0} <= set().union(*(drawn(one) for one in alone))
+    for one, other in zip(alone, shared, strict=True):
+        assert_same_bytes(one, other)
+
+
+def test_a_call_that_needs_too_much_memory_is_made_again_in_parts_with_the_same_result() -> None:
+    class Short(Soft):
+        def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+            if len(tiles) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().__call__(tiles)
+
+    image, grid, target = patches((40, 75)), Grid.make((40, 75), 32, 0.5), Window.of(0, 40, 0, 75)
+    plane, settings_ = plane_window(image, grid, target), how(0.0)
+    some = replace(settings_, effort=between(members(settings_, 3), settings_, plane, target))
+    engine = Engine([Short(seed, 2) for seed in range(3)], some, CPU)
+    assert_same_bytes(engine.posterior(plane, target), Engine(members(some, 3), some, CPU).posterior(plane, target))
+    assert engine.tiles_per_call == 1
 
 
 def test_an_engine_tells_what_full_effort_changes_of_each_tile() -> None:
