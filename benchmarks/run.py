@@ -33,9 +33,9 @@ from benchmarks.bare import Setting, best_setting, passes_per_second
 from benchmarks.made import SIZE, write_ensemble, write_images
 from benchmarks.records import keep, surroundings
 from cluster.profiling import profile, read_timeline
+from cluster.region_status import RegionStatus
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
-from cluster.worker import RegionStatus
 from pipeline.augmentation import FLIPS
 from pipeline.backends.choice import BACKENDS
 from pipeline.geometry import Grid

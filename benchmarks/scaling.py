@@ -37,9 +37,9 @@ from rich.table import Table
 
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
+from cluster.region_status import RegionStatus
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
-from cluster.worker import RegionStatus
 
 REGION, SIDE = 128, 512
 REGIONS_PER_IMAGE = (SIDE // REGION) ** 2
@@ -205,8 +205,8 @@ class InstantActor:
     def __init__(self, context: str) -> None: ...
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from cluster.region_status import RegionStatus
         from cluster.stream import _rows
-        from cluster.worker import RegionStatus
 
         return _rows([RegionStatus(int(region), 0, int(region), "done") for region in batch["region"]])
 

@@ -75,6 +75,9 @@ class RequestOptions:
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes GPUs if there are any.")
     ] = "auto"
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of an actor on a CPU; more than 1 where there are fewer regions than cores.")
+    ] = 1
     region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
     chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
     save: Annotated[
@@ -123,6 +126,7 @@ class RequestOptions:
             "augmentations": augmentation_names(self.augment),
             "effort": self.effort,
             "batch": self.batch,
+            "threads": self.threads,
             "precision": self.precision,
             "backend": self.backend,
             "device": _device(self.device, self.address),

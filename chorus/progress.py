@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from chorus.format import duration
+from cluster.region_status import RegionStatus
 from cluster.request import Forecast
-from cluster.worker import RegionStatus
 
 _LINE_SECONDS = 15.0
 # A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.

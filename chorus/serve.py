@@ -45,9 +45,7 @@ def serve(
         Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
         typer.Option(help="What carries out the networks, as in `chorus predict`."),
     ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each replica on a CPU; by default its share of this machine's cores.")
-    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of each replica on a CPU, as in `chorus predict`.")] = 1,
     min_replicas: Annotated[int, typer.Option(min=0, help="Of each ensemble, at the least.")] = 1,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="Of each ensemble, when there is much to do.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")] = None,
@@ -67,8 +65,6 @@ def serve(
         return
     if not ensemble:
         raise RefusedError("serve: give --ensemble, such as `chorus serve --ensemble nuclei-fluo`")
-    from psutil import cpu_count
-
     from serving.running import serve as run
     from serving.settings import parse_settings
 
@@ -85,7 +81,7 @@ def serve(
         "device": device_here(device),
         "precision": precision,
         "backend": backend,
-        "threads": threads or max(1, (cpu_count() or 1) // (len(ensemble) * replicas)),
+        "threads": threads,
         "min_replicas": min_replicas,
         "max_replicas": replicas,
         "trust_code": trust_code,

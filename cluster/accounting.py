@@ -11,12 +11,12 @@ from cluster.metrics import COST, Recorder
 from cluster.plan import ResolvedSettings
 from cluster.prices import ClusterFile
 from cluster.record import read_run
+from cluster.region_status import RegionStatus
 from cluster.request import Forecast, Reporter
-from cluster.worker import RegionStatus
 from pipeline.errors import RefusedError
 
 # What seconds per tile depend on, beside ensemble and device.
-_DECIDES = ("tile", "augmentations", "precision", "backend")
+_DECIDES = ("tile", "augmentations", "precision", "backend", "threads")
 
 
 def calibration_content(measured: Calibration, settings: ResolvedSettings) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
             f"changed; give a run of the same ensemble, or leave --calibration out"
         )
     for name in _DECIDES:
-        earlier, now = ({"backend": "eager"} | known["settings"])[name], getattr(settings, name)
+        earlier, now = ({"backend": "eager", "threads": 1} | known["settings"])[name], getattr(settings, name)
         if earlier != now:
             raise RefusedError(
                 f"--calibration {out}: was measured with {name} {earlier}, now {now}; ask for the same, or leave "

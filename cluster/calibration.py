@@ -40,11 +40,11 @@ class Calibration:
     device: str
 
 
-def calibrate(ensemble: Ensemble, settings: ResolvedSettings, threads: int) -> Calibration:
+def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
     """Load every member and run one batch; raises RefusedError naming the member that does not fit."""
     device = torch.device(settings.device)
     if device.type == "cpu":
-        torch.set_num_threads(threads)
+        torch.set_num_threads(settings.threads)
     process = psutil.Process().memory_info().rss
     count = range(len(ensemble.spec.members))
     members = [ensemble.load_member(index, device, settings.tile) for index in count]

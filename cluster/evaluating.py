@@ -19,9 +19,9 @@ from cluster.executor import TaskResult
 from cluster.finished import finished_run, planned_images
 from cluster.objects import RECORD as OBJECTS
 from cluster.record import read_scores, surroundings
+from cluster.region_status import RegionStatus
 from cluster.request import Outcome, Reporter
 from cluster.tasks import started_tasks
-from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.errors import OutputError, RefusedError

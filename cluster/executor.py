@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # tasks that need no network run in processes that do not loa
     import numpy as np
 
     from cluster.plan import RunContext
-    from cluster.worker import RegionStatus
+    from cluster.region_status import RegionStatus
 
 log = logging.getLogger("chorus")
 

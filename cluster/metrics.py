@@ -23,7 +23,7 @@ from pipeline.errors import RefusedError
 
 if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
     from cluster.plan import RunContext
-    from cluster.worker import RegionStatus
+    from cluster.region_status import RegionStatus
 
 Stage = Literal["read", "wait", "infer", "write", "finish"]
 ImageState = Literal["done", "empty", "failed"]

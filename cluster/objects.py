@@ -32,13 +32,13 @@ from cluster.object_tasks import (
     timed,
 )
 from cluster.record import surroundings
+from cluster.region_status import RegionStatus
 from cluster.request import Outcome, Reporter
 from cluster.stopping import STOPPED, stoppable
 from cluster.tasks import started_tasks
 from cluster.volume_job import VolumeJob
 from cluster.volume_merging import WORK as VOLUMES
 from cluster.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume, volume_schema
-from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.errors import CutShortError, OutputError

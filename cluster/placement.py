@@ -162,7 +162,10 @@ def place(
     groups = tuple(member_groups(len(ensemble.spec.members), stages))
     largest = max(len(group) for group in groups) / len(ensemble.spec.members)
     needed = memory.total - int(memory.weights * (1 - largest))
-    fitting = devices if on_gpu else _on_cores(resources, device_memory, needed)
+    most_cores = max([machine.cpus for machine in _with_cores(resources)], default=resources.cpus)
+    if not on_gpu and settings.threads > most_cores:
+        raise RefusedError(f"--threads {settings.threads}: no machine has more than {most_cores} cores; ask for fewer")
+    fitting = devices if on_gpu else _on_cores(resources, device_memory, needed, settings.threads)
     if needed > device_memory or fitting < len(groups):
         raise RefusedError(
             f"an actor needs {needed / 1e9:.1f} GB and there are {device_memory / 1e9:.1f} GB on {devices} devices; "
@@ -182,7 +185,7 @@ def place(
         groups=groups,
         actors_per_stage=min(wanted, fitting // len(groups)),
         least_actors_per_stage=wanted,
-        cpus_per_actor=0 if on_gpu else 1,
+        cpus_per_actor=0 if on_gpu else settings.threads,
         gpus_per_actor=1 if on_gpu else 0,
         regions_per_block=max(1, _GPU_TILES_PER_BLOCK // tiles) if on_gpu else 1,
         blocks_per_actor=_GPU_BLOCKS if on_gpu else _CPU_BLOCKS,
@@ -203,13 +206,13 @@ def _largest(resources: Resources, device_memory: int) -> int:
     return max(machine.memory for machine in nodes) if len(nodes) > 1 else device_memory
 
 
-def _on_cores(resources: Resources, device_memory: int, needed: int) -> int:
-    """How many actors that need so much fit on the nodes' cores."""
+def _on_cores(resources: Resources, device_memory: int, needed: int, cores: int) -> int:
+    """How many actors that need so much memory, and so many cores each, fit on the nodes."""
     nodes = _with_cores(resources)
     if len(nodes) > 1:
-        return sum(min(machine.cpus, machine.memory // needed) for machine in nodes)
+        return sum(min(machine.cpus // cores, machine.memory // needed) for machine in nodes)
     memory = min([device_memory, *(machine.memory for machine in nodes)])
-    return min(resources.cpus, (len(nodes) or resources.nodes) * (memory // needed))
+    return min(resources.cpus // cores, (len(nodes) or resources.nodes) * (memory // needed))
 
 
 def _with_cores(resources: Resources) -> list[Machine]:

@@ -215,6 +215,7 @@ def _context(job: Job, name: str) -> RunContext:
         ensemble_name=job.ensemble.spec.name,
         settings=job.settings,
         session=name,
+        threads=job.settings.threads,
         trust_code=job.ensemble.trust_code,
         thumbnails=job.request.run.thumbnails,
         profile=job.request.run.profile,
@@ -229,8 +230,8 @@ def _executor(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Forecast
         stages = run.stages if run.placement == "staged" else 1
         keep_freed_memory()
         # As many places for members as there are stages, though one after the other.
-        resources = session.Resources(stages, 0, 1, psutil.virtual_memory().total)
-        measured = calibrate(job.ensemble, job.settings, 1)
+        resources = session.Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
+        measured = calibrate(job.ensemble, job.settings)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
         return
     from cluster.stream import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from cluster.calibration import Calibration
 from cluster.placement import Memory, Placement
 from cluster.plan import Cost
+from cluster.region_status import RegionStatus
 from cluster.settings import ResultSettings, RunSettings
-from cluster.worker import RegionStatus
 
 
 class PredictRequest(BaseModel):

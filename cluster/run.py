@@ -14,12 +14,12 @@ from cluster.logs import about, log_of_regions
 from cluster.metrics import RunMetrics, run_label
 from cluster.plan import ResolvedSettings, RunContext
 from cluster.record import RunRecord, write_features, write_scores
+from cluster.region_status import RegionStatus
 from cluster.request import Outcome, PredictRequest, Reporter
 from cluster.statistics import measure_image, measures_of
 from cluster.stopping import STOPPED
 from cluster.survey import survey_dataset
 from cluster.timeline import TimelineWriter, span, unpacked
-from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.containers import prepare_collection, prepare_plate
 from pipeline.ensemble import Ensemble

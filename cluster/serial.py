@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from cluster.plan import RunContext
+from cluster.region_status import RegionStatus
 from cluster.tasks import SerialTasks
-from cluster.worker import RegionStatus, RegionWorker, member_groups
+from cluster.worker import RegionWorker, member_groups
 from pipeline.ensemble import read_ensemble
 
 

@@ -30,6 +30,8 @@ class ResultSettings(BaseModel):
     `effort` is ``full`` where every tile gets all augmentations, and ``adaptive`` where it gets them as far as they
     matter (`pipeline.effort`).
 
+    `threads` are those of torch in an actor on cores, where some network's last bits might depend on them.
+
     `volumes` is None where every plane is by itself, ``all`` where results are of volumes (means over the planes in
     three directions, flows in three), and else the one direction that is a part of such a run: see
     `cluster.volume_views`.
@@ -48,6 +50,7 @@ class ResultSettings(BaseModel):
     precision: Precision = "fp32"
     backend: Backend | Literal["auto"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=1, ge=1)
     region: int = Field(default=2048, ge=64)
     chunk: int = Field(default=512, ge=16)
     save: list[str] = Field(default_factory=lambda: list(DEFAULT_MAPS))

@@ -25,9 +25,10 @@ from cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
 from cluster.metrics import RESTARTS, driver_recorder
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
+from cluster.region_status import Passed, RegionStatus
 from cluster.schedule import Schedule, block_regions
 from cluster.tasks import RayTasks
-from cluster.worker import Here, Passed, RegionStatus, RegionWorker
+from cluster.worker import Here, RegionWorker
 from pipeline.ensemble import Ensemble
 from pipeline.errors import CutShortError, RefusedError
 
@@ -209,8 +210,9 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: f
     task that waits for a device is what a cluster that grows goes by.
     """
     gpus = 1 if settings.device == "cuda" else 0
-    trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=1 - gpus)
-    task = trial.remote(0, calibrate, ensemble, settings, 1)
+    cpus = 0 if gpus else settings.threads
+    trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=cpus)
+    task = trial.remote(0, calibrate, ensemble, settings)
     ready, _ = ray.wait([task], timeout=patience)
     if not ready:
         ray.cancel(task, force=True)

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from cluster import session
 from cluster.executor import TaskResult, Tasks, attempt, attempt_in_ray
+from cluster.region_status import RegionStatus
 from cluster.request import Reporter
-from cluster.worker import RegionStatus
 from pipeline.errors import OutputError
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from cluster.executor import Executor, TaskResult
 from cluster.plan import RunContext, layout_of
 from cluster.record import RunRecord
+from cluster.region_status import RegionStatus
 from cluster.request import Outcome, PredictRequest, Reporter
 from cluster.run import Job, Run
 from cluster.settings import MAPS
 from cluster.volume_merging import WORK, MergeJob, finish_volume, merge_slab, slab_grid, view_url
 from cluster.volume_views import VIEWS, turned
-from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.errors import CutShortError
 from pipeline.outputs import remove_folder

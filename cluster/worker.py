@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from cluster.logs import about, log_of_regions
 from cluster.metrics import WorkMetrics, run_label
 from cluster.plan import RunContext, inference_settings, layout_of
 from cluster.region_maps import saved_maps
+from cluster.region_status import Passed, RegionStatus
 from cluster.region_work import RegionWork, region_result, region_work
 from cluster.sharing import Answered, SharedDevice, SharedEngine
 from cluster.statistics import image_statistics
@@ -35,7 +36,7 @@ from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, OutputError, RefusedError
 from pipeline.features import TileFeatures
 from pipeline.geometry import Window
-from pipeline.inference import Engine, StageState
+from pipeline.inference import Engine
 from pipeline.layout import ImageLayout
 from pipeline.outputs import prepare_image, write_region
 from pipeline.posterior import Posterior
@@ -47,47 +48,6 @@ log = logging.getLogger("chorus")
 _OPEN_ARRAYS = 64
 T = TypeVar("T")
 Ended = TypeVar("Ended", bound="RegionStatus | Passed")
-
-
-@dataclass(frozen=True, slots=True)
-class RegionStatus:
-    """How a region ended, a row of the stream.
-
-    Attributes
-    ----------
-    region, image, place : of the run, of the table, of the image
-    state : ``done``; ``failed``, its image cannot be done; ``quarantined``, it took its actor with it too often;
-        ``unwritable``, the output cannot take it
-    message : the reason, empty when done
-    tiles, pixels : evaluated, written
-    device_seconds, seconds : that it held the device, and in all
-    attempts : how often it was begun; more than once where the process that worked on it died
-    passes : samples that the tiles got; 0 where their members are in several actors
-    tiles_per_call : that members got when it ended; fewer than a batch where memory was short
-    spans : when its stages were, `cluster.timeline.packed`; empty unless the run is profiled
-    """
-
-    region: int
-    image: int
-    place: int
-    state: Literal["done", "failed", "quarantined", "unwritable"]
-    message: str = ""
-    tiles: int = 0
-    pixels: int = 0
-    device_seconds: float = 0.0
-    seconds: float = 0.0
-    attempts: int = 1
-    passes: int = 0
-    tiles_per_call: int = 0
-    spans: str = ""
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What one stage of a region passes on to the next: the members' sums so far, and `RegionStatus.spans` so far."""
-
-    state: StageState
-    spans: str = ""
 
 
 @dataclass(frozen=True)

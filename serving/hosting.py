@@ -40,7 +40,7 @@ class Hosted:
     name : by which clients call it
     members : on the backend that carries out their networks
     reference : its reference set, where it was calibrated
-    precision, backend : as a run would have them
+    precision, backend, threads : as a run would have them
     """
 
     name: str
@@ -50,6 +50,7 @@ class Hosted:
     reference: Reference | None
     precision: Precision = "fp32"
     backend: Backend = "eager"
+    threads: int = 1
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
 
     @classmethod
@@ -64,7 +65,7 @@ class Hosted:
         wanted = ResultSettings(device=settings.device, precision=settings.precision, backend=settings.backend)
         chosen = resolve(wanted, ensemble)
         members = tuple(on_backend(member, chosen.backend, chosen.precision, device) for member in members)
-        hosted = cls(name, ensemble, device, members, reference, chosen.precision, chosen.backend)
+        hosted = cls(name, ensemble, device, members, reference, chosen.precision, chosen.backend, settings.threads)
         hosted._warm_up(chosen.batch * len(chosen.augmentations))
         return hosted
 
@@ -108,6 +109,7 @@ class Hosted:
             augmentations=None if options.augmentations is None else list(options.augmentations),
             precision=self.precision,
             backend=self.backend,
+            threads=self.threads,
             device="cuda" if self.device.type == "cuda" else "cpu",
         )
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects="auto")

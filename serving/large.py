@@ -19,12 +19,13 @@ from cluster.ledger import Ledger
 from cluster.plan import ResolvedSettings, RunContext
 from cluster.predicted_objects import add_objects
 from cluster.record import RunRecord, open_output
+from cluster.region_status import RegionStatus
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.run import Job, Run
 from cluster.settings import ResultSettings, RunSettings
 from cluster.sharing import SharedDevice, SharedEngine
 from cluster.tasks import SerialTasks
-from cluster.worker import Answering, RegionStatus, RegionWorker
+from cluster.worker import Answering, RegionWorker
 from pipeline import storage
 from pipeline.errors import ChorusError, CutShortError
 from serving.hosting import Hosted

@@ -19,6 +19,7 @@ from cluster.request import Outcome, PredictRequest, Silent
 from cluster.settings import MAPS, ResultSettings, RunSettings
 from pipeline import storage
 from pipeline.augmentation import D4, FLIPS
+from pipeline.errors import RefusedError
 from tests.making import network, pixels, write_ensemble, write_image, write_light_ensemble
 from tests.reference import (
     Array,
@@ -103,6 +104,21 @@ def test_regions_and_stages_change_no_byte_at_any_level(two_members: Path, tmp_p
     run(source, two_members, tmp_path / "staged", region=96, stages=2)
     assert_same_results(tmp_path / "whole", tmp_path / "cut", tmp_path / "odd", tmp_path / "staged")
     assert "image.ome.zarr/labels/semantic/s1" in arrays(tmp_path / "whole")
+
+
+def test_threads_of_an_actor_are_a_setting_as_last_bits_may_depend_on_them(two_members: Path, tmp_path: Path) -> None:
+    source = write_image(tmp_path / "image.zarr", pixels((150, 130)))
+    known = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            run(source, two_members, tmp_path / str(threads), threads=threads, dtype="float32")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(known)
+    one, two = (zarr.open_array(tmp_path / name / "images" / "image.ome.zarr" / "s0")[:] for name in "12")
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
+    with pytest.raises(RefusedError, match="threads was 1, now 2"):
+        start(source, two_members, tmp_path / "1", threads=2, dtype="float32")
 
 
 def test_flows_keep_the_law(tmp_path: Path) -> None:

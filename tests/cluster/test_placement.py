@@ -42,9 +42,9 @@ def cost(regions: int = 1000, tiles: int = 100) -> Cost:
 MEMORY = Memory(weights=5 * GIGABYTE, activations=GIGABYTE, regions=GIGABYTE, process=GIGABYTE)
 
 
-def placed(ensemble: Ensemble, device_memory: int, *, device: str = "cuda", **run: Any) -> Placement:
+def placed(ensemble: Ensemble, device_memory: int, *, device: str = "cuda", threads: int = 1, **run: Any) -> Placement:
     resources = Resources(cpus=16, gpus=4, nodes=1, memory=64 * GIGABYTE)
-    chosen = settings(ensemble, device=device)
+    chosen = settings(ensemble, device=device, threads=threads)
     return place(ensemble, chosen, RunSettings(**run), resources, MEMORY, run.pop("cost", cost()), device_memory)
 
 
@@ -92,6 +92,14 @@ def test_too_little_memory_is_refused_with_what_is_needed_and_what_there_is(ense
 def test_cores_share_the_memory_of_their_node(ensemble: Ensemble) -> None:
     placement = placed(ensemble, 25 * GIGABYTE, device="cpu")
     assert (placement.actors, placement.cpus_per_actor, placement.gpus_per_actor) == (3, 1, 0)
+
+
+def test_actors_of_several_threads_take_as_many_cores(ensemble: Ensemble) -> None:
+    placement = placed(ensemble, 1000 * GIGABYTE, device="cpu", threads=6)
+    assert (placement.actors, placement.cpus_per_actor) == (2, 6)
+    assert placed(ensemble, 8 * GIGABYTE, threads=6).cpus_per_actor == 0
+    with pytest.raises(RefusedError, match="--threads 17: no machine has more than 16 cores; ask for fewer"):
+        placed(ensemble, 1000 * GIGABYTE, device="cpu", threads=17)
 
 
 def test_user_chooses_the_number_of_actors_within_what_fits(ensemble: Ensemble) -> None:

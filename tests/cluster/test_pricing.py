@@ -19,10 +19,10 @@ from cluster.placement import Memory, Placement, tasks_at_once
 from cluster.plan import Cost, cost, resolve
 from cluster.prices import ClusterFile, NodeType, read_cluster
 from cluster.pricing import CostForecast, Prediction, forecast_costs
+from cluster.region_status import RegionStatus
 from cluster.request import Forecast, PredictRequest, Silent
 from cluster.run import Job
 from cluster.settings import ResultSettings
-from cluster.worker import RegionStatus
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.errors import RefusedError
 from tests.cluster.test_images_table import planned

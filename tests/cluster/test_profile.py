@@ -16,11 +16,11 @@ from cluster.plan import RunContext
 from cluster.profile_page import binned_states, trace, write_page
 from cluster.profiling import REGION_STAGES, STATES, device_states, profile, read_timeline, window
 from cluster.record import clear_output
+from cluster.region_status import RegionStatus
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
 from cluster.timeline import Span, TimelineWriter, noted, packed, span, unpacked
-from cluster.worker import RegionStatus
 from pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 

@@ -22,11 +22,11 @@ from cluster.executor import TaskResult
 from cluster.placement import Placement
 from cluster.plan import RunContext, resolve
 from cluster.record import read_features
+from cluster.region_status import RegionStatus
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
 from cluster.stream import RayExecutor
-from cluster.worker import RegionStatus
 from pipeline import storage
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import CutShortError, RefusedError
