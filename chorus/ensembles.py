@@ -82,7 +82,7 @@ def check(
     from pipeline.ensemble_spec import FORMAT
 
     read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
-    measured = calibrate(read, resolve(ResultSettings(), read), 1)
+    measured = calibrate(read, resolve(ResultSettings(), read))
     sentinels = compare_sentinels(read)
     found = ensemble_editing.file_format(read)
     if migrate and found != FORMAT:
