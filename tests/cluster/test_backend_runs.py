@@ -14,7 +14,7 @@ from pipeline.errors import RefusedError
 from tests.cluster.test_exactness import PER_CUT, arrays, start
 from tests.making import pixels, write_image
 
-BACKENDS: list[Backend] = ["onnxruntime", "openvino"]
+BACKENDS = ["openvino", *(pytest.param(name, marks=pytest.mark.long) for name in ("inductor", "onnxruntime"))]
 
 
 @pytest.fixture(scope="module")

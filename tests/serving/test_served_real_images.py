@@ -88,6 +88,7 @@ def test_three_clients_at_once_get_of_real_images_what_a_run_gives(shared_data: 
         assert prediction.objects["nucleus"] > 3
 
 
+@pytest.mark.long
 def test_flags_reasons_and_what_dice_to_expect_are_those_of_chorus_flag(chorus: Chorus, tmp_path: Path) -> None:
     """Of images one by one, by a server; and of all together, by the command on a run."""
     fixed = ["-e", tmp_path / "e", "--executor", "serial", "--region", 64, "--chunk", 32]
