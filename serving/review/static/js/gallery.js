@@ -1,7 +1,7 @@
 // The ranked gallery: only what is on the screen exists, whatever the number of images.
 import {html, useCallback, useEffect, useLayoutEffect, useRef, useState} from "../vendor/htm-preact.js";
 import {Card} from "./card.js";
-import {deciding, keys} from "./keys.js";
+import {claim, deciding} from "./keys.js";
 import {go, state} from "./store.js";
 
 const WIDEST = 420, TEXT = 114, GAP = 12;
@@ -39,15 +39,15 @@ export function Gallery({run}) {
 
   useEffect(() => {
     const selected = () => list.row(state.selected);
-    keys.current = {
+    const own = {
       j: move(1), k: move(-1), ArrowRight: move(1), ArrowLeft: move(-1), ArrowDown: move(columns), ArrowUp: move(-columns),
       Home: () => total && show(0), End: () => total && show(total - 1),
       PageDown: move(columns * Math.max(1, Math.floor(height / rowHeight))),
       PageUp: move(-columns * Math.max(1, Math.floor(height / rowHeight))),
       ...deciding(selected, move(1)),
     };
-    if (document.activeElement === document.body) keys.current.Enter = () => selected() && go("image", selected().name);
-    return () => { keys.current = {}; };
+    if (document.activeElement === document.body) own.Enter = () => selected() && go("image", selected().name);
+    return claim(own);
   });
   useEffect(() => {
     // Cards are drawn a moment after the selection moves.

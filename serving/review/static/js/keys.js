@@ -1,8 +1,14 @@
 // Keys that work in the gallery and in the viewer; views add their own under `keys`.
 import {changed, decide, go, state, undo} from "./store.js";
 
-export const keys = {current: {}};
+const keys = {current: {}};
 const DECISIONS = {a: "accept", r: "reject", c: "correct-later"};
+
+// To be called in an effect: `own` work until what this gives is called, or another view has set its keys.
+export function claim(own) {
+  keys.current = own;
+  return () => { if (keys.current === own) keys.current = {}; };
+}
 
 export function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;

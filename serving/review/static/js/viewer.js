@@ -1,9 +1,9 @@
 // One image of any size with its layers, and the decision on it.
-import {html, useCallback, useEffect, useRef, useState} from "../vendor/htm-preact.js";
+import {html, useCallback, useEffect, useLayoutEffect, useRef, useState} from "../vendor/htm-preact.js";
 import {get, named} from "./api.js";
 import {Pane, couple, openSeadragon, tileUrl} from "./canvas.js";
 import {Verdict, marks, show} from "./card.js";
-import {deciding, keys} from "./keys.js";
+import {claim, deciding} from "./keys.js";
 import {Layers} from "./layers.js";
 import {keep, looksOf, request, words} from "./looks.js";
 import {WORDS, address, changed, decide, go, state} from "./store.js";
@@ -24,11 +24,10 @@ export function Viewer({run}) {
     if (row) go("image", row.name); else go("gallery");
   }, [name, list]);
   const ready = image?.image.name === name ? image : null;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (ready && !error) return undefined;
     // One goes on while an image is being opened; decided is on what is seen, be it that it cannot be.
-    keys.current = {j: () => step(1), k: () => step(-1), Escape: () => go("gallery"), ...(error ? deciding(() => ({name}), () => step(1)) : {})};
-    return () => { keys.current = {}; };
+    return claim({j: () => step(1), k: () => step(-1), Escape: () => go("gallery"), ...(error ? deciding(() => ({name}), () => step(1)) : {})});
   });
   return html`<div class="stage">
     <${Bar} name=${name} place=${place} step=${step} />
@@ -111,17 +110,17 @@ function Shown({run, image, step}) {
     const doubt = maps.find((one) => one.name === "uncertainty") ?? maps[0];
     if (!split && !shown && doubt) change(doubt, {on: true, side: "right"});
   };
-  useEffect(() => {
+  // Before anything is painted: whoever sees the image may decide on it.
+  useLayoutEffect(() => {
     const turn = (key, by) => () => setPlane((now) => ({...now, [key]: Math.min(Math.max(now[key] + by, 0), most(key === "z" ? "depths" : "times") - 1)}));
     const numbers = Object.fromEntries(["channel", "labels", "map"].flatMap((kind) => image.layers.filter((one) => one.kind === kind))
       .slice(0, 9).map((layer, index) => [String(index + 1), () => change(layer, (now) => ({on: !now.on}))]));
-    keys.current = {
+    return claim({
       j: () => step(1), k: () => step(-1), Escape: () => go("gallery"), s: both, f: () => panes.current[0]?.viewer.viewport.goHome(),
       n: () => document.querySelector("#note")?.focus(), "]": turn("z", 1), "[": turn("z", -1), "}": turn("t", 1), "{": turn("t", -1),
       "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), ArrowLeft: () => pan(-1, 0), ArrowRight: () => pan(1, 0), ArrowUp: () => pan(0, -1), ArrowDown: () => pan(0, 1),
       ...numbers, ...deciding(() => image.image, () => step(1)),
-    };
-    return () => { keys.current = {}; };
+    });
   });
   const zoom = (by) => panes.current[0]?.viewer.viewport.zoomBy(by);
   const pan = (x, y) => {
