@@ -162,10 +162,10 @@ def packed_and_tested(ensemble: Ensemble, out: Path) -> PackageTest:
     [
         {"normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]}},
         {"normalisation": {"kind": "mean_std", "mean": [0.11], "std": [0.16]}, "scale": "dtype"},
-        {"normalisation": {"kind": "mean_std", "mean": [0.11], "std": [0.16]}},
-        {"normalisation": {"kind": "mean_std", "per": "image"}},
+        pytest.param({"normalisation": {"kind": "mean_std", "mean": [0.11], "std": [0.16]}}, marks=pytest.mark.long),
+        pytest.param({"normalisation": {"kind": "mean_std", "per": "image"}}, marks=pytest.mark.long),
         {"normalisation": {"kind": "percentile", "low": 0, "high": 99}},
-        {"normalisation": {"kind": "none"}, "scale": "dtype"},
+        pytest.param({"normalisation": {"kind": "none"}, "scale": "dtype"}, marks=pytest.mark.long),
     ],
 )
 def test_bioimageio_core_normalises_as_the_ensemble_does(tmp_path: Path, entry: dict[str, Any]) -> None:
