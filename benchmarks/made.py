@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 import zarr
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 SIZE = 1024
@@ -19,14 +20,19 @@ def write_images(folder: Path, count: int, shape: tuple[int, int] = (SIZE, SIZE)
     from pipeline.samples import simulate_field
 
     fields = [np.pad(simulate_field(seed, (SIZE, SIZE))[0], _more(shape), mode="wrap") for seed in range(4)]
+    for index in range(count):
+        field = fields[index % 4][: shape[0], : shape[1]]
+        write_image(folder / f"{index:04d}.zarr", np.roll(field, index, axis=1), chunk=256)
+
+
+def write_image(path: Path, pixels: NDArray[np.uint16], chunk: int) -> None:
+    """A single-level image (y, x) as OME-Zarr 0.5."""
     scale = [{"type": "scale", "scale": [1.0, 1.0]}]
     axes = [{"name": name, "type": "space"} for name in "yx"]
     multiscale = {"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": scale}], "name": "field"}
-    for index in range(count):
-        attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
-        group = zarr.create_group(folder / f"{index:04d}.zarr", zarr_format=3, attributes=attributes)
-        data = np.roll(fields[index % 4][: shape[0], : shape[1]], index, axis=1)
-        group.create_array("s0", data=data, chunks=(256, 256), dimension_names=["y", "x"])
+    attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+    group.create_array("s0", data=pixels, chunks=(chunk, chunk), dimension_names=["y", "x"])
 
 
 def _more(shape: tuple[int, int]) -> list[tuple[int, int]]:

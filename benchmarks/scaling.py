@@ -31,10 +31,10 @@ import psutil
 import torch
 import typer
 import yaml
-import zarr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.made import write_image
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
 from cluster.region_status import RegionStatus
@@ -280,14 +280,8 @@ def ray_of(cores: int) -> Iterator[None]:
 def write_images(folder: Path, count: int) -> None:
     """Single-level OME-Zarr 0.5 images, uint16, in chunks as large as a region, that differ."""
     noise = np.random.default_rng(0).integers(300, 700, (SIDE, SIDE), dtype=np.uint16)
-    scale = [{"type": "scale", "scale": [1.0, 1.0]}]
-    axes = [{"name": name, "type": "space"} for name in "yx"]
-    multiscale = {"axes": axes, "datasets": [{"path": "s0", "coordinateTransformations": scale}], "name": "field"}
     for index in range(count):
-        attributes = {"ome": {"version": "0.5", "multiscales": [multiscale]}}
-        group = zarr.create_group(folder / f"{index:04d}.zarr", zarr_format=3, attributes=attributes)
-        data = np.roll(noise, index, axis=1)
-        group.create_array("s0", data=data, chunks=(REGION, REGION), dimension_names=["y", "x"])
+        write_image(folder / f"{index:04d}.zarr", np.roll(noise, index, axis=1), chunk=REGION)
 
 
 def write_ensemble(folder: Path, seconds: float) -> Path:

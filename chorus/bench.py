@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from chorus.options import Json, TrustCode, augmentation_names, device_here, named_ensemble, names
 from pipeline.errors import RefusedError
+
+if TYPE_CHECKING:
+    from pipeline.backends.measuring import EnsembleTimings
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
@@ -50,7 +53,7 @@ def engine(
     """
     import torch
 
-    from pipeline.backends.profile import Work, measured
+    from pipeline.backends.measuring import Work, measured
     from pipeline.canvas import Precision, tiles_per_call
     from pipeline.ensemble import read_ensemble
 
@@ -64,7 +67,7 @@ def engine(
         precisions = TypeAdapter(list[Precision]).validate_python(names(precision))
     except ValidationError as error:
         raise RefusedError(f"--precision {precision}: choose out of fp32, bf16 and fp16") from error
-    profiles = []
+    measurements = []
     with err.status("") as status:
         for one in precisions:
             work = Work(edge, samples, one, torch.device(where))
@@ -72,29 +75,33 @@ def engine(
             def begun(network: str, backend: str, one: str = one) -> None:
                 status.update(f"{one}: {network} on {backend}")
 
-            profiles.append(measured(bundle, work, seconds, begun))
+            measurements.append(measured(bundle, work, seconds, begun))
     if as_json:
-        print(json.dumps([profile.model_dump() | {"best": profile.best} for profile in profiles], indent=2))
+        print(json.dumps([one.model_dump() | {"best": one.best} for one in measurements], indent=2))
         return
-    first = profiles[0]
+    _print_timings(measurements)
+
+
+def _print_timings(measurements: list[EnsembleTimings]) -> None:
+    first = measurements[0]
     out = Console()
     out.print(
-        f"{first.device}, {first.threads} threads, tiles of {edge}, {samples} in a call; speed-up over PyTorch in fp32 "
-        f"with channels first",
+        f"{first.device}, {first.threads} threads, tiles of {first.tile}, {first.samples} in a call; speed-up over "
+        f"PyTorch in fp32 with channels first",
         highlight=False,
     )
     table = Table("", "network", "backend", "tiles/s", "speed-up", "set up", "difference")
-    for profile in profiles:
-        for network, plain in zip(profile.networks, profile.eager_fp32, strict=True):
+    for measurement in measurements:
+        for network, plain in zip(measurement.networks, measurement.eager_fp32, strict=True):
             named = f"{network.network} x {len(network.members)}"
             for timing in network.timings:
-                row = [profile.precision, named, timing.backend]
+                row = [measurement.precision, named, timing.backend]
                 if timing.message:
                     table.add_row(*row, "", "", "", timing.message)
                     continue
                 values = [f"{timing.rate:.1f}", f"{timing.rate / plain:.2f}", f"{timing.setup_seconds:.1f} s"]
-                best = timing.backend == profile.best
+                best = timing.backend == measurement.best
                 table.add_row(*row, *values, f"{timing.difference:.0e}", style="bold" if best else None)
     out.print(table)
-    for profile in profiles:
-        out.print(f"{profile.precision}: `--backend auto` takes {profile.best}", highlight=False)
+    for measurement in measurements:
+        out.print(f"{measurement.precision}: `--backend auto` takes {measurement.best}", highlight=False)

@@ -11,8 +11,8 @@ import psutil
 import torch
 
 from cluster.plan import ResolvedSettings, inference_settings
-from pipeline.backends.member import on_backend
-from pipeline.ensemble import Ensemble, check_answer
+from pipeline.backends.loading import load_members
+from pipeline.ensemble import Ensemble
 from pipeline.inference import MemberGroup
 from pipeline.posterior import SampleSums
 
@@ -47,10 +47,7 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
         torch.set_num_threads(settings.threads)
     process = psutil.Process().memory_info().rss
     count = range(len(ensemble.spec.members))
-    members = [ensemble.load_member(index, device, settings.tile) for index in count]
-    for index, member in enumerate(members):
-        check_answer(ensemble, index, member, settings.tile, device)
-    members = [on_backend(member, settings.backend, settings.precision, device) for member in members]
+    members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision, check=True)
     inputs = ensemble.inputs(count, settings.tile)
     weights = sum(member.parameters_bytes() for member in members)
     before = _peak(device)

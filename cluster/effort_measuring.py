@@ -16,7 +16,7 @@ from cluster.region_work import region_work
 from cluster.settings import ResultSettings
 from cluster.statistics import measured, measures_of
 from pipeline import storage
-from pipeline.backends.member import on_backend
+from pipeline.backends.loading import load_members
 from pipeline.effort import EffortBound, TileEffort, find_factors, looks_of, stopped_at
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.ensemble_editing import set_effort
@@ -119,8 +119,8 @@ def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
 def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
     """Of adaptive effort, so that it has a first round; with a bound that is never asked."""
     device = torch.device(settings.device)
-    members = [ensemble.load_member(index, device, settings.tile) for index in range(len(ensemble.spec.members))]
-    members = [on_backend(one, settings.backend, settings.precision, device) for one in members]
+    count = range(len(ensemble.spec.members))
+    members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision)
     bound = EffortBound(
         factors=[1.0] * looks_of(len(settings.augmentations)),
         ensemble=ensemble.hash,

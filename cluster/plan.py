@@ -14,7 +14,7 @@ from cluster.settings import SAMPLES, ResultSettings
 from cluster.volume_views import VIEWS, turned
 from pipeline import storage
 from pipeline.backends.choice import Backend, check_backend
-from pipeline.backends.profile import Work, best_backend
+from pipeline.backends.measuring import Work, best_backend
 from pipeline.canvas import InferenceSettings, tiles_per_call
 from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
@@ -54,7 +54,6 @@ class RunContext(BaseModel):
     out : URL of the output
     ensemble : URL of ``ensemble.yaml``, the hash that it must still have, and its name
     session : names this attempt at the run
-    threads : of torch, per actor on CPU
     trust_code : whether code that a member's package brings along may run
     thumbnails : whether each image gets one when it is finished
     profile : whether workers say when what was done
@@ -68,7 +67,6 @@ class RunContext(BaseModel):
     ensemble_name: str
     settings: ResolvedSettings
     session: str
-    threads: int = 1
     trust_code: bool = False
     thumbnails: bool = True
     profile: bool = False

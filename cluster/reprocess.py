@@ -215,7 +215,6 @@ def _context(job: Job, name: str) -> RunContext:
         ensemble_name=job.ensemble.spec.name,
         settings=job.settings,
         session=name,
-        threads=job.settings.threads,
         trust_code=job.ensemble.trust_code,
         thumbnails=job.request.run.thumbnails,
         profile=job.request.run.profile,

@@ -30,7 +30,7 @@ from cluster.region_work import RegionWork, region_result, region_work
 from cluster.sharing import Answered, SharedDevice, SharedEngine
 from cluster.statistics import image_statistics
 from cluster.timeline import note_shared, noted, packed, span, unpacked
-from pipeline.backends.member import on_backend
+from pipeline.backends.loading import load_members
 from pipeline.calls import is_out_of_memory
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError, OutputError, RefusedError
@@ -98,7 +98,7 @@ class RegionWorker:
         answering: Answering | None = None,
     ) -> None:
         if device.type == "cpu":
-            torch.set_num_threads(context.threads)
+            torch.set_num_threads(context.settings.threads)
         self._context = context
         self._ensemble = read_ensemble(context.ensemble, trust_code=context.trust_code)
         if self._ensemble.hash != context.ensemble_hash:
@@ -107,8 +107,8 @@ class RegionWorker:
         self._settings = context.settings
         indices = members if members is not None else range(len(self._ensemble.spec.members))
         to_load = [] if answering else indices
-        loaded = [self._ensemble.load_member(index, device, self._settings.tile) for index in to_load]
-        loaded = [on_backend(one, self._settings.backend, self._settings.precision, device) for one in loaded]
+        tile, backend, precision = self._settings.tile, self._settings.backend, self._settings.precision
+        loaded = load_members(self._ensemble, to_load, device, tile, backend, precision)
         self._inputs = self._ensemble.inputs(indices, self._settings.tile)
         inference = inference_settings(self._settings, self._ensemble)
         self._metrics = WorkMetrics(context)

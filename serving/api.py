@@ -20,7 +20,7 @@ from serving.job_routes import add_job_routes, begin_job
 from serving.jobs import JobStore
 from serving.metrics import ApplicationMetrics
 from serving.predictor import Answer, Predictors, Refusal, Task
-from serving.problems import RequestError, problem_response
+from serving.problems import RequestError, problem_response, request_id, unexpected
 from serving.reprocessing import add_reprocess_routes
 from serving.requests import answer_media, deadline, read_request
 from serving.schemas import EnsembleInfo, EnsembleList, Health
@@ -94,12 +94,9 @@ def _add_review(api: FastAPI, results: str, gatekeeper: Gatekeeper) -> None:
         return RedirectResponse(f"{REVIEW}/")
 
 
-def request_id(request: Request) -> str:
-    """By which the logs name a request."""
-    return str(request.state.request_id)
-
-
 def _add_errors(api: FastAPI) -> None:
+    api.add_exception_handler(Exception, unexpected)
+
     @api.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         return problem_response(error, request_id(request))

@@ -30,7 +30,7 @@ from pipeline.ensemble import read_ensemble
 from serving.api import create_app
 from serving.metrics import ApplicationMetrics, ReplicaMetrics
 from serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
-from serving.problems import RequestError
+from serving.problems import UNEXPECTED, RequestError
 from serving.schemas import EnsembleInfo
 from serving.settings import ServeSettings, parse_settings
 from serving.tokens import read_tokens
@@ -130,7 +130,7 @@ class ServePredictors:
                 return Refusal(503, "the request was called off", self._retry_after)
             except RayTaskError:
                 log.exception("request %s", task.id)
-                return Refusal(500, "an unexpected error; the logs of the server name it by the request's id")
+                return Refusal(500, UNEXPECTED)
         return Refusal(503, "replicas that work on this image are lost again and again", self._retry_after)
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:

@@ -113,9 +113,6 @@ class _Visit:
             await door._app(self._scope, self._take, self._give)
         except RequestError as error:
             await self._refuse(error)
-        except Exception:
-            log.exception("request %s: %s %s", self._id, method, path)
-            await self._refuse(RequestError(500, "an unexpected error; the logs of the server name it by this id"))
         finally:
             seconds = time.monotonic() - self._began
             route = getattr(self._scope.get("route"), "path", None)

@@ -16,9 +16,9 @@ from cluster.request import PredictRequest
 from cluster.settings import ResultSettings
 from pipeline import storage
 from pipeline.backends.choice import Backend
-from pipeline.backends.member import on_backend
+from pipeline.backends.loading import load_members
 from pipeline.canvas import Precision
-from pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.features import ImageFeatures
 from pipeline.inference import Engine
 from pipeline.members.contract import Member
@@ -58,14 +58,14 @@ class Hosted:
         """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
         device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
-        members = tuple(ensemble.load_member(index, device) for index in range(len(ensemble.spec.members)))
-        for index, member in enumerate(members):
-            check_answer(ensemble, index, member, ensemble.spec.tile, device)
-        reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
         wanted = ResultSettings(device=settings.device, precision=settings.precision, backend=settings.backend)
         chosen = resolve(wanted, ensemble)
-        members = tuple(on_backend(member, chosen.backend, chosen.precision, device) for member in members)
-        hosted = cls(name, ensemble, device, members, reference, chosen.precision, chosen.backend, settings.threads)
+        count, tile = range(len(ensemble.spec.members)), ensemble.spec.tile
+        members = load_members(ensemble, count, device, tile, chosen.backend, chosen.precision, check=True)
+        reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
+        hosted = cls(
+            name, ensemble, device, tuple(members), reference, chosen.precision, chosen.backend, settings.threads
+        )
         hosted._warm_up(chosen.batch * len(chosen.augmentations))
         return hosted
 

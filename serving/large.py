@@ -31,7 +31,7 @@ from pipeline.errors import ChorusError, CutShortError
 from serving.hosting import Hosted
 from serving.jobs import BEAT, JobRecord, JobStore
 from serving.predicting import Planned, result_of_row
-from serving.problems import said
+from serving.problems import UNEXPECTED, said
 
 log = logging.getLogger("chorus")
 # That a region may wait for the device among all others.
@@ -83,30 +83,32 @@ class _Progress(Silent):
         self.done += 1
 
 
-def carry_out(large: LargeImage, device: SharedDevice, store: JobStore, threads: int) -> JobRecord:
-    """Do all of an image; what is noted in `store` ends with the record that is returned."""
+def carry_out(large: LargeImage, device: SharedDevice, store: JobStore) -> JobRecord:
+    """Do all of an image; what is noted in `store` ends with the record that is returned.
+
+    An error that nobody knew of is raised, once it is noted that the job failed.
+    """
     began, progress = time.monotonic(), _Progress()
     hosted, job = large.planned.hosted, large.record.job
     record = large.record.model_copy(update={"job": job.model_copy(update={"state": "running"})})
-    with _beating(store, record, progress):
-        try:
-            outcome = _run(large, device, store, progress, threads)
+    ended: dict[str, object] = {"state": "failed", "detail": UNEXPECTED}
+    try:
+        with _beating(store, record, progress):
+            outcome = _run(large, device, store, progress)
             ended = _ended(outcome, large, store, began)
-        except _StoppedError:
-            ended = {"state": "cancelled"}
-        except ChorusError as error:
-            log.info("job %s: %s", job.id, error)
-            ended = {"state": "failed", "detail": said(str(error).replace(hosted.ensemble.url, hosted.name))}
-        except Exception:
-            log.exception("job %s", job.id)
-            ended = {"state": "failed", "detail": "an unexpected error; the logs of the server name it by the id"}
-    last = record.job.model_copy(update={"done": progress.done} | ended)
-    record = record.model_copy(update={"job": last, "updated": time.time()})
-    store.write(record)
+    except _StoppedError:
+        ended = {"state": "cancelled"}
+    except ChorusError as error:
+        log.info("job %s: %s", job.id, error)
+        ended = {"state": "failed", "detail": said(str(error).replace(hosted.ensemble.url, hosted.name))}
+    finally:
+        last = record.job.model_copy(update={"done": progress.done} | ended)
+        record = record.model_copy(update={"job": last, "updated": time.time()})
+        store.write(record)
     return record
 
 
-def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Progress, threads: int) -> Outcome:
+def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Progress) -> Outcome:
     planned, out = large.planned, store.place(large.record.job.id, "out")
     hosted: Hosted = planned.hosted
     settings: ResolvedSettings = planned.settings
@@ -129,7 +131,6 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
         ensemble_name=hosted.ensemble.spec.name,
         settings=settings,
         session=uuid.uuid4().hex[:12],
-        threads=threads,
         trust_code=hosted.ensemble.trust_code,
         thumbnails=False,
     )

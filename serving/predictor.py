@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from serving.jobs import JobRecord, JobStore
 from serving.large import LargeImage, carry_out
 from serving.metrics import ReplicaMetrics
 from serving.predicting import Planned, Result, conclude, cost_pixels, plan, prepare
-from serving.problems import RequestError, said
+from serving.problems import UNEXPECTED, RequestError, said
 from serving.schemas import EnsembleInfo, PredictOptions
 from serving.settings import ServeSettings
 from serving.sources import Source, Stored
@@ -153,7 +154,7 @@ class Predictor:
         """Answer an image; when the caller is cancelled, so is all that is done for it."""
         began = time.monotonic()
         self._metrics.began()
-        outcome: Outcome = Refusal(500, "an unexpected error; the logs of the server name it by the request's id")
+        outcome: Outcome = Refusal(500, UNEXPECTED)
         try:
             outcome = await asyncio.wait_for(self._answer(task, began), task.seconds)
         except TimeoutError:
@@ -167,8 +168,6 @@ class Predictor:
             outcome = self._refused(task, error)
         except MemoryError:
             outcome = Refusal(413, "the image takes more memory than there is")
-        except Exception:
-            log.exception("request %s", task.id)
         finally:
             self._metrics.ended(outcome, time.monotonic() - began, self._device.load)
         return outcome
@@ -219,16 +218,14 @@ class Predictor:
         image = LargeImage(planned, storage.join(large.source.url, large.source.path), large.record)
         store = JobStore(self._settings.jobs_url, limits.kept_seconds)
         self._jobs_open += 1
-        done = asyncio.get_running_loop().run_in_executor(
-            self._jobs, carry_out, image, self._device, store, self._settings.threads
-        )
-        done.add_done_callback(self._job_ended)
+        done = asyncio.get_running_loop().run_in_executor(self._jobs, carry_out, image, self._device, store)
+        done.add_done_callback(partial(self._job_ended, large.record.job.id))
         return None
 
-    def _job_ended(self, done: asyncio.Future[JobRecord]) -> None:
+    def _job_ended(self, name: str, done: asyncio.Future[JobRecord]) -> None:
         self._jobs_open -= 1
         if not done.cancelled() and done.exception() is not None:
-            log.error("a job ended", exc_info=done.exception())
+            log.error("job %s", name, exc_info=done.exception())
 
     def _refused(self, task: Task, error: ChorusError) -> Refusal:
         """A sentence of the lower floors, without what is inside."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+log = logging.getLogger("chorus")
 
 MEDIA = "application/problem+json"
 TITLES = {
@@ -37,6 +41,7 @@ GUARDS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Headers of every answer: a browser takes it for what it says it is, and gives it to no other site."""
+UNEXPECTED = "an unexpected error; the logs of the server name it by the request's id"
 # Paths and URLs of this machine that the sentences of the lower floors name first.
 _PATHS = re.compile(r"(?:(?:[a-z0-9]+:/)?/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*)")
 
@@ -88,6 +93,21 @@ def problem_response(error: RequestError, request_id: str = "", headers: dict[st
     if error.retry_after is not None:
         own["Retry-After"] = str(error.retry_after)
     return JSONResponse(problem.model_dump(), error.status, own, MEDIA)
+
+
+def request_id(request: Request) -> str:
+    """By which the logs name a request; empty where nothing names them."""
+    return str(getattr(request.state, "request_id", ""))
+
+
+def unexpected(request: Request, error: Exception) -> Response:
+    """The answer where nobody knew of an error: for `Starlette.add_exception_handler`, and ``Exception``.
+
+    Starlette raises the error again once this is sent, and whoever runs the application logs it with all its lines.
+    """
+    name = request_id(request)
+    log.error("request %s: %s %s: %s", name, request.method, request.url.path, type(error).__name__)
+    return problem_response(RequestError(500, UNEXPECTED), name)
 
 
 def said(sentence: str, *known: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from pipeline import storage
 from pipeline.canvas import Precision
 from pipeline.errors import RefusedError
 from pipeline.inference import AUTOCAST
@@ -107,10 +108,7 @@ def kept(name: str, make: Callable[[], bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            data = make()
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, path)
+            storage.write_bytes(str(path), make())
     return path
 
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline import storage
 from pipeline.errors import ChorusError, ImageError, OutputError
-from serving.problems import GUARDS, RequestError, problem_response
+from serving.problems import GUARDS, RequestError, problem_response, request_id, unexpected
 from serving.review.run import Run
 
 # Of the one style that OpenSeadragon adds (no outline where there is no mouse).
@@ -29,9 +29,9 @@ def explain_problems(app: FastAPI, run: Run) -> None:
         status = 422 if isinstance(error, ImageError) else 503 if isinstance(error, OutputError) else 400
         return problem(status, run.said(storage.words(error), str(request.path_params.get("name", ""))))
 
-    def refused(_: Request, error: Exception) -> Response:
+    def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        return problem_response(error)
+        return problem_response(error, request_id(request))
 
     def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -43,6 +43,7 @@ def explain_problems(app: FastAPI, run: Run) -> None:
         field = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return problem(422, f"{field}: {first['msg'].removeprefix('Value error, ')}; correct the request")
 
+    app.add_exception_handler(Exception, unexpected)
     app.add_exception_handler(ChorusError, chorus_error)
     app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(HTTPException, http_error)

@@ -16,16 +16,16 @@ def test_the_fastest_backend_is_what_the_next_run_takes(
     chorus: Chorus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.backends.profile.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
+    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = write_ensemble(tmp_path / "ensemble", members=1)
     options = ("--augment", "none", "--device", "cpu")
     result = chorus("bench", "engine", ensemble, *options, "--seconds", "0.2", "--json")
     assert result.code == 0, result.err
-    (profile,) = json.loads(result.out)
-    assert profile["samples"] == 1
-    assert len(profile["networks"][0]["timings"]) == 3
+    (measurement,) = json.loads(result.out)
+    assert measurement["samples"] == 1
+    assert len(measurement["networks"][0]["timings"]) == 3
     # Whichever was fastest here, be it another one.
-    (kept,) = (tmp_path / "cache" / "profiles").glob("*.json")
+    (kept,) = (tmp_path / "cache" / "timings").glob("*.json")
     content = json.loads(kept.read_text())
     for timing in content["networks"][0]["timings"]:
         timing["rate"] = 1e6 if timing["backend"] == "openvino" else 1.0
@@ -42,7 +42,7 @@ def test_the_table_names_every_backend_and_what_auto_takes(
     chorus: Chorus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.backends.profile.usable", lambda *_: ["eager", "onnxruntime"])
+    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime"])
     ensemble = write_ensemble(tmp_path / "ensemble", members=1)
     result = chorus("bench", "engine", ensemble, "--augment", "none", "--device", "cpu", "--seconds", "0.1")
     assert result.code == 0, result.err

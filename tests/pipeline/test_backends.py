@@ -11,8 +11,8 @@ import torch
 from pipeline.backends import conversion
 from pipeline.backends import member as converting
 from pipeline.backends.choice import Backend, check_backend, difference, usable
+from pipeline.backends.measuring import Work, best_backend, known_timings, measured
 from pipeline.backends.member import ConvertedMember, on_backend
-from pipeline.backends.profile import Work, best_backend, known_profile, measured
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import RefusedError
 from pipeline.members.contract import Encoding, Member, ModuleMember
@@ -164,36 +164,36 @@ def test_a_backend_that_is_not_installed_is_refused_and_not_tried(monkeypatch: p
 def test_what_was_measured_is_kept_and_decides(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backends.profile.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
+    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = read_ensemble(str(write_ensemble(tmp_path / "ensemble", members=3)))
     work = Work(64, 2, "fp32", CPU)
     assert best_backend(ensemble, work) == "eager"
-    profile = measured(ensemble, work, 0.1)
-    assert known_profile(ensemble, work) == profile
-    assert known_profile(ensemble, Work(64, 4, "fp32", CPU)) is None
-    (of,) = profile.networks  # three members of one architecture
+    found = measured(ensemble, work, 0.1)
+    assert known_timings(ensemble, work) == found
+    assert known_timings(ensemble, Work(64, 4, "fp32", CPU)) is None
+    (of,) = found.networks  # three members of one architecture
     assert of.members == [0, 1, 2]
     assert {timing.backend for timing in of.timings} == {"eager", "onnxruntime", "openvino"}
     assert all(timing.rate > 0 and timing.difference < 1e-4 for timing in of.timings)
     fastest = max(of.timings, key=lambda timing: timing.rate)
-    assert profile.best == fastest.backend == best_backend(ensemble, work)
-    assert profile.seconds(profile.best) == pytest.approx(3 / fastest.rate)
+    assert found.best == fastest.backend == best_backend(ensemble, work)
+    assert found.seconds(found.best) == pytest.approx(3 / fastest.rate)
 
 
 def test_a_backend_that_fails_is_measured_as_such_and_never_chosen(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backends.profile.usable", lambda *_: ["eager", "openvino"])
+    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "openvino"])
 
     def broken(*_: object) -> object:
         raise RefusedError("openvino 0 cannot run the network; use --backend eager")
 
     monkeypatch.setattr(converting, "_openvino", broken)
-    profile = measured(
+    found = measured(
         read_ensemble(str(write_ensemble(tmp_path / "ensemble", members=1))), Work(64, 1, "fp32", CPU), 0.1
     )
-    assert [timing.message for timing in profile.networks[0].timings] == [
+    assert [timing.message for timing in found.networks[0].timings] == [
         "",
         "openvino 0 cannot run the network; use --backend eager",
     ]
-    assert profile.best == "eager"
+    assert found.best == "eager"

@@ -191,3 +191,37 @@ def test_the_page_of_metrics_has_every_one_of_the_server_and_no_other() -> None:
     rows = re.findall(r"^\| `(chorus_(?:http|serve)_\w+)` \|([^|]*)\|", page, re.MULTILINE)
     described = {name: tuple(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert described == {metric.name: metric.labels for metric in (*APPLICATION, *REPLICA)}
+
+
+def test_an_error_that_nobody_knew_of_is_a_problem_with_the_requests_id_and_the_server_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, _ = served
+    body = npy(IMAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.predictor.conclude", lambda *_: 1 // 0)
+        answer = client.post("/v1/predict", content=body, headers=NPY | {"X-Request-ID": "strange-1"})
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["status"], problem["request_id"]) == (500, "strange-1")
+    assert "division" not in answer.text
+    assert "request strange-1: POST /v1/predict: ZeroDivisionError" in caplog.text
+    assert client.post("/v1/predict", content=body, headers=NPY).status_code == 200
+
+
+def test_a_job_that_ends_by_an_error_that_nobody_knew_of_has_failed(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, _ = served
+    monkeypatch.setattr("serving.large._run", lambda *_: 1 // 0)
+    accepted = client.post("/v1/predict", content=npy(pixels((100, 90))), headers=NPY)
+    assert accepted.status_code == 202
+    for _ in range(100):
+        job = client.get(accepted.headers["Location"]).json()
+        if job["state"] not in ("queued", "running"):
+            break
+        time.sleep(0.1)
+    assert job["state"] == "failed"
+    assert "the logs of the server name it" in job["detail"]
+    assert "ZeroDivisionError" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline import storage
 from pipeline.backends.choice import Backend, difference, usable
 from pipeline.backends.conversion import cache_folder, device_name
 from pipeline.backends.member import on_backend
@@ -61,7 +61,7 @@ class Timing(BaseModel):
     message: str = ""
 
 
-class NetworkProfile(BaseModel):
+class NetworkTimings(BaseModel):
     """All backends with one network; `members` of the ensemble have the same."""
 
     model_config = ConfigDict(frozen=True)
@@ -71,7 +71,7 @@ class NetworkProfile(BaseModel):
     timings: list[Timing]
 
 
-class Profile(BaseModel):
+class EnsembleTimings(BaseModel):
     """What was measured of an ensemble.
 
     Attributes
@@ -90,7 +90,7 @@ class Profile(BaseModel):
     device: str
     threads: int
     eager_fp32: list[float]
-    networks: list[NetworkProfile]
+    networks: list[NetworkTimings]
 
     @property
     def best(self) -> Backend:
@@ -113,7 +113,7 @@ class Profile(BaseModel):
 
 def measured(
     ensemble: Ensemble, work: Work, seconds: float, begun: Callable[[str, Backend], None] = lambda *_: None
-) -> Profile:
+) -> EnsembleTimings:
     """Try every backend that can be used here with every network of an ensemble, and keep what was found.
 
     Parameters
@@ -130,9 +130,9 @@ def measured(
         channels = ensemble.inputs([members[0]], work.tile).count
         name = type(getattr(member, "module", member)).__name__
         timings, eager = _timed(member, (work.samples, channels, work.tile, work.tile), work, seconds, name, begun)
-        networks.append(NetworkProfile(network=name, members=members, timings=timings))
+        networks.append(NetworkTimings(network=name, members=members, timings=timings))
         plain.append(eager)
-    profile = Profile(
+    found = EnsembleTimings(
         ensemble=ensemble.hash,
         tile=work.tile,
         samples=work.samples,
@@ -142,31 +142,26 @@ def measured(
         eager_fp32=plain,
         networks=networks,
     )
-    path = _path(ensemble.hash, work)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.part", "w") as file:
-        file.write(profile.model_dump_json(indent=2))
-    os.replace(f"{path}.part", path)
-    return profile
+    storage.write_bytes(_path(ensemble.hash, work), found.model_dump_json(indent=2).encode())
+    return found
 
 
-def known_profile(ensemble: Ensemble, work: Work) -> Profile | None:
+def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:
     """What was measured on such a device, or None."""
     if work.device.type == "cuda" and not torch.cuda.is_available():
         return None  # a driver without a GPU cannot know which ones its machines have
     try:
-        with open(_path(ensemble.hash, work)) as file:
-            return Profile.model_validate_json(file.read())
+        return EnsembleTimings.model_validate_json(storage.read_bytes(_path(ensemble.hash, work)))
     except (OSError, ValidationError):
         return None
 
 
 def best_backend(ensemble: Ensemble, work: Work) -> Backend:
     """The fastest one that was measured and can be used here; ``eager`` where nothing was measured."""
-    profile = known_profile(ensemble, work)
-    if profile is None or profile.best not in usable(work.precision, work.device.type):
+    found = known_timings(ensemble, work)
+    if found is None or found.best not in usable(work.precision, work.device.type):
         return "eager"
-    return profile.best
+    return found.best
 
 
 def _timed(
@@ -246,11 +241,11 @@ def _rates(
     return {name: round(rate, 3) for name, rate in best.items()}
 
 
-def _rate(network: NetworkProfile, backend: Backend) -> float:
+def _rate(network: NetworkTimings, backend: Backend) -> float:
     return next((timing.rate for timing in network.timings if timing.backend == backend), 0.0)
 
 
 def _path(ensemble: str, work: Work) -> str:
     key: Iterable[object] = (ensemble, work.tile, work.samples, work.precision, device_name(work.device))
     name = hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:32]
-    return str(cache_folder() / "profiles" / f"{name}.json")
+    return str(cache_folder() / "timings" / f"{name}.json")

@@ -1,0 +1,45 @@
+"""Members from their weights to the backend that carries them out: one way for runs, trials and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from pipeline.backends.choice import Backend
+from pipeline.backends.member import on_backend
+from pipeline.canvas import Precision
+from pipeline.ensemble import Ensemble, check_answer
+from pipeline.members.contract import Member
+
+
+def load_members(
+    ensemble: Ensemble,
+    indices: Iterable[int],
+    device: torch.device,
+    tile: int,
+    backend: Backend,
+    precision: Precision,
+    *,
+    check: bool = False,
+) -> list[Member]:
+    """Members on `device`, carried out by `backend`.
+
+    Parameters
+    ----------
+    indices : of the ensemble's members
+    tile : edge in pixels
+    check : whether each is shown an empty tile first, see `pipeline.ensemble.check_answer`
+
+    Raises
+    ------
+    RefusedError
+        Weights are missing, wrong or do not fit, or what a member answers does not.
+    """
+    found = []
+    for index in indices:
+        member = ensemble.load_member(index, device, tile)
+        if check:
+            check_answer(ensemble, index, member, tile, device)
+        found.append(on_backend(member, backend, precision, device))
+    return found
