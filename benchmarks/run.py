@@ -13,9 +13,8 @@ import multiprocessing as mp
 import os
 import shutil
 import tempfile
-import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,6 @@ from typing import Annotated, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -32,9 +30,9 @@ from rich.table import Table
 from benchmarks.bare import Setting, best_setting, passes_per_second
 from benchmarks.made import SIZE, write_ensemble, write_images
 from benchmarks.records import keep, surroundings
+from benchmarks.watching import Memory, Watch
 from cluster.profiling import profile, read_timeline
-from cluster.region_status import RegionStatus
-from cluster.request import PredictRequest, Silent
+from cluster.request import PredictRequest
 from cluster.settings import ResultSettings, RunSettings
 from pipeline.augmentation import FLIPS
 from pipeline.backends.choice import BACKENDS
@@ -42,49 +40,6 @@ from pipeline.geometry import Grid
 
 BARE_SECONDS = 5.0
 console = Console()
-
-
-@dataclass
-class Watch(Silent):
-    """Notes when regions come in, and how much memory the run takes meanwhile."""
-
-    first: float | None = None
-    regions: int = 0
-    tiles: int = 0
-    pixels: int = 0
-    busy: float = 0.0
-    devices: int = 0
-    peak_driver: int = 0
-    peak_workers: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def begin(self, regions: int, pixels: int, devices: int) -> None:
-        self.devices = devices
-
-    def region(self, status: RegionStatus) -> None:
-        begun = time.monotonic() - status.seconds
-        self.first = begun if self.first is None else min(begun, self.first)
-        self.regions += 1
-        self.tiles += status.tiles
-        self.pixels += status.pixels
-        self.busy += status.device_seconds
-
-    def sample(self) -> None:
-        """Every second until told to stop: memory of this process, and of all that it started (shared pages once)."""
-        me = psutil.Process()
-        while not self._stop.wait(1.0):
-            self.peak_driver = max(self.peak_driver, me.memory_info().rss)
-            total = 0
-            for child in me.children(recursive=True):
-                try:
-                    if child.name().startswith("ray::") or "ray::" in " ".join(child.cmdline()):
-                        total += child.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.peak_workers = max(self.peak_workers, total)
-
-    def stop(self) -> None:
-        self._stop.set()
 
 
 def main(
@@ -182,14 +137,13 @@ def _predict(send: Connection, sources: list[str], ensemble: str, out: str, how:
     from cluster.reprocess import predict
 
     watch = Watch()
-    threading.Thread(target=watch.sample, daemon=True).start()
     request = PredictRequest(
         sources=sources, ensemble=ensemble, out=out, settings=ResultSettings(**how), run=RunSettings(profile=True)
     )
     started = time.monotonic()
-    outcome = predict(request, watch)
+    with Memory() as memory:
+        outcome = predict(request, watch)
     ended = time.monotonic()
-    watch.stop()
     if outcome.state != "complete" or watch.first is None:
         raise SystemExit(f"the run did not come to its end: {outcome.state} {outcome.message}")
     whole = ended - watch.first
@@ -202,8 +156,8 @@ def _predict(send: Connection, sources: list[str], ensemble: str, out: str, how:
             "pixels": watch.pixels,
             "busy_share": watch.busy / (whole * watch.devices),
             "megapixels_per_second": watch.pixels / whole / 1e6,
-            "peak_driver_bytes": watch.peak_driver,
-            "peak_workers_bytes": watch.peak_workers,
+            "peak_driver_bytes": memory.driver,
+            "peak_workers_bytes": memory.workers,
             "devices_were": profile(read_timeline(out)).states,
         }
     )

@@ -35,10 +35,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.made import write_image
+from benchmarks.watching import Watch
 from cluster.placement import Placement
 from cluster.plan import ResolvedSettings, RunContext
-from cluster.region_status import RegionStatus
-from cluster.request import PredictRequest, Silent
+from cluster.request import PredictRequest
 from cluster.settings import ResultSettings, RunSettings
 
 REGION, SIDE = 128, 512
@@ -70,13 +70,9 @@ console = Console()
 
 
 @dataclass
-class Watch(Silent):
-    """When regions come in, how long they held a device, and what the driver used meanwhile."""
+class Weighed(Watch):
+    """Notes also what the driver used, and what the machine had to do besides."""
 
-    first: float | None = None
-    last: float = 0.0
-    regions: int = 0
-    held: float = 0.0
     others: list[float] = field(default_factory=list)
     _cpu: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -84,14 +80,6 @@ class Watch(Silent):
     def begin(self, regions: int, pixels: int, devices: int) -> None:
         self._cpu = _cpu_seconds()
         threading.Thread(target=self._look, daemon=True).start()
-
-    def region(self, status: RegionStatus) -> None:
-        if status.state != "done":
-            raise RuntimeError(status.message)
-        self.last = time.monotonic()
-        begun = self.last - status.seconds
-        self.first = begun if self.first is None else min(begun, self.first)
-        self.regions, self.held = self.regions + 1, self.held + status.device_seconds
 
     def end(self) -> None:
         self._cpu = _cpu_seconds() - self._cpu
@@ -154,7 +142,7 @@ def weak_run(
     )
     shutil.rmtree(folder / "notes", ignore_errors=True)
     (folder / "notes").mkdir()
-    watch = Watch()
+    watch = Weighed()
     started = time.monotonic()
     with ray_of(cores):
         outcome = predict(request, watch)
@@ -168,7 +156,7 @@ def weak_run(
         "region_seconds": seconds,
         "stream_seconds": watch.seconds,
         "whole_seconds": whole,
-        "held": watch.held / (actors * watch.seconds),
+        "held": watch.busy / (actors * watch.seconds),
         **shares(folder / "notes", actors),
         "driver_cpu_seconds_per_region": watch.driver / watch.regions,
         "cores_in_use": float(np.mean(watch.others)) / 100 * (psutil.cpu_count() or 1),
