@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,11 +36,13 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 class ResolvedSettings(ResultSettings):
     """Result settings in which nothing is left to the ensemble.
 
+    `grid` is where tiles lie (`pipeline.geometry`); those of earlier versions lay ``around`` the image.
     `bound` says which tiles are done after the first round; None with full effort.
     """
 
     tile: int
     overlap: float
+    grid: Literal["inside", "around"] = "inside"
     augmentations: list[str]
     batch: int
     backend: Backend = "eager"  # as in outputs of versions that knew no other

@@ -1,16 +1,17 @@
 """Where tiles lie and what a region must read: frozen, pure, and a function of the image's shape alone.
 
-On each axis tiles start at ``-margin + i * step`` until one reaches ``length + margin``::
+On each axis there are as many tiles as it takes to cover the image, a step apart; the row of them is centred::
 
-    margin        image of `length` pixels        margin
-    |----|=====================================|----|
+    margin   image of `length` pixels   margin
+    |--|=================================|--|
     [  tile 0  ]
-         [  tile 1  ]                               step = round(tile * (1 - overlap))
-              [  tile 2  ]                          margin = round(tile * overlap / 2)
-                   ...            [  tile n-1  ]
+          [  tile 1  ]                            step = round(tile * (1 - overlap))
+                 ...        [  tile n-1  ]        margin = half of what the row is longer than the image
 
-Pixels outside the image are mirrored without repeating the edge, bouncing where the image is smaller than
-a tile. A region (an output shard) is computed from every tile that touches it.
+Where the row fits, no margin is left, and tiles end with the image. The labels at its rim are as right as those of tiles
+that begin before the image, of which up to four times as many are needed (docs/overlap.md). Pixels outside the image
+are mirrored without repeating the edge, bouncing where it is smaller than a tile. A region (an output shard) is
+computed from every tile that touches it.
 """
 
 from __future__ import annotations
@@ -87,13 +88,14 @@ class TileAxis:
         """The grid of `tile` pixels with `overlap` (fraction of a tile, 0 <= overlap < 1) over `length` pixels."""
         if length < 1 or tile < 1 or not 0 <= overlap < 1:
             raise ValueError(f"no tile grid for length {length}, tile {tile}, overlap {overlap}")
-        return cls(length, tile, max(1, round(tile * (1 - overlap))), round(tile * overlap / 2))
+        step = max(1, round(tile * (1 - overlap)))
+        row = tile + step * max(0, -(-(length - tile) // step))
+        return cls(length, tile, step, (row - length) // 2)
 
     @property
     def count(self) -> int:
-        """Tiles on this axis: as many as it takes until one reaches ``length + margin``."""
-        beyond_first = self.length + 2 * self.margin - self.tile
-        return 1 + max(0, -(-beyond_first // self.step))
+        """Tiles on this axis: as many as it takes to cover it."""
+        return 1 + max(0, -(-(self.length - self.tile) // self.step))
 
     def span(self, index: int) -> Span:
         """Pixels of tile `index`, possibly outside the image."""

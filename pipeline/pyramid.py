@@ -94,7 +94,7 @@ def _coarser_posterior(layout: ImageLayout, shard: PyramidShard) -> NDArray[Any]
         for piece, source in pieces(region_grid(layout, finer), shard.window):
             fine = _read(array, posterior_axes(layout), shard, source).reshape(channels, *source.shape)
             for channel in range(channels):
-                posterior[channel][piece] = mean_half(fine[channel])
+                posterior[channel][piece] = half(fine[channel])
     return posterior
 
 
@@ -108,17 +108,12 @@ def _coarser_labels(layout: ImageLayout, label: LabelImage, shard: PyramidShard)
     return labels
 
 
-def mean_half(plane: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Mean of 2 x 2 pixels of a (y, x) plane, in float32; at an odd edge, of those that exist."""
-    # Repeating the last row or column of an odd edge leaves the mean of what exists, exactly.
-    odd = [(0, length % 2) for length in plane.shape]
-    even = np.pad(plane.astype(np.float32, copy=False), odd, mode="edge")
-    total = (even[0::2, 0::2] + even[0::2, 1::2]) + (even[1::2, 0::2] + even[1::2, 1::2])
-    return total * np.float32(0.25)
-
-
 def half(plane: NDArray[Any]) -> NDArray[Any]:
-    """Mean of 2 x 2 pixels of a (y, x) plane of any type, in that type: integers are rounded, halves up."""
+    """Mean of 2 x 2 pixels of a (y, x) plane of any type, in that type: integers are rounded, halves up.
+
+    Floating ones are rounded once: float32 does not hold the sum of any four of float16.
+    """
+    # Repeating the last row or column of an odd edge leaves the mean of what exists, exactly.
     odd = [(0, length % 2) for length in plane.shape]
     is_float = plane.dtype.kind == "f"
     even = np.pad(plane, odd, mode="edge").astype(np.float64 if is_float else np.int64)

@@ -125,13 +125,13 @@ def reference_posterior(
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles start on an axis: at -margin + i * step, until one reaches length + margin."""
+    """Where tiles start on an axis: a step apart until they cover it, with the image in their middle."""
     step = max(1, round(tile * (1 - overlap)))
-    margin = round(tile * overlap / 2)
-    starts = [-margin]
-    while starts[-1] + tile < length + margin:
+    starts = [0]
+    while starts[-1] + tile < length:
         starts.append(starts[-1] + step)
-    return starts
+    before = (starts[-1] + tile - length) // 2
+    return [start - before for start in starts]
 
 
 def mirrored(index: int, length: int) -> int:

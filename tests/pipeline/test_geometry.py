@@ -26,7 +26,7 @@ def axes_with_target(draw: st.DrawFn) -> tuple[TileAxis, Span]:
 
 def walked_spans(axis: TileAxis) -> list[Span]:
     spans = [Span(-axis.margin, -axis.margin + axis.tile)]
-    while spans[-1].stop < axis.length + axis.margin:
+    while spans[-1].stop < axis.length:
         start = spans[-1].start + axis.step
         spans.append(Span(start, start + axis.tile))
     return spans
@@ -41,8 +41,24 @@ def bounced(index: int, length: int) -> int:
 
 
 @given(axes())
-def test_tiles_start_before_the_image_and_go_on_until_one_reaches_beyond_it(axis: TileAxis) -> None:
+def test_tiles_go_on_until_one_reaches_the_end_of_the_image(axis: TileAxis) -> None:
     assert [axis.span(i) for i in range(axis.count)] == walked_spans(axis)
+
+
+@given(axes())
+def test_the_image_lies_in_the_middle_of_its_tiles(axis: TileAxis) -> None:
+    before, after = -axis.span(0).start, axis.span(axis.count - 1).stop - axis.length
+    assert 0 <= before <= after <= before + 1
+
+
+@given(axes())
+def test_one_tile_fewer_would_not_cover_the_image(axis: TileAxis) -> None:
+    assert axis.count == 1 or axis.tile + (axis.count - 2) * axis.step < axis.length
+
+
+@pytest.mark.parametrize(("length", "count"), [(256, 1), (257, 2), (384, 2), (520, 4), (696, 5), (1024, 7)])
+def test_tiles_that_overlap_by_half(length: int, count: int) -> None:
+    assert TileAxis.make(length, 256, 0.5).count == count
 
 
 @given(axes())

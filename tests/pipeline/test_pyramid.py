@@ -15,7 +15,7 @@ from pipeline.arrays import LabelImage, region_grid
 from pipeline.errors import RefusedError
 from pipeline.layout import ClassInfo, ImageLayout, Ngff
 from pipeline.outputs import open_labels, open_posterior, prepare_image, prepare_labels, write_labels, write_region
-from pipeline.pyramid import pyramid_shards, write_label_pyramid, write_pyramid, write_pyramid_shard
+from pipeline.pyramid import half, pyramid_shards, write_label_pyramid, write_pyramid, write_pyramid_shard
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 
@@ -94,6 +94,12 @@ def test_the_pyramid_is_that_of_the_whole_plane_whatever_the_regions(
         assert np.array_equal(stored(layout, level)[0], posterior)
         assert np.array_equal(stored(layout, level)[1], labels)
     assert max(labels.shape[-2:]) <= 256
+
+
+def test_a_mean_is_rounded_once() -> None:
+    # The mean is 1 + 2^-11 + 2^-26, just above the middle of two numbers of float16; float32 drops the last term.
+    plane = np.array([[2 + 2**-9, 1], [1, 2**-24]], np.float16)
+    assert half(plane) == np.float16(1 + 2**-10)
 
 
 def test_shards_may_be_written_at_once_in_any_order_and_again(tmp_path: Path) -> None:
