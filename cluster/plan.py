@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
 from pipeline.features import centres_in
-from pipeline.geometry import Grid, RegionGrid, TileAxis, Window
+from pipeline.geometry import Grid, Placing, RegionGrid, TileAxis, Window
 from pipeline.images import find_images
 from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
@@ -36,13 +35,13 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 class ResolvedSettings(ResultSettings):
     """Result settings in which nothing is left to the ensemble.
 
-    `grid` is where tiles lie (`pipeline.geometry`); those of earlier versions lay ``around`` the image.
+    `grid` is where tiles lie, see `pipeline.geometry`.
     `bound` says which tiles are done after the first round; None with full effort.
     """
 
     tile: int
     overlap: float
-    grid: Literal["inside", "around"] = "inside"
+    grid: Placing = "inside"
     augmentations: list[str]
     batch: int
     backend: Backend = "eager"  # as in outputs of versions that knew no other
@@ -122,7 +121,7 @@ def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSetting
             f"{ensemble.url}: its bound for --effort adaptive was measured before the ensemble changed; measure "
             f"it again with `chorus ensemble effort`, or use --effort full"
         )
-    for name in ("tile", "overlap", "augmentations"):
+    for name in ("tile", "overlap", "grid", "augmentations"):
         if getattr(settings, name) != getattr(bound, name):
             raise RefusedError(
                 f"{ensemble.url}: --effort adaptive was measured with {name} {getattr(bound, name)}, not "

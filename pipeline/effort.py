@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from pipeline.about import Strict
 from pipeline.errors import RefusedError
+from pipeline.geometry import Placing
 
 LOOKS = 2
 """How often a tile is judged at most: after each member saw it in one way, and in two."""
@@ -41,7 +42,7 @@ class EffortBound(Strict):
     risk : largest share of tiles for which `factors` or `shift` may be exceeded
     confidence : with which that was found, all looks together
     ensemble : hash of the ensemble that it was measured with
-    tile, overlap, augmentations : it was measured with; it holds for these alone
+    tile, overlap, grid, augmentations : it was measured with; it holds for these alone
     images, tiles : of the reference set
     stopped : how many of its tiles are done at each look
     reference : what the images are
@@ -55,6 +56,7 @@ class EffortBound(Strict):
     ensemble: str
     tile: int
     overlap: float
+    grid: Placing = "around"  # as in bounds that do not say it
     augmentations: list[str] = Field(min_length=2)
     images: int = Field(ge=1)
     tiles: int = Field(ge=1)

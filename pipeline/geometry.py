@@ -8,19 +8,23 @@ On each axis there are as many tiles as it takes to cover the image, a step apar
           [  tile 1  ]                            step = round(tile * (1 - overlap))
                  ...        [  tile n-1  ]        margin = half of what the row is longer than the image
 
-Where the row fits, no margin is left, and tiles end with the image. The labels at its rim are as right as those of tiles
-that begin before the image, of which up to four times as many are needed (docs/overlap.md). Pixels outside the image
-are mirrored without repeating the edge, bouncing where it is smaller than a tile. A region (an output shard) is
-computed from every tile that touches it.
+Where the row fits, no margin is left, and tiles end with the image. The labels at its rim are as right as those of
+tiles that begin before it, of which up to four times as many are needed (docs/overlap.md). Pixels outside the image are
+mirrored without repeating the edge, bouncing where it is smaller than a tile. A region (an output shard) is computed
+from every tile that touches it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Placing = Literal["inside", "around"]
+"""Where tiles lie: as said above, or beginning half an overlap before the image, as they did at first."""
 
 
 @dataclass(frozen=True, slots=True)
