@@ -1,8 +1,8 @@
 """How time and memory grow with the work: more images, larger images, and many small ones against one large plane.
 
 Each row is a whole run of ``chorus predict`` on Ray, from the first region's reading to the last record, with one small
-member and no augmentations, so that everything else weighs as much as it ever can. A small image has more tiles for its
-pixels than a large one, by the law of the grid (margins all around): so time is given per tile and per pixel.
+member and no augmentations, so that everything else weighs as much as it ever can. Images of different shapes have not
+the same number of tiles for their pixels, since the grid rounds up: so time is given per tile and per pixel.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 
 def test_a_bound_says_what_it_was_measured_on(measured: tuple[Path, Path, dict[str, Any]]) -> None:
     ensemble, _, found = measured
-    tiles = 6 * 5  # of 32 pixels, half of each shared, from 8 before the image on to 8 behind it
+    tiles = 5 * 4  # of 32 pixels, half of each shared
     assert (found["images"], found["tiles"], found["stopped"]) == (1, tiles, [tiles, 0])
     assert (found["tile"], found["overlap"], found["reference"]) == (32, 0.5, "noise")
     assert found["changed"] == 0.9
@@ -174,6 +174,10 @@ def test_adaptive_effort_with_resampling_and_flows_is_the_same_in_every_cut(tmp_
     known = {"augmentations": ["identity", "hflip"], "images": 1, "tiles": 1, "stopped": [0]}
     factors = half_of_the_tiles(ensemble, image, 0.01)
     content["effort"] = known | {"factors": factors, "ensemble": read.hash, "tile": 64, "overlap": 0.5}
+    ensemble.write_text(yaml.safe_dump(content))
+    with pytest.raises(RefusedError, match="was measured with grid around, not inside"):
+        run(image, ensemble, tmp_path / "earlier")
+    content["effort"]["grid"] = "inside"
     ensemble.write_text(yaml.safe_dump(content))
     save = ["probability", "flow_variance", "flows"]
     found = []

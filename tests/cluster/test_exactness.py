@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ def test_threads_of_an_actor_are_a_setting_as_last_bits_may_depend_on_them(two_m
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     with pytest.raises(RefusedError, match="threads was 1, now 2"):
         start(source, two_members, tmp_path / "1", threads=2, dtype="float32")
+
+
+def test_a_run_whose_tiles_lay_elsewhere_does_not_go_on(two_members: Path, tmp_path: Path) -> None:
+    source, out = write_image(tmp_path / "image.zarr", pixels((70, 65))), tmp_path / "out"
+    run(source, two_members, out)
+    content = json.loads((out / "run.json").read_text())
+    del content["settings"]["grid"]
+    (out / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RefusedError, match="grid was around, now inside"):
+        start(source, two_members, out)
 
 
 def test_flows_keep_the_law(tmp_path: Path) -> None:
@@ -283,7 +294,7 @@ def test_images_that_fail_have_no_features_and_light_members_none_at_all(tmp_pat
     assert start(tmp_path / "images", ensemble, tmp_path / "out").state == "failures"
     found = read_features(str(tmp_path / "out"))
     assert found["name"].tolist() == ["a.ome.zarr", "b.ome.zarr"]
-    assert found["tiles"].tolist() == [9, 0]
+    assert found["tiles"].tolist() == [4, 0]
     assert [len(features) for features in found["features"]] == [0, 0]
 
 

@@ -163,7 +163,7 @@ def test_first_come_first_done_and_what_is_left_of_a_batch_goes_to_the_next() ->
     member = Counting()
     engine = Engine([member], HOW, CPU)
     device = SharedDevice(fair=False)
-    planes = [plane(72, 72, seed) for seed in range(4)]  # 25 tiles each
+    planes = [plane(96, 96, seed) for seed in range(4)]  # 25 tiles each
     assert planes[0].grid.count % HOW.batch
     member.go.clear()
     answers = [submit(device, engine, one) for one in planes]
