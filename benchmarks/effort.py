@@ -31,9 +31,10 @@ from cluster.convert import ConvertRequest, convert
 from cluster.effort_measuring import add_effort, tile_efforts
 from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
 from cluster.plan import resolve
-from cluster.record import read_features, read_run, read_scores
+from cluster.record import read_run
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
+from cluster.scores import read_features, read_scores
 from cluster.settings import ResultSettings, RunSettings
 from pipeline.effort import stopped_at
 from pipeline.ensemble import read_ensemble

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.record import read_scores
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
+from cluster.scores import read_scores
 from cluster.settings import ResultSettings, RunSettings
 from pipeline.outputs import open_labels, open_posterior
 

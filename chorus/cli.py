@@ -199,7 +199,7 @@ def rank(
 
     `chorus rank results/ --by pairwise_dice --above 0.8 --export look-at-these.csv`
     """
-    from cluster.record import read_scores
+    from cluster.scores import read_scores
     from pipeline.ranking import rank as order
 
     ranking = order(read_scores(out), by, above)

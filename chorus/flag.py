@@ -49,7 +49,8 @@ def flag(
 
     `chorus flag results/ --ensemble nuclei/ --budget 0.02 --below 0.7`
     """
-    from cluster.record import read_run, read_scores
+    from cluster.record import read_run
+    from cluster.scores import read_scores
     from pipeline.trust.flags import flag_images, review
     from pipeline.trust.reference_files import read_reference
 
@@ -99,7 +100,7 @@ def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau:
 
 def _features(out: str) -> pd.DataFrame | None:
     """``features.parquet`` of an output; None where it has none, as those of earlier versions."""
-    from cluster.record import read_features
+    from cluster.scores import read_features
     from pipeline import storage
     from pipeline.containers import storage_errors
 

@@ -45,7 +45,8 @@ def shift(
 
     `chorus shift results/ --ensemble nuclei/ --metadata plates.csv`
     """
-    from cluster.record import read_run, read_scores
+    from cluster.record import read_run
+    from cluster.scores import read_scores
     from pipeline.trust.metadata import read_metadata
     from pipeline.trust.reference_files import read_reference
     from pipeline.trust.shift import feature_images, find_shift

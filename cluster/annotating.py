@@ -17,8 +17,8 @@ from cluster.exporting import Objects, check_apart, file_name
 from cluster.finished import finished_run, planned_images
 from cluster.images import PlannedImage
 from cluster.objects import RECORD
-from cluster.record import read_scores
 from cluster.request import Outcome, Reporter
+from cluster.scores import read_scores
 from cluster.tasks import rows_of_calls
 from pipeline import storage
 from pipeline.arrays import LABEL_NAME

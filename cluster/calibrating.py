@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.record import read_features, read_scores
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Reporter
+from cluster.scores import read_features, read_scores
 from pipeline.ensemble import read_ensemble
 from pipeline.trust.pixels import PixelCalibration
 from pipeline.trust.reference import Reference, calibrate_from

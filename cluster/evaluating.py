@@ -18,9 +18,10 @@ from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image,
 from cluster.executor import TaskResult
 from cluster.finished import finished_run, planned_images
 from cluster.objects import RECORD as OBJECTS
-from cluster.record import read_scores, surroundings
+from cluster.record import surroundings
 from cluster.region_status import RegionStatus
 from cluster.request import Outcome, Reporter
+from cluster.scores import read_scores
 from cluster.tasks import started_tasks
 from pipeline import storage
 from pipeline.containers import storage_errors

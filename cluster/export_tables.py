@@ -10,7 +10,7 @@ import pandas as pd
 from cluster.evaluating import TABLE as EVALUATION
 from cluster.exporting import Objects, check_apart
 from cluster.objects import TABLE as OBJECTS
-from cluster.record import read_scores
+from cluster.scores import read_scores
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.errors import RefusedError

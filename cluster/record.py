@@ -1,8 +1,7 @@
-"""``run.json``, ``scores.parquet`` and ``features.parquet``: what was run, on what, with which outcome."""
+"""``run.json``: what was run, on what, with which outcome; and what of an output is ours."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import platform
@@ -12,14 +11,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import pandas as pd
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from cluster.images import ImageTable
-from cluster.ledger import Ledger
 from cluster.plan import PLAN, ResolvedSettings
 from cluster.request import Outcome, PredictRequest
 from pipeline import storage
@@ -27,8 +22,6 @@ from pipeline.backends.choice import Backend
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
-from pipeline.exports.files import whole_file
-from pipeline.features import ImageFeatures
 from pipeline.outputs import remove_folder
 
 # What a run makes below its output; --overwrite removes these and nothing else.
@@ -54,11 +47,6 @@ ENTRIES = (
     "profile",
     "run.json",
 )
-# Columns of the scores that are not numbers.
-_TEXTS = ["image", "source", "name", "status", "message"]
-_FEATURES = pa.schema([("name", pa.string()), ("tiles", pa.int64()), ("features", pa.list_(pa.float64()))])
-# Images whose features are held at once while they are written: of 10^5 images they are gigabytes.
-_FEATURE_ROWS = 1_000
 _LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-models-pytorch")
 
 
@@ -262,61 +250,6 @@ def clear_command(out: str, command: str, names: Iterable[str]) -> None:
             remove_folder(storage.join(out, name))
         fs, path = storage.filesystem(storage.join(out, "run.json"))
         fs.rm_file(path)
-
-
-def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
-    """One row per image, in the order of the plan."""
-    buffer = io.BytesIO()
-    scores_frame(rows).to_parquet(buffer, index=False)
-    _write(storage.join(out, "scores.parquet"), buffer.getvalue())
-
-
-def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of scores as ``scores.parquet`` has them."""
-    frame = pd.DataFrame(rows)
-    for name in frame.columns.difference(_TEXTS):
-        # A score that no image has is a column of numbers all the same.
-        frame[name] = pd.to_numeric(frame[name])
-    return frame
-
-
-def read_scores(out: str) -> pd.DataFrame:
-    """``scores.parquet`` of an output; raises RefusedError where there is none yet."""
-    return _read_table(out, "scores.parquet", "scores")
-
-
-def write_features(out: str, rows: list[dict[str, Any]]) -> None:
-    """What the members' encoders make of each image (`pipeline.features`), in the order of `rows`, the scores.
-
-    Columns are `name`; `tiles`, how many the mean is of, 0 for images that failed; and `features`, those of all members
-    one after the other, empty where no member has an encoder.
-    """
-    ledger, url = Ledger(out), storage.join(out, "features.parquet")
-    with whole_file(url) as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
-        for start in range(0, len(rows), _FEATURE_ROWS):
-            part = rows[start : start + _FEATURE_ROWS]
-            names = [row["name"] for row in part if row["status"] != "failed"]
-            found = dict(zip(names, ledger.image_records(names), strict=True))
-            features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
-            columns = {
-                "name": [row["name"] for row in part],
-                "tiles": [one.tiles for one in features],
-                "features": [one.mean for one in features],
-            }
-            writer.write_table(pa.table(columns, schema=_FEATURES))
-
-
-def read_features(out: str) -> pd.DataFrame:
-    """``features.parquet`` of an output; raises RefusedError where there is none yet."""
-    return _read_table(out, "features.parquet", "features")
-
-
-def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
-    url = storage.join(storage.normalise(out), name)
-    try:
-        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
-    except OSError as error:
-        raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
 
 
 def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:

@@ -13,9 +13,10 @@ from cluster.ledger import Finished, Ledger, clear_attempts
 from cluster.logs import about, log_of_regions
 from cluster.metrics import RunMetrics, run_label
 from cluster.plan import ResolvedSettings, RunContext
-from cluster.record import RunRecord, write_features, write_scores
+from cluster.record import RunRecord
 from cluster.region_status import RegionStatus
 from cluster.request import Outcome, PredictRequest, Reporter
+from cluster.scores import write_features, write_scores
 from cluster.statistics import measure_image, measures_of
 from cluster.stopping import STOPPED
 from cluster.survey import survey_dataset

@@ -11,8 +11,8 @@ import torch
 
 from cluster.plan import ResolvedSettings, inference_settings, resolve
 from cluster.predicted_objects import with_objects
-from cluster.record import scores_frame
 from cluster.request import PredictRequest
+from cluster.scores import scores_frame
 from cluster.settings import ResultSettings
 from pipeline import storage
 from pipeline.backends.choice import Backend

@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.record import write_scores
+from cluster.scores import write_scores
 from pipeline.exports.tables import write_table
 from tests import object_runs
 from tests.object_runs import drawn

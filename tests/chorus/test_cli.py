@@ -16,7 +16,7 @@ import pytest
 import zarr
 from moto.server import ThreadedMotoServer
 
-from cluster.record import read_scores
+from cluster.scores import read_scores
 from pipeline import storage
 from tests.making import pixels, write_ensemble, write_image
 from tests.running import Chorus, Result

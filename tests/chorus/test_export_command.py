@@ -15,7 +15,7 @@ import zarr
 from roifile import ImagejRoi, roiread
 
 from cluster.exporting import file_name
-from cluster.record import write_scores
+from cluster.scores import write_scores
 from tests.object_runs import drawn, run, write_ensemble, write_results, write_source
 from tests.running import Chorus
 

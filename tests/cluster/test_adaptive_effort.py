@@ -16,9 +16,10 @@ from chorus.cli import app
 from chorus.options import builtin_ensembles
 from cluster.effort_measuring import add_effort, tile_efforts
 from cluster.plan import resolve
-from cluster.record import read_run, read_scores
+from cluster.record import read_run
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
+from cluster.scores import read_scores
 from cluster.settings import ResultSettings, RunSettings
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import RefusedError

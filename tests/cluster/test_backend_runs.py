@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from cluster.record import read_run, read_scores
+from cluster.record import read_run
+from cluster.scores import read_scores
 from pipeline.backends.choice import Backend
 from pipeline.errors import RefusedError
 from tests.cluster.test_exactness import PER_CUT, arrays, start

@@ -18,7 +18,7 @@ import torch
 import zarr
 
 from chorus.cli import main
-from cluster.record import read_scores
+from cluster.scores import read_scores
 from pipeline import storage
 from pipeline.members.contract import ModuleMember
 from tests.making import pixels, write_ensemble, write_image

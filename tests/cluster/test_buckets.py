@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cluster.record import read_scores
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
+from cluster.scores import read_scores
 from cluster.settings import ResultSettings
 from pipeline import storage
 from pipeline.errors import RefusedError

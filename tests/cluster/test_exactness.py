@@ -14,9 +14,9 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
-from cluster.record import read_features, read_scores
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
+from cluster.scores import read_features, read_scores
 from cluster.settings import MAPS, ResultSettings, RunSettings
 from pipeline import storage
 from pipeline.augmentation import D4, FLIPS

@@ -17,7 +17,8 @@ from cluster.gate import Gate
 from cluster.images import ImageTable
 from cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts, unended_regions
 from cluster.plan import RunContext, resolve
-from cluster.record import ENTRIES, read_features, write_features
+from cluster.record import ENTRIES
+from cluster.scores import read_features, write_features
 from cluster.settings import ResultSettings
 from cluster.worker import RegionWorker
 from pipeline.appearance import appearance

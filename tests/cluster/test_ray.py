@@ -21,10 +21,10 @@ from cluster import session, stream
 from cluster.executor import TaskResult
 from cluster.placement import Placement
 from cluster.plan import RunContext, resolve
-from cluster.record import read_features
 from cluster.region_status import RegionStatus
 from cluster.reprocess import predict
 from cluster.request import Outcome, PredictRequest, Silent
+from cluster.scores import read_features
 from cluster.settings import ResultSettings, RunSettings
 from cluster.stream import RayExecutor
 from pipeline import storage
