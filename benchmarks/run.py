@@ -49,6 +49,7 @@ def main(
     images: Annotated[int | None, typer.Option(help="Images of 1024 x 1024 in the smaller run.")] = None,
     backend: Annotated[str, typer.Option(help=f"Of the networks: auto, {', '.join(BACKENDS)}.")] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    few: Annotated[bool, typer.Option(help="Also few passes a tile, on 1 and 4 times the images.")] = True,
     results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
 ) -> None:
     """Measure whole runs against bare forward passes, and memory and time against the number of images.
@@ -70,7 +71,8 @@ def main(
                 ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
                 setting = best_setting(ensemble, tile, len(augmentations), how, seconds=4)
                 rows.append(compare(folder, ensemble, setting, members, augmentations, images))
-        rows += growth(folder, sizes[0], images if quick else images // 2, how)
+        if few:
+            rows += growth(folder, sizes[0], images if quick else images // 2, how)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)

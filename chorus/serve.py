@@ -45,6 +45,9 @@ def serve(
         Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
         typer.Option(help="What carries out the networks, as in `chorus predict`."),
     ] = "auto",
+    effort: Annotated[
+        Literal["full", "adaptive"], typer.Option(help="All augmentations for every tile, or as far as they matter.")
+    ] = "full",
     threads: Annotated[int, typer.Option(min=1, help="Of each replica on a CPU, as in `chorus predict`.")] = 1,
     min_replicas: Annotated[int, typer.Option(min=0, help="Of each ensemble, at the least.")] = 1,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="Of each ensemble, when there is much to do.")] = None,
@@ -81,6 +84,7 @@ def serve(
         "device": device_here(device),
         "precision": precision,
         "backend": backend,
+        "effort": effort,
         "threads": threads,
         "min_replicas": min_replicas,
         "max_replicas": replicas,

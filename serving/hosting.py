@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from pipeline.members.contract import Member
 from pipeline.trust.flags import flag_images
 from pipeline.trust.reference import Reference
 from pipeline.trust.reference_files import read_reference, reference_url
-from serving.schemas import EnsembleInfo, EnsembleName, PredictOptions
+from serving.schemas import EnsembleInfo, EnsembleName, Output, PredictOptions
 from serving.settings import ServeSettings
 
 _JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
@@ -40,7 +40,7 @@ class Hosted:
     name : by which clients call it
     members : on the backend that carries out their networks
     reference : its reference set, where it was calibrated
-    precision, backend, threads : as a run would have them
+    precision, backend, effort, threads : as a run would have them
     """
 
     name: str
@@ -50,6 +50,7 @@ class Hosted:
     reference: Reference | None
     precision: Precision = "fp32"
     backend: Backend = "eager"
+    effort: Literal["full", "adaptive"] = "full"
     threads: int = 1
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
 
@@ -58,14 +59,14 @@ class Hosted:
         """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
         device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
-        wanted = ResultSettings(device=settings.device, precision=settings.precision, backend=settings.backend)
+        how = {name: getattr(settings, name) for name in ("device", "precision", "backend", "effort")}
+        wanted = ResultSettings.model_validate(how)
         chosen = resolve(wanted, ensemble)
         count, tile = range(len(ensemble.spec.members)), ensemble.spec.tile
         members = load_members(ensemble, count, device, tile, chosen.backend, chosen.precision, check=True)
         reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
-        hosted = cls(
-            name, ensemble, device, tuple(members), reference, chosen.precision, chosen.backend, settings.threads
-        )
+        how = chosen.precision, chosen.backend, chosen.effort, settings.threads
+        hosted = cls(name, ensemble, device, tuple(members), reference, *how)
         hosted._warm_up(chosen.batch * len(chosen.augmentations))
         return hosted
 
@@ -84,7 +85,9 @@ class Hosted:
     def info(self) -> EnsembleInfo:
         """What clients may know of it."""
         spec = self.ensemble.spec
-        outputs = ["labels", "probability", "uncertainty", "epistemic", "aleatoric"]
+        outputs: list[Output] = ["labels", "probability", "uncertainty", "epistemic", "aleatoric"]
+        outputs += ["objects", "flows"] if spec.flows else []
+        outputs += ["samples"] if self.effort == "adaptive" else []
         return EnsembleInfo(
             name=self.name,
             hash=self.ensemble.hash,
@@ -97,11 +100,15 @@ class Hosted:
             augmentations=spec.augmentations,
             flows=spec.flows,
             calibrated=self.reference is not None,
-            outputs=outputs + (["objects", "flows"] if spec.flows else []),  # type: ignore[arg-type]
+            outputs=outputs,
         )
 
     def settings(self, options: PredictOptions) -> ResolvedSettings:
-        """Those of `chorus predict` with these options, objects included; raises RefusedError as it does."""
+        """Those of `chorus predict` with these options, objects included; raises RefusedError as it does.
+
+        Other augmentations than the ensemble's get full effort: its bound holds for its own.
+        """
+        own = options.augmentations in (None, self.ensemble.spec.augmentations)
         wanted = ResultSettings(
             channel=list(options.channels),
             level=options.level,
@@ -109,6 +116,7 @@ class Hosted:
             augmentations=None if options.augmentations is None else list(options.augmentations),
             precision=self.precision,
             backend=self.backend,
+            effort=self.effort if own else "full",
             threads=self.threads,
             device="cuda" if self.device.type == "cuda" else "cpu",
         )
@@ -116,7 +124,7 @@ class Hosted:
         return resolve(with_objects(request, self.ensemble).settings, self.ensemble)
 
     def engine(self, settings: ResolvedSettings) -> Engine:
-        """For these augmentations; made once."""
+        """For these augmentations, which decide on the effort; made once."""
         key = tuple(settings.augmentations)
         if key not in self._engines:
             inference = inference_settings(settings, self.ensemble)

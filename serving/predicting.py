@@ -16,6 +16,7 @@ from cluster.object_results import diameter_in, typical_diameter
 from cluster.plan import ResolvedSettings, layout_of, plan_image
 from cluster.region_maps import saved_maps
 from cluster.region_work import RegionWork, region_result, region_work
+from cluster.settings import SAMPLES
 from pipeline.ensemble import Ensemble
 from pipeline.geometry import Window
 from pipeline.instances.dynamics import Crop
@@ -94,11 +95,10 @@ def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits
     ChorusError : channels, level or diameter do not fit
     """
     settings = hosted.settings(options)
+    given = [name for name in hosted.info.outputs if name != SAMPLES or settings.bound is not None]
     for output in options.outputs:
-        if output not in hosted.info.outputs:
-            raise RequestError(
-                422, f"ensemble {hosted.name} gives no {output}; ask for {', '.join(hosted.info.outputs)}"
-            )
+        if output not in given:
+            raise RequestError(422, f"ensemble {hosted.name} gives no {output}; ask for {', '.join(given)}")
     image = plan_image(planned_source(source), hosted.ensemble, settings)
     if image.pixels > limits.job_pixels:
         raise RequestError(413, f"the image has {image.pixels} pixels, more than the {limits.job_pixels} done here")

@@ -10,9 +10,9 @@ from pipeline.geometry import Window
 
 JSON, NPZ, TIFF, ZIP = "application/json", "application/x-npz", "image/tiff", "application/zip"
 ANSWERS = (JSON, NPZ, TIFF, ZIP)
-MAP_OUTPUTS = ("probability", "uncertainty", "epistemic", "aleatoric", "flows")
+MAP_OUTPUTS = ("probability", "uncertainty", "epistemic", "aleatoric", "flows", "samples")
 
-Output = Literal["labels", "objects", "probability", "uncertainty", "epistemic", "aleatoric", "flows"]
+Output = Literal["labels", "objects", "probability", "uncertainty", "epistemic", "aleatoric", "flows", "samples"]
 Augmentation = Literal["identity", "hflip", "vflip", "hvflip", "rot90", "rot270", "transpose", "antitranspose"]
 ChannelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -44,7 +44,7 @@ class PredictOptions(_Strict):
     window: str | None = Field(default=None, pattern=r"^\d{1,9}:\d{1,9},\d{1,9}:\d{1,9}$", examples=["0:512,128:640"])
     level: int | None = Field(default=None, ge=0, le=32)
     diameter: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
-    outputs: list[Output] = Field(default=[], max_length=7, examples=[["labels", "uncertainty"]])
+    outputs: list[Output] = Field(default=[], max_length=8, examples=[["labels", "uncertainty"]])
 
     @field_validator("augmentations")
     @classmethod

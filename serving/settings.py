@@ -67,7 +67,7 @@ class ServeSettings(_Strict):
         refused
     reprocess : gs:// and s3:// URLs below which ``/v1/jobs`` may read images and write results; none by default
     device, threads : of a replica
-    precision, backend : as `chorus predict` has them; a served image equals one of a run with the same
+    precision, backend, effort : as `chorus predict` has them; a served image equals one of a run with the same
     min_replicas, max_replicas, target_ongoing : of each ensemble; replicas come and go with the requests
     idle_seconds : that there must be less to do before a replica goes, since loading an ensemble again takes its time
     trust_code : whether code that a member's package brings along may run
@@ -84,6 +84,7 @@ class ServeSettings(_Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "fp32"
     backend: Backend | Literal["auto"] = "auto"
+    effort: Literal["full", "adaptive"] = "full"
     threads: int = Field(default=1, ge=1)
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from chorus.cli import app
 from chorus.options import builtin_ensembles
-from cluster.effort_measuring import add_effort, tile_efforts
+from cluster.effort_measuring import add_effort
 from cluster.plan import resolve
 from cluster.record import read_run
 from cluster.reprocess import predict
@@ -23,6 +23,7 @@ from cluster.scores import read_scores
 from cluster.settings import ResultSettings, RunSettings
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import RefusedError
+from tests.efforts import half_of_the_tiles
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 runner = CliRunner()
@@ -41,15 +42,6 @@ def run(source: Path, ensemble: Path, out: Path, run: dict[str, Any] | None = No
         ),
         Silent(),
     )
-
-
-def half_of_the_tiles(ensemble: Path, image: Path, changed: float) -> list[float]:
-    """Factors that stop about half of an image's tiles at each look."""
-    read = read_ensemble(str(ensemble))
-    (tiles,) = tile_efforts(read, resolve(ResultSettings(), read), [str(image)], lambda text: None)
-    looks = np.array([tile.doubtful for tile in tiles])
-    first, left = np.median(looks[:, 0]), looks[looks[:, 0] > np.median(looks[:, 0])]
-    return [changed / float(share) for share in (first, *np.median(left[:, 1:], axis=0))]
 
 
 @pytest.fixture(scope="module")

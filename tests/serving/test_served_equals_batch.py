@@ -17,7 +17,11 @@ import zarr
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
-from tests.making import pixels, write_ensemble, write_image
+from pipeline.effort import EffortBound
+from pipeline.ensemble import read_ensemble
+from pipeline.ensemble_editing import set_effort
+from tests.efforts import half_of_the_tiles
+from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.servers import NPY, npy, npz, server
 
 LEFT_OUT = {"image", "source", "name", "status", "message", "regions", "seconds"}
@@ -125,3 +129,30 @@ def test_a_window_is_cut_out_of_what_the_whole_plane_gives(ensemble_url: str) ->
         part = npz(client.post(f"/v1/predict?{query}&window=33:90,7:71", content=npy(image), headers=headers).content)
     for name in ("labels", "probability", "uncertainty"):
         assert np.array_equal(part[name], whole[name][..., 33:90, 7:71]), name
+
+
+def test_adaptive_effort_is_that_of_a_run_and_ends_where_others_augmentations_are_asked_for(tmp_path: Path) -> None:
+    augmentations, image = ["identity", "hflip", "vflip"], pixels((90, 80))
+    ensemble = write_light_ensemble(tmp_path / "e", members=3, tile=32, augmentations=augmentations)
+    source, read = write_image(tmp_path / "a.zarr", image), read_ensemble(str(ensemble))
+    bound = EffortBound(
+        factors=half_of_the_tiles(ensemble, source, 0.01), ensemble=read.hash, tile=32, overlap=0.5, grid="inside",
+        augmentations=augmentations, images=1, tiles=20, stopped=[],
+    )  # fmt: skip
+    set_effort(str(ensemble), bound)
+    row = run(tmp_path / "a.zarr", ensemble, tmp_path / "out", effort="adaptive")
+    assert 3 < row["samples"] < 9
+    stored = np.asarray(zarr.open_array(tmp_path / "out/images/a.ome.zarr/s0"))
+    with server(ensemble=str(ensemble), effort="adaptive") as (client, _):
+        assert "samples" in client.get("/v1/ensembles").json()["ensembles"][0]["outputs"]
+        answer = client.post(
+            "/v1/predict?outputs=samples", content=npy(image), headers=NPY | {"Accept": "application/x-npz"}
+        )
+        other = "/v1/predict?augmentations=identity&augmentations=hflip"
+        full = client.post(other, content=npy(image), headers=NPY)
+        refused = client.post(f"{other}&outputs=samples", content=npy(image), headers=NPY)
+    found = npz(answer.content)
+    assert_same_scores(json.loads(str(found["prediction"]))["scores"], row)
+    assert found["samples"].tobytes() == stored[-1].tobytes()
+    assert "samples" not in full.json()["scores"]
+    assert (refused.status_code, "gives no samples" in refused.json()["detail"]) == (422, True)
