@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cluster.images import ImageTable, PlannedImage
 from cluster.plan import ResolvedSettings, layout_of, plan_image, resolve
+from cluster.planned_runs import predict_jobs
 from cluster.request import PredictRequest, Reporter
 from cluster.run import Job
 from cluster.settings import ResultSettings, RunSettings
@@ -148,8 +149,6 @@ def make_flows(jobs: Sequence[Job], reporter: Reporter) -> dict[str, str]:
     """
     if not jobs:
         return {}
-    from cluster.reprocess import predict_jobs  # not above: it makes objects itself
-
     reporter.phase(f"predicting flows (of probabilities, by {jobs[0].ensemble.spec.name})")
     without: dict[str, str] = {}
     for outcome in predict_jobs(jobs, reporter):

@@ -164,9 +164,9 @@ def test_run_goes_on_in_smaller_calls_and_says_so(run_with: Any, tmp_path: Path)
 def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
     run_with: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import reprocess
+    from cluster import planned_runs
 
-    calibrate = reprocess.calibrate
+    calibrate = planned_runs.calibrate
     measured: list[Any] = []
 
     def once(*arguments: Any) -> Any:
@@ -174,7 +174,7 @@ def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
             measured.append(calibrate(*arguments))
         return measured[0]
 
-    monkeypatch.setattr(reprocess, "calibrate", once)
+    monkeypatch.setattr(planned_runs, "calibrate", once)
     assert run_with("plenty", 100).state == "complete"
     outcome = run_with("none", 0)
     assert (outcome.state, outcome.exit_code) == ("failures", 1)
