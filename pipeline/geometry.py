@@ -1,17 +1,17 @@
 """Where tiles lie and what a region must read: frozen, pure, and a function of the image's shape alone.
 
-On each axis there are as many tiles as it takes to cover the image, a step apart; the row of them is centred::
+On each axis tiles begin with the image, and there are as many as it takes to cover it::
 
-    margin   image of `length` pixels   margin
-    |--|=================================|--|
+    image of `length` pixels
+    |=====================================|
     [  tile 0  ]
           [  tile 1  ]                            step = round(tile * (1 - overlap))
-                 ...        [  tile n-1  ]        margin = half of what the row is longer than the image
+                 ...        [  tile n-1  ]
 
-Where the row fits, no margin is left, and tiles end with the image. The labels at its rim are as right as those of
-tiles that begin before it, of which up to four times as many are needed (docs/overlap.md). Pixels outside the image are
-mirrored without repeating the edge, bouncing where it is smaller than a tile. A region (an output shard) is computed
-from every tile that touches it.
+The labels at the rim of an image are as right as those of a grid that begins before it, of which up to four times as
+many tiles are needed (docs/overlap.md). Where regions are multiples of the step, as few tiles as can be touch two of
+them. Pixels beyond the image are mirrored without repeating the edge, bouncing where it is smaller than a tile. A
+region (an output shard) is computed from every tile that touches it.
 """
 
 from __future__ import annotations
@@ -79,22 +79,18 @@ class TileAxis:
     length : pixels of the image on this axis, at least 1
     tile : pixels that a network sees on this axis
     step : pixels from one tile's start to the next
-    margin : pixels by which the first tile begins before the image
     """
 
     length: int
     tile: int
     step: int
-    margin: int
 
     @classmethod
     def make(cls, length: int, tile: int, overlap: float) -> TileAxis:
         """The grid of `tile` pixels with `overlap` (fraction of a tile, 0 <= overlap < 1) over `length` pixels."""
         if length < 1 or tile < 1 or not 0 <= overlap < 1:
             raise ValueError(f"no tile grid for length {length}, tile {tile}, overlap {overlap}")
-        step = max(1, round(tile * (1 - overlap)))
-        row = tile + step * max(0, -(-(length - tile) // step))
-        return cls(length, tile, step, (row - length) // 2)
+        return cls(length, tile, max(1, round(tile * (1 - overlap))))
 
     @property
     def count(self) -> int:
@@ -102,25 +98,24 @@ class TileAxis:
         return 1 + max(0, -(-(self.length - self.tile) // self.step))
 
     def span(self, index: int) -> Span:
-        """Pixels of tile `index`, possibly outside the image."""
-        start = index * self.step - self.margin
-        return Span(start, start + self.tile)
+        """Pixels of tile `index`, possibly beyond the image."""
+        return Span(index * self.step, index * self.step + self.tile)
 
     def centre(self, index: int) -> int:
-        """The pixel in the middle of tile `index`, the image's nearest one where that is outside; the tile has it."""
-        return min(max(self.span(index).start + self.tile // 2, 0), self.length - 1)
+        """The pixel in the middle of tile `index`, the image's last one where that is beyond; the tile has it."""
+        return min(self.span(index).start + self.tile // 2, self.length - 1)
 
     def touching(self, target: Span) -> range:
         """Indices of the tiles that share a pixel with `target`."""
-        first = -(-(target.start + self.margin - self.tile + 1) // self.step)
-        last = (target.stop - 1 + self.margin) // self.step
+        first = -(-(target.start - self.tile + 1) // self.step)
+        last = (target.stop - 1) // self.step
         return range(max(0, first), min(self.count - 1, last) + 1)
 
     def needed(self, target: Span) -> Span:
         """Pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
         tiles = self.touching(target)
         reach = Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
-        if reach.start >= 0 and reach.stop <= self.length:
+        if reach.stop <= self.length:
             return reach
         sources = mirror(np.arange(reach.start, reach.stop), self.length)
         return Span(int(sources.min()), int(sources.max()) + 1)

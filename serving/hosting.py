@@ -59,14 +59,24 @@ class Hosted:
         """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
         device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
-        how = {name: getattr(settings, name) for name in ("device", "precision", "backend", "effort")}
-        wanted = ResultSettings.model_validate(how)
+        wanted = ResultSettings(
+            device=settings.device, precision=settings.precision, backend=settings.backend, effort=settings.effort
+        )
         chosen = resolve(wanted, ensemble)
         count, tile = range(len(ensemble.spec.members)), ensemble.spec.tile
         members = load_members(ensemble, count, device, tile, chosen.backend, chosen.precision, check=True)
         reference = read_reference(ensemble.url) if storage.exists(reference_url(ensemble.url)) else None
-        how = chosen.precision, chosen.backend, chosen.effort, settings.threads
-        hosted = cls(name, ensemble, device, tuple(members), reference, *how)
+        hosted = cls(
+            name=name,
+            ensemble=ensemble,
+            device=device,
+            members=tuple(members),
+            reference=reference,
+            precision=chosen.precision,
+            backend=chosen.backend,
+            effort=chosen.effort,
+            threads=settings.threads,
+        )
         hosted._warm_up(chosen.batch * len(chosen.augmentations))
         return hosted
 

@@ -125,13 +125,12 @@ def reference_posterior(
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles start on an axis: a step apart until they cover it, with the image in their middle."""
+    """Where tiles start on an axis: from the image's edge on, a step apart, until they cover it."""
     step = max(1, round(tile * (1 - overlap)))
     starts = [0]
     while starts[-1] + tile < length:
         starts.append(starts[-1] + step)
-    before = (starts[-1] + tile - length) // 2
-    return [start - before for start in starts]
+    return starts
 
 
 def mirrored(index: int, length: int) -> int:
