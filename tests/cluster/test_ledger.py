@@ -74,7 +74,7 @@ def test_what_is_recorded_is_read_back(out: str) -> None:
 def test_features_are_written_from_the_records_in_the_order_of_the_scores(
     out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.record._FEATURE_ROWS", 2)
+    monkeypatch.setattr("cluster.scores._FEATURE_ROWS", 2)
     ledger, rows = Ledger(out), []
     for index, status in enumerate(("done", "failed", "empty", "done", "done")):
         rows.append({"name": f"{5 - index}", "status": status})
