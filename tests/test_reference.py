@@ -84,15 +84,16 @@ def test_a_pointwise_member_gives_the_pixels_back_under_every_augmentation(
 
 
 def test_two_overlapping_tiles_are_weighted_by_the_gaussian() -> None:
-    # Tiles of 4 on a length of 4 start at -1 and 1; each answers with the value of its pixel 2: columns 1 and 3.
-    image = np.tile([0.0, 0.2, 0.0, 0.6], (4, 1))[None]
+    # Tiles of 4 on a length of 6 start at 0 and 2; each answers with the value of its pixel 2: columns 2 and 4.
+    image = np.tile([0.0, 0.0, 0.2, 0.0, 0.6, 0.0], (4, 1))[None]
 
     def third_column(pixels: Array) -> Array:
         return np.ones((1, 4, 4)) * pixels[0, 0, 2]
 
     found = reference_posterior(image, [third_column], 4, 0.5, ["identity"], "none").probability[1]
     near, far = math.exp(-0.5), math.exp(-4.5)  # 0.5 and 1.5 pixels off the centre, sigma 0.5
-    expected = [0.2, (0.2 * near + 0.6 * far) / (near + far), (0.2 * far + 0.6 * near) / (near + far), 0.6]
+    both = [(0.2 * near + 0.6 * far) / (near + far), (0.2 * far + 0.6 * near) / (near + far)]
+    expected = [0.2, 0.2, *both, 0.6, 0.6]
     np.testing.assert_allclose(found, np.tile(expected, (4, 1)))
 
 
@@ -180,7 +181,7 @@ def test_features_are_means_over_positions_and_tiles_of_the_view_that_is_asked_f
 
 @pytest.mark.parametrize(
     ("length", "tile", "overlap", "expected"),
-    [(10, 4, 0.5, [-1, 1, 3, 5, 7]), (10, 4, 0, [0, 4, 8]), (2, 8, 0.5, [-2]), (8, 8, 0.5, [-2, 2])],
+    [(10, 4, 0.5, [0, 2, 4, 6]), (10, 4, 0, [0, 4, 8]), (2, 8, 0.5, [0]), (8, 8, 0.5, [0]), (9, 8, 0.5, [0, 4])],
 )
 def test_tile_starts_as_by_hand(length: int, tile: int, overlap: float, expected: list[int]) -> None:
     assert tile_starts(length, tile, overlap) == expected
