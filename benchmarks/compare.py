@@ -12,7 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 # What a row is of; all other numbers are what was measured.
-KEYS = ("part", "what", "backend", "precision", "tile", "members", "augmentations", "images", "shape")
+KEYS = (
+    "part",
+    "what",
+    "peer",
+    "size",
+    "count",
+    "backend",
+    "precision",
+    "tile",
+    "members",
+    "augmentations",
+    "images",
+    "shape",
+)
 # As earlier results, which do not say so, were measured.
 EARLIER = {"backend": "eager", "precision": "fp32"}
 console = Console()

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.backends.choice import Backend
-from pipeline.backends.member import on_backend
+from pipeline.backends.loading import load_members
 from pipeline.blending import gaussian_window
 from pipeline.canvas import InferenceSettings
 from pipeline.ensemble import Ensemble, read_ensemble
@@ -172,8 +172,8 @@ def _begin(ensemble: str, backend: Backend) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     _ensemble = read_ensemble(ensemble)
-    device, count = torch.device("cpu"), len(_ensemble.spec.members)
-    _members = [on_backend(_ensemble.load_member(index, device), backend, "fp32", device) for index in range(count)]
+    count, tile = range(len(_ensemble.spec.members)), _ensemble.spec.tile
+    _members = load_members(_ensemble, count, torch.device("cpu"), tile, backend, "fp32")
 
 
 def _measure(job: Job) -> list[dict[str, Any]]:

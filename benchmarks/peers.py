@@ -15,17 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import psutil
 import torch
 import typer
 import yaml
@@ -36,6 +33,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from skimage.measure import label
 
+from benchmarks.records import keep
 from pipeline.ensemble import read_ensemble
 from pipeline.outputs import open_posterior
 from pipeline.packing import pack_members
@@ -270,14 +268,7 @@ def report(work: Path, names: Sequence[str], settings: dict[str, Any], folder: P
             " to ".join(f"{one}" for one in row["load_before_after"]),
         )
     console.print(table)
-    machine = {"cores": psutil.cpu_count(), "system": platform.platform()}
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{stamp}-peers.json"
-    path.write_text(
-        json.dumps({"when": stamp, "machine": machine, "settings": settings, "rows": rows}, indent=2) + "\n"
-    )
-    console.print(f"kept in {path}", highlight=False)
+    keep(folder, "-peers", [{"peer": name} | settings | row for name, row in rows.items()])
 
 
 _OPTIONAL = (("processor_seconds", 1.0), ("times_pipeline", 1.0))

@@ -23,7 +23,7 @@ def surroundings() -> tuple[dict[str, Any], dict[str, str]]:
         "processor": names.get("model name", platform.processor()),
         "cores": psutil.cpu_count(),
         "memory": psutil.virtual_memory().total,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load": [round(value, 2) for value in psutil.getloadavg()],
     }
     if torch.cuda.is_available():

@@ -20,7 +20,7 @@ from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
 from pipeline.features import centres_in
-from pipeline.geometry import Grid, Placing, RegionGrid, TileAxis, Window
+from pipeline.geometry import Grid, GridStart, RegionGrid, TileAxis, Window
 from pipeline.images import find_images
 from pipeline.layout import FailedImage, ImageLayout, SourceImage
 from pipeline.reading import choose_channels, choose_level
@@ -35,13 +35,13 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 class ResolvedSettings(ResultSettings):
     """Result settings in which nothing is left to the ensemble.
 
-    `grid` is where tiles lie, see `pipeline.geometry`.
+    `grid` is where tiles begin, see `pipeline.geometry`.
     `bound` says which tiles are done after the first round; None with full effort.
     """
 
     tile: int
     overlap: float
-    grid: Placing = "inside"
+    grid: GridStart = "edge"
     augmentations: list[str]
     batch: int
     backend: Backend = "eager"  # as in outputs of versions that knew no other
@@ -125,7 +125,8 @@ def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSetting
         if getattr(settings, name) != getattr(bound, name):
             raise RefusedError(
                 f"{ensemble.url}: --effort adaptive was measured with {name} {getattr(bound, name)}, not "
-                f"{getattr(settings, name)}; leave that option out, or measure again with `chorus ensemble effort`"
+                f"{getattr(settings, name)}; measure again with `chorus ensemble effort`, or leave out the option "
+                "that changes it"
             )
     if settings.volumes:
         raise RefusedError("--effort adaptive: results of volumes get full effort; leave --effort or --volumes out")

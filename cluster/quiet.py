@@ -17,9 +17,13 @@ _NOTICE = b"ray/issues/53727"
 
 
 def keep_ray_data_off_the_terminal() -> None:
-    """Ray Data's news go to its log file alone; what fails there is raised, and that is not lost."""
+    """Ray Data's news go to its log file alone; what fails there is raised, and that is not lost.
+
+    What others hung on its logger (a test, a log shipper) goes on, and so does a console that a user set up by
+    ``RAY_DATA_LOGGING_CONFIG`` under another name.
+    """
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if handler.name == "console":
             handler.setLevel(logging.CRITICAL + 1)
 
 

@@ -116,7 +116,8 @@ def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapp
 def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSettings) -> bool:
     """Whether a run sees a sentinel in the same tiles, turned the same ways, as when its Dice was measured."""
     known = sentinel.measured or ensemble.spec
-    same = (known.tile, known.overlap) == (settings.tile, settings.overlap)
+    grid = settings.grid if sentinel.measured is None else sentinel.measured.grid
+    same = (known.tile, known.overlap, grid) == (settings.tile, settings.overlap, settings.grid)
     return same and set(known.augmentations) == set(settings.augmentations)
 
 

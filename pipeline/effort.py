@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from pipeline.about import Strict
 from pipeline.errors import RefusedError
-from pipeline.geometry import Placing
+from pipeline.geometry import GridStart
 
 LOOKS = 2
 """How often a tile is judged at most: after each member saw it in one way, and in two."""
@@ -56,7 +56,7 @@ class EffortBound(Strict):
     ensemble: str
     tile: int
     overlap: float
-    grid: Placing = "around"  # as in bounds that do not say it
+    grid: GridStart = "margin"  # as in bounds that do not say it
     augmentations: list[str] = Field(min_length=2)
     images: int = Field(ge=1)
     tiles: int = Field(ge=1)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.about import About, Strict
 from pipeline.augmentation import AUGMENTATIONS, FLIPS
 from pipeline.effort import EffortBound
+from pipeline.geometry import GridStart
 from pipeline.members.bioimageio import BioimageioMember
 from pipeline.members.cellpose_network import CellposeMember
 from pipeline.members.contract import Activation
@@ -59,12 +60,13 @@ class SentinelSettings(Strict):
 
     Attributes
     ----------
-    tile, overlap, augmentations : with others Dice may be another, and shows no fault
+    tile, overlap, grid, augmentations : with others Dice may be another, and shows no fault
     precision, device : for people; another one must not move Dice by more than the tolerance
     """
 
     tile: int
     overlap: float
+    grid: GridStart = "margin"  # as where it is not said
     augmentations: list[str]
     precision: str = "fp32"
     device: str = "cpu"

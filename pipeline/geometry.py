@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Placing = Literal["inside", "around"]
-"""Where tiles lie: as said above, or beginning half an overlap before the image, as they did at first."""
+GridStart = Literal["edge", "margin"]
+"""Where tiles begin: at the image's edge, as said above, or half an overlap before it, as they did at first."""
 
 
 @dataclass(frozen=True, slots=True)

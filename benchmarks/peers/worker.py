@@ -174,7 +174,7 @@ def deepflash2(inputs: Inputs) -> Answer:
 def pipeline(inputs: Inputs) -> Answer:
     """Chorus's engine on the whole plane, in this process, with the networks on `inputs.backend`."""
     from pipeline.allocation import keep_freed_memory
-    from pipeline.backends.member import on_backend
+    from pipeline.backends.loading import load_members
     from pipeline.canvas import InferenceSettings, tiles_per_call
     from pipeline.ensemble import read_ensemble
     from pipeline.geometry import Grid, Window
@@ -193,8 +193,7 @@ def pipeline(inputs: Inputs) -> Answer:
         augmentations=tuple(spec.augmentations),
         batch=tiles_per_call("cpu", spec.tile, len(spec.augmentations)),
     )
-    loaded = [ensemble.load_member(index, device) for index in range(len(spec.members))]
-    members = [on_backend(member, inputs.backend, "fp32", device) for member in loaded]
+    members = load_members(ensemble, range(len(spec.members)), device, spec.tile, inputs.backend, "fp32")
     engine = Engine(members, settings, device, ensemble.all_inputs.channels)
 
     def answer(image: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -128,7 +128,7 @@ def test_a_run_whose_tiles_lay_elsewhere_does_not_go_on(two_members: Path, tmp_p
     content = json.loads((out / "run.json").read_text())
     del content["settings"]["grid"]
     (out / "run.json").write_text(json.dumps(content))
-    with pytest.raises(RefusedError, match="grid was around, now inside"):
+    with pytest.raises(RefusedError, match="grid was margin, now edge"):
         start(source, two_members, out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 import threading
 import time
@@ -194,17 +193,8 @@ def test_the_page_of_metrics_has_every_one_of_the_server_and_no_other() -> None:
     assert described == {metric.name: metric.labels for metric in (*APPLICATION, *REPLICA)}
 
 
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What is logged, also where a command that ran before keeps Chorus's lines from the root logger."""
-    logger = logging.getLogger("chorus")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def test_an_error_that_nobody_knew_of_is_a_problem_with_the_requests_id_and_the_server_goes_on(
-    served: Served, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = served
     body = npy(IMAGE)
@@ -216,12 +206,12 @@ def test_an_error_that_nobody_knew_of_is_a_problem_with_the_requests_id_and_the_
     problem = answer.json()
     assert (problem["status"], problem["request_id"]) == (500, "strange-1")
     assert "division" not in answer.text
-    assert "request strange-1: POST /v1/predict: ZeroDivisionError" in log.text
+    assert "request strange-1: POST /v1/predict: ZeroDivisionError" in caplog.text
     assert client.post("/v1/predict", content=body, headers=NPY).status_code == 200
 
 
 def test_a_job_that_ends_by_an_error_that_nobody_knew_of_has_failed(
-    served: Served, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = served
     monkeypatch.setattr("serving.large._run", lambda *_: 1 // 0)
@@ -234,4 +224,4 @@ def test_a_job_that_ends_by_an_error_that_nobody_knew_of_has_failed(
         time.sleep(0.1)
     assert job["state"] == "failed"
     assert "the logs of the server name it" in job["detail"]
-    assert "ZeroDivisionError" in log.text
+    assert "ZeroDivisionError" in caplog.text
