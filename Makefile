@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What is installed is compiled when it is first imported, and kept: most of it never is, the rest hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 
 .PHONY: demo test test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate clean

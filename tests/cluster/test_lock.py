@@ -129,7 +129,7 @@ def test_holder_says_that_it_lives_and_leaves_nothing_behind(remote: str) -> Non
 
 def test_second_command_is_refused_and_a_killed_one_frees_the_output(tmp_path: Path) -> None:
     ensemble = write_light_ensemble(tmp_path / "ensemble", members=1, width=32)
-    write_image(tmp_path / "image.ome.zarr", pixels((512, 512)))
+    write_image(tmp_path / "image.ome.zarr", pixels((1024, 1024)))
     program = [sys.executable, "-m", "chorus.cli", "predict", str(tmp_path / "image.ome.zarr"), "-e", str(ensemble)]
     program += ["-o", str(tmp_path / "out"), "--executor", "serial", "--region", "64", "--chunk", "64", "--no-report"]
     first = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
