@@ -22,7 +22,7 @@ demo: $(READY)
 
 # Lint, types, the floors, and all tests, file by file on up to 4 cores.
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # All that needs Ray, the rest of the kill runs and spreads over actors included: ten kills in all.
 test-long: $(READY)

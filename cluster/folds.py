@@ -6,7 +6,7 @@ said stays. A fold whose process dies is begun again and goes on from its last c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -230,10 +230,16 @@ def _value(result: TaskResult) -> Evaluated:
     return value
 
 
-def _cancel(tasks: Any) -> None:
-    """End what is still going on; a cluster outlives its drivers."""
-    for task in tasks:
-        ray.cancel(task, force=True)
+def _cancel(tasks: Iterable[Any]) -> None:
+    """End what is still going on; a cluster outlives its drivers.
+
+    Not what has ended: this process would die where a cancellation meets the end of a task (ray-project/ray#54785).
+    """
+    asked = list(tasks)
+    if asked:
+        _, running = ray.wait(asked, num_returns=len(asked), timeout=0)
+        for task in running:
+            ray.cancel(task, force=True)
 
 
 def _last_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import tifffile
 import zarr
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 
-from cluster.folds import FoldReporter
+from cluster.folds import FoldReporter, _cancel
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
@@ -205,6 +208,26 @@ def test_a_fold_whose_process_is_killed_goes_on_and_the_others_never_notice(
         assert logged == [step.step for step in read_log(str(unbroken.out), fold)]
     assert weights(out) == weights(unbroken.out)
     assert outcome.hash == unbroken.outcome.hash
+
+
+@pytest.mark.ray
+def test_what_still_runs_is_cancelled_and_what_has_ended_is_not(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled, real = [], ray.cancel
+    monkeypatch.setattr(ray, "cancel", lambda task, **how: (cancelled.append(task), real(task, **how)))
+    ray.init(address=cluster.address)
+    try:
+        sleep = ray.remote(max_retries=0)(lambda seconds: time.sleep(seconds))
+        ended, running = sleep.remote(0), sleep.remote(600)
+        ray.get(ended)
+        _cancel([ended, running])
+        assert cancelled == [running]
+        with pytest.raises(RayError):
+            ray.get(running, timeout=60)
+        _cancel([])
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.ray
