@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# What is installed is compiled when it is first imported, and kept: most of it never is, the rest hundreds of times.
+# Python compiles what it imports, once: of what is installed most is never imported, the rest hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
 

@@ -81,7 +81,13 @@ def main(
     Examples: `python benchmarks/peers.py /tmp/peers --python peers/bin/python --size 1024`;
     `python benchmarks/peers.py /tmp/many --python peers/bin/python --size 1024 --count 32`
     """
-    settings = {"network": network, "size": size, "count": count, "members": members, "data": data and str(data)}
+    settings = {
+        "network": network,
+        "size": size,
+        "count": count,
+        "members": members,
+        "data": "bbbc039/test" if data else "simulated",
+    }
     write_inputs(work, settings, data)
     options = chorus_option or []
     names = []

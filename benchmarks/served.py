@@ -26,6 +26,7 @@ import typer
 from ray import serve
 from skimage.io import imread
 
+from benchmarks.records import keep
 from cluster import session
 from pipeline.allocation import keep_freed_memory
 from pipeline.geometry import Window
@@ -118,7 +119,7 @@ def main(
     precision: Annotated[str, typer.Option(help="As of `chorus serve`.")] = "fp32",
     backend: Annotated[str, typer.Option(help="As of `chorus serve`.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the members, bare and served.")] = psutil.cpu_count() or 1,
-    results: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
 ) -> None:
     """Compare a server with the forward passes of its members alone.
 
@@ -157,8 +158,7 @@ def main(
     print(f"bare forward passes: {before:.3f} images/s before, {after:.3f} after")
     for row in [*found["served"], found["overload"]]:
         print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    if results is not None:
-        results.write_text(json.dumps(found, indent=2))
+    keep(results, "-served", [found])
 
 
 if __name__ == "__main__":

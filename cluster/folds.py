@@ -6,12 +6,13 @@ said stays. A fold whose process dies is begun again and goes on from its last c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
 
+from cluster.cancelling import cancel_running
 from cluster.executor import TaskResult, attempt
 from cluster.fold_work import Evaluated, FoldJob, LogTail, evaluate_here, train_here, train_until_asked_to_stop
 from pipeline import storage
@@ -111,7 +112,7 @@ class RayFolds:
                 f"then run the same command again"
             ) from error
         finally:
-            _cancel(running)
+            cancel_running(running)
         return Evaluated([s for part in parts for s in part.scores], [f for part in parts for f in part.failed])
 
     def _submit(self, name: str, key: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -157,7 +158,7 @@ class _RayTraining:
             self._stop()
             raise
         finally:
-            _cancel(self._running)
+            cancel_running(self._running)
         if self._errors:
             raise self._errors[min(self._errors)]
         return self._results
@@ -228,18 +229,6 @@ def _value(result: TaskResult) -> Evaluated:
         raise CutShortError(result.error)
     value: Evaluated = result.value
     return value
-
-
-def _cancel(tasks: Iterable[Any]) -> None:
-    """End what is still going on; a cluster outlives its drivers.
-
-    Not what has ended: this process would die where a cancellation meets the end of a task (ray-project/ray#54785).
-    """
-    asked = list(tasks)
-    if asked:
-        _, running = ray.wait(asked, num_returns=len(asked), timeout=0)
-        for task in running:
-            ray.cancel(task, force=True)
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.cancelling import cancel_running
+
 # For a process to start on every node with GPUs and to look at one; those of a node that is busy stay unknown.
 _PROBE_SECONDS = 60.0
 log = logging.getLogger("chorus")
@@ -65,8 +67,7 @@ def with_gpu_memory(found: Iterable[Machine]) -> tuple[Machine, ...]:
     known: dict[str, int] = {}
     if tasks:
         ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=_PROBE_SECONDS)
-        for task in late:
-            ray.cancel(task, force=True)
+        cancel_running(late)
         for task in ready:
             try:
                 known[tasks[task].id] = ray.get(task)

@@ -20,7 +20,7 @@ from cluster.request import Outcome, PredictRequest, Reporter
 from pipeline import storage
 from pipeline.containers import storage_errors
 from pipeline.ensemble import Ensemble
-from pipeline.ensemble_spec import Sentinel
+from pipeline.ensemble_spec import Sentinel, SentinelSettings
 from pipeline.errors import CutShortError, ImageError, RefusedError
 from pipeline.outputs import remove_folder
 from pipeline.trust.experts import Drawing
@@ -115,9 +115,11 @@ def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapp
 
 def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSettings) -> bool:
     """Whether a run sees a sentinel in the same tiles, turned the same ways, as when its Dice was measured."""
-    known = sentinel.measured or ensemble.spec
-    grid = settings.grid if sentinel.measured is None else sentinel.measured.grid
-    same = (known.tile, known.overlap, grid) == (settings.tile, settings.overlap, settings.grid)
+    spec = ensemble.spec
+    known = sentinel.measured or SentinelSettings(
+        tile=spec.tile, overlap=spec.overlap, grid=settings.grid, augmentations=spec.augmentations
+    )
+    same = (known.tile, known.overlap, known.grid) == (settings.tile, settings.overlap, settings.grid)
     return same and set(known.augmentations) == set(settings.augmentations)
 
 

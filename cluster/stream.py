@@ -21,6 +21,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from cluster.calibration import Calibration, calibrate
+from cluster.cancelling import cancel_running
 from cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
 from cluster.metrics import RESTARTS, driver_recorder
 from cluster.placement import Placement
@@ -215,7 +216,7 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: f
     task = trial.remote(0, calibrate, ensemble, settings)
     ready, _ = ray.wait([task], timeout=patience)
     if not ready:
-        ray.cancel(task, force=True)
+        cancel_running([task])
         raise RefusedError(f"no {settings.device} device of the cluster became free; try again, or another --address")
     try:
         result: TaskResult = ray.get(task)

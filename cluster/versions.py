@@ -99,6 +99,8 @@ def of_nodes() -> list[tuple[str, Versions]]:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from cluster.cancelling import cancel_running
+
     task = ray.remote(num_cpus=0, max_retries=1)(_probe(PACKAGES))
     asked = {}
     for node in ray.nodes():
@@ -106,8 +108,8 @@ def of_nodes() -> list[tuple[str, Versions]]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[task.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    cancel_running(silent)
     for one in silent:
-        ray.cancel(one, force=True)
         log.warning("node %s did not say within %.0f s what it runs", asked[one], _ANSWER_SECONDS)
     found: list[tuple[str, Versions]] = []
     for one in answered:

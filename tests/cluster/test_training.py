@@ -18,7 +18,8 @@ import zarr
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
-from cluster.folds import FoldReporter, _cancel
+from cluster.cancelling import cancel_running
+from cluster.folds import FoldReporter
 from cluster.reprocess import predict
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings, RunSettings
@@ -221,11 +222,11 @@ def test_what_still_runs_is_cancelled_and_what_has_ended_is_not(
         sleep = ray.remote(max_retries=0)(lambda seconds: time.sleep(seconds))
         ended, running = sleep.remote(0), sleep.remote(600)
         ray.get(ended)
-        _cancel([ended, running])
+        cancel_running([ended, running])
         assert cancelled == [running]
         with pytest.raises(RayError):
             ray.get(running, timeout=60)
-        _cancel([])
+        cancel_running([])
     finally:
         ray.shutdown()
 

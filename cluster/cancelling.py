@@ -1,0 +1,20 @@
+"""Ends tasks of Ray that nobody waits for any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+
+
+def cancel_running(tasks: Iterable[Any]) -> None:
+    """End those of `tasks` that are still going on, with their processes; a cluster outlives its drivers.
+
+    Not those that have ended: the driver dies where a cancellation meets the end of a task (ray-project/ray#54785).
+    """
+    asked = list(tasks)
+    if asked:
+        _, running = ray.wait(asked, num_returns=len(asked), timeout=0)
+        for task in running:
+            ray.cancel(task, force=True)
