@@ -18,13 +18,13 @@ from moto.server import ThreadedMotoServer
 
 from cluster.scores import read_scores
 from pipeline import storage
-from tests.making import pixels, write_ensemble, write_image
+from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.running import Chorus, Result
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_ensemble(tmp_path_factory.mktemp("e"), members=2, tile=32, augmentations=["identity"])
+    return write_light_ensemble(tmp_path_factory.mktemp("e"), members=2, width=4, tile=32, augmentations=["identity"])
 
 
 @pytest.fixture

@@ -21,21 +21,21 @@ from chorus.cli import main
 from cluster.scores import read_scores
 from pipeline import storage
 from pipeline.members.contract import ModuleMember
-from tests.making import pixels, write_ensemble, write_image
+from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_ensemble(tmp_path_factory.mktemp("e"), members=2, tile=32, augmentations=["identity"])
+    return write_light_ensemble(tmp_path_factory.mktemp("e"), members=2, width=4, tile=32, augmentations=["identity"])
 
 
 @pytest.fixture
 def run(ensemble: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`chorus predict SOURCES --out OUT ...` in this process: exit code, and what went to standard error."""
 
-    def call(out: Path | str, *arguments: object) -> tuple[int, str]:
+    def call(out: Path | str, *arguments: object, ensemble: Path = ensemble) -> tuple[int, str]:
         fixed = ["--executor", "serial", "--region", "64", "--chunk", "32", "--no-report"]
         given = [str(a) for a in arguments]
         monkeypatch.setenv("COLUMNS", "2000")
@@ -217,7 +217,7 @@ def test_a_member_that_fails_on_an_image_is_no_silent_emptiness(
         return answer(self, tiles) + (float("nan") if tiles.any() else 0.0)
 
     monkeypatch.setattr(ModuleMember, "__call__", overflow)
-    source = image(tmp_path, "a")
-    code, _ = run(tmp_path / "out", source)
+    ensemble = write_ensemble(tmp_path / "e", members=2, tile=32, augmentations=["identity"])
+    code, _ = run(tmp_path / "out", image(tmp_path, "a"), ensemble=ensemble)
     assert code == 1
     assert_sentence(row(tmp_path / "out", "a")["message"], "a.ome.zarr", "NaN")

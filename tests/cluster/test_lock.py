@@ -109,7 +109,7 @@ def test_run_that_was_overtaken_stops(remote: str) -> None:
     def run() -> None:
         with output_lock(remote, "me"):
             storage.write_bytes(f"{remote}/run.lock", other)
-            time.sleep(10)
+            time.sleep(4)
 
     with pytest.raises(CutShortError, match="another run took over"):
         run()

@@ -96,8 +96,9 @@ def serial(images: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactor
         pytest.param({"actors": 1}, marks=pytest.mark.long),
         pytest.param({"actors": 2}, marks=pytest.mark.long),
         pytest.param({"actors": 3}, marks=pytest.mark.long),
-        {"actors": 4, "placement": "replicated"},
-        {"actors": 4, "placement": "staged", "stages": 2},
+        pytest.param({"actors": 4, "placement": "replicated"}, marks=pytest.mark.long),
+        {"actors": 2, "placement": "staged", "stages": 2},
+        pytest.param({"actors": 4, "placement": "staged", "stages": 2}, marks=pytest.mark.long),
         pytest.param({"actors": 3, "placement": "staged", "stages": 3}, marks=pytest.mark.long),
     ],
     ids=lambda spread: "-".join(map(str, spread.values())),
@@ -136,8 +137,8 @@ def test_failing_images_are_rows_and_the_rest_is_done(cluster: Cluster, tmp_path
     chunk.write_bytes(chunk.read_bytes()[:20])
     outs = {"serial": tmp_path / "serial", "ray": tmp_path / "ray"}
     for executor, out in outs.items():
-        address = cluster.address if executor == "ray" else None
-        outcome = run(tmp_path / "images", ensemble, out, executor=executor, address=address)
+        how = {"address": cluster.address, "actors": 2} if executor == "ray" else {}
+        outcome = run(tmp_path / "images", ensemble, out, executor=executor, **how)
         assert (outcome.state, outcome.exit_code) == ("failures", 1)
     table = scores(outs["ray"])
     assert table["status"].tolist() == ["done", "failed", "done"]
