@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def on_backend(member: Member, backend: Backend, precision: Precision, device: t
 class ConvertedMember:
     """See `pipeline.members.contract.Member` and `Encoding`.
 
-    Each shape of a batch is converted once, and its first answer compared with PyTorch's in fp32.
+    Each shape of a batch is converted once, and its answer compared with PyTorch's in fp32, once on a machine.
 
     Raises
     ------
@@ -65,12 +67,11 @@ class ConvertedMember:
     def _prepared(self, shape: tuple[int, ...]) -> Run:
         # Values as they come after normalisation; of a fixed seed, so that a network passes always or never.
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
-        network = WithStage(self._member.module, self._member.encoder, self._precision, self._device.type).eval()
         # Whoever calls has autocast on where the precision is reduced; it is a part of the graph, or the runtime's.
         with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False), torch.no_grad():
-            run = self._converted(network, example)
-            reference = self._member.module(example)
-            found = difference(run(example)[0], reference)
+            path = self._converted(example)
+            run = self._opened(path)
+            found = self._difference(path, run, example)
         allowed = tolerance(self._precision, self._member.module)
         if not found <= allowed:
             raise RefusedError(
@@ -79,17 +80,36 @@ class ConvertedMember:
             )
         return run
 
-    def _converted(self, network: WithStage, example: torch.Tensor) -> Run:
+    def _opened(self, path: Path) -> Run:
+        if self._backend == "inductor":
+            return _inductor(path)
+        return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path)
+
+    def _difference(self, path: Path, run: Run, example: torch.Tensor) -> float:
+        """To PyTorch's answer in fp32. It costs as much as several calls and is the same for all that share this file,
+        runtime and kind of device: what one process found is kept for the others."""
+
+        def compare() -> bytes:
+            return repr(difference(run(example)[0], self._member.module(example))).encode()
+
+        with path.open("rb") as file:
+            graph = hashlib.file_digest(file, "sha256").hexdigest()
+        runtime = import_module("torch" if self._backend == "inductor" else self._backend).__version__
+        how = (self._backend, runtime, self._precision, device_name(self._device), torch.get_num_threads())
+        name = hashlib.sha256(repr((path.stem, graph, how)).encode()).hexdigest()[:32]
+        return float(kept(f"compared/{name}.txt", compare).read_text())
+
+    def _converted(self, example: torch.Tensor) -> Path:
+        """The file that the runtime opens, made of the network for inputs of the example's shape."""
+        network = WithStage(self._member.module, self._member.encoder, self._precision, self._device.type).eval()
         shape = tuple(example.shape)
         if self._backend == "inductor":
             example = example.contiguous(memory_format=torch.channels_last)
             name = fingerprint(network, shape, self._precision, device_name(self._device))
-            path = kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
-            return _inductor(path)
+            return kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
         # Runtimes choose their precision themselves: the graph is in that of the weights.
         plain = WithStage(self._member.module, self._member.encoder, "fp32", self._device.type).eval()
-        path = kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
-        return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path)
+        return kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
 
 
 def _inductor(path: Path) -> Run:

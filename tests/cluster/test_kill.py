@@ -4,8 +4,8 @@ One dataset (8 images of 8 regions, three small networks) is done once by the se
 ten runs of ``chorus predict`` are disturbed, each once: five times the driver dies (once with a Ray of its own, else on
 a cluster that goes on), and the same command is given again; three times a member actor dies; twice the process that
 finishes images. A moment is a number of recorded regions drawn by chance and up to half a second more. Nothing that was
-recorded at the kill may be written again. One of each kind is in ``make test``, all ten in
-``make test-long``. Then what is not a kill: SIGTERM, Ctrl-C, and a region that always kills.
+recorded at the kill may be written again. One kill of an actor is in ``make test``, all ten in ``make test-long``. Then
+what is not a kill: SIGTERM (in ``make test``, too), Ctrl-C, and a region that always kills.
 """
 
 from __future__ import annotations

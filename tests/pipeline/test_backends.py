@@ -97,6 +97,7 @@ def test_a_member_that_is_first_called_with_autocast_on_is_converted_and_checked
     first, second = _made(backend, "bf16"), _made(backend, "bf16")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         first(TILES)
+    monkeypatch.setenv("CHORUS_CACHE", str(own_cache / "other"))  # else the first one's comparison counts
     with torch.inference_mode():
         second(TILES)
     assert torch.equal(*seen)  # both are PyTorch's in fp32
@@ -111,6 +112,20 @@ def test_what_was_converted_is_not_converted_again(own_cache: Path, monkeypatch:
         with pytest.raises(TypeError):
             _made("onnxruntime", seed=1)(TILES)  # other weights are another network
     assert len(list(own_cache.glob("onnx/*.onnx"))) == 1
+
+
+def test_what_was_compared_with_pytorch_is_not_compared_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        wanted = _made("onnxruntime")(TILES)
+        (kept,) = own_cache.glob("compared/*.txt")
+        assert 0 < float(kept.read_text()) < 1e-4
+        monkeypatch.setattr(converting, "difference", None)  # would raise TypeError
+        assert torch.equal(_made("onnxruntime")(TILES), wanted)
+        with pytest.raises(TypeError):
+            _made("onnxruntime")(TILES[:2])  # another shape
+        kept.write_text("nan")
+        with pytest.raises(RefusedError, match="answers otherwise than PyTorch in fp32"):
+            _made("onnxruntime")(TILES)
 
 
 def test_a_graph_that_answers_otherwise_is_refused(own_cache: Path) -> None:
