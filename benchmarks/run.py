@@ -38,7 +38,7 @@ from pipeline.augmentation import FLIPS
 from pipeline.backends.choice import BACKENDS
 from pipeline.geometry import Grid
 
-# A shared machine is now and then slower for some seconds, and a call of 512 x 512 takes one.
+# A shared machine is slower for some seconds now and then, and a call with tiles of 512 takes more than one second.
 BARE_SECONDS = 30.0
 console = Console()
 

@@ -86,8 +86,8 @@ class ConvertedMember:
         return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path)
 
     def _difference(self, path: Path, run: Run, example: torch.Tensor) -> float:
-        """To PyTorch's answer in fp32. It costs as much as several calls and is the same for all that share this file,
-        runtime and kind of device: what one process found is kept for the others."""
+        """To PyTorch's answer in fp32, which takes as long as several calls: what one process found is kept for all
+        that share the graph, the runtime and the kind of device."""
 
         def compare() -> bytes:
             return repr(difference(run(example)[0], self._member.module(example))).encode()
@@ -96,7 +96,7 @@ class ConvertedMember:
             graph = hashlib.file_digest(file, "sha256").hexdigest()
         runtime = import_module("torch" if self._backend == "inductor" else self._backend).__version__
         how = (self._backend, runtime, self._precision, device_name(self._device), torch.get_num_threads())
-        name = hashlib.sha256(repr((path.stem, graph, how)).encode()).hexdigest()[:32]
+        name = fingerprint(self._member.module, tuple(example.shape), graph, *how)
         return float(kept(f"compared/{name}.txt", compare).read_text())
 
     def _converted(self, example: torch.Tensor) -> Path:

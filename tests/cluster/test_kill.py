@@ -243,7 +243,9 @@ def test_run_outlives_a_killed_task(seed: int, dataset: Dataset, cluster: Cluste
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_run_that_is_told_to_stop_says_how_to_go_on(number: signal.Signals, dataset: Dataset, tmp_path: Path) -> None:
+def test_run_that_is_told_to_stop_says_how_to_go_on(
+    number: signal.Signals, dataset: Dataset, cluster: Cluster, tmp_path: Path
+) -> None:
     run = Disturbed(dataset, tmp_path / "out")
     run.reach(random.Random(number))
     if number == signal.SIGINT:  # a terminal sends it to everything that runs in it
@@ -255,10 +257,10 @@ def test_run_that_is_told_to_stop_says_how_to_go_on(number: signal.Signals, data
     assert code == 3, said
     assert "stopped; run the same command again to go on" in said
     assert "Traceback" not in said
-    # Another executor goes on as well: it starts no Ray, which takes longer than the rest of this run.
-    go_on = command(dataset.images, dataset.ensemble, run.out, "--executor", "serial")
-    subprocess.run(go_on, check=True, timeout=LONGEST_SECONDS)
-    assert_as_undisturbed(run, dataset, before)
+    again = Disturbed(dataset, tmp_path / "out", "--address", cluster.address)
+    code, said = again.end()
+    assert code == 0, said
+    assert_as_undisturbed(again, dataset, before)
 
 
 @pytest.mark.long
