@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 
-.PHONY: demo test test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate clean
+.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -20,8 +20,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python -m chorus.demo demo
 
-# Lint, types, the floors, and all tests, file by file on up to 4 cores.
-test: check
+# Lint and types beside all tests: both must pass. On a make of 2 jobs, so that neither waits for the other.
+test: $(READY)
+	$(MAKE) --no-print-directory --jobs=2 check pytest
+
+# All tests, file by file on up to 4 cores.
+pytest: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # All that needs Ray, the rest of the kill runs and spreads over actors included: ten kills in all.

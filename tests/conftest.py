@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before Ray is imported anywhere: no token in the home folder, no usage report.
@@ -21,6 +23,19 @@ from tests.making import write_ensemble
 torch.set_num_threads(1)
 settings.register_profile("chorus", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("chorus")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_is_freed_at_the_end() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_not_looked_through() -> None:
+    """bioimageio.core collects garbage after each model: with all that is imported here a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

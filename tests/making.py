@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ OPTIONS = {"decoder_channels": [16, 16, 8, 8, 8]}
 
 def network(seed: int, *, channels: int = 1, outputs: int = 2) -> torch.nn.Module:
     """A small U-Net with random weights whose answers vary over the image and sit on both sides of one half."""
+    module, state = _network(seed, channels, outputs)
+    torch.set_rng_state(state)  # what a test draws next does not depend on which tests came before
+    return copy.deepcopy(module)
+
+
+@cache
+def _network(seed: int, channels: int, outputs: int) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(seed)
     module = smp.create_model(
         ARCHITECTURE["architecture"],
@@ -44,7 +53,7 @@ def network(seed: int, *, channels: int = 1, outputs: int = 2) -> torch.nn.Modul
         spread = answer.std(dim=(0, 2, 3)).clamp(min=1e-6)
         head.weight.mul_((2 / spread)[:, None, None, None])
         head.bias.sub_(answer.mean(dim=(0, 2, 3))).mul_(2 / spread)
-    return module.eval()
+    return module.eval(), torch.get_rng_state()
 
 
 def write_ensemble(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from pipeline import storage
 from pipeline.about import About
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import ChorusError
@@ -17,7 +18,7 @@ from pipeline.scores import SCORE_FIELDS
 from pipeline.trust.batch_effects import GroupLevel, GroupTest
 from pipeline.trust.flags import FLAGS
 from pipeline.trust.reference import Reference
-from pipeline.trust.reference_files import read_reference
+from pipeline.trust.reference_files import read_reference, reference_url
 from pipeline.trust.shift import Shift
 from pipeline.trust.shift_tests import ShiftTest
 
@@ -78,8 +79,14 @@ def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
         notes.append(f"nothing is known of the ensemble ({error})")
         return nothing
     try:
-        return Known(known.about, known.kinds, read_reference(url))
-    except ChorusError as error:
+        if storage.exists(reference_url(ensemble.url)):
+            return Known(known.about, known.kinds, read_reference(url))
+        notes.append(
+            "the ensemble has no reference set: scores say which images are more doubtful than others, not how good "
+            "they are; `chorus calibrate` makes one of labelled images"
+        )
+        return known
+    except (ChorusError, OSError) as error:
         notes.append(f"scores stand alone ({error})")
         return known
 

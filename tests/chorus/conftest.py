@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
 
 from chorus.cli import main
 from pipeline.ensemble import read_ensemble
@@ -14,6 +17,14 @@ from pipeline.trust.reference_files import write_reference
 from tests.making import write_light_ensemble
 from tests.running import Chorus, Result
 from tests.simulated import simulated
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_tree_of_commands() -> Iterator[None]:
+    """Typer makes all commands with all options anew for each call: 0.2 s, which a process of a user spends once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

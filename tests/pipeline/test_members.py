@@ -105,6 +105,13 @@ def test_the_hash_may_be_written_in_capitals(bundle: Path) -> None:
     change_member(bundle, sha256=digest.upper()).load_member(0, CPU)
 
 
+def test_loading_draws_no_random_numbers_for_the_weights_to_replace(bundle: Path) -> None:
+    ensemble = read_ensemble(str(bundle))
+    before = torch.get_rng_state()
+    ensemble.load_member(0, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_weights_of_other_shapes_are_refused(bundle: Path) -> None:
     ensemble = put_weights(bundle, "other.pt", saved(network(0, outputs=5).state_dict(), bundle / "x"))
     refusal(ensemble, "other.pt", "do not fit", "1 input channels and 2 outputs", "correct")

@@ -15,7 +15,7 @@ from pipeline.ensemble import read_ensemble
 from pipeline.report.page import write_report
 from pipeline.trust.flags import flag_images, review
 from pipeline.trust.reference import calibrate_from
-from pipeline.trust.reference_files import write_reference
+from pipeline.trust.reference_files import reference_url, write_reference
 from tests.making import write_light_ensemble
 from tests.reports import Page, write_tables
 from tests.simulated import simulated
@@ -158,6 +158,16 @@ def test_an_ensemble_that_is_gone_or_changed_is_a_note(run: Path) -> None:
     assert "changed since this run was made" in Page(write_report(str(run), top=0)).words
     change(run, ensemble=ensemble | {"url": str(run / "gone")})
     assert "nothing is known of the ensemble" in Page(write_report(str(run), top=0)).words
+
+
+def test_an_ensemble_without_a_reference_is_a_plain_note_and_one_that_is_damaged_is_named(run: Path) -> None:
+    path = Path(reference_url(json.loads((run / "run.json").read_text())["ensemble"]["url"]))
+    path.write_text("{")
+    assert f"scores stand alone ({path}: " in Page(write_report(str(run), top=0)).words
+    path.unlink()
+    words = Page(write_report(str(run), top=0)).words
+    assert "has no reference set: scores say which images are more doubtful than others" in words
+    assert str(path) not in words
 
 
 def test_what_to_cite_is_the_methods_that_were_used_and_what_the_ensemble_asks_for(run: Path) -> None:
