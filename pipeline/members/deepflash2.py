@@ -172,8 +172,7 @@ def _of_checkpoint(url: str, data: bytes) -> tuple[torch.nn.Module, _Facts]:
         ) from error
     content.pop("encoder_weights", None)
     channels, classes = int(content.pop("in_channels", 3)), int(content.pop("classes", 1))
-    module = smp.network(url, architecture, encoder, channels, classes, _renamed(content))
-    smp.fill(url, module, state, f"{architecture}/{encoder}", channels, classes)
+    module = smp.filled(url, architecture, encoder, channels, classes, _renamed(content), state)
     preparation = None if statistics is None else _preparation(url, statistics, channels)
     return module, _Facts(architecture, encoder, channels, classes, TILE, preparation)
 

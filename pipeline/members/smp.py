@@ -37,14 +37,28 @@ class SmpMember(MemberEntry):
         """The network with its weights; raises RefusedError where they do not fit it."""
         outputs = asked.outputs + FLOWS * asked.flows
         state = state_dict(asked.url, fetch_weights(asked.url, self.sha256))
-        with _Unfilled():
-            module = network(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options)
-        fill(asked.url, module, state, f"{self.architecture}/{self.encoder}", asked.channels, outputs)
+        module = filled(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options, state)
         return ModuleMember(module, device, self.activation)
 
 
+def filled(
+    url: str,
+    architecture: str,
+    encoder: str,
+    channels: int,
+    outputs: int,
+    options: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+) -> torch.nn.Module:
+    """The architecture with the weights of `state`, all of them; raises RefusedError as `network` and `fill` do."""
+    with _Unfilled():
+        module = network(url, architecture, encoder, channels, outputs, options)
+    fill(url, module, state, f"{architecture}/{encoder}", channels, outputs)
+    return module
+
+
 class _Unfilled(TorchFunctionMode):
-    """Draws no random numbers for weights, which take 0.2 s for a ResNet-34: only for what `fill` then fills whole."""
+    """Draws no random numbers for weights, which take 0.3 s for a ResNet-34: only for what `fill` then fills whole."""
 
     def __torch_function__(
         self,
