@@ -18,7 +18,14 @@ from torch.overrides import TorchFunctionMode
 from pipeline.errors import RefusedError
 from pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
 
-_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+# Some of `torch.nn.init` are seen by a mode themselves, of others what they call.
+_DRAWS = (
+    torch.nn.init.kaiming_uniform_,
+    torch.nn.init.normal_,
+    torch.nn.init.uniform_,
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+)
 
 
 class SmpMember(MemberEntry):
@@ -58,7 +65,10 @@ def filled(
 
 
 class _Unfilled(TorchFunctionMode):
-    """Draws no random numbers for weights, which take 0.3 s for a ResNet-34: only for what `fill` then fills whole."""
+    """Draws no random numbers for weights, which take 0.3 s for a ResNet-34: only for what `fill` then fills whole.
+
+    Constants are set as ever: a network may hold some that are no part of its state.
+    """
 
     def __torch_function__(
         self,
@@ -68,8 +78,7 @@ class _Unfilled(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        # Some of `torch.nn.init` are seen themselves, of others what they call.
-        if getattr(func, "__module__", "") == torch.nn.init.__name__ or func in _DRAWS:
+        if func in _DRAWS:
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)
 
