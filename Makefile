@@ -53,6 +53,7 @@ bench-growth: $(READY)
 # On a machine with a GPU, unattended, under 8 minutes: backends, share of the peak, whole runs.
 bench-gpu: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
+	PYTHONPATH=. $(BIN)/python benchmarks/fused.py --device cuda --tile 512 --encoder resnet34 --precision bf16 --seconds 3
 
 # Objects of a plane: seconds a megapixel beside Cellpose's, what halos cost, one worker and two.
 bench-objects: $(READY)

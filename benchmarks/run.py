@@ -2,9 +2,9 @@
 
 `whole` is the time from the first region's reading to the last record of ``chorus predict`` on Ray, from OME-Zarr to
 OME-Zarr; `bare` is what the members' forward passes over the same unique tiles would take at the fastest of several
-settings, measured on the same cores right before and right after. Start-up is given apart. Both are of the same
-`--backend` and `--precision`; where these are not eager and fp32, forward passes of eager PyTorch in fp32 are measured,
-too. `benchmarks/compare.py` says what changed since an earlier run.
+settings, measured on the same cores right before and right after; the run has as many threads and tiles a call as that
+one. Start-up is given apart. Both are of the same `--backend` and `--precision`; where these are not eager and fp32,
+forward passes of eager PyTorch in fp32 are measured, too. `benchmarks/compare.py` says what changed since then.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def compare(
     console.print(f"tile {tile}, {members} members x {len(augmentations)} augmentations, {images} images ...")
     before = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     how = {"augmentations": augmentations, "backend": setting.backend, "precision": setting.precision}
+    how |= {"batch": setting.tiles, "threads": setting.threads}
     sources = [folder / "images" / f"{index:04d}.zarr" for index in range(images)]
     row = whole_run(sources, ensemble, folder / "out", how)
     after = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]

@@ -84,7 +84,7 @@ def bare_rate(arguments: dict[str, Any], images: list[bytes], seconds: float) ->
 
 def _forward(engine: Any, plane: PlaneWindow, target: Window) -> None:
     settings, device = engine._settings, engine._device
-    for _, batch in TileSource(plane, settings, device).batches(target):
+    for _, batch in TileSource(plane, target, settings, device).batches():
         sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, device, flows=settings.flows)
         engine._group.add_samples(batch, sums)
 

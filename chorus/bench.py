@@ -14,7 +14,10 @@ from chorus.options import Json, TrustCode, augmentation_names, device_here, nam
 from pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
+    from pipeline.backends.choice import Backend
     from pipeline.backends.measuring import EnsembleTimings
+
+    Measured = tuple[list[EnsembleTimings], tuple[Backend, int]]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
@@ -32,7 +35,9 @@ def engine(
     augment: Annotated[
         str | None, typer.Option(help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Tiles per call of a member; by default several are tried.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Out of fp32, bf16 and fp16, comma-separated.")] = "fp32",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Of a CPU; member actors have one each.")] = 1,
@@ -42,8 +47,9 @@ def engine(
 ) -> None:
     """Try each backend with an ensemble's networks on this device; `predict --backend auto` then takes the fastest.
 
-    Backends carry out the networks: PyTorch as it is (eager), compiled (inductor), ONNX Runtime, OpenVINO. Answers that
-    are not PyTorch's within a tolerance are refused.
+    Backends carry out the networks: PyTorch as it is (eager), recorded as CUDA graphs, compiled (inductor), ONNX
+    Runtime, OpenVINO. Answers that are not PyTorch's within a tolerance are refused. The fastest is then tried with
+    more and with fewer tiles a call.
 
     **Examples**
 
@@ -53,8 +59,8 @@ def engine(
     """
     import torch
 
-    from pipeline.backends.measuring import Work, measured
-    from pipeline.canvas import Precision, tiles_per_call
+    from pipeline.backends.choosing import Asked, fastest, measure_and_keep
+    from pipeline.canvas import Precision
     from pipeline.ensemble import read_ensemble
 
     bundle = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
@@ -62,46 +68,54 @@ def engine(
     torch.set_num_threads(threads)
     augmentations = augmentation_names(augment) or bundle.spec.augmentations
     edge = tile or bundle.spec.tile
-    samples = len(augmentations) * (batch or tiles_per_call(where, edge, len(augmentations)))
     try:
         precisions = TypeAdapter(list[Precision]).validate_python(names(precision))
     except ValidationError as error:
         raise RefusedError(f"--precision {precision}: choose out of fp32, bf16 and fp16") from error
-    measurements = []
+    found: list[Measured] = []
     with err.status("") as status:
         for one in precisions:
-            work = Work(edge, samples, one, torch.device(where))
+            asked = Asked(edge, len(augmentations), one, torch.device(where))
 
-            def begun(network: str, backend: str, one: str = one) -> None:
-                status.update(f"{one}: {network} on {backend}")
+            def begun(tiles: int, network: str, backend: str, one: str = one) -> None:
+                status.update(f"{one}: {network} on {backend}, {tiles} tiles a call")
 
-            measurements.append(measured(bundle, work, seconds, begun))
+            timings = measure_and_keep(bundle, asked, seconds, batch, begun)
+            found.append((timings, fastest(timings, asked) or ("eager", batch or asked.batch)))
     if as_json:
-        print(json.dumps([one.model_dump() | {"best": one.best} for one in measurements], indent=2))
+        rows = [
+            timings.model_dump() | {"best": timings.best, "auto": {"backend": backend, "batch": tiles}}
+            for measurements, (backend, tiles) in found
+            for timings in measurements
+        ]
+        print(json.dumps(rows, indent=2))
         return
-    _print_timings(measurements)
+    _print_timings(found, len(augmentations))
 
 
-def _print_timings(measurements: list[EnsembleTimings]) -> None:
-    first = measurements[0]
+def _print_timings(found: list[Measured], augmentations: int) -> None:
+    first = found[0][0][0]
     out = Console()
     out.print(
-        f"{first.device}, {first.threads} threads, tiles of {first.tile}, {first.samples} in a call; speed-up over "
-        f"PyTorch in fp32 with channels first",
+        f"{first.device}, {first.threads} threads, tiles of {first.tile} with {augmentations} augmentations; speed-up "
+        f"over PyTorch in fp32 with channels first and as many tiles a call",
         highlight=False,
     )
-    table = Table("", "network", "backend", "tiles/s", "speed-up", "set up", "difference")
-    for measurement in measurements:
-        for network, plain in zip(measurement.networks, measurement.eager_fp32, strict=True):
-            named = f"{network.network} x {len(network.members)}"
-            for timing in network.timings:
-                row = [measurement.precision, named, timing.backend]
-                if timing.message:
-                    table.add_row(*row, "", "", "", timing.message)
-                    continue
-                values = [f"{timing.rate:.1f}", f"{timing.rate / plain:.2f}", f"{timing.setup_seconds:.1f} s"]
-                best = timing.backend == measurement.best
-                table.add_row(*row, *values, f"{timing.difference:.0e}", style="bold" if best else None)
+    table = Table("", "tiles a call", "network", "backend", "samples/s", "speed-up", "set up", "difference")
+    for measurements, auto in found:
+        for measurement in measurements:
+            tiles = measurement.samples // augmentations
+            for network, plain in zip(measurement.networks, measurement.eager_fp32, strict=True):
+                named = f"{network.network} x {len(network.members)}"
+                for timing in network.timings:
+                    row = [measurement.precision, str(tiles), named, timing.backend]
+                    if timing.message:
+                        table.add_row(*row, "", "", "", timing.message)
+                        continue
+                    values = [f"{timing.rate:.1f}", f"{timing.rate / plain:.2f}", f"{timing.setup_seconds:.1f} s"]
+                    style = "bold" if (timing.backend, tiles) == auto else None
+                    table.add_row(*row, *values, f"{timing.difference:.0e}", style=style)
     out.print(table)
-    for measurement in measurements:
-        out.print(f"{measurement.precision}: `--backend auto` takes {measurement.best}", highlight=False)
+    for measurements, (backend, tiles) in found:
+        what = f"{tiles} tile{'s' if tiles > 1 else ''} a call"
+        out.print(f"{measurements[0].precision}: `--backend auto` takes {backend}, {what}", highlight=False)

@@ -69,7 +69,7 @@ class RequestOptions:
     batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32"
     backend: Annotated[
-        Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
+        Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
         typer.Option(help="What carries out the networks; auto takes what `chorus bench engine` found, else eager."),
     ] = "auto"
     device: Annotated[

@@ -42,7 +42,7 @@ def serve(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32",
     backend: Annotated[
-        Literal["auto", "eager", "inductor", "onnxruntime", "openvino"],
+        Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
         typer.Option(help="What carries out the networks, as in `chorus predict`."),
     ] = "auto",
     effort: Annotated[

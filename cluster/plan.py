@@ -14,8 +14,8 @@ from cluster.settings import SAMPLES, ResultSettings
 from cluster.volume_views import VIEWS, turned
 from pipeline import storage
 from pipeline.backends.choice import Backend, check_backend
-from pipeline.backends.measuring import Work, best_backend
-from pipeline.canvas import InferenceSettings, tiles_per_call
+from pipeline.backends.choosing import Asked, choose
+from pipeline.canvas import InferenceSettings
 from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
 from pipeline.errors import ImageError, RefusedError
@@ -96,12 +96,11 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
         raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
-    batch = settings.batch or tiles_per_call(settings.device, tile, len(augmentations))
     overlap = spec.overlap if settings.overlap is None else settings.overlap
-    backend = settings.backend
+    asked = Asked(tile, len(augmentations), settings.precision, torch.device(settings.device))
+    backend, batch = settings.backend, settings.batch or asked.batch
     if backend == "auto":
-        samples = batch * len(augmentations)
-        backend = best_backend(ensemble, Work(tile, samples, settings.precision, torch.device(settings.device)))
+        backend, batch = choose(ensemble, asked, settings.batch)
     check_backend(backend, settings.precision, settings.device)
     filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
     resolved = ResolvedSettings.model_validate(settings.model_dump() | filled)

@@ -173,12 +173,12 @@ def read_run(out: str) -> dict[str, Any]:
     return content
 
 
-def earlier_backend(out: str) -> Backend | None:
-    """What carried out the members' networks of the run that is in `out`; None where there is none."""
+def earlier_choice(out: str) -> tuple[Backend, int | None] | None:
+    """The backend and the tiles a call of the run that is in `out`; None where there is none."""
     if not storage.exists(storage.join(out, "run.json")):
         return None
-    backend: Backend = read_run(out).get("settings", {}).get("backend", "eager")
-    return backend
+    settings = read_run(out).get("settings", {})
+    return settings.get("backend", "eager"), settings.get("batch")
 
 
 def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:

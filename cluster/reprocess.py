@@ -17,7 +17,7 @@ from cluster.planned_runs import executor_of, make_ready, open_record
 from cluster.predicted_objects import add_objects, with_objects
 from cluster.prices import ClusterFile
 from cluster.pricing import CostForecast, forecast_costs
-from cluster.record import RunRecord, earlier_backend
+from cluster.record import RunRecord, earlier_choice
 from cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
 from cluster.run import Job, Run
 from cluster.sentinels import check_sentinels
@@ -119,7 +119,7 @@ def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> Non
 def _plan(request: PredictRequest, reporter: Reporter) -> Job:
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
-    request = _with_backend(with_objects(request, ensemble))
+    request = _as_before(with_objects(request, ensemble))
     settings = resolve(request.settings, ensemble)
     reporter.phase("looking for images")
     failures: list[FailedImage] = []
@@ -134,12 +134,15 @@ def _plan(request: PredictRequest, reporter: Reporter) -> Job:
     return Job(request, ensemble, settings, ImageTable.collect(planned()), failures)
 
 
-def _with_backend(request: PredictRequest) -> PredictRequest:
+def _as_before(request: PredictRequest) -> PredictRequest:
     """The request as the run in its output was, where it does not choose: what was measured since changes nothing."""
     if request.settings.backend != "auto" or request.overwrite:
         return request
-    backend = earlier_backend(request.out) or "auto"
-    return request.model_copy(update={"settings": request.settings.model_copy(update={"backend": backend})})
+    if (earlier := earlier_choice(request.out)) is None:
+        return request
+    backend, batch = earlier
+    chosen = {"backend": backend, "batch": request.settings.batch or batch}
+    return request.model_copy(update={"settings": request.settings.model_copy(update=chosen)})
 
 
 def _begin(job: Job, record: RunRecord, name: str, executor: Executor, reporter: Reporter, *, fresh: bool) -> Run:

@@ -17,6 +17,7 @@ from pipeline.geometry import Window
 from pipeline.inference import Engine
 from pipeline.posterior import Posterior
 from pipeline.tiles import PlaneWindow, RegionOnItsWay
+from pipeline.transfer import Landing
 
 log = logging.getLogger("chorus")
 Answered = tuple[Posterior, float]
@@ -73,6 +74,23 @@ class _Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch that the device was told, with so many tiles of each ticket.
+
+    Attributes
+    ----------
+    regions : that are complete with it, each with its ticket
+    landing : of all that is said of it
+    started : by `time.perf_counter`
+    """
+
+    shares: list[tuple[_Ticket, int]]
+    regions: list[tuple[_Ticket, RegionOnItsWay]]
+    landing: Landing
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a device has done and has to do.
 
@@ -92,6 +110,9 @@ class Load:
 class SharedDevice:
     """The only thread that calls members on a device.
 
+    A GPU is told the next batch while it works on one (`Engine.ahead`); a region is answered when its last batch has
+    landed.
+
     Parameters
     ----------
     most_waiting : tiles that may wait; a region beyond is refused, unless nothing else waits. None: any number
@@ -105,6 +126,7 @@ class SharedDevice:
         self._tickets: deque[_Ticket] = deque()
         self._calls = self._tiles = 0
         self._seconds = 0.0
+        self._landed = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._thread.start()
@@ -152,18 +174,26 @@ class SharedDevice:
         self._thread.join()
 
     def _work(self) -> None:
+        flights: deque[_Flight] = deque()
         with torch.inference_mode():
-            while (chosen := self._next()) is not None:
-                self._call(chosen)
+            while (chosen := self._next(idle=not flights)) is not None or flights:
+                if chosen and (flight := self._begin(chosen)) is not None:
+                    flights.append(flight)
+                ahead = chosen[0][0].engine.ahead if chosen else 0
+                while len(flights) > ahead:
+                    self._land(flights.popleft())
 
-    def _next(self) -> list[tuple[_Ticket, int]] | None:
-        """Who takes part in the next batch, with so many tiles each; None at the end."""
+    def _next(self, *, idle: bool) -> list[tuple[_Ticket, int]] | None:
+        """Who takes part in the next batch, with so many tiles each; None where there is none.
+
+        An idle device waits for it until it is closed.
+        """
         with self._changed:
             while True:
                 self._drop()
                 if self._tickets:
                     break
-                if self._closed:
+                if self._closed or not idle:
                     return None
                 self._changed.wait()
             first = self._tickets[0]
@@ -189,29 +219,52 @@ class SharedDevice:
                 self._tickets.remove(ticket)
                 _fail(ticket, LateError("the region was not done in time"))
 
-    def _call(self, chosen: list[tuple[_Ticket, int]]) -> None:
+    def _begin(self, chosen: list[tuple[_Ticket, int]]) -> _Flight | None:
+        """Tell the device a batch; None where that failed."""
         started = time.perf_counter()
+        engine = chosen[0][0].engine
         try:
-            chosen[0][0].engine.answer([(ticket.begin(), share) for ticket, share in chosen])
-            done = [ticket for ticket, _ in chosen if not ticket.begin().waiting]
-            posteriors = [ticket.begin().posterior() for ticket in done]
+            engine.answer([(ticket.begin(), share) for ticket, share in chosen])
+            landing = engine.landing()
         except Exception as error:
             log.exception("a batch failed")
             self._failed([ticket for ticket, _ in chosen], error)
+            return None
+        regions = []
+        with self._changed:
+            for ticket, _ in chosen:
+                region = ticket.begin()
+                ticket.tiles = region.waiting
+                if not region.waiting:
+                    self._tickets.remove(ticket)
+                    regions.append((ticket, region))
+        return _Flight(chosen, regions, landing, started)
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for a batch, and answer the regions that are complete with it."""
+        try:
+            flight.landing()
+        except Exception as error:
+            log.exception("a batch failed")
+            with self._changed:
+                for ticket in [ticket for ticket, _ in flight.shares if ticket in self._tickets]:
+                    self._tickets.remove(ticket)
+            for ticket, _ in flight.shares:
+                _fail(ticket, error)
             return
-        took, count = time.perf_counter() - started, sum(share for _, share in chosen)
+        now = time.perf_counter()
+        # The device worked on it since it was told, or since it was done with what it was told before.
+        took, count = now - max(flight.started, self._landed), sum(share for _, share in flight.shares)
+        self._landed = now
         with self._changed:
             self._calls += 1
             self._tiles += count
             self._seconds += took
-            for ticket, share in chosen:
-                ticket.tiles = ticket.begin().waiting
-                ticket.seconds += took * share / count
-            for ticket in done:
-                self._tickets.remove(ticket)
-        for ticket, posterior in zip(done, posteriors, strict=True):
-            if ticket.answer.set_running_or_notify_cancel():
-                ticket.answer.set_result((posterior, ticket.seconds))
+        for ticket, share in flight.shares:
+            ticket.seconds += took * share / count
+        for ticket, region in flight.regions:
+            if _awaited(ticket):
+                ticket.answer.set_result((region.posterior(), ticket.seconds))
 
     def _failed(self, tickets: list[_Ticket], error: Exception) -> None:
         """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
@@ -274,6 +327,11 @@ def _first_come(waiting: list[int], batch: int) -> list[int]:
     return shares
 
 
+def _awaited(ticket: _Ticket) -> bool:
+    """Whether somebody still waits for its answer; an earlier batch of it may have failed."""
+    return not ticket.answer.done() and ticket.answer.set_running_or_notify_cancel()
+
+
 def _fail(ticket: _Ticket, error: Exception) -> None:
-    if ticket.answer.set_running_or_notify_cancel():
+    if _awaited(ticket):
         ticket.answer.set_exception(error)

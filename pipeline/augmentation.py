@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+_AS_IT_IS = ((0, 1), (1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,10 @@ class Augmentation:
     def vectors_backward(self, x: torch.Tensor) -> torch.Tensor:
         """Vectors (..., 2, y, x) that a member gave for an augmented tile, in the plane."""
         moved = self.backward(x)
-        return torch.stack([sign * moved[..., component, :, :] for component, sign in self.turn], dim=-3)
+        if self.turn == _AS_IT_IS:
+            return moved
+        parts = [(moved[..., component, :, :], sign) for component, sign in self.turn]
+        return torch.stack([part if sign > 0 else -part for part, sign in parts], dim=-3)
 
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +62,7 @@ def _antitranspose(x: torch.Tensor) -> torch.Tensor:
 AUGMENTATIONS: dict[str, Augmentation] = {
     a.name: a
     for a in (
-        Augmentation("identity", _identity, _identity, ((0, 1), (1, 1))),
+        Augmentation("identity", _identity, _identity, _AS_IT_IS),
         Augmentation("hflip", _flip(-1), _flip(-1), ((0, 1), (1, -1))),
         Augmentation("vflip", _flip(-2), _flip(-2), ((0, -1), (1, 1))),
         Augmentation("hvflip", _flip(-2, -1), _flip(-2, -1), ((0, -1), (1, -1))),

@@ -13,6 +13,7 @@ from pipeline.effort import EffortBound
 from pipeline.geometry import Span, Window
 from pipeline.members.contract import FLOWS, Activation
 from pipeline.posterior import Posterior, class_masks, predicted_labels
+from pipeline.transfer import host_array, to_host
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -62,57 +63,68 @@ def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
 
 
 class PosteriorCanvas:
-    """Receives blended rows and becomes a Posterior of the target."""
+    """Receives blended rows on `device` and becomes a Posterior of the target, once they have landed on the host."""
 
-    def __init__(self, target: Window, settings: InferenceSettings, members: int) -> None:
+    def __init__(self, target: Window, settings: InferenceSettings, members: int, device: torch.device) -> None:
         self._settings = settings
         self._top = target.y.start
-        height, width = target.shape
-        labels = np.uint8 if settings.classes <= 256 else np.uint16
-        masks = np.uint16 if settings.multilabel and settings.classes > 8 else labels
-        self._probability = np.empty((settings.classes, height, width), np.float32)
-        self._variances = np.empty((2, height, width), np.float32)
-        self._flows = np.empty((FLOWS * settings.flows, height, width), np.float32)
-        self._flow_variance = np.empty((int(settings.flows), height, width), np.float32)
-        self._samples = np.empty((int(settings.effort is not None), height, width), np.float32)
-        self._labels = np.empty((height, width), labels)
-        self._masks = np.empty((height, width), masks)
-        self._member_masks = np.empty((members, height, width), masks)
+        labels = torch.uint8 if settings.classes <= 256 else torch.uint16
+        masks = torch.uint16 if settings.multilabel and settings.classes > 8 else labels
+
+        def maps(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return host_array((count, *target.shape), dtype, device)
+
+        # In the order in which `take_ensemble` gets them.
+        self._maps = [
+            maps(settings.classes),
+            maps(2),
+            maps(FLOWS * settings.flows),
+            maps(int(settings.flows)),
+            maps(int(settings.effort is not None)),
+        ]
+        self._labels, self._masks = maps(1, labels), maps(1, masks)
+        self._member_masks = maps(members, masks)
+
+    def take(self, rows: Span, maps: torch.Tensor) -> None:
+        """What `take_ensemble` and `take_members` get, one after the other."""
+        self.take_ensemble(rows, maps[: self._settings.maps])
+        self.take_members(rows, maps[self._settings.maps :])
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
         """Rows of what `pipeline.posterior.SampleSums.maps` gives, then the number of samples where that differs,
         (maps, rows, x)."""
-        inside = slice(rows.start - self._top, rows.stop - self._top)
-        classes, flows = self._settings.classes, self._settings.classes + 2 + len(self._flows)
-        probability = maps[:classes]
-        multilabel = self._settings.multilabel
-        self._probability[:, inside] = probability.cpu().numpy()
-        self._variances[:, inside] = maps[classes : classes + 2].cpu().numpy()
-        self._flows[:, inside] = maps[classes + 2 : flows].cpu().numpy()
-        self._flow_variance[:, inside] = maps[flows : flows + len(self._flow_variance)].cpu().numpy()
-        self._samples[:, inside] = maps[flows + len(self._flow_variance) :].cpu().numpy()
-        self._labels[inside] = predicted_labels(probability, multilabel=multilabel).cpu().numpy()
-        self._masks[inside] = class_masks(probability, multilabel=multilabel).cpu().numpy()
+        inside = self._inside(rows)
+        first = 0
+        for target in self._maps:
+            to_host(target[:, inside], maps[first : first + len(target)])
+            first += len(target)
+        probability, multilabel = maps[: self._settings.classes], self._settings.multilabel
+        to_host(self._labels[:, inside], predicted_labels(probability, multilabel=multilabel)[None])
+        to_host(self._masks[:, inside], class_masks(probability, multilabel=multilabel)[None])
 
-    def take_member(self, member: int, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of (classes, rows, x): the member's own mean probability."""
-        inside = slice(rows.start - self._top, rows.stop - self._top)
-        masks = class_masks(maps, multilabel=self._settings.multilabel)
-        self._member_masks[member, inside] = masks.cpu().numpy()
+    def take_members(self, rows: Span, maps: torch.Tensor) -> None:
+        """Rows of each member's own mean probability, (members x classes, rows, x)."""
+        by_class = maps.reshape(-1, self._settings.classes, *maps.shape[1:]).transpose(0, 1)
+        masks = class_masks(by_class, multilabel=self._settings.multilabel)
+        to_host(self._member_masks[:, self._inside(rows)], masks)
 
     @property
     def member_masks(self) -> NDArray[np.unsignedinteger]:
-        return self._member_masks
+        return self._member_masks.numpy()
 
     def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
+        probability, variances, flows, flow_variance, samples = (maps.numpy() for maps in self._maps)
         return Posterior(
-            probability=self._probability,
-            epistemic=self._variances[0],
-            aleatoric=self._variances[1],
-            labels=self._labels,
-            masks=self._masks,
-            member_masks=self._member_masks if member_masks is None else member_masks,
-            flows=self._flows,
-            flow_variance=self._flow_variance,
-            samples=self._samples,
+            probability=probability,
+            epistemic=variances[0],
+            aleatoric=variances[1],
+            labels=self._labels[0].numpy(),
+            masks=self._masks[0].numpy(),
+            member_masks=self.member_masks if member_masks is None else member_masks,
+            flows=flows,
+            flow_variance=flow_variance,
+            samples=samples,
         )
+
+    def _inside(self, rows: Span) -> slice:
+        return slice(rows.start - self._top, rows.stop - self._top)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.geometry import Grid, Span, Tile, Window
 from pipeline.scores import FIXED_POINT
+from pipeline.transfer import to_device
 
 # More than half precision knows (65504). With it a tile is at most 2^48 units, and 2^14 tiles still fit in 63 bits.
 _BOUND = 2.0**16
@@ -97,7 +98,7 @@ class TileFeatures:
         `samples` are those that each tile got, where all members are here.
         """
         counted = [index for index, tile in enumerate(tiles) if self.counts(tile)]
-        part = features[counted].sum(dim=0)
+        part = features.index_select(0, to_device(np.array(counted, np.int64), features.device)).sum(dim=0)
         self._total = part if self._total is None else self._total + part
         self.tiles += len(counted)
         self.passes += sum(samples)

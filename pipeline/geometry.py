@@ -111,10 +111,14 @@ class TileAxis:
         last = (target.stop - 1) // self.step
         return range(max(0, first), min(self.count - 1, last) + 1)
 
+    def reach(self, target: Span) -> Span:
+        """Pixels of the tiles that touch `target`, possibly beyond the image."""
+        tiles = self.touching(target)
+        return Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
+
     def needed(self, target: Span) -> Span:
         """Pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
-        tiles = self.touching(target)
-        reach = Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
+        reach = self.reach(target)
         if reach.stop <= self.length:
             return reach
         sources = mirror(np.arange(reach.start, reach.stop), self.length)
@@ -157,6 +161,10 @@ class Grid:
 
     def tile_count(self, target: Window) -> int:
         return len(self.y.touching(target.y)) * len(self.x.touching(target.x))
+
+    def reach(self, target: Window) -> Window:
+        """Pixels of the tiles that touch `target`, possibly beyond the plane."""
+        return Window(self.y.reach(target.y), self.x.reach(target.x))
 
     def needed(self, target: Window) -> Window:
         """What must be read of the plane so that every tile touching `target` can be made."""

@@ -24,7 +24,8 @@ from pipeline.geometry import Tile, Window
 from pipeline.members.contract import FLOWS, Activation, Encoding, Member
 from pipeline.posterior import Posterior, SampleSums
 from pipeline.rounds import Rounds, plain_augmentation, sample_of, tiles_in_wave
-from pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles, blend, member_blenders
+from pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles
+from pipeline.transfer import Landing, landing
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -115,7 +116,9 @@ class MemberGroup:
     def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
         if activation == "softmax":
             return outputs.softmax(dim=1)
-        if activation == "sigmoid":
+        if activation == "sigmoid" and outputs.is_cuda:
+            outputs = outputs.sigmoid()
+        elif activation == "sigmoid":
             # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs
             # in the last bit, so that a sample would depend on its place in the batch.
             outputs = torch.stack([sample.sigmoid() for sample in outputs])
@@ -135,12 +138,6 @@ class Engine:
         inputs: Sequence[slice] | None = None,
         short_of_memory: Callable[[], None] | None = None,
     ) -> None:
-        if device.type == "cuda":
-            # The choice of algorithm must not depend on what ran before, nor fp32 silently mean TF32.
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
         self._count = len(members)
         calls = settings if settings.effort is None else _plain_calls(settings)
         self._group = MemberGroup(members, calls, device, inputs, short_of_memory)
@@ -164,7 +161,17 @@ class Engine:
             region = self.begin(plane, target, features)
             while region.waiting:
                 self.answer([(region, self.batch)])
+            self.landing()()
             return region.posterior()
+
+    @property
+    def ahead(self) -> int:
+        """How many batches may be told to the device while it works on one, so that it never waits for the next."""
+        return int(self._device.type == "cuda")
+
+    def landing(self) -> Landing:
+        """Of all that was answered so far, see `pipeline.transfer`."""
+        return landing(self._device)
 
     @property
     def batch(self) -> int:
@@ -196,15 +203,15 @@ class Engine:
             answers = self._group.add_samples(batch, sums)
             maps, means, features = sums.maps(), answers.means, answers.features
             samples = [sums.samples] * len(batch)
+        said = torch.cat([maps, *means], dim=1)
         for region, tiles, first in sent:
-            drawn = samples[first : first + len(tiles)]
-            region.take(tiles, maps[first:], [mean[first:] for mean in means], features[first:], drawn)
+            region.take(tiles, said[first:], features[first:], samples[first : first + len(tiles)])
 
     def efforts(self, plane: PlaneWindow, target: Window, features: TileFeatures) -> list[TileEffort]:
         """What full effort changes of each tile that counts for `features`; for an engine with adaptive effort."""
         if self._rounds is None:
             raise ValueError("only an engine with a bound has a first round to compare with")
-        source = TileSource(plane, self._settings, self._device)
+        source = TileSource(plane, target, self._settings, self._device)
         tiles = [tile for tile in plane.grid.tiles(target) if features.counts(tile)]
         found = []
         for start in range(0, len(tiles), self.batch):
@@ -217,16 +224,17 @@ class Engine:
     ) -> StageState:
         """Add these members' samples to what earlier stages passed on; `features` gathers those of their encoders."""
         settings = self._settings
-        canvas = PosteriorCanvas(target, settings, self._count)
-        members = member_blenders(canvas, settings, target, self._weights, self._count)
+        canvas = PosteriorCanvas(target, settings, self._count, self._device)
+        blender = BandBlender(self._count * settings.classes, target, self._weights, canvas.take_members)
         probability, squares, flows, directions, samples = [], [], [], [], 0
         with torch.inference_mode():
-            for index, (tiles, batch) in enumerate(TileSource(plane, settings, self._device).batches(target)):
+            for index, (tiles, batch) in enumerate(TileSource(plane, target, settings, self._device).batches()):
                 sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
                 answers = self._group.add_samples(batch, sums)
-                blend(tiles, answers.means, members)
+                for tile, means in zip(tiles, torch.cat(answers.means, dim=1), strict=False):
+                    blender.add(tile, means)
                 if features is not None:
                     features.add(tiles, answers.features)
                 probability.append(sums.probability.cpu().numpy())
@@ -234,8 +242,8 @@ class Engine:
                 flows.append(sums.flows.cpu().numpy())
                 directions.append(sums.directions.cpu().numpy())
                 samples = sums.samples
-            for blender in members:
-                blender.finish()
+            blender.finish()
+        self.landing()()
         masks = canvas.member_masks
         said = np.zeros(0, np.int64) if features is None else features.sums()
         if before is not None:
@@ -254,7 +262,7 @@ class Engine:
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
         """The posterior of `target` once every stage has added its samples."""
         settings = self._settings
-        canvas = PosteriorCanvas(target, settings, 0)
+        canvas = PosteriorCanvas(target, settings, 0, self._device)
         blender = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
         with torch.inference_mode():
             for index, tiles in enumerate(batches_of_tiles(plane.grid, target, settings.batch)):
@@ -262,6 +270,7 @@ class Engine:
                 for position, tile in enumerate(tiles):
                     blender.add(tile, maps[position])
             blender.finish()
+        self.landing()()
         return canvas.posterior(state.member_masks)
 
 

@@ -85,8 +85,8 @@ class SampleSums:
         total, count = torch.zeros_like(self.probability), 0
         for probability, flows in samples:
             total += probability
-            for k in range(probability.shape[1]):
-                self.squares += probability[:, k] * probability[:, k]
+            for square in (probability * probability).unbind(dim=1):
+                self.squares += square
             if self.flows.shape[1]:
                 self.add_flows(flows)
             count += 1
@@ -135,17 +135,18 @@ def unit_vectors(flows: torch.Tensor) -> torch.Tensor:
     """
     larger = torch.maximum(flows[:, :1].abs(), flows[:, 1:].abs())
     scaled = flows / larger
-    return torch.where((larger > 0) & torch.isfinite(larger), scaled / _length(scaled), 0)
+    # Where the larger component is zero, infinite or NaN, a part of the quotient is NaN, and so is its length.
+    return scaled.div_(_length(scaled)).nan_to_num_(nan=0.0)
 
 
 def _length(vectors: torch.Tensor) -> torch.Tensor:
     """(batch, 1, y, x) of (batch, 2, y, x), by operations that round alike wherever a number stands in its array."""
-    y, x = vectors[:, :1], vectors[:, 1:]
-    return (y * y + x * x).sqrt()
+    squares = vectors * vectors
+    return (squares[:, :1] + squares[:, 1:]).sqrt_()
 
 
 def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
-    """Predicted class per pixel of (classes, y, x) probabilities, (y, x) int32 (deepflash2, Eq. 2).
+    """Predicted class per pixel of (classes, ..., y, x) probabilities, (..., y, x) int32 (deepflash2, Eq. 2).
 
     The argmax, the first class where several are equal. Multi-label: the most probable foreground class where it
     reaches 0.5, background elsewhere.
@@ -162,7 +163,7 @@ def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Te
 
 
 def class_masks(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
-    """Which classes a pixel belongs to, (y, x) int32: the label, or a bit per class where it is multi-label."""
+    """Which classes a pixel belongs to, shaped as `predicted_labels`: the label, or a bit per class if multi-label."""
     if not multilabel:
         return predicted_labels(probability, multilabel=False)
     masks = torch.zeros_like(probability[0], dtype=torch.int32)

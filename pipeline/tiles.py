@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from pipeline.blending import BandBlender
 from pipeline.canvas import InferenceSettings, PosteriorCanvas
 from pipeline.features import TileFeatures
-from pipeline.geometry import Grid, Span, Tile, Window, mirror
+from pipeline.geometry import Grid, Tile, Window, mirror
 from pipeline.posterior import Posterior
+from pipeline.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,19 @@ def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Til
 
 
 class TileSource:
-    """Cuts tiles out of a plane's window, mirrored at the plane's edges."""
+    """Cuts the tiles that touch `target` out of a plane's window, mirrored at the plane's edges."""
 
-    def __init__(self, plane: PlaneWindow, settings: InferenceSettings, device: torch.device) -> None:
-        self._pixels = torch.from_numpy(plane.pixels).to(device, non_blocking=True)
-        self._plane = plane
+    def __init__(self, plane: PlaneWindow, target: Window, settings: InferenceSettings, device: torch.device) -> None:
+        self._reach = plane.grid.reach(target)
+        self._pixels = to_device(plane.pixels, device)
+        for axis, reach, read, length in (
+            (1, self._reach.y, plane.window.y, plane.grid.y.length),
+            (2, self._reach.x, plane.window.x, plane.grid.x.length),
+        ):
+            if reach != read:
+                index = mirror(np.arange(reach.start, reach.stop, dtype=np.int64), length) - read.start
+                self._pixels = self._pixels.index_select(axis, to_device(index, device))
+        self._grid, self._target = plane.grid, target
         self._settings = settings
         self._device = device
 
@@ -46,24 +54,19 @@ class TileSource:
     def channels(self) -> int:
         return self._pixels.shape[0]
 
-    def batches(self, target: Window) -> Iterator[tuple[list[Tile], torch.Tensor]]:
-        """Tiles that touch `target` and their pixels, (batch, channels, tile, tile) float32."""
+    def batches(self) -> Iterator[tuple[list[Tile], torch.Tensor]]:
+        """All of them in order and their pixels, (batch, channels, tile, tile) float32, zeros after the last one."""
         size, tile = self._settings.batch, self._settings.tile
-        for tiles in batches_of_tiles(self._plane.grid, target, size):
+        for tiles in batches_of_tiles(self._grid, self._target, size):
             batch = torch.zeros((size, self.channels, tile, tile), device=self._device)
             for index, one in enumerate(tiles):
                 batch[index] = self.cut(one)
             yield tiles, batch
 
     def cut(self, tile: Tile) -> torch.Tensor:
-        """Pixels of one tile, (channels, tile, tile) float32."""
-        y = self._indices(tile.window.y, self._plane.grid.y.length, self._plane.window.y.start)
-        x = self._indices(tile.window.x, self._plane.grid.x.length, self._plane.window.x.start)
-        return self._pixels.index_select(1, y).index_select(2, x)
-
-    def _indices(self, span: Span, length: int, origin: int) -> torch.Tensor:
-        inside = mirror(np.arange(span.start, span.stop, dtype=np.int64), length) - origin
-        return torch.from_numpy(inside).to(self._device)
+        """Pixels of one tile, (channels, tile, tile) float32; not to be changed."""
+        y, x = tile.window.within(self._reach)
+        return self._pixels[:, y, x]
 
 
 class RegionOnItsWay:
@@ -88,12 +91,14 @@ class RegionOnItsWay:
         members: int,
         features: TileFeatures | None,
     ) -> None:
-        self._source = TileSource(plane, settings, weights.device)
+        self._source = TileSource(plane, target, settings, weights.device)
         self._waiting = list(plane.grid.tiles(target))[::-1]
+        self._missing = len(self._waiting)
         self._features = features
-        self._canvas = PosteriorCanvas(target, settings, members)
-        self._ensemble = BandBlender(settings.maps, target, weights, self._canvas.take_ensemble)
-        self._members = member_blenders(self._canvas, settings, target, weights, members)
+        self._canvas = PosteriorCanvas(target, settings, members, weights.device)
+        # The ensemble's maps and the means of its members.
+        channels = settings.maps + members * settings.classes
+        self._blender = BandBlender(channels, target, weights, self._canvas.take)
 
     @property
     def waiting(self) -> int:
@@ -111,47 +116,24 @@ class RegionOnItsWay:
             batch[index] = self._source.cut(tile)
         return tiles
 
-    def take(
-        self,
-        tiles: Sequence[Tile],
-        maps: torch.Tensor,
-        means: Sequence[torch.Tensor],
-        features: torch.Tensor,
-        samples: Sequence[int],
-    ) -> None:
+    def take(self, tiles: Sequence[Tile], maps: torch.Tensor, features: torch.Tensor, samples: Sequence[int]) -> None:
         """Add what is said of tiles that went out; of each array the first axis is that of `tiles`, or longer.
 
         Parameters
         ----------
-        maps : (tiles, maps, tile, tile) of `SampleSums.maps`, with adaptive effort how many samples there were after it
-        means : of each member, (tiles, classes, tile, tile)
+        maps : (tiles, maps, tile, tile) of `SampleSums.maps`, with adaptive effort how many samples there were, then
+            each member's mean probability
         features : (tiles, features) int64
         samples : that each tile got
         """
-        blend(tiles, means, self._members)
         if self._features is not None:
             self._features.add(tiles, features, samples)
         for index, tile in enumerate(tiles):
-            self._ensemble.add(tile, maps[index])
+            self._blender.add(tile, maps[index])
+        self._missing -= len(tiles)
+        if not self._missing:
+            self._blender.finish()
 
     def posterior(self) -> Posterior:
-        """Of the target, once all tiles came back."""
-        for blender in (self._ensemble, *self._members):
-            blender.finish()
+        """Of the target, once all tiles came back and what was said of them has landed (`pipeline.transfer`)."""
         return self._canvas.posterior()
-
-
-def member_blenders(
-    canvas: PosteriorCanvas, settings: InferenceSettings, target: Window, weights: torch.Tensor, members: int
-) -> list[BandBlender]:
-    """One per member, whose mean goes to `canvas`."""
-    return [
-        BandBlender(settings.classes, target, weights, partial(canvas.take_member, member)) for member in range(members)
-    ]
-
-
-def blend(tiles: Sequence[Tile], means: Sequence[torch.Tensor], blenders: Sequence[BandBlender]) -> None:
-    """Add each member's means of `tiles` to its blender."""
-    for blender, mean in zip(blenders, means, strict=True):
-        for index, tile in enumerate(tiles):
-            blender.add(tile, mean[index])

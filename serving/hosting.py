@@ -17,7 +17,7 @@ from cluster.settings import ResultSettings
 from pipeline import storage
 from pipeline.backends.choice import Backend
 from pipeline.backends.loading import load_members
-from pipeline.canvas import Precision
+from pipeline.canvas import Precision, tiles_per_call
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.features import ImageFeatures
 from pipeline.inference import Engine
@@ -60,7 +60,12 @@ class Hosted:
         device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
         wanted = ResultSettings(
-            device=settings.device, precision=settings.precision, backend=settings.backend, effort=settings.effort
+            device=settings.device,
+            precision=settings.precision,
+            backend=settings.backend,
+            effort=settings.effort,
+            # The fastest for a long run may be more tiles than an image has, which would be filled up with zeros.
+            batch=tiles_per_call(settings.device, ensemble.spec.tile, len(ensemble.spec.augmentations)),
         )
         chosen = resolve(wanted, ensemble)
         count, tile = range(len(ensemble.spec.members)), ensemble.spec.tile

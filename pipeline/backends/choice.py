@@ -12,8 +12,9 @@ import torch
 from pipeline.canvas import Precision
 from pipeline.errors import RefusedError
 
-Backend = Literal["eager", "inductor", "onnxruntime", "openvino"]
-"""``eager`` is PyTorch as it is, operation by operation; the others get the network as one graph, weights included."""
+Backend = Literal["eager", "cudagraphs", "inductor", "onnxruntime", "openvino"]
+"""``eager`` is PyTorch as it is, operation by operation; ``cudagraphs`` the same operations, recorded once and launched
+together; the others get the network as one graph, weights included."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
@@ -35,6 +36,7 @@ class _Runtime:
 
 _RUNTIMES: dict[Backend, _Runtime] = {
     "eager": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
+    "cudagraphs": _Runtime((), "", ("cuda",), ("fp32", "bf16", "fp16")),
     "inductor": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
     "onnxruntime": _Runtime(("onnxruntime", "onnxscript"), "pip install 'chorus-bioimage[onnx]'", ("cpu",), ("fp32",)),
     "openvino": _Runtime(

@@ -21,6 +21,8 @@ from pipeline.errors import RefusedError
 from pipeline.inference import AUTOCAST
 from pipeline.members.contract import last_stage
 
+Run = Callable[[torch.Tensor], list[torch.Tensor]]
+"""What a runtime makes of tiles: outputs, and the encoder's last stage where there is one."""
 OPSET = 20
 """Of the ONNX graphs that are made: known to onnxruntime since 1.17."""
 _PACKAGES = ("chorus-bioimage", "torch", "onnxscript", "segmentation-models-pytorch", "timm")
@@ -61,7 +63,7 @@ def exported(network: WithStage, example: torch.Tensor) -> torch.export.Exported
             return torch.export.export(network, (example,), strict=False)
     except Exception as error:
         raise RefusedError(
-            f"torch cannot export {type(network.network).__name__} as a graph ({_first_line(error)}); use --backend "
+            f"torch cannot export {type(network.network).__name__} as a graph ({first_line(error)}); use --backend "
             f"eager"
         ) from error
 
@@ -75,7 +77,7 @@ def onnx_graph(network: WithStage, example: torch.Tensor) -> bytes:
         data: bytes = converted.model_proto.SerializeToString()
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         raise RefusedError(
-            f"torch cannot export {type(network.network).__name__} as ONNX ({_first_line(error)}); use --backend eager"
+            f"torch cannot export {type(network.network).__name__} as ONNX ({first_line(error)}); use --backend eager"
         ) from error
     return data
 
@@ -93,7 +95,7 @@ def compiled(network: WithStage, example: torch.Tensor) -> bytes:
             inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
         except (RuntimeError, OSError, ValueError) as error:
             raise RefusedError(
-                f"torch cannot compile {type(network.network).__name__} ({_first_line(error)}); install a C++ compiler "
+                f"torch cannot compile {type(network.network).__name__} ({first_line(error)}); install a C++ compiler "
                 f"such as g++, or use --backend eager"
             ) from error
         return Path(path).read_bytes()
@@ -149,6 +151,7 @@ def _surroundings() -> tuple[str, ...]:
     return tuple(installed(package) for package in _PACKAGES)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of what an error says, without colours, at most 200 characters."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch writes in colours
     return (plain.strip().splitlines() or [type(error).__name__])[0][:200]

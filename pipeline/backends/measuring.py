@@ -1,19 +1,18 @@
-"""How fast each backend is for an ensemble on this device: measured once, kept, and used where nobody chooses."""
+"""How fast each backend is for an ensemble on this device; `pipeline.backends.choosing` keeps and uses it."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline import storage
 from pipeline.backends.choice import Backend, difference, usable
-from pipeline.backends.conversion import cache_folder, device_name
+from pipeline.backends.conversion import device_name
 from pipeline.backends.member import on_backend
 from pipeline.canvas import Precision
 from pipeline.ensemble import Ensemble
@@ -112,27 +111,34 @@ class EnsembleTimings(BaseModel):
 
 
 def measured(
-    ensemble: Ensemble, work: Work, seconds: float, begun: Callable[[str, Backend], None] = lambda *_: None
+    ensemble: Ensemble,
+    work: Work,
+    seconds: float,
+    begun: Callable[[str, Backend], None] = lambda *_: None,
+    backends: Sequence[Backend] | None = None,
 ) -> EnsembleTimings:
-    """Try every backend that can be used here with every network of an ensemble, and keep what was found.
+    """Try backends with every network of an ensemble.
 
     Parameters
     ----------
     seconds : that each is called for, in turns, so that what else the machine does meets all alike
     begun : told of each network and backend
+    backends : by default all that can be used here; ``eager`` is always among them
     """
     groups: dict[str, list[int]] = {}
     for index, entry in enumerate(ensemble.spec.members):
         groups.setdefault(entry.model_dump_json(exclude={"weights", "sha256"}), []).append(index)
+    tried = [one for one in usable(work.precision, work.device.type) if backends is None or one in ("eager", *backends)]
     networks, plain = [], []
     for members in groups.values():
         member = ensemble.load_member(members[0], work.device, work.tile)
         channels = ensemble.inputs([members[0]], work.tile).count
         name = type(getattr(member, "module", member)).__name__
-        timings, eager = _timed(member, (work.samples, channels, work.tile, work.tile), work, seconds, name, begun)
+        shape = (work.samples, channels, work.tile, work.tile)
+        timings, eager = _timed(member, shape, work, seconds, tried, partial(begun, name))
         networks.append(NetworkTimings(network=name, members=members, timings=timings))
         plain.append(eager)
-    found = EnsembleTimings(
+    return EnsembleTimings(
         ensemble=ensemble.hash,
         tile=work.tile,
         samples=work.samples,
@@ -142,26 +148,6 @@ def measured(
         eager_fp32=plain,
         networks=networks,
     )
-    storage.write_bytes(_path(ensemble.hash, work), found.model_dump_json(indent=2).encode())
-    return found
-
-
-def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:
-    """What was measured on such a device, or None."""
-    if work.device.type == "cuda" and not torch.cuda.is_available():
-        return None  # a driver without a GPU cannot know which ones its machines have
-    try:
-        return EnsembleTimings.model_validate_json(storage.read_bytes(_path(ensemble.hash, work)))
-    except (OSError, ValidationError):
-        return None
-
-
-def best_backend(ensemble: Ensemble, work: Work) -> Backend:
-    """The fastest one that was measured and can be used here; ``eager`` where nothing was measured."""
-    found = known_timings(ensemble, work)
-    if found is None or found.best not in usable(work.precision, work.device.type):
-        return "eager"
-    return found.best
 
 
 def _timed(
@@ -169,8 +155,8 @@ def _timed(
     shape: tuple[int, ...],
     work: Work,
     seconds: float,
-    name: str,
-    begun: Callable[[str, Backend], None],
+    backends: Sequence[Backend],
+    begun: Callable[[Backend], None],
 ) -> tuple[list[Timing], float]:
     """Of each backend, and tiles a second of PyTorch in fp32 with channels first."""
     tiles = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(work.device)
@@ -178,8 +164,8 @@ def _timed(
     found: dict[Backend, Timing] = {}
     with torch.inference_mode():
         reference = member(tiles)
-        for backend in usable(work.precision, work.device.type):
-            begun(name, backend)
+        for backend in backends:
+            begun(backend)
             started = time.perf_counter()
             converted = on_backend(member, backend, work.precision, work.device)
             if backend != "eager" and converted is member:
@@ -243,9 +229,3 @@ def _rates(
 
 def _rate(network: NetworkTimings, backend: Backend) -> float:
     return next((timing.rate for timing in network.timings if timing.backend == backend), 0.0)
-
-
-def _path(ensemble: str, work: Work) -> str:
-    key: Iterable[object] = (ensemble, work.tile, work.samples, work.precision, device_name(work.device))
-    name = hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:32]
-    return str(cache_folder() / "timings" / f"{name}.json")

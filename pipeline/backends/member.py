@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import torch
 
 from pipeline.backends.choice import Backend, difference, tolerance
-from pipeline.backends.conversion import WithStage, compiled, device_name, fingerprint, kept, onnx_graph
+from pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
+from pipeline.backends.recording import recorded
 from pipeline.canvas import Precision
 from pipeline.errors import RefusedError
 from pipeline.members.contract import Activation, Member, ModuleMember
-
-Run = Callable[[torch.Tensor], list[torch.Tensor]]
-"""What a runtime makes of tiles: outputs, and the encoder's last stage where there is one."""
 
 
 def on_backend(member: Member, backend: Backend, precision: Precision, device: torch.device) -> Member:
@@ -61,17 +58,16 @@ class ConvertedMember:
         return stage
 
     def parameters_bytes(self) -> int:
-        """The weights twice: PyTorch's, which other shapes are converted from, and the runtime's."""
-        return 2 * self._member.parameters_bytes()
+        """PyTorch's weights, which other shapes are converted from, and the runtime's where it has its own."""
+        return (1 if self._backend == "cudagraphs" else 2) * self._member.parameters_bytes()
 
     def _prepared(self, shape: tuple[int, ...]) -> Run:
         # Values as they come after normalisation; of a fixed seed, so that a network passes always or never.
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
         # Whoever calls has autocast on where the precision is reduced; it is a part of the graph, or the runtime's.
         with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False), torch.no_grad():
-            path = self._converted(example)
-            run = self._opened(path)
-            found = self._difference(path, run, example)
+            run, graph = self._made(example)
+            found = self._difference(run, graph, example)
         allowed = tolerance(self._precision, self._member.module)
         if not found <= allowed:
             raise RefusedError(
@@ -80,36 +76,45 @@ class ConvertedMember:
             )
         return run
 
-    def _opened(self, path: Path) -> Run:
+    def _made(self, example: torch.Tensor) -> tuple[Run, str]:
+        """The network for inputs of the example's shape, and the hash of the file that the runtime opened."""
+        if self._backend == "cudagraphs":
+            return recorded(self._network(self._precision), example), ""
+        path = self._converted(example)
+        with path.open("rb") as file:
+            graph = hashlib.file_digest(file, "sha256").hexdigest()
         if self._backend == "inductor":
-            return _inductor(path)
-        return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path)
+            return _inductor(path), graph
+        return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path), graph
 
-    def _difference(self, path: Path, run: Run, example: torch.Tensor) -> float:
+    def _difference(self, run: Run, graph: str, example: torch.Tensor) -> float:
         """To PyTorch's answer in fp32, which takes as long as several calls: what one process found is kept for all
         that share the graph, the runtime and the kind of device."""
 
         def compare() -> bytes:
             return repr(difference(run(example)[0], self._member.module(example))).encode()
 
-        with path.open("rb") as file:
-            graph = hashlib.file_digest(file, "sha256").hexdigest()
-        runtime = import_module("torch" if self._backend == "inductor" else self._backend).__version__
+        of_torch = self._backend in ("cudagraphs", "inductor")
+        runtime = import_module("torch" if of_torch else self._backend).__version__
         how = (self._backend, runtime, self._precision, device_name(self._device), torch.get_num_threads())
         name = fingerprint(self._member.module, tuple(example.shape), graph, *how)
         return float(kept(f"compared/{name}.txt", compare).read_text())
 
     def _converted(self, example: torch.Tensor) -> Path:
         """The file that the runtime opens, made of the network for inputs of the example's shape."""
-        network = WithStage(self._member.module, self._member.encoder, self._precision, self._device.type).eval()
-        shape = tuple(example.shape)
+        network, shape = self._network(self._precision), tuple(example.shape)
         if self._backend == "inductor":
             example = example.contiguous(memory_format=torch.channels_last)
             name = fingerprint(network, shape, self._precision, device_name(self._device))
             return kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
         # Runtimes choose their precision themselves: the graph is in that of the weights.
-        plain = WithStage(self._member.module, self._member.encoder, "fp32", self._device.type).eval()
+        plain = self._network("fp32")
         return kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
+
+    def _network(self, precision: Precision) -> WithStage:
+        network = WithStage(self._member.module, self._member.encoder, precision, self._device.type)
+        network.eval()
+        return network
 
 
 def _inductor(path: Path) -> Run:

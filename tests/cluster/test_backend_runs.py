@@ -43,13 +43,14 @@ def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
 ) -> None:
     out, ensemble = tmp_path / "out", Path(ensemble_url)
     assert start(source, ensemble, out).state == "complete"
-    monkeypatch.setattr("cluster.plan.best_backend", lambda *_: "openvino")
+    monkeypatch.setattr("cluster.plan.choose", lambda *_: ("openvino", 2))
     assert start(source, ensemble, out).state == "complete"
     assert read_run(str(out))["settings"]["backend"] == "eager"
     with pytest.raises(RefusedError, match="backend was eager, now openvino"):
         start(source, ensemble, out, backend="openvino")
     assert start(source, ensemble, tmp_path / "new").state == "complete"
-    assert read_run(str(tmp_path / "new"))["settings"]["backend"] == "openvino"
+    new = read_run(str(tmp_path / "new"))["settings"]
+    assert (new["backend"], new["batch"]) == ("openvino", 2)
 
 
 def test_outputs_of_versions_without_backends_go_on_as_eager(source: Path, ensemble_url: str, tmp_path: Path) -> None:

@@ -17,10 +17,18 @@ from pipeline.geometry import Grid, Window
 from pipeline.inference import Engine
 from pipeline.posterior import Posterior
 from pipeline.tiles import PlaneWindow
+from pipeline.transfer import Landing
 from tests.making import network
 
 CPU = torch.device("cpu")
 HOW = InferenceSettings("softmax", False, 2, 32, ("identity", "hflip"), batch=8)
+
+
+@pytest.fixture(params=[0, 1], ids=["nothing ahead", "one batch ahead"], autouse=True)
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of a GPU it is one."""
+    monkeypatch.setattr(Engine, "ahead", request.param)
+    return int(request.param)
 
 
 class Counting:
@@ -185,3 +193,46 @@ def test_whoever_waits_for_a_busy_device_gets_its_turn() -> None:
         for answer, one in zip(answers, (first, second), strict=True):
             assert same(answer.result(60)[0], engine.posterior(one, one.window))
     device.close()
+
+
+def test_a_device_that_is_lost_ends_what_was_in_its_hands_and_the_next_is_answered(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, device = Engine([Counting()], HOW, CPU), SharedDevice(10_000, fair=False)
+    landings = 0
+
+    def landing(_: Engine) -> Landing:
+        def land() -> None:
+            nonlocal landings
+            landings += 1
+            if landings == 2:
+                raise RuntimeError("the device was lost")
+
+        return land
+
+    monkeypatch.setattr(Engine, "landing", landing)
+    large, small = plane(120, 120, 0), plane(30, 30, 1)
+    lost = submit(device, engine, large)
+    with pytest.raises(RuntimeError, match="the device was lost"):
+        lost.result(60)
+    assert same(submit(device, engine, small).result(60)[0], engine.posterior(small, small.window))
+    device.close()
+    assert device.load.waiting == 0
+    assert device.load.calls >= 2 + ahead
+
+
+def test_a_batch_is_told_before_the_last_one_has_landed_and_an_idle_device_waits_for_none(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, told = Counting(), []
+    engine, device = Engine([member], HOW, CPU), SharedDevice(10_000)
+
+    def landing(_: Engine) -> Landing:
+        own = member.calls
+        return lambda: told.append((own, member.calls))
+
+    monkeypatch.setattr(Engine, "landing", landing)
+    one = plane(96, 96, 0)  # 25 tiles, four batches
+    assert same(submit(device, engine, one).result(60)[0], Engine([Counting()], HOW, CPU).posterior(one, one.window))
+    device.close()
+    assert told[:4] == [(own, min(own + ahead, 4)) for own in (1, 2, 3, 4)]

@@ -11,7 +11,8 @@ import torch
 from pipeline.backends import conversion
 from pipeline.backends import member as converting
 from pipeline.backends.choice import Backend, check_backend, difference, usable
-from pipeline.backends.measuring import Work, best_backend, known_timings, measured
+from pipeline.backends.choosing import Asked, choose, fastest, known_timings, measure_and_keep
+from pipeline.backends.measuring import EnsembleTimings, NetworkTimings, Timing, Work, measured
 from pipeline.backends.member import ConvertedMember, on_backend
 from pipeline.ensemble import read_ensemble
 from pipeline.errors import RefusedError
@@ -181,18 +182,82 @@ def test_what_was_measured_is_kept_and_decides(
 ) -> None:
     monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = read_ensemble(str(write_ensemble(tmp_path / "ensemble", members=3)))
-    work = Work(64, 2, "fp32", CPU)
-    assert best_backend(ensemble, work) == "eager"
-    found = measured(ensemble, work, 0.1)
-    assert known_timings(ensemble, work) == found
-    assert known_timings(ensemble, Work(64, 4, "fp32", CPU)) is None
+    asked = Asked(64, 2, "fp32", CPU)
+    assert choose(ensemble, asked) == ("eager", 1)
+    (found,) = measure_and_keep(ensemble, asked, 0.1, batch=1)
+    assert known_timings(ensemble, asked.work(1)) == found
+    assert known_timings(ensemble, asked.work(2)) is None
     (of,) = found.networks  # three members of one architecture
     assert of.members == [0, 1, 2]
     assert {timing.backend for timing in of.timings} == {"eager", "onnxruntime", "openvino"}
     assert all(timing.rate > 0 and timing.difference < 1e-4 for timing in of.timings)
     fastest = max(of.timings, key=lambda timing: timing.rate)
-    assert found.best == fastest.backend == best_backend(ensemble, work)
+    assert found.best == fastest.backend
+    assert choose(ensemble, asked) == (fastest.backend, 1)
+    assert choose(ensemble, asked, batch=2) == ("eager", 2)
     assert found.seconds(found.best) == pytest.approx(3 / fastest.rate)
+
+
+def timings_of(samples: int, **rates: float) -> EnsembleTimings:
+    """As measured with one network; samples a second by backend."""
+    timings = [Timing(backend=backend, rate=rate) for backend, rate in rates.items()]  # type: ignore[arg-type]
+    network = NetworkTimings(network="Unet", members=[0], timings=timings)
+    return EnsembleTimings(
+        ensemble="",
+        tile=64,
+        samples=samples,
+        precision="fp32",
+        device="",
+        threads=1,
+        eager_fp32=[1],
+        networks=[network],
+    )
+
+
+def test_of_batches_that_are_as_fast_the_smallest_is_taken() -> None:
+    asked = Asked(64, 4, "fp32", CPU)
+    found = [
+        timings_of(4, eager=10, onnxruntime=99.5),
+        timings_of(8, eager=12, onnxruntime=100),
+        timings_of(16, eager=11),
+    ]
+    assert fastest(found, asked) == ("onnxruntime", 1)
+    assert fastest([*found, timings_of(32, eager=110)], asked) == ("eager", 8)
+    assert fastest([], asked) is None
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried", "chosen"),
+    [
+        ({1: 10, 2: 9}, [1, 2], 1),
+        ({1: 10, 2: 12, 4: 14, 8: 13}, [1, 2, 4, 8], 4),
+        ({1: 10, 2: 12, 4: None}, [1, 2, 4], 2),  # out of memory
+    ],
+)
+def test_larger_batches_are_tried_as_long_as_they_are_faster(
+    rates: dict[int, float | None],
+    tried: list[int],
+    chosen: int,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensemble = read_ensemble(str(write_light_ensemble(tmp_path / "ensemble", members=1)))
+    seen: list[tuple[int, list[Backend] | None]] = []
+
+    def measured(_: object, work: Work, *others: object) -> EnsembleTimings:
+        tiles = work.samples // 4
+        seen.append((tiles, others[-1]))  # type: ignore[arg-type]
+        if (rate := rates[tiles]) is None:
+            raise MemoryError
+        return timings_of(work.samples, eager=1, openvino=rate)
+
+    monkeypatch.setattr("pipeline.backends.choosing.measured", measured)
+    monkeypatch.setattr("pipeline.backends.choosing.usable", lambda *_: ["eager", "openvino"])
+    asked = Asked(64, 4, "fp32", CPU)
+    measure_and_keep(ensemble, asked, 1)
+    assert seen == [(tiles, ["openvino"] if tiles > 1 else None) for tiles in tried]
+    assert choose(ensemble, asked) == ("openvino", chosen)
 
 
 def test_a_backend_that_fails_is_measured_as_such_and_never_chosen(
