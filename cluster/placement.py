@@ -18,10 +18,13 @@ from pipeline.rounds import tiles_in_wave
 
 # Tiles in a block of the stream, at least: small regions are grouped where a device does thousands of tiles a second.
 _GPU_TILES_PER_BLOCK = 512
-# Blocks that an actor holds at once. On a GPU one is read, one is inferred, one is written. On a core inference takes
-# nearly all of the time, so that one is inferred while the other is written and the next one read; a third would
-# only wait, and be missed by an actor that has nothing left.
-_GPU_BLOCKS, _CPU_BLOCKS = 3, 2
+# Blocks that an actor holds at once. On a GPU one is read, one is inferred, one is written, and a fast GPU needs more
+# in hand (`_blocks_at_once`). On a core inference takes nearly all of the time, so that one is inferred while the other
+# is written and the next one read; a third would only wait, and be missed by an actor that has nothing left.
+_GPU_BLOCKS, _MOST_GPU_BLOCKS, _CPU_BLOCKS = 3, 6, 2
+# Seconds that a megapixel takes beside inference: read, scored and written, 0.15 to 0.2 of a core on a disk
+# (benchmarks/feeding.py), and as long again where a bucket lets it wait.
+_BESIDE_SECONDS = 0.33
 # Images are finished beside the actors, one at a time for so many cores, and in bounds: two on a small machine; no more
 # than the driver can follow, which looks at all of them whenever a region ends (docs/scale.md).
 _CORES_PER_TASK, _LEAST_TASKS, _MOST_TASKS = 4, 2, 1_024
@@ -134,6 +137,7 @@ def place(
     memory: Memory,
     cost: Cost,
     device_memory: int,
+    tile_seconds: float = 0.0,
 ) -> Placement:
     """Spread the ensemble over what the cluster has.
 
@@ -142,6 +146,7 @@ def place(
     memory : of an actor that hosts all members
     device_memory : bytes of one device: of a GPU, or of a node where members run on its cores. Where GPUs differ the
         smallest counts, since an actor may start on any; cores are given out by what each node has.
+    tile_seconds : that a tile takes all members and augmentations; 0 where nobody knows
 
     Raises
     ------
@@ -188,11 +193,18 @@ def place(
         cpus_per_actor=0 if on_gpu else settings.threads,
         gpus_per_actor=1 if on_gpu else 0,
         regions_per_block=max(1, _GPU_TILES_PER_BLOCK // tiles) if on_gpu else 1,
-        blocks_per_actor=_GPU_BLOCKS if on_gpu else _CPU_BLOCKS,
+        blocks_per_actor=_blocks_at_once(cost, tile_seconds) if on_gpu else _CPU_BLOCKS,
         tasks=tasks_at_once(resources.cpus),
         most_actors_per_stage=max(1, cost.regions) if grows else None,
         memory_per_actor=0 if on_gpu else needed,
     )
+
+
+def _blocks_at_once(cost: Cost, tile_seconds: float) -> int:
+    """As many as a GPU infers while one is read, scored and written, and the one that it infers."""
+    seconds = cost.tiles * tile_seconds
+    wanted = 1 + math.ceil(_BESIDE_SECONDS * cost.megapixels / seconds) if seconds else 0
+    return min(max(wanted, _GPU_BLOCKS), _MOST_GPU_BLOCKS)
 
 
 def _smallest(resources: Resources, device_memory: int) -> int:

@@ -124,8 +124,9 @@ def executor_of(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Foreca
 def _forecast(job: Job, resources: session.Resources, measured: Calibration, reporter: Reporter) -> Forecast:
     expected = cost(job.table, job.ensemble, job.settings)
     memory = estimate_memory(job.table, job.ensemble, job.settings, measured)
-    placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, measured.device_memory)
-    seconds = expected.tiles * measured.seconds_per_tile / placement.actors
+    there, of_a_tile = measured.device_memory, measured.seconds_per_tile
+    placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, there, of_a_tile)
+    seconds = expected.tiles * of_a_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
     advice = _advice(job) if seconds > _LONG else ""
     made = Forecast(expected, measured, memory, placement, seconds, failures, advice)

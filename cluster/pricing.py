@@ -156,8 +156,8 @@ def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: 
     memory = estimate_memory(job.table, job.ensemble, settings, measured)
     resources = Resources(number * one.cpus, number * one.gpus, number, int(number * one.memory_gb * 1e9))
     run = job.request.run.model_copy(update={"actors": None, "address": None})
-    placement = place(job.ensemble, settings, run, resources, memory, cost, usable)
     seconds = one.seconds_per_tile or measured.seconds_per_tile / (one.relative_speed or 1.0)
+    placement = place(job.ensemble, settings, run, resources, memory, cost, usable, seconds)
     return _Nodes(one, number, placement, seconds)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cluster.images import PlannedImage
@@ -49,8 +53,10 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
     )
 
 
-def saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | None:
-    """The posterior's channels in the order of the layout, (channels, y, x); None where none are kept."""
+def saved_maps(posterior: Posterior, save: list[str], dtype: str = "float32") -> NDArray[np.floating[Any]] | None:
+    """The posterior's channels in the order of the layout, (channels, y, x) of `dtype`; None where none are kept."""
+    if not save:
+        return None
     maps = {
         "probability": posterior.probability,
         "uncertainty": posterior.uncertainty[None],
@@ -60,4 +66,9 @@ def saved_maps(posterior: Posterior, save: list[str]) -> NDArray[np.float32] | N
         "flows": posterior.flows,
         "samples": posterior.samples,
     }
-    return np.concatenate([maps[name] for name in save]) if save else None
+    chosen = [maps[name] for name in save]
+    kept = np.empty((sum(map(len, chosen)), *posterior.labels.shape), dtype)
+    # Torch rounds to float16 as NumPy does, in a quarter of the time.
+    for target, source in zip(torch.from_numpy(kept), itertools.chain(*chosen), strict=True):
+        target.copy_(torch.from_numpy(source))
+    return kept

@@ -301,10 +301,9 @@ class RegionWorker:
         with span("prepare output"):
             self._prepare(work.layout)
         with span("write"):
-            maps, window = saved_maps(posterior, self._settings.save), of.where.window
+            maps, window = saved_maps(posterior, self._settings.save, work.layout.dtype), of.where.window
             write_region(work.layout, of.where.t, of.where.z, window, maps, posterior.labels)
-        size = 0 if maps is None else maps.size * np.dtype(work.layout.dtype).itemsize
-        self._metrics.written(size + posterior.labels.nbytes)
+        self._metrics.written((0 if maps is None else maps.nbytes) + posterior.labels.nbytes)
         with span("record"):
             self._ledger.record_region(of.image.name, record)
         seconds = time.perf_counter() - started

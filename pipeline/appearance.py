@@ -123,13 +123,18 @@ def appearance(
 
 def _filtered(channel: NDArray[Any], patch: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Absolute answers to Immerkær's mask, and the Laplacian, of the pixels whose 3 x 3 around are in one patch."""
-    rows, columns = (np.isin(np.arange(1, n - 1) % patch, (0, patch - 1), invert=True) for n in channel.shape)
-    inner = np.ix_(rows, columns)
+    rows, columns = (
+        np.flatnonzero(np.isin(np.arange(1, n - 1) % patch, (0, patch - 1), invert=True)) for n in channel.shape
+    )
+
+    def inner(values: NDArray[Any]) -> NDArray[Any]:
+        return values.take(rows, axis=0).take(columns, axis=1)
+
     if channel.dtype.kind == "f":
         channel = channel.astype(np.float64)
     down, right = np.diff(channel, n=2, axis=0), np.diff(channel, n=2, axis=1)
     # The mask is the outer product of (1, -2, 1) with itself: blind to edges, not to noise.
-    answers = np.abs(np.diff(down, n=2, axis=1))[inner], (down[:, 1:-1] + right[1:-1])[inner]
+    answers = np.abs(inner(np.diff(down, n=2, axis=1))), inner(down[:, 1:-1] + right[1:-1])
     if channel.dtype.kind == "f":
         limit = np.finfo(np.float32).max
         return np.clip(answers[0], 0, limit).astype(np.float32), np.clip(answers[1], -limit, limit).astype(np.float32)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.posterior import Posterior, mask_of
 
 FIXED_POINT = 2**32
-# Products of 0/1 rows are counted in float32, exact up to 2^24.
+# Pixels whose members are compared at once: bounds what is held of them.
 _COUNT_BLOCK = 1 << 22
 # Pixels that are summed at once: bounds what is held in float64.
 _BAND = 1 << 20
@@ -249,8 +249,12 @@ def _overlaps(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: boo
     flat = masks.reshape(members, -1)
     counts = np.zeros((members, members), np.int64)
     for start in range(0, flat.shape[1], _COUNT_BLOCK):
-        rows = mask_of(flat[:, start : start + _COUNT_BLOCK], label, multilabel=multilabel).astype(np.float32)
-        counts += (rows @ rows.T).astype(np.int64)
+        inside = mask_of(flat[:, start : start + _COUNT_BLOCK], label, multilabel=multilabel)
+        bits = np.packbits(inside, axis=1)
+        words = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+        for a, b in itertools.combinations_with_replacement(range(members), 2):
+            counts[a, b] += np.bitwise_count(words[a] & words[b]).sum(dtype=np.int64)
+    counts = np.triu(counts) + np.triu(counts, 1).T
     return [[int(count) for count in row] for row in counts]
 
 

@@ -55,6 +55,26 @@ def test_every_gpu_hosts_all_members_where_they_fit(ensemble: Ensemble) -> None:
     assert placement.least_actors_per_stage == placement.actors_per_stage
 
 
+@pytest.mark.parametrize(
+    ("device", "seconds", "at_once"),
+    # Beside inference a megapixel takes a third of a second; a region here is 100 tiles and four megapixels.
+    [
+        ("cuda", 0.0, 3),
+        ("cuda", 1.0, 3),
+        ("cuda", 0.007, 3),
+        ("cuda", 0.006, 4),
+        ("cuda", 0.0001, 6),
+        ("cpu", 0.001, 2),
+    ],
+)
+def test_a_fast_gpu_has_more_regions_in_hand(ensemble: Ensemble, device: str, seconds: float, at_once: int) -> None:
+    work = Cost(10, 1000, 100_000, 100_000, 2_000_000, 4000.0, 1, 1, 100)
+    resources = Resources(cpus=16, gpus=4, nodes=1, memory=64 * GIGABYTE)
+    chosen = settings(ensemble, device=device)
+    placement = place(ensemble, chosen, RunSettings(), resources, MEMORY, work, 8 * GIGABYTE, seconds)
+    assert placement.blocks_per_actor == at_once
+
+
 def test_members_go_into_as_few_stages_as_fit(ensemble: Ensemble) -> None:
     two = placed(ensemble, 6 * GIGABYTE)
     assert two.kind == "staged"
