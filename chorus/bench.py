@@ -97,11 +97,11 @@ def _print_timings(found: list[Measured], augmentations: int) -> None:
     first = found[0][0][0]
     out = Console()
     out.print(
-        f"{first.device}, {first.threads} threads, tiles of {first.tile} with {augmentations} augmentations; speed-up "
-        f"over PyTorch in fp32 with channels first and as many tiles a call",
+        f"{first.device}, {first.threads} threads; calls with so many tiles of {first.tile}, {augmentations} "
+        f"augmentations of each; samples a second, and speed-up over PyTorch in fp32 with channels first",
         highlight=False,
     )
-    table = Table("", "tiles a call", "network", "backend", "samples/s", "speed-up", "set up", "difference")
+    table = Table("", "tiles", "network", "backend", "a second", "speed-up", "set up", "differs")
     for measurements, auto in found:
         for measurement in measurements:
             tiles = measurement.samples // augmentations

@@ -116,8 +116,9 @@ class RegionWorker:
         channels = [] if answering else self._inputs.channels
         self._engine = Engine(loaded, inference, device, channels, short)
         self._answering = answering
-        if answering is None and len(indices) == len(self._ensemble.spec.members) and self._settings.batch > 1:
-            # What is left of a batch at the end of a region goes to the next one.
+        shared = self._settings.batch > 1 or device.type == "cuda"
+        if answering is None and len(indices) == len(self._ensemble.spec.members) and shared:
+            # What is left of a batch at the end of a region goes to the next one; a GPU is told it ahead.
             self._answering = SharedEngine(SharedDevice(fair=False), self._engine)
         self._ledger = Ledger(context.out)
         # A bucket is asked for an array's metadata once, and not for every region of it.
