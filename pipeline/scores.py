@@ -251,7 +251,9 @@ def _overlaps(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: boo
     for start in range(0, flat.shape[1], _COUNT_BLOCK):
         inside = mask_of(flat[:, start : start + _COUNT_BLOCK], label, multilabel=multilabel)
         bits = np.packbits(inside, axis=1)
-        words = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+        padded = np.zeros((members, bits.shape[1] + -bits.shape[1] % 8), np.uint8)
+        padded[:, : bits.shape[1]] = bits
+        words = padded.view(np.uint64)
         for a, b in itertools.combinations_with_replacement(range(members), 2):
             counts[a, b] += np.bitwise_count(words[a] & words[b]).sum(dtype=np.int64)
     counts = np.triu(counts) + np.triu(counts, 1).T

@@ -200,3 +200,10 @@ def test_sums_are_exact_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("pipeline.scores._COUNT_BLOCK", 100)
     monkeypatch.setattr("pipeline.scores._BAND", 100)
     assert region_sums(whole, 3, multilabel=False, patch=4) == expected
+
+
+def test_sums_do_not_depend_on_how_arrays_lie_in_memory() -> None:
+    whole = posterior((37, 41), 5)
+    pixel_by_pixel = np.ascontiguousarray(whole.member_masks.transpose(1, 2, 0)).transpose(2, 0, 1)
+    turned = replace(whole, masks=np.asfortranarray(whole.masks), member_masks=pixel_by_pixel)
+    assert region_sums(turned, 3, multilabel=False, patch=4) == region_sums(whole, 3, multilabel=False, patch=4)
