@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.made import write_ensemble, write_images
 from benchmarks.records import keep
 from cluster.planned_runs import make_ready, open_record
-from cluster.reprocess import _plan
+from cluster.reprocess import plan_job
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings
 from cluster.sharing import Answered
@@ -107,7 +107,7 @@ def fed(
     settings = ResultSettings(tile=512, overlap=0.5, augmentations=["identity"], region=REGION)
     sources = [str(path) for path in sorted((folder / "images").iterdir())]
     request = PredictRequest(sources=sources, ensemble=str(ensemble), out=str(folder / "out"), settings=settings)
-    job = _plan(request, Silent())
+    job = plan_job(request, Silent())
     record, fresh = open_record(job, time.time())
     context = make_ready(job, record, "feeding", fresh=fresh)
     device = Waiting(seconds, posterior)

@@ -59,7 +59,7 @@ def engine(
     """
     import torch
 
-    from pipeline.backends.choosing import Asked, fastest, measure_and_keep
+    from pipeline.backends.choosing import Workload, fastest, measure_and_keep
     from pipeline.canvas import Precision
     from pipeline.ensemble import read_ensemble
 
@@ -75,13 +75,13 @@ def engine(
     found: list[Measured] = []
     with err.status("") as status:
         for one in precisions:
-            asked = Asked(edge, len(augmentations), one, torch.device(where))
+            workload = Workload(edge, len(augmentations), one, torch.device(where))
 
             def begun(tiles: int, network: str, backend: str, one: str = one) -> None:
                 status.update(f"{one}: {network} on {backend}, {tiles} tiles a call")
 
-            timings = measure_and_keep(bundle, asked, seconds, batch, begun)
-            found.append((timings, fastest(timings, asked) or ("eager", batch or asked.batch)))
+            timings = measure_and_keep(bundle, workload, seconds, batch, begun)
+            found.append((timings, fastest(timings, workload) or ("eager", batch or workload.batch)))
     if as_json:
         rows = [
             timings.model_dump() | {"best": timings.best, "auto": {"backend": backend, "batch": tiles}}

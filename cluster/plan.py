@@ -14,7 +14,7 @@ from cluster.settings import SAMPLES, ResultSettings
 from cluster.volume_views import VIEWS, turned
 from pipeline import storage
 from pipeline.backends.choice import Backend, check_backend
-from pipeline.backends.choosing import Asked, choose
+from pipeline.backends.choosing import Workload, choose
 from pipeline.canvas import InferenceSettings
 from pipeline.effort import EffortBound
 from pipeline.ensemble import Ensemble
@@ -97,10 +97,10 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
     overlap = spec.overlap if settings.overlap is None else settings.overlap
-    asked = Asked(tile, len(augmentations), settings.precision, torch.device(settings.device))
-    backend, batch = settings.backend, settings.batch or asked.batch
+    workload = Workload(tile, len(augmentations), settings.precision, torch.device(settings.device))
+    backend, batch = settings.backend, settings.batch or workload.batch
     if backend == "auto":
-        backend, batch = choose(ensemble, asked, settings.batch)
+        backend, batch = choose(ensemble, workload, settings.batch)
     check_backend(backend, settings.precision, settings.device)
     filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
     resolved = ResolvedSettings.model_validate(settings.model_dump() | filled)

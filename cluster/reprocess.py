@@ -47,7 +47,7 @@ def predict(request: PredictRequest, reporter: Reporter, of_objects: Reporter | 
     name = uuid.uuid4().hex[:12]
     with profiled(request.out, name, request.run.profile):
         with span("plan"):
-            job = _plan(request, reporter)
+            job = plan_job(request, reporter)
         if request.run.cluster is not None:
             request.run.cluster.price_of_a_device(job.settings.device)
         with output_lock(request.out, name), served(request.run.metrics_port):
@@ -75,7 +75,7 @@ def predict(request: PredictRequest, reporter: Reporter, of_objects: Reporter | 
 def forecast(request: PredictRequest, reporter: Reporter) -> Forecast:
     """What `predict` would do and cost, without doing it."""
     request = request.model_copy(update={"out": storage.normalise(request.out)})
-    job = _plan(request, reporter)
+    job = plan_job(request, reporter)
     with executor_of(job, reporter) as (_, made):
         return made
 
@@ -95,7 +95,7 @@ def forecast_cost(
         If ensemble, sources or settings do not fit, or that run was another one.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
-    job = _plan(request, reporter)
+    job = plan_job(request, reporter)
     if calibration is not None:
         measured = earlier_calibration(calibration, job.ensemble.hash, job.settings)
         return forecast_costs(job, cost(job.table, job.ensemble, job.settings), measured, cluster)
@@ -116,7 +116,8 @@ def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> Non
         record.write(outcome.out)
 
 
-def _plan(request: PredictRequest, reporter: Reporter) -> Job:
+def plan_job(request: PredictRequest, reporter: Reporter) -> Job:
+    """What a request comes to: images, settings and what cannot be done; raises RefusedError as `predict` does."""
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
     request = _as_before(with_objects(request, ensemble))
@@ -156,6 +157,6 @@ def _begin(job: Job, record: RunRecord, name: str, executor: Executor, reporter:
 
 def _within(request: PredictRequest, name: str, executor: Executor, reporter: Reporter) -> Outcome:
     """A part of a run on what carries out the whole, in a folder of its output."""
-    job = _plan(request, Silent())
+    job = plan_job(request, Silent())
     record, fresh = open_record(job, time.time())
     return _begin(job, record, name, executor, reporter, fresh=fresh).carry_out()

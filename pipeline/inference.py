@@ -161,7 +161,7 @@ class Engine:
             region = self.begin(plane, target, features)
             while region.waiting:
                 self.answer([(region, self.batch)])
-            self.landing()()
+            self._land()
             return region.posterior()
 
     @property
@@ -172,6 +172,10 @@ class Engine:
     def landing(self) -> Landing:
         """Of all that was answered so far, see `pipeline.transfer`."""
         return landing(self._device)
+
+    def _land(self) -> None:
+        """Wait until all that was answered so far is on the host."""
+        self.landing()()
 
     @property
     def batch(self) -> int:
@@ -243,7 +247,7 @@ class Engine:
                 directions.append(sums.directions.cpu().numpy())
                 samples = sums.samples
             blender.finish()
-        self.landing()()
+        self._land()
         masks = canvas.member_masks
         said = np.zeros(0, np.int64) if features is None else features.sums()
         if before is not None:
@@ -270,7 +274,7 @@ class Engine:
                 for position, tile in enumerate(tiles):
                     blender.add(tile, maps[position])
             blender.finish()
-        self.landing()()
+        self._land()
         return canvas.posterior(state.member_masks)
 
 

@@ -24,7 +24,7 @@ _AS_FAST = 1.02
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Workload:
     """What members are asked, whatever carries them out.
 
     Attributes
@@ -55,13 +55,13 @@ class Asked:
 
 def measure_and_keep(
     ensemble: Ensemble,
-    asked: Asked,
+    workload: Workload,
     seconds: float,
     batch: int | None = None,
     begun: Callable[[int, str, Backend], None] = lambda *_: None,
 ) -> list[EnsembleTimings]:
-    """Every backend with `batch` tiles a call; where it is None with `Asked.batch`, and the fastest one with more and
-    with fewer, as long as that is faster and there is memory for it.
+    """Every backend with `batch` tiles a call; where it is None with `Workload.batch`, and the fastest one with more
+    and with fewer, as long as that is faster and there is memory for it.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def measure_and_keep(
     """
 
     def kept(tiles: int, backends: list[Backend] | None = None) -> EnsembleTimings:
-        work = asked.work(tiles)
+        work = workload.work(tiles)
 
         def told(network: str, backend: Backend) -> None:
             begun(tiles, network, backend)
@@ -79,9 +79,9 @@ def measure_and_keep(
         storage.write_bytes(_path(ensemble.hash, work), timings.model_dump_json(indent=2).encode())
         return timings
 
-    first = batch or asked.batch
+    first = batch or workload.batch
     found = [kept(first)]
-    others = [] if batch else asked.batches
+    others = [] if batch else workload.batches
     best = found[0].best
     for row in ([n for n in others if n > first], [n for n in reversed(others) if n < first]):
         for tiles in row:
@@ -97,22 +97,22 @@ def measure_and_keep(
     return sorted(found, key=lambda timings: timings.samples)
 
 
-def fastest(found: list[EnsembleTimings], asked: Asked) -> tuple[Backend, int] | None:
+def fastest(found: list[EnsembleTimings], workload: Workload) -> tuple[Backend, int] | None:
     """The backend and the tiles a call with which a tile takes all members the least time; None without timings."""
-    known = [timings for timings in found if timings.best in usable(asked.precision, asked.device.type)]
+    known = [timings for timings in found if timings.best in usable(workload.precision, workload.device.type)]
     if not known:
         return None
     least = min(timings.seconds(timings.best) for timings in known)
     as_fast = [timings for timings in known if timings.seconds(timings.best) <= least * _AS_FAST]
     chosen = min(as_fast, key=lambda timings: timings.samples)
-    return chosen.best, chosen.samples // asked.augmentations
+    return chosen.best, chosen.samples // workload.augmentations
 
 
-def choose(ensemble: Ensemble, asked: Asked, batch: int | None = None) -> tuple[Backend, int]:
+def choose(ensemble: Ensemble, workload: Workload, batch: int | None = None) -> tuple[Backend, int]:
     """What was the fastest on such a device, with `batch` tiles a call where it is given; else ``eager``."""
-    batches = asked.batches if batch is None else [batch]
-    found = [timings for tiles in batches if (timings := known_timings(ensemble, asked.work(tiles)))]
-    return fastest(found, asked) or ("eager", batch or asked.batch)
+    batches = workload.batches if batch is None else [batch]
+    found = [timings for tiles in batches if (timings := known_timings(ensemble, workload.work(tiles)))]
+    return fastest(found, workload) or ("eager", batch or workload.batch)
 
 
 def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:

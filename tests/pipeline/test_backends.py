@@ -11,7 +11,7 @@ import torch
 from pipeline.backends import conversion
 from pipeline.backends import member as converting
 from pipeline.backends.choice import Backend, check_backend, difference, usable
-from pipeline.backends.choosing import Asked, choose, fastest, known_timings, measure_and_keep
+from pipeline.backends.choosing import Workload, choose, fastest, known_timings, measure_and_keep
 from pipeline.backends.measuring import EnsembleTimings, NetworkTimings, Timing, Work, measured
 from pipeline.backends.member import ConvertedMember, on_backend
 from pipeline.ensemble import read_ensemble
@@ -182,20 +182,20 @@ def test_what_was_measured_is_kept_and_decides(
 ) -> None:
     monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = read_ensemble(str(write_ensemble(tmp_path / "ensemble", members=3)))
-    asked = Asked(64, 2, "fp32", CPU)
-    assert choose(ensemble, asked) == ("eager", 1)
-    (found,) = measure_and_keep(ensemble, asked, 0.1, batch=1)
-    assert known_timings(ensemble, asked.work(1)) == found
-    assert known_timings(ensemble, asked.work(2)) is None
+    workload = Workload(64, 2, "fp32", CPU)
+    assert choose(ensemble, workload) == ("eager", 1)
+    (found,) = measure_and_keep(ensemble, workload, 0.1, batch=1)
+    assert known_timings(ensemble, workload.work(1)) == found
+    assert known_timings(ensemble, workload.work(2)) is None
     (of,) = found.networks  # three members of one architecture
     assert of.members == [0, 1, 2]
     assert {timing.backend for timing in of.timings} == {"eager", "onnxruntime", "openvino"}
     assert all(timing.rate > 0 and timing.difference < 1e-4 for timing in of.timings)
-    fastest = max(of.timings, key=lambda timing: timing.rate)
-    assert found.best == fastest.backend
-    assert choose(ensemble, asked) == (fastest.backend, 1)
-    assert choose(ensemble, asked, batch=2) == ("eager", 2)
-    assert found.seconds(found.best) == pytest.approx(3 / fastest.rate)
+    quickest = max(of.timings, key=lambda timing: timing.rate)
+    assert found.best == quickest.backend
+    assert choose(ensemble, workload) == (quickest.backend, 1)
+    assert choose(ensemble, workload, batch=2) == ("eager", 2)
+    assert found.seconds(found.best) == pytest.approx(3 / quickest.rate)
 
 
 def timings_of(samples: int, **rates: float) -> EnsembleTimings:
@@ -215,15 +215,15 @@ def timings_of(samples: int, **rates: float) -> EnsembleTimings:
 
 
 def test_of_batches_that_are_as_fast_the_smallest_is_taken() -> None:
-    asked = Asked(64, 4, "fp32", CPU)
+    workload = Workload(64, 4, "fp32", CPU)
     found = [
         timings_of(4, eager=10, onnxruntime=99.5),
         timings_of(8, eager=12, onnxruntime=100),
         timings_of(16, eager=11),
     ]
-    assert fastest(found, asked) == ("onnxruntime", 1)
-    assert fastest([*found, timings_of(32, eager=110)], asked) == ("eager", 8)
-    assert fastest([], asked) is None
+    assert fastest(found, workload) == ("onnxruntime", 1)
+    assert fastest([*found, timings_of(32, eager=110)], workload) == ("eager", 8)
+    assert fastest([], workload) is None
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_larger_batches_are_tried_as_long_as_they_are_faster(
 
     monkeypatch.setattr("pipeline.backends.choosing.measured", measured)
     monkeypatch.setattr("pipeline.backends.choosing.usable", lambda *_: ["eager", "openvino"])
-    asked = Asked(64, 4, "fp32", CPU)
-    measure_and_keep(ensemble, asked, 1)
+    workload = Workload(64, 4, "fp32", CPU)
+    measure_and_keep(ensemble, workload, 1)
     assert seen == [(tiles, ["openvino"] if tiles > 1 else None) for tiles in tried]
-    assert choose(ensemble, asked) == ("openvino", chosen)
+    assert choose(ensemble, workload) == ("openvino", chosen)
 
 
 def test_a_backend_that_fails_is_measured_as_such_and_never_chosen(
