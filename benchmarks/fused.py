@@ -22,9 +22,11 @@ from benchmarks.gpu import rate
 from benchmarks.made import write_ensemble
 from benchmarks.records import keep
 from pipeline.backends.choice import difference
+from pipeline.calls import be_repeatable
 from pipeline.canvas import Precision
 from pipeline.ensemble import read_ensemble
 from pipeline.inference import AUTOCAST
+from pipeline.members.contract import ModuleMember
 
 console = Console()
 
@@ -43,12 +45,11 @@ def main(
     Example: `python benchmarks/fused.py --tile 512 --precision bf16`
     """
     where = torch.device(device)
+    be_repeatable(where)
     with tempfile.TemporaryDirectory(prefix="chorus-fused-") as folder:
         ensemble = read_ensemble(str(write_ensemble(Path(folder) / "ensemble", members, tile, encoder)))
-        modules: list[torch.nn.Module] = [
-            ensemble.load_member(index, where, tile).module
-            for index in range(members)  # type: ignore[attr-defined]
-        ]
+        loaded = [ensemble.load_member(index, where, tile) for index in range(members)]
+        modules = [member.module for member in loaded if isinstance(member, ModuleMember)]
     rows = [measured(modules, samples, tile, precision, where, seconds) for samples in (4, 16)]
     table = Table("samples a call", "one by one /s", "fused /s", "fused / one by one", "difference")
     for row in rows:

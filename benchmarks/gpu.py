@@ -28,6 +28,7 @@ from benchmarks.run import whole_run
 from pipeline.augmentation import FLIPS
 from pipeline.backends.choice import usable
 from pipeline.backends.member import on_backend
+from pipeline.calls import be_repeatable
 from pipeline.canvas import Precision
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.errors import RefusedError
@@ -57,6 +58,7 @@ def main(
     try:
         url = write_ensemble(folder / "ensemble", members, tile, encoder)
         where = torch.device(device)
+        be_repeatable(where)
         peak = matmul_peak(where, 512 if quick else 8192, seconds=0.2 if quick else 3.0)
         console.print(f"{surroundings()[0]}; bf16 products of matrices: {peak / 1e12:.3g} TFLOP/s", highlight=False)
         rows = [

@@ -28,6 +28,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
+def be_repeatable(device: torch.device) -> None:
+    """From now on networks of this process have the same bits in every call on a GPU, and fp32 does not mean TF32."""
+    if device.type == "cuda":
+        # The choice of algorithm must not depend on what ran before.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class Calls:
     """Calls members with batches of tiles, in equal parts that get smaller when memory is short, and stay so.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class ChorusError(Exception):
     """Something that the user can mend; shown as one sentence, without a stack trace.
@@ -24,3 +26,11 @@ class CutShortError(ChorusError):
 
 class OutputError(CutShortError):
     """The place for the results cannot take them."""
+
+
+def first_line(error: object) -> str:
+    """Of what an error of a library says: printable, without colours, at most 200 characters."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return "".join(c for c in text if c.isprintable())[:200]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.blending import BandBlender, gaussian_window
-from pipeline.calls import Answer, Calls
+from pipeline.calls import Answer, Calls, be_repeatable
 from pipeline.canvas import InferenceSettings, PosteriorCanvas
 from pipeline.effort import TileEffort
 from pipeline.features import TileFeatures, pooled
@@ -60,6 +60,7 @@ class MemberGroup:
         inputs: Sequence[slice] | None = None,
         short_of_memory: Callable[[], None] | None = None,
     ) -> None:
+        be_repeatable(device)
         self.calls = Calls(settings.batch, len(settings.augmentations), short_of_memory)
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings

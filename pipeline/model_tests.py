@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 from pipeline.members.bioimageio import BioimageioMember
 from pipeline.members.bioimageio_networks import LIBRARIES, load_network
 from pipeline.members.bioimageio_package import (
@@ -25,7 +25,6 @@ from pipeline.members.bioimageio_package import (
     Package,
     WeightFiles,
     WeightFormat,
-    first_line,
     open_package,
     weight_files,
 )

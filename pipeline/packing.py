@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from pipeline import packing_weights, storage
 from pipeline.about import About
 from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_package import EXTRA, first_line
+from pipeline.members.bioimageio_package import EXTRA
 from pipeline.members.contract import FLOWS, Activation, Asked, Member, ModuleMember
 from pipeline.members.onnx_file import OnnxMember
 from pipeline.members.selection import ExportEntry

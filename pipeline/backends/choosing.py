@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import ValidationError
@@ -79,6 +80,9 @@ def measure_and_keep(
         storage.write_bytes(_path(ensemble.hash, work), timings.model_dump_json(indent=2).encode())
         return timings
 
+    if batch is None:  # what was measured another day is not compared with what is measured now
+        for tiles in workload.batches:
+            Path(_path(ensemble.hash, workload.work(tiles))).unlink(missing_ok=True)
     first = batch or workload.batch
     found = [kept(first)]
     others = [] if batch else workload.batches

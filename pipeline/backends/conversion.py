@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from filelock import FileLock
 
 from pipeline import storage
 from pipeline.canvas import Precision
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 from pipeline.inference import AUTOCAST
 from pipeline.members.contract import last_stage
 
@@ -149,9 +148,3 @@ def _surroundings() -> tuple[str, ...]:
             return ""
 
     return tuple(installed(package) for package in _PACKAGES)
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says, without colours, at most 200 characters."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch writes in colours
-    return (plain.strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.backends.choice import Backend, difference, usable
 from pipeline.backends.conversion import device_name
 from pipeline.backends.member import on_backend
+from pipeline.calls import be_repeatable
 from pipeline.canvas import Precision
 from pipeline.ensemble import Ensemble
 from pipeline.errors import RefusedError
@@ -125,6 +126,7 @@ def measured(
     begun : told of each network and backend
     backends : by default all that can be used here; ``eager`` is always among them
     """
+    be_repeatable(work.device)
     groups: dict[str, list[int]] = {}
     for index, entry in enumerate(ensemble.spec.members):
         groups.setdefault(entry.model_dump_json(exclude={"weights", "sha256"}), []).append(index)

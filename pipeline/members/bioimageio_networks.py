@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio_package import Package, WeightFiles, first_line
+from pipeline.errors import RefusedError, first_line
+from pipeline.members.bioimageio_package import Package, WeightFiles
 from pipeline.members.onnx_session import open_session, session_errors
 
 LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")

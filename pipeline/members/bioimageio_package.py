@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pipeline import storage
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 
 WeightFormat: TypeAlias = Literal["pytorch_state_dict", "torchscript", "onnx"]
 RUNNABLE: tuple[WeightFormat, ...] = ("pytorch_state_dict", "torchscript", "onnx")
@@ -233,13 +233,6 @@ def check_files(package: Package, files: WeightFiles, sha256: str | None) -> Non
             f"{package.url}: sha256 of its rdf and {files.format} weights is {found}, ensemble.yaml says {sha256}; "
             "restore the package, or correct the hash or `format`"
         )
-
-
-def first_line(error: object) -> str:
-    """Of what an error says, printable."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return "".join(c for c in text if c.isprintable())[:200]
 
 
 def _library_errors() -> tuple[type[Exception], ...]:

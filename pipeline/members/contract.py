@@ -117,12 +117,6 @@ class ModuleMember:
     """
 
     def __init__(self, module: torch.nn.Module, device: torch.device, activation: Activation | None = None) -> None:
-        if device.type == "cuda":
-            # The choice of algorithm must not depend on what ran before, nor fp32 silently mean TF32.
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
         self.activation = activation
         module.eval()
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch.overrides import TorchFunctionMode
 
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 from pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
 
 # Some of `torch.nn.init` are seen by a mode themselves, of others what they call.
@@ -108,7 +108,7 @@ def network(
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError, IndexError) as error:
         raise RefusedError(
             f"{url}: segmentation-models-pytorch has no {architecture} with encoder {encoder} and "
-            f"options {dict(options)} ({_first_line(error)}); correct the member in ensemble.yaml"
+            f"options {dict(options)} ({first_line(error)}); correct the member in ensemble.yaml"
         ) from error
     return module
 
@@ -141,7 +141,7 @@ def state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         # What torch says of a pickle is a page on how to run it all the same.
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise RefusedError(
             f"{url}: not a plain state dict{reason}; Chorus loads tensors only and never runs pickled "
             f"code: save it with safetensors or `torch.save(model.state_dict(), ...)`"
@@ -170,11 +170,6 @@ def _check_options(url: str, architecture: type, encoder: str, options: Mapping[
             f"{url}: {architecture.__name__} has no option {', '.join(unknown)}; correct the member's options in "
             f"ensemble.yaml, which may be {', '.join(sorted(known))}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _first_difference(error: BaseException) -> str:

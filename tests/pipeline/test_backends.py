@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.backends import conversion
+from pipeline import storage
+from pipeline.backends import choosing, conversion
 from pipeline.backends import member as converting
 from pipeline.backends.choice import Backend, check_backend, difference, usable
 from pipeline.backends.choosing import Workload, choose, fastest, known_timings, measure_and_keep
@@ -255,7 +256,10 @@ def test_larger_batches_are_tried_as_long_as_they_are_faster(
     monkeypatch.setattr("pipeline.backends.choosing.measured", measured)
     monkeypatch.setattr("pipeline.backends.choosing.usable", lambda *_: ["eager", "openvino"])
     workload = Workload(64, 4, "fp32", CPU)
-    measure_and_keep(ensemble, workload, 1)
+    path = choosing._path(ensemble.hash, workload.work(16))
+    storage.write_bytes(path, timings_of(64, eager=1, openvino=99).model_dump_json().encode())
+    assert choose(ensemble, workload) == ("openvino", 16)
+    measure_and_keep(ensemble, workload, 1)  # what is known of other days does not count any more
     assert seen == [(tiles, ["openvino"] if tiles > 1 else None) for tiles in tried]
     assert choose(ensemble, workload) == ("openvino", chosen)
 
