@@ -40,16 +40,21 @@ class Setting:
     precision: Precision = "fp32"
 
 
-def best_setting(ensemble: Path, tile: int, augmentations: int, how: dict[str, str], *, seconds: float) -> Setting:
-    """The fastest of the settings that this machine offers, each tried for a few seconds; `how` is as given."""
+def best_setting(
+    ensemble: Path, tile: int, augmentations: int, how: dict[str, str], *, seconds: float, processes: int | None = None
+) -> Setting:
+    """The fastest of the settings that this machine offers, each tried for a few seconds; `how` is as given.
+
+    With all cores, one process with all of them or one for each; with fewer `processes` these, of one thread each.
+    """
     cores = psutil.cpu_count() or 1
     chosen: dict[str, Any] = how | {"backend": backend_of(ensemble, tile, augmentations, how)}
     # Other backends than PyTorch itself choose how numbers lie in memory.
     layouts = (True, False) if chosen["backend"] == "eager" else (True,)
     rates: dict[Setting, float] = {}
-    for processes, threads in {(cores, 1), (1, cores)}:
+    for spread, threads in {(processes, 1)} if processes else {(cores, 1), (1, cores)}:
         settings = [
-            Setting(tile, processes, threads, tiles, last, **chosen)
+            Setting(tile, spread, threads, tiles, last, **chosen)
             for tiles, last in itertools.product(TILES_PER_CALL, layouts)
             if tiles == 1 or tile**2 * tiles * augmentations <= 4 * 512**2
         ]

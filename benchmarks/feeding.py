@@ -29,7 +29,7 @@ from cluster.planned_runs import make_ready, open_record
 from cluster.reprocess import plan_job
 from cluster.request import PredictRequest, Silent
 from cluster.settings import ResultSettings
-from cluster.sharing import Answered
+from cluster.tickets import Answered
 from cluster.worker import RegionWorker
 from pipeline.features import TileFeatures
 from pipeline.geometry import Window

@@ -1,8 +1,8 @@
 """What overlap, tile and blending window cost, and what they bring: passes, Dice, AP of objects, errors at seams.
 
-`measure` runs an ensemble without augmentations over test sets with a truth, for every tile, overlap and window, and
-keeps a line of JSON for each image (what is there already is not computed again). `draw` makes the tables and the
-picture of docs/overlap.md of them.
+`measure` runs an ensemble over test sets with a truth, for every tile, overlap and window, without augmentations or
+with the four flips, and keeps a line of JSON for each image (what is there already is not computed again). `draw` makes
+the tables and the picture of docs/overlap.md of them.
 
 A seam is where two neighbouring tiles weigh the same; errors are taken in a band around it, against the same tile with
 the largest overlap that is affordable (`REFERENCE`), so that they are those of the seams and not of the context that a
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.augmentation import FLIPS
 from pipeline.backends.choice import Backend
 from pipeline.backends.loading import load_members
 from pipeline.blending import gaussian_window
@@ -55,6 +56,7 @@ TILES = (128, 192, 256, 384, 512)
 OVERLAPS = (0.0, 0.125, 0.25, 0.5, 0.75)
 REFERENCE = 0.875
 BAND = 8  # pixels on either side of a seam
+VALUES = ("passes", "dice", "ap50", "uncertainty", "seam_mean", "seam_p999", "doubt", "flips")
 WINDOWS = {"tile/8": 8.0, "tile/4": 4.0}  # sigma of the Gaussian
 LARGE = (8192, 8192)  # a plane whose edges hardly count
 Rows = Annotated[Path, typer.Option(help="A line of JSON for each image, tile, overlap and window.")]
@@ -67,11 +69,12 @@ class Job:
     data: str
     pair: TrainingPair
     tile: int
+    augmentations: tuple[str, ...]
     reference: bool
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.data, self.pair.name, self.tile
+    def key(self) -> tuple[str, str, int, int]:
+        return self.data, self.pair.name, self.tile, len(self.augmentations)
 
 
 class SeveralWindows(RegionOnItsWay):
@@ -110,14 +113,16 @@ def measure(
     backend: Annotated[
         Backend, typer.Option(help="What carries out the networks, in fp32; see `chorus bench engine`.")
     ] = "eager",
+    flips: Annotated[bool, typer.Option("--flips", help="With the four flips, instead of no augmentation.")] = False,
     references: Annotated[int, typer.Option(help="Images of each set whose seams are measured.")] = 3,
     images: Annotated[int | None, typer.Option(help="Images of each set; by default all.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Run every tile, overlap and window over the images; what `rows` holds is left out."""
     found = _read(rows) if rows.exists() else []
-    known = {(row["data"], row["image"], row["tile"], "flips" in row) for row in found}
-    jobs = _jobs(data, only or SETS, tiles or TILES, references, images)
+    known = {(row["data"], row["image"], row["tile"], row.get("augmentations", 1), "flips" in row) for row in found}
+    augmentations = FLIPS if flips else FLIPS[:1]
+    jobs = _jobs(data, only or SETS, tiles or TILES, augmentations, references, images)
     jobs = [job for job in jobs if not known & {(*job.key, True), (*job.key, job.reference)}]
     console.print(f"{len(jobs)} jobs to do", highlight=False)
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin, (ensemble, backend)) as pool:
@@ -130,21 +135,31 @@ def measure(
 @app.command()
 def draw(rows: Rows = Path("benchmarks/results/overlap.jsonl"), out: Path = Path("docs/images/overlap.png")) -> None:
     """Print the tables of docs/overlap.md and draw its picture."""
-    columns = ["data", "tile", "window", "overlap"]
+    columns = ["data", "augmentations", "tile", "window", "overlap"]
+    # Rows of before have neither augmentations nor maps of doubt.
+    read = pd.DataFrame(_read(rows)).reindex(columns=["image", *columns, *VALUES])
+    read["augmentations"] = read.augmentations.fillna(1).astype(int)
     # An image that was measured again, with a reference then, counts once.
-    frame = _complete(pd.DataFrame(_read(rows)).drop_duplicates(["image", *columns], keep="last"))
-    values = ["passes", "dice", "ap50", "seam_mean", "seam_p999", "flips"]
-    means = frame.groupby(columns, sort=False)[values].mean().reset_index().sort_values(columns)
+    frame = _complete(read.drop_duplicates(["image", *columns], keep="last"))
+    means = frame.groupby(columns, sort=False)[list(VALUES)].mean().reset_index().sort_values(columns)
     large = {(tile, overlap): _passes(LARGE, tile, overlap) for tile in TILES for overlap in OVERLAPS}
     means["large"] = [large[tile, overlap] for tile, overlap in zip(means.tile, means.overlap, strict=True)]
-    half = means.passes.where(means.overlap == 0.5).groupby([means[column] for column in columns[:3]]).transform("max")
+    half = means.passes.where(means.overlap == 0.5).groupby([means[column] for column in columns[:4]]).transform("max")
     means["price"] = means.passes / half
-    for (name, window), part in means.groupby(["data", "window"]):
-        _show(part, f"{name}, sigma {window}, {frame[frame.data == name].image.nunique()} images")
+    for (name, count, window), part in means.groupby(["data", "augmentations", "window"]):
+        images = frame[(frame.data == name) & (frame.augmentations == count)].image.nunique()
+        _show(part, f"{name}, {count} augmentation(s), sigma {window}, {images} images")
     _draw(means, out)
 
 
-def _jobs(data: Path, names: Sequence[str], tiles: Sequence[int], references: int, images: int | None) -> list[Job]:
+def _jobs(
+    data: Path,
+    names: Sequence[str],
+    tiles: Sequence[int],
+    augmentations: tuple[str, ...],
+    references: int,
+    images: int | None,
+) -> list[Job]:
     """Those with a reference first, and all tiles of an image one after the other.
 
     Without tiles larger than the image, in which there is no seam.
@@ -156,7 +171,9 @@ def _jobs(data: Path, names: Sequence[str], tiles: Sequence[int], references: in
         shortest = min(load_pair(pairs[0])[1].shape)
         fitting = [tile for tile in tiles if tile <= shortest]
         jobs += [
-            (index, Job(name, pair, tile, index < references)) for index, pair in enumerate(pairs) for tile in fitting
+            (index, Job(name, pair, tile, augmentations, index < references))
+            for index, pair in enumerate(pairs)
+            for tile in fitting
         ]
     return [job for _, job in sorted(jobs, key=lambda entry: entry[0])]
 
@@ -182,38 +199,40 @@ def _measure(job: Job) -> list[dict[str, Any]]:
     inputs = _ensemble.all_inputs
     statistics = surveyed(inputs.measures, [image])
     pixels = np.concatenate([one.apply(image, statistics) for one in inputs.preparations])
-    reference = _posteriors(pixels, job.tile, REFERENCE)[0] if job.reference else None
+    reference = _posteriors(pixels, job, REFERENCE)[0] if job.reference else None
     rows = []
     for overlap in OVERLAPS:
         grid = Grid.make(truth.shape, job.tile, overlap)
         begun = time.process_time()
-        found = _posteriors(pixels, job.tile, overlap)
+        found = _posteriors(pixels, job, overlap)
         seconds = time.process_time() - begun
         for window, posterior in zip(WINDOWS, found, strict=True):
             row = {
                 "data": job.data,
                 "image": job.pair.name,
                 "tile": job.tile,
+                "augmentations": len(job.augmentations),
                 "overlap": overlap,
                 "window": window,
                 "passes": _passes(truth.shape, job.tile, overlap),
                 "cpu_seconds": seconds,
                 "dice": dice(posterior.labels > 0, truth > 0),
                 "ap50": _objects(truth, posterior),
+                "uncertainty": _uncertainty(posterior),
             }
             rows.append(row | (_errors(posterior, reference, grid) if reference is not None else {}))
     return rows
 
 
-def _posteriors(pixels: NDArray[np.float32], tile: int, overlap: float) -> list[Posterior]:
+def _posteriors(pixels: NDArray[np.float32], job: Job, overlap: float) -> list[Posterior]:
     """Of the whole plane, one for each of `WINDOWS`."""
-    spec = _ensemble.spec
+    spec, tile = _ensemble.spec, job.tile
     settings = InferenceSettings(
         activation=spec.activation,
         multilabel=_ensemble.multilabel,
         classes=len(_ensemble.probability_names),
         tile=tile,
-        augmentations=("identity",),
+        augmentations=job.augmentations,
         batch=max(1, 256**2 // tile**2),
         flows=spec.flows,
     )
@@ -241,12 +260,23 @@ def _objects(truth: NDArray[np.integer], posterior: Posterior) -> float:
     return count_objects(truth, found).average_precision[0]
 
 
+def _uncertainty(posterior: Posterior) -> float | None:
+    """U, the mean predictive variance over the predicted foreground."""
+    foreground = posterior.labels > 0
+    return float((posterior.epistemic + posterior.aleatoric)[foreground].mean()) if foreground.any() else None
+
+
 def _errors(posterior: Posterior, reference: Posterior, grid: Grid) -> dict[str, float | None]:
-    """Against the reference: |p - p_ref| around seams and everywhere, and labels that differ in a megapixel."""
+    """Against the reference: |p - p_ref| around seams and everywhere, and labels that differ in a megapixel.
+
+    `doubt` is how far the predictive variance is off around seams, as a share of what it is there.
+    """
     error = np.abs(posterior.probability - reference.probability).max(axis=0)
     seam = _near_seams(grid.y)[:, None] | _near_seams(grid.x)[None]
     band = error[seam]
+    doubt, known = (one.epistemic + one.aleatoric for one in (posterior, reference))
     return {
+        "doubt": float(np.abs(doubt - known)[seam].mean() / known[seam].mean()) if band.size else None,
         "seam_mean": float(band.mean()) if band.size else None,
         "seam_p999": float(np.quantile(band, 0.999)) if band.size else None,
         "all_mean": float(error.mean()),
@@ -274,19 +304,20 @@ def _read(rows: Path) -> list[dict[str, Any]]:
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:
     """Without images that lack a tile that others of their set have: what is compared is of the same images."""
-    tiles = frame.groupby(["data", "image"]).tile.transform("nunique")
-    return frame[tiles == frame.groupby("data").tile.transform("nunique")]
+    tiles = frame.groupby(["data", "augmentations", "image"]).tile.transform("nunique")
+    return frame[tiles == frame.groupby(["data", "augmentations"]).tile.transform("nunique")]
 
 
 def _show(part: pd.DataFrame, title: str) -> None:
     table = Table(title=title)
-    heads = ("tile", "overlap", "passes", "of 0.5", "large plane", "Dice", "AP50", "seam mean", "seam 99.9 %")
-    for head in (*heads, "flips / Mpx"):
+    heads = ("tile", "overlap", "passes", "of 0.5", "large plane", "Dice", "AP50", "U", "seam mean", "seam 99.9 %")
+    for head in (*heads, "doubt", "flips / Mpx"):
         table.add_column(head, justify="right")
     for row in part.itertuples():
         cells = [
             f"{row.tile}", f"{row.overlap:g}", f"{row.passes:.2f}", f"{row.price:.2f}", f"{row.large:.2f}",
-            f"{row.dice:.4f}", f"{row.ap50:.4f}", f"{row.seam_mean:.1e}", f"{row.seam_p999:.3f}", f"{row.flips:.0f}",
+            f"{row.dice:.4f}", f"{row.ap50:.4f}", f"{row.uncertainty:.5f}", f"{row.seam_mean:.1e}",
+            f"{row.seam_p999:.3f}", f"{row.doubt:.3f}", f"{row.flips:.0f}",
         ]  # fmt: skip
         table.add_row(*("" if cell == "nan" else cell for cell in cells))
     console.print(table)
@@ -300,20 +331,20 @@ def _draw(means: pd.DataFrame, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = {"dice": "Dice", "ap50": "AP at IoU 0.5", "seam_p999": "99.9 % of |Δp| at seams", "flips": "flips / Mpx"}
-    names = list(dict.fromkeys(means.data))
-    figure, axes = plt.subplots(len(names), len(panels), figsize=(16, 3.6 * len(names)), layout="constrained")
-    for row, name in zip(np.atleast_2d(axes), names, strict=True):
+    studies = means.groupby(["data", "augmentations"], sort=False)
+    figure, axes = plt.subplots(len(studies), len(panels), figsize=(16, 3.6 * len(studies)), layout="constrained")
+    for row, ((name, count), study) in zip(np.atleast_2d(axes), studies, strict=True):
         for axis, (column, title) in zip(row, panels.items(), strict=True):
             for index, tile in enumerate(TILES):
                 for window, style in zip(WINDOWS, ("-", "--"), strict=True):
-                    part = means[(means.data == name) & (means.tile == tile) & (means.window == window)]
+                    part = study[(study.tile == tile) & (study.window == window)]
                     if len(part):
                         axis.plot(
                             part.large, part[column], style, color=f"C{index}", marker=".", label=f"{tile}, {window}"
                         )
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter("{x:g}")
-            axis.set(title=f"{name}: {title}", xlabel="passes a pixel (large plane)")
+            axis.set(title=f"{name} x {count}: {title}", xlabel="passes a pixel (large plane)")
             if column == "flips":
                 axis.set_yscale("log")
             axis.grid(visible=True, alpha=0.3)

@@ -51,12 +51,18 @@ def main(
     backend: Annotated[str, typer.Option(help=f"Of the networks: auto, {', '.join(BACKENDS)}.")] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     few: Annotated[bool, typer.Option(help="Also few passes a tile, on 1 and 4 times the images.")] = True,
+    actors: Annotated[
+        int | None,
+        typer.Option(help="Of one thread each, beside as many bare processes; the other cores are the host's."),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
 ) -> None:
     """Measure whole runs against bare forward passes, and memory and time against the number of images.
 
+    On all cores, passes and all that is done beside them share these; with fewer `--actors` they do not, as with GPUs.
+
     Examples: `python benchmarks/run.py --quick`, `python benchmarks/run.py --tile 512 --images 16`,
-    `python benchmarks/run.py --backend inductor --precision bf16`
+    `python benchmarks/run.py --backend inductor --precision bf16`, `python benchmarks/run.py --actors 1 --no-few`
     """
     members = members or 5
     augmentations = list(FLIPS)
@@ -70,19 +76,19 @@ def main(
         if not quick:
             for tile in sizes:
                 ensemble = write_ensemble(folder / f"ensemble-{tile}", members, tile)
-                setting = best_setting(ensemble, tile, len(augmentations), how, seconds=4)
+                setting = best_setting(ensemble, tile, len(augmentations), how, seconds=4, processes=actors)
                 rows.append(compare(folder, ensemble, setting, members, augmentations, images))
         if few:
-            rows += growth(folder, sizes[0], images if quick else images // 2, how)
+            rows += growth(folder, sizes[0], images if quick else images // 2, how, actors)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)
 
 
-def growth(folder: Path, tile: int, images: int, how: dict[str, str]) -> list[dict[str, Any]]:
+def growth(folder: Path, tile: int, images: int, how: dict[str, str], actors: int | None) -> list[dict[str, Any]]:
     """Few passes a tile, then the same with 4 times the images: how time and memory grow."""
     ensemble = write_ensemble(folder / "ensemble-few", 2, tile)
-    setting = best_setting(ensemble, tile, 1, how, seconds=2)
+    setting = best_setting(ensemble, tile, 1, how, seconds=2, processes=actors)
     small, large = (compare(folder, ensemble, setting, 2, ["identity"], count) for count in (images, 4 * images))
     large["time_ratio_of_4_times_the_images"] = large["whole_seconds"] / small["whole_seconds"]
     return [small, large]
@@ -98,7 +104,7 @@ def compare(
     how = {"augmentations": augmentations, "backend": setting.backend, "precision": setting.precision}
     how |= {"batch": setting.tiles, "threads": setting.threads}
     sources = [folder / "images" / f"{index:04d}.zarr" for index in range(images)]
-    row = whole_run(sources, ensemble, folder / "out", how)
+    row = whole_run(sources, ensemble, folder / "out", how, setting.processes)
     after = passes_per_second(ensemble, len(augmentations), [setting], seconds=BARE_SECONDS)[0]
     unique = Grid.make((SIZE, SIZE), tile, 0.5).count * images * members * len(augmentations)
     rate = (before + after) / 2
@@ -124,12 +130,16 @@ def compare(
     }
 
 
-def whole_run(sources: list[Path], ensemble: Path, out: Path, how: dict[str, Any]) -> dict[str, Any]:
+def whole_run(
+    sources: list[Path], ensemble: Path, out: Path, how: dict[str, Any], actors: int | None = None
+) -> dict[str, Any]:
     """``chorus predict`` on Ray, in a process of its own so that its memory is its own; `how` are `ResultSettings`."""
     shutil.rmtree(out, ignore_errors=True)
     context = mp.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_predict, args=(send, list(map(str, sources)), str(ensemble), str(out), how))
+    process = context.Process(
+        target=_predict, args=(send, list(map(str, sources)), str(ensemble), str(out), how, actors)
+    )
     process.start()
     send.close()  # so that a process that ends without an answer is heard of
     row: dict[str, Any] = receive.recv()
@@ -137,12 +147,18 @@ def whole_run(sources: list[Path], ensemble: Path, out: Path, how: dict[str, Any
     return row
 
 
-def _predict(send: Connection, sources: list[str], ensemble: str, out: str, how: dict[str, Any]) -> None:
+def _predict(
+    send: Connection, sources: list[str], ensemble: str, out: str, how: dict[str, Any], actors: int | None
+) -> None:
     from cluster.reprocess import predict
 
     watch = Watch()
     request = PredictRequest(
-        sources=sources, ensemble=ensemble, out=out, settings=ResultSettings(**how), run=RunSettings(profile=True)
+        sources=sources,
+        ensemble=ensemble,
+        out=out,
+        settings=ResultSettings(**how),
+        run=RunSettings(profile=True, actors=actors),
     )
     started = time.monotonic()
     with Memory() as memory:

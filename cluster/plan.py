@@ -278,24 +278,33 @@ class Cost:
 
 def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> Cost:
     """The cost of all images of `table`."""
-    tiles = unique = pixels = bytes_in = bytes_out = most = 0
+    tiles, unique, most = tile_counts(table, settings)
+    pixels = bytes_in = bytes_out = 0
     channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
     channels_out += sum(len(flow_names(settings)) if m == "flows" else 1 for m in settings.save if m != "probability")
     item = np.dtype(settings.dtype).itemsize * channels_out + 1
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
-        for view in [turned(image, name) for name in VIEWS] if settings.volumes == "all" else [image]:
-            planes = count * view.planes[0] * view.planes[1]
-            grid = model_grid(view, settings)
-            rows = _axis_tiles(grid.y, view.height, view.model_height, view.region)
-            columns = _axis_tiles(grid.x, view.width, view.model_width, view.region)
-            tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
-            most = max(most, max(rows) * max(columns))
         pixels += count * image.pixels
         bytes_in += count * image.pixels * len(image.channels) * np.dtype(image.dtype).itemsize
         bytes_out += count * image.pixels * item
     passes = tiles * len(ensemble.spec.members) * len(settings.augmentations)
     return Cost(len(table), table.regions, tiles, unique, passes, pixels / 1e6, bytes_in, bytes_out, most)
+
+
+def tile_counts(table: ImageTable, settings: ResolvedSettings, region: int | None = None) -> tuple[int, int, int]:
+    """Tiles of all regions, tiles of all planes, most tiles of a region; for the run's regions, or those of an edge."""
+    tiles = unique = most = 0
+    examples, kind = table.kinds
+    for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
+        for view in [turned(image, name) for name in VIEWS] if settings.volumes == "all" else [image]:
+            planes = count * view.planes[0] * view.planes[1]
+            grid, edge = model_grid(view, settings), region or view.region
+            rows = _axis_tiles(grid.y, view.height, view.model_height, edge)
+            columns = _axis_tiles(grid.x, view.width, view.model_width, edge)
+            tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
+            most = max(most, max(rows) * max(columns))
+    return tiles, unique, most
 
 
 def _axis_tiles(axis: TileAxis, length: int, model_length: int, size: int) -> list[int]:

@@ -16,7 +16,7 @@ from cluster.executor import Executor
 from cluster.ledger import clear_attempts, unended_regions
 from cluster.machines import with_gpu_memory
 from cluster.placement import estimate_memory, may_grow, place, require_devices
-from cluster.plan import RunContext, cost, layout_of
+from cluster.plan import RunContext, cost, layout_of, tile_counts
 from cluster.record import RunRecord, clear_output, open_output
 from cluster.request import Forecast, Outcome, Reporter
 from cluster.run import Job, Run
@@ -29,6 +29,9 @@ from pipeline.outputs import labels_present, remove_labels
 
 # Seconds from which on it is worth measuring first what makes a run fast.
 _LONG = 600.0
+# Shares of the tiles that may be seen again by a neighbouring region, and that larger regions must save; and how many
+# of those an actor must get, so that none is without work at the end.
+_AGAIN, _WORTHWHILE, _ENOUGH = 0.15, 0.05, 4
 
 
 def open_record(job: Job, started: float) -> tuple[RunRecord, bool]:
@@ -128,19 +131,32 @@ def _forecast(job: Job, resources: session.Resources, measured: Calibration, rep
     placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, there, of_a_tile)
     seconds = expected.tiles * of_a_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
-    advice = _advice(job) if seconds > _LONG else ""
+    advice = "\n".join([*_faster_networks(job), *larger_regions(job, placement.actors)]) if seconds > _LONG else ""
     made = Forecast(expected, measured, memory, placement, seconds, failures, advice)
     reporter.forecast(made)
     return made
 
 
-def _advice(job: Job) -> str:
+def _faster_networks(job: Job) -> list[str]:
     """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
     if job.request.settings.backend != "auto" or job.settings.backend != "eager" or job.settings.device != "cpu":
-        return ""
+        return []
     if len(usable(job.settings.precision, "cpu")) < 3:  # PyTorch alone, whole or compiled
-        return "`pip install 'chorus-bioimage[openvino]'` and `chorus bench engine` may make this run twice as fast"
-    return "`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"
+        return ["`pip install 'chorus-bioimage[openvino]'` and `chorus bench engine` may make this run twice as fast"]
+    return ["`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"]
+
+
+def larger_regions(job: Job, actors: int) -> list[str]:
+    """What regions of twice the edge would save, where many tiles are seen by two of them."""
+    tiles, unique, _ = tile_counts(job.table, job.settings)
+    fewer, _, _ = tile_counts(job.table, job.settings, region := 2 * job.settings.region)
+    few = job.table.regions < 4 * _ENOUGH * actors
+    if few or tiles < (1 + _AGAIN) * unique or fewer > (1 - _WORTHWHILE) * tiles:
+        return []
+    return [
+        f"{tiles / unique - 1:.0%} of the tiles are seen twice, at the borders of regions: a new run with --region "
+        f"{region} has {1 - fewer / tiles:.0%} fewer passes, for four times the memory of a region"
+    ]
 
 
 def _check_in_place(job: Job, *, fresh: bool) -> None:

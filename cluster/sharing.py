@@ -8,86 +8,19 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from cluster.tickets import Answered, BusyError, Flight, LateError, Ticket, equal_shares, first_come
 from pipeline.features import TileFeatures
 from pipeline.geometry import Window
 from pipeline.inference import Engine
-from pipeline.posterior import Posterior
-from pipeline.tiles import PlaneWindow, RegionOnItsWay
-from pipeline.transfer import Landing
+from pipeline.tiles import PlaneWindow
 
 log = logging.getLogger("chorus")
-Answered = tuple[Posterior, float]
-"""The posterior of a region, and the seconds that the device worked for it."""
 # Regions whose sums are held at once. More would all be late; fewer would let large ones keep small ones waiting.
 _ON_THEIR_WAY = 4
-
-
-class BusyError(Exception):
-    """Too much waits for the device; `retry_after` says in how many seconds it may have room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("too many regions wait for the device")
-        self.retry_after = retry_after
-
-
-class LateError(Exception):
-    """The region was not done in time."""
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A region that waits for its posterior.
-
-    Attributes
-    ----------
-    until : monotonic time after which nobody waits for it any more
-    alone : whether no other tiles come into its batches, since a batch failed that it was a part of
-    seconds : that the device worked for it
-    """
-
-    engine: Engine
-    plane: PlaneWindow
-    target: Window
-    features: TileFeatures | None
-    tiles: int
-    until: float
-    answer: Future[Answered] = field(default_factory=Future)
-    region: RegionOnItsWay | None = None
-    alone: bool = False
-    seconds: float = 0.0
-
-    def begin(self) -> RegionOnItsWay:
-        if self.region is None:
-            self.region = self.engine.begin(self.plane, self.target, self.features)
-        return self.region
-
-    def again(self) -> None:
-        """From its first tile, by itself."""
-        self.region, self.alone = None, True
-        self.tiles = self.plane.grid.tile_count(self.target)
-        if self.features is not None:
-            self.features.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A batch that the device was told, with so many tiles of each ticket.
-
-    Attributes
-    ----------
-    regions : that are complete with it, each with its ticket
-    landing : of all that is said of it
-    started : by `time.perf_counter`
-    """
-
-    shares: list[tuple[_Ticket, int]]
-    regions: list[tuple[_Ticket, RegionOnItsWay]]
-    landing: Landing
-    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +56,7 @@ class SharedDevice:
     def __init__(self, most_waiting: int | None = None, *, fair: bool = True) -> None:
         self._most, self._fair = most_waiting, fair
         self._changed = threading.Condition()
-        self._tickets: deque[_Ticket] = deque()
+        self._tickets: deque[Ticket] = deque()
         self._calls = self._tiles = 0
         self._seconds = 0.0
         self._landed = 0.0
@@ -155,7 +88,7 @@ class SharedDevice:
         ------
         BusyError : too many tiles wait
         """
-        ticket = _Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
+        ticket = Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
         with self._changed:
             waiting = sum(one.tiles for one in self._tickets)
             full = self._most is not None and self._tickets and waiting + ticket.tiles > self._most
@@ -174,7 +107,7 @@ class SharedDevice:
         self._thread.join()
 
     def _work(self) -> None:
-        flights: deque[_Flight] = deque()
+        flights: deque[Flight] = deque()
         with torch.inference_mode():
             while (chosen := self._next(idle=not flights)) is not None or flights:
                 if chosen and (flight := self._begin(chosen)) is not None:
@@ -183,7 +116,7 @@ class SharedDevice:
                 while len(flights) > ahead:
                     self._land(flights.popleft())
 
-    def _next(self, *, idle: bool) -> list[tuple[_Ticket, int]] | None:
+    def _next(self, *, idle: bool) -> list[tuple[Ticket, int]] | None:
         """Who takes part in the next batch, with so many tiles each; None where there is none.
 
         An idle device waits for it until it is closed.
@@ -202,7 +135,7 @@ class SharedDevice:
             if first.alone:
                 fellows = [first]
             waiting = [ticket.tiles for ticket in fellows]
-            shares = _shares(waiting, batch) if self._fair else _first_come(waiting, batch)
+            shares = equal_shares(waiting, batch) if self._fair else first_come(waiting, batch)
             # Whose turn it was goes behind those that it goes on its way with.
             for ticket in fellows[: sum(share > 0 for share in shares)] if self._fair else []:
                 self._tickets.remove(ticket)
@@ -217,9 +150,9 @@ class SharedDevice:
                 self._tickets.remove(ticket)
             elif ticket.until < now:
                 self._tickets.remove(ticket)
-                _fail(ticket, LateError("the region was not done in time"))
+                ticket.fail(LateError("the region was not done in time"))
 
-    def _begin(self, chosen: list[tuple[_Ticket, int]]) -> _Flight | None:
+    def _begin(self, chosen: list[tuple[Ticket, int]]) -> Flight | None:
         """Tell the device a batch; None where that failed."""
         started = time.perf_counter()
         engine = chosen[0][0].engine
@@ -238,9 +171,9 @@ class SharedDevice:
                 if not region.waiting:
                     self._tickets.remove(ticket)
                     regions.append((ticket, region))
-        return _Flight(chosen, regions, landing, started)
+        return Flight(chosen, regions, landing, started)
 
-    def _land(self, flight: _Flight) -> None:
+    def _land(self, flight: Flight) -> None:
         """Wait for a batch, and answer the regions that are complete with it."""
         try:
             flight.landing()
@@ -250,7 +183,7 @@ class SharedDevice:
                 for ticket in [ticket for ticket, _ in flight.shares if ticket in self._tickets]:
                     self._tickets.remove(ticket)
             for ticket, _ in flight.shares:
-                _fail(ticket, error)
+                ticket.fail(error)
             return
         now = time.perf_counter()
         # The device worked on it since it was told, or since it was done with what it was told before.
@@ -263,10 +196,9 @@ class SharedDevice:
         for ticket, share in flight.shares:
             ticket.seconds += took * share / count
         for ticket, region in flight.regions:
-            if _awaited(ticket):
-                ticket.answer.set_result((region.posterior(), ticket.seconds))
+            ticket.succeed(region)
 
-    def _failed(self, tickets: list[_Ticket], error: Exception) -> None:
+    def _failed(self, tickets: list[Ticket], error: Exception) -> None:
         """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
         if len(tickets) > 1:
             with self._changed:
@@ -275,7 +207,7 @@ class SharedDevice:
             return
         with self._changed:
             self._tickets.remove(tickets[0])
-        _fail(tickets[0], error)
+        tickets[0].fail(error)
 
 
 class SharedEngine:
@@ -303,35 +235,3 @@ class SharedEngine:
                 if time.monotonic() > until:
                     raise LateError("the device had no room in time") from error
                 time.sleep(error.retry_after)
-
-
-def _shares(waiting: list[int], batch: int) -> list[int]:
-    """Equal parts of a batch, as far as each has tiles; what is left goes to the first that have more."""
-    shares = [0] * len(waiting)
-    left = batch
-    while left and (hungry := [i for i, tiles in enumerate(waiting) if shares[i] < tiles]):
-        part = max(1, left // len(hungry))
-        for index in hungry:
-            given = min(part, waiting[index] - shares[index], left)
-            shares[index] += given
-            left -= given
-    return shares
-
-
-def _first_come(waiting: list[int], batch: int) -> list[int]:
-    """All of a batch to the first, as far as it has tiles; what is left goes to the next."""
-    shares, left = [], batch
-    for tiles in waiting:
-        shares.append(min(tiles, left))
-        left -= shares[-1]
-    return shares
-
-
-def _awaited(ticket: _Ticket) -> bool:
-    """Whether somebody still waits for its answer; an earlier batch of it may have failed."""
-    return not ticket.answer.done() and ticket.answer.set_running_or_notify_cancel()
-
-
-def _fail(ticket: _Ticket, error: Exception) -> None:
-    if _awaited(ticket):
-        ticket.answer.set_exception(error)

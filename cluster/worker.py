@@ -27,8 +27,9 @@ from cluster.plan import RunContext, inference_settings, layout_of
 from cluster.region_maps import saved_maps
 from cluster.region_status import Passed, RegionStatus
 from cluster.region_work import RegionWork, region_result, region_work
-from cluster.sharing import Answered, SharedDevice, SharedEngine
+from cluster.sharing import SharedDevice, SharedEngine
 from cluster.statistics import image_statistics
+from cluster.tickets import Answered
 from cluster.timeline import note_shared, noted, packed, span, unpacked
 from pipeline.backends.loading import load_members
 from pipeline.calls import is_out_of_memory

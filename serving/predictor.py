@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from cluster.sharing import BusyError, LateError, SharedDevice
+from cluster.sharing import SharedDevice
+from cluster.tickets import BusyError, LateError
 from pipeline import storage
 from pipeline.calls import is_out_of_memory
 from pipeline.errors import ChorusError, OutputError, RefusedError

@@ -15,6 +15,9 @@ from benchmarks.planning import synthetic_images
 from cluster.images import ImageTable, PlannedImage
 from cluster.ledger import Ledger
 from cluster.plan import Cost, cost, model_grid, resolve
+from cluster.planned_runs import larger_regions
+from cluster.request import PredictRequest
+from cluster.run import Job
 from cluster.settings import ResultSettings
 from pipeline.ensemble import Ensemble, read_ensemble
 from pipeline.errors import RefusedError
@@ -115,6 +118,33 @@ def test_a_million_regions_are_planned_and_listed(ensemble: Ensemble, tmp_path: 
     for name in ("tiles", "unique_tiles", "forward_passes", "bytes_in", "bytes_out"):
         assert getattr(expected, name) == 1000 * sum(getattr(kind, name) for kind in kinds)
     assert expected.most_tiles == max(kind.most_tiles for kind in kinds)
+
+
+@pytest.mark.parametrize(("tile", "again", "saved"), [(512, 0.20, 0.11), (256, None, None)])
+def test_larger_regions_are_advised_where_they_save_passes(
+    tile: int, again: float | None, saved: float | None, ensemble: Ensemble
+) -> None:
+    def of_regions(region: int, edge: int = 8192) -> tuple[Cost, Job]:
+        images, settings = [planned("slide", (edge, edge), region=region)], ResultSettings(region=region, tile=tile)
+        request = PredictRequest(sources=["slide"], ensemble=ensemble.url, out="out")
+        job = Job(request, ensemble, resolve(settings, ensemble), ImageTable.collect(images), [])
+        return counted(images, ensemble, settings), job
+
+    (small, job), (large, _), (_, larger) = of_regions(2048), of_regions(4096), of_regions(4096, edge=16384)
+    if again is None or saved is None:
+        assert small.tiles < 1.15 * small.unique_tiles
+        assert larger_regions(job, 1) == []
+    else:
+        assert small.tiles / small.unique_tiles - 1 == pytest.approx(again, abs=0.005)
+        assert 1 - large.tiles / small.tiles == pytest.approx(saved, abs=0.005)
+        (advice,) = larger_regions(job, 1)
+        assert advice.startswith(f"{again:.0%} of the tiles are seen twice")
+        assert f"--region 4096 has {saved:.0%} fewer passes" in advice
+    # Where they are large enough, where an image is one region, or too few were left, nothing is said.
+    assert larger_regions(larger, 1) == []
+    fields = [planned(f"{index}", (1024, 1024), region=2048) for index in range(100)]
+    assert larger_regions(replace(job, table=ImageTable.collect(fields)), 1) == []
+    assert larger_regions(job, 2) == []
 
 
 @pytest.mark.parametrize("name", ["flows", "flow_variance"])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.sharing import Answered, BusyError, LateError, SharedDevice, SharedEngine
+from cluster.sharing import SharedDevice, SharedEngine
+from cluster.tickets import Answered, BusyError, LateError
 from pipeline.canvas import InferenceSettings
 from pipeline.features import TileFeatures
 from pipeline.geometry import Grid, Window
