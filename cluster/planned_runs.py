@@ -16,7 +16,7 @@ from cluster.executor import Executor
 from cluster.ledger import clear_attempts, unended_regions
 from cluster.machines import with_gpu_memory
 from cluster.placement import estimate_memory, may_grow, place, require_devices
-from cluster.plan import RunContext, cost, layout_of, tile_counts
+from cluster.plan import Cost, RunContext, cost, layout_of, tile_counts
 from cluster.record import RunRecord, clear_output, open_output
 from cluster.request import Forecast, Outcome, Reporter
 from cluster.run import Job, Run
@@ -131,8 +131,8 @@ def _forecast(job: Job, resources: session.Resources, measured: Calibration, rep
     placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, there, of_a_tile)
     seconds = expected.tiles * of_a_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
-    advice = "\n".join([*_faster_networks(job), *larger_regions(job, placement.actors)]) if seconds > _LONG else ""
-    made = Forecast(expected, measured, memory, placement, seconds, failures, advice)
+    advice = [*_faster_networks(job), *larger_regions(job, expected, placement.actors)] if seconds > _LONG else []
+    made = Forecast(expected, measured, memory, placement, seconds, failures, "\n".join(advice))
     reporter.forecast(made)
     return made
 
@@ -146,16 +146,17 @@ def _faster_networks(job: Job) -> list[str]:
     return ["`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"]
 
 
-def larger_regions(job: Job, actors: int) -> list[str]:
-    """What regions of twice the edge would save, where many tiles are seen by two of them."""
-    tiles, unique, _ = tile_counts(job.table, job.settings)
-    fewer, _, _ = tile_counts(job.table, job.settings, region := 2 * job.settings.region)
-    few = job.table.regions < 4 * _ENOUGH * actors
-    if few or tiles < (1 + _AGAIN) * unique or fewer > (1 - _WORTHWHILE) * tiles:
+def larger_regions(job: Job, expected: Cost, actors: int) -> list[str]:
+    """What regions of twice the edge would save a run of this cost, where many tiles are seen by two of them."""
+    if expected.regions < 4 * _ENOUGH * actors or expected.tiles < (1 + _AGAIN) * expected.unique_tiles:
         return []
+    fewer, _, _ = tile_counts(job.table, job.settings, region := 2 * job.settings.region)
+    if fewer > (1 - _WORTHWHILE) * expected.tiles:
+        return []
+    again, saved = expected.tiles / expected.unique_tiles - 1, 1 - fewer / expected.tiles
     return [
-        f"{tiles / unique - 1:.0%} of the tiles are seen twice, at the borders of regions: a new run with --region "
-        f"{region} has {1 - fewer / tiles:.0%} fewer passes, for four times the memory of a region"
+        f"{again:.0%} of the tiles are seen twice, at the borders of regions: a new run with --region {region} has "
+        f"{saved:.0%} fewer passes, for four times the memory of a region"
     ]
 
 

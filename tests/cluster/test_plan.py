@@ -130,21 +130,24 @@ def test_larger_regions_are_advised_where_they_save_passes(
         job = Job(request, ensemble, resolve(settings, ensemble), ImageTable.collect(images), [])
         return counted(images, ensemble, settings), job
 
+    def advice(job: Job, actors: int = 1) -> list[str]:
+        return larger_regions(job, cost(job.table, ensemble, job.settings), actors)
+
     (small, job), (large, _), (_, larger) = of_regions(2048), of_regions(4096), of_regions(4096, edge=16384)
     if again is None or saved is None:
         assert small.tiles < 1.15 * small.unique_tiles
-        assert larger_regions(job, 1) == []
+        assert advice(job) == []
     else:
         assert small.tiles / small.unique_tiles - 1 == pytest.approx(again, abs=0.005)
         assert 1 - large.tiles / small.tiles == pytest.approx(saved, abs=0.005)
-        (advice,) = larger_regions(job, 1)
-        assert advice.startswith(f"{again:.0%} of the tiles are seen twice")
-        assert f"--region 4096 has {saved:.0%} fewer passes" in advice
+        (said,) = advice(job)
+        assert said.startswith(f"{again:.0%} of the tiles are seen twice")
+        assert f"--region 4096 has {saved:.0%} fewer passes" in said
     # Where they are large enough, where an image is one region, or too few were left, nothing is said.
-    assert larger_regions(larger, 1) == []
+    assert advice(larger) == []
     fields = [planned(f"{index}", (1024, 1024), region=2048) for index in range(100)]
-    assert larger_regions(replace(job, table=ImageTable.collect(fields)), 1) == []
-    assert larger_regions(job, 2) == []
+    assert advice(replace(job, table=ImageTable.collect(fields))) == []
+    assert advice(job, actors=2) == []
 
 
 @pytest.mark.parametrize("name", ["flows", "flow_variance"])
