@@ -17,7 +17,7 @@ from cluster import logs, versions
 from cluster.machines import Machine, machines
 from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
 from pipeline.allocation import ENVIRONMENT
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, first_line
 
 # Pixels do not travel through the object store; running sums do where the placement is staged.
 _STORE_BYTES = 256 << 20
@@ -81,7 +81,7 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
             address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **started
         )
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         if address is None:
             raise RefusedError(f"Ray does not start on this machine ({line}); look into {_LOGS}") from error
         if sentence := versions.mismatch(address, str(error)):

@@ -31,7 +31,7 @@ from cluster.schedule import Schedule, block_regions
 from cluster.tasks import RayTasks
 from cluster.worker import Here, RegionWorker
 from pipeline.ensemble import Ensemble
-from pipeline.errors import CutShortError, RefusedError
+from pipeline.errors import CutShortError, RefusedError, first_line
 
 # For a device of the cluster to become free; and for a machine to be made that has one.
 FREE_SECONDS, MACHINE_SECONDS = 600, 1800
@@ -221,7 +221,7 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: f
     try:
         result: TaskResult = ray.get(task)
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RefusedError(
             f"{ensemble.url}: the process that tried its members died ({reason}), as of too little memory; use a "
             f"smaller --batch or --tile, or a larger machine"
