@@ -27,20 +27,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from cluster.convert import ConvertRequest, convert
-from cluster.effort_measuring import add_effort, tile_efforts
-from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.plan import resolve
-from cluster.record import read_run
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.scores import read_features, read_scores
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.effort import stopped_at
-from pipeline.ensemble import read_ensemble
-from pipeline.ensemble_editing import remove
-from pipeline.trust.flags import flag_images
-from pipeline.trust.reference import Reference, calibrate_from
+from chorus.cluster.convert import ConvertRequest, convert
+from chorus.cluster.effort_measuring import add_effort, tile_efforts
+from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.plan import resolve
+from chorus.cluster.record import read_run
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.scores import read_features, read_scores
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.effort import stopped_at
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.ensemble_editing import remove
+from chorus.pipeline.trust.flags import flag_images
+from chorus.pipeline.trust.reference import Reference, calibrate_from
 
 # Wide enough for the table where it is written to a file.
 console = Console(width=None if sys.stdout.isatty() else 220)

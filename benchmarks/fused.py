@@ -21,12 +21,12 @@ from torch.func import functional_call, stack_module_state, vmap
 from benchmarks.gpu import rate
 from benchmarks.made import write_ensemble
 from benchmarks.records import keep
-from pipeline.backends.choice import difference
-from pipeline.calls import be_repeatable
-from pipeline.canvas import Precision
-from pipeline.ensemble import read_ensemble
-from pipeline.inference import AUTOCAST
-from pipeline.members.contract import ModuleMember
+from chorus.pipeline.backends.choice import difference
+from chorus.pipeline.calls import be_repeatable
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.members.contract import ModuleMember
 
 console = Console()
 

@@ -25,16 +25,16 @@ from rich.table import Table
 from benchmarks.made import write_ensemble, write_images
 from benchmarks.records import keep, surroundings
 from benchmarks.run import whole_run
-from pipeline.augmentation import FLIPS
-from pipeline.backends.choice import usable
-from pipeline.backends.member import on_backend
-from pipeline.calls import be_repeatable
-from pipeline.canvas import Precision
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.geometry import Grid
-from pipeline.inference import AUTOCAST
-from pipeline.members.contract import Member, ModuleMember
+from chorus.pipeline.augmentation import FLIPS
+from chorus.pipeline.backends.choice import usable
+from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.calls import be_repeatable
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.geometry import Grid
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.members.contract import Member, ModuleMember
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 console = Console()

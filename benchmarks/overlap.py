@@ -32,22 +32,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.augmentation import FLIPS
-from pipeline.backends.choice import Backend
-from pipeline.backends.loading import load_members
-from pipeline.blending import gaussian_window
-from pipeline.canvas import InferenceSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.geometry import Grid, TileAxis, Window
-from pipeline.inference import Engine
-from pipeline.instances.whole_image import label_image
-from pipeline.members.contract import Member
-from pipeline.posterior import Posterior
-from pipeline.preparation import surveyed
-from pipeline.tiles import PlaneWindow, RegionOnItsWay
-from pipeline.training.pairs import TrainingPair, find_pairs, load_pair
-from pipeline.trust.metrics import dice
-from pipeline.trust.object_metrics import count_objects
+from chorus.pipeline.augmentation import FLIPS
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.blending import gaussian_window
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.geometry import Grid, TileAxis, Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.instances.whole_image import label_image
+from chorus.pipeline.members.contract import Member
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.preparation import surveyed
+from chorus.pipeline.tiles import PlaneWindow, RegionOnItsWay
+from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
+from chorus.pipeline.trust.metrics import dice
+from chorus.pipeline.trust.object_metrics import count_objects
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -183,7 +183,7 @@ _members: list[Member]
 
 
 def _begin(ensemble: str, backend: Backend) -> None:
-    from pipeline.allocation import keep_freed_memory
+    from chorus.pipeline.allocation import keep_freed_memory
 
     global _ensemble, _members
     torch.set_num_threads(1)
@@ -249,7 +249,7 @@ def _posteriors(pixels: NDArray[np.float32], job: Job, overlap: float) -> list[P
 
 
 def window_of(tile: int, sigma: float) -> torch.Tensor:
-    """A Gaussian of another width than `pipeline.blending.gaussian_window`, (tile, tile) float32."""
+    """A Gaussian of another width than `chorus.pipeline.blending.gaussian_window`, (tile, tile) float32."""
     line = np.exp(-0.5 * ((np.arange(tile) - (tile - 1) / 2) / sigma) ** 2)
     return torch.from_numpy(np.outer(line, line).astype(np.float32))
 

@@ -34,13 +34,13 @@ from safetensors.torch import load_file, save_file
 from skimage.measure import label
 
 from benchmarks.records import keep
-from pipeline.ensemble import read_ensemble
-from pipeline.outputs import open_posterior
-from pipeline.packing import pack_members
-from pipeline.samples import simulate_field
-from pipeline.training.pairs import find_pairs, load_pair
-from pipeline.trust.metrics import dice
-from pipeline.trust.object_metrics import components, count_objects
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.outputs import open_posterior
+from chorus.pipeline.packing import pack_members
+from chorus.pipeline.samples import simulate_field
+from chorus.pipeline.training.pairs import find_pairs, load_pair
+from chorus.pipeline.trust.metrics import dice
+from chorus.pipeline.trust.object_metrics import components, count_objects
 
 Network = Literal["nuclei-fluo", "resnet18"]
 STARTER = Path("chorus/builtin/nuclei-fluo")

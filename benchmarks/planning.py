@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import Ledger
-from cluster.plan import cost, resolve
-from cluster.settings import ResultSettings
-from pipeline.ensemble import read_ensemble
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.plan import cost, resolve
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.ensemble import read_ensemble
 
 T = TypeVar("T")
 

@@ -21,12 +21,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.scores import read_scores
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.outputs import open_labels, open_posterior
+from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.scores import read_scores
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.outputs import open_labels, open_posterior
 
 REFERENCE = "eager:fp32"
 

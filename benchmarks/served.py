@@ -27,17 +27,17 @@ from ray import serve
 from skimage.io import imread
 
 from benchmarks.records import keep
-from cluster import session
-from pipeline.allocation import keep_freed_memory
-from pipeline.geometry import Window
-from pipeline.posterior import SampleSums
-from pipeline.tiles import PlaneWindow, TileSource
-from serving.app import NAME, build
-from serving.decoding import decode
-from serving.hosting import Hosted
-from serving.predicting import plan, prepare
-from serving.schemas import PredictOptions
-from serving.settings import Limits, parse_settings
+from chorus.cluster import session
+from chorus.pipeline.allocation import keep_freed_memory
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.posterior import SampleSums
+from chorus.pipeline.tiles import PlaneWindow, TileSource
+from chorus.serving.app import NAME, build
+from chorus.serving.decoding import decode
+from chorus.serving.hosting import Hosted
+from chorus.serving.predicting import plan, prepare
+from chorus.serving.schemas import PredictOptions
+from chorus.serving.settings import Limits, parse_settings
 
 
 def images_of(folder: str | None, count: int) -> list[bytes]:

@@ -7,31 +7,40 @@ The face: what a person types (`chorus.cli`) and imports. No logic of its own::
 
     from chorus import Client  # of a server of `chorus serve`
     prediction = Client("http://127.0.0.1:8000").predict(pixels)
+
+Every import of a part of Chorus runs this file first, so it imports nothing before it is asked for (PEP 562).
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.errors import ChorusError
-
 if TYPE_CHECKING:
-    from serving.client import Client
+    from chorus.api import predict
+    from chorus.cluster.request import Outcome, PredictRequest
+    from chorus.cluster.settings import ResultSettings, RunSettings
+    from chorus.pipeline.errors import ChorusError
+    from chorus.serving.client import Client
 
 __all__ = ["ChorusError", "Client", "Outcome", "PredictRequest", "ResultSettings", "RunSettings", "predict"]
 
-
-def predict(request: PredictRequest) -> Outcome:
-    """Run an ensemble over sources, as ``chorus predict`` does; raises ChorusError with one sentence."""
-    from cluster.reprocess import predict as run
-
-    return run(request, Silent())
+_HOMES = {
+    "ChorusError": "chorus.pipeline.errors",
+    "Client": "chorus.serving.client",
+    "Outcome": "chorus.cluster.request",
+    "PredictRequest": "chorus.cluster.request",
+    "ResultSettings": "chorus.cluster.settings",
+    "RunSettings": "chorus.cluster.settings",
+    "predict": "chorus.api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`Client` is imported when it is asked for: commands do not need it."""
-    if name == "Client":
-        from serving.client import Client
+    """Import what is asked for from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-        return Client
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """What can be imported from here."""
+    return sorted([*globals(), *_HOMES])

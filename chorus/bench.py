@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.options import Json, TrustCode, augmentation_names, device_here, named_ensemble, names
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
-    from pipeline.backends.choice import Backend
-    from pipeline.backends.measuring import EnsembleTimings
+    from chorus.pipeline.backends.choice import Backend
+    from chorus.pipeline.backends.measuring import EnsembleTimings
 
     Measured = tuple[list[EnsembleTimings], tuple[Backend, int]]
 
@@ -59,9 +59,9 @@ def engine(
     """
     import torch
 
-    from pipeline.backends.choosing import Workload, fastest, measure_and_keep
-    from pipeline.canvas import Precision
-    from pipeline.ensemble import read_ensemble
+    from chorus.pipeline.backends.choosing import Workload, fastest, measure_and_keep
+    from chorus.pipeline.canvas import Precision
+    from chorus.pipeline.ensemble import read_ensemble
 
     bundle = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
     where = device_here(device)

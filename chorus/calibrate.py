@@ -40,7 +40,7 @@ def calibrate(
 
     `chorus calibrate plate.ome.zarr -e nuclei/ --truth-label nuclei -o calibration/ --tau 0.9`
     """
-    from cluster.calibrating import CalibrateRequest, calibrate_ensemble
+    from chorus.cluster.calibrating import CalibrateRequest, calibrate_ensemble
 
     err = Console(stderr=True)
     request = CalibrateRequest(run=options.request(), truth=truth, truth_label=truth_label, tau=tau, alpha=alpha)

@@ -18,26 +18,26 @@ from chorus import export as exports
 from chorus import format as layout
 from chorus import serve as servers
 from chorus.calibrate import calibrate
+from chorus.cluster.logs import about_run, is_structured, log, structured
+from chorus.cluster.stopping import resumable
+from chorus.cluster.versions import require_submitter
 from chorus.convert import convert
 from chorus.evaluate import compare, evaluate
 from chorus.flag import flag
 from chorus.objects import objects
 from chorus.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
+from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
 from chorus.profile import profile
 from chorus.progress import ConsoleReporter
 from chorus.review import review
 from chorus.shift import shift
 from chorus.train import train
 from chorus.truth import truth
-from cluster.logs import about_run, is_structured, log, structured
-from cluster.stopping import resumable
-from cluster.versions import require_submitter
-from pipeline.errors import ChorusError, CutShortError, RefusedError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cluster.request import PredictRequest
+    from chorus.cluster.request import PredictRequest
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
@@ -90,11 +90,11 @@ def predict(
     if dry_run:
         _print_forecast(request, cluster, None, as_json=as_json)
         return
-    from cluster import reprocess
-    from cluster.metrics import run_label
-    from cluster.prices import read_cluster
-    from pipeline import storage
-    from pipeline.report.page import write_report
+    from chorus.cluster import reprocess
+    from chorus.cluster.metrics import run_label
+    from chorus.cluster.prices import read_cluster
+    from chorus.pipeline import storage
+    from chorus.pipeline.report.page import write_report
 
     about_run(run_label(storage.normalise(request.out)))
     prices = None if cluster is None else read_cluster(cluster)
@@ -135,7 +135,7 @@ def plan(
 
     `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o out/ --cluster cluster.yaml --calibration gs://lab/pilot`
     """
-    from cluster.accounting import calibration_device
+    from chorus.cluster.accounting import calibration_device
 
     if calibration is not None:
         if cluster is None:
@@ -150,9 +150,9 @@ def _print_forecast(request: PredictRequest, cluster: str | None, calibration: s
     if cluster is None:
         _print_plan(request, as_json=as_json)
         return
-    from cluster import reprocess
-    from cluster.prices import read_cluster
-    from cluster.request import Silent
+    from chorus.cluster import reprocess
+    from chorus.cluster.prices import read_cluster
+    from chorus.cluster.request import Silent
 
     found = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
     if as_json:
@@ -164,8 +164,8 @@ def _print_forecast(request: PredictRequest, cluster: str | None, calibration: s
 
 
 def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
-    from cluster import reprocess
-    from cluster.request import Silent
+    from chorus.cluster import reprocess
+    from chorus.cluster.request import Silent
 
     forecast = reprocess.forecast(request, Silent())
     if as_json:
@@ -199,8 +199,8 @@ def rank(
 
     `chorus rank results/ --by pairwise_dice --above 0.8 --export look-at-these.csv`
     """
-    from cluster.scores import read_scores
-    from pipeline.ranking import rank as order
+    from chorus.cluster.scores import read_scores
+    from chorus.pipeline.ranking import rank as order
 
     ranking = order(read_scores(out), by, above)
     if export:
@@ -239,7 +239,7 @@ def report(
 
     `chorus report gs://bucket/results --top 20`
     """
-    from pipeline.report.page import write_report
+    from chorus.pipeline.report.page import write_report
 
     page = write_report(out, top=top)
     if as_json:
@@ -291,9 +291,9 @@ def _say(error: Exception) -> None:
 
 
 def _export(frame: pd.DataFrame, path: str) -> None:
-    from pipeline import storage
-    from pipeline.errors import OutputError
-    from pipeline.exports.tables import write_table
+    from chorus.pipeline import storage
+    from chorus.pipeline.errors import OutputError
+    from chorus.pipeline.exports.tables import write_table
 
     if storage.scheme(path) == "file" and not Path(path).absolute().parent.is_dir():
         raise RefusedError(f"--export {path}: there is no such folder; choose another place")

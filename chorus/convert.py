@@ -12,7 +12,7 @@ from chorus.format import duration, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.request import Outcome
+    from chorus.cluster.request import Outcome
 
 
 def convert(
@@ -46,8 +46,8 @@ def convert(
 
     `chorus convert 'scans/*.ome.tif' --out gs://bucket/scans --region 4096`
     """
+    from chorus.cluster import convert as run
     from chorus.progress import ConsoleReporter
-    from cluster import convert as run
 
     err = Console(stderr=True)
     settings = {"pixel_size": pixel_size, "channel_name": channel_name or [], "region": region, "chunk": chunk}

@@ -12,7 +12,7 @@ from rich.table import Table
 from chorus.format import duration
 
 if TYPE_CHECKING:
-    from cluster.pricing import CostForecast, Prediction
+    from chorus.cluster.pricing import CostForecast, Prediction
 
 
 def tables(found: CostForecast) -> Iterator[RenderableType]:

@@ -44,7 +44,7 @@ def effort(
 
     `chorus ensemble effort nuclei/ plate.ome.zarr --changed 0.01 --risk 0.02 --reference "plate 7, untreated wells"`
     """
-    from cluster.effort_measuring import add_effort
+    from chorus.cluster.effort_measuring import add_effort
 
     console, err = Console(), Console(stderr=True)
     with err.status("reading the ensemble") as status:

@@ -9,12 +9,12 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
-    from pipeline.ensemble_creation import Wanted
-    from pipeline.ensemble_spec import ClassEntry
-    from pipeline.normalisation import Normalisation
+    from chorus.pipeline.ensemble_creation import Wanted
+    from chorus.pipeline.ensemble_spec import ClassEntry
+    from chorus.pipeline.normalisation import Normalisation
 
 _FORMS = "percentile:1,99.8, mean_std:MEAN/STD, mean_std:image, none or member"
 
@@ -57,7 +57,7 @@ class NewEnsembleOptions:
 
     def wanted(self) -> Wanted:
         """As the pipeline takes it; raises RefusedError naming the option."""
-        from pipeline.ensemble_creation import Wanted
+        from chorus.pipeline.ensemble_creation import Wanted
 
         return Wanted(
             name=self.name,
@@ -91,7 +91,7 @@ def member_options(given: list[str]) -> dict[str, Any]:
 
 
 def _class(text: str) -> ClassEntry:
-    from pipeline.ensemble_spec import ClassEntry
+    from chorus.pipeline.ensemble_spec import ClassEntry
 
     name, _, color = text.partition("=")
     try:
@@ -101,7 +101,7 @@ def _class(text: str) -> ClassEntry:
 
 
 def _normalisation(text: str) -> Normalisation:
-    from pipeline.normalisation import MeanStd, Percentile, Unchanged
+    from chorus.pipeline.normalisation import MeanStd, Percentile, Unchanged
 
     kind, _, values = text.partition(":")
     try:

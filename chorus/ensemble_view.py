@@ -10,15 +10,15 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import ensemble_weights
-from pipeline.about import About, TrainingSummary
-from pipeline.normalisation import MeanStd, Normalisation, Percentile
+from chorus.pipeline import ensemble_weights
+from chorus.pipeline.about import About, TrainingSummary
+from chorus.pipeline.normalisation import MeanStd, Normalisation, Percentile
 
 if TYPE_CHECKING:
-    from pipeline.effort import EffortBound
-    from pipeline.ensemble import Ensemble
-    from pipeline.ensemble_spec import Sentinel
-    from pipeline.members.contract import MemberEntry
+    from chorus.pipeline.effort import EffortBound
+    from chorus.pipeline.ensemble import Ensemble
+    from chorus.pipeline.ensemble_spec import Sentinel
+    from chorus.pipeline.members.contract import MemberEntry
 
 # Of a member: what its own columns of the table, or those of all, show already.
 _SHOWN = {"kind", "weights", "sha256", "activation", "architecture", "encoder"}

@@ -14,12 +14,12 @@ from chorus.efforts import effort
 from chorus.ensemble_options import NewEnsembleOptions, member_options
 from chorus.models import pack
 from chorus.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
+from chorus.pipeline.members.detection import Kind
 from chorus.sentinels import sentinel
-from pipeline.members.detection import Kind
 
 if TYPE_CHECKING:
-    from pipeline.ensemble import Ensemble
-    from pipeline.ensemble_editing import Edited
+    from chorus.pipeline.ensemble import Ensemble
+    from chorus.pipeline.ensemble_editing import Edited
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.command()(pack)
@@ -44,7 +44,7 @@ def show(ensemble: ToRead, as_json: Json = False) -> None:
 
     `chorus ensemble show s3://bucket/nuclei/ensemble.yaml --json`
     """
-    from pipeline.ensemble import read_ensemble
+    from chorus.pipeline.ensemble import read_ensemble
 
     read = read_ensemble(named_ensemble(ensemble))
     if as_json:
@@ -73,13 +73,13 @@ def check(
 
     `chorus ensemble check nuclei/ --migrate`
     """
-    from cluster.calibration import calibrate
-    from cluster.plan import resolve
-    from cluster.sentinel_making import compare_sentinels
-    from cluster.settings import ResultSettings
-    from pipeline import ensemble_editing
-    from pipeline.ensemble import read_ensemble
-    from pipeline.ensemble_spec import FORMAT
+    from chorus.cluster.calibration import calibrate
+    from chorus.cluster.plan import resolve
+    from chorus.cluster.sentinel_making import compare_sentinels
+    from chorus.cluster.settings import ResultSettings
+    from chorus.pipeline import ensemble_editing
+    from chorus.pipeline.ensemble import read_ensemble
+    from chorus.pipeline.ensemble_spec import FORMAT
 
     read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
     measured = calibrate(read, resolve(ResultSettings(), read))
@@ -139,8 +139,8 @@ def add(
     `chorus ensemble add nuclei/ fold-*.pth --architecture Unet --encoder resnet34 --channel DNA --tile 256
     --class background --class nucleus --activation softmax --normalisation percentile:1,99.8`
     """
-    from pipeline import ensemble_editing
-    from pipeline.members.detection import Network
+    from chorus.pipeline import ensemble_editing
+    from chorus.pipeline.members.detection import Network
 
     network = Network(architecture, encoder, member_options(option or []))
     edited = ensemble_editing.add(
@@ -166,7 +166,7 @@ def remove(
 
     `chorus ensemble remove nuclei/ fold-3.pth fold-4.pth --delete`
     """
-    from pipeline import ensemble_editing
+    from chorus.pipeline import ensemble_editing
 
     _print_edited(ensemble_editing.remove(ensemble, members, delete=delete), as_json=as_json)
 
@@ -179,7 +179,7 @@ def list_builtin(as_json: Json = False) -> None:
 
     `chorus ensemble list`
     """
-    from pipeline.ensemble import read_ensemble
+    from chorus.pipeline.ensemble import read_ensemble
 
     read = {name: read_ensemble(url) for name, url in builtin_ensembles().items()}
     if as_json:
@@ -203,7 +203,7 @@ def schema() -> None:
 
     `chorus ensemble schema > ensemble.schema.json`
     """
-    from pipeline.ensemble_schema import json_schema
+    from chorus.pipeline.ensemble_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.comparing import RunComparison
-    from cluster.request import Outcome
+    from chorus.cluster.comparing import RunComparison
+    from chorus.cluster.request import Outcome
 
 _SHOWN = 10
 _Truth = Annotated[
@@ -73,8 +73,8 @@ def evaluate(
 
     `chorus evaluate results/ --truth truth/ --experts drawings/ --expert 'expert_*'`
     """
+    from chorus.cluster import evaluating
     from chorus.progress import ConsoleReporter
-    from cluster import evaluating
 
     err = Console(stderr=True)
     settings = {"objects": objects, "minimum_size": minimum_size, "baseline": baseline}
@@ -112,9 +112,9 @@ def compare(
 
     `chorus compare a/ b/ --truth masks/`
     """
+    from chorus.cluster import evaluating
+    from chorus.cluster.comparing import compare_runs
     from chorus.progress import ConsoleReporter
-    from cluster import evaluating
-    from cluster.comparing import compare_runs
 
     err = Console(stderr=True)
     for out in outs if truth is not None else ():

@@ -14,7 +14,7 @@ from chorus.format import SHOWN, duration, failures
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.request import Outcome
+    from chorus.cluster.request import Outcome
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 err = Console(stderr=True)
@@ -102,7 +102,7 @@ def tables(
 
     `chorus export tables results/ --out tables/ --format parquet`
     """
-    from cluster.export_tables import export_tables
+    from chorus.cluster.export_tables import export_tables
 
     rows = export_tables(results, out, kind)
     if as_json:
@@ -144,8 +144,8 @@ def annotation(
 
     `chorus train to-correct/images --labels to-correct/labels --out better/`
     """
+    from chorus.cluster.annotating import AnnotationRequest, export_annotation
     from chorus.progress import ConsoleReporter
-    from cluster.annotating import AnnotationRequest, export_annotation
 
     content = {"out": results, "to": out, "images": images, "by": by, "size": size, "overwrite": overwrite}
     request = validated(AnnotationRequest, content | {"only": _only(results, decided)}, "export annotation")
@@ -159,14 +159,14 @@ def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
     """Names of the images that were decided so; None without --decided."""
     if decided is None:
         return None
-    from serving.review.run import decided_images
+    from chorus.serving.review.run import decided_images
 
     return tuple(decided_images(results, decided))
 
 
 def _objects(content: dict[str, Any], only: tuple[str, ...] | None, as_json: bool) -> None:
+    from chorus.cluster.exporting import BY_DOUBT, IMAGES, ExportRequest, export_objects
     from chorus.progress import ConsoleReporter
-    from cluster.exporting import BY_DOUBT, IMAGES, ExportRequest, export_objects
 
     request = validated(ExportRequest, content, f"export {content['kind']}")
     outcome = export_objects(request, ConsoleReporter(err, units="steps", devices="cores"), only)

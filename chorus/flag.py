@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from chorus.options import Json, named_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.trust.flags import Review
-    from pipeline.trust.reference import Reference
+    from chorus.pipeline.trust.flags import Review
+    from chorus.pipeline.trust.reference import Reference
 
 _COLUMNS = {"rank": "rank", "name": "image", "expected_dice": "Dice", "dice_bound": "at least", "risk": "risk"}
 
@@ -49,10 +49,10 @@ def flag(
 
     `chorus flag results/ --ensemble nuclei/ --budget 0.02 --below 0.7`
     """
-    from cluster.record import read_run
-    from cluster.scores import read_scores
-    from pipeline.trust.flags import flag_images, review
-    from pipeline.trust.reference_files import read_reference
+    from chorus.cluster.record import read_run
+    from chorus.cluster.scores import read_scores
+    from chorus.pipeline.trust.flags import flag_images, review
+    from chorus.pipeline.trust.reference_files import read_reference
 
     reference = read_reference(named_ensemble(ensemble))
     if read_run(out).get("ensemble", {}).get("hash") != reference.ensemble:
@@ -100,9 +100,9 @@ def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau:
 
 def _features(out: str) -> pd.DataFrame | None:
     """``features.parquet`` of an output; None where it has none, as those of earlier versions."""
-    from cluster.scores import read_features
-    from pipeline import storage
-    from pipeline.containers import storage_errors
+    from chorus.cluster.scores import read_features
+    from chorus.pipeline import storage
+    from chorus.pipeline.containers import storage_errors
 
     url = storage.join(storage.normalise(out), "features.parquet")
     with storage_errors(url):
@@ -110,8 +110,8 @@ def _features(out: str) -> pd.DataFrame | None:
 
 
 def _write(out: str, flagged: pd.DataFrame) -> None:
-    from pipeline import storage
-    from pipeline.containers import storage_errors
+    from chorus.pipeline import storage
+    from chorus.pipeline.containers import storage_errors
 
     url = storage.join(storage.normalise(out), "flags.parquet")
     buffer = io.BytesIO()
@@ -121,9 +121,9 @@ def _write(out: str, flagged: pd.DataFrame) -> None:
 
 
 def _write_metrics(path: str, out: str, ensemble: str, flagged: pd.DataFrame) -> None:
-    from cluster.metrics import FLAGGED, driver_recorder, write_textfile
-    from pipeline import storage
-    from pipeline.trust.flags import FLAGS
+    from chorus.cluster.metrics import FLAGGED, driver_recorder, write_textfile
+    from chorus.pipeline import storage
+    from chorus.pipeline.trust.flags import FLAGS
 
     recorder = driver_recorder(storage.normalise(out), ensemble)
     for flag in FLAGS:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.filesize import decimal
 from rich.table import Table
 
-from cluster.request import Forecast, Outcome
+from chorus.cluster.request import Forecast, Outcome
 
 
 def duration(seconds: float) -> str:

@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chorus.cluster.submitted import ADDRESS_VARIABLES, DEFAULT_ADDRESS
 from chorus.format import duration
 from chorus.options import Json
-from cluster.submitted import ADDRESS_VARIABLES, DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
+    from chorus.cluster.jobs import Jobs
+    from chorus.cluster.run_state import RunState
+    from chorus.cluster.submitted import Job
     from chorus.progress import Reached
-    from cluster.jobs import Jobs
-    from cluster.run_state import RunState
-    from cluster.submitted import Job
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
@@ -64,8 +64,8 @@ def submit(
 
     `chorus submit --shared predict /data/plate.ome.zarr -e /data/nuclei -o /data/results`
     """
+    from chorus.cluster.jobs import Jobs
     from chorus.submitted_command import read_command
-    from cluster.jobs import Jobs
 
     command = read_command(context, words, shared=shared)
     jobs = Jobs(address)
@@ -80,7 +80,7 @@ def list_jobs(address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None
 
     `chorus jobs list --address http://head:8265`
     """
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
     found = Jobs(address).submitted()
     if as_json:
@@ -108,8 +108,8 @@ def status(
 
     `chorus jobs status screen-1`
     """
+    from chorus.cluster.jobs import Jobs
     from chorus.progress import last_progress
-    from cluster.jobs import Jobs
 
     jobs = Jobs(address)
     job = jobs.job(name) if name else jobs.latest()
@@ -142,7 +142,7 @@ def logs(
 
     `chorus jobs logs --follow screen-1`
     """
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
     jobs = Jobs(address)
     job = jobs.job(name) if name else jobs.latest()
@@ -161,7 +161,7 @@ def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) 
 
     `chorus jobs stop screen-1`
     """
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
     jobs = Jobs(address)
     _end(jobs, jobs.stop(name), as_json=as_json)
@@ -175,7 +175,7 @@ def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True
 
     `chorus jobs resume screen-1`
     """
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
     jobs = Jobs(address)
     _begin(jobs, jobs.resume(name), follow=follow, as_json=as_json)
@@ -225,8 +225,8 @@ def _next(jobs: Jobs, job: Job) -> str:
 
 def _run_state(job: Job) -> tuple[RunState | None, str]:
     """What is recorded of a job's run, or why this machine cannot tell."""
-    from cluster.run_state import run_state
-    from pipeline.errors import ChorusError
+    from chorus.cluster.run_state import run_state
+    from chorus.pipeline.errors import ChorusError
 
     if job.command not in ("predict", "calibrate"):
         return None, ""

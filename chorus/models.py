@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.options import Json, TrustCode, named_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
-    from pipeline.about import About
-    from pipeline.ensemble import Ensemble
-    from pipeline.model_comparison import Outcome
-    from pipeline.model_tests import PackageTest
+    from chorus.pipeline.about import About
+    from chorus.pipeline.ensemble import Ensemble
+    from chorus.pipeline.model_comparison import Outcome
+    from chorus.pipeline.model_tests import PackageTest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 out_console = Console()
@@ -50,7 +50,7 @@ def run_test(
 
     `chorus models test affable-shark --format onnx --json`
     """
-    from pipeline.model_tests import check_package
+    from chorus.pipeline.model_tests import check_package
 
     tested = check_package(package, format, trust_code=trust_code)
     if as_json:
@@ -85,9 +85,9 @@ def pack(
 
     `chorus ensemble pack nuclei/ --out packages/ --whole --licence CC-BY-4.0 --author "Ada Lovelace"`
     """
-    from pipeline.ensemble import read_ensemble
-    from pipeline.model_tests import check_package
-    from pipeline.packing import pack_members, pack_whole
+    from chorus.pipeline.ensemble import read_ensemble
+    from chorus.pipeline.model_tests import check_package
+    from chorus.pipeline.packing import pack_members, pack_whole
 
     if whole and member:
         raise RefusedError("--whole and --member: give one of the two")
@@ -121,7 +121,7 @@ def _about(
     cite_doi: str | None,
 ) -> About:
     """What the ensemble says of itself, and what the options say instead."""
-    from pipeline.about import About
+    from chorus.pipeline.about import About
 
     if (cite_text is None) != (cite_doi is None):
         raise RefusedError("--cite-text and --cite-doi: give both, or neither")

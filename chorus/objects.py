@@ -13,7 +13,7 @@ from chorus.format import SHOWN, counted, failures
 from chorus.options import Json, TrustCode, named_ensemble, validated
 
 if TYPE_CHECKING:
-    from cluster.request import Outcome
+    from chorus.cluster.request import Outcome
 
 
 def objects(
@@ -67,9 +67,9 @@ def objects(
 
     `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
+    from chorus.cluster.object_results import ObjectsRequest
+    from chorus.cluster.objects import find_objects
     from chorus.progress import ConsoleReporter
-    from cluster.object_results import ObjectsRequest
-    from cluster.objects import find_objects
 
     err = Console(stderr=True)
     content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}

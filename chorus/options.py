@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import typer
 from pydantic import BaseModel, ValidationError
 
-from cluster.request import PredictRequest
-from pipeline.augmentation import D4, FLIPS
-from pipeline.errors import RefusedError
+from chorus.cluster.request import PredictRequest
+from chorus.pipeline.augmentation import D4, FLIPS
+from chorus.pipeline.errors import RefusedError
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=BaseModel)
@@ -228,7 +228,7 @@ def augmentation_names(text: str | None) -> list[str] | None:
 
 def _device(device: Literal["auto", "cpu", "cuda"], address: str | None) -> str:
     if device == "auto" and address is not None:
-        from cluster import session
+        from chorus.cluster import session
 
         return "cuda" if session.start(address, staged=False).gpus else "cpu"
     return device_here(device)

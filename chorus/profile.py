@@ -14,7 +14,7 @@ from chorus.format import duration
 from chorus.options import Json
 
 if TYPE_CHECKING:
-    from cluster.profiling import Profile
+    from chorus.cluster.profiling import Profile
 
 _MEANING = {
     "busy": "a region held the device",
@@ -42,9 +42,9 @@ def profile(
 
     `chorus profile gs://lab/results --json`
     """
-    from cluster.profile_page import write_page
-    from cluster.profiling import profile as of_timeline
-    from cluster.profiling import read_timeline
+    from chorus.cluster.profile_page import write_page
+    from chorus.cluster.profiling import profile as of_timeline
+    from chorus.cluster.profiling import read_timeline
 
     timeline = read_timeline(out)
     found = of_timeline(timeline)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Forecast
 from chorus.format import duration
-from cluster.region_status import RegionStatus
-from cluster.request import Forecast
 
 _LINE_SECONDS = 15.0
 # A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.
@@ -42,7 +42,7 @@ class _Rates(ProgressColumn):
 
 
 class ConsoleReporter:
-    """See `cluster.request.Reporter`.
+    """See `chorus.cluster.request.Reporter`.
 
     Parameters
     ----------

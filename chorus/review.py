@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 _HOST = "127.0.0.1"
 
@@ -33,7 +33,7 @@ def review(
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from serving.review.app import review_app
+    from chorus.serving.review.app import review_app
 
     app = review_app(out, places=True)
     # A page elsewhere whose name was pointed at this machine would be sent on to us with its own name.

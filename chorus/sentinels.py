@@ -32,7 +32,7 @@ def sentinel(
 
     `chorus ensemble sentinel nuclei/ plate.ome.zarr/B/02/0 --label nuclei --name well-b02 --tolerance 0.005`
     """
-    from cluster.sentinel_making import add_sentinel
+    from chorus.cluster.sentinel_making import add_sentinel
 
     written, made = add_sentinel(ensemble, image, label, name=name, tolerance=tolerance, trust_code=trust_code)
     if as_json:

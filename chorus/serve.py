@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from chorus.options import TrustCode, device_here, named_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
-    from serving.settings import ServeSettings
+    from chorus.serving.settings import ServeSettings
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
@@ -68,8 +68,8 @@ def serve(
         return
     if not ensemble:
         raise RefusedError("serve: give --ensemble, such as `chorus serve --ensemble nuclei-fluo`")
-    from serving.running import serve as run
-    from serving.settings import parse_settings
+    from chorus.serving.running import serve as run
+    from chorus.serving.settings import parse_settings
 
     replicas = max_replicas or max(1, min_replicas)
     content: dict[str, Any] = {
@@ -106,14 +106,14 @@ def token(
 
     `chorus serve token microscope-1 --file tokens.json`
     """
-    from serving.tokens import add_token
+    from chorus.serving.tokens import add_token
 
     made = add_token(file, name, requests_per_minute)
     print(json.dumps({"name": name, "token": made}) if as_json else made)
 
 
 def _named(given: list[str]) -> dict[str, str]:
-    from serving.settings import name_of
+    from chorus.serving.settings import name_of
 
     found: dict[str, str] = {}
     for text in given:

@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from chorus.options import Json, named_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.trust.shift import Shift
+    from chorus.pipeline.trust.shift import Shift
 
 _BATCH = 1_000
 
@@ -45,11 +45,11 @@ def shift(
 
     `chorus shift results/ --ensemble nuclei/ --metadata plates.csv`
     """
-    from cluster.record import read_run
-    from cluster.scores import read_scores
-    from pipeline.trust.metadata import read_metadata
-    from pipeline.trust.reference_files import read_reference
-    from pipeline.trust.shift import feature_images, find_shift
+    from chorus.cluster.record import read_run
+    from chorus.cluster.scores import read_scores
+    from chorus.pipeline.trust.metadata import read_metadata
+    from chorus.pipeline.trust.reference_files import read_reference
+    from chorus.pipeline.trust.shift import feature_images, find_shift
 
     reference = read_reference(named_ensemble(ensemble))
     if read_run(out).get("ensemble", {}).get("hash") != reference.ensemble:
@@ -93,8 +93,8 @@ def _features(out: str, names: list[str]) -> pd.DataFrame | None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from pipeline import storage
-    from pipeline.containers import storage_errors
+    from chorus.pipeline import storage
+    from chorus.pipeline.containers import storage_errors
 
     url = storage.join(storage.normalise(out), "features.parquet")
     wanted = pa.array(names, pa.string())
@@ -109,8 +109,8 @@ def _features(out: str, names: list[str]) -> pd.DataFrame | None:
 
 
 def _write(out: str, found: Shift) -> None:
-    from pipeline import storage
-    from pipeline.containers import storage_errors
+    from chorus.pipeline import storage
+    from chorus.pipeline.containers import storage_errors
 
     url = storage.join(storage.normalise(out), "shift.json")
     with storage_errors(url):

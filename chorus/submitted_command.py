@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chorus.cluster.submitted import Command
 from chorus.options import named_ensemble
-from cluster.submitted import Command
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     import typer

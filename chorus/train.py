@@ -14,7 +14,7 @@ from chorus.options import Json, with_options
 from chorus.train_options import TrainOptions
 
 if TYPE_CHECKING:
-    from cluster.training import TrainOutcome
+    from chorus.cluster.training import TrainOutcome
 
 
 @with_options(TrainOptions)
@@ -36,8 +36,8 @@ def train(options: TrainOptions, as_json: Json = False) -> None:
 
     `chorus train few/ -l few-masks/ -o tuned/ --start nuclei/ --steps 400 --folds 3`
     """
+    from chorus.cluster import training
     from chorus.training_progress import TrainingReporter
-    from cluster import training
 
     err = Console(stderr=True)
     outcome = training.train(options.request(), TrainingReporter(err))

@@ -10,12 +10,12 @@ import typer
 from pydantic import ValidationError
 
 from chorus.options import named_ensemble
-from pipeline.errors import RefusedError
-from pipeline.training.settings import LossName, TrainSettings
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.training.settings import LossName, TrainSettings
 
 if TYPE_CHECKING:
-    from cluster.training import TrainRequest
-    from pipeline.members.smp import SmpMember
+    from chorus.cluster.training import TrainRequest
+    from chorus.pipeline.members.smp import SmpMember
 
 _DEFAULT = TrainSettings()
 _DATA, _NETWORK, _COURSE = "What is learnt", "Network", "Course of the training"
@@ -24,7 +24,7 @@ _AUGMENT, _ABOUT, _RUN = "What is varied from patch to patch", "What is said of 
 
 @dataclass
 class TrainOptions:
-    """What `chorus train` asks for: `pipeline.training.settings.TrainSettings`, data, and how to go about it."""
+    """What `chorus train` asks for: `chorus.pipeline.training.settings.TrainSettings`, data, and how to go about it."""
 
     images: Annotated[
         str, typer.Argument(help="TIFF, PNG or JPEG files (folder or glob), or OME-Zarr images, plates, folders.")
@@ -169,7 +169,7 @@ class TrainOptions:
 
     def request(self) -> TrainRequest:
         """The validated request; raises RefusedError naming the option."""
-        from cluster.training import TrainRequest
+        from chorus.cluster.training import TrainRequest
 
         data: dict[str, str | None] = {"name": self.data_name or self.images.rstrip("/").rsplit("/", 1)[-1]}
         data |= {"url": self.data_url, "licence": self.data_licence}
@@ -220,8 +220,8 @@ class TrainOptions:
 
 def starting_member(text: str) -> SmpMember:
     """Member of an ensemble to fine-tune, with the whole URL of its weights; raises RefusedError for other kinds."""
-    from pipeline.ensemble import read_ensemble
-    from pipeline.members.smp import SmpMember
+    from chorus.pipeline.ensemble import read_ensemble
+    from chorus.pipeline.members.smp import SmpMember
 
     url, _, position = text.partition("#")
     ensemble = read_ensemble(named_ensemble(url))

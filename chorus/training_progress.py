@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from chorus.format import duration
-from pipeline.training.records import FoldResult, Step
+from chorus.pipeline.training.records import FoldResult, Step
 
 _LINE_SECONDS = 15.0
 
 
 class TrainingReporter:
-    """See `cluster.folds.FoldReporter`.
+    """See `chorus.cluster.folds.FoldReporter`.
 
     Parameters
     ----------

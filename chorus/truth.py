@@ -14,7 +14,7 @@ from chorus.format import counted, failures, some
 from chorus.options import Json, validated
 
 if TYPE_CHECKING:
-    from cluster.request import Outcome
+    from chorus.cluster.request import Outcome
 
 _WHERE = "run.json and agreement.csv"
 
@@ -62,8 +62,8 @@ def truth(
 
     `chorus truth nuclei/ --out gs://bucket/truth --instances --address auto`
     """
+    from chorus.cluster import truth as run
     from chorus.progress import ConsoleReporter
-    from cluster import truth as run
 
     err = Console(stderr=True)
     settings = {"method": method, "ties": ties, "classes": classes, "instances": instances}

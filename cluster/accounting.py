@@ -6,14 +6,14 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cluster.calibration import Calibration
-from cluster.metrics import COST, Recorder
-from cluster.plan import ResolvedSettings
-from cluster.prices import ClusterFile
-from cluster.record import read_run
-from cluster.region_status import RegionStatus
-from cluster.request import Forecast, Reporter
-from pipeline.errors import RefusedError
+from chorus.cluster.calibration import Calibration
+from chorus.cluster.metrics import COST, Recorder
+from chorus.cluster.plan import ResolvedSettings
+from chorus.cluster.prices import ClusterFile
+from chorus.cluster.record import read_run
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Forecast, Reporter
+from chorus.pipeline.errors import RefusedError
 
 # What seconds per tile depend on, beside ensemble and device.
 _DECIDES = ("tile", "augmentations", "precision", "backend", "threads")

@@ -11,25 +11,25 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.executor import TaskResult
-from cluster.export_tables import image_table
-from cluster.exporting import Objects, check_apart, file_name
-from cluster.finished import finished_run, planned_images
-from cluster.images import PlannedImage
-from cluster.objects import RECORD
-from cluster.request import Outcome, Reporter
-from cluster.scores import read_scores
-from cluster.tasks import rows_of_calls
-from pipeline import storage
-from pipeline.arrays import LABEL_NAME
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
-from pipeline.exports.annotation import Drafted, Place, draft
-from pipeline.exports.files import remove_file
-from pipeline.exports.tables import write_table
-from pipeline.ngff import open_image
-from pipeline.ranking import rank
-from pipeline.reading import pixel_size_um
+from chorus.cluster.executor import TaskResult
+from chorus.cluster.export_tables import image_table
+from chorus.cluster.exporting import Objects, check_apart, file_name
+from chorus.cluster.finished import finished_run, planned_images
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.objects import RECORD
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.scores import read_scores
+from chorus.cluster.tasks import rows_of_calls
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LABEL_NAME
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.annotation import Drafted, Place, draft
+from chorus.pipeline.exports.files import remove_file
+from chorus.pipeline.exports.tables import write_table
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.ranking import rank
+from chorus.pipeline.reading import pixel_size_um
 
 PACKAGE, README = "package.csv", "README.txt"
 RISK = "risk"
@@ -48,8 +48,8 @@ class AnnotationRequest(BaseModel):
     to : URL of the folder that becomes the package
     images : how many; None is 20, or all of `only`
     only : names of images to choose from; None is all of the run
-    by : score (see `pipeline.ranking.rank`), or ``risk``, the order of `chorus flag`; None is ``risk`` where there are
-        flags, else ``uncertainty``
+    by : score (see `chorus.pipeline.ranking.rank`), or ``risk``, the order of `chorus flag`; None is ``risk`` where
+        there are flags, else ``uncertainty``
     size : of larger images this many pixels squared are taken
     overwrite : replace a package
     """

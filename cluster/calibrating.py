@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Reporter
-from cluster.scores import read_features, read_scores
-from pipeline.ensemble import read_ensemble
-from pipeline.trust.pixels import PixelCalibration
-from pipeline.trust.reference import Reference, calibrate_from
-from pipeline.trust.reference_files import write_reference
+from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Reporter
+from chorus.cluster.scores import read_features, read_scores
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.trust.pixels import PixelCalibration
+from chorus.pipeline.trust.reference import Reference, calibrate_from
+from chorus.pipeline.trust.reference_files import write_reference
 
 
 class CalibrateRequest(BaseModel):
@@ -20,7 +20,7 @@ class CalibrateRequest(BaseModel):
     Attributes
     ----------
     run : images, ensemble, and where the results go
-    truth, truth_label : see `pipeline.trust.truths.find_truths`
+    truth, truth_label : see `chorus.pipeline.trust.truths.find_truths`
     tau : Dice that is asked for
     alpha : share of images whose Dice may be below their bound
     """
@@ -44,7 +44,7 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: Reporter) -> tuple[O
     Raises
     ------
     RefusedError
-        As `predict`, `evaluate` and `pipeline.trust.reference.calibrate_from` do.
+        As `predict`, `evaluate` and `chorus.pipeline.trust.reference.calibrate_from` do.
     """
     outcome = predict(request.run, reporter)
     if outcome.state == "interrupted":

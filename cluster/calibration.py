@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from cluster.plan import ResolvedSettings, inference_settings
-from pipeline.backends.loading import load_members
-from pipeline.ensemble import Ensemble
-from pipeline.inference import MemberGroup
-from pipeline.posterior import SampleSums
+from chorus.cluster.plan import ResolvedSettings, inference_settings
+from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.inference import MemberGroup
+from chorus.pipeline.posterior import SampleSums
 
 # Of the memory that is free: the rest is for the object store, the system and what others do meanwhile.
 USABLE = 0.8
@@ -28,7 +28,7 @@ class Calibration:
 
     Attributes
     ----------
-    weights, activations, process : bytes, see `cluster.placement.Memory`
+    weights, activations, process : bytes, see `chorus.cluster.placement.Memory`
     device_memory : bytes that may be used of the device's, or of the node's where members run on cores
     seconds_per_tile : all members and augmentations, at the run's batch size
     device : its name

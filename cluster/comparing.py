@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cluster.evaluating import read_evaluation
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.trust.comparison import Comparison, compare
+from chorus.cluster.evaluating import read_evaluation
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.comparison import Comparison, compare
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.converted import ConvertedFile, convert_and_record, read_converted
-from cluster.executor import TaskResult
-from cluster.lock import output_lock
-from cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
-from cluster.request import Outcome, Reporter
-from cluster.tasks import rows_of_calls
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.conversion import ConvertSettings
-from pipeline.raster_files import RasterFile, find_files
+from chorus.cluster.converted import ConvertedFile, convert_and_record, read_converted
+from chorus.cluster.executor import TaskResult
+from chorus.cluster.lock import output_lock
+from chorus.cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.tasks import rows_of_calls
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.conversion import ConvertSettings
+from chorus.pipeline.raster_files import RasterFile, find_files
 
 _PLAN = ("plan", "files.json")
 
@@ -32,7 +32,7 @@ class ConvertRequest(BaseModel):
     ----------
     sources : paths and URLs as typed
     out : URL of the folder that gets an OME-Zarr per file
-    executor, address : as in `cluster.settings.RunSettings`
+    executor, address : as in `chorus.cluster.settings.RunSettings`
     overwrite : start anew where `out` holds the results of other settings
     """
 

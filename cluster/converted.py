@@ -12,12 +12,12 @@ import time
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.ledger import record_file, recorded_files
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.conversion import ConvertSettings, convert_file
-from pipeline.outputs import remove_folder
-from pipeline.raster_files import RasterFile
+from chorus.cluster.ledger import record_file, recorded_files
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.conversion import ConvertSettings, convert_file
+from chorus.pipeline.outputs import remove_folder
+from chorus.pipeline.raster_files import RasterFile
 
 
 class ConvertedFile(BaseModel):
@@ -25,7 +25,7 @@ class ConvertedFile(BaseModel):
 
     Attributes
     ----------
-    name, source, stamp : see `pipeline.raster_files.RasterFile`
+    name, source, stamp : see `chorus.pipeline.raster_files.RasterFile`
     images, pixels : that it held
     part_of : the file of the same set that has its planes; such a file is not recorded
     """

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.images import PlannedImage, RegionPlace
-from cluster.plan import ResolvedSettings, inference_settings, plan_images, resolve
-from cluster.region_work import region_work
-from cluster.settings import ResultSettings
-from cluster.statistics import measured, measures_of
-from pipeline import storage
-from pipeline.backends.loading import load_members
-from pipeline.effort import EffortBound, TileEffort, find_factors, looks_of, stopped_at
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.ensemble_editing import set_effort
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.inference import Engine
-from pipeline.layout import FailedImage
-from pipeline.reading import open_level, read_window
+from chorus.cluster.images import PlannedImage, RegionPlace
+from chorus.cluster.plan import ResolvedSettings, inference_settings, plan_images, resolve
+from chorus.cluster.region_work import region_work
+from chorus.cluster.settings import ResultSettings
+from chorus.cluster.statistics import measured, measures_of
+from chorus.pipeline import storage
+from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.effort import EffortBound, TileEffort, find_factors, looks_of, stopped_at
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensemble_editing import set_effort
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.layout import FailedImage
+from chorus.pipeline.reading import open_level, read_window
 
 
 def add_effort(
@@ -45,7 +45,7 @@ def add_effort(
     Parameters
     ----------
     sources : OME-Zarr images of the kind that will come
-    changed, shift, risk, confidence : see `pipeline.effort.EffortBound`
+    changed, shift, risk, confidence : see `chorus.pipeline.effort.EffortBound`
     reference : what the images are, for people
     note : told how it goes on
 

@@ -13,9 +13,9 @@ import time
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.ledger import record_file, recorded_files
-from pipeline.trust.experts import DrawnImage
-from pipeline.trust.ground_truth import ImageTruth, TruthSettings, estimate_truth
+from chorus.cluster.ledger import record_file, recorded_files
+from chorus.pipeline.trust.experts import DrawnImage
+from chorus.pipeline.trust.ground_truth import ImageTruth, TruthSettings, estimate_truth
 
 
 class EstimatedImage(BaseModel):

@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.images import PlannedImage
-from pipeline import storage
-from pipeline.arrays import LABEL_NAME
-from pipeline.errors import ImageError
-from pipeline.geometry import RegionGrid, Window
-from pipeline.reading import open_level, read_window
-from pipeline.trust.baseline import otsu_mask, watershed_objects
-from pipeline.trust.experts import Drawing
-from pipeline.trust.metrics import agreements, boundary_distance, boundary_distances, confusion, macro_dice
-from pipeline.trust.object_metrics import ObjectCounts, components, count_objects, objects_of
-from pipeline.trust.pixels import PixelHistogram, expected_calibration_error, pixel_histogram
-from pipeline.trust.saved_probability import ReadProbability, open_probability
-from pipeline.trust.truths import ReadLabels, Sizes, open_truth, truth_classes
+from chorus.cluster.images import PlannedImage
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LABEL_NAME
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.trust.baseline import otsu_mask, watershed_objects
+from chorus.pipeline.trust.experts import Drawing
+from chorus.pipeline.trust.metrics import agreements, boundary_distance, boundary_distances, confusion, macro_dice
+from chorus.pipeline.trust.object_metrics import ObjectCounts, components, count_objects, objects_of
+from chorus.pipeline.trust.pixels import PixelHistogram, expected_calibration_error, pixel_histogram
+from chorus.pipeline.trust.saved_probability import ReadProbability, open_probability
+from chorus.pipeline.trust.truths import ReadLabels, Sizes, open_truth, truth_classes
 
 LARGEST_PLANE = 4096 * 4096
 """Pixels of the largest plane of which boundaries and objects are looked at, and of the largest image of which the

@@ -14,22 +14,22 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
-from cluster.executor import TaskResult
-from cluster.finished import finished_run, planned_images
-from cluster.objects import RECORD as OBJECTS
-from cluster.record import surroundings
-from cluster.region_status import RegionStatus
-from cluster.request import Outcome, Reporter
-from cluster.scores import read_scores
-from cluster.tasks import started_tasks
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import OutputError, RefusedError
-from pipeline.report.reliability import draw_reliability
-from pipeline.trust.comparison import compare, mean_interval
-from pipeline.trust.pixels import PixelCalibration, PixelHistogram
-from pipeline.trust.truths import FoundTruths, find_experts, find_truths
+from chorus.cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
+from chorus.cluster.executor import TaskResult
+from chorus.cluster.finished import finished_run, planned_images
+from chorus.cluster.objects import RECORD as OBJECTS
+from chorus.cluster.record import surroundings
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.scores import read_scores
+from chorus.cluster.tasks import started_tasks
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.report.reliability import draw_reliability
+from chorus.pipeline.trust.comparison import compare, mean_interval
+from chorus.pipeline.trust.pixels import PixelCalibration, PixelHistogram
+from chorus.pipeline.trust.truths import FoundTruths, find_experts, find_truths
 
 TABLE, SUMMARY, DIAGRAM = "evaluation.parquet", "evaluation.json", "reliability.svg"
 NO_TRUTH = "no truth"
@@ -44,9 +44,9 @@ class EvaluateRequest(BaseModel):
     Attributes
     ----------
     out : URL of the results of a run
-    truth, truth_label : see `pipeline.trust.truths.find_truths`
+    truth, truth_label : see `chorus.pipeline.trust.truths.find_truths`
     experts : folder of the experts' drawings, ``<expert>/<image>``; `expert` are names or patterns of those to take
-    executor, address : as in `cluster.settings.RunSettings`
+    executor, address : as in `chorus.cluster.settings.RunSettings`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.logs import configure
-from cluster.metrics import export_by_ray
-from cluster.timeline import Span, noted
-from pipeline.errors import ChorusError, OutputError
+from chorus.cluster.logs import configure
+from chorus.cluster.metrics import export_by_ray
+from chorus.cluster.timeline import Span, noted
+from chorus.pipeline.errors import ChorusError, OutputError
 
 if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
     import numpy as np
 
-    from cluster.plan import RunContext
-    from cluster.region_status import RegionStatus
+    from chorus.cluster.plan import RunContext
+    from chorus.cluster.region_status import RegionStatus
 
 log = logging.getLogger("chorus")
 

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from cluster.evaluating import TABLE as EVALUATION
-from cluster.exporting import Objects, check_apart
-from cluster.objects import TABLE as OBJECTS
-from cluster.scores import read_scores
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
-from pipeline.exports.tables import write_groups, write_table
+from chorus.cluster.evaluating import TABLE as EVALUATION
+from chorus.cluster.exporting import Objects, check_apart
+from chorus.cluster.objects import TABLE as OBJECTS
+from chorus.cluster.scores import read_scores
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.tables import write_groups, write_table
 
 FLAGS = "flags.parquet"
 _KEY = "name"

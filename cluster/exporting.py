@@ -14,22 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from cluster.executor import TaskResult, attempt
-from cluster.finished import finished_run, planned_images
-from cluster.images import PlannedImage
-from cluster.objects import RECORD, TABLE
-from cluster.request import Outcome, Reporter
-from cluster.tasks import rows_of_calls
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import OutputError, RefusedError
-from pipeline.exports.files import remove_file
-from pipeline.exports.geojson import write_geojson
-from pipeline.exports.outlines import LabelledImage, ObjectTable, doubt_column, outlines
-from pipeline.exports.rois import write_rois
-from pipeline.exports.tables import write_by_doubt, write_table
-from pipeline.layout import ClassInfo
-from pipeline.ngff import open_image
+from chorus.cluster.executor import TaskResult, attempt
+from chorus.cluster.finished import finished_run, planned_images
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.objects import RECORD, TABLE
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.tasks import rows_of_calls
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.exports.files import remove_file
+from chorus.pipeline.exports.geojson import write_geojson
+from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, doubt_column, outlines
+from chorus.pipeline.exports.rois import write_rois
+from chorus.pipeline.exports.tables import write_by_doubt, write_table
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.ngff import open_image
 
 SUFFIX = {"rois": ".zip", "geojson": ".geojson"}
 IMAGES, BY_DOUBT = "images.csv", "by_doubt.csv"
@@ -50,7 +50,7 @@ class ExportRequest(BaseModel):
     kind : of the files
     color : of objects; None is by doubt where the run saved it, else by class
     object_type : of QuPath
-    executor, address : as in `cluster.settings.RunSettings`
+    executor, address : as in `chorus.cluster.settings.RunSettings`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

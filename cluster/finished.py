@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.images import ImageTable
-from cluster.plan import PLAN
-from cluster.record import read_run
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.cluster.images import ImageTable
+from chorus.cluster.plan import PLAN
+from chorus.cluster.record import read_run
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 
 def finished_run(out: str) -> dict[str, Any]:

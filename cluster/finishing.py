@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cluster.images import PlannedImage
-from cluster.ledger import ImageRecord, Ledger, RegionRecord
-from cluster.logs import about
-from cluster.metrics import WorkMetrics, run_label
-from cluster.plan import RunContext, layout_of
-from cluster.statistics import image_statistics
-from cluster.timeline import span
-from pipeline.appearance import Appearance, appearance_columns, column_names
-from pipeline.ensemble import Ensemble
-from pipeline.features import FeatureTotal
-from pipeline.preparation import Statistics, without_spread
-from pipeline.pyramid import write_pyramid
-from pipeline.report.thumbnails import write_thumbnail
-from pipeline.scores import SCORE_FIELDS, RegionSums, image_scores
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.ledger import ImageRecord, Ledger, RegionRecord
+from chorus.cluster.logs import about
+from chorus.cluster.metrics import WorkMetrics, run_label
+from chorus.cluster.plan import RunContext, layout_of
+from chorus.cluster.statistics import image_statistics
+from chorus.cluster.timeline import span
+from chorus.pipeline.appearance import Appearance, appearance_columns, column_names
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.features import FeatureTotal
+from chorus.pipeline.preparation import Statistics, without_spread
+from chorus.pipeline.pyramid import write_pyramid
+from chorus.pipeline.report.thumbnails import write_thumbnail
+from chorus.pipeline.scores import SCORE_FIELDS, RegionSums, image_scores
 
 # Followed by a colon and the class.
 CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline import storage
-from pipeline.ensemble import Ensemble
-from pipeline.errors import ImageError, RefusedError
-from pipeline.training.evaluation import Evaluator, Score
-from pipeline.training.fold import train_fold
-from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.records import FoldResult, Step, read_log
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.training.evaluation import Evaluator, Score
+from chorus.pipeline.training.fold import train_fold
+from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.records import FoldResult, Step, read_log
+from chorus.pipeline.training.settings import TrainSettings
 
 log = logging.getLogger("chorus")
 

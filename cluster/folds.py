@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError
 
-from cluster.cancelling import cancel_running
-from cluster.executor import TaskResult, attempt
-from cluster.fold_work import Evaluated, FoldJob, LogTail, evaluate_here, train_here, train_until_asked_to_stop
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble
-from pipeline.errors import ChorusError, CutShortError, RefusedError
-from pipeline.training.pairs import TrainingPair
-from pipeline.training.records import FoldResult, Step
+from chorus.cluster.cancelling import cancel_running
+from chorus.cluster.executor import TaskResult, attempt
+from chorus.cluster.fold_work import Evaluated, FoldJob, LogTail, evaluate_here, train_here, train_until_asked_to_stop
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
+from chorus.pipeline.training.pairs import TrainingPair
+from chorus.pipeline.training.records import FoldResult, Step
 
 # How often logs are read: of a local folder, and of a bucket.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
@@ -80,7 +80,7 @@ class SerialFolds:
 
 
 class RayFolds:
-    """See `FoldRunner`. Ray must have been started (`cluster.session`).
+    """See `FoldRunner`. Ray must have been started (`chorus.cluster.session`).
 
     Parameters
     ----------

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.geometry import RegionGrid, Window
-from pipeline.layout import Ngff
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.layout import Ngff
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class PlannedImage:
     Attributes
     ----------
     name : path of its results below ``OUT/images``, unique
-    root, path, kind, ngff : where it is, see `pipeline.layout.SourceImage`
+    root, path, kind, ngff : where it is, see `chorus.pipeline.layout.SourceImage`
     axes, shape, dtype : of the chosen level, axes in the source's order
     level_path : array below the image's group
     output_axes, output_shape, scale, translation, units : without channels, in the order t, z, y, x

@@ -19,10 +19,10 @@ import requests
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.submitted import ADDRESS_VARIABLES, DEFAULT_ADDRESS, Command, Job
-from cluster.versions import SUBMITTED_WITH
-from pipeline import storage
-from pipeline.errors import CutShortError, RefusedError
+from chorus.cluster.submitted import ADDRESS_VARIABLES, DEFAULT_ADDRESS, Command, Job
+from chorus.cluster.versions import SUBMITTED_WITH
+from chorus.pipeline import storage
+from chorus.pipeline.errors import CutShortError, RefusedError
 
 # Ray kills a job that is told to stop after three seconds, unless its environment says otherwise.
 STOP_SECONDS = 90

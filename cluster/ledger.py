@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.images import ImageTable
-from pipeline import storage
-from pipeline.appearance import Appearance
-from pipeline.containers import storage_errors
-from pipeline.errors import ImageError, OutputError
-from pipeline.features import FeatureSums, ImageFeatures
-from pipeline.outputs import remove_folder
-from pipeline.scores import RegionSums
+from chorus.cluster.images import ImageTable
+from chorus.pipeline import storage
+from chorus.pipeline.appearance import Appearance
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import ImageError, OutputError
+from chorus.pipeline.features import FeatureSums, ImageFeatures
+from chorus.pipeline.outputs import remove_folder
+from chorus.pipeline.scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
 _REGION = re.compile(r"region-(\d{8,})\.json")

@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import CutShortError, OutputError, RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import CutShortError, OutputError, RefusedError
 
 log = logging.getLogger("chorus")
 

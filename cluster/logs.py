@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.text import Text
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 VARIABLE = "CHORUS_LOG"
 _KINDS = ("plain", "json")

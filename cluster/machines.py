@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.cancelling import cancel_running
+from chorus.cluster.cancelling import cancel_running
 
 # For a process to start on every node with GPUs and to look at one; those of a node that is busy stay unknown.
 _PROBE_SECONDS = 60.0
@@ -79,6 +79,6 @@ def with_gpu_memory(found: Iterable[Machine]) -> tuple[Machine, ...]:
 def _usable_gpu_memory() -> int:
     import torch
 
-    from cluster.calibration import USABLE
+    from chorus.cluster.calibration import USABLE
 
     return int(USABLE * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else 0

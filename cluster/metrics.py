@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:  # tasks that need no network run in processes that do not load torch
-    from cluster.plan import RunContext
-    from cluster.region_status import RegionStatus
+    from chorus.cluster.plan import RunContext
+    from chorus.cluster.region_status import RegionStatus
 
 Stage = Literal["read", "wait", "infer", "write", "finish"]
 ImageState = Literal["done", "empty", "failed"]

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.plan import ResolvedSettings, layout_of, plan_image, resolve
-from cluster.planned_runs import predict_jobs
-from cluster.request import PredictRequest, Reporter
-from cluster.run import Job
-from cluster.settings import ResultSettings, RunSettings
-from cluster.statistics import measures_of
-from pipeline import storage
-from pipeline.arrays import posterior_axes, posterior_plan
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import CutShortError, RefusedError
-from pipeline.layout import FailedImage, ImageLayout, Level, SourceImage
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.plan import ResolvedSettings, layout_of, plan_image, resolve
+from chorus.cluster.planned_runs import predict_jobs
+from chorus.cluster.request import PredictRequest, Reporter
+from chorus.cluster.run import Job
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.statistics import measures_of
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import posterior_axes, posterior_plan
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError
+from chorus.pipeline.layout import FailedImage, ImageLayout, Level, SourceImage
 
 WORK = ("work", "flows")
 

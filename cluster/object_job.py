@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cluster.images import PlannedImage
-from pipeline import storage
-from pipeline.arrays import LabelImage
-from pipeline.instances.regions import ObjectSettings
-from pipeline.layout import ImageLayout
-from pipeline.scores import FLOW_VARIANCE
+from chorus.cluster.images import PlannedImage
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LabelImage
+from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.scores import FLOW_VARIANCE
 
 Method = Literal["flows", "watershed", "components"]
 
@@ -33,7 +33,7 @@ class ObjectJob:
     scratch : URL of the folder of what is not needed in the end; `work`, unless one task does all of the image
     classes : value and name of each class that has objects
     method : what makes objects of foreground
-    multilabel, flows : see `pipeline.instances.stored.StoredPlane`
+    multilabel, flows : see `chorus.pipeline.instances.stored.StoredPlane`
     strict : a missing chunk of the source is an error
     """
 
@@ -89,7 +89,7 @@ class ObjectJob:
         return storage.join(self.work, "objects.parquet")
 
     def tasks(self, stage: str) -> int:
-        """How many tasks a stage of the work is, see `cluster.objects`."""
+        """How many tasks a stage of the work is, see `chorus.cluster.objects`."""
         return self.image.regions if stage in ("regions", "labels") else 1
 
     def pixels(self, stage: str, place: int) -> int:

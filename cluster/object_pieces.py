@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cluster.object_job import ObjectJob
-from cluster.object_rows import region_table, write_rows
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.geometry import RegionGrid
-from pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
-from pipeline.instances.measures import measured_rows
+from chorus.cluster.object_job import ObjectJob
+from chorus.cluster.object_rows import region_table, write_rows
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
+from chorus.pipeline.instances.measures import measured_rows
 
 _SIDES = ("top", "bottom", "left", "right")
 

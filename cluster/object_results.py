@@ -10,22 +10,22 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.finished import planned_images
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import Ledger
-from cluster.object_flows import SecondEnsemble
-from cluster.object_job import Method, ObjectJob, doubts_of
-from cluster.plan import ResolvedSettings, layout_of
-from cluster.record import read_run
-from cluster.run import Job
-from cluster.settings import MAPS
-from cluster.volume_job import VolumeJob
-from pipeline import storage
-from pipeline.arrays import LABEL_NAME
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.instances.regions import ObjectSettings
-from pipeline.layout import ImageLayout
+from chorus.cluster.finished import planned_images
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.object_flows import SecondEnsemble
+from chorus.cluster.object_job import Method, ObjectJob, doubts_of
+from chorus.cluster.plan import ResolvedSettings, layout_of
+from chorus.cluster.record import read_run
+from chorus.cluster.run import Job
+from chorus.cluster.settings import MAPS
+from chorus.cluster.volume_job import VolumeJob
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LABEL_NAME
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.layout import ImageLayout
 
 WORK = ("work", "objects")
 _CHOSEN = ("diameter", "minimum_size", "flow_error")
@@ -44,7 +44,7 @@ class ObjectsRequest(BaseModel):
     flows_from : URL of a second ensemble, which gives flows where it sees the probability of a class; None takes the
         flows that the run kept
     trust_code : whether code that a member of that ensemble brings along may run
-    executor, address : as in `cluster.settings.RunSettings`
+    executor, address : as in `chorus.cluster.settings.RunSettings`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

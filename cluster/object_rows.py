@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.containers import storage_errors
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
 
 # Rows that are sorted, read and written at once.
 GROUP = 1 << 16
@@ -49,7 +49,7 @@ def object_schema(maps: Sequence[str]) -> pa.Schema:
 
 
 def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Table:
-    """Rows of `pipeline.instances.table.object_rows` of class `value`; their last columns are the means of `maps`."""
+    """Rows of `chorus.pipeline.instances.table.object_rows` of class `value`; the last columns are means of `maps`."""
     schema = region_schema(maps)
     frame = frame.set_axis([*frame.columns[: len(frame.columns) - len(maps)], *maps], axis=1).assign(**{"class": value})
     # What is no number, as the flow error of objects without flows, is null.

@@ -27,10 +27,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from cluster.images import RegionPlace
-from cluster.object_job import ImageObjects, ObjectJob
-from cluster.object_pieces import joined_names, unite_pieces, write_pieces
-from cluster.object_rows import (
+from chorus.cluster.images import RegionPlace
+from chorus.cluster.object_job import ImageObjects, ObjectJob
+from chorus.cluster.object_pieces import joined_names, unite_pieces, write_pieces
+from chorus.cluster.object_rows import (
     find_rows,
     known_names,
     labelled,
@@ -40,20 +40,20 @@ from cluster.object_rows import (
     table_writer,
     write_rows,
 )
-from pipeline import storage
-from pipeline.arrays import LabelImage, label_plan
-from pipeline.containers import put_documents, storage_errors
-from pipeline.geometry import Window
-from pipeline.instances.components import around, label_pieces
-from pipeline.instances.measures import measured_rows
-from pipeline.instances.regions import label_region
-from pipeline.instances.stored import StoredPlane
-from pipeline.instances.table import numbered, object_rows
-from pipeline.instances.watershed import distance_crop
-from pipeline.ngff import open_image
-from pipeline.outputs import open_labels, prepare_labels, remove_folder, remove_labels, write_labels
-from pipeline.pyramid import write_label_pyramid
-from pipeline.reading import open_level, read_window
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LabelImage, label_plan
+from chorus.pipeline.containers import put_documents, storage_errors
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.components import around, label_pieces
+from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.instances.regions import label_region
+from chorus.pipeline.instances.stored import StoredPlane
+from chorus.pipeline.instances.table import numbered, object_rows
+from chorus.pipeline.instances.watershed import distance_crop
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.outputs import open_labels, prepare_labels, remove_folder, remove_labels, write_labels
+from chorus.pipeline.pyramid import write_label_pyramid
+from chorus.pipeline.reading import open_level, read_window
 
 Job = TypeVar("Job", bound=ObjectJob)
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.executor import TaskResult, Tasks
-from cluster.lock import output_lock
-from cluster.object_flows import make_flows
-from cluster.object_job import ImageObjects, ObjectJob
-from cluster.object_results import WORK, ObjectsRequest, Results
-from cluster.object_rows import object_schema, unite
-from cluster.object_tasks import (
+from chorus.cluster.executor import TaskResult, Tasks
+from chorus.cluster.lock import output_lock
+from chorus.cluster.object_flows import make_flows
+from chorus.cluster.object_job import ImageObjects, ObjectJob
+from chorus.cluster.object_results import WORK, ObjectsRequest, Results
+from chorus.cluster.object_rows import object_schema, unite
+from chorus.cluster.object_tasks import (
     find_all,
     find_in_region,
     finish_objects,
@@ -31,18 +31,18 @@ from cluster.object_tasks import (
     read_objects,
     timed,
 )
-from cluster.record import surroundings
-from cluster.region_status import RegionStatus
-from cluster.request import Outcome, Reporter
-from cluster.stopping import STOPPED, stoppable
-from cluster.tasks import started_tasks
-from cluster.volume_job import VolumeJob
-from cluster.volume_merging import WORK as VOLUMES
-from cluster.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume, volume_schema
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import CutShortError, OutputError
-from pipeline.outputs import remove_folder
+from chorus.cluster.record import surroundings
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.stopping import STOPPED, stoppable
+from chorus.cluster.tasks import started_tasks
+from chorus.cluster.volume_job import VolumeJob
+from chorus.cluster.volume_merging import WORK as VOLUMES
+from chorus.cluster.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume, volume_schema
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import CutShortError, OutputError
+from chorus.pipeline.outputs import remove_folder
 
 RECORD = "objects.json"
 TABLE = "objects.parquet"

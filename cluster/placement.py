@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.calibration import Calibration
-from cluster.images import ImageTable, PlannedImage
-from cluster.machines import Machine
-from cluster.plan import Cost, ResolvedSettings, inference_settings
-from cluster.session import Resources
-from cluster.settings import RunSettings
-from cluster.worker import member_groups
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
-from pipeline.rounds import tiles_in_wave
+from chorus.cluster.calibration import Calibration
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.machines import Machine
+from chorus.cluster.plan import Cost, ResolvedSettings, inference_settings
+from chorus.cluster.session import Resources
+from chorus.cluster.settings import RunSettings
+from chorus.cluster.worker import member_groups
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.rounds import tiles_in_wave
 
 # Tiles in a block of the stream, at least: small regions are grouped where a device does thousands of tiles a second.
 _GPU_TILES_PER_BLOCK = 512

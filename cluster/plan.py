@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.settings import SAMPLES, ResultSettings
-from cluster.volume_views import VIEWS, turned
-from pipeline import storage
-from pipeline.backends.choice import Backend, check_backend
-from pipeline.backends.choosing import Workload, choose
-from pipeline.canvas import InferenceSettings
-from pipeline.effort import EffortBound
-from pipeline.ensemble import Ensemble
-from pipeline.errors import ImageError, RefusedError
-from pipeline.features import centres_in
-from pipeline.geometry import Grid, GridStart, RegionGrid, TileAxis, Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, ImageLayout, SourceImage
-from pipeline.reading import choose_channels, choose_level
-from pipeline.resampling import AxisMap, plane_shape
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.settings import SAMPLES, ResultSettings
+from chorus.cluster.volume_views import VIEWS, turned
+from chorus.pipeline import storage
+from chorus.pipeline.backends.choice import Backend, check_backend
+from chorus.pipeline.backends.choosing import Workload, choose
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.features import centres_in
+from chorus.pipeline.geometry import Grid, GridStart, RegionGrid, TileAxis, Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, ImageLayout, SourceImage
+from chorus.pipeline.reading import choose_channels, choose_level
+from chorus.pipeline.resampling import AxisMap, plane_shape
 
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
@@ -35,7 +35,7 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 class ResolvedSettings(ResultSettings):
     """Result settings in which nothing is left to the ensemble.
 
-    `grid` is where tiles begin, see `pipeline.geometry`.
+    `grid` is where tiles begin, see `chorus.pipeline.geometry`.
     `bound` says which tiles are done after the first round; None with full effort.
     """
 

@@ -10,22 +10,22 @@ from dataclasses import replace
 
 import psutil
 
-from cluster import session
-from cluster.calibration import Calibration, calibrate
-from cluster.executor import Executor
-from cluster.ledger import clear_attempts, unended_regions
-from cluster.machines import with_gpu_memory
-from cluster.placement import estimate_memory, may_grow, place, require_devices
-from cluster.plan import Cost, RunContext, cost, layout_of, tile_counts
-from cluster.record import RunRecord, clear_output, open_output
-from cluster.request import Forecast, Outcome, Reporter
-from cluster.run import Job, Run
-from cluster.serial import SerialExecutor
-from cluster.timeline import span
-from pipeline.allocation import keep_freed_memory
-from pipeline.backends.choice import usable
-from pipeline.errors import RefusedError
-from pipeline.outputs import labels_present, remove_labels
+from chorus.cluster import session
+from chorus.cluster.calibration import Calibration, calibrate
+from chorus.cluster.executor import Executor
+from chorus.cluster.ledger import clear_attempts, unended_regions
+from chorus.cluster.machines import with_gpu_memory
+from chorus.cluster.placement import estimate_memory, may_grow, place, require_devices
+from chorus.cluster.plan import Cost, RunContext, cost, layout_of, tile_counts
+from chorus.cluster.record import RunRecord, clear_output, open_output
+from chorus.cluster.request import Forecast, Outcome, Reporter
+from chorus.cluster.run import Job, Run
+from chorus.cluster.serial import SerialExecutor
+from chorus.cluster.timeline import span
+from chorus.pipeline.allocation import keep_freed_memory
+from chorus.pipeline.backends.choice import usable
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.outputs import labels_present, remove_labels
 
 # Seconds from which on it is worth measuring first what makes a run fast.
 _LONG = 600.0
@@ -99,7 +99,7 @@ def executor_of(job: Job, reporter: Reporter) -> Iterator[tuple[Executor, Foreca
         measured = calibrate(job.ensemble, job.settings)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
         return
-    from cluster.stream import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray
+    from chorus.cluster.stream import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray
 
     reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
     own_port = None if run.metrics_port is None else run.metrics_port + 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cluster.object_results import ObjectsRequest, Results, check_class_names
-from cluster.objects import make_objects
-from cluster.record import RunRecord
-from cluster.request import Outcome, PredictRequest, Reporter
-from cluster.settings import MAPS
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster.object_results import ObjectsRequest, Results, check_class_names
+from chorus.cluster.objects import make_objects
+from chorus.cluster.record import RunRecord
+from chorus.cluster.request import Outcome, PredictRequest, Reporter
+from chorus.cluster.settings import MAPS
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
 
 
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:

@@ -7,8 +7,8 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.calibration import USABLE, Calibration
-from cluster.placement import Placement, estimate_memory, place, tasks_at_once
-from cluster.plan import Cost, ResolvedSettings
-from cluster.prices import ClusterFile, NodeType, StoragePrices
-from cluster.run import Job
-from cluster.schedule import Devices, Schedule, Simulated, Work
-from cluster.session import Resources
-from cluster.simulation import simulate
-from pipeline.errors import RefusedError
+from chorus.cluster.calibration import USABLE, Calibration
+from chorus.cluster.placement import Placement, estimate_memory, place, tasks_at_once
+from chorus.cluster.plan import Cost, ResolvedSettings
+from chorus.cluster.prices import ClusterFile, NodeType, StoragePrices
+from chorus.cluster.run import Job
+from chorus.cluster.schedule import Devices, Schedule, Simulated, Work
+from chorus.cluster.session import Resources
+from chorus.cluster.simulation import simulate
+from chorus.pipeline.errors import RefusedError
 
 # For Ray to be joined, the ensemble tried, and actors to load it, on nodes that are there (measured: 18 to 40 s).
 _ACTOR_SECONDS = 30.0

@@ -20,10 +20,10 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cluster.profiling import NANOSECONDS, REGION_STAGES, STATES, Profile, device_changes, window
-from cluster.timeline import FOLDER
-from pipeline import storage
-from pipeline.containers import storage_errors
+from chorus.cluster.profiling import NANOSECONDS, REGION_STAGES, STATES, Profile, device_changes, window
+from chorus.cluster.timeline import FOLDER
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +50,9 @@ def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
     """
     folder = storage.join(storage.normalise(out), FOLDER)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cluster", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("chorus.cluster", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    css = Markup((resources.files("pipeline.report") / "report.css").read_text())
+    css = Markup((resources.files("chorus.pipeline.report") / "report.css").read_text())
     sessions = [
         {"states": Markup(draw_states(part)), "actors": Markup(picture), "shown": shown}
         for _, part in timeline.groupby("session", sort=False)

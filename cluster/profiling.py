@@ -24,10 +24,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from cluster.timeline import FOLDER
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
+from chorus.cluster.timeline import FOLDER
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
 
 # Of regions, in the order of the work; of images; all others are the driver's.
 READING, WAITING, INFERRING = ("look up", "read", "prepare"), ("wait",), ("infer",)
@@ -97,7 +97,7 @@ class Profile(BaseModel):
 
 
 def read_timeline(out: str) -> pd.DataFrame:
-    """All stages of a run in the order in which they began: the columns of `cluster.timeline`, and `session`.
+    """All stages of a run in the order in which they began: the columns of `chorus.cluster.timeline`, and `session`.
 
     Raises
     ------

@@ -14,15 +14,15 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from cluster.images import ImageTable
-from cluster.plan import PLAN, ResolvedSettings
-from cluster.request import Outcome, PredictRequest
-from pipeline import storage
-from pipeline.backends.choice import Backend
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
-from pipeline.outputs import remove_folder
+from chorus.cluster.images import ImageTable
+from chorus.cluster.plan import PLAN, ResolvedSettings
+from chorus.cluster.request import Outcome, PredictRequest
+from chorus.pipeline import storage
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.outputs import remove_folder
 
 # What a run makes below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must be there, also where removing is cut short.

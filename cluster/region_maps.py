@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.images import PlannedImage
-from pipeline.geometry import Window
-from pipeline.posterior import Posterior
-from pipeline.resampling import AxisMap, nearest, resample
+from chorus.cluster.images import PlannedImage
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.resampling import AxisMap, nearest, resample
 
 
 def is_resampled(image: PlannedImage) -> bool:

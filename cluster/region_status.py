@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pipeline.inference import StageState
+    from chorus.pipeline.inference import StageState
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class RegionStatus:
     attempts : how often it was begun; more than once where the process that worked on it died
     passes : samples that the tiles got; 0 where their members are in several actors
     tiles_per_call : that members got when it ended; fewer than a batch where memory was short
-    spans : when its stages were, `cluster.timeline.packed`; empty unless the run is profiled
+    spans : when its stages were, `chorus.cluster.timeline.packed`; empty unless the run is profiled
     """
 
     region: int

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.images import PlannedImage, RegionPlace
-from cluster.ledger import RegionRecord
-from cluster.plan import ResolvedSettings, model_centres, model_grid
-from cluster.region_maps import axis_maps, is_resampled, on_image
-from cluster.timeline import span
-from pipeline.appearance import appearance
-from pipeline.ensemble import Ensemble, Inputs
-from pipeline.errors import ImageError
-from pipeline.features import FeatureSums, TileFeatures
-from pipeline.geometry import Window
-from pipeline.posterior import Posterior
-from pipeline.preparation import Statistics
-from pipeline.resampling import AxisMap, resample
-from pipeline.scores import patch_edge, region_sums
-from pipeline.tiles import PlaneWindow
+from chorus.cluster.images import PlannedImage, RegionPlace
+from chorus.cluster.ledger import RegionRecord
+from chorus.cluster.plan import ResolvedSettings, model_centres, model_grid
+from chorus.cluster.region_maps import axis_maps, is_resampled, on_image
+from chorus.cluster.timeline import span
+from chorus.pipeline.appearance import appearance
+from chorus.pipeline.ensemble import Ensemble, Inputs
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.features import FeatureSums, TileFeatures
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.preparation import Statistics
+from chorus.pipeline.resampling import AxisMap, resample
+from chorus.pipeline.scores import patch_edge, region_sums
+from chorus.pipeline.tiles import PlaneWindow
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def region_work(
     Parameters
     ----------
     place, where : its number, and where it lies in the image
-    statistics : of the image and the data set, see `cluster.statistics.image_statistics`
+    statistics : of the image and the data set, see `chorus.cluster.statistics.image_statistics`
     read : gives (channels, y, x) as stored of a window of the region's plane
     """
     y, x = axis_maps(image)

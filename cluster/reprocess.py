@@ -7,26 +7,26 @@ import uuid
 from collections.abc import Iterator
 from functools import partial
 
-from cluster.accounting import Account, calibration_content, earlier_calibration
-from cluster.executor import Executor
-from cluster.images import ImageTable, PlannedImage
-from cluster.lock import output_lock
-from cluster.metrics import driver_recorder, served
-from cluster.plan import cost, plan_images, resolve
-from cluster.planned_runs import executor_of, make_ready, open_record
-from cluster.predicted_objects import add_objects, with_objects
-from cluster.prices import ClusterFile
-from cluster.pricing import CostForecast, forecast_costs
-from cluster.record import RunRecord, earlier_choice
-from cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
-from cluster.run import Job, Run
-from cluster.sentinels import check_sentinels
-from cluster.stopping import stoppable
-from cluster.timeline import profiled, span
-from cluster.volumes import VolumeRun, planes_only
-from pipeline import storage
-from pipeline.ensemble import read_ensemble
-from pipeline.layout import FailedImage
+from chorus.cluster.accounting import Account, calibration_content, earlier_calibration
+from chorus.cluster.executor import Executor
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.lock import output_lock
+from chorus.cluster.metrics import driver_recorder, served
+from chorus.cluster.plan import cost, plan_images, resolve
+from chorus.cluster.planned_runs import executor_of, make_ready, open_record
+from chorus.cluster.predicted_objects import add_objects, with_objects
+from chorus.cluster.prices import ClusterFile
+from chorus.cluster.pricing import CostForecast, forecast_costs
+from chorus.cluster.record import RunRecord, earlier_choice
+from chorus.cluster.request import Forecast, Outcome, PredictRequest, Reporter, Silent
+from chorus.cluster.run import Job, Run
+from chorus.cluster.sentinels import check_sentinels
+from chorus.cluster.stopping import stoppable
+from chorus.cluster.timeline import profiled, span
+from chorus.cluster.volumes import VolumeRun, planes_only
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.layout import FailedImage
 
 
 @stoppable()

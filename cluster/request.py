@@ -7,11 +7,11 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.calibration import Calibration
-from cluster.placement import Memory, Placement
-from cluster.plan import Cost
-from cluster.region_status import RegionStatus
-from cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.calibration import Calibration
+from chorus.cluster.placement import Memory, Placement
+from chorus.cluster.plan import Cost
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.settings import ResultSettings, RunSettings
 
 
 class PredictRequest(BaseModel):
@@ -22,7 +22,7 @@ class PredictRequest(BaseModel):
     sources : paths and URLs as typed
     ensemble, out : URLs
     overwrite : start anew where `out` holds the results of other settings
-    objects : what makes objects of the results when they are done; see `cluster.predicted_objects`
+    objects : what makes objects of the results when they are done; see `chorus.cluster.predicted_objects`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.executor import Executor, TaskResult
-from cluster.finishing import base_row, finish_image
-from cluster.images import ImageTable
-from cluster.ledger import Finished, Ledger, clear_attempts
-from cluster.logs import about, log_of_regions
-from cluster.metrics import RunMetrics, run_label
-from cluster.plan import ResolvedSettings, RunContext
-from cluster.record import RunRecord
-from cluster.region_status import RegionStatus
-from cluster.request import Outcome, PredictRequest, Reporter
-from cluster.scores import write_features, write_scores
-from cluster.statistics import measure_image, measures_of
-from cluster.stopping import STOPPED
-from cluster.survey import survey_dataset
-from cluster.timeline import TimelineWriter, span, unpacked
-from pipeline import storage
-from pipeline.containers import prepare_collection, prepare_plate
-from pipeline.ensemble import Ensemble
-from pipeline.errors import CutShortError, OutputError
-from pipeline.layout import FailedImage
-from pipeline.ngff import collection_series, plate_metadata, well_metadata
+from chorus.cluster.executor import Executor, TaskResult
+from chorus.cluster.finishing import base_row, finish_image
+from chorus.cluster.images import ImageTable
+from chorus.cluster.ledger import Finished, Ledger, clear_attempts
+from chorus.cluster.logs import about, log_of_regions
+from chorus.cluster.metrics import RunMetrics, run_label
+from chorus.cluster.plan import ResolvedSettings, RunContext
+from chorus.cluster.record import RunRecord
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Outcome, PredictRequest, Reporter
+from chorus.cluster.scores import write_features, write_scores
+from chorus.cluster.statistics import measure_image, measures_of
+from chorus.cluster.stopping import STOPPED
+from chorus.cluster.survey import survey_dataset
+from chorus.cluster.timeline import TimelineWriter, span, unpacked
+from chorus.pipeline import storage
+from chorus.pipeline.containers import prepare_collection, prepare_plate
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import CutShortError, OutputError
+from chorus.pipeline.layout import FailedImage
+from chorus.pipeline.ngff import collection_series, plate_metadata, well_metadata
 
 
 @dataclass

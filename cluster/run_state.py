@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.finished import planned_images
-from cluster.ledger import Ledger
-from cluster.record import read_run
-from pipeline import storage
-from pipeline.containers import storage_errors
+from chorus.cluster.finished import planned_images
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.record import read_run
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a simulated run is made of: devices, work, constants of the design, and how it went (`cluster.simulation`)."""
+"""What a simulated run is made of: devices, work, constants of the design, outcome; see `chorus.cluster.simulation`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Schedule:
 
     Attributes
     ----------
-    regions_per_block, blocks_per_actor, tasks : see `cluster.placement.Placement`
+    regions_per_block, blocks_per_actor, tasks : see `chorus.cluster.placement.Placement`
     most_blocks, most_blocks_per_actor : a stream has no more blocks than the larger of the two allows: few actors have
         enough of the first, and many need the second, or those that come last to a round of blocks stand idle
     least_blocks_per_actor : a stream has no fewer, so that all actors have work to the end where there are few regions

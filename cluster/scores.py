@@ -9,12 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.ledger import Ledger
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
-from pipeline.exports.files import whole_file
-from pipeline.features import ImageFeatures
+from chorus.cluster.ledger import Ledger
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.files import whole_file
+from chorus.pipeline.features import ImageFeatures
 
 # Columns of the scores that are not numbers.
 _TEXTS = ["image", "source", "name", "status", "message"]
@@ -46,7 +46,7 @@ def read_scores(out: str) -> pd.DataFrame:
 
 
 def write_features(out: str, rows: list[dict[str, Any]]) -> None:
-    """What the members' encoders make of each image (`pipeline.features`), in the order of `rows`, the scores.
+    """What the members' encoders make of each image (`chorus.pipeline.features`), in the order of `rows`, the scores.
 
     Columns are `name`; `tiles`, how many the mean is of, 0 for images that failed; and `features`, those of all members
     one after the other, empty where no member has an encoder.

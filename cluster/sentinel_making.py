@@ -6,21 +6,21 @@ import re
 import tempfile
 from collections.abc import Sequence
 
-from cluster.plan import resolve
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.sentinels import comparable, dice_of, moved_error, rows_of, sentinel_url
-from cluster.settings import ResultSettings, RunSettings
-from cluster.statistics import measures_of
-from pipeline import ensemble_weights, storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.ensemble_editing import set_sentinel
-from pipeline.ensemble_spec import Sentinel, SentinelSettings
-from pipeline.errors import CutShortError, ImageError, RefusedError
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.outputs import remove_folder
+from chorus.cluster.plan import resolve
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.sentinels import comparable, dice_of, moved_error, rows_of, sentinel_url
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.statistics import measures_of
+from chorus.pipeline import ensemble_weights, storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensemble_editing import set_sentinel
+from chorus.pipeline.ensemble_spec import Sentinel, SentinelSettings
+from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.outputs import remove_folder
 
 LARGEST = 64 << 20
 """Bytes of the largest image that becomes a sentinel: each run copies and processes it."""

@@ -12,19 +12,19 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image
-from cluster.finished import planned_images
-from cluster.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
-from cluster.plan import ResolvedSettings
-from cluster.request import Outcome, PredictRequest, Reporter
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble
-from pipeline.ensemble_spec import Sentinel, SentinelSettings
-from pipeline.errors import CutShortError, ImageError, RefusedError
-from pipeline.outputs import remove_folder
-from pipeline.trust.experts import Drawing
-from pipeline.trust.truths import TRUTH
+from chorus.cluster.evaluated import EvaluationJob, EvaluationSettings, evaluate_image
+from chorus.cluster.finished import planned_images
+from chorus.cluster.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
+from chorus.cluster.plan import ResolvedSettings
+from chorus.cluster.request import Outcome, PredictRequest, Reporter
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.ensemble_spec import Sentinel, SentinelSettings
+from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
+from chorus.pipeline.outputs import remove_folder
+from chorus.pipeline.trust.experts import Drawing
+from chorus.pipeline.trust.truths import TRUTH
 
 FOLDER, TABLE = "sentinels", "sentinels.json"
 log = logging.getLogger("chorus")

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from cluster.plan import RunContext
-from cluster.region_status import RegionStatus
-from cluster.tasks import SerialTasks
-from cluster.worker import RegionWorker, member_groups
-from pipeline.ensemble import read_ensemble
+from chorus.cluster.plan import RunContext
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.tasks import SerialTasks
+from chorus.cluster.worker import RegionWorker, member_groups
+from chorus.pipeline.ensemble import read_ensemble
 
 
 class SerialExecutor(SerialTasks):
-    """See `cluster.executor.Executor`.
+    """See `chorus.cluster.executor.Executor`.
 
     Parameters
     ----------

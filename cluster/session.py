@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import ray
 
-from cluster import logs, versions
-from cluster.machines import Machine, machines
-from cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
-from pipeline.allocation import ENVIRONMENT
-from pipeline.errors import RefusedError, first_line
+from chorus.cluster import logs, versions
+from chorus.cluster.machines import Machine, machines
+from chorus.cluster.quiet import keep_ray_data_off_the_terminal, use_up_the_notice
+from chorus.pipeline.allocation import ENVIRONMENT
+from chorus.pipeline.errors import RefusedError, first_line
 
 # Pixels do not travel through the object store; running sums do where the placement is staged.
 _STORE_BYTES = 256 << 20

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cluster.prices import ClusterFile
-from pipeline.augmentation import AUGMENTATIONS
-from pipeline.backends.choice import Backend
-from pipeline.canvas import Precision
+from chorus.cluster.prices import ClusterFile
+from chorus.pipeline.augmentation import AUGMENTATIONS
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.canvas import Precision
 
 MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
 DEFAULT_MAPS = MAPS[:4]
@@ -28,13 +28,13 @@ class ResultSettings(BaseModel):
     `backend` carries out the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
 
     `effort` is ``full`` where every tile gets all augmentations, and ``adaptive`` where it gets them as far as they
-    matter (`pipeline.effort`).
+    matter (`chorus.pipeline.effort`).
 
     `threads` are those of torch in an actor on cores, where some network's last bits might depend on them.
 
     `volumes` is None where every plane is by itself, ``all`` where results are of volumes (means over the planes in
     three directions, flows in three), and else the one direction that is a part of such a run: see
-    `cluster.volume_views`.
+    `chorus.cluster.volume_views`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.tickets import Answered, BusyError, Flight, LateError, Ticket, equal_shares, first_come
-from pipeline.features import TileFeatures
-from pipeline.geometry import Window
-from pipeline.inference import Engine
-from pipeline.tiles import PlaneWindow
+from chorus.cluster.tickets import Answered, BusyError, Flight, LateError, Ticket, equal_shares, first_come
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.tiles import PlaneWindow
 
 log = logging.getLogger("chorus")
 # Regions whose sums are held at once. More would all be late; fewer would let large ones keep small ones waiting.
@@ -211,7 +211,7 @@ class SharedDevice:
 
 
 class SharedEngine:
-    """An engine on a shared device, for whoever waits on a thread of its own: see `cluster.worker.Answering`.
+    """An engine on a shared device, for whoever waits on a thread of its own: see `chorus.cluster.worker.Answering`.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """The schedule of a run as a simulation of discrete events: from one device to thousands, in seconds, without any.
 
-What is simulated are the blocks of the stream (`cluster.stream`): the driver makes and hands out one after the other,
-an actor holds a few of them, whose regions take turns on its device, and machines vanish and come back. Regions within
-a block are not events of their own; their seconds are summed, so that 10^7 of them take moments. Curves are drawn by
-`benchmarks/simulate.py`, the same is measured on Ray by `benchmarks/scaling.py`, and `docs/scale.md` tells both.
+What is simulated are the blocks of the stream (`chorus.cluster.stream`): the driver makes and hands out one after the
+other, an actor holds a few of them, whose regions take turns on its device, and machines vanish and come back. Regions
+within a block are not events of their own; their seconds are summed, so that 10^7 of them take moments. Curves are
+drawn by `benchmarks/simulate.py`, the same is measured on Ray by `benchmarks/scaling.py`, and `docs/scale.md` tells
+both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.schedule import Devices, Schedule, Simulated, Work, block_regions
+from chorus.cluster.schedule import Devices, Schedule, Simulated, Work, block_regions
 
 
 def simulate(devices: Sequence[Devices], work: Work, schedule: Schedule, seed: int = 0) -> Simulated:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from cluster.images import PlannedImage
-from cluster.plan import RunContext
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble
-from pipeline.geometry import RegionGrid
-from pipeline.preparation import Measure, Statistics, Survey
-from pipeline.reading import open_level, read_window
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.plan import RunContext
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.preparation import Measure, Statistics, Survey
+from chorus.pipeline.reading import open_level, read_window
 
 _FOUND = TypeAdapter(list[tuple[Measure, float]])
 # Edge of the blocks in which an image is read for its statistics; any value gives the same ones.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.errors import CutShortError
+from chorus.pipeline.errors import CutShortError
 
 STOPPED = "stopped; run the same command again to go on"
 

@@ -20,18 +20,18 @@ import torch
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from cluster.calibration import Calibration, calibrate
-from cluster.cancelling import cancel_running
-from cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
-from cluster.metrics import RESTARTS, driver_recorder
-from cluster.placement import Placement
-from cluster.plan import ResolvedSettings, RunContext
-from cluster.region_status import Passed, RegionStatus
-from cluster.schedule import Schedule, block_regions
-from cluster.tasks import RayTasks
-from cluster.worker import Here, RegionWorker
-from pipeline.ensemble import Ensemble
-from pipeline.errors import CutShortError, RefusedError, first_line
+from chorus.cluster.calibration import Calibration, calibrate
+from chorus.cluster.cancelling import cancel_running
+from chorus.cluster.executor import TaskResult, attempt_in_ray, begin_in_ray
+from chorus.cluster.metrics import RESTARTS, driver_recorder
+from chorus.cluster.placement import Placement
+from chorus.cluster.plan import ResolvedSettings, RunContext
+from chorus.cluster.region_status import Passed, RegionStatus
+from chorus.cluster.schedule import Schedule, block_regions
+from chorus.cluster.tasks import RayTasks
+from chorus.cluster.worker import Here, RegionWorker
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError, first_line
 
 # For a device of the cluster to become free; and for a machine to be made that has one.
 FREE_SECONDS, MACHINE_SECONDS = 600, 1800
@@ -91,7 +91,7 @@ class StageActor:
 
 
 class RayExecutor(RayTasks):
-    """See `cluster.executor.Executor`. Ray must have been started (`cluster.session`).
+    """See `chorus.cluster.executor.Executor`. Ray must have been started (`chorus.cluster.session`).
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class RayExecutor(RayTasks):
         return self._placement.actors
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
-        """See `cluster.executor.Executor`.
+        """See `chorus.cluster.executor.Executor`.
 
         Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
         is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream takes what is left.

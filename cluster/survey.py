@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cluster.executor import TaskResult, Tasks
-from cluster.images import ImageTable
-from cluster.plan import RunContext
-from cluster.statistics import measures_of, survey_image, write_dataset_statistics
-from pipeline import storage
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
-from pipeline.preparation import Survey
+from chorus.cluster.executor import TaskResult, Tasks
+from chorus.cluster.images import ImageTable
+from chorus.cluster.plan import RunContext
+from chorus.cluster.statistics import measures_of, survey_image, write_dataset_statistics
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.preparation import Survey
 
 
 def survey_dataset(tasks: Tasks, context: RunContext, table: ImageTable, ensemble: Ensemble) -> list[TaskResult]:

@@ -1,4 +1,4 @@
-"""Plain tasks, in this process or on Ray: what `cluster.executor.Tasks` asks for, without a stream of regions."""
+"""Plain tasks, in this process or on Ray: `chorus.cluster.executor.Tasks` without a stream of regions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 
-from cluster import session
-from cluster.executor import TaskResult, Tasks, attempt, attempt_in_ray
-from cluster.region_status import RegionStatus
-from cluster.request import Reporter
-from pipeline.errors import OutputError
+from chorus.cluster import session
+from chorus.cluster.executor import TaskResult, Tasks, attempt, attempt_in_ray
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Reporter
+from chorus.pipeline.errors import OutputError
 
 
 class SerialTasks:
-    """See `cluster.executor.Tasks`. A task is carried out when its result is asked for, one after the other."""
+    """See `chorus.cluster.executor.Tasks`. A task is carried out when its result is asked for, one after the other."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -33,7 +33,7 @@ class SerialTasks:
 
 
 class RayTasks:
-    """See `cluster.executor.Tasks`. Ray must have been started (`cluster.session`).
+    """See `chorus.cluster.executor.Tasks`. Ray must have been started (`chorus.cluster.session`).
 
     Parameters
     ----------

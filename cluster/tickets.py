@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from pipeline.features import TileFeatures
-from pipeline.geometry import Window
-from pipeline.inference import Engine
-from pipeline.posterior import Posterior
-from pipeline.tiles import PlaneWindow, RegionOnItsWay
-from pipeline.transfer import Landing
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.tiles import PlaneWindow, RegionOnItsWay
+from chorus.pipeline.transfer import Landing
 
 Answered = tuple[Posterior, float]
 """The posterior of a region, and the seconds that the device worked for it."""

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.containers import storage_errors
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
 
 FOLDER = "profile"
 # A file holds so many stages at most, and is written when it is so old: what a driver that is killed loses.

@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 
 import yaml
 
-from cluster.fold_work import Evaluated, FoldJob
-from cluster.folds import FoldReporter, FoldRunner
-from pipeline import storage
-from pipeline.about import About
-from pipeline.containers import storage_errors
-from pipeline.ensemble import Ensemble, content_hash
-from pipeline.report.curves import Curve, Panel, draw_curves
-from pipeline.training.evaluation import Score, summarise, verdict
-from pipeline.training.pairs import TrainingPair
-from pipeline.training.records import FoldResult, read_log
-from pipeline.training.settings import TrainSettings
-from pipeline.training.summary import ensemble_spec, training_summary
+from chorus.cluster.fold_work import Evaluated, FoldJob
+from chorus.cluster.folds import FoldReporter, FoldRunner
+from chorus.pipeline import storage
+from chorus.pipeline.about import About
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import Ensemble, content_hash
+from chorus.pipeline.report.curves import Curve, Panel, draw_curves
+from chorus.pipeline.training.evaluation import Score, summarise, verdict
+from chorus.pipeline.training.pairs import TrainingPair
+from chorus.pipeline.training.records import FoldResult, read_log
+from chorus.pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.summary import ensemble_spec, training_summary
 
 CURVES, SCORES = ("training", "curves.svg"), ("training", "scores.json")
 

@@ -18,23 +18,23 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster import session
-from cluster.fold_work import FoldJob
-from cluster.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
-from cluster.lock import output_lock
-from cluster.record import begun, earlier_run, read_run, setting_differences, write_run
-from cluster.stopping import stoppable
-from cluster.trained import write_ensemble
-from pipeline import storage
-from pipeline.about import About
-from pipeline.allocation import keep_freed_memory
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
-from pipeline.outputs import remove_folder
-from pipeline.training.checks import check_memory, check_pairs
-from pipeline.training.pairs import Pairs, TrainingPair, find_pairs
-from pipeline.training.records import FoldResult, read_result
-from pipeline.training.settings import TrainSettings
+from chorus.cluster import session
+from chorus.cluster.fold_work import FoldJob
+from chorus.cluster.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
+from chorus.cluster.lock import output_lock
+from chorus.cluster.record import begun, earlier_run, read_run, setting_differences, write_run
+from chorus.cluster.stopping import stoppable
+from chorus.cluster.trained import write_ensemble
+from chorus.pipeline import storage
+from chorus.pipeline.about import About
+from chorus.pipeline.allocation import keep_freed_memory
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.outputs import remove_folder
+from chorus.pipeline.training.checks import check_memory, check_pairs
+from chorus.pipeline.training.pairs import Pairs, TrainingPair, find_pairs
+from chorus.pipeline.training.records import FoldResult, read_result
+from chorus.pipeline.training.settings import TrainSettings
 
 # What a training makes in its output besides the members; --overwrite removes these and the members, ``ensemble.yaml``
 # before what it names and ``run.json``, by which the folder is known as ours, last.
@@ -47,7 +47,7 @@ class TrainRequest(BaseModel):
 
     Attributes
     ----------
-    images, labels : see `pipeline.training.pairs.find_pairs`
+    images, labels : see `chorus.pipeline.training.pairs.find_pairs`
     out : URL of the folder that becomes the ensemble
     name : of the ensemble; None takes the folder's
     about : description, intended use, licence, data reference

@@ -6,7 +6,7 @@
     OUT/<image>.tif, <image>.ome.zarr     the estimate of each image
     OUT/agreement.csv, agreement.parquet  a row per image and expert
     OUT/agreement.svg                     who agrees with whom, and on which images not
-    OUT/ledger/<image>.json               see `cluster.estimated`
+    OUT/ledger/<image>.json               see `chorus.cluster.estimated`
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.estimated import EstimatedImage, digest, estimate_and_record, read_estimated
-from cluster.executor import TaskResult
-from cluster.lock import output_lock
-from cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
-from cluster.request import Outcome, Reporter
-from cluster.tasks import rows_of_calls
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
-from pipeline.trust.agreement_picture import draw_agreement
-from pipeline.trust.agreement_table import agreement_table, summarise, warnings
-from pipeline.trust.experts import Drawings, DrawnImage, find_drawings
-from pipeline.trust.ground_truth import ImageTruth, TruthSettings, truth_file
+from chorus.cluster.estimated import EstimatedImage, digest, estimate_and_record, read_estimated
+from chorus.cluster.executor import TaskResult
+from chorus.cluster.lock import output_lock
+from chorus.cluster.record import begun, clear_command, earlier_run, setting_differences, write_run
+from chorus.cluster.request import Outcome, Reporter
+from chorus.cluster.tasks import rows_of_calls
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.agreement_picture import draw_agreement
+from chorus.pipeline.trust.agreement_table import agreement_table, summarise, warnings
+from chorus.pipeline.trust.experts import Drawings, DrawnImage, find_drawings
+from chorus.pipeline.trust.ground_truth import ImageTruth, TruthSettings, truth_file
 
 _PLAN = ("plan", "files.json")
 # What is made of all images together.
@@ -48,8 +48,8 @@ class TruthRequest(BaseModel):
     ----------
     experts : folder with a folder of drawings per expert
     out : URL of the folder that gets the truth
-    expert, label : see `pipeline.trust.experts.find_drawings`
-    executor, address : as in `cluster.settings.RunSettings`
+    expert, label : see `chorus.pipeline.trust.experts.find_drawings`
+    executor, address : as in `chorus.cluster.settings.RunSettings`
     overwrite : start anew where `out` holds the results of other settings
     """
 
@@ -71,7 +71,7 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     A row of the outcome is an image: ``name``, ``status`` (``done``, ``failed``, ``open`` where the run was cut short
     before it), ``message`` (why it failed, or what is unusual), ``file``, ``experts`` (how many drew it), ``missing``
     (names of those who did not), ``foreground``, ``pixels`` and ``seconds``. The summary has, beside counts,
-    ``experts`` (see `pipeline.trust.agreement_table.ExpertSummary`), ``left_out`` (folders) and ``warnings``.
+    ``experts`` (see `chorus.pipeline.trust.agreement_table.ExpertSummary`), ``left_out`` (folders) and ``warnings``.
 
     Raises
     ------

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 Versions = Mapping[str, str]
 """Version by package; ``python`` is one of them, and ``missing`` the version of what is not there."""
@@ -99,7 +99,7 @@ def of_nodes() -> list[tuple[str, Versions]]:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cluster.cancelling import cancel_running
+    from chorus.cluster.cancelling import cancel_running
 
     task = ray.remote(num_cpus=0, max_retries=1)(_probe(PACKAGES))
     asked = {}

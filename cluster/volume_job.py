@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.object_job import ObjectJob
-from cluster.volume_merging import slab_grid
-from cluster.volume_views import anisotropy
-from pipeline import storage
-from pipeline.arrays import ArrayPlan
-from pipeline.instances.volume import BlockGrid, Box
-from pipeline.instances.volume_regions import VolumeSettings
+from chorus.cluster.object_job import ObjectJob
+from chorus.cluster.volume_merging import slab_grid
+from chorus.cluster.volume_views import anisotropy
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import ArrayPlan
+from chorus.pipeline.instances.volume import BlockGrid, Box
+from chorus.pipeline.instances.volume_regions import VolumeSettings
 
 # Voxels of a block with its halo, where that leaves blocks at all: a worker holds some 40 bytes of each.
 _CROP_VOXELS = 1 << 26

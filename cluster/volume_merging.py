@@ -21,19 +21,19 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from cluster.images import PlannedImage
-from cluster.ledger import ImageRecord, Ledger
-from cluster.volume_views import LETTERS, VIEWS
-from pipeline import storage
-from pipeline.arrays import posterior_axes
-from pipeline.containers import storage_errors
-from pipeline.errors import ImageError
-from pipeline.instances.volume import BlockGrid, Box
-from pipeline.layout import ImageLayout
-from pipeline.outputs import open_posterior, prepare_image, write_region
-from pipeline.posterior import predicted_labels
-from pipeline.pyramid import write_pyramid
-from pipeline.report.thumbnails import write_thumbnail
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.ledger import ImageRecord, Ledger
+from chorus.cluster.volume_views import LETTERS, VIEWS
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import posterior_axes
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.instances.volume import BlockGrid, Box
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.outputs import open_posterior, prepare_image, write_region
+from chorus.pipeline.posterior import predicted_labels
+from chorus.pipeline.pyramid import write_pyramid
+from chorus.pipeline.report.thumbnails import write_thumbnail
 
 WORK = ("work", "volumes")
 # Voxels of a slab, at most, but one plane at least: its maps are held at once.
@@ -61,7 +61,7 @@ class MergeJob:
     layout : of the volume's results
     views : of the results of each view
     probabilities : names of the channels of which labels are made
-    multilabel : see `pipeline.posterior.predicted_labels`
+    multilabel : see `chorus.pipeline.posterior.predicted_labels`
     thumbnails : whether the volume gets one when it is finished
     """
 

@@ -1,4 +1,4 @@
-"""What a worker does for the objects of a volume; as `cluster.object_tasks` for those of planes, in blocks.
+"""What a worker does for the objects of a volume; as `chorus.cluster.object_tasks` for those of planes, in blocks.
 
 ::
 
@@ -23,27 +23,20 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from cluster.object_job import ImageObjects
-from cluster.object_rows import find_rows, known_names, sorted_rows, table_writer, write_rows
-from cluster.object_tasks import (
-    at_once,
-    channel_names,
-    columns_of,
-    read_objects,
-    write_json,
-    write_known,
-)
-from cluster.volume_job import VolumeJob
-from pipeline import storage
-from pipeline.containers import put_documents, storage_errors
-from pipeline.geometry import Window
-from pipeline.instances.table import numbered
-from pipeline.instances.volume import Box
-from pipeline.instances.volume_regions import label_block
-from pipeline.instances.volume_stored import StoredVolume
-from pipeline.instances.volume_table import volume_rows
-from pipeline.outputs import prepare_labels, put_array, remove_labels, write_labels
-from pipeline.reading import open_level, read_window
+from chorus.cluster.object_job import ImageObjects
+from chorus.cluster.object_rows import find_rows, known_names, sorted_rows, table_writer, write_rows
+from chorus.cluster.object_tasks import at_once, channel_names, columns_of, read_objects, write_json, write_known
+from chorus.cluster.volume_job import VolumeJob
+from chorus.pipeline import storage
+from chorus.pipeline.containers import put_documents, storage_errors
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.table import numbered
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_regions import label_block
+from chorus.pipeline.instances.volume_stored import StoredVolume
+from chorus.pipeline.instances.volume_table import volume_rows
+from chorus.pipeline.outputs import prepare_labels, put_array, remove_labels, write_labels
+from chorus.pipeline.reading import open_level, read_window
 
 _MEASURED = [
     *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),

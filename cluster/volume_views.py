@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from cluster.images import PlannedImage
-from pipeline.errors import ImageError
-from pipeline.reading import SAME_SIZE, micrometres
+from chorus.cluster.images import PlannedImage
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.reading import SAME_SIZE, micrometres
 
 VIEWS = ("yx", "zx", "zy")
 # Letter in the view of each letter of the volume.

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from cluster.executor import Executor, TaskResult
-from cluster.plan import RunContext, layout_of
-from cluster.record import RunRecord
-from cluster.region_status import RegionStatus
-from cluster.request import Outcome, PredictRequest, Reporter
-from cluster.run import Job, Run
-from cluster.settings import MAPS
-from cluster.volume_merging import WORK, MergeJob, finish_volume, merge_slab, slab_grid, view_url
-from cluster.volume_views import VIEWS, turned
-from pipeline import storage
-from pipeline.errors import CutShortError
-from pipeline.outputs import remove_folder
+from chorus.cluster.executor import Executor, TaskResult
+from chorus.cluster.plan import RunContext, layout_of
+from chorus.cluster.record import RunRecord
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Outcome, PredictRequest, Reporter
+from chorus.cluster.run import Job, Run
+from chorus.cluster.settings import MAPS
+from chorus.cluster.volume_merging import WORK, MergeJob, finish_volume, merge_slab, slab_grid, view_url
+from chorus.cluster.volume_views import VIEWS, turned
+from chorus.pipeline import storage
+from chorus.pipeline.errors import CutShortError
+from chorus.pipeline.outputs import remove_folder
 
 
 def view_request(request: PredictRequest, view: str) -> PredictRequest:

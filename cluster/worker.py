@@ -18,31 +18,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.gate import Gate
-from cluster.images import ImageTable
-from cluster.ledger import MAXIMUM_ATTEMPTS, MAXIMUM_NODES, Attempts, Ledger
-from cluster.logs import about, log_of_regions
-from cluster.metrics import WorkMetrics, run_label
-from cluster.plan import RunContext, inference_settings, layout_of
-from cluster.region_maps import saved_maps
-from cluster.region_status import Passed, RegionStatus
-from cluster.region_work import RegionWork, region_result, region_work
-from cluster.sharing import SharedDevice, SharedEngine
-from cluster.statistics import image_statistics
-from cluster.tickets import Answered
-from cluster.timeline import note_shared, noted, packed, span, unpacked
-from pipeline.backends.loading import load_members
-from pipeline.calls import is_out_of_memory
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import ChorusError, OutputError, RefusedError
-from pipeline.features import TileFeatures
-from pipeline.geometry import Window
-from pipeline.inference import Engine
-from pipeline.layout import ImageLayout
-from pipeline.outputs import prepare_image, write_region
-from pipeline.posterior import Posterior
-from pipeline.reading import open_level, read_window
-from pipeline.tiles import PlaneWindow
+from chorus.cluster.gate import Gate
+from chorus.cluster.images import ImageTable
+from chorus.cluster.ledger import MAXIMUM_ATTEMPTS, MAXIMUM_NODES, Attempts, Ledger
+from chorus.cluster.logs import about, log_of_regions
+from chorus.cluster.metrics import WorkMetrics, run_label
+from chorus.cluster.plan import RunContext, inference_settings, layout_of
+from chorus.cluster.region_maps import saved_maps
+from chorus.cluster.region_status import Passed, RegionStatus
+from chorus.cluster.region_work import RegionWork, region_result, region_work
+from chorus.cluster.sharing import SharedDevice, SharedEngine
+from chorus.cluster.statistics import image_statistics
+from chorus.cluster.tickets import Answered
+from chorus.cluster.timeline import note_shared, noted, packed, span, unpacked
+from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.calls import is_out_of_memory
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import ChorusError, OutputError, RefusedError
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.tiles import PlaneWindow
 
 log = logging.getLogger("chorus")
 # Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
@@ -60,7 +60,7 @@ class Here:
 
 
 class Answering(Protocol):
-    """Gives posteriors of the whole ensemble, to several threads at once; `cluster.sharing.SharedEngine` does."""
+    """Gives posteriors of the whole ensemble to several threads at once; see `chorus.cluster.sharing.SharedEngine`."""
 
     @property
     def tiles_per_call(self) -> int: ...

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.posterior import mask_of
-from pipeline.sketches import Moments
+from chorus.pipeline.posterior import mask_of
+from chorus.pipeline.sketches import Moments
 
 PIXEL_FIELDS = ("intensity_mean", "intensity_std", "background", "contrast", "noise", "sharpness")
 """Columns of ``scores.parquet`` per input channel of the ensemble, each followed by a colon and the channel."""
@@ -26,7 +26,7 @@ RADIUS = "object_radius"
 
 
 class Sums(BaseModel):
-    """`pipeline.sketches.Moments` as a record: pixels, and per channel the sums of values and of squares."""
+    """`chorus.pipeline.sketches.Moments` as a record: pixels, and per channel the sums of values and of squares."""
 
     model_config = ConfigDict(frozen=True)
 

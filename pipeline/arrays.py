@@ -19,8 +19,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from pipeline.geometry import RegionGrid
-from pipeline.layout import ClassInfo, ImageLayout
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.layout import ClassInfo, ImageLayout
 
 LABEL_NAME = "semantic"
 

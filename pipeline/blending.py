@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pipeline.geometry import Span, Tile, Window
+from chorus.pipeline.geometry import Span, Tile, Window
 
 Sink = Callable[[Span, torch.Tensor], None]
 

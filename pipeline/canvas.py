@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.effort import EffortBound
-from pipeline.geometry import Span, Window
-from pipeline.members.contract import FLOWS, Activation
-from pipeline.posterior import Posterior, class_masks, predicted_labels
-from pipeline.transfer import host_array, to_host
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.members.contract import FLOWS, Activation
+from chorus.pipeline.posterior import Posterior, class_masks, predicted_labels
+from chorus.pipeline.transfer import host_array, to_host
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -26,7 +26,7 @@ class InferenceSettings:
     ----------
     activation, multilabel, classes : how outputs become probability maps; `classes` counts the maps
     tile : edge of a tile in pixels
-    augmentations : names, see `pipeline.augmentation`
+    augmentations : names, see `chorus.pipeline.augmentation`
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
     flows : whether members give flows (dy, dx) after what they say of the classes
@@ -91,8 +91,8 @@ class PosteriorCanvas:
         self.take_members(rows, maps[self._settings.maps :])
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of what `pipeline.posterior.SampleSums.maps` gives, then the number of samples where that differs,
-        (maps, rows, x)."""
+        """Rows of what `chorus.pipeline.posterior.SampleSums.maps` gives, then the number of samples where that
+        differs, (maps, rows, x)."""
         inside = self._inside(rows)
         first = 0
         for target in self._maps:

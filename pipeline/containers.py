@@ -1,7 +1,7 @@
 """Zarr groups: their documents, how these are put into storage, and the groups around images.
 
 A plate or collection of the source keeps its layout in the results: the same rows, wells and series, in NGFF
-0.5, around the images that `pipeline.outputs` prepares. Documents are made in memory and put whole; whoever puts
+0.5, around the images that `chorus.pipeline.outputs` prepares. Documents are made in memory and put whole; whoever puts
 the same ones at the same time writes the same bytes.
 """
 
@@ -21,9 +21,9 @@ from ome_zarr_models.v05.plate import Plate
 from ome_zarr_models.v05.well import WellAttrs
 from ome_zarr_models.v05.well_types import WellMeta as Well
 
-from pipeline import storage
-from pipeline.errors import OutputError, RefusedError
-from pipeline.layout import Ngff
+from chorus.pipeline import storage
+from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.layout import Ngff
 
 
 def prepare_plate(url: str, plate: Plate, wells: Mapping[str, Well]) -> None:

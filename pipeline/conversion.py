@@ -1,8 +1,8 @@
 """One raster file to OME-Zarr.
 
 A file becomes one image, ``<name>.ome.zarr``, or a collection of them (``<name>.ome.zarr/0``, ``/1``, ...) where it
-holds several series. Shards are those of `pipeline.arrays`: each is read, encoded and put whole by its only writer,
-so what is in memory at once is one region of up to four channels, however large the image is. The group's own
+holds several series. Shards are those of `chorus.pipeline.arrays`: each is read, encoded and put whole by its only
+writer, so what is in memory at once is one region of up to four channels, however large the image is. The group's own
 document comes last: what is cut short is not taken for an image.
 """
 
@@ -19,16 +19,16 @@ from ome_zarr_models.common.omero import Channel, Omero
 from ome_zarr_models.v05.image import ImageAttrs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline import storage
-from pipeline.arrays import ArrayPlan, plan_array
-from pipeline.containers import dump, group_documents, prepare_collection, put_documents, storage_errors
-from pipeline.documents import multiscale
-from pipeline.errors import ImageError
-from pipeline.geometry import RegionGrid, Window
-from pipeline.layout import pyramid_levels
-from pipeline.outputs import put_array
-from pipeline.pyramid import half, pieces
-from pipeline.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import ArrayPlan, plan_array
+from chorus.pipeline.containers import dump, group_documents, prepare_collection, put_documents, storage_errors
+from chorus.pipeline.documents import multiscale
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.layout import pyramid_levels
+from chorus.pipeline.outputs import put_array
+from chorus.pipeline.pyramid import half, pieces
+from chorus.pipeline.rasters import PartOf, Raster, open_rasters
 
 # Channels that share a shard: colours stay together, the planes of a multiplexed stain do not fill the memory.
 _CHANNELS_PER_SHARD = 4

@@ -19,10 +19,10 @@ from ome_zarr_models.v05.image_label import ImageLabelAttrs
 from ome_zarr_models.v05.image_label_types import Label
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 
-from pipeline import storage
-from pipeline.arrays import LabelImage, label_plan, posterior_axes, semantic_labels
-from pipeline.containers import dump, group_documents
-from pipeline.layout import ImageLayout
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import LabelImage, label_plan, posterior_axes, semantic_labels
+from chorus.pipeline.containers import dump, group_documents
+from chorus.pipeline.layout import ImageLayout
 
 AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 VARIANCE_COLORS = {"uncertainty": "FFFFFF", "epistemic": "FFB000", "aleatoric": "00B7FF"}

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from pipeline.about import Strict
-from pipeline.errors import RefusedError
-from pipeline.geometry import GridStart
+from chorus.pipeline.about import Strict
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.geometry import GridStart
 
 LOOKS = 2
 """How often a tile is judged at most: after each member saw it in one way, and in two."""
@@ -217,7 +217,7 @@ def difference(
 
     Parameters
     ----------
-    early, full : predictive variance, (y, x) float32, and classes, (y, x) of `pipeline.posterior.class_masks`
+    early, full : predictive variance, (y, x) float32, and classes, (y, x) of `chorus.pipeline.posterior.class_masks`
     """
     u = [variance[masks > 0].to(torch.float64) for variance, masks in (early, full)]
     shift = float((u[0].mean() - u[1].mean()).abs()) if all(len(one) for one in u) else 0.0

@@ -12,13 +12,13 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from pipeline import storage
-from pipeline.ensemble_spec import FORMAT, EnsembleSpec, migrated, newer
-from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo
-from pipeline.members.contract import FLOWS, Asked, Member
-from pipeline.normalisation import NormalisedInput
-from pipeline.preparation import Measure, Preparation
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble_spec import FORMAT, EnsembleSpec, migrated, newer
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.members.contract import FLOWS, Asked, Member
+from chorus.pipeline.normalisation import NormalisedInput
+from chorus.pipeline.preparation import Measure, Preparation
 
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from pipeline.ensemble_spec import FORMAT, ClassEntry, EnsembleSpec
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Activation, Asked, MemberEntry
-from pipeline.members.described import Described
-from pipeline.normalisation import MeanStd, Normalisation, Unchanged
+from chorus.pipeline.ensemble_spec import FORMAT, ClassEntry, EnsembleSpec
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Activation, Asked, MemberEntry
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.normalisation import MeanStd, Normalisation, Unchanged
 
 DEFAULT_TILE = 512
 """Where a network takes any."""

@@ -12,15 +12,15 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from pipeline import ensemble_weights, storage
-from pipeline.effort import EffortBound
-from pipeline.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
-from pipeline.ensemble_creation import Wanted, check_fit, new_content
-from pipeline.ensemble_spec import EnsembleSpec, Sentinel
-from pipeline.errors import RefusedError
-from pipeline.members.contract import MemberEntry
-from pipeline.members.described import Described
-from pipeline.members.detection import Kind, Network, describe, members_in
+from chorus.pipeline import ensemble_weights, storage
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
+from chorus.pipeline.ensemble_creation import Wanted, check_fit, new_content
+from chorus.pipeline.ensemble_spec import EnsembleSpec, Sentinel
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import MemberEntry
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.detection import Kind, Network, describe, members_in
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def add(
     ----------
     files : weights, packages, or folders of them
     wanted : of a new ensemble
-    kind, network : see `pipeline.members.detection.describe`
+    kind, network : see `chorus.pipeline.members.detection.describe`
     link : keep the weights where they are instead of copying them beside ``ensemble.yaml``
     trust_code : whether code that a package brings along may run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.ensemble_spec import FORMAT, EnsembleSpec
+from chorus.pipeline.ensemble_spec import FORMAT, EnsembleSpec
 
 
 def json_schema() -> dict[str, Any]:

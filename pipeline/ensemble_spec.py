@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.about import About, Strict
-from pipeline.augmentation import AUGMENTATIONS, FLIPS
-from pipeline.effort import EffortBound
-from pipeline.geometry import GridStart
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.cellpose_network import CellposeMember
-from pipeline.members.contract import Activation
-from pipeline.members.deepflash2 import Deepflash2Member
-from pipeline.members.exported import ExportedMember
-from pipeline.members.onnx_file import OnnxMember
-from pipeline.members.smp import SmpMember
-from pipeline.members.torchscript import TorchScriptMember
-from pipeline.normalisation import Normalisation
+from chorus.pipeline.about import About, Strict
+from chorus.pipeline.augmentation import AUGMENTATIONS, FLIPS
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.geometry import GridStart
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.cellpose_network import CellposeMember
+from chorus.pipeline.members.contract import Activation
+from chorus.pipeline.members.deepflash2 import Deepflash2Member
+from chorus.pipeline.members.exported import ExportedMember
+from chorus.pipeline.members.onnx_file import OnnxMember
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.normalisation import Normalisation
 
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")

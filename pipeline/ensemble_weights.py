@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 
 def bring(url: str, folder: str, digest: str) -> str:

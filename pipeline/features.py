@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.geometry import Grid, Span, Tile, Window
-from pipeline.scores import FIXED_POINT
-from pipeline.transfer import to_device
+from chorus.pipeline.geometry import Grid, Span, Tile, Window
+from chorus.pipeline.scores import FIXED_POINT
+from chorus.pipeline.transfer import to_device
 
 # More than half precision knows (65504). With it a tile is at most 2^48 units, and 2^14 tiles still fit in 63 bits.
 _BOUND = 2.0**16
@@ -49,8 +49,8 @@ def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -
     """Pixels of the model's plane whose centres lie in `region`; possibly none.
 
     Regions part the image's plane, tiles lie on the model's. The image's pixel under the centre of the model's pixel c
-    is floor((c + 0.5) * image / model) on each axis, as in `pipeline.resampling`; so the windows of all regions part
-    the model's plane.
+    is floor((c + 0.5) * image / model) on each axis, as in `chorus.pipeline.resampling`; so the windows of all regions
+    part the model's plane.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Find the images of a source: one OME-Zarr, a plate, a collection, or a folder of many.
 
 What stops one image is recorded as a `FailedImage` and the others go on; only a named source that holds no image
-at all is refused. What an image's metadata say is read by `pipeline.ngff`.
+at all is refused. What an image's metadata say is read by `chorus.pipeline.ngff`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import zarr
 import zarr.errors
 
-from pipeline import storage
-from pipeline.errors import ChorusError, ImageError, RefusedError
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.ngff import MEND, Kind, collection_series, open_group, open_image, plate_metadata, well_metadata
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.ngff import MEND, Kind, collection_series, open_group, open_image, plate_metadata, well_metadata
 
 
 @dataclass(frozen=True, slots=True)

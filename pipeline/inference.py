@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.augmentation import AUGMENTATIONS
-from pipeline.blending import BandBlender, gaussian_window
-from pipeline.calls import Answer, Calls, be_repeatable
-from pipeline.canvas import InferenceSettings, PosteriorCanvas
-from pipeline.effort import TileEffort
-from pipeline.features import TileFeatures, pooled
-from pipeline.geometry import Tile, Window
-from pipeline.members.contract import FLOWS, Activation, Encoding, Member
-from pipeline.posterior import Posterior, SampleSums
-from pipeline.rounds import Rounds, plain_augmentation, sample_of, tiles_in_wave
-from pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles
-from pipeline.transfer import Landing, landing
+from chorus.pipeline.augmentation import AUGMENTATIONS
+from chorus.pipeline.blending import BandBlender, gaussian_window
+from chorus.pipeline.calls import Answer, Calls, be_repeatable
+from chorus.pipeline.canvas import InferenceSettings, PosteriorCanvas
+from chorus.pipeline.effort import TileEffort
+from chorus.pipeline.features import TileFeatures, pooled
+from chorus.pipeline.geometry import Tile, Window
+from chorus.pipeline.members.contract import FLOWS, Activation, Encoding, Member
+from chorus.pipeline.posterior import Posterior, SampleSums
+from chorus.pipeline.rounds import Rounds, plain_augmentation, sample_of, tiles_in_wave
+from chorus.pipeline.tiles import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles
+from chorus.pipeline.transfer import Landing, landing
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +37,8 @@ class Answers:
     Attributes
     ----------
     means : each member's own mean probability, (batch, classes, tile, tile) float32
-    features : (batch, features) int64 of the members' encoders, one after the other, see `pipeline.features.pooled`
+    features : (batch, features) int64 of the members' encoders, one after the other, see
+        `chorus.pipeline.features.pooled`
     """
 
     means: list[torch.Tensor]
@@ -49,7 +50,7 @@ class MemberGroup:
 
     `inputs` says which channels of a tile each member sees; all by default. Features are those of the tile as it is,
     or of the first augmentation where `identity` is not among them. `short_of_memory` is told whenever a call needs
-    more memory than there is; it is made again in smaller parts (`pipeline.calls`).
+    more memory than there is; it is made again in smaller parts (`chorus.pipeline.calls`).
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Engine:
         return int(self._device.type == "cuda")
 
     def landing(self) -> Landing:
-        """Of all that was answered so far, see `pipeline.transfer`."""
+        """Of all that was answered so far, see `chorus.pipeline.transfer`."""
         return landing(self._device)
 
     def _land(self) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import RefusedError, first_line
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_networks import LIBRARIES, load_network
-from pipeline.members.bioimageio_package import (
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.bioimageio_networks import LIBRARIES, load_network
+from chorus.pipeline.members.bioimageio_package import (
     EXTRA,
     RUNNABLE,
     Package,
@@ -28,10 +28,10 @@ from pipeline.members.bioimageio_package import (
     open_package,
     weight_files,
 )
-from pipeline.members.bioimageio_shapes import nearest_tile, port, tile_fits
-from pipeline.members.contract import Asked
-from pipeline.model_comparison import Outcome, Status, Tolerance, compare, tolerance, worst
-from pipeline.preparation import Preparation, surveyed
+from chorus.pipeline.members.bioimageio_shapes import nearest_tile, port, tile_fits
+from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.model_comparison import Outcome, Status, Tolerance, compare, tolerance, worst
+from chorus.pipeline.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
 

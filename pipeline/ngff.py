@@ -25,9 +25,9 @@ from ome_zarr_models.v05.plate import Plate
 from ome_zarr_models.v05.well_types import WellMeta as Well
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from pipeline import storage
-from pipeline.errors import ChorusError, ImageError, RefusedError
-from pipeline.layout import Level, Ngff, SourceImage
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
+from chorus.pipeline.layout import Level, Ngff, SourceImage
 
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 MEND = "mend the metadata or write the image anew"

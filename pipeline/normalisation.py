@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.errors import RefusedError
-from pipeline.preparation import SMALLEST_SPREAD, Measure, Statistics, surveyed
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.preparation import SMALLEST_SPREAD, Measure, Statistics, surveyed
 
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -85,7 +85,7 @@ class ChannelScaling:
 
 @dataclass(frozen=True)
 class NormalisedInput:
-    """The ensemble's normalisation as a `pipeline.preparation.Preparation`.
+    """The ensemble's normalisation as a `chorus.pipeline.preparation.Preparation`.
 
     Attributes
     ----------

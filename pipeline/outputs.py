@@ -6,9 +6,9 @@
       s0, s1, ...              posterior, axes (t, c, z, y, x as in the source)
       labels/semantic          multiscales label image with ``image-label`` colours and names
         s0, s1, ...
-      labels/<class>           objects of a class, written after them by `pipeline.instances`
+      labels/<class>           objects of a class, written after them by `chorus.pipeline.instances`
 
-The arrays are those of `pipeline.arrays`, the groups say what `pipeline.documents` says.
+The arrays are those of `chorus.pipeline.arrays`, the groups say what `chorus.pipeline.documents` says.
 
 Every document and every shard is encoded in memory and put whole, so that a writer never reads before it
 writes: a shard that a killed process left torn is replaced like any other, and the bytes are the same on every
@@ -34,8 +34,8 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from ome_zarr_models.v05.labels import LabelsAttrs
 
-from pipeline import storage
-from pipeline.arrays import (
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import (
     LABEL_NAME,
     ArrayPlan,
     LabelImage,
@@ -44,11 +44,11 @@ from pipeline.arrays import (
     region_grid,
     semantic_labels,
 )
-from pipeline.containers import dump, group_documents, put_documents, storage_errors
-from pipeline.documents import image_attributes, label_documents
-from pipeline.errors import RefusedError
-from pipeline.geometry import Window
-from pipeline.layout import ImageLayout
+from chorus.pipeline.containers import dump, group_documents, put_documents, storage_errors
+from chorus.pipeline.documents import image_attributes, label_documents
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import ImageLayout
 
 
 def prepare_image(layout: ImageLayout) -> None:

@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline import packing_weights, storage
-from pipeline.about import About
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError, first_line
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_package import EXTRA
-from pipeline.members.contract import FLOWS, Activation, Asked, Member, ModuleMember
-from pipeline.members.onnx_file import OnnxMember
-from pipeline.members.selection import ExportEntry
-from pipeline.members.smp import SmpMember
-from pipeline.members.torchscript import TorchScriptMember
-from pipeline.packing_documents import provenance, readme
-from pipeline.packing_tensors import output_names, sample_image, tensors, write_cover
-from pipeline.preparation import Preparation, surveyed
+from chorus.pipeline import packing_weights, storage
+from chorus.pipeline.about import About
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.bioimageio_package import EXTRA
+from chorus.pipeline.members.contract import FLOWS, Activation, Asked, Member, ModuleMember
+from chorus.pipeline.members.onnx_file import OnnxMember
+from chorus.pipeline.members.selection import ExportEntry
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.packing_documents import provenance, readme
+from chorus.pipeline.packing_tensors import output_names, sample_image, tensors, write_cover
+from chorus.pipeline.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.about import About
-from pipeline.ensemble import Ensemble
-from pipeline.packing_tensors import EPS
+from chorus.pipeline.about import About
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.packing_tensors import EPS
 
 
 def provenance(about: About) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ensemble_spec import EnsembleSpec
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Activation
-from pipeline.normalisation import MeanStd, Percentile, dtype_divisor
-from pipeline.packing_weights import IMAGE, PREDICTION
+from chorus.pipeline.ensemble_spec import EnsembleSpec
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Activation
+from chorus.pipeline.normalisation import MeanStd, Percentile, dtype_divisor
+from chorus.pipeline.packing_weights import IMAGE, PREDICTION
 
 EPS = 1e-12
 """Added to a range or a standard deviation; 0, which Chorus adds, is not allowed."""

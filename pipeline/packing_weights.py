@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from pipeline.backends.conversion import OPSET
-from pipeline.errors import RefusedError
-from pipeline.members.contract import FLOWS, Activation, Asked, fetch_weights
-from pipeline.members.smp import SmpMember
-from pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.backends.conversion import OPSET
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import FLOWS, Activation, Asked, fetch_weights
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.members.torchscript import TorchScriptMember
 
 IMAGE, PREDICTION = "image", "prediction"
 

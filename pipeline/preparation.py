@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.sketches import Moments, RadixSearch, Sketch
+from chorus.pipeline.sketches import Moments, RadixSearch, Sketch
 
 # The smallest spread whose reciprocal is finite in float32.
 SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)

@@ -24,11 +24,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.arrays import LabelImage, posterior_axes, region_grid, semantic_labels
-from pipeline.containers import storage_errors
-from pipeline.geometry import RegionGrid, Window
-from pipeline.layout import ImageLayout
-from pipeline.outputs import open_labels, open_posterior, write_labels, write_shard
+from chorus.pipeline.arrays import LabelImage, posterior_axes, region_grid, semantic_labels
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.outputs import open_labels, open_posterior, write_labels, write_shard
 
 
 @dataclass(frozen=True, slots=True)

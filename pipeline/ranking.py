@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 # Scores of which a low value is the bad one.
 LOW_IS_BAD = ("pairwise_dice",)

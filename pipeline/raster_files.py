@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.images import expand
-from pipeline.rasters import SUFFIXES, stem
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.images import expand
+from chorus.pipeline.rasters import SUFFIXES, stem
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import storage
-from pipeline.errors import ChorusError, ImageError
-from pipeline.geometry import Window
-from pipeline.ngff import DTYPES
-from pipeline.tiff_metadata import Described, describe
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.ngff import DTYPES
+from chorus.pipeline.tiff_metadata import Described, describe
 
 TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
 SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg")
@@ -50,7 +50,7 @@ class Raster:
     ----------
     url : of the file
     axes, shape : letters of ``tczyx`` in this order
-    dtype : NumPy name, one of `pipeline.ngff.DTYPES`
+    dtype : NumPy name, one of `chorus.pipeline.ngff.DTYPES`
     channels : names; empty where the file has none
     samples : consecutive channels that the file stores together, pixel by pixel
     scale, units : per axis that the file gives them for, in ``micrometer`` and ``second``

@@ -13,10 +13,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
 
-from pipeline import storage
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.layout import Ngff, SourceImage
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import Ngff, SourceImage
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
 

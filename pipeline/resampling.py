@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Span, Window
+from chorus.pipeline.geometry import Span, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 
     wave        tile tile tile tile tile tile tile tile       (as many as two calls have views)
     first       every member, the tile as it is               calls full of tiles
-    judged      done  on  done done  on  done done done       by `pipeline.effort`, each tile by itself
+    judged      done  on  done done  on  done done done       by `chorus.pipeline.effort`, each tile by itself
     second           ...            ...                       every member, one more augmentation
     judged           done            on
     rest                            ...                       every member, all other augmentations
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.augmentation import AUGMENTATIONS, Augmentation
-from pipeline.canvas import InferenceSettings
-from pipeline.effort import TileEffort, difference, doubtful_pixels, looks_of, spread_within
-from pipeline.posterior import SampleSums, class_masks
+from chorus.pipeline.augmentation import AUGMENTATIONS, Augmentation
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.effort import TileEffort, difference, doubtful_pixels, looks_of, spread_within
+from chorus.pipeline.posterior import SampleSums, class_masks
 
 if TYPE_CHECKING:
-    from pipeline.inference import MemberGroup
+    from chorus.pipeline.inference import MemberGroup
 
 # Calls of the first round in a wave: the more, the fuller are those of the rest, and the more samples are held.
 _CALLS = 2

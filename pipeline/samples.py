@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
 from zarr import Group, create_group
 
-from pipeline import storage
+from chorus.pipeline import storage
 
 Quality = Literal["ordinary", "sparse", "dense", "out_of_focus", "low_signal", "empty"]
 QUALITIES: tuple[Quality, ...] = get_args(Quality)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.posterior import Posterior, mask_of
+from chorus.pipeline.posterior import Posterior, mask_of
 
 FIXED_POINT = 2**32
 # Pixels whose members are compared at once: bounds what is held of them.

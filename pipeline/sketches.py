@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
+from chorus.pipeline.errors import ImageError
 
 _HALF = 16
 _BUCKETS = 1 << _HALF

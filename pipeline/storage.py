@@ -18,8 +18,8 @@ import zarr.storage
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 
-from pipeline import buckets
-from pipeline.errors import RefusedError
+from chorus.pipeline import buckets
+from chorus.pipeline.errors import RefusedError
 
 SCHEMES = ("file", "memory", "gs", "s3", "http", "https")
 # Of presigned URLs of Amazon, Google and Azure.

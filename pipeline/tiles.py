@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.blending import BandBlender
-from pipeline.canvas import InferenceSettings, PosteriorCanvas
-from pipeline.features import TileFeatures
-from pipeline.geometry import Grid, Tile, Window, mirror
-from pipeline.posterior import Posterior
-from pipeline.transfer import to_device
+from chorus.pipeline.blending import BandBlender
+from chorus.pipeline.canvas import InferenceSettings, PosteriorCanvas
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Grid, Tile, Window, mirror
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RegionOnItsWay:
     Parameters
     ----------
     plane, target : what is read, and the window of the plane that is wanted
-    weights : of a tile's pixels, see `pipeline.blending.gaussian_window`
+    weights : of a tile's pixels, see `chorus.pipeline.blending.gaussian_window`
     members : how many members answer
     features : gets those of the members' encoders, if they are wanted
     """
@@ -135,5 +135,5 @@ class RegionOnItsWay:
             self._blender.finish()
 
     def posterior(self) -> Posterior:
-        """Of the target, once all tiles came back and what was said of them has landed (`pipeline.transfer`)."""
+        """Of the target, once all tiles came back and what was said of them has landed (`chorus.pipeline.transfer`)."""
         return self._canvas.posterior()

@@ -14,19 +14,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from serving.documents import PREDICT, PROBLEMS, TAGS
-from serving.door import Door
-from serving.job_routes import add_job_routes, begin_job
-from serving.jobs import JobStore
-from serving.metrics import ApplicationMetrics
-from serving.predictor import Answer, Predictors, Refusal, Task
-from serving.problems import RequestError, problem_response, request_id, unexpected
-from serving.reprocessing import add_reprocess_routes
-from serving.requests import answer_media, deadline, read_request
-from serving.schemas import EnsembleInfo, EnsembleList, Health
-from serving.settings import ServeSettings
-from serving.signing_in import REVIEW, add_sign_in
-from serving.tokens import Gatekeeper, read_tokens
+from chorus.serving.documents import PREDICT, PROBLEMS, TAGS
+from chorus.serving.door import Door
+from chorus.serving.job_routes import add_job_routes, begin_job
+from chorus.serving.jobs import JobStore
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.predictor import Answer, Predictors, Refusal, Task
+from chorus.serving.problems import RequestError, problem_response, request_id, unexpected
+from chorus.serving.reprocessing import add_reprocess_routes
+from chorus.serving.requests import answer_media, deadline, read_request
+from chorus.serving.schemas import EnsembleInfo, EnsembleList, Health
+from chorus.serving.settings import ServeSettings
+from chorus.serving.signing_in import REVIEW, add_sign_in
+from chorus.serving.tokens import Gatekeeper, read_tokens
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def create_app(
     ----------
     predictors : the ensembles, wherever they are
     metrics : of this process
-    names_requests : see `serving.door.Door`
+    names_requests : see `chorus.serving.door.Door`
 
     Raises
     ------
@@ -84,7 +84,7 @@ def create_app(
 
 
 def _add_review(api: FastAPI, results: str, gatekeeper: Gatekeeper) -> None:
-    from serving.review.app import review_app
+    from chorus.serving.review.app import review_app
 
     add_sign_in(api, gatekeeper)
     api.mount(REVIEW, review_app(results))

@@ -1,14 +1,14 @@
 """The server on Ray Serve: one deployment per ensemble on its devices, and the web application before them.
 
-``serve run serving.app:build ensemble=nuclei/`` or, in a config file for ``serve deploy`` and RayService::
+``serve run chorus.serving.app:build ensemble=nuclei/`` or, in a config file for ``serve deploy`` and RayService::
 
     applications:
       - name: chorus
         route_prefix: /
-        import_path: serving.app:build
+        import_path: chorus.serving.app:build
         args: {ensembles: {nuclei: gs://bucket/nuclei/}, token_file: /etc/chorus/tokens.json}
 
-The arguments are those of `serving.settings.ServeSettings`.
+The arguments are those of `chorus.serving.settings.ServeSettings`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from cluster.executor import begin_in_ray
-from pipeline.ensemble import read_ensemble
-from serving.api import create_app
-from serving.metrics import ApplicationMetrics, ReplicaMetrics
-from serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
-from serving.problems import UNEXPECTED, RequestError
-from serving.schemas import EnsembleInfo
-from serving.settings import ServeSettings, parse_settings
-from serving.tokens import read_tokens
+from chorus.cluster.executor import begin_in_ray
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.serving.api import create_app
+from chorus.serving.metrics import ApplicationMetrics, ReplicaMetrics
+from chorus.serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
+from chorus.serving.problems import UNEXPECTED, RequestError
+from chorus.serving.schemas import EnsembleInfo
+from chorus.serving.settings import ServeSettings, parse_settings
+from chorus.serving.tokens import read_tokens
 
 log = logging.getLogger("chorus")
 NAME = "chorus"
@@ -79,11 +79,11 @@ class EnsembleReplica:
         return self._predictor
 
     async def predict(self, task: Task) -> Outcome:
-        """See `serving.predictor.Predictor.predict`."""
+        """See `chorus.serving.predictor.Predictor.predict`."""
         return await self._ready.predict(task)
 
     async def start(self, large: LargeTask) -> Refusal | None:
-        """See `serving.predictor.Predictor.start`."""
+        """See `chorus.serving.predictor.Predictor.start`."""
         return await self._ready.start(large)
 
     async def info(self) -> EnsembleInfo:
@@ -97,7 +97,7 @@ class EnsembleReplica:
 
 
 class ServePredictors:
-    """See `serving.predictor.Predictors`: those of Ray Serve.
+    """See `chorus.serving.predictor.Predictors`: those of Ray Serve.
 
     Predictions may be carried out again, so that one whose replica dies is given to another.
     """
@@ -174,7 +174,7 @@ def build(args: dict[str, Any]) -> Application:
 
     Parameters
     ----------
-    args : the fields of `serving.settings.ServeSettings`, or ``ensemble``, the URL of a single one
+    args : the fields of `chorus.serving.settings.ServeSettings`, or ``ensemble``, the URL of a single one
 
     Raises
     ------

@@ -16,14 +16,14 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import ChorusError
-from pipeline.geometry import Window
-from pipeline.layout import Level, SourceImage, pyramid_levels
-from pipeline.ngff import DTYPES
-from pipeline.rasters import PartOf, Raster, open_rasters
-from serving.problems import RequestError, said
-from serving.settings import Limits
-from serving.sources import Uploaded
+from chorus.pipeline.errors import ChorusError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import Level, SourceImage, pyramid_levels
+from chorus.pipeline.ngff import DTYPES
+from chorus.pipeline.rasters import PartOf, Raster, open_rasters
+from chorus.serving.problems import RequestError, said
+from chorus.serving.settings import Limits
+from chorus.serving.sources import Uploaded
 
 MEDIA = ("image/tiff", "image/png", "application/x-npy")
 # Pages of a TIFF: planes times channels.

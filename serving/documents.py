@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.problems import MEDIA, TITLES, Problem
-from serving.schemas import JSON, NPZ, TIFF, ZIP, JobState, Prediction, PredictOptions, PredictRequest
+from chorus.serving.problems import MEDIA, TITLES, Problem
+from chorus.serving.schemas import JSON, NPZ, TIFF, ZIP, JobState, Prediction, PredictOptions, PredictRequest
 
 TAGS = [
     {"name": "predict", "description": "One image, now"},

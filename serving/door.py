@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 
-from serving.metrics import ApplicationMetrics
-from serving.problems import GUARDS, RequestError, problem_response
-from serving.settings import ServeSettings, is_loopback
-from serving.signing_in import REVIEW, SIGN_IN, SIGN_OUT, token_in
-from serving.tokens import Gatekeeper
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.problems import GUARDS, RequestError, problem_response
+from chorus.serving.settings import ServeSettings, is_loopback
+from chorus.serving.signing_in import REVIEW, SIGN_IN, SIGN_OUT, token_in
+from chorus.serving.tokens import Gatekeeper
 
 log = logging.getLogger("chorus")
 Message = MutableMapping[str, Any]

@@ -13,13 +13,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.arrays import LabelImage
-from pipeline.geometry import RegionGrid
-from pipeline.outputs import prepare_image, prepare_labels, write_labels, write_region
-from pipeline.pyramid import write_label_pyramid, write_pyramid
-from serving.predicting import Result
-from serving.problems import RequestError
-from serving.schemas import JSON, NPZ, TIFF, ZIP, Output
+from chorus.pipeline.arrays import LabelImage
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.outputs import prepare_image, prepare_labels, write_labels, write_region
+from chorus.pipeline.pyramid import write_label_pyramid, write_pyramid
+from chorus.serving.predicting import Result
+from chorus.serving.problems import RequestError
+from chorus.serving.schemas import JSON, NPZ, TIFF, ZIP, Output
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -29,7 +29,7 @@ def encode(result: Result, media: str, outputs: list[Output]) -> bytes:
 
     Parameters
     ----------
-    media : one of `serving.schemas.ANSWERS`
+    media : one of `chorus.serving.schemas.ANSWERS`
     outputs : what was asked for; of arrays the labels where nothing was
 
     Raises

@@ -9,24 +9,24 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from cluster.plan import ResolvedSettings, inference_settings, resolve
-from cluster.predicted_objects import with_objects
-from cluster.request import PredictRequest
-from cluster.scores import scores_frame
-from cluster.settings import ResultSettings
-from pipeline import storage
-from pipeline.backends.choice import Backend
-from pipeline.backends.loading import load_members
-from pipeline.canvas import Precision, tiles_per_call
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.features import ImageFeatures
-from pipeline.inference import Engine
-from pipeline.members.contract import Member
-from pipeline.trust.flags import flag_images
-from pipeline.trust.reference import Reference
-from pipeline.trust.reference_files import read_reference, reference_url
-from serving.schemas import EnsembleInfo, EnsembleName, Output, PredictOptions
-from serving.settings import ServeSettings
+from chorus.cluster.plan import ResolvedSettings, inference_settings, resolve
+from chorus.cluster.predicted_objects import with_objects
+from chorus.cluster.request import PredictRequest
+from chorus.cluster.scores import scores_frame
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline import storage
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.canvas import Precision, tiles_per_call
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.features import ImageFeatures
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.members.contract import Member
+from chorus.pipeline.trust.flags import flag_images
+from chorus.pipeline.trust.reference import Reference
+from chorus.pipeline.trust.reference_files import read_reference, reference_url
+from chorus.serving.schemas import EnsembleInfo, EnsembleName, Output, PredictOptions
+from chorus.serving.settings import ServeSettings
 
 _JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
 

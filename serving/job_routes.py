@@ -10,15 +10,15 @@ from fastapi import FastAPI, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import ChorusError
-from serving.documents import problem
-from serving.jobs import ENDED, JobStore
-from serving.predictor import LargeTask, Predictors, TooLarge
-from serving.problems import RequestError
-from serving.schemas import EnsembleName, JobState, PredictOptions
-from serving.sources import Source, Stored, Uploaded
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import ChorusError
+from chorus.serving.documents import problem
+from chorus.serving.jobs import ENDED, JobStore
+from chorus.serving.predictor import LargeTask, Predictors, TooLarge
+from chorus.serving.problems import RequestError
+from chorus.serving.schemas import EnsembleName, JobState, PredictOptions
+from chorus.serving.sources import Source, Stored, Uploaded
 
 _EVERY_SECONDS = 1.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.outputs import remove_folder
-from serving.problems import RequestError
-from serving.schemas import EnsembleName, JobState
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.outputs import remove_folder
+from chorus.serving.problems import RequestError
+from chorus.serving.schemas import EnsembleName, JobState
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"[A-Za-z0-9._:-]+")

@@ -13,25 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.finished import finished_run
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import Ledger
-from cluster.plan import ResolvedSettings, RunContext
-from cluster.predicted_objects import add_objects
-from cluster.record import RunRecord, open_output
-from cluster.region_status import RegionStatus
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.run import Job, Run
-from cluster.settings import ResultSettings, RunSettings
-from cluster.sharing import SharedDevice, SharedEngine
-from cluster.tasks import SerialTasks
-from cluster.worker import Answering, RegionWorker
-from pipeline import storage
-from pipeline.errors import ChorusError, CutShortError
-from serving.hosting import Hosted
-from serving.jobs import BEAT, JobRecord, JobStore
-from serving.predicting import Planned, result_of_row
-from serving.problems import UNEXPECTED, said
+from chorus.cluster.finished import finished_run
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.plan import ResolvedSettings, RunContext
+from chorus.cluster.predicted_objects import add_objects
+from chorus.cluster.record import RunRecord, open_output
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.run import Job, Run
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.sharing import SharedDevice, SharedEngine
+from chorus.cluster.tasks import SerialTasks
+from chorus.cluster.worker import Answering, RegionWorker
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, CutShortError
+from chorus.serving.hosting import Hosted
+from chorus.serving.jobs import BEAT, JobRecord, JobStore
+from chorus.serving.predicting import Planned, result_of_row
+from chorus.serving.problems import UNEXPECTED, said
 
 log = logging.getLogger("chorus")
 # That a region may wait for the device among all others.
@@ -57,7 +57,7 @@ class _StoppedError(CutShortError):
 
 
 class _Executor(SerialTasks):
-    """See `cluster.executor.Executor`: regions one by one, on a shared device."""
+    """See `chorus.cluster.executor.Executor`: regions one by one, on a shared device."""
 
     actors = 1
 

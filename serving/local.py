@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from serving.metrics import ReplicaMetrics
-from serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
-from serving.schemas import EnsembleInfo
-from serving.settings import ServeSettings
+from chorus.serving.metrics import ReplicaMetrics
+from chorus.serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
+from chorus.serving.schemas import EnsembleInfo
+from chorus.serving.settings import ServeSettings
 
 
 class LocalPredictors:
-    """See `serving.predictor.Predictors`."""
+    """See `chorus.serving.predictor.Predictors`."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self.hosts = {

@@ -1,4 +1,4 @@
-"""What serving counts, beside `cluster.metrics`: the web application for itself, replicas through Ray's exporter."""
+"""What serving counts, beside `chorus.cluster.metrics`: the web application itself, replicas through Ray's exporter."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cluster.metrics import Metric
+from chorus.cluster.metrics import Metric
 
 if TYPE_CHECKING:
-    from cluster.sharing import Load
-    from serving.predictor import Outcome
+    from chorus.cluster.sharing import Load
+    from chorus.serving.predictor import Outcome
 
 # Seconds.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

@@ -9,27 +9,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.finishing import image_record
-from cluster.images import PlannedImage, RegionPlace
-from cluster.ledger import ImageRecord
-from cluster.object_results import diameter_in, typical_diameter
-from cluster.plan import ResolvedSettings, layout_of, plan_image
-from cluster.region_maps import saved_maps
-from cluster.region_work import RegionWork, region_result, region_work
-from cluster.settings import SAMPLES
-from pipeline.ensemble import Ensemble
-from pipeline.geometry import Window
-from pipeline.instances.dynamics import Crop
-from pipeline.instances.regions import ObjectSettings, label_region
-from pipeline.instances.table import numbered
-from pipeline.layout import ImageLayout
-from pipeline.posterior import Posterior
-from pipeline.preparation import Statistics
-from serving.hosting import Hosted
-from serving.problems import RequestError
-from serving.schemas import Prediction, PredictOptions, numbers
-from serving.settings import Limits
-from serving.sources import Source, planned_source
+from chorus.cluster.finishing import image_record
+from chorus.cluster.images import PlannedImage, RegionPlace
+from chorus.cluster.ledger import ImageRecord
+from chorus.cluster.object_results import diameter_in, typical_diameter
+from chorus.cluster.plan import ResolvedSettings, layout_of, plan_image
+from chorus.cluster.region_maps import saved_maps
+from chorus.cluster.region_work import RegionWork, region_result, region_work
+from chorus.cluster.settings import SAMPLES
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.instances.table import numbered
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.preparation import Statistics
+from chorus.serving.hosting import Hosted
+from chorus.serving.problems import RequestError
+from chorus.serving.schemas import Prediction, PredictOptions, numbers
+from chorus.serving.settings import Limits
+from chorus.serving.sources import Source, planned_source
 
 _NOT_SCORES = ("image", "source", "name", "status", "message", "regions", "seconds")
 Labels = NDArray[np.unsignedinteger]

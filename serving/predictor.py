@@ -13,21 +13,21 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from cluster.sharing import SharedDevice
-from cluster.tickets import BusyError, LateError
-from pipeline import storage
-from pipeline.calls import is_out_of_memory
-from pipeline.errors import ChorusError, OutputError, RefusedError
-from serving.encoding import encode
-from serving.hosting import Hosted
-from serving.jobs import JobRecord, JobStore
-from serving.large import LargeImage, carry_out
-from serving.metrics import ReplicaMetrics
-from serving.predicting import Planned, Result, conclude, cost_pixels, plan, prepare
-from serving.problems import UNEXPECTED, RequestError, said
-from serving.schemas import EnsembleInfo, PredictOptions
-from serving.settings import ServeSettings
-from serving.sources import Source, Stored
+from chorus.cluster.sharing import SharedDevice
+from chorus.cluster.tickets import BusyError, LateError
+from chorus.pipeline import storage
+from chorus.pipeline.calls import is_out_of_memory
+from chorus.pipeline.errors import ChorusError, OutputError, RefusedError
+from chorus.serving.encoding import encode
+from chorus.serving.hosting import Hosted
+from chorus.serving.jobs import JobRecord, JobStore
+from chorus.serving.large import LargeImage, carry_out
+from chorus.serving.metrics import ReplicaMetrics
+from chorus.serving.predicting import Planned, Result, conclude, cost_pixels, plan, prepare
+from chorus.serving.problems import UNEXPECTED, RequestError, said
+from chorus.serving.schemas import EnsembleInfo, PredictOptions
+from chorus.serving.settings import ServeSettings
+from chorus.serving.sources import Source, Stored
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from cluster.run_state import run_state
-from cluster.submitted import Command, Job
-from pipeline import storage
-from pipeline.errors import CutShortError, OutputError, RefusedError
-from serving.documents import problem
-from serving.problems import RequestError, said
-from serving.requests import json_body
-from serving.schemas import ReprocessRequest
-from serving.settings import ServeSettings
-from serving.sources import check_source
+from chorus.cluster.run_state import run_state
+from chorus.cluster.submitted import Command, Job
+from chorus.pipeline import storage
+from chorus.pipeline.errors import CutShortError, OutputError, RefusedError
+from chorus.serving.documents import problem
+from chorus.serving.problems import RequestError, said
+from chorus.serving.requests import json_body
+from chorus.serving.schemas import ReprocessRequest
+from chorus.serving.settings import ServeSettings
+from chorus.serving.sources import check_source
 
 if TYPE_CHECKING:
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def connect() -> Jobs:
     """The jobs of the cluster that this process is part of; raises RefusedError where they cannot be had."""
     import ray
 
-    from cluster.jobs import Jobs
+    from chorus.cluster.jobs import Jobs
 
     # By its own address: another cluster on this machine may have been started later.
     return Jobs(ray.get_runtime_context().gcs_address)

@@ -13,11 +13,11 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from serving.decoding import MEDIA, decode
-from serving.problems import RequestError
-from serving.schemas import ANSWERS, JSON, PredictOptions, PredictRequest
-from serving.settings import ServeSettings
-from serving.sources import Source, Stored, check_path, check_source
+from chorus.serving.decoding import MEDIA, decode
+from chorus.serving.problems import RequestError
+from chorus.serving.schemas import ANSWERS, JSON, PredictOptions, PredictRequest
+from chorus.serving.settings import ServeSettings
+from chorus.serving.sources import Source, Stored, check_path, check_source
 
 _LISTS = ("channels", "augmentations", "outputs")
 _RAW = (*MEDIA, "application/octet-stream")

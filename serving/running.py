@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 from ray import serve as ray_serve
 
-from cluster import session
-from pipeline.errors import RefusedError
-from serving.app import NAME, build
-from serving.settings import ServeSettings
+from chorus.cluster import session
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.app import NAME, build
+from chorus.serving.settings import ServeSettings
 
 
 def serve(

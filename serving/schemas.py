@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.geometry import Window
+from chorus.pipeline.geometry import Window
 
 JSON, NPZ, TIFF, ZIP = "application/json", "application/x-npz", "image/tiff", "application/zip"
 ANSWERS = (JSON, NPZ, TIFF, ZIP)

@@ -1,4 +1,4 @@
-"""What a server is told when it starts: ensembles, bounds, what it may read; the arguments of `serving.app.build`."""
+"""Settings of a server: ensembles, limits, what it may read; the arguments of `chorus.serving.app.build`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.backends.choice import Backend
-from pipeline.canvas import Precision
-from pipeline.errors import RefusedError
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.errors import RefusedError
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 MEBI = 1 << 20
@@ -59,7 +59,7 @@ class ServeSettings(_Strict):
     ----------
     ensembles : URLs of ensembles by the name that clients use; the first one answers where none is named
     host : where it listens, as far as this is known; other than this machine alone it needs `token_file`
-    token_file : see `serving.tokens`; without it only this machine is answered
+    token_file : see `chorus.serving.tokens`; without it only this machine is answered
     results : URL of a run that ``/review`` shows
     allow : URLs below which images may be read; none by default
     cors : origins whose pages may call; none by default
@@ -104,7 +104,7 @@ class ServeSettings(_Strict):
     @field_validator("allow", "reprocess")
     @classmethod
     def _prefixes(cls, prefixes: list[str]) -> list[str]:
-        from serving.sources import check_prefix
+        from chorus.serving.sources import check_prefix
 
         return [check_prefix(prefix) for prefix in prefixes]
 

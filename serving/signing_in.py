@@ -13,8 +13,8 @@ from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from serving.problems import GUARDS, RequestError
-from serving.tokens import Gatekeeper
+from chorus.serving.problems import GUARDS, RequestError
+from chorus.serving.tokens import Gatekeeper
 
 REVIEW = "/review"
 SIGN_IN, SIGN_OUT = f"{REVIEW}/sign-in", f"{REVIEW}/sign-out"

@@ -14,20 +14,20 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.images import PlannedImage
-from cluster.statistics import measured
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.conversion import ConvertSettings, convert_raster
-from pipeline.errors import ChorusError, RefusedError
-from pipeline.geometry import Window
-from pipeline.layout import SourceImage
-from pipeline.ngff import open_image
-from pipeline.preparation import Measure, Statistics, surveyed
-from pipeline.pyramid import half
-from pipeline.rasters import Raster
-from pipeline.reading import open_level, read_window
-from serving.problems import RequestError
+from chorus.cluster.images import PlannedImage
+from chorus.cluster.statistics import measured
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.conversion import ConvertSettings, convert_raster
+from chorus.pipeline.errors import ChorusError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import SourceImage
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.preparation import Measure, Statistics, surveyed
+from chorus.pipeline.pyramid import half
+from chorus.pipeline.rasters import Raster
+from chorus.pipeline.reading import open_level, read_window
+from chorus.serving.problems import RequestError
 
 _SCHEMES = ("gs", "s3", "https", "http")
 _PART = re.compile(r"[A-Za-z0-9._ +=@-]+")

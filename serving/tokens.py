@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import RefusedError
-from serving.problems import RequestError
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.problems import RequestError
 
 PREFIX = "chorus_"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

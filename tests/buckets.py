@@ -30,7 +30,7 @@ from gcp_storage_emulator import storage as gcp_storage
 from gcp_storage_emulator.exceptions import NotFound
 from moto.server import ThreadedMotoServer
 
-from pipeline import buckets, storage
+from chorus.pipeline import buckets, storage
 from tests.faults import Proxy
 
 SECRET = "s3cr3t-that-nobody-may-see"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.effort_measuring import tile_efforts
-from cluster.plan import resolve
-from cluster.settings import ResultSettings
-from pipeline.ensemble import read_ensemble
+from chorus.cluster.effort_measuring import tile_efforts
+from chorus.cluster.plan import resolve
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.ensemble import read_ensemble
 
 
 def half_of_the_tiles(ensemble: Path, image: Path, changed: float) -> list[float]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.errors import RefusedError
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
 
 TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 FORMATS = {"0.4": 2, "0.5": 3}

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import ImageRecord, Ledger
-from cluster.object_results import ObjectsRequest
-from cluster.objects import find_objects
-from cluster.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
-from cluster.record import RunRecord
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import MAPS, ResultSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.outputs import prepare_image, write_region
-from pipeline.pyramid import write_pyramid
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import ImageRecord, Ledger
+from chorus.cluster.object_results import ObjectsRequest
+from chorus.cluster.objects import find_objects
+from chorus.cluster.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
+from chorus.cluster.record import RunRecord
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import MAPS, ResultSettings
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.pyramid import write_pyramid
 from tests.making import write_image, write_light_ensemble
 from tests.objects import discs, flows_to_centres
 

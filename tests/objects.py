@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.dynamics import Crop
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.dynamics import Crop
 
 
 def discs(height: int, width: int, circles: list[tuple[float, float, float]]) -> NDArray[np.int32]:

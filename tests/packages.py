@@ -14,11 +14,11 @@ import yaml
 from bioimageio.core import create_prediction_pipeline, load_model_description
 from bioimageio.core.digest_spec import create_sample_for_model
 
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_package import choose_format, open_package, weight_files
-from pipeline.members.contract import Asked, Member
-from pipeline.preparation import Preparation, surveyed
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.bioimageio_package import choose_format, open_package, weight_files
+from chorus.pipeline.members.contract import Asked, Member
+from chorus.pipeline.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
 

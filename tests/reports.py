@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pipeline.geometry import Window
-from pipeline.layout import ClassInfo, ImageLayout
-from pipeline.outputs import prepare_image, write_region
-from pipeline.pyramid import write_pyramid
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import ClassInfo, ImageLayout
+from chorus.pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.pyramid import write_pyramid
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epistemic", "aleatoric")

@@ -11,8 +11,8 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.scores import write_scores
-from pipeline.exports.tables import write_table
+from chorus.cluster.scores import write_scores
+from chorus.pipeline.exports.tables import write_table
 from tests import object_runs
 from tests.object_runs import drawn
 from tests.reports import score, write_result, write_source, write_tables

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from starlette.testclient import TestClient
 
-from serving.api import create_app
-from serving.local import LocalPredictors
-from serving.metrics import ApplicationMetrics
-from serving.settings import parse_settings
+from chorus.serving.api import create_app
+from chorus.serving.local import LocalPredictors
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.settings import parse_settings
 
 NPY = {"Content-Type": "application/x-npy"}
 

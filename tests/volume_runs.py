@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import ImageRecord, Ledger
-from cluster.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
-from cluster.record import RunRecord
-from cluster.request import PredictRequest
-from cluster.settings import ResultSettings
-from pipeline.ensemble import Ensemble
-from pipeline.outputs import prepare_image, write_region
-from pipeline.pyramid import write_pyramid
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import ImageRecord, Ledger
+from chorus.cluster.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
+from chorus.cluster.record import RunRecord
+from chorus.cluster.request import PredictRequest
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.pyramid import write_pyramid
 from tests.making import write_image
 from tests.volumes import flows_to_centres
 

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.instances.volume import Box
-from pipeline.instances.volume_dynamics import VolumeCrop
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_dynamics import VolumeCrop
 
 
 def balls(

@@ -173,14 +173,14 @@ def deepflash2(inputs: Inputs) -> Answer:
 
 def pipeline(inputs: Inputs) -> Answer:
     """Chorus's engine on the whole plane, in this process, with the networks on `inputs.backend`."""
-    from pipeline.allocation import keep_freed_memory
-    from pipeline.backends.loading import load_members
-    from pipeline.canvas import InferenceSettings, tiles_per_call
-    from pipeline.ensemble import read_ensemble
-    from pipeline.geometry import Grid, Window
-    from pipeline.inference import Engine
-    from pipeline.preparation import surveyed
-    from pipeline.tiles import PlaneWindow
+    from chorus.pipeline.allocation import keep_freed_memory
+    from chorus.pipeline.backends.loading import load_members
+    from chorus.pipeline.canvas import InferenceSettings, tiles_per_call
+    from chorus.pipeline.ensemble import read_ensemble
+    from chorus.pipeline.geometry import Grid, Window
+    from chorus.pipeline.inference import Engine
+    from chorus.pipeline.preparation import surveyed
+    from chorus.pipeline.tiles import PlaneWindow
 
     keep_freed_memory()
     ensemble = read_ensemble(str(inputs.folder / "ensemble"))

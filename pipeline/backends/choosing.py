@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from pipeline import storage
-from pipeline.backends.choice import Backend, usable
-from pipeline.backends.conversion import cache_folder, device_name
-from pipeline.backends.measuring import EnsembleTimings, Work, measured
-from pipeline.calls import is_out_of_memory
-from pipeline.canvas import Precision, tiles_per_call
-from pipeline.ensemble import Ensemble
+from chorus.pipeline import storage
+from chorus.pipeline.backends.choice import Backend, usable
+from chorus.pipeline.backends.conversion import cache_folder, device_name
+from chorus.pipeline.backends.measuring import EnsembleTimings, Work, measured
+from chorus.pipeline.calls import is_out_of_memory
+from chorus.pipeline.canvas import Precision, tiles_per_call
+from chorus.pipeline.ensemble import Ensemble
 
 # Pixels that a call sees at the most, all augmentations counted: more is no faster, and takes memory from others.
 _MOST_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}
@@ -66,7 +66,7 @@ def measure_and_keep(
 
     Parameters
     ----------
-    seconds : see `pipeline.backends.measuring.measured`
+    seconds : see `chorus.pipeline.backends.measuring.measured`
     begun : told of the tiles a call, the network and the backend
     """
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pipeline import storage
-from pipeline.canvas import Precision
-from pipeline.errors import RefusedError, first_line
-from pipeline.inference import AUTOCAST
-from pipeline.members.contract import last_stage
+from chorus.pipeline import storage
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.members.contract import last_stage
 
 Run = Callable[[torch.Tensor], list[torch.Tensor]]
 """What a runtime makes of tiles: outputs, and the encoder's last stage where there is one."""
@@ -30,7 +30,8 @@ _PACKAGES = ("chorus-bioimage", "torch", "onnxscript", "segmentation-models-pyto
 class WithStage(torch.nn.Module):
     """A network that answers with its outputs and, where it has an `encoder`, with that one's last stage.
 
-    `encoder` is the one of `pipeline.members.contract.ModuleMember`; `precision` is what the network is computed in.
+    `encoder` is the one of `chorus.pipeline.members.contract.ModuleMember`; `precision` is what the network is computed
+    in.
     """
 
     def __init__(self, network: torch.nn.Module, encoder: torch.nn.Module | None, precision: Precision, device: str):

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import torch
 
-from pipeline.backends.choice import Backend
-from pipeline.backends.member import on_backend
-from pipeline.canvas import Precision
-from pipeline.ensemble import Ensemble, check_answer
-from pipeline.members.contract import Member
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.ensemble import Ensemble, check_answer
+from chorus.pipeline.members.contract import Member
 
 
 def load_members(
@@ -29,7 +29,7 @@ def load_members(
     ----------
     indices : of the ensemble's members
     tile : edge in pixels
-    check : whether each is shown an empty tile first, see `pipeline.ensemble.check_answer`
+    check : whether each is shown an empty tile first, see `chorus.pipeline.ensemble.check_answer`
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How fast each backend is for an ensemble on this device; `pipeline.backends.choosing` keeps and uses it."""
+"""How fast each backend is for an ensemble on this device; `chorus.pipeline.backends.choosing` keeps and uses it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from functools import partial
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.backends.choice import Backend, difference, usable
-from pipeline.backends.conversion import device_name
-from pipeline.backends.member import on_backend
-from pipeline.calls import be_repeatable
-from pipeline.canvas import Precision
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
-from pipeline.inference import AUTOCAST
-from pipeline.members.contract import Member, ModuleMember
+from chorus.pipeline.backends.choice import Backend, difference, usable
+from chorus.pipeline.backends.conversion import device_name
+from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.calls import be_repeatable
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.members.contract import Member, ModuleMember
 
 _ROUNDS = 5
 Answering = Callable[[torch.Tensor], torch.Tensor]
@@ -48,7 +48,7 @@ class Timing(BaseModel):
     ----------
     rate : tiles a second, each augmentation counted; 0 where it cannot be used
     setup_seconds : from the weights to the first answer; less once it is in the cache
-    difference : of what it answers to PyTorch in fp32, see `pipeline.backends.choice.difference`
+    difference : of what it answers to PyTorch in fp32, see `chorus.pipeline.backends.choice.difference`
     message : why it cannot be used
     """
 

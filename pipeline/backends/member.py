@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from pipeline.backends.choice import Backend, difference, tolerance
-from pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
-from pipeline.backends.recording import recorded
-from pipeline.canvas import Precision
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Activation, Member, ModuleMember
+from chorus.pipeline.backends.choice import Backend, difference, tolerance
+from chorus.pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
+from chorus.pipeline.backends.recording import recorded
+from chorus.pipeline.canvas import Precision
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Activation, Member, ModuleMember
 
 
 def on_backend(member: Member, backend: Backend, precision: Precision, device: torch.device) -> Member:
@@ -25,7 +25,7 @@ def on_backend(member: Member, backend: Backend, precision: Precision, device: t
 
 
 class ConvertedMember:
-    """See `pipeline.members.contract.Member` and `Encoding`.
+    """See `chorus.pipeline.members.contract.Member` and `Encoding`.
 
     Each shape of a batch is converted once, and its answer compared with PyTorch's in fp32, once on a machine.
 
@@ -125,7 +125,7 @@ def _inductor(path: Path) -> Run:
 
 
 def _onnxruntime(path: Path) -> Run:
-    from pipeline.members.onnx_session import open_session
+    from chorus.pipeline.members.onnx_session import open_session
 
     session = open_session(str(path), str(path), torch.device("cpu"), what="the graph", mend="use --backend eager")
     name = session.get_inputs()[0].name

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pipeline.backends.conversion import Run, WithStage
-from pipeline.calls import is_out_of_memory
-from pipeline.errors import RefusedError, first_line
+from chorus.pipeline.backends.conversion import Run, WithStage
+from chorus.pipeline.calls import is_out_of_memory
+from chorus.pipeline.errors import RefusedError, first_line
 
 # Calls before the recording, in which libraries choose their algorithms and get their memory.
 _WARMING = 3

@@ -12,12 +12,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import ImageError
-from pipeline.geometry import RegionGrid, Window
-from pipeline.ngff import open_image
-from pipeline.reading import open_level, read_window
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.reading import open_level, read_window
 
 MAPS = ("uncertainty", "epistemic", "aleatoric")
 """Maps by which a window is chosen, the first that a run saved."""

@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pipeline.exports.contours import Polygon
-from pipeline.exports.files import Parts, whole_file
-from pipeline.exports.outlines import LabelledImage, Outline, full_resolution
+from chorus.pipeline.exports.contours import Polygon
+from chorus.pipeline.exports.files import Parts, whole_file
+from chorus.pipeline.exports.outlines import LabelledImage, Outline, full_resolution
 
 # Columns that are no measurements: where an object is, its outline says.
 _PLACE = {"image", "t", "z", "class", "y0", "x0", "y1", "x1", "y", "x"}
@@ -40,7 +40,7 @@ def write_geojson(
 
     Raises
     ------
-    ImageError : see `pipeline.exports.outlines.outlines`
+    ImageError : see `chorus.pipeline.exports.outlines.outlines`
     OutputError : storage does not take them
     """
     with Parts(count) as parts:

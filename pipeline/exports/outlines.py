@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import ImageError
-from pipeline.exports.contours import Polygon, polygons
-from pipeline.geometry import Window
-from pipeline.layout import ClassInfo
-from pipeline.reading import open_level, read_window
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.exports.contours import Polygon, polygons
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.reading import open_level, read_window
 
 DOUBTS = {"uncertainty": "U", "epistemic": "E"}
 """Columns that objects are sorted by, the first that there is, and their letters in names."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 
-from pipeline.exports.files import Parts, whole_file
-from pipeline.exports.outlines import LabelledImage, Outline, full_resolution
+from chorus.pipeline.exports.files import Parts, whole_file
+from chorus.pipeline.exports.outlines import LabelledImage, Outline, full_resolution
 
 # ImageJ takes stored coordinates from 60536 on for negative ones, and offsets within a selection from 32768 on.
 _LARGEST, _WIDEST = 60_535, 32_767
@@ -21,7 +21,7 @@ def write_rois(image: LabelledImage, outlines: Iterable[Outline], count: int, ur
 
     Raises
     ------
-    ImageError : see `pipeline.exports.outlines.outlines`
+    ImageError : see `chorus.pipeline.exports.outlines.outlines`
     OutputError : storage does not take them
     """
     with Parts(count) as parts:

@@ -16,9 +16,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import RefusedError
-from pipeline.exports.files import whole_file
-from pipeline.exports.outlines import ObjectTable, by_doubt, object_name
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.files import whole_file
+from chorus.pipeline.exports.outlines import ObjectTable, by_doubt, object_name
 
 FORMATS = (".csv", ".parquet", ".json")
 # Rows that are held while the objects of a run are put in order.

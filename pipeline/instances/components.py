@@ -26,8 +26,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.geometry import RegionGrid, Span, Window
-from pipeline.instances.measures import CORNERS, MOMENTS, corners, pixel_sums, shift
+from chorus.pipeline.geometry import RegionGrid, Span, Window
+from chorus.pipeline.instances.measures import CORNERS, MOMENTS, corners, pixel_sums, shift
 
 RIM = 2
 _TOUCHING = np.ones((3, 3), bool)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances import stepping
-from pipeline.members.contract import FLOW_LENGTH
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances import stepping
+from chorus.pipeline.members.contract import FLOW_LENGTH
 
 # Flows shorter than this share of the unit vector say nothing of a direction.
 SHORTEST = np.float32(1e-3)

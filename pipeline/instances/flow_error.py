@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.instances.compiled import compiled
+from chorus.pipeline.instances.compiled import compiled
 
 
 def flow_errors(objects: NDArray[np.int32], count: int, vectors: NDArray[np.float32]) -> NDArray[np.float64]:

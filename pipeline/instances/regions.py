@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.geometry import Span, Window
-from pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
-from pipeline.instances.flow_error import flow_errors
-from pipeline.instances.seeds import REACH, Seeds, find_seeds
+from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
+from chorus.pipeline.instances.flow_error import flow_errors
+from chorus.pipeline.instances.seeds import REACH, Seeds, find_seeds
 
 # What a crop must reach beyond paths: the reach of seeds, and the outermost cells.
 _RIM = REACH + 6
@@ -82,7 +82,7 @@ class RegionObjects:
     around : (y, x) int32 objects of the crop, 0 for background; right for those that have a pixel in the region
     anchors : (objects + 1,) uint64, the names of 0 (background) and of 1, 2, ...
     flow_errors : (objects + 1,) float64, of each before its holes are filled, NaN where there is none;
-        see `pipeline.instances.flow_error`
+        see `chorus.pipeline.instances.flow_error`
     """
 
     names: NDArray[np.uint64]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.instances.compiled import compiled
+from chorus.pipeline.instances.compiled import compiled
 
 _MORE_THAN = 10
 _GROWS_INTO_MORE_THAN = 2

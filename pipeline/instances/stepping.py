@@ -1,4 +1,4 @@
-"""The loops of `pipeline.instances.dynamics`: positions that move through a field of steps, cell by cell.
+"""The loops of `chorus.pipeline.instances.dynamics`: positions that move through a field of steps, cell by cell.
 
 Positions are moved in lanes, `_LANES` at a time, so that a processor's vector instructions move several at once. A lane
 that has its end takes the next position. The end is known early where a position is back where it was `_PERIOD` steps
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.instances.compiled import compiled
+from chorus.pipeline.instances.compiled import compiled
 
 _LANES = 32
 _PERIOD = 12

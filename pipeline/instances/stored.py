@@ -10,14 +10,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.arrays import posterior_axes
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.instances.dynamics import Crop
-from pipeline.layout import ImageLayout
-from pipeline.outputs import open_labels, open_posterior
-from pipeline.scores import FLOW_VARIANCE
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import posterior_axes
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.outputs import open_labels, open_posterior
+from chorus.pipeline.scores import FLOW_VARIANCE
 
 FLOW_CHANNELS = ("flow:y", "flow:x")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.measures import corners, measured_rows, pixel_sums
-from pipeline.instances.regions import RegionObjects
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.measures import corners, measured_rows, pixel_sums
+from chorus.pipeline.instances.regions import RegionObjects
 
 
 def object_rows(
@@ -20,7 +20,7 @@ def object_rows(
 
     Parameters
     ----------
-    found : of `pipeline.instances.regions.label_region`
+    found : of `chorus.pipeline.instances.regions.label_region`
     plane : height and width of the plane
     maps : of the crop, (y, x) each; a column ``mean:<name>`` is the mean over the object's pixels
 

@@ -1,7 +1,7 @@
 """Voxels follow flows in three directions: the same bits in every crop of a volume.
 
-As `pipeline.instances.dynamics` in a plane: a position is a cell and a fraction within it. Flows are directions in
-space; where planes are farther apart than pixels, a step that leads a pixel far leads across less than a plane.
+As `chorus.pipeline.instances.dynamics` in a plane: a position is a cell and a fraction within it. Flows are directions
+in space; where planes are farther apart than pixels, a step that leads a pixel far leads across less than a plane.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.instances import volume_stepping
-from pipeline.instances.dynamics import SHORTEST, Paths
-from pipeline.instances.volume import Box
-from pipeline.members.contract import FLOW_LENGTH
+from chorus.pipeline.instances import volume_stepping
+from chorus.pipeline.instances.dynamics import SHORTEST, Paths
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.members.contract import FLOW_LENGTH
 
 
 @dataclass(frozen=True)

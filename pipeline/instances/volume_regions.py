@@ -1,4 +1,5 @@
-"""The objects of a block, as they are in the whole volume, from a crop around it: `pipeline.instances.regions` in 3D.
+"""The objects of a block, as they are in the whole volume, from a crop around it: `chorus.pipeline.instances.regions`
+in 3D.
 
 An object is named by its anchor, ``(z * height + y) * width + x + 1`` in the volume.
 """
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Span
-from pipeline.instances.dynamics import steps_for
-from pipeline.instances.regions import ObjectSettings, ends_of, fill_holes, names_of, owned, remove, unsettled
-from pipeline.instances.seeds import REACH, Neighbourhoods, find_seeds
-from pipeline.instances.volume import Box
-from pipeline.instances.volume_dynamics import VolumeCrop, VolumeField
+from chorus.pipeline.geometry import Span
+from chorus.pipeline.instances.dynamics import steps_for
+from chorus.pipeline.instances.regions import ObjectSettings, ends_of, fill_holes, names_of, owned, remove, unsettled
+from chorus.pipeline.instances.seeds import REACH, Neighbourhoods, find_seeds
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_dynamics import VolumeCrop, VolumeField
 
 # What a crop must reach beyond paths and seeds: the outermost cells.
 _RIM = 6

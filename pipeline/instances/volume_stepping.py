@@ -1,4 +1,5 @@
-"""The loops of `pipeline.instances.volume_dynamics`: as those of `pipeline.instances.stepping`, between 8 corners.
+"""The loops of `chorus.pipeline.instances.volume_dynamics`: as those of `chorus.pipeline.instances.stepping`, between 8
+corners.
 
 Positions are moved in lanes, `_LANES` at a time. All of a batch stop where each is back where it was `_PERIOD` steps
 before: then every further period leads there again.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.instances.compiled import compiled
+from chorus.pipeline.instances.compiled import compiled
 
 _LANES = 32
 _PERIOD = 12

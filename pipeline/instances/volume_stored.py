@@ -10,19 +10,19 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.arrays import posterior_axes
-from pipeline.errors import ImageError
-from pipeline.instances.volume import Box
-from pipeline.instances.volume_dynamics import VolumeCrop
-from pipeline.layout import ImageLayout
-from pipeline.outputs import open_labels, open_posterior
+from chorus.pipeline import storage
+from chorus.pipeline.arrays import posterior_axes
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_dynamics import VolumeCrop
+from chorus.pipeline.layout import ImageLayout
+from chorus.pipeline.outputs import open_labels, open_posterior
 
 FLOW_CHANNELS = ("flow:z", "flow:y", "flow:x")
 
 
 class StoredVolume:
-    """One time point of an image; `pipeline.instances.stored.StoredPlane` of a volume.
+    """One time point of an image; `chorus.pipeline.instances.stored.StoredPlane` of a volume.
 
     Parameters
     ----------

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.instances.volume import Box
-from pipeline.instances.volume_regions import BlockObjects
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_regions import BlockObjects
 
 
 def volume_rows(

@@ -1,8 +1,8 @@
 """Objects of foreground alone: cut where it is narrow, by following the distance to the background uphill.
 
 A watershed of the distance, as scikit-image's recipe has it, whose basins do not depend on the crop: the distance is
-capped, smoothed by kernels of fixed widths, and its gradient is handed as flows to `pipeline.instances.regions`, which
-decides what a region needs to see. Paths that meet are an object, so that small peaks beside each other are one.
+capped, smoothed by kernels of fixed widths, and its gradient is handed as flows to `chorus.pipeline.instances.regions`,
+which decides what a region needs to see. Paths that meet are an object, so that small peaks beside each other are one.
 
 The smoothing is 0.4 times as wide as the distance (standard deviation), so that neither small objects run together nor
 large ones come apart at every dent: of 0.15 to 0.8 times, 0.4 to 0.6 do best on the labels of the training images of
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.geometry import Span, Window
-from pipeline.instances.dynamics import Crop
-from pipeline.members.contract import FLOW_LENGTH
+from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.members.contract import FLOW_LENGTH
 
 # In typical diameters. Distances beyond the cap are all one: wider things have no middle.
 _CAP, _WIDEST = 4.0, 0.25

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.instances.dynamics import directions
-from pipeline.members.cellpose_network import import_cellpose
-from pipeline.members.contract import FLOW_LENGTH
+from chorus.pipeline.instances.dynamics import directions
+from chorus.pipeline.members.cellpose_network import import_cellpose
+from chorus.pipeline.members.contract import FLOW_LENGTH
 
 # Steps of Euler's method, as `CellposeModel.eval` takes for objects of 30 pixels.
 _STEPS = 200

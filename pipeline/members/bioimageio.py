@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio_networks import Network, load_network
-from pipeline.members.bioimageio_package import (
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.bioimageio_networks import Network, load_network
+from chorus.pipeline.members.bioimageio_package import (
     Package,
     WeightFormat,
     check_files,
@@ -19,9 +19,9 @@ from pipeline.members.bioimageio_package import (
     open_package,
     weight_files,
 )
-from pipeline.members.bioimageio_processing import PackagePreparation, Step, postprocessing, preparation
-from pipeline.members.bioimageio_shapes import Port, check_output, check_tile, port
-from pipeline.members.contract import Activation, Asked, Member, MemberEntry
+from chorus.pipeline.members.bioimageio_processing import PackagePreparation, Step, postprocessing, preparation
+from chorus.pipeline.members.bioimageio_shapes import Port, check_output, check_tile, port
+from chorus.pipeline.members.contract import Activation, Asked, Member, MemberEntry
 
 
 class BioimageioMember(MemberEntry):
@@ -137,7 +137,7 @@ class PackageMember:
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         batches = [tiles[i : i + 1] for i in range(len(tiles))] if self._single else [tiles]
         answer = torch.cat([self._answer(batch) for batch in batches])
-        # One by one, so that a sample does not depend on its place in the batch (see `pipeline.inference`).
+        # One by one, so that a sample does not depend on its place in the batch (see `chorus.pipeline.inference`).
         answer = torch.stack([self._post(sample) for sample in answer.to(torch.float32)])
         if self._channels is not None:
             answer = answer[:, self._channels]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.about import About, Citation, DataReference, Person
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_package import Package, WeightFormat, choose_format, open_package, weight_files
-from pipeline.members.bioimageio_processing import preparation
-from pipeline.members.bioimageio_shapes import check_output, nearest_tile, port, tile_fits
-from pipeline.members.contract import Activation
-from pipeline.members.described import Described
+from chorus.pipeline.about import About, Citation, DataReference, Person
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.bioimageio_package import Package, WeightFormat, choose_format, open_package, weight_files
+from chorus.pipeline.members.bioimageio_processing import preparation
+from chorus.pipeline.members.bioimageio_shapes import check_output, nearest_tile, port, tile_fits
+from chorus.pipeline.members.contract import Activation
+from chorus.pipeline.members.described import Described
 
 DEFAULT_TILE = 256
 _MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}

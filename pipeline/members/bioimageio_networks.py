@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline.errors import RefusedError, first_line
-from pipeline.members.bioimageio_package import Package, WeightFiles
-from pipeline.members.onnx_session import open_session, session_errors
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.members.bioimageio_package import Package, WeightFiles
+from chorus.pipeline.members.onnx_session import open_session, session_errors
 
 LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")
 _MAKERS = {("segmentation_models_pytorch", "create_model"), ("timm", "create_model")}

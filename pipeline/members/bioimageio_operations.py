@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preparation import Measure, Statistics
+from chorus.pipeline.preparation import Measure, Statistics
 
 Pixels: TypeAlias = NDArray[np.float64]
 Per: TypeAlias = Literal["image", "dataset"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pipeline import storage
-from pipeline.errors import RefusedError, first_line
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError, first_line
 
 WeightFormat: TypeAlias = Literal["pytorch_state_dict", "torchscript", "onnx"]
 RUNNABLE: tuple[WeightFormat, ...] = ("pytorch_state_dict", "torchscript", "onnx")

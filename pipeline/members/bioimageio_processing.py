@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio_operations import (
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.bioimageio_operations import (
     Binarised,
     Cast,
     Clipped,
@@ -35,7 +35,7 @@ from pipeline.members.bioimageio_operations import (
     Values,
     column,
 )
-from pipeline.preparation import ALL_CHANNELS, Measure, Statistics
+from chorus.pipeline.preparation import ALL_CHANNELS, Measure, Statistics
 
 _EPSILON = 1e-6
 """What core adds to divisors, whatever the package says: test outputs are made with it."""
@@ -45,7 +45,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class PackagePreparation:
-    """Preprocessing of a package as a `pipeline.preparation.Preparation`.
+    """Preprocessing of a package as a `chorus.pipeline.preparation.Preparation`.
 
     Attributes
     ----------

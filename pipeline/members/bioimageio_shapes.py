@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio_processing import channel_count
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.bioimageio_processing import channel_count
 
 TILES = range(32, 4097)
 """Edges that an ensemble's tile may have."""

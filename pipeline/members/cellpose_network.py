@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.about import About, Citation, DataReference
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
-from pipeline.members.described import Described
-from pipeline.normalisation import ChannelScaling, apply
-from pipeline.preparation import Measure, Preparation, Statistics
+from chorus.pipeline import storage
+from chorus.pipeline.about import About, Citation, DataReference
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.normalisation import ChannelScaling, apply
+from chorus.pipeline.preparation import Measure, Preparation, Statistics
 
 _MOST_CHANNELS = 3
 # A channel whose percentiles are closer than this becomes zero (cellpose.transforms.normalize99).

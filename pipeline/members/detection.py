@@ -16,14 +16,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.members import bioimageio_description, cellpose_network, deepflash2, smp
-from pipeline.members.contract import MemberEntry
-from pipeline.members.described import Described
-from pipeline.members.exported import ExportedMember
-from pipeline.members.onnx_file import OnnxMember
-from pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members import bioimageio_description, cellpose_network, deepflash2, smp
+from chorus.pipeline.members.contract import MemberEntry
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.exported import ExportedMember
+from chorus.pipeline.members.onnx_file import OnnxMember
+from chorus.pipeline.members.torchscript import TorchScriptMember
 
 Kind = Literal["bioimageio", "cellpose", "deepflash2", "exported", "onnx", "smp", "torchscript"]
 SUFFIXES = (".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".zip")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Activation, Asked, Member, fetch_weights
-from pipeline.members.selection import ExportEntry, InputShape, Size
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from chorus.pipeline.members.selection import ExportEntry, InputShape, Size
 
 
 class ExportedMember(ExportEntry):

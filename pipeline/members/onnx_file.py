@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Activation, Asked, Member, fetch_weights
-from pipeline.members.onnx_session import EXTRA, open_session, session_errors
-from pipeline.members.selection import ExportEntry, InputShape
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_errors
+from chorus.pipeline.members.selection import ExportEntry, InputShape
 
 TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
 """Of inputs and outputs, by onnxruntime's names."""

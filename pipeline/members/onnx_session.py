@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 EXTRA = "pip install 'chorus-bioimage[onnx]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Asked, MemberEntry
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Asked, MemberEntry
 
 Size = int | None
 """Of a dimension; None where it may be any."""

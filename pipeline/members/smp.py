@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch.overrides import TorchFunctionMode
 
-from pipeline.errors import RefusedError, first_line
-from pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
 
 # Some of `torch.nn.init` are seen by a mode themselves, of others what they call.
 _DRAWS = (

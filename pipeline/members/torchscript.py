@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
-from pipeline.members.selection import ExportEntry
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
+from chorus.pipeline.members.selection import ExportEntry
 
 
 class TorchScriptMember(ExportEntry):

@@ -12,19 +12,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import COLORS
-from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo
-from pipeline.report import listing, sections
-from pipeline.report.citations import citations
-from pipeline.report.documents import Evaluation, Sentinels, read_document
-from pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, Views, data_uri, draw_image, draw_views
-from pipeline.report.plates import Plates, plates_of
-from pipeline.report.rows import STATUSES, Images, Row, read_images
-from pipeline.report.thumbnails import thumbnail_url, thumbnails_present, write_thumbnail
-from pipeline.trust.shift import Shift
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import COLORS
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.report import listing, sections
+from chorus.pipeline.report.citations import citations
+from chorus.pipeline.report.documents import Evaluation, Sentinels, read_document
+from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, Views, data_uri, draw_image, draw_views
+from chorus.pipeline.report.plates import Plates, plates_of
+from chorus.pipeline.report.rows import STATUSES, Images, Row, read_images
+from chorus.pipeline.report.thumbnails import thumbnail_url, thumbnails_present, write_thumbnail
+from chorus.pipeline.trust.shift import Shift
 
 # Names within the page; the list has all.
 _NAMED = 50
@@ -174,7 +174,7 @@ def _page_data(images: Images, plates: Plates) -> dict[str, Any]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.report", "."),
+        loader=jinja2.PackageLoader("chorus.pipeline.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -187,7 +187,7 @@ def _environment() -> jinja2.Environment:
         "words": _words,
         "chance": _chance,
     }
-    folder = resources.files("pipeline.report")
+    folder = resources.files("chorus.pipeline.report")
     environment.globals |= {name: Markup((folder / f"report.{name}").read_text()) for name in ("css", "js")}
     return environment
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.report.rows import Images, Quantity
-from pipeline.trust.batch_effects import plate_places
+from chorus.pipeline.report.rows import Images, Quantity
+from chorus.pipeline.trust.batch_effects import plate_places
 
 # Rows and columns of the usual formats; a heat map shows the whole plate, so that one sees where on it wells are.
 _FORMATS = ((8, 12), (16, 24), (32, 48))

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.ranking import rank
-from pipeline.report.documents import read_table
-from pipeline.scores import SCORE_FIELDS
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.ranking import rank
+from chorus.pipeline.report.documents import read_table
+from chorus.pipeline.scores import SCORE_FIELDS
 
 FRACTION = "foreground_fraction:"
 STATUSES = ("done", "empty", "failed")

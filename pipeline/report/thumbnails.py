@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.layout import ClassInfo
-from pipeline.report.pictures import Panels, encode, paint_panels
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.report.pictures import Panels, encode, paint_panels
 
 SIDE = 192
 """Longer side of a panel in pixels."""
@@ -45,7 +45,7 @@ def thumbnail_url(out: str, name: str) -> str:
 def draw_thumbnail(
     source_url: str, result_url: str, labels_url: str, classes: Sequence[ClassInfo], channel: int = 0
 ) -> bytes:
-    """The thumbnail of an image as a WEBP file; see `pipeline.report.pictures.draw_views` for the parameters."""
+    """The thumbnail of an image as a WEBP file; see `chorus.pipeline.report.pictures.draw_views` for the parameters."""
     return encode(_strip(paint_panels(source_url, result_url, labels_url, classes, channel, SIDE)), _QUALITY)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pipeline.training.patches import ELASTIC_REACH, Draw
+from chorus.pipeline.training.patches import ELASTIC_REACH, Draw
 
 FLOW_LENGTH = 5.0
 _ELASTIC_SIGMA = 8.0  # pixels

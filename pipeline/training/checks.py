@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from pipeline.errors import RefusedError
-from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.settings import TrainSettings
 
 # What a pair takes in memory, per pixel: float32 channels, class and flows, and the order of its pixels by class.
 _BYTES_PER_CHANNEL, _BYTES_PER_LABEL = 4, 4 + 4 + 8

@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 
-from pipeline import storage
-from pipeline.errors import CutShortError, RefusedError
-from pipeline.inference import AUTOCAST
-from pipeline.training.augment import augmented
-from pipeline.training.finder import find_learning_rate
-from pipeline.training.losses import new_loss
-from pipeline.training.networks import fill_from, freeze_encoder, member_weights, new_network, random_network
-from pipeline.training.pairs import TrainingPair
-from pipeline.training.patches import Draw, PatchSource, prepare
-from pipeline.training.records import FoldResult, Step, fold_folder, read_result
-from pipeline.training.schedule import Cycle, cycles
-from pipeline.training.settings import TrainSettings
-from pipeline.training.splits import split
-from pipeline.training.validation import average_precision_50, dice_scores, prepare_validation
+from chorus.pipeline import storage
+from chorus.pipeline.errors import CutShortError, RefusedError
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.training.augment import augmented
+from chorus.pipeline.training.finder import find_learning_rate
+from chorus.pipeline.training.losses import new_loss
+from chorus.pipeline.training.networks import fill_from, freeze_encoder, member_weights, new_network, random_network
+from chorus.pipeline.training.pairs import TrainingPair
+from chorus.pipeline.training.patches import Draw, PatchSource, prepare
+from chorus.pipeline.training.records import FoldResult, Step, fold_folder, read_result
+from chorus.pipeline.training.schedule import Cycle, cycles
+from chorus.pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.splits import split
+from chorus.pipeline.training.validation import average_precision_50, dice_scores, prepare_validation
 
 _log = logging.getLogger(__name__)
 

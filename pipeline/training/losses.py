@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.training.settings import LossName
+from chorus.pipeline.training.settings import LossName
 
 _TVERSKY = {"alpha": 0.3, "beta": 0.7}  # missed pixels weigh more than invented ones, as in Salehi et al.
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.members.contract import fetch_weights
-from pipeline.members.smp import fill, network, state_dict
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import fetch_weights
+from chorus.pipeline.members.smp import fill, network, state_dict
+from chorus.pipeline.training.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
 _HEAD = "segmentation_head."

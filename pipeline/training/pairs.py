@@ -9,16 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.ngff import open_image
-from pipeline.raster_files import find_files
-from pipeline.rasters import PartOf, Raster, open_rasters
-from pipeline.reading import choose_channels, open_level, read_window
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.raster_files import find_files
+from chorus.pipeline.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline.reading import choose_channels, open_level, read_window
+from chorus.pipeline.training.settings import TrainSettings
 
 LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
 """What may follow an image's name in that of its label's file."""
@@ -233,7 +233,7 @@ def _planes(
 
 
 def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """As `pipeline.reading.choose_channels` for a file: by name, else all in order where their number fits."""
+    """As `chorus.pipeline.reading.choose_channels` for a file: by name, else all in order where their number fits."""
     folded = [name.casefold() for name in own]
     if all(folded.count(name.casefold()) == 1 for name in wanted):
         return tuple(folded.index(name.casefold()) for name in wanted)

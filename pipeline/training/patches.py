@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import mirror
-from pipeline.normalisation import normalised
-from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.settings import Augment, TrainSettings
+from chorus.pipeline.geometry import mirror
+from chorus.pipeline.normalisation import normalised
+from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.settings import Augment, TrainSettings
 
 # An image's range of intensities, which gamma, contrast and noise refer to.
 _LOW, _HIGH = 0.5, 99.5
@@ -56,7 +56,7 @@ def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
     classes = class_image(label, settings, pair.label)
     targets = classes[None].astype(np.float32)
     if settings.flows:
-        from pipeline.instances.whole_image import flows_of  # needs Cellpose, which is optional
+        from chorus.pipeline.instances.whole_image import flows_of  # needs Cellpose, which is optional
 
         targets = np.concatenate([targets, flows_of(label)])
     flat = image.reshape(image.shape[0], -1)

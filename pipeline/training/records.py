@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline import storage
-from pipeline.about import Strict
+from chorus.pipeline import storage
+from chorus.pipeline.about import Strict
 
 
 class Step(Strict):

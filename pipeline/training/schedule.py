@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.settings import TrainSettings
 
 _FROZEN_SHARE = 0.2
 

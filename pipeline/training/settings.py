@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.about import Strict
-from pipeline.ensemble_spec import COLORS
-from pipeline.members.smp import SmpMember
-from pipeline.normalisation import Normalisation, Percentile
+from chorus.pipeline.about import Strict
+from chorus.pipeline.ensemble_spec import COLORS
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.normalisation import Normalisation, Percentile
 
 LossName = Literal["ce_dice", "focal", "tversky", "lovasz"]
 STRIDE = 32

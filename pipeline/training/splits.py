@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 
 @dataclass(frozen=True, slots=True)

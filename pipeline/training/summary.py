@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.about import About, TrainingSummary
-from pipeline.ensemble_spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
-from pipeline.members.smp import SmpMember
-from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.records import FoldResult
-from pipeline.training.settings import TrainSettings
+from chorus.pipeline.about import About, TrainingSummary
+from chorus.pipeline.ensemble_spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.records import FoldResult
+from chorus.pipeline.training.settings import TrainSettings
 
 # Of each image at most so many pixels, evenly spaced, go into the statistics of intensity.
 _PIXELS = 1 << 20

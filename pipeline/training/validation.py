@@ -3,7 +3,7 @@
 Images are padded to the network's stride by mirroring. Larger ones are seen in blocks that overlap by a margin, of
 which only the inside counts. That is several times faster than the blended tiles of ``chorus predict``, and what it
 says of a network is near enough to choose weights by; the final scores of an ensemble come from
-`pipeline.training.evaluation`.
+`chorus.pipeline.training.evaluation`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.geometry import mirror
-from pipeline.inference import AUTOCAST
-from pipeline.normalisation import normalised
-from pipeline.training.pairs import TrainingPair, class_image, load_pair
-from pipeline.training.settings import STRIDE, TrainSettings
+from chorus.pipeline.geometry import mirror
+from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.normalisation import normalised
+from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.settings import STRIDE, TrainSettings
 
 _BLOCK, _MARGIN = 1024, 96
 
@@ -93,8 +93,8 @@ def average_precision_50(
 
     Raises RefusedError where Cellpose is not installed.
     """
-    from pipeline.instances.whole_image import label_image
-    from pipeline.trust.object_metrics import average_precision
+    from chorus.pipeline.instances.whole_image import label_image
+    from chorus.pipeline.trust.object_metrics import average_precision
 
     values = []
     with evaluating(network):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.trust.agreement import mean_pairwise
-from pipeline.trust.agreement_table import matrix_of, names_of
-from pipeline.trust.ground_truth import ImageTruth
+from chorus.pipeline.trust.agreement import mean_pairwise
+from chorus.pipeline.trust.agreement_table import matrix_of, names_of
+from chorus.pipeline.trust.ground_truth import ImageTruth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.trust.agreement import apart
-from pipeline.trust.ground_truth import ExpertRow, ImageTruth
+from chorus.pipeline.trust.agreement import apart
+from chorus.pipeline.trust.ground_truth import ExpertRow, ImageTruth
 
 _TEXTS = ("image", "expert", "status")
 _NUMBERS = ("dice", "sensitivity", "specificity", "dice_others", "among_others", "ap50", "mean_ap")
@@ -43,7 +43,7 @@ def agreement_table(truths: Sequence[ImageTruth]) -> pd.DataFrame:
     """A row per image and expert.
 
     Columns: ``image``, ``expert``, ``status`` (``drawn``, ``alone``: agrees with nobody, ``missing``), then numbers as
-    in `pipeline.trust.ground_truth.ExpertRow`; ``ap50`` and ``map`` only of instances.
+    in `chorus.pipeline.trust.ground_truth.ExpertRow`; ``ap50`` and ``map`` only of instances.
     """
     rows: list[dict[str, Any]] = []
     for truth in truths:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.trust.metadata import joined
+from chorus.pipeline.trust.metadata import joined
 
 LEAST_CORRELATION = 0.1
 """Spearman's rho below which a relation is negligible, and whose square is the least epsilon squared (Rea and Parker,
@@ -122,7 +122,7 @@ def group_tests(
     ----------
     scores : rows of ``scores.parquet`` with a result, in the order of ``name``
     names : scores to look at
-    metadata : of `pipeline.trust.metadata.read_metadata`
+    metadata : of `chorus.pipeline.trust.metadata.read_metadata`
 
     Returns
     -------

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
-from pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError
 
 _MOST_COMPONENTS = 32
 # Images per principal component, so that a covariance can be told from noise.

@@ -15,16 +15,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.ngff import open_image
-from pipeline.raster_files import find_files
-from pipeline.rasters import PartOf, open_rasters
-from pipeline.reading import open_level, read_window
-from pipeline.training.pairs import is_zarr
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.ngff import open_image
+from chorus.pipeline.raster_files import find_files
+from chorus.pipeline.rasters import PartOf, open_rasters
+from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.training.pairs import is_zarr
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.errors import RefusedError
-from pipeline.trust.distances import feature_matrix
-from pipeline.trust.marginals import log_p, numbers, side_of
-from pipeline.trust.ood import EMPTY
-from pipeline.trust.reasons import detector_reasons
-from pipeline.trust.reference import Reference
-from pipeline.trust.threshold import Threshold, threshold
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.distances import feature_matrix
+from chorus.pipeline.trust.marginals import log_p, numbers, side_of
+from chorus.pipeline.trust.ood import EMPTY
+from chorus.pipeline.trust.reasons import detector_reasons
+from chorus.pipeline.trust.reference import Reference
+from chorus.pipeline.trust.threshold import Threshold, threshold
 
 # What may be said of an image, in the order in which it is said.
 FLAGS = ("failed", "empty", "poor", "uncertain", "foreign")

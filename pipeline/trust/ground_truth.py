@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline import storage
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.trust.agreement import ExpertAgreement, alone, among_others, expert_agreement, with_others
-from pipeline.trust.experts import DrawnImage, Labels, class_labels, open_drawing
-from pipeline.trust.instance_votes import vote_on_objects
-from pipeline.trust.object_metrics import average_precision
-from pipeline.trust.patterns import PatternLabels, VotePatterns
-from pipeline.trust.staple import staple
-from pipeline.trust.truth_output import places, write_objects, write_pixels
-from pipeline.trust.votes import Ties, intersection, majority, union
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.trust.agreement import ExpertAgreement, alone, among_others, expert_agreement, with_others
+from chorus.pipeline.trust.experts import DrawnImage, Labels, class_labels, open_drawing
+from chorus.pipeline.trust.instance_votes import vote_on_objects
+from chorus.pipeline.trust.object_metrics import average_precision
+from chorus.pipeline.trust.patterns import PatternLabels, VotePatterns
+from chorus.pipeline.trust.staple import staple
+from chorus.pipeline.trust.truth_output import places, write_objects, write_pixels
+from chorus.pipeline.trust.votes import Ties, intersection, majority, union
 
 
 class TruthSettings(BaseModel):
@@ -63,7 +63,7 @@ class TruthSettings(BaseModel):
 
 
 class ExpertRow(BaseModel):
-    """One expert on one image; see `pipeline.trust.agreement`.
+    """One expert on one image; see `chorus.pipeline.trust.agreement`.
 
     Attributes
     ----------

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.trust.votes import Ties
+from chorus.pipeline.trust.votes import Ties
 
 SAME_OBJECT = 0.5
 """Objects with an intersection over union above this are the same."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import norm, rankdata
 
-from pipeline.appearance import PIXEL_FIELDS, RADIUS
-from pipeline.ranking import LOW_IS_BAD
-from pipeline.scores import FLOW_VARIANCE, SCORE_FIELDS
+from chorus.pipeline.appearance import PIXEL_FIELDS, RADIUS
+from chorus.pipeline.ranking import LOW_IS_BAD
+from chorus.pipeline.scores import FLOW_VARIANCE, SCORE_FIELDS
 
 Side = Literal["high", "low", "both"]
 FOREGROUND = "foreground_fraction:"

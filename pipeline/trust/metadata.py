@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 
 def read_metadata(url: str) -> pd.DataFrame:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from pipeline.trust.conformal import conformal_p_values, fold_numbers
-from pipeline.trust.distances import Ellipsoid, FeatureSpace, components_of
-from pipeline.trust.marginals import Marginal, is_constant, log_p, numbers, side_of
+from chorus.pipeline.trust.conformal import conformal_p_values, fold_numbers
+from chorus.pipeline.trust.distances import Ellipsoid, FeatureSpace, components_of
+from chorus.pipeline.trust.marginals import Marginal, is_constant, log_p, numbers, side_of
 
 FEATURES, OUTSIDE, TOGETHER, EMPTY = "features", "features_residual", "scores_together", "empty"
 # Fewest images of a reference set that a covariance is taken of.

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
+from chorus.pipeline.errors import ImageError
 
 _MOST_KEYS = 2**62
 

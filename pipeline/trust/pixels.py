@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.scores import FIXED_POINT
+from chorus.pipeline.scores import FIXED_POINT
 
 BINS = 15
 # Logits are binned from -12 to 12 in steps of 0.1: probabilities of 6e-6 and more, which 16-bit maps still resolve.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.trust.conformal import fold_numbers
-from pipeline.trust.marginals import is_constant, numbers, side_of
+from chorus.pipeline.trust.conformal import fold_numbers
+from chorus.pipeline.trust.marginals import is_constant, numbers, side_of
 
 # The slope that scores have in common counts as much as this many images: with fewer images than that it is about
 # everyone's, with many more each score has its own.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.appearance import RADIUS
-from pipeline.trust.marginals import CLASS_DICE, FOREGROUND
-from pipeline.trust.ood import FEATURES, OUTSIDE, TOGETHER
+from chorus.pipeline.appearance import RADIUS
+from chorus.pipeline.trust.marginals import CLASS_DICE, FOREGROUND
+from chorus.pipeline.trust.ood import FEATURES, OUTSIDE, TOGETHER
 
 _MOST = 3
 _WORDS = {

@@ -1,6 +1,7 @@
 """What an ensemble is known to be worth: its scores on labelled reference images, and what follows from them.
 
-`calibrate_from` makes a `Reference` of tables; `pipeline.trust.reference_files` keeps it beside ``ensemble.yaml``.
+`calibrate_from` makes a `Reference` of tables; `chorus.pipeline.trust.reference_files` keeps it beside
+``ensemble.yaml``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from pipeline.errors import RefusedError
-from pipeline.trust.conformal import ASSUMPTION, failure_probability, residual_quantile, split_for_bound
-from pipeline.trust.distances import feature_matrix
-from pipeline.trust.marginals import all_scores, numbers, quality_scores, side_of
-from pipeline.trust.ood import Detectors
-from pipeline.trust.pixels import PixelCalibration
-from pipeline.trust.quality import QualityModel, cross_fitted, fit_quality
-from pipeline.trust.threshold import Threshold, threshold
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.conformal import ASSUMPTION, failure_probability, residual_quantile, split_for_bound
+from chorus.pipeline.trust.distances import feature_matrix
+from chorus.pipeline.trust.marginals import all_scores, numbers, quality_scores, side_of
+from chorus.pipeline.trust.ood import Detectors
+from chorus.pipeline.trust.pixels import PixelCalibration
+from chorus.pipeline.trust.quality import QualityModel, cross_fitted, fit_quality
+from chorus.pipeline.trust.threshold import Threshold, threshold
 
 FORMAT: Literal["chorus-reference/1"] = "chorus-reference/1"
 FEWEST = 10

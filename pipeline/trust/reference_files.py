@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.trust.ood import Detectors
-from pipeline.trust.reference import FORMAT, Reference
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.ood import Detectors
+from chorus.pipeline.trust.reference import FORMAT, Reference
 
 _ARRAYS = "arrays_sha256"
 _FEATURES = "reference_features"

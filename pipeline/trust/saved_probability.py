@@ -7,11 +7,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage
-from pipeline.reading import open_level, read_window
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage
+from chorus.pipeline.reading import open_level, read_window
 
 ReadProbability = Callable[[int, int, Window], NDArray[Any]]
 

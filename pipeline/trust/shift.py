@@ -12,12 +12,12 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import RefusedError
-from pipeline.trust.batch_effects import RHO, GroupTest, PlateMap, group_tests, plate_maps
-from pipeline.trust.marginals import FOREGROUND, numbers
-from pipeline.trust.reference import Reference
-from pipeline.trust.shift_tests import EMPTY, FEATURES, ShiftTest, kind_of, shift_tests
-from pipeline.trust.two_samples import NEGLIGIBLE, detectable, draw, magnitude
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.batch_effects import RHO, GroupTest, PlateMap, group_tests, plate_maps
+from chorus.pipeline.trust.marginals import FOREGROUND, numbers
+from chorus.pipeline.trust.reference import Reference
+from chorus.pipeline.trust.shift_tests import EMPTY, FEATURES, ShiftTest, kind_of, shift_tests
+from chorus.pipeline.trust.two_samples import NEGLIGIBLE, detectable, draw, magnitude
 
 FORMAT: Literal["chorus-shift/1"] = "chorus-shift/1"
 # Scores that are looked at by group: what is doubted, what is there, and how it looks.
@@ -70,7 +70,7 @@ def find_shift(
     ----------
     scores : rows of ``scores.parquet``
     features : columns ``name`` and ``features`` of the images `feature_images` at least, if there are any
-    metadata : of `pipeline.trust.metadata.read_metadata`
+    metadata : of `chorus.pipeline.trust.metadata.read_metadata`
     alpha : share of runs without any shift in which one may be found, 0 to 1
 
     Raises

@@ -7,11 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.scores import SCORE_FIELDS
-from pipeline.trust.distances import feature_matrix
-from pipeline.trust.marginals import CLASS_DICE, FOREGROUND, numbers
-from pipeline.trust.reference import Reference
-from pipeline.trust.two_samples import NEGLIGIBLE, Difference, compare_points, compare_values, draw
+from chorus.pipeline.scores import SCORE_FIELDS
+from chorus.pipeline.trust.distances import feature_matrix
+from chorus.pipeline.trust.marginals import CLASS_DICE, FOREGROUND, numbers
+from chorus.pipeline.trust.reference import Reference
+from chorus.pipeline.trust.two_samples import NEGLIGIBLE, Difference, compare_points, compare_values, draw
 
 FEATURES, EMPTY = "features", "empty"
 # Of columns of scores.parquet, by how they begin: what a difference in them means.

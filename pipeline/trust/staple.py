@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.trust.patterns import PatternLabels, VotePatterns
-from pipeline.trust.votes import Ties, winners
+from chorus.pipeline.trust.patterns import PatternLabels, VotePatterns
+from chorus.pipeline.trust.votes import Ties, winners
 
 _BINARY_UPDATE = 1e-7
 _CLASSES_UPDATE = 1e-5

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.trust.conformal import conformal_rank
+from chorus.pipeline.trust.conformal import conformal_rank
 
 
 class Threshold(BaseModel):

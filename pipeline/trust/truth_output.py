@@ -9,14 +9,14 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble_spec import COLORS
-from pipeline.geometry import RegionGrid, Window
-from pipeline.layout import ClassInfo, ImageLayout
-from pipeline.outputs import prepare_image, write_region
-from pipeline.pyramid import write_pyramid
-from pipeline.trust.experts import Labels
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble_spec import COLORS
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.layout import ClassInfo, ImageLayout
+from chorus.pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.pyramid import write_pyramid
+from chorus.pipeline.trust.experts import Labels
 
 # Of the blocks and of what is written as OME-Zarr; any value gives the same labels.
 _REGION, _CHUNK = 2048, 512

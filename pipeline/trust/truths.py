@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage
-from pipeline.raster_files import find_files
-from pipeline.reading import open_level, read_window
-from pipeline.training.pairs import LABEL_SUFFIXES, is_zarr
-from pipeline.trust.experts import Drawing, find_drawings, open_drawing
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage
+from chorus.pipeline.raster_files import find_files
+from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.training.pairs import LABEL_SUFFIXES, is_zarr
+from chorus.pipeline.trust.experts import Drawing, find_drawings, open_drawing
 
 ReadLabels = Callable[[int, int, Window], NDArray[np.integer]]
 """Gives (y, x) labels of time point t, plane z and a window."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.trust.distances import components_of
+from chorus.pipeline.trust.distances import components_of
 
 Values = NDArray[np.float64]
 

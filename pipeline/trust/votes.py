@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.trust.patterns import PatternLabels, VotePatterns
+from chorus.pipeline.trust.patterns import PatternLabels, VotePatterns
 
 Ties = Literal["background", "foreground"]
 """What a pixel becomes on which several classes are equally likely: background, or the first of them that is not."""

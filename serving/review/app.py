@@ -9,12 +9,12 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from serving.review.decision_routes import decision_routes
-from serving.review.image_routes import image_routes
-from serving.review.outline_routes import outline_routes
-from serving.review.problems import explain_problems
-from serving.review.run import Run
-from serving.review.table_routes import table_routes
+from chorus.serving.review.decision_routes import decision_routes
+from chorus.serving.review.image_routes import image_routes
+from chorus.serving.review.outline_routes import outline_routes
+from chorus.serving.review.problems import explain_problems
+from chorus.serving.review.run import Run
+from chorus.serving.review.table_routes import table_routes
 
 
 def review_app(results: str, *, writable: bool = True, places: bool = False) -> FastAPI:
@@ -41,7 +41,7 @@ def review_app(results: str, *, writable: bool = True, places: bool = False) -> 
     app.include_router(image_routes(run, writable=writable))
     app.include_router(decision_routes(run, writable=writable))
     app.include_router(outline_routes(run))
-    folder = Path(str(resources.files("serving.review") / "static"))
+    folder = Path(str(resources.files("chorus.serving.review") / "static"))
     app.mount("/static", _Static(directory=folder), name="static")
 
     @app.get("/")

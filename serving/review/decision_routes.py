@@ -9,9 +9,9 @@ import pandas as pd
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
-from serving.review.decisions import DECISIONS, DecisionLog
-from serving.review.run import Run, Snapshot
-from serving.review.schemas import DecideRequest, UndoRequest
+from chorus.serving.review.decisions import DECISIONS, DecisionLog
+from chorus.serving.review.run import Run, Snapshot
+from chorus.serving.review.schemas import DecideRequest, UndoRequest
 
 # What spreadsheets take for the begin of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -24,9 +24,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.errors import RefusedError
 
 Decision = Literal["accept", "reject", "correct-later"]
 DECISIONS: tuple[Decision, ...] = ("accept", "reject", "correct-later")

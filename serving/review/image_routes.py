@@ -13,14 +13,14 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 from fastapi.responses import Response
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.geometry import Window
-from pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
-from serving.review.cache import Cache
-from serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers
-from serving.review.run import Run, Snapshot
-from serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
+from chorus.serving.review.cache import Cache
+from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers
+from chorus.serving.review.run import Run, Snapshot
+from chorus.serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
 
 # Drawing a thumbnail reads three images: not all at once where a run has none.
 _DRAWING = 2

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
-from cluster.exporting import IMAGES, ExportRequest, Objects, export_objects
-from cluster.request import Silent
-from pipeline.errors import OutputError
-from serving.problems import RequestError
-from serving.review.decisions import Decision
-from serving.review.run import Run
+from chorus.cluster.exporting import IMAGES, ExportRequest, Objects, export_objects
+from chorus.cluster.request import Silent
+from chorus.pipeline.errors import OutputError
+from chorus.serving.problems import RequestError
+from chorus.serving.review.decisions import Decision
+from chorus.serving.review.run import Run
 
 Kind = Literal["geojson", "rois"]
 # More is for the command, which does it on the cluster and beside the results.

@@ -10,13 +10,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.errors import ChorusError, ImageError
-from pipeline.geometry import Window
-from pipeline.layout import Ngff, SourceImage
-from pipeline.ngff import open_group, open_image
-from pipeline.reading import open_level, read_window
-from serving.review.cache import Cache
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.layout import Ngff, SourceImage
+from chorus.pipeline.ngff import open_group, open_image
+from chorus.pipeline.reading import open_level, read_window
+from chorus.serving.review.cache import Cache
 
 Kind = Literal["channel", "labels", "map"]
 

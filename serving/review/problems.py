@@ -9,10 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from pipeline import storage
-from pipeline.errors import ChorusError, ImageError, OutputError
-from serving.problems import GUARDS, RequestError, problem_response, request_id, unexpected
-from serving.review.run import Run
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError, ImageError, OutputError
+from chorus.serving.problems import GUARDS, RequestError, problem_response, request_id, unexpected
+from chorus.serving.review.run import Run
 
 # Of the one style that OpenSeadragon adds (no outline where there is no mouse).
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"

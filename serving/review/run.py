@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline import storage
-from pipeline.containers import storage_errors
-from pipeline.ensemble_spec import COLORS
-from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo
-from pipeline.report.rows import read_images
-from serving.problems import said
-from serving.review.cache import Cache
-from serving.review.decisions import DecisionLog
-from serving.review.gallery import Gallery
+from chorus.pipeline import storage
+from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.ensemble_spec import COLORS
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.report.rows import read_images
+from chorus.serving.problems import said
+from chorus.serving.review.cache import Cache
+from chorus.serving.review.decisions import DecisionLog
+from chorus.serving.review.gallery import Gallery
 
 # Files are not asked for their age more often.
 _PAUSE = 5.0

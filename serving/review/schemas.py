@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from serving.review.decisions import Decision
+from chorus.serving.review.decisions import Decision
 
 Reviewer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
 

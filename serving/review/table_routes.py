@@ -8,11 +8,11 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from pipeline.report.plates import plates_of
-from serving.review.gallery import RANK, Gallery, Query
-from serving.review.run import Run, Snapshot
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.report.plates import plates_of
+from chorus.serving.review.gallery import RANK, Gallery, Query
+from chorus.serving.review.run import Run, Snapshot
 
 PAGE = 200
 """At most so many images in an answer."""
@@ -197,7 +197,7 @@ def _distribution(snapshot: Snapshot, score: str) -> dict[str, Any]:
 
 def _reference(snapshot: Snapshot) -> Any:
     """The reference set of the run's ensemble, if it is there; takes seconds to import, so only where it is asked."""
-    from pipeline.report.sections import known_of
+    from chorus.pipeline.report.sections import known_of
 
     ensemble = snapshot.document.ensemble
     return known_of(ensemble.url, ensemble.hash, snapshot.notes).reference if ensemble else None

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.geometry import Window
-from pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP
-from serving.review.pixels import TILE, Layer, Pixels, Step
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP
+from chorus.serving.review.pixels import TILE, Layer, Pixels, Step
 
 Style = Literal["fill", "line"]
 

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 from chorus.cli import main
-from pipeline.ensemble import read_ensemble
-from pipeline.trust.reference import calibrate_from
-from pipeline.trust.reference_files import write_reference
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.trust.reference import calibrate_from
+from chorus.pipeline.trust.reference_files import write_reference
 from tests.making import write_light_ensemble
 from tests.running import Chorus, Result
 from tests.simulated import simulated

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.record import read_run
+from chorus.cluster.record import read_run
 from tests.making import pixels, write_ensemble, write_image
 from tests.running import Chorus
 
@@ -16,7 +16,7 @@ def test_the_fastest_backend_is_what_the_next_run_takes(
     chorus: Chorus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
+    monkeypatch.setattr("chorus.pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = write_ensemble(tmp_path / "ensemble", members=1)
     options = ("--augment", "none", "--device", "cpu")
     for batch in (1, 2):
@@ -50,7 +50,7 @@ def test_the_table_names_every_backend_and_what_auto_takes(
     chorus: Chorus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHORUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime"])
+    monkeypatch.setattr("chorus.pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime"])
     ensemble = write_ensemble(tmp_path / "ensemble", members=1)
     result = chorus("bench", "engine", ensemble, "--augment", "none", "--device", "cpu", "--seconds", "0.1")
     assert result.code == 0, result.err

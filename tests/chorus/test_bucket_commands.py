@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from skimage.measure import label
 
-from pipeline import storage
+from chorus.pipeline import storage
 from tests.buckets import KINDS, Bucket, without_waiting
 from tests.making import pixels, write_light_ensemble
 from tests.running import Chorus

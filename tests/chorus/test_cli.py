@@ -16,8 +16,8 @@ import pytest
 import zarr
 from moto.server import ThreadedMotoServer
 
-from cluster.scores import read_scores
-from pipeline import storage
+from chorus.cluster.scores import read_scores
+from chorus.pipeline import storage
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.running import Chorus, Result
 

@@ -13,10 +13,10 @@ import yaml
 
 from chorus import options
 from chorus.ensemble_options import NewEnsembleOptions, member_options
-from pipeline.ensemble import read_ensemble
-from pipeline.ensemble_spec import FORMAT
-from pipeline.errors import RefusedError
-from pipeline.normalisation import MeanStd, Normalisation, Percentile, Unchanged
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.ensemble_spec import FORMAT
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.normalisation import MeanStd, Normalisation, Percentile, Unchanged
 from tests.making import LightNetwork, pixels, write_image, write_light_ensemble
 from tests.running import Chorus, Result
 

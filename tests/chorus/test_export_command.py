@@ -14,8 +14,8 @@ import tifffile
 import zarr
 from roifile import ImagejRoi, roiread
 
-from cluster.exporting import file_name
-from cluster.scores import write_scores
+from chorus.cluster.exporting import file_name
+from chorus.cluster.scores import write_scores
 from tests.object_runs import drawn, run, write_ensemble, write_results, write_source
 from tests.running import Chorus
 
@@ -159,8 +159,8 @@ def test_what_is_read_at_once_changes_no_byte(
     chorus: Chorus, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at_once in (10**6, 7):
-        monkeypatch.setattr("pipeline.exports.tables._AT_ONCE", at_once)
-        monkeypatch.setattr("cluster.exporting._HELD", at_once)
+        monkeypatch.setattr("chorus.pipeline.exports.tables._AT_ONCE", at_once)
+        monkeypatch.setattr("chorus.cluster.exporting._HELD", at_once)
         assert chorus("export", "rois", results, "-o", tmp_path / f"{at_once}", "--executor", "serial").code == 1
     for path in (tmp_path / "7").iterdir():
         assert path.read_bytes() == (tmp_path / "1000000" / path.name).read_bytes()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.ensemble import read_ensemble
-from pipeline.trust.reference import calibrate_from
-from pipeline.trust.reference_files import write_reference
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.trust.reference import calibrate_from
+from chorus.pipeline.trust.reference_files import write_reference
 from tests.making import write_light_ensemble
 from tests.running import Chorus
 from tests.simulated import simulated

@@ -14,12 +14,12 @@ import pytest
 from ray.job_submission import JobStatus
 
 from chorus.cli import app
+from chorus.cluster import jobs as room
+from chorus.cluster import session
+from chorus.cluster.jobs import Jobs
+from chorus.pipeline import storage
 from chorus.progress import last_progress
 from chorus.submitted_command import PLACES
-from cluster import jobs as room
-from cluster import session
-from cluster.jobs import Jobs
-from pipeline import storage
 from tests.jobs import FakeClient
 from tests.running import Chorus
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.logs import about, about_run, log, structured
-from pipeline.errors import RefusedError
+from chorus.cluster.logs import about, about_run, log, structured
+from chorus.pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 from tests.running import Chorus
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import zarr
 
-from cluster import objects as cluster_objects
-from cluster.request import PredictRequest
-from cluster.settings import ResultSettings
+from chorus.cluster import objects as cluster_objects
+from chorus.cluster.request import PredictRequest
+from chorus.cluster.settings import ResultSettings
 from tests.making import pixels, write_ensemble, write_image
 from tests.running import Chorus
 
@@ -139,7 +139,7 @@ def test_objects_of_other_settings_stay_when_the_run_is_called_again(
 def test_an_image_whose_objects_fail_is_counted_and_the_others_are_done(
     chorus: Chorus, ensemble: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import ImageError
+    from chorus.pipeline.errors import ImageError
 
     find_all, out = cluster_objects.find_all, tmp_path / "out"
 

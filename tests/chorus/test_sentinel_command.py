@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.ensemble import read_ensemble
-from pipeline.packing_documents import readme
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.packing_documents import readme
 from tests.making import pixels, write_image, write_light_ensemble
 from tests.running import Chorus
 

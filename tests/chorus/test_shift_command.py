@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.ensemble import read_ensemble
-from pipeline.trust.reference_files import read_reference
-from pipeline.trust.shift import Shift, find_shift
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.trust.reference_files import read_reference
+from chorus.pipeline.trust.shift import Shift, find_shift
 from tests.running import Chorus
 from tests.simulated import simulated
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.ensemble import read_ensemble
-from pipeline.samples import simulate_field
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.samples import simulate_field
 from tests.making import write_ensemble, write_light_ensemble
 from tests.running import Chorus
 

@@ -13,16 +13,16 @@ import zarr
 from typer.testing import CliRunner
 
 from chorus.cli import app
+from chorus.cluster.effort_measuring import add_effort
+from chorus.cluster.plan import resolve
+from chorus.cluster.record import read_run
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.scores import read_scores
+from chorus.cluster.settings import ResultSettings, RunSettings
 from chorus.options import builtin_ensembles
-from cluster.effort_measuring import add_effort
-from cluster.plan import resolve
-from cluster.record import read_run
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.scores import read_scores
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.efforts import half_of_the_tiles
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 

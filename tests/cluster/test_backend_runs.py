@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from cluster.record import read_run
-from cluster.scores import read_scores
-from pipeline.backends.choice import Backend
-from pipeline.errors import RefusedError
+from chorus.cluster.record import read_run
+from chorus.cluster.scores import read_scores
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.errors import RefusedError
 from tests.cluster.test_exactness import PER_CUT, arrays, start
 from tests.making import pixels, write_image
 
@@ -43,7 +43,7 @@ def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
 ) -> None:
     out, ensemble = tmp_path / "out", Path(ensemble_url)
     assert start(source, ensemble, out).state == "complete"
-    monkeypatch.setattr("cluster.plan.choose", lambda *_: ("openvino", 2))
+    monkeypatch.setattr("chorus.cluster.plan.choose", lambda *_: ("openvino", 2))
     assert start(source, ensemble, out).state == "complete"
     assert read_run(str(out))["settings"]["backend"] == "eager"
     with pytest.raises(RefusedError, match="backend was eager, now openvino"):

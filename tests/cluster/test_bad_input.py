@@ -18,9 +18,9 @@ import torch
 import zarr
 
 from chorus.cli import main
-from cluster.scores import read_scores
-from pipeline import storage
-from pipeline.members.contract import ModuleMember
+from chorus.cluster.scores import read_scores
+from chorus.pipeline import storage
+from chorus.pipeline.members.contract import ModuleMember
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 Run = Callable[..., tuple[int, str]]

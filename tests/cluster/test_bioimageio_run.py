@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 pytest.importorskip("bioimageio.core")
 
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.members.bioimageio_description import describe
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.members.bioimageio_description import describe
 from tests.making import pixels, write_image
 from tests.packages import Net, axes, core_prediction, reference, write_package
 from tests.reference import Array, reference_posterior

@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.scores import read_scores
-from cluster.settings import ResultSettings
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.scores import read_scores
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 from tests.buckets import KINDS, SECRET, Bucket, without_waiting
 from tests.cluster.test_exactness import start
 from tests.faults import first, no_fault, share

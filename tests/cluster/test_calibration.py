@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cluster import calibration
-from cluster.calibration import calibrate
-from cluster.plan import resolve
-from cluster.settings import ResultSettings
-from pipeline.backends.choice import Backend
-from pipeline.ensemble import read_ensemble
-from pipeline.inference import MemberGroup
+from chorus.cluster import calibration
+from chorus.cluster.calibration import calibrate
+from chorus.cluster.plan import resolve
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.inference import MemberGroup
 
 
 @pytest.fixture

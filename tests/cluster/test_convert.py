@@ -16,13 +16,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from chorus.cli import app
-from cluster.convert import ConvertRequest, convert
-from cluster.lock import output_lock
-from cluster.request import Outcome, Silent
-from pipeline.conversion import ConvertSettings
-from pipeline.errors import RefusedError
-from pipeline.images import find_images
-from pipeline.layout import SourceImage
+from chorus.cluster.convert import ConvertRequest, convert
+from chorus.cluster.lock import output_lock
+from chorus.cluster.request import Outcome, Silent
+from chorus.pipeline.conversion import ConvertSettings
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import SourceImage
 
 
 def run(

@@ -9,17 +9,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cluster.sharing import SharedDevice
-from pipeline.augmentation import FLIPS
-from pipeline.backends.choice import Backend
-from pipeline.backends.member import on_backend
-from pipeline.canvas import InferenceSettings, Precision
-from pipeline.geometry import Grid, Window
-from pipeline.inference import Engine
-from pipeline.members.contract import ModuleMember
-from pipeline.posterior import Posterior
-from pipeline.tiles import PlaneWindow
-from pipeline.transfer import host_array, landing, to_device, to_host
+from chorus.cluster.sharing import SharedDevice
+from chorus.pipeline.augmentation import FLIPS
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.canvas import InferenceSettings, Precision
+from chorus.pipeline.geometry import Grid, Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.members.contract import ModuleMember
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.tiles import PlaneWindow
+from chorus.pipeline.transfer import host_array, landing, to_device, to_host
 from tests.making import network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that is not there")

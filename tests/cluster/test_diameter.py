@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chorus.cluster.plan import plan_image, resolve
+from chorus.cluster.settings import ResultSettings
 from chorus.options import RequestOptions
-from cluster.plan import plan_image, resolve
-from cluster.settings import ResultSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.images import find_images
-from pipeline.layout import SourceImage
-from pipeline.reading import LevelChoice, choose_level
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import SourceImage
+from chorus.pipeline.reading import LevelChoice, choose_level
 from tests.cluster.test_exactness import arrays, assert_same_results, run
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 

@@ -14,14 +14,14 @@ import tifffile
 import zarr
 from sklearn.metrics import f1_score, jaccard_score
 
-from cluster import evaluated
-from cluster.comparing import compare_runs
-from cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from pipeline.errors import RefusedError
-from pipeline.trust.baseline import otsu_mask
-from pipeline.trust.object_metrics import components, count_objects
+from chorus.cluster import evaluated
+from chorus.cluster.comparing import compare_runs
+from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.baseline import otsu_mask
+from chorus.pipeline.trust.object_metrics import components, count_objects
 from tests.making import pixels, write_image, write_light_ensemble
 
 SHAPES = {"a": (60, 50), "b": (60, 50), "e": (40, 40), "z": (3, 40, 30)}

@@ -14,13 +14,13 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.scores import read_features, read_scores
-from cluster.settings import MAPS, ResultSettings, RunSettings
-from pipeline import storage
-from pipeline.augmentation import D4, FLIPS
-from pipeline.errors import RefusedError
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.scores import read_features, read_scores
+from chorus.cluster.settings import MAPS, ResultSettings, RunSettings
+from chorus.pipeline import storage
+from chorus.pipeline.augmentation import D4, FLIPS
+from chorus.pipeline.errors import RefusedError
 from tests.making import network, pixels, write_ensemble, write_image, write_light_ensemble
 from tests.reference import (
     Array,

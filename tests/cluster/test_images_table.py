@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import Finished
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import Finished
 
 
 def planned(name: str, shape: tuple[int, ...] = (50, 70), axes: str = "yx", region: int = 64) -> PlannedImage:

@@ -15,15 +15,15 @@ import pytest
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster import jobs as room
-from cluster.jobs import STOP_SECONDS, Jobs
-from cluster.ledger import Ledger
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.run_state import run_state
-from cluster.settings import ResultSettings, RunSettings
-from cluster.submitted import DEFAULT_ADDRESS, Command, Job
-from pipeline.errors import OutputError, RefusedError
+from chorus.cluster import jobs as room
+from chorus.cluster.jobs import STOP_SECONDS, Jobs
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.run_state import run_state
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.submitted import DEFAULT_ADDRESS, Command, Job
+from chorus.pipeline.errors import OutputError, RefusedError
 from tests.jobs import FakeClient
 from tests.making import pixels, write_image, write_light_ensemble
 

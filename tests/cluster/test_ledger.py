@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.gate import Gate
-from cluster.images import ImageTable
-from cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts, unended_regions
-from cluster.plan import RunContext, resolve
-from cluster.record import ENTRIES
-from cluster.scores import read_features, write_features
-from cluster.settings import ResultSettings
-from cluster.worker import RegionWorker
-from pipeline.appearance import appearance
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import ImageError, OutputError
-from pipeline.features import FeatureSums, ImageFeatures
-from pipeline.scores import RegionSums
+from chorus.cluster.gate import Gate
+from chorus.cluster.images import ImageTable
+from chorus.cluster.ledger import Attempts, Finished, ImageRecord, Ledger, RegionRecord, clear_attempts, unended_regions
+from chorus.cluster.plan import RunContext, resolve
+from chorus.cluster.record import ENTRIES
+from chorus.cluster.scores import read_features, write_features
+from chorus.cluster.settings import ResultSettings
+from chorus.cluster.worker import RegionWorker
+from chorus.pipeline.appearance import appearance
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import ImageError, OutputError
+from chorus.pipeline.features import FeatureSums, ImageFeatures
+from chorus.pipeline.scores import RegionSums
 from tests.cluster.test_images_table import planned
 from tests.making import write_light_ensemble
 
@@ -74,7 +74,7 @@ def test_what_is_recorded_is_read_back(out: str) -> None:
 def test_features_are_written_from_the_records_in_the_order_of_the_scores(
     out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.scores._FEATURE_ROWS", 2)
+    monkeypatch.setattr("chorus.cluster.scores._FEATURE_ROWS", 2)
     ledger, rows = Ledger(out), []
     for index, status in enumerate(("done", "failed", "empty", "done", "done")):
         rows.append({"name": f"{5 - index}", "status": status})
@@ -89,7 +89,7 @@ def test_features_are_written_from_the_records_in_the_order_of_the_scores(
 
 
 def test_many_records_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.ledger._AT_ONCE", 3)
+    monkeypatch.setattr("chorus.cluster.ledger._AT_ONCE", 3)
     ledger = Ledger(str(tmp_path))
     for region in range(8):
         ledger.record_region("a", record(region))

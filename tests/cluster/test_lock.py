@@ -17,10 +17,10 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cluster import lock
-from cluster.lock import output_lock
-from pipeline import storage
-from pipeline.errors import CutShortError, RefusedError
+from chorus.cluster import lock
+from chorus.cluster.lock import output_lock
+from chorus.pipeline import storage
+from chorus.pipeline.errors import CutShortError, RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
 

@@ -24,18 +24,18 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from benchmarks.scaling import REGION, write_ensemble, write_images
-from cluster import session
-from cluster.images import ImageTable
-from cluster.ledger import Attempts
-from cluster.machines import Machine, machines, with_gpu_memory
-from cluster.placement import Memory, Placement, place
-from cluster.plan import Cost, RunContext, plan_images, resolve
-from cluster.session import Resources
-from cluster.settings import ResultSettings, RunSettings
-from cluster.stream import calibrate_on_ray
-from cluster.worker import Here, RegionWorker
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster import session
+from chorus.cluster.images import ImageTable
+from chorus.cluster.ledger import Attempts
+from chorus.cluster.machines import Machine, machines, with_gpu_memory
+from chorus.cluster.placement import Memory, Placement, place
+from chorus.cluster.plan import Cost, RunContext, plan_images, resolve
+from chorus.cluster.session import Resources
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.stream import calibrate_on_ray
+from chorus.cluster.worker import Here, RegionWorker
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.cluster.test_kill import LONGEST_SECONDS, hashes, wait_for
 from tests.making import pixels, write_image, write_light_ensemble
 

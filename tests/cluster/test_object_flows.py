@@ -14,15 +14,15 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
-from cluster import object_flows, objects, worker
-from cluster.object_job import ObjectJob
-from cluster.object_results import ObjectsRequest, Results
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
-from pipeline.preparation import Measure
+from chorus.cluster import object_flows, objects, worker
+from chorus.cluster.object_job import ObjectJob
+from chorus.cluster.object_results import ObjectsRequest, Results
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.preparation import Measure
 from tests.object_runs import drawn, finish, run, write_ensemble, write_results, write_source
 from tests.objects import discs, objects_by_loops
 from tests.second_ensembles import write_second

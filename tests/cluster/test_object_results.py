@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.object_results import ObjectsRequest, Results
-from pipeline.errors import RefusedError
+from chorus.cluster.object_results import ObjectsRequest, Results
+from chorus.pipeline.errors import RefusedError
 from tests.object_runs import run, write_ensemble, write_results, write_source
 
 PLANES = {"a": np.zeros((100, 80), np.int32)}

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
-from cluster import object_tasks, objects
-from cluster.object_results import ObjectsRequest, Results
-from cluster.request import Silent
-from pipeline.ensemble import Ensemble
+from chorus.cluster import object_tasks, objects
+from chorus.cluster.object_results import ObjectsRequest, Results
+from chorus.cluster.request import Silent
+from chorus.pipeline.ensemble import Ensemble
 from tests.object_runs import CHANNELS, drawn, finish, run, write_ensemble, write_results, write_source
 
 PLANES = {"a": drawn(1, 150, 170, 35), "b": drawn(2, 90, 70, 12), "empty": np.zeros((50, 60), np.int32)}

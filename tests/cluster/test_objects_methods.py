@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from skimage.measure import label, regionprops
 from skimage.segmentation import relabel_sequential
 
-from cluster import object_tasks
-from cluster.object_results import ObjectsRequest, Results
-from pipeline.ensemble import Ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster import object_tasks
+from chorus.cluster.object_results import ObjectsRequest, Results
+from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.object_runs import CHANNELS, drawn, run, write_ensemble, write_results, write_source
 
 PLANES = {"a": drawn(1, 150, 170, 35), "empty": np.zeros((50, 60), np.int32), "full": np.ones((70, 100), np.int32)}
@@ -82,7 +82,7 @@ def test_a_run_that_was_cut_short_goes_on(
     assert run(whole, method=method).state == "complete"
     out = write_results(tmp_path / "out", source, ensemble, PLANES, region=64, save=MAPS)
     steps = {"find_in_region": 7, "label_pixels": 3}
-    from cluster import objects
+    from chorus.cluster import objects
 
     for name, last in steps.items():
         with monkeypatch.context() as patch:

@@ -12,18 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.metrics import REGISTRY
-from cluster.plan import inference_settings, resolve
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline import ensemble as ensembles
-from pipeline.calls import Calls, is_out_of_memory
-from pipeline.canvas import InferenceSettings
-from pipeline.ensemble import read_ensemble
-from pipeline.inference import MemberGroup
-from pipeline.members.contract import Member
-from pipeline.posterior import SampleSums
+from chorus.cluster.metrics import REGISTRY
+from chorus.cluster.plan import inference_settings, resolve
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline import ensemble as ensembles
+from chorus.pipeline.calls import Calls, is_out_of_memory
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.inference import MemberGroup
+from chorus.pipeline.members.contract import Member
+from chorus.pipeline.posterior import SampleSums
 from tests.making import pixels, write_image, write_light_ensemble
 
 BATCH = 4
@@ -164,7 +164,7 @@ def test_run_goes_on_in_smaller_calls_and_says_so(run_with: Any, tmp_path: Path)
 def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
     run_with: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import planned_runs
+    from chorus.cluster import planned_runs
 
     calibrate = planned_runs.calibrate
     measured: list[Any] = []

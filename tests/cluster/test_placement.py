@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.calibration import Calibration
-from cluster.images import ImageTable
-from cluster.placement import Memory, Placement, estimate_memory, place, require_devices
-from cluster.plan import Cost, ResolvedSettings, resolve
-from cluster.session import Resources
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster.calibration import Calibration
+from chorus.cluster.images import ImageTable
+from chorus.cluster.placement import Memory, Placement, estimate_memory, place, require_devices
+from chorus.cluster.plan import Cost, ResolvedSettings, resolve
+from chorus.cluster.session import Resources
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.cluster.test_images_table import planned
 from tests.making import write_light_ensemble
 

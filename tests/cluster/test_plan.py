@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.planning import synthetic_images
-from cluster.images import ImageTable, PlannedImage
-from cluster.ledger import Ledger
-from cluster.plan import Cost, cost, model_grid, resolve
-from cluster.planned_runs import larger_regions
-from cluster.request import PredictRequest
-from cluster.run import Job
-from cluster.settings import ResultSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.geometry import Window
-from pipeline.resampling import AxisMap
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.ledger import Ledger
+from chorus.cluster.plan import Cost, cost, model_grid, resolve
+from chorus.cluster.planned_runs import larger_regions
+from chorus.cluster.request import PredictRequest
+from chorus.cluster.run import Job
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.resampling import AxisMap
 from tests.cluster.test_images_table import planned
 from tests.making import write_light_ensemble
 

@@ -11,20 +11,20 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cluster.accounting import Account, calibration_device, earlier_calibration
-from cluster.calibration import Calibration
-from cluster.images import ImageTable
-from cluster.metrics import REGISTRY, driver_recorder
-from cluster.placement import Memory, Placement, tasks_at_once
-from cluster.plan import Cost, cost, resolve
-from cluster.prices import ClusterFile, NodeType, read_cluster
-from cluster.pricing import CostForecast, Prediction, forecast_costs
-from cluster.region_status import RegionStatus
-from cluster.request import Forecast, PredictRequest, Silent
-from cluster.run import Job
-from cluster.settings import ResultSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster.accounting import Account, calibration_device, earlier_calibration
+from chorus.cluster.calibration import Calibration
+from chorus.cluster.images import ImageTable
+from chorus.cluster.metrics import REGISTRY, driver_recorder
+from chorus.cluster.placement import Memory, Placement, tasks_at_once
+from chorus.cluster.plan import Cost, cost, resolve
+from chorus.cluster.prices import ClusterFile, NodeType, read_cluster
+from chorus.cluster.pricing import CostForecast, Prediction, forecast_costs
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.request import Forecast, PredictRequest, Silent
+from chorus.cluster.run import Job
+from chorus.cluster.settings import ResultSettings
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.cluster.test_images_table import planned
 from tests.making import write_light_ensemble
 
@@ -174,7 +174,7 @@ def account_of(job: Job, started: float) -> Account:
 
 def test_the_account_compares_what_was_expected_of_what_was_open(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("cluster.accounting.time.monotonic", lambda: now)
+    monkeypatch.setattr("chorus.cluster.accounting.time.monotonic", lambda: now)
     account = account_of(job, started=now - 60)
     account.begin(5, 1, 2)  # half of the regions are open: 10 s
     for region in range(5):

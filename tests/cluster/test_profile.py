@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.plan import RunContext
-from cluster.profile_page import binned_states, trace, write_page
-from cluster.profiling import REGION_STAGES, STATES, device_states, profile, read_timeline, window
-from cluster.record import clear_output
-from cluster.region_status import RegionStatus
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from cluster.timeline import Span, TimelineWriter, noted, packed, span, unpacked
-from pipeline.errors import RefusedError
+from chorus.cluster.plan import RunContext
+from chorus.cluster.profile_page import binned_states, trace, write_page
+from chorus.cluster.profiling import REGION_STAGES, STATES, device_states, profile, read_timeline, window
+from chorus.cluster.record import clear_output
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.timeline import Span, TimelineWriter, noted, packed, span, unpacked
+from chorus.pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
 STAGES = st.lists(
@@ -211,7 +211,7 @@ def test_stages_survive_the_way_through_a_row() -> None:
 
 
 def test_long_runs_write_their_stages_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.timeline._MOST_SPANS", 10)
+    monkeypatch.setattr("chorus.cluster.timeline._MOST_SPANS", 10)
     writer = TimelineWriter(str(tmp_path), "session")
     for region in range(7):
         spans = [Span("host:1", 1, stage, region, region + 1) for stage in ("read", "infer", "write")]

@@ -7,7 +7,7 @@ import logging
 
 import ray.data  # noqa: F401  (its loggers are there from here on)
 
-from cluster.quiet import keep_ray_data_off_the_terminal
+from chorus.cluster.quiet import keep_ray_data_off_the_terminal
 
 
 def test_ray_datas_console_says_nothing_and_what_others_hung_on_its_logger_goes_on() -> None:

@@ -17,19 +17,19 @@ import pandas as pd
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster import session, stream
-from cluster.executor import TaskResult
-from cluster.placement import Placement
-from cluster.plan import RunContext, resolve
-from cluster.region_status import RegionStatus
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.scores import read_features
-from cluster.settings import ResultSettings, RunSettings
-from cluster.stream import RayExecutor
-from pipeline import storage
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import CutShortError, RefusedError
+from chorus.cluster import session, stream
+from chorus.cluster.executor import TaskResult
+from chorus.cluster.placement import Placement
+from chorus.cluster.plan import RunContext, resolve
+from chorus.cluster.region_status import RegionStatus
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.scores import read_features
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.stream import RayExecutor
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 pytestmark = pytest.mark.ray

@@ -18,12 +18,12 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster import metrics
-from cluster.metrics import DRIVER, REGISTRY, WORKER, Metric, Recorder, run_label, served
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.errors import RefusedError
+from chorus.cluster import metrics
+from chorus.cluster.metrics import DRIVER, REGISTRY, WORKER, Metric, Recorder, run_label, served
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
 SOURCES = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.metrics import WORKER
+from chorus.cluster.metrics import WORKER
 from tests.making import pixels, write_image, write_light_ensemble
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]

@@ -13,13 +13,13 @@ import pytest
 import yaml
 import zarr
 
-from cluster.metrics import REGISTRY
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.sentinel_making import add_sentinel, compare_sentinels
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
+from chorus.cluster.metrics import REGISTRY
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.sentinel_making import add_sentinel, compare_sentinels
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
 SMALL: dict[str, Any] = {"region": 64, "chunk": 32, "save": []}

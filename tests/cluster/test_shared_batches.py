@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.sharing import SharedDevice, SharedEngine
-from cluster.tickets import Answered, BusyError, LateError
-from pipeline.canvas import InferenceSettings
-from pipeline.features import TileFeatures
-from pipeline.geometry import Grid, Window
-from pipeline.inference import Engine
-from pipeline.posterior import Posterior
-from pipeline.tiles import PlaneWindow
-from pipeline.transfer import Landing
+from chorus.cluster.sharing import SharedDevice, SharedEngine
+from chorus.cluster.tickets import Answered, BusyError, LateError
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Grid, Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.tiles import PlaneWindow
+from chorus.pipeline.transfer import Landing
 from tests.making import network
 
 CPU = torch.device("cpu")

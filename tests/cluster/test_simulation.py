@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import Placement
-from cluster.schedule import Devices, Schedule, Work, block_regions
-from cluster.simulation import simulate
+from chorus.cluster.placement import Placement
+from chorus.cluster.schedule import Devices, Schedule, Work, block_regions
+from chorus.cluster.simulation import simulate
 
 # A driver, tasks and storage that take no time: what is left is arithmetic.
 AT_ONCE = Schedule(block_seconds_before=0, block_seconds=0, status_seconds=0, task_seconds=0, check_seconds=0)
@@ -134,7 +134,7 @@ def test_the_same_arguments_give_the_same_answer() -> None:
     [(1, 1, 1), (17, 2, 4), (1_000, 3, 7), (10**6, 8, 1), (10**5, 100, 1), (999, 1, 1000)],
 )
 def test_blocks_are_those_of_the_stream(regions: int, actors: int, wanted: int) -> None:
-    from cluster.stream import RayExecutor
+    from chorus.cluster.stream import RayExecutor
 
     placement = Placement((range(1),), actors, actors, 0, 1, wanted, 3, 2)
     blocks = RayExecutor(placement, 1.0, "")._blocks(np.arange(regions))

@@ -17,13 +17,13 @@ import pytest
 from filelock import FileLock
 from ray.cluster_utils import Cluster
 
-from cluster.jobs import STOP_SECONDS, Jobs
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.run_state import run_state
-from cluster.settings import ResultSettings, RunSettings
-from cluster.submitted import Command
-from pipeline.errors import RefusedError
+from chorus.cluster.jobs import STOP_SECONDS, Jobs
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.run_state import run_state
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.submitted import Command
+from chorus.pipeline.errors import RefusedError
 from tests.making import pixels, write_image, write_light_ensemble
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import zarr
 
-from cluster.images import ImageTable, PlannedImage
-from cluster.plan import RunContext, plan_images, resolve
-from cluster.settings import ResultSettings
-from cluster.statistics import image_statistics
-from cluster.survey import survey_dataset
-from cluster.tasks import SerialTasks
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.preparation import ALL_CHANNELS, Measure
+from chorus.cluster.images import ImageTable, PlannedImage
+from chorus.cluster.plan import RunContext, plan_images, resolve
+from chorus.cluster.settings import ResultSettings
+from chorus.cluster.statistics import image_statistics
+from chorus.cluster.survey import survey_dataset
+from chorus.cluster.tasks import SerialTasks
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.preparation import ALL_CHANNELS, Measure
 from tests.making import pixels, write_image, write_light_ensemble
 
 MEASURES = frozenset(

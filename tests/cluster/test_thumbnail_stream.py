@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.report.thumbnails import thumbnails_present
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.report.thumbnails import thumbnails_present
 from tests.making import pixels, write_image, write_light_ensemble
 
 

@@ -18,20 +18,20 @@ import zarr
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
-from cluster.cancelling import cancel_running
-from cluster.folds import FoldReporter
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from cluster.training import TrainOutcome, TrainRequest, hold_out, train
-from pipeline.about import About, DataReference
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import CutShortError, RefusedError
-from pipeline.samples import simulate_field
-from pipeline.training.evaluation import dice
-from pipeline.training.pairs import TrainingPair
-from pipeline.training.records import FoldResult, Step, read_log
-from pipeline.training.settings import TrainSettings
+from chorus.cluster.cancelling import cancel_running
+from chorus.cluster.folds import FoldReporter
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.training import TrainOutcome, TrainRequest, hold_out, train
+from chorus.pipeline.about import About, DataReference
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError
+from chorus.pipeline.samples import simulate_field
+from chorus.pipeline.training.evaluation import dice
+from chorus.pipeline.training.pairs import TrainingPair
+from chorus.pipeline.training.records import FoldResult, Step, read_log
+from chorus.pipeline.training.settings import TrainSettings
 from tests.making import write_image
 
 IMAGES, SHAPE, STEPS = 6, (112, 128), 40

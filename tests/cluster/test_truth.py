@@ -12,10 +12,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cluster.request import Outcome, Silent
-from cluster.truth import TruthRequest, estimate
-from pipeline.errors import RefusedError
-from pipeline.training.pairs import find_pairs
+from chorus.cluster.request import Outcome, Silent
+from chorus.cluster.truth import TruthRequest, estimate
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.training.pairs import find_pairs
 
 
 def run(experts: Path | str, out: Path | str, executor: str = "serial", **request: Any) -> Outcome:

@@ -13,9 +13,9 @@ import ray
 from ray._private.utils import check_version_info
 from ray.cluster_utils import Cluster
 
-from cluster import session
-from cluster.versions import SUBMITTED_WITH, installed, mismatch, require_same, require_submitter
-from pipeline.errors import RefusedError
+from chorus.cluster import session
+from chorus.cluster.versions import SUBMITTED_WITH, installed, mismatch, require_same, require_submitter
+from chorus.pipeline.errors import RefusedError
 
 
 def test_what_is_installed_is_what_packages_say_of_themselves() -> None:

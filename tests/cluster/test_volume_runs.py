@@ -13,17 +13,17 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from chorus.cluster import objects, volume_job, volume_merging, volumes
+from chorus.cluster.exporting import ExportRequest, export_objects
+from chorus.cluster.plan import plan_image
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
 from chorus.options import RequestOptions
-from cluster import objects, volume_job, volume_merging, volumes
-from cluster.exporting import ExportRequest, export_objects
-from cluster.plan import plan_image
-from cluster.reprocess import predict
-from cluster.request import Outcome, PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.images import find_images
-from pipeline.layout import SourceImage
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import SourceImage
 from tests.making import write_ensemble, write_image
 from tests.object_runs import run
 from tests.object_runs import write_ensemble as drawn_ensemble

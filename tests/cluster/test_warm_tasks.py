@@ -9,8 +9,8 @@ import psutil
 import pytest
 import ray
 
-from cluster import session
-from cluster.tasks import RayTasks
+from chorus.cluster import session
+from chorus.cluster.tasks import RayTasks
 
 
 @pytest.mark.long

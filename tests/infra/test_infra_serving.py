@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serving.settings import ServeSettings, parse_settings
+from chorus.serving.settings import ServeSettings, parse_settings
 from tests.infra.test_infra_schemas import KUBERNETES, strict
 from tests.manifests import of_kind, run, schema
 
@@ -34,7 +34,7 @@ def test_the_service_fits_the_definition_of_rayservice() -> None:
 
 def test_its_config_is_one_that_serve_and_the_server_take() -> None:
     deployed = ServeDeploySchema.model_validate(CONFIG)
-    assert deployed.applications[0].import_path == "serving.app:build"
+    assert deployed.applications[0].import_path == "chorus.serving.app:build"
     assert settings().token_file == "/etc/chorus/tokens.json"
     assert settings().jobs_url.startswith("gs://")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.metrics import DRIVER, WORKER
+from chorus.cluster.metrics import DRIVER, WORKER
 
 INFRA = Path(__file__).parents[2] / "infra"
 RULES, TESTS = INFRA / "prometheus" / "rules.yml", INFRA / "prometheus" / "rules_test.yml"

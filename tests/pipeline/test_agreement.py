@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, recall_score
 
-from pipeline.trust.agreement import alone, apart, expert_agreement, mean_pairwise, with_others
-from pipeline.trust.agreement_picture import agreement_matrix, draw_agreement
-from pipeline.trust.agreement_table import agreement_table, summarise, warnings
-from pipeline.trust.ground_truth import ExpertRow, ImageTruth
-from pipeline.trust.patterns import VotePatterns
-from pipeline.trust.votes import majority
+from chorus.pipeline.trust.agreement import alone, apart, expert_agreement, mean_pairwise, with_others
+from chorus.pipeline.trust.agreement_picture import agreement_matrix, draw_agreement
+from chorus.pipeline.trust.agreement_table import agreement_table, summarise, warnings
+from chorus.pipeline.trust.ground_truth import ExpertRow, ImageTruth
+from chorus.pipeline.trust.patterns import VotePatterns
+from chorus.pipeline.trust.votes import majority
 
 
 def matrix(*rows: list[float]) -> np.ndarray:

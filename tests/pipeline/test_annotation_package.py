@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
-from pipeline.exports import annotation
-from pipeline.exports.annotation import Drafted, Place, draft, most_doubtful
-from pipeline.geometry import Window
-from pipeline.training.pairs import find_pairs, load_pair
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.exports import annotation
+from chorus.pipeline.exports.annotation import Drafted, Place, draft, most_doubtful
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.training.pairs import find_pairs, load_pair
 from tests.making import write_image
 from tests.object_runs import drawn
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.appearance import appearance, appearance_columns, column_names
+from chorus.pipeline.appearance import appearance, appearance_columns, column_names
 
 PATCH = 4
 DTYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64]

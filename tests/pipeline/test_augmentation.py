@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.augmentation import AUGMENTATIONS, D4, FLIPS
+from chorus.pipeline.augmentation import AUGMENTATIONS, D4, FLIPS
 from tests import reference
 
 TILE = torch.arange(2 * 5 * 5, dtype=torch.float32).reshape(1, 2, 5, 5)

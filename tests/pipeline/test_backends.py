@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import storage
-from pipeline.backends import choosing, conversion
-from pipeline.backends import member as converting
-from pipeline.backends.choice import Backend, check_backend, difference, usable
-from pipeline.backends.choosing import Workload, choose, fastest, known_timings, measure_and_keep
-from pipeline.backends.measuring import EnsembleTimings, NetworkTimings, Timing, Work, measured
-from pipeline.backends.member import ConvertedMember, on_backend
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.members.contract import Encoding, Member, ModuleMember
+from chorus.pipeline import storage
+from chorus.pipeline.backends import choosing, conversion
+from chorus.pipeline.backends import member as converting
+from chorus.pipeline.backends.choice import Backend, check_backend, difference, usable
+from chorus.pipeline.backends.choosing import Workload, choose, fastest, known_timings, measure_and_keep
+from chorus.pipeline.backends.measuring import EnsembleTimings, NetworkTimings, Timing, Work, measured
+from chorus.pipeline.backends.member import ConvertedMember, on_backend
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import Encoding, Member, ModuleMember
 from tests.making import network, write_ensemble, write_light_ensemble
 
 CPU = torch.device("cpu")
@@ -172,7 +172,7 @@ def test_what_a_backend_cannot_do_is_refused(backend: Backend, precision: str, d
 
 
 def test_a_backend_that_is_not_installed_is_refused_and_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backends.choice._installed", lambda module: module != "openvino")
+    monkeypatch.setattr("chorus.pipeline.backends.choice._installed", lambda module: module != "openvino")
     with pytest.raises(RefusedError, match=r"needs openvino; pip install 'chorus-bioimage\[openvino\]'"):
         check_backend("openvino", "fp32", "cpu")
     assert usable("fp32", "cpu") == ["eager", "inductor", "onnxruntime"]
@@ -181,7 +181,7 @@ def test_a_backend_that_is_not_installed_is_refused_and_not_tried(monkeypatch: p
 def test_what_was_measured_is_kept_and_decides(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
+    monkeypatch.setattr("chorus.pipeline.backends.measuring.usable", lambda *_: ["eager", "onnxruntime", "openvino"])
     ensemble = read_ensemble(str(write_ensemble(tmp_path / "ensemble", members=3)))
     workload = Workload(64, 2, "fp32", CPU)
     assert choose(ensemble, workload) == ("eager", 1)
@@ -253,8 +253,8 @@ def test_larger_batches_are_tried_as_long_as_they_are_faster(
             raise MemoryError
         return timings_of(work.samples, eager=1, openvino=rate)
 
-    monkeypatch.setattr("pipeline.backends.choosing.measured", measured)
-    monkeypatch.setattr("pipeline.backends.choosing.usable", lambda *_: ["eager", "openvino"])
+    monkeypatch.setattr("chorus.pipeline.backends.choosing.measured", measured)
+    monkeypatch.setattr("chorus.pipeline.backends.choosing.usable", lambda *_: ["eager", "openvino"])
     workload = Workload(64, 4, "fp32", CPU)
     path = choosing._path(ensemble.hash, workload.work(16))
     storage.write_bytes(path, timings_of(64, eager=1, openvino=99).model_dump_json().encode())
@@ -267,7 +267,7 @@ def test_larger_batches_are_tried_as_long_as_they_are_faster(
 def test_a_backend_that_fails_is_measured_as_such_and_never_chosen(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backends.measuring.usable", lambda *_: ["eager", "openvino"])
+    monkeypatch.setattr("chorus.pipeline.backends.measuring.usable", lambda *_: ["eager", "openvino"])
 
     def broken(*_: object) -> object:
         raise RefusedError("openvino 0 cannot run the network; use --backend eager")

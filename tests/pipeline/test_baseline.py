@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.trust.baseline import otsu_mask, watershed_objects
-from pipeline.trust.object_metrics import average_precision
+from chorus.pipeline.trust.baseline import otsu_mask, watershed_objects
+from chorus.pipeline.trust.object_metrics import average_precision
 
 
 def variance_between(pixels: np.ndarray, threshold: float) -> float:

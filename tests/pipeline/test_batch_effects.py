@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from pipeline.errors import RefusedError
-from pipeline.trust.batch_effects import group_tests, plate_maps, plate_places
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.batch_effects import group_tests, plate_maps, plate_places
 
 
 def run(values: object, *, plates: int = 1, rows: str = "ABCD", columns: int = 6, fields: int = 1) -> pd.DataFrame:

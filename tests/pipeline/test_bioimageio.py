@@ -17,13 +17,13 @@ pytest.importorskip("bioimageio.core")
 
 from bioimageio.spec import save_bioimageio_package
 
-from pipeline.ensemble import check_answer, read_ensemble
-from pipeline.members import bioimageio_package
-from pipeline.members.bioimageio_description import describe
-from pipeline.members.bioimageio_package import open_package
-from pipeline.members.bioimageio_processing import preparation
-from pipeline.members.bioimageio_shapes import nearest_tile
-from pipeline.preparation import Measure
+from chorus.pipeline.ensemble import check_answer, read_ensemble
+from chorus.pipeline.members import bioimageio_package
+from chorus.pipeline.members.bioimageio_description import describe
+from chorus.pipeline.members.bioimageio_package import open_package
+from chorus.pipeline.members.bioimageio_processing import preparation
+from chorus.pipeline.members.bioimageio_shapes import nearest_tile
+from chorus.pipeline.preparation import Measure
 from tests.packages import (
     CPU,
     Net,

@@ -14,7 +14,7 @@ pytest.importorskip("bioimageio.core")
 from bioimageio.core import Sample, Tensor, load_model_description
 from bioimageio.core.proc_setup import get_pre_and_postprocessing
 
-from pipeline.preparation import ALL_CHANNELS, Measure
+from chorus.pipeline.preparation import ALL_CHANNELS, Measure
 from tests.packages import (
     CPU,
     Net,

@@ -15,8 +15,8 @@ import yaml
 pytest.importorskip("bioimageio.core")
 
 
-from pipeline.members.bioimageio_description import describe
-from pipeline.members.bioimageio_package import choose_format, open_package
+from chorus.pipeline.members.bioimageio_description import describe
+from chorus.pipeline.members.bioimageio_package import choose_format, open_package
 from tests.packages import CPU, asked, axes, bare, entry, reference, refusal, write_package
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.blending import BandBlender, gaussian_window
-from pipeline.geometry import Grid, Span, Window
+from chorus.pipeline.blending import BandBlender, gaussian_window
+from chorus.pipeline.geometry import Grid, Span, Window
 from tests import reference
 
 

@@ -16,14 +16,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.canvas import InferenceSettings
-from pipeline.ensemble import Ensemble, check_answer, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.geometry import Grid, Window
-from pipeline.inference import Engine, PlaneWindow
-from pipeline.members.cellpose_network import CellposeInput, CellposeMember, describe
-from pipeline.members.contract import Asked
-from pipeline.preparation import surveyed
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.geometry import Grid, Window
+from chorus.pipeline.inference import Engine, PlaneWindow
+from chorus.pipeline.members.cellpose_network import CellposeInput, CellposeMember, describe
+from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.preparation import surveyed
 
 core = pytest.importorskip("cellpose.core")
 transforms = pytest.importorskip("cellpose.transforms")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from pipeline.trust.comparison import compare, critical_difference, mean_interval, rank_biserial, signed_rank
+from chorus.pipeline.trust.comparison import compare, critical_difference, mean_interval, rank_biserial, signed_rank
 
 
 def biserial_by_pairs(differences: list[float]) -> float:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.measure import label, regionprops
 
-from pipeline.geometry import RegionGrid
-from pipeline.instances.components import around, join_pieces, joined_sums, label_pieces
-from pipeline.instances.measures import measured_rows
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.instances.components import around, join_pieces, joined_sums, label_pieces
+from chorus.pipeline.instances.measures import measured_rows
 from tests.objects import discs
 
 PROPERTIES = {

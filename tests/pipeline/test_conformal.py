@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.isotonic import isotonic_regression
 
-from pipeline.trust.conformal import (
+from chorus.pipeline.trust.conformal import (
     conformal_p_values,
     conformal_rank,
     failure_probability,
@@ -20,7 +20,7 @@ from pipeline.trust.conformal import (
     residual_quantile,
     split_for_bound,
 )
-from pipeline.trust.reference import Bound, fit_bound
+from chorus.pipeline.trust.reference import Bound, fit_bound
 from tests.simulated import simulated
 
 NAMES = ["uncertainty", "epistemic", "aleatoric", "pairwise_dice"]

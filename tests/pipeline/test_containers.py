@@ -13,10 +13,10 @@ from ome_zarr_models.v05.bioformats2raw import BioFormats2Raw
 from ome_zarr_models.v05.plate import Plate
 from ome_zarr_models.v05.well_types import WellMeta as Well
 
-from pipeline.containers import prepare_collection, prepare_plate
-from pipeline.geometry import RegionGrid
-from pipeline.layout import ClassInfo, ImageLayout
-from pipeline.outputs import prepare_image, write_region
+from chorus.pipeline.containers import prepare_collection, prepare_plate
+from chorus.pipeline.geometry import RegionGrid
+from chorus.pipeline.layout import ClassInfo, ImageLayout
+from chorus.pipeline.outputs import prepare_image, write_region
 
 WELLS = ("A/01", "A/02", "B/01")
 

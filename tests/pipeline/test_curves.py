@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.report.curves import Curve, Panel, draw_curves
+from chorus.pipeline.report.curves import Curve, Panel, draw_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 

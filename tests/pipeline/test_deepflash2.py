@@ -14,9 +14,9 @@ import torch
 import yaml
 from torchvision.transforms import Normalize
 
-from pipeline.ensemble import Ensemble, check_answer, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.members.deepflash2 import describe
+from chorus.pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.deepflash2 import describe
 
 CPU = torch.device("cpu")
 ENCODER = "tu-mobilenetv3_small_050"

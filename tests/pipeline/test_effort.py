@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.augmentation import D4, FLIPS
-from pipeline.canvas import InferenceSettings
-from pipeline.effort import EffortBound
-from pipeline.features import TileFeatures
-from pipeline.geometry import Grid, RegionGrid, Window
-from pipeline.inference import Engine
-from pipeline.members.contract import Member, ModuleMember
-from pipeline.posterior import Posterior
-from pipeline.rounds import tiles_in_wave
-from pipeline.tiles import PlaneWindow
+from chorus.pipeline.augmentation import D4, FLIPS
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.features import TileFeatures
+from chorus.pipeline.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.inference import Engine
+from chorus.pipeline.members.contract import Member, ModuleMember
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.rounds import tiles_in_wave
+from chorus.pipeline.tiles import PlaneWindow
 from tests.making import network
 from tests.pipeline.test_inference import CPU, Filter, assert_same_bytes, noise, plane_window
 from tests.reference import decide, gaussian_window, mirrored_tile, tile_maps

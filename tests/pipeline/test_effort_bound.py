@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.effort import TileEffort, doubtful_pixels, find_factors, spread_within, stopped_at
-from pipeline.errors import RefusedError
+from chorus.pipeline.effort import TileEffort, doubtful_pixels, find_factors, spread_within, stopped_at
+from chorus.pipeline.errors import RefusedError
 
 
 @settings(max_examples=40)

@@ -11,9 +11,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from pipeline.members.contract import Asked, Encoding, ModuleMember
-from pipeline.members.deepflash2 import Deepflash2Member
-from pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.members.contract import Asked, Encoding, ModuleMember
+from chorus.pipeline.members.deepflash2 import Deepflash2Member
+from chorus.pipeline.members.torchscript import TorchScriptMember
 from tests.making import network
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import storage
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.making import write_ensemble
 
 

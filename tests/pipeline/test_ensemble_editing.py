@@ -14,15 +14,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline import storage
-from pipeline.ensemble import content_hash, read_ensemble
-from pipeline.ensemble_creation import Wanted
-from pipeline.ensemble_editing import Edited, add, file_format, migrate, remove
-from pipeline.ensemble_schema import json_schema
-from pipeline.ensemble_spec import FORMAT, ClassEntry
-from pipeline.errors import RefusedError
-from pipeline.members.detection import Network, describe, members_in, recognise
-from pipeline.normalisation import MeanStd
+from chorus.pipeline import storage
+from chorus.pipeline.ensemble import content_hash, read_ensemble
+from chorus.pipeline.ensemble_creation import Wanted
+from chorus.pipeline.ensemble_editing import Edited, add, file_format, migrate, remove
+from chorus.pipeline.ensemble_schema import json_schema
+from chorus.pipeline.ensemble_spec import FORMAT, ClassEntry
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.detection import Network, describe, members_in, recognise
+from chorus.pipeline.normalisation import MeanStd
 from tests.making import ARCHITECTURE, OPTIONS, LightNetwork, network, write_ensemble
 
 SMP = Network(ARCHITECTURE["architecture"], ARCHITECTURE["encoder"], OPTIONS)

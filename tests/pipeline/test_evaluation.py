@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.training.evaluation import Score, summarise, verdict
+from chorus.pipeline.training.evaluation import Score, summarise, verdict
 
 
 def test_verdict_says_honestly_when_a_member_is_better() -> None:

@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.ensemble import Ensemble, check_answer, read_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from chorus.pipeline.errors import RefusedError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pipeline.trust.failure import augrc, aurc, auroc, excess, failure_table, fpr_at_tpr, spearman
+from chorus.pipeline.trust.failure import augrc, aurc, auroc, excess, failure_table, fpr_at_tpr, spearman
 
 RISKS = st.lists(st.floats(0, 1, width=16), min_size=1, max_size=40)
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.canvas import InferenceSettings
-from pipeline.features import FeatureSums, FeatureTotal, ImageFeatures, TileFeatures, centres_in, pooled
-from pipeline.geometry import Grid, RegionGrid, Window
-from pipeline.inference import Engine, PlaneWindow, StageState
-from pipeline.members.contract import ModuleMember
-from pipeline.resampling import AxisMap
-from pipeline.scores import FIXED_POINT
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.features import FeatureSums, FeatureTotal, ImageFeatures, TileFeatures, centres_in, pooled
+from chorus.pipeline.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.inference import Engine, PlaneWindow, StageState
+from chorus.pipeline.members.contract import ModuleMember
+from chorus.pipeline.resampling import AxisMap
+from chorus.pipeline.scores import FIXED_POINT
 from tests.making import network
 from tests.reference import Array, reference_features
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RefusedError
-from pipeline.trust.flags import flag_images, review
-from pipeline.trust.reasons import detector_reasons, percent
-from pipeline.trust.reference import Reference, calibrate_from
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.flags import flag_images, review
+from chorus.pipeline.trust.reasons import detector_reasons, percent
+from chorus.pipeline.trust.reference import Reference, calibrate_from
 from tests.simulated import Tables, simulated
 
 

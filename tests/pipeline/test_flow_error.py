@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.dynamics import directions
-from pipeline.instances.flow_error import flow_errors
-from pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.dynamics import directions
+from chorus.pipeline.instances.flow_error import flow_errors
+from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from tests.objects import cropped, discs, flows_to_centres
 
 SHAPES = ("disc", "ring", "corner", "pixel", "two pieces")

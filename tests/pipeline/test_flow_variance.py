@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import circvar
 
-from pipeline.posterior import SampleSums, unit_vectors
-from pipeline.ranking import rank
-from pipeline.trust.flags import flag_images
-from pipeline.trust.reference import Reference, calibrate_from
+from chorus.pipeline.posterior import SampleSums, unit_vectors
+from chorus.pipeline.ranking import rank
+from chorus.pipeline.trust.flags import flag_images
+from chorus.pipeline.trust.reference import Reference, calibrate_from
 from tests.simulated import Tables, simulated
 
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pipeline.augmentation import AUGMENTATIONS, D4
-from pipeline.canvas import InferenceSettings
-from pipeline.geometry import Grid, Window
-from pipeline.inference import Engine, PlaneWindow
-from pipeline.instances.whole_image import flows_of, label_image
-from pipeline.samples import simulate_field
+from chorus.pipeline.augmentation import AUGMENTATIONS, D4
+from chorus.pipeline.canvas import InferenceSettings
+from chorus.pipeline.geometry import Grid, Window
+from chorus.pipeline.inference import Engine, PlaneWindow
+from chorus.pipeline.instances.whole_image import flows_of, label_image
+from chorus.pipeline.samples import simulate_field
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 from skimage.measure import regionprops
 
-from pipeline.errors import ImageError
-from pipeline.exports import outlines as module
-from pipeline.exports.geojson import write_geojson
-from pipeline.exports.outlines import LabelledImage, ObjectTable, outlines
-from pipeline.layout import ClassInfo
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.exports import outlines as module
+from chorus.pipeline.exports.geojson import write_geojson
+from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, outlines
+from chorus.pipeline.layout import ClassInfo
 from tests.object_runs import drawn
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("cell", "#4daf4a"), ClassInfo("dot", "#ff0000"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.geometry import Grid, RegionGrid, Span, TileAxis, Window, mirror
+from chorus.pipeline.geometry import Grid, RegionGrid, Span, TileAxis, Window, mirror
 
 
 @st.composite

@@ -11,14 +11,14 @@ import tifffile
 import zarr
 from PIL import Image
 
-from pipeline.errors import ImageError, RefusedError
-from pipeline.images import find_images
-from pipeline.rasters import open_rasters
-from pipeline.trust import truth_output
-from pipeline.trust.experts import DrawnImage, find_drawings
-from pipeline.trust.ground_truth import ImageTruth, TruthSettings, estimate_truth
-from pipeline.trust.patterns import VotePatterns
-from pipeline.trust.staple import staple
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.images import find_images
+from chorus.pipeline.rasters import open_rasters
+from chorus.pipeline.trust import truth_output
+from chorus.pipeline.trust.experts import DrawnImage, find_drawings
+from chorus.pipeline.trust.ground_truth import ImageTruth, TruthSettings, estimate_truth
+from chorus.pipeline.trust.patterns import VotePatterns
+from chorus.pipeline.trust.staple import staple
 from tests.making import write_image
 
 SHAPE = (50, 70)

@@ -17,11 +17,11 @@ import zarr
 from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 
-from pipeline import storage
-from pipeline.geometry import Window
-from pipeline.images import expand, find_images
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.reading import open_level, read_window
+from chorus.pipeline import storage
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import expand, find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.reading import open_level, read_window
 from tests.ngff import names, refused, write_image, write_plate
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import zarr
 
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import FailedImage, SourceImage
-from pipeline.ngff import DTYPES, collection_series, plate_metadata, well_metadata
-from pipeline.reading import open_level, read_window
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import FailedImage, SourceImage
+from chorus.pipeline.ngff import DTYPES, collection_series, plate_metadata, well_metadata
+from chorus.pipeline.reading import open_level, read_window
 from tests.ngff import TYPES, failure, multiscales, names, only, write_group, write_image, write_plate
 
 

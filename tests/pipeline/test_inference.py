@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.augmentation import AUGMENTATIONS, FLIPS
-from pipeline.geometry import Grid, RegionGrid, Window
-from pipeline.inference import Engine, InferenceSettings, PlaneWindow, StageState
-from pipeline.members.contract import Member, ModuleMember
-from pipeline.posterior import Posterior
-from pipeline.scores import RegionSums, region_sums
+from chorus.pipeline.augmentation import AUGMENTATIONS, FLIPS
+from chorus.pipeline.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.inference import Engine, InferenceSettings, PlaneWindow, StageState
+from chorus.pipeline.members.contract import Member, ModuleMember
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.scores import RegionSums, region_sums
 from tests.making import network
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.trust.instance_votes import matched, vote_on_objects
+from chorus.pipeline.trust.instance_votes import matched, vote_on_objects
 
 
 def drawing(text: str) -> np.ndarray:

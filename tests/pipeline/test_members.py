@@ -14,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from pipeline.ensemble import Ensemble, check_answer, read_ensemble
-from pipeline.errors import RefusedError
+from chorus.pipeline.ensemble import Ensemble, check_answer, read_ensemble
+from chorus.pipeline.errors import RefusedError
 from tests.making import network, write_ensemble
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.metrics import hausdorff_distance
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_score, recall_score
 
-from pipeline.trust.metrics import (
+from chorus.pipeline.trust.metrics import (
     BoundaryDistance,
     agreements,
     boundary_distance,

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ImageError, RefusedError
-from pipeline.normalisation import (
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.normalisation import (
     ChannelScaling,
     MeanStd,
     Normalisation,
@@ -28,8 +28,8 @@ from pipeline.normalisation import (
     dtype_divisor,
     normalised,
 )
-from pipeline.preparation import ALL_CHANNELS, Measure, Survey, surveyed, without_spread
-from pipeline.sketches import RadixSearch
+from chorus.pipeline.preparation import ALL_CHANNELS, Measure, Survey, surveyed, without_spread
+from chorus.pipeline.sketches import RadixSearch
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")]
 PER_IMAGE = MeanStd(per="image")

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.trust.object_metrics import (
-    THRESHOLDS,
-    average_precision,
-    components,
-    count_objects,
-    objects_of,
-)
+from chorus.pipeline.trust.object_metrics import THRESHOLDS, average_precision, components, count_objects, objects_of
 
 
 def discs(centres: list[tuple[int, int]], radius: float, size: int = 64) -> np.ndarray:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.regions import ObjectSettings, label_region
-from pipeline.instances.table import numbered, object_rows
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.instances.table import numbered, object_rows
 from tests.objects import cropped, discs, flows_to_centres
 
 CHOSEN = ObjectSettings(diameter=16)

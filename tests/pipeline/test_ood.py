@@ -11,9 +11,9 @@ from scipy.stats import binom, norm
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from pipeline.trust.distances import Ellipsoid, FeatureSpace, feature_matrix
-from pipeline.trust.marginals import Marginal, all_scores, log_p
-from pipeline.trust.ood import Detectors
+from chorus.pipeline.trust.distances import Ellipsoid, FeatureSpace, feature_matrix
+from chorus.pipeline.trust.marginals import Marginal, all_scores, log_p
+from chorus.pipeline.trust.ood import Detectors
 from tests.simulated import Tables, simulated
 
 

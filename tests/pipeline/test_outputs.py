@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
-from pipeline import arrays, outputs, storage
-from pipeline.errors import OutputError, RefusedError
-from pipeline.geometry import RegionGrid, Window
-from pipeline.layout import ClassInfo, ImageLayout
+from chorus.pipeline import arrays, outputs, storage
+from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.layout import ClassInfo, ImageLayout
 
 CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epistemic")
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))

@@ -18,16 +18,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.about import About
-from pipeline.ensemble import Ensemble, read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.members.bioimageio import BioimageioMember
-from pipeline.members.bioimageio_package import open_package, weight_files
-from pipeline.members.contract import Asked
-from pipeline.model_tests import PackageTest, check_package
-from pipeline.normalisation import NormalisedInput
-from pipeline.packing import pack_members, pack_whole
-from pipeline.preparation import Preparation, surveyed
+from chorus.pipeline.about import About
+from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.bioimageio import BioimageioMember
+from chorus.pipeline.members.bioimageio_package import open_package, weight_files
+from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.model_tests import PackageTest, check_package
+from chorus.pipeline.normalisation import NormalisedInput
+from chorus.pipeline.packing import pack_members, pack_whole
+from chorus.pipeline.preparation import Preparation, surveyed
 from tests.making import pixels, write_ensemble, write_light_ensemble
 
 pytest.importorskip("bioimageio.core")

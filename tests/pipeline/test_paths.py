@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.compiled import compiled
-from pipeline.instances.dynamics import Crop, FlowField, directions
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.compiled import compiled
+from chorus.pipeline.instances.dynamics import Crop, FlowField, directions
 from tests.objects import cropped, discs, flows_to_centres, paths_by_arrays
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, softmax
 
-from pipeline.scores import FIXED_POINT
-from pipeline.trust.pixels import (
+from chorus.pipeline.scores import FIXED_POINT
+from chorus.pipeline.trust.pixels import (
     PixelHistogram,
     expected_calibration_error,
     histogram_of,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.augmentation import D4, FLIPS
-from pipeline.geometry import Grid, Window
-from pipeline.inference import Engine, InferenceSettings, PlaneWindow
-from pipeline.members.contract import ModuleMember
-from pipeline.posterior import Posterior, SampleSums, class_masks, predicted_labels
-from pipeline.scores import image_scores, region_sums
+from chorus.pipeline.augmentation import D4, FLIPS
+from chorus.pipeline.geometry import Grid, Window
+from chorus.pipeline.inference import Engine, InferenceSettings, PlaneWindow
+from chorus.pipeline.members.contract import ModuleMember
+from chorus.pipeline.posterior import Posterior, SampleSums, class_masks, predicted_labels
+from chorus.pipeline.scores import image_scores, region_sums
 from tests import reference
 from tests.making import network
 from tests.reference import ReferencePosterior, reference_posterior

@@ -11,11 +11,18 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.arrays import LabelImage, region_grid
-from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo, ImageLayout, Ngff
-from pipeline.outputs import open_labels, open_posterior, prepare_image, prepare_labels, write_labels, write_region
-from pipeline.pyramid import half, pyramid_shards, write_label_pyramid, write_pyramid, write_pyramid_shard
+from chorus.pipeline.arrays import LabelImage, region_grid
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.layout import ClassInfo, ImageLayout, Ngff
+from chorus.pipeline.outputs import (
+    open_labels,
+    open_posterior,
+    prepare_image,
+    prepare_labels,
+    write_labels,
+    write_region,
+)
+from chorus.pipeline.pyramid import half, pyramid_shards, write_label_pyramid, write_pyramid, write_pyramid_shard
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 

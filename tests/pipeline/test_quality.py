@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pipeline.trust.failure import spearman
-from pipeline.trust.quality import cross_fitted, fit_quality
+from chorus.pipeline.trust.failure import spearman
+from chorus.pipeline.trust.quality import cross_fitted, fit_quality
 from tests.simulated import Tables, simulated
 
 NAMES = ["uncertainty", "epistemic", "aleatoric", "pairwise_dice"]

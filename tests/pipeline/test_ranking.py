@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.errors import RefusedError
-from pipeline.ranking import rank
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.ranking import rank
 
 
 def scores(rows: list[tuple[str, str, float | None, float | None]]) -> pd.DataFrame:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.rasters import PartOf, Raster, open_rasters, stem
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.rasters import PartOf, Raster, open_rasters, stem
 
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64"]
 

@@ -14,19 +14,12 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage
-from pipeline.errors import ImageError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.layout import Level, SourceImage
-from pipeline.reading import (
-    LevelChoice,
-    choose_channels,
-    choose_level,
-    open_level,
-    pixel_size_um,
-    read_window,
-)
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import Level, SourceImage
+from chorus.pipeline.reading import LevelChoice, choose_channels, choose_level, open_level, pixel_size_um, read_window
 
 
 def image(

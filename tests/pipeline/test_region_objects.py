@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.geometry import Window
-from pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.regions import ObjectSettings, label_region
 from tests.objects import cropped, discs, flows_to_centres, objects_by_loops
 
 SMALL = ObjectSettings(diameter=9.0, minimum_size=6)
@@ -116,7 +116,7 @@ def test_touching_discs_are_each_found_once_with_a_small_halo() -> None:
 
 def test_objects_are_those_of_cellpose() -> None:
     metrics = pytest.importorskip("cellpose.metrics")
-    from pipeline.instances.whole_image import flows_of, label_image
+    from chorus.pipeline.instances.whole_image import flows_of, label_image
 
     rng = np.random.default_rng(4)
     truth = discs(400, 400, [(*rng.uniform(0, 400, 2), r) for r in rng.uniform(8, 18, 160)])

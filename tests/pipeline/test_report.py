@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import RefusedError
-from pipeline.layout import ClassInfo
-from pipeline.report.page import write_report
-from pipeline.report.pictures import draw_views
-from pipeline.samples import simulate_field
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.report.page import write_report
+from chorus.pipeline.report.pictures import draw_views
+from chorus.pipeline.samples import simulate_field
 from tests.reports import CHANNELS, CLASSES, SHAPE, Page, pixels_of, score, write_result, write_source, write_tables
 
 

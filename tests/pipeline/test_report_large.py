@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.report.page import write_report
+from chorus.pipeline.report.page import write_report
 from tests.reports import Page, part, write_tables
 
 IMAGES = 5_000

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.ensemble import read_ensemble
-from pipeline.report.page import write_report
-from pipeline.trust.flags import flag_images, review
-from pipeline.trust.reference import calibrate_from
-from pipeline.trust.reference_files import reference_url, write_reference
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.report.page import write_report
+from chorus.pipeline.trust.flags import flag_images, review
+from chorus.pipeline.trust.reference import calibrate_from
+from chorus.pipeline.trust.reference_files import reference_url, write_reference
 from tests.making import write_light_ensemble
 from tests.reports import Page, write_tables
 from tests.simulated import simulated

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.geometry import Span, Window
-from pipeline.resampling import AxisMap, nearest, plane_shape, resample
+from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.resampling import AxisMap, nearest, plane_shape, resample
 
 sizes = st.integers(1, 40)
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from roifile import ROI_TYPE, ImagejRoi
 from skimage.measure import label
 
-from pipeline.exports.contours import polygons, signed_area
-from pipeline.exports.files import Parts
-from pipeline.exports.outlines import LabelledImage, Outline, by_doubt, object_name, ranks
-from pipeline.exports.rois import roi, write_rois
-from pipeline.layout import ClassInfo
+from chorus.pipeline.exports.contours import polygons, signed_area
+from chorus.pipeline.exports.files import Parts
+from chorus.pipeline.exports.outlines import LabelledImage, Outline, by_doubt, object_name, ranks
+from chorus.pipeline.exports.rois import roi, write_rois
+from chorus.pipeline.layout import ClassInfo
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("cell", "#4daf4a"))
 RING = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], bool)

@@ -15,9 +15,9 @@ from ome_zarr_models.v05.hcs import HCS
 from ome_zarr_models.v05.image import Image
 from skimage.measure import label, regionprops
 
-from pipeline.images import find_images
-from pipeline.layout import SourceImage
-from pipeline.samples import (
+from chorus.pipeline.images import find_images
+from chorus.pipeline.layout import SourceImage
+from chorus.pipeline.samples import (
     FOREIGN,
     QUALITIES,
     Quality,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.posterior import Posterior
-from pipeline.scores import FIXED_POINT, RegionSums, image_scores, patch_edge, region_sums
+from chorus.pipeline.posterior import Posterior
+from chorus.pipeline.scores import FIXED_POINT, RegionSums, image_scores, patch_edge, region_sums
 from tests import reference
 
 
@@ -197,8 +197,8 @@ def test_sums_of_a_petapixel_do_not_overflow() -> None:
 def test_sums_are_exact_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = posterior((37, 41), 5)
     expected = region_sums(whole, 3, multilabel=False, patch=4)
-    monkeypatch.setattr("pipeline.scores._COUNT_BLOCK", 100)
-    monkeypatch.setattr("pipeline.scores._BAND", 100)
+    monkeypatch.setattr("chorus.pipeline.scores._COUNT_BLOCK", 100)
+    monkeypatch.setattr("chorus.pipeline.scores._BAND", 100)
     assert region_sums(whole, 3, multilabel=False, patch=4) == expected
 
 

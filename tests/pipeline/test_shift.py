@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import energy_distance, norm
 
-from pipeline.errors import RefusedError
-from pipeline.trust.reference import Reference, calibrate_from
-from pipeline.trust.shift import feature_images, find_shift
-from pipeline.trust.two_samples import MOST_POINTS, compare_points, compare_values, detectable, energy_distances
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.reference import Reference, calibrate_from
+from chorus.pipeline.trust.shift import feature_images, find_shift
+from chorus.pipeline.trust.two_samples import MOST_POINTS, compare_points, compare_values, detectable, energy_distances
 from tests.simulated import Tables, simulated
 
 VALUES = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=12).map(np.array)

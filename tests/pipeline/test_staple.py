@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.trust.patterns import PatternLabels, VotePatterns
-from pipeline.trust.staple import staple
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.trust.patterns import PatternLabels, VotePatterns
+from chorus.pipeline.trust.staple import staple
 
 SHAPE = (40, 50)
 
@@ -99,7 +99,7 @@ def as_itk_5_4_begins(patterns: VotePatterns) -> np.ndarray:
 def test_several_classes_are_those_of_simpleitk(
     seed: int, experts: int, classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.trust.staple._confusion_with_vote", as_itk_5_4_begins)
+    monkeypatch.setattr("chorus.pipeline.trust.staple._confusion_with_vote", as_itk_5_4_begins)
     labels = drawings(seed, experts, classes, error=0.05)
     oracle = SimpleITK.MultiLabelSTAPLEImageFilter()
     oracle.SetLabelForUndecidedPixels(0)

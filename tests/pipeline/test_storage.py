@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from gcsfs.retry import HttpError
 
-from pipeline import storage
+from chorus.pipeline import storage
 from tests.buckets import KINDS, SECRET, Bucket
 
 

@@ -27,11 +27,11 @@ from gcsfs.retry import HttpError, validate_response
 from google.auth.exceptions import RefreshError, TransportError
 from moto.server import ThreadedMotoServer
 
-from pipeline import storage
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.images import find_images
-from pipeline.reading import open_level, read_window
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.images import find_images
+from chorus.pipeline.reading import open_level, read_window
 from tests.buckets import without_waiting
 
 RESUME = "run the same command again to resume"

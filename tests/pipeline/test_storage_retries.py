@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import buckets, storage
-from pipeline.errors import RefusedError
+from chorus.pipeline import buckets, storage
+from chorus.pipeline.errors import RefusedError
 from tests.buckets import KINDS, SECRET, Bucket, without_waiting
 from tests.faults import Fault, first, no_fault, share
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.trust.threshold import threshold
+from chorus.pipeline.trust.threshold import threshold
 
 U = np.array([0.01, 0.05, 0.03, 0.08, 0.02])
 DICE = np.array([0.95, 0.70, 0.90, 0.60, 0.85])

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import OutputError
-from pipeline.layout import ClassInfo
-from pipeline.report.thumbnails import SIDE, draw_thumbnail, thumbnail_url, thumbnails_present, write_thumbnail
-from pipeline.samples import simulate_field
+from chorus.pipeline.errors import OutputError
+from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.report.thumbnails import SIDE, draw_thumbnail, thumbnail_url, thumbnails_present, write_thumbnail
+from chorus.pipeline.samples import simulate_field
 from tests.reports import CLASSES, write_result, write_source
 
 GREEN = (CLASSES[0], ClassInfo("nucleus", "#00ff00"))

@@ -13,21 +13,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.about import About
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import CutShortError, RefusedError
-from pipeline.members.smp import SmpMember
-from pipeline.normalisation import normalised
-from pipeline.samples import simulate_field
-from pipeline.training import networks
-from pipeline.training.fold import train_fold
-from pipeline.training.networks import freeze_encoder, new_network
-from pipeline.training.pairs import TrainingPair, find_pairs, load_pair
-from pipeline.training.records import FoldResult, Step, fold_folder, read_log, read_result
-from pipeline.training.schedule import cycles
-from pipeline.training.settings import TrainSettings
-from pipeline.training.summary import ensemble_spec
-from pipeline.training.validation import evaluating, predicted
+from chorus.pipeline.about import About
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.normalisation import normalised
+from chorus.pipeline.samples import simulate_field
+from chorus.pipeline.training import networks
+from chorus.pipeline.training.fold import train_fold
+from chorus.pipeline.training.networks import freeze_encoder, new_network
+from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
+from chorus.pipeline.training.records import FoldResult, Step, fold_folder, read_log, read_result
+from chorus.pipeline.training.schedule import cycles
+from chorus.pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.summary import ensemble_spec
+from chorus.pipeline.training.validation import evaluating, predicted
 from tests.making import ARCHITECTURE, OPTIONS
 
 CPU = torch.device("cpu")
@@ -208,7 +208,7 @@ def test_imagenet_weights_that_cannot_be_reached_are_random_and_said(monkeypatch
     said: list[str] = []
     monkeypatch.setattr(smp, "create_model", unreachable)
     # Not by a handler: libraries that set up logging for themselves disable loggers that are there already.
-    logger = logging.getLogger("pipeline.training.networks")
+    logger = logging.getLogger("chorus.pipeline.training.networks")
     monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
     network, begun_with = new_network(SETTINGS.model_copy(update={"imagenet": True}), 7)
     assert begun_with == "random"
@@ -251,7 +251,7 @@ def test_a_member_is_fine_tuned_and_gets_a_new_head_for_other_classes(tmp_path: 
 
 
 def test_an_image_larger_than_a_block_is_validated_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.training import validation
+    from chorus.pipeline.training import validation
 
     network = torch.nn.Conv2d(1, 2, 65, padding=32, padding_mode="reflect").to(memory_format=torch.channels_last)
     image = np.random.default_rng(0).normal(size=(1, 160, 224)).astype(np.float32)

@@ -12,14 +12,14 @@ import zarr
 from PIL import Image
 from skimage.measure import regionprops_table
 
-from pipeline.about import About
-from pipeline.errors import ImageError, RefusedError
-from pipeline.training.checks import check_memory, check_pairs
-from pipeline.training.pairs import TrainingPair, class_image, find_pairs, load_pair
-from pipeline.training.records import FoldResult
-from pipeline.training.settings import TrainSettings
-from pipeline.training.splits import split
-from pipeline.training.summary import ensemble_spec, training_summary
+from chorus.pipeline.about import About
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.training.checks import check_memory, check_pairs
+from chorus.pipeline.training.pairs import TrainingPair, class_image, find_pairs, load_pair
+from chorus.pipeline.training.records import FoldResult
+from chorus.pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.splits import split
+from chorus.pipeline.training.summary import ensemble_spec, training_summary
 from tests.making import pixels, write_image
 
 

@@ -11,13 +11,13 @@ import tifffile
 import torch
 from scipy.ndimage import affine_transform
 
-from pipeline.augmentation import AUGMENTATIONS
-from pipeline.training.augment import augmented
-from pipeline.training.finder import find_learning_rate, suggested
-from pipeline.training.losses import new_loss
-from pipeline.training.pairs import TrainingPair, find_pairs
-from pipeline.training.patches import Draw, PatchSource, prepare, window_size
-from pipeline.training.settings import Augment, TrainSettings
+from chorus.pipeline.augmentation import AUGMENTATIONS
+from chorus.pipeline.training.augment import augmented
+from chorus.pipeline.training.finder import find_learning_rate, suggested
+from chorus.pipeline.training.losses import new_loss
+from chorus.pipeline.training.pairs import TrainingPair, find_pairs
+from chorus.pipeline.training.patches import Draw, PatchSource, prepare, window_size
+from chorus.pipeline.training.settings import Augment, TrainSettings
 from tests.making import pixels
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_flips_and_quarter_turns_are_exact_and_those_that_prediction_undoes(name
 @pytest.mark.parametrize(("angle", "magnification"), [(30, 1.0), (-75, 1.0), (140, 1.2), (10, 0.85)])
 def test_flows_of_a_turned_and_scaled_patch_are_those_of_its_turned_labels(angle: float, magnification: float) -> None:
     pytest.importorskip("cellpose")
-    from pipeline.instances.whole_image import flows_of
+    from chorus.pipeline.instances.whole_image import flows_of
 
     label = ellipses(100)
     c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.ensemble import read_ensemble
-from pipeline.errors import RefusedError
-from pipeline.trust.flags import flag_images
-from pipeline.trust.reference import Reference, calibrate_from
-from pipeline.trust.reference_files import read_reference, write_reference
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.trust.flags import flag_images
+from chorus.pipeline.trust.reference import Reference, calibrate_from
+from chorus.pipeline.trust.reference_files import read_reference, write_reference
 from tests.making import write_light_ensemble
 from tests.simulated import Tables, simulated
 

@@ -10,10 +10,10 @@ import tifffile
 import zarr
 from PIL import Image
 
-from pipeline.errors import ImageError, RefusedError
-from pipeline.geometry import Window
-from pipeline.trust.experts import Drawing
-from pipeline.trust.truths import Sizes, find_experts, find_truths, open_truth, truth_classes
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.trust.experts import Drawing
+from chorus.pipeline.trust.truths import Sizes, find_experts, find_truths, open_truth, truth_classes
 from tests.making import write_image
 
 SHAPE = (20, 30)

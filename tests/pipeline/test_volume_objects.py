@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.instances.volume import BlockGrid, Box
-from pipeline.instances.volume_regions import VolumeSettings, label_block
+from chorus.pipeline.instances.volume import BlockGrid, Box
+from chorus.pipeline.instances.volume_regions import VolumeSettings, label_block
 from tests.volumes import balls, cropped, flows_to_centres, objects_by_loops, tubes
 
 SMALL = VolumeSettings(diameter=7.0, minimum_size=6)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.trust.patterns import PatternLabels, VotePatterns
-from pipeline.trust.votes import intersection, majority, union
+from chorus.pipeline.trust.patterns import PatternLabels, VotePatterns
+from chorus.pipeline.trust.votes import intersection, majority, union
 
 LABELS = arrays(np.uint8, st.tuples(st.integers(1, 5), st.just(5), st.just(6)), elements=st.integers(0, 3))
 

@@ -13,10 +13,10 @@ from scipy.ndimage import distance_transform_edt
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
-from pipeline.geometry import Window
-from pipeline.instances.regions import ObjectSettings, label_region
-from pipeline.instances.watershed import distance_crop
-from pipeline.trust.object_metrics import count_objects
+from chorus.pipeline.geometry import Window
+from chorus.pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.instances.watershed import distance_crop
+from chorus.pipeline.trust.object_metrics import count_objects
 from tests.objects import discs
 
 SMALL = ObjectSettings(diameter=6.0, minimum_size=6)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import storage
+from chorus.pipeline import storage
 from tests.buckets import without_waiting
 from tests.faults import Fault, Proxy, first, share
 

@@ -17,9 +17,9 @@ import tifffile
 from starlette.testclient import TestClient
 
 from chorus import Client
-from serving.client import ServerError
-from serving.local import LocalPredictors
-from serving.metrics import APPLICATION, REPLICA
+from chorus.serving.client import ServerError
+from chorus.serving.local import LocalPredictors
+from chorus.serving.metrics import APPLICATION, REPLICA
 from tests.making import pixels, write_light_ensemble
 from tests.servers import NPY, npy, npz, server
 
@@ -199,7 +199,7 @@ def test_an_error_that_nobody_knew_of_is_a_problem_with_the_requests_id_and_the_
     client, _ = served
     body = npy(IMAGE)
     with monkeypatch.context() as patch:
-        patch.setattr("serving.predictor.conclude", lambda *_: 1 // 0)
+        patch.setattr("chorus.serving.predictor.conclude", lambda *_: 1 // 0)
         answer = client.post("/v1/predict", content=body, headers=NPY | {"X-Request-ID": "strange-1"})
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
@@ -214,7 +214,7 @@ def test_a_job_that_ends_by_an_error_that_nobody_knew_of_has_failed(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = served
-    monkeypatch.setattr("serving.large._run", lambda *_: 1 // 0)
+    monkeypatch.setattr("chorus.serving.large._run", lambda *_: 1 // 0)
     accepted = client.post("/v1/predict", content=npy(pixels((100, 90))), headers=NPY)
     assert accepted.status_code == 202
     for _ in range(100):

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipeline import storage
-from pipeline.errors import ChorusError
-from serving.decoding import decode
-from serving.problems import RequestError, said
-from serving.settings import Limits
-from serving.sources import Stored, check_path, check_source, guard_web
+from chorus.pipeline import storage
+from chorus.pipeline.errors import ChorusError
+from chorus.serving.decoding import decode
+from chorus.serving.problems import RequestError, said
+from chorus.serving.settings import Limits
+from chorus.serving.sources import Stored, check_path, check_source, guard_web
 from tests.buckets import without_waiting
 from tests.making import pixels, write_image, write_light_ensemble
 from tests.servers import NPY, npy, server

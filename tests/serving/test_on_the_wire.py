@@ -17,11 +17,11 @@ import fsspec.config
 import httpx
 import pytest
 
-from serving import sources
-from serving.api import create_app
-from serving.local import LocalPredictors
-from serving.metrics import ApplicationMetrics
-from serving.settings import parse_settings
+from chorus.serving import sources
+from chorus.serving.api import create_app
+from chorus.serving.local import LocalPredictors
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.settings import parse_settings
 from tests.browsing import Served
 from tests.buckets import KINDS
 from tests.making import pixels, write_image, write_light_ensemble

@@ -11,11 +11,11 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
-from serving.api import create_app
-from serving.metrics import ApplicationMetrics
-from serving.predictor import Answer, LargeTask, Outcome, Refusal, Task
-from serving.schemas import EnsembleInfo
-from serving.settings import parse_settings
+from chorus.serving.api import create_app
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.predictor import Answer, LargeTask, Outcome, Refusal, Task
+from chorus.serving.schemas import EnsembleInfo
+from chorus.serving.settings import parse_settings
 
 INFO = EnsembleInfo(
     name="nuclei", hash="0" * 64, title="nuclei", classes=["background", "nucleus"], channels=["dna"],

@@ -23,16 +23,16 @@ from fastapi.testclient import TestClient
 from ray.cluster_utils import Cluster
 from starlette.responses import Response
 
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import RunSettings
-from cluster.submitted import Command, Job
-from pipeline import storage
-from pipeline.errors import RefusedError
-from serving.problems import RequestError, problem_response
-from serving.reprocessing import add_reprocess_routes
-from serving.running import serve
-from serving.settings import parse_settings
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import RunSettings
+from chorus.cluster.submitted import Command, Job
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.problems import RequestError, problem_response
+from chorus.serving.reprocessing import add_reprocess_routes
+from chorus.serving.running import serve
+from chorus.serving.settings import parse_settings
 from tests.buckets import Bucket, google
 from tests.making import pixels, write_image, write_light_ensemble
 

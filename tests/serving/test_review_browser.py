@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.review.app import review_app
+from chorus.serving.review.app import review_app
 from tests.browsing import Seat, Served, settled, violations
 from tests.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
 

@@ -16,7 +16,7 @@ import zarr
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
-from serving.review.app import review_app
+from chorus.serving.review.app import review_app
 from tests.browsing import Seat, Served, settled
 from tests.buckets import KINDS
 from tests.object_runs import drawn

@@ -15,11 +15,11 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import storage
-from pipeline.errors import RefusedError
-from serving.review.app import review_app
-from serving.review.decisions import DECISIONS, DecisionLog, Entry, state_of
-from serving.review.run import decided_images
+from chorus.pipeline import storage
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.review.app import review_app
+from chorus.serving.review.decisions import DECISIONS, DecisionLog, Entry, state_of
+from chorus.serving.review.run import decided_images
 from tests.reviews import FIELDS, SLIDE, write_review_run
 
 REVIEWERS = ("ann", "bob", "cay")
@@ -157,7 +157,7 @@ def test_decisions_on_results_that_were_replaced_hold_no_more(out: Path) -> None
 
 
 def test_the_page_decides_undoes_and_says_who_disagrees(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.review.decisions._PAUSE", 0.0)
+    monkeypatch.setattr("chorus.serving.review.decisions._PAUSE", 0.0)
     ann, bob = (TestClient(review_app(str(out))) for _ in range(2))
     body = {"image": SLIDE, "decision": "accept", "reviewer": "ann"}
     first = ann.post("/api/decisions", json=body).json()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from chorus.cluster.annotating import AnnotationRequest, export_annotation
+from chorus.cluster.exporting import IMAGES, ExportRequest, export_objects
+from chorus.cluster.request import Silent
 from chorus.export import _only
-from cluster.annotating import AnnotationRequest, export_annotation
-from cluster.exporting import IMAGES, ExportRequest, export_objects
-from cluster.request import Silent
-from pipeline.errors import RefusedError
-from serving.review.run import Run
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.review.run import Run
 from tests.object_runs import drawn
 from tests.reviews import write_object_run
 

@@ -12,10 +12,10 @@ import pytest
 import roifile
 from fastapi.testclient import TestClient
 
-from cluster.exporting import IMAGES, ExportRequest, export_objects
-from cluster.request import Silent
-from serving.review.app import review_app
-from serving.review.run import Run
+from chorus.cluster.exporting import IMAGES, ExportRequest, export_objects
+from chorus.cluster.request import Silent
+from chorus.serving.review.app import review_app
+from chorus.serving.review.run import Run
 from tests.object_runs import drawn
 from tests.reviews import EVIL, SLIDE, write_object_run, write_review_run
 
@@ -45,7 +45,7 @@ def archive(client: TestClient, kind: str, decided: str = "accept") -> zipfile.Z
 def test_the_archive_holds_the_files_of_the_command_for_those_images_alone(
     results: Path, tmp_path: Path, kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.review.outline_routes._BATCH", 2)
+    monkeypatch.setattr("chorus.serving.review.outline_routes._BATCH", 2)
     request = ExportRequest(out=str(results), to=str(tmp_path), kind=kind, executor="serial")  # type: ignore[arg-type]
     assert export_objects(request, Silent()).state == "complete"
     found = archive(TestClient(review_app(str(results))), kind)
@@ -84,7 +84,7 @@ def test_what_is_too_much_or_nothing_or_done_already_is_refused(
     assert status("geojson", "correct-later") == 404
     assert status("svg", "accept") == status("rois", "none") == 422
     with monkeypatch.context() as patch:
-        patch.setattr("serving.review.outline_routes.MOST_OBJECTS", 3)
+        patch.setattr("chorus.serving.review.outline_routes.MOST_OBJECTS", 3)
         assert status("rois", "accept") == 413
     assert status("rois", "accept") == status("rois", "reject") == 200  # one after the other
     plain = TestClient(review_app(str(write_review_run(tmp_path))))

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
-from serving.api import create_app
-from serving.metrics import ApplicationMetrics
-from serving.review.run import Run
-from serving.settings import parse_settings
-from serving.tokens import add_token
+from chorus.serving.api import create_app
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.review.run import Run
+from chorus.serving.settings import parse_settings
+from chorus.serving.tokens import add_token
 from tests.browsing import Seat, Served, settled, violations
 from tests.object_runs import drawn
 from tests.reviews import write_object_run

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from pipeline.errors import RefusedError
-from serving.review.app import review_app
-from serving.review.run import _PAUSE
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.review.app import review_app
+from chorus.serving.review.run import _PAUSE
 from tests.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
 
 IMAGES = 6_000
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_is_read_again(small: Path, monkeypatch: pytest.Monke
     scores = pd.read_parquet(small / "scores.parquet")
     scores.head(4).to_parquet(small / "scores.parquet")
     assert len(names(client)) == 10  # files are not asked for their age at every request
-    monkeypatch.setattr("serving.review.run._PAUSE", -_PAUSE)
+    monkeypatch.setattr("chorus.serving.review.run._PAUSE", -_PAUSE)
     assert len(names(client)) == 4
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from pipeline.report.pictures import INFERNO
-from serving.review.app import review_app
-from serving.review.cache import Cache
-from serving.review.tiles import VIRIDIS, lookup, paint_labels
+from chorus.pipeline.report.pictures import INFERNO
+from chorus.serving.review.app import review_app
+from chorus.serving.review.cache import Cache
+from chorus.serving.review.tiles import VIRIDIS, lookup, paint_labels
 from tests.reviews import EVIL, FIELDS, SLIDE, write_review_run
 
 
@@ -102,14 +102,14 @@ def test_touching_objects_are_told_apart_by_a_line_on_each_side() -> None:
 
 
 def test_an_image_without_small_levels_is_thinned_out_for_the_overview(tmp_path: Path) -> None:
-    from serving.review.pixels import TILE, Pixels, open_layers
+    from chorus.serving.review.pixels import TILE, Pixels, open_layers
     from tests.reports import write_source
 
     pixels = np.random.default_rng(0).integers(0, 999, (2600, 1900), np.uint16)
     write_source(tmp_path / "a", pixels, "yx")
     layer = open_layers(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b")).layers["channel-0"]
     assert [(step.height, step.width) for step in layer.steps] == [(2600, 1900), (1300, 950), (650, 475)]
-    from pipeline.geometry import Window
+    from chorus.pipeline.geometry import Window
 
     found = Pixels().window(layer, layer.steps[2], 0, 0, Window.of(TILE, 650, 0, 475))
     assert np.array_equal(found, pixels[::4, ::4][TILE:])

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from ray import serve
 
-from cluster import session
-from serving.app import NAME, build
+from chorus.cluster import session
+from chorus.serving.app import NAME, build
 from tests.making import pixels, write_light_ensemble
 from tests.servers import NPY, npy, server
 from tests.serving.test_on_the_wire import slow_answer

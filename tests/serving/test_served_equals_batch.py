@@ -14,12 +14,12 @@ import pytest
 import tifffile
 import zarr
 
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.effort import EffortBound
-from pipeline.ensemble import read_ensemble
-from pipeline.ensemble_editing import set_effort
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.pipeline.effort import EffortBound
+from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.ensemble_editing import set_effort
 from tests.efforts import half_of_the_tiles
 from tests.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.servers import NPY, npy, npz, server

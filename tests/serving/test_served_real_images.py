@@ -14,16 +14,16 @@ import tifffile
 import zarr
 
 from chorus import Client
+from chorus.cluster.reprocess import predict
+from chorus.cluster.request import PredictRequest, Silent
+from chorus.cluster.settings import ResultSettings, RunSettings
 from chorus.options import named_ensemble
-from cluster.reprocess import predict
-from cluster.request import PredictRequest, Silent
-from cluster.settings import ResultSettings, RunSettings
-from pipeline.conversion import ConvertSettings, convert_file
-from serving.api import create_app
-from serving.local import LocalPredictors
-from serving.metrics import ApplicationMetrics
-from serving.schemas import Prediction
-from serving.settings import parse_settings
+from chorus.pipeline.conversion import ConvertSettings, convert_file
+from chorus.serving.api import create_app
+from chorus.serving.local import LocalPredictors
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.schemas import Prediction
+from chorus.serving.settings import parse_settings
 from tests.browsing import Served
 from tests.making import pixels, write_ensemble, write_image
 from tests.running import Chorus

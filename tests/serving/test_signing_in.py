@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serving.signing_in import SIGN_IN, SIGN_OUT
-from serving.tokens import add_token
+from chorus.serving.signing_in import SIGN_IN, SIGN_OUT
+from chorus.serving.tokens import add_token
 from tests.reviews import SLIDE, write_review_run
 from tests.serving.test_tokens import client_of
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.errors import RefusedError
-from serving.api import create_app
-from serving.metrics import ApplicationMetrics
-from serving.predictor import LargeTask, Outcome, Refusal, Task
-from serving.schemas import EnsembleInfo
-from serving.settings import parse_settings
-from serving.tokens import Gatekeeper, add_token, read_tokens
+from chorus.pipeline.errors import RefusedError
+from chorus.serving.api import create_app
+from chorus.serving.metrics import ApplicationMetrics
+from chorus.serving.predictor import LargeTask, Outcome, Refusal, Task
+from chorus.serving.schemas import EnsembleInfo
+from chorus.serving.settings import parse_settings
+from chorus.serving.tokens import Gatekeeper, add_token, read_tokens
 
 
 class Nothing:
