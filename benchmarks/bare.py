@@ -16,12 +16,12 @@ import psutil
 import torch
 from rich.console import Console
 
-from chorus.cluster.plan import resolve
-from chorus.cluster.settings import ResultSettings
-from chorus.pipeline.augmentation import FLIPS
+from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.backends.choice import Backend
-from chorus.pipeline.canvas import Precision
-from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.inference.posterior_builder import Precision
 
 TILES_PER_CALL = (1, 2, 4)
 console = Console()
@@ -97,9 +97,9 @@ def _forward(
     queue: Queue[list[float]],
 ) -> None:
     """Nothing but calls of the members, in turn."""
-    from chorus.pipeline.allocation import keep_freed_memory
     from chorus.pipeline.backends.member import on_backend
-    from chorus.pipeline.inference import AUTOCAST
+    from chorus.pipeline.inference.allocation import keep_freed_memory
+    from chorus.pipeline.inference.members import AUTOCAST
 
     torch.set_num_threads(settings[0].threads)
     keep_freed_memory()

@@ -27,20 +27,21 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from chorus.cluster.convert import ConvertRequest, convert
-from chorus.cluster.effort_measuring import add_effort, tile_efforts
-from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.plan import resolve
-from chorus.cluster.record import read_run
-from chorus.cluster.reprocess import predict
-from chorus.cluster.request import PredictRequest, Silent
-from chorus.cluster.scores import read_features, read_scores
-from chorus.cluster.settings import ResultSettings, RunSettings
-from chorus.pipeline.effort import stopped_at
-from chorus.pipeline.ensemble import read_ensemble
-from chorus.pipeline.ensemble_editing import remove
-from chorus.pipeline.trust.flags import flag_images
-from chorus.pipeline.trust.reference import Reference, calibrate_from
+from chorus.cluster.commands.convert import ConvertRequest, convert
+from chorus.cluster.commands.effort import add_effort, tile_efforts
+from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.predict import predict
+from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.scores import read_features, read_scores
+from chorus.pipeline.ensembles.editing import remove
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.inference.adaptive_bound import stopped_at
+from chorus.pipeline.reference.flags import flag_images
+from chorus.pipeline.reference.reference import Reference, calibrate_from
 
 # Wide enough for the table where it is written to a file.
 console = Console(width=None if sys.stdout.isatty() else 220)

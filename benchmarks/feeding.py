@@ -1,8 +1,9 @@
 """How many regions an actor must have in hand so that a fast device never waits for reading, scoring and writing.
 
 The device of this benchmark answers a region of 2048 x 2048 after a set time and does nothing else; all around it is
-the product's: `chorus.cluster.worker.RegionWorker` reads OME-Zarr, prepares, scores, writes maps and labels, and
-records. The share of the time in which the device was busy says whether it had to wait, on the cores of this machine.
+the product's: `chorus.cluster.regions.worker.RegionWorker` reads OME-Zarr, prepares, scores, writes maps and labels,
+and records. The share of the time in which the device was busy says whether it had to wait, on the cores of this
+machine.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ from rich.table import Table
 
 from benchmarks.made import write_ensemble, write_images
 from benchmarks.records import keep
-from chorus.cluster.planned_runs import make_ready, open_record
-from chorus.cluster.reprocess import plan_job
-from chorus.cluster.request import PredictRequest, Silent
-from chorus.cluster.settings import ResultSettings
-from chorus.cluster.tickets import Answered
-from chorus.cluster.worker import RegionWorker
-from chorus.pipeline.features import TileFeatures
-from chorus.pipeline.geometry import Window
-from chorus.pipeline.posterior import Posterior
-from chorus.pipeline.samples import simulate_field
-from chorus.pipeline.tiles import PlaneWindow
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import ResultSettings
+from chorus.cluster.predict import plan_job
+from chorus.cluster.regions.batch_queue import Answered
+from chorus.cluster.regions.worker import RegionWorker
+from chorus.cluster.runs.setup import make_ready, open_record
+from chorus.cluster.runtime.reporting import Silent
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.demo.synthetic_data import simulate_field
+from chorus.pipeline.inference.encoder_features import TileFeatures
+from chorus.pipeline.inference.tile_stream import PlaneWindow
 
 REGION, MEMBERS = 2048, 5
 console = Console()
 
 
 class Waiting:
-    """See `chorus.cluster.worker.Answering`: a device that takes `seconds` for a region, one after the other.
+    """See `chorus.cluster.regions.worker.Answering`: a device that takes `seconds` for a region, one after the other.
 
     Attributes
     ----------

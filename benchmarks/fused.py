@@ -22,10 +22,10 @@ from benchmarks.gpu import rate
 from benchmarks.made import write_ensemble
 from benchmarks.records import keep
 from chorus.pipeline.backends.choice import difference
-from chorus.pipeline.calls import be_repeatable
-from chorus.pipeline.canvas import Precision
-from chorus.pipeline.ensemble import read_ensemble
-from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.inference.oom_splitting import be_repeatable
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import ModuleMember
 
 console = Console()

@@ -25,15 +25,15 @@ from rich.table import Table
 from benchmarks.made import write_ensemble, write_images
 from benchmarks.records import keep, surroundings
 from benchmarks.run import whole_run
-from chorus.pipeline.augmentation import FLIPS
 from chorus.pipeline.backends.choice import usable
 from chorus.pipeline.backends.member import on_backend
-from chorus.pipeline.calls import be_repeatable
-from chorus.pipeline.canvas import Precision
-from chorus.pipeline.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.core.geometry import Grid
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.geometry import Grid
-from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.inference.oom_splitting import be_repeatable
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member, ModuleMember
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")

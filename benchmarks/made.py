@@ -17,7 +17,7 @@ SIZE = 1024
 
 def write_images(folder: Path, count: int, shape: tuple[int, int] = (SIZE, SIZE)) -> None:
     """Simulated fields of `shape`, uint16, OME-Zarr 0.5 with chunks of 256."""
-    from chorus.pipeline.samples import simulate_field
+    from chorus.pipeline.demo.synthetic_data import simulate_field
 
     fields = [np.pad(simulate_field(seed, (SIZE, SIZE))[0], _more(shape), mode="wrap") for seed in range(4)]
     for index in range(count):

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from skimage.segmentation import relabel_sequential
 
-from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.instances.dynamics import Crop, directions
 from chorus.pipeline.instances.flow_error import flow_errors
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.table import object_rows
-from chorus.pipeline.outputs import open_labels, open_posterior
+from chorus.pipeline.io.writer import open_labels, open_posterior
 
 # Cellpose's flow errors take so long that they are timed in a corner.
 _CORNER = 1024

@@ -32,22 +32,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from chorus.pipeline.augmentation import FLIPS
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.loading import load_members
-from chorus.pipeline.blending import gaussian_window
-from chorus.pipeline.canvas import InferenceSettings
-from chorus.pipeline.ensemble import Ensemble, read_ensemble
-from chorus.pipeline.geometry import Grid, TileAxis, Window
-from chorus.pipeline.inference import Engine
+from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.core.geometry import Grid, TileAxis, Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.inference.blending import gaussian_window
+from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionOnItsWay
 from chorus.pipeline.instances.whole_image import label_image
 from chorus.pipeline.members.contract import Member
-from chorus.pipeline.posterior import Posterior
-from chorus.pipeline.preparation import surveyed
-from chorus.pipeline.tiles import PlaneWindow, RegionOnItsWay
+from chorus.pipeline.metrics.objects import count_objects
+from chorus.pipeline.metrics.segmentation import dice
+from chorus.pipeline.preprocessing.preparation import surveyed
 from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
-from chorus.pipeline.trust.metrics import dice
-from chorus.pipeline.trust.object_metrics import count_objects
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -183,7 +183,7 @@ _members: list[Member]
 
 
 def _begin(ensemble: str, backend: Backend) -> None:
-    from chorus.pipeline.allocation import keep_freed_memory
+    from chorus.pipeline.inference.allocation import keep_freed_memory
 
     global _ensemble, _members
     torch.set_num_threads(1)
@@ -249,7 +249,7 @@ def _posteriors(pixels: NDArray[np.float32], job: Job, overlap: float) -> list[P
 
 
 def window_of(tile: int, sigma: float) -> torch.Tensor:
-    """A Gaussian of another width than `chorus.pipeline.blending.gaussian_window`, (tile, tile) float32."""
+    """A Gaussian of another width than `chorus.pipeline.inference.blending.gaussian_window`, (tile, tile) float32."""
     line = np.exp(-0.5 * ((np.arange(tile) - (tile - 1) / 2) / sigma) ** 2)
     return torch.from_numpy(np.outer(line, line).astype(np.float32))
 

@@ -34,13 +34,13 @@ from safetensors.torch import load_file, save_file
 from skimage.measure import label
 
 from benchmarks.records import keep
-from chorus.pipeline.ensemble import read_ensemble
-from chorus.pipeline.outputs import open_posterior
-from chorus.pipeline.packing import pack_members
-from chorus.pipeline.samples import simulate_field
+from chorus.pipeline.bioimageio.export import pack_members
+from chorus.pipeline.demo.synthetic_data import simulate_field
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.io.writer import open_posterior
+from chorus.pipeline.metrics.objects import components, count_objects
+from chorus.pipeline.metrics.segmentation import dice
 from chorus.pipeline.training.pairs import find_pairs, load_pair
-from chorus.pipeline.trust.metrics import dice
-from chorus.pipeline.trust.object_metrics import components, count_objects
 
 Network = Literal["nuclei-fluo", "resnet18"]
 STARTER = Path("chorus/builtin/nuclei-fluo")

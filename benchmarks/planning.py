@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.cluster.images import ImageTable, PlannedImage
-from chorus.cluster.ledger import Ledger
-from chorus.cluster.plan import cost, resolve
-from chorus.cluster.settings import ResultSettings
-from chorus.pipeline.ensemble import read_ensemble
+from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.plan import cost, resolve
+from chorus.cluster.planning.settings import ResultSettings
+from chorus.cluster.state.ledger import Ledger
+from chorus.pipeline.ensembles.ensemble import read_ensemble
 
 T = TypeVar("T")
 

@@ -21,12 +21,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.cluster.evaluating import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.reprocess import predict
-from chorus.cluster.request import PredictRequest, Silent
-from chorus.cluster.scores import read_scores
-from chorus.cluster.settings import ResultSettings, RunSettings
-from chorus.pipeline.outputs import open_labels, open_posterior
+from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.predict import predict
+from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.scores import read_scores
+from chorus.pipeline.io.writer import open_labels, open_posterior
 
 REFERENCE = "eager:fp32"
 

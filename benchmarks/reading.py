@@ -39,8 +39,8 @@ from rich.table import Table
 from scipy.ndimage import gaussian_filter, zoom
 from zarr.codecs import ZstdCodec
 
-from chorus.pipeline import storage
-from chorus.pipeline.geometry import RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
+from chorus.pipeline.io import storage
 
 REGION, HALO, FIELD, FIELDS = 2048, 256, (520, 696), 40
 RESULT = (5, 2048, 2048)

@@ -31,12 +31,12 @@ from benchmarks.bare import Setting, best_setting, passes_per_second
 from benchmarks.made import SIZE, write_ensemble, write_images
 from benchmarks.records import keep, surroundings
 from benchmarks.watching import Memory, Watch
-from chorus.cluster.profiling import profile, read_timeline
-from chorus.cluster.request import PredictRequest
-from chorus.cluster.settings import ResultSettings, RunSettings
-from chorus.pipeline.augmentation import FLIPS
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.telemetry.profile import profile, read_timeline
 from chorus.pipeline.backends.choice import BACKENDS
-from chorus.pipeline.geometry import Grid
+from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.core.geometry import Grid
 
 # A shared machine is slower for some seconds now and then, and a call with tiles of 512 takes more than one second.
 BARE_SECONDS = 30.0
@@ -150,7 +150,7 @@ def whole_run(
 def _predict(
     send: Connection, sources: list[str], ensemble: str, out: str, how: dict[str, Any], actors: int | None
 ) -> None:
-    from chorus.cluster.reprocess import predict
+    from chorus.cluster.predict import predict
 
     watch = Watch()
     request = PredictRequest(

@@ -36,10 +36,10 @@ from rich.table import Table
 
 from benchmarks.made import write_image
 from benchmarks.watching import Watch
-from chorus.cluster.placement import Placement
-from chorus.cluster.plan import ResolvedSettings, RunContext
-from chorus.cluster.request import PredictRequest
-from chorus.cluster.settings import ResultSettings, RunSettings
+from chorus.cluster.planning.placement import Placement
+from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
 
 REGION, SIDE = 128, 512
 REGIONS_PER_IMAGE = (SIDE // REGION) ** 2
@@ -127,7 +127,7 @@ def weak_run(
     folder: Path, ensemble: Path, actors: int, regions: int, seconds: float, cores: int
 ) -> dict[str, float | int]:
     """One run; `held` is the share of the actors' time that they held their devices, start-up counted in."""
-    from chorus.cluster.reprocess import predict
+    from chorus.cluster.predict import predict
 
     images = actors * regions // REGIONS_PER_IMAGE
     settings = ResultSettings(
@@ -188,13 +188,13 @@ def shares(notes: Path, actors: int) -> dict[str, float]:
 
 
 class InstantActor:
-    """Takes the place of `chorus.cluster.stream.RegionActor`: every region is done after `SECONDS`, with no work."""
+    """Stands in for `chorus.cluster.regions.ray_executor.RegionActor`: regions end after `SECONDS`, without work."""
 
     def __init__(self, context: str) -> None: ...
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from chorus.cluster.region_status import RegionStatus
-        from chorus.cluster.stream import _rows
+        from chorus.cluster.regions.ray_executor import _rows
+        from chorus.cluster.runtime.status import RegionStatus
 
         return _rows([RegionStatus(int(region), 0, int(region), "done") for region in batch["region"]])
 
@@ -207,7 +207,7 @@ def driver(
     results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
 ) -> None:
     """What the product's stream costs the driver per block and per region, and its memory."""
-    from chorus.cluster import stream
+    from chorus.cluster.regions import ray_executor as stream
 
     # Defined in this script, so that it travels to the actors as code.
     stream.RegionActor = InstantActor  # type: ignore[misc, assignment]
@@ -226,7 +226,7 @@ def driver(
 
 def driver_run(blocks: int, size: int, actors: int) -> dict[str, float | int]:
     """A stream of `blocks` blocks of `size` regions through actors that answer at once."""
-    from chorus.cluster.stream import RayExecutor
+    from chorus.cluster.regions.ray_executor import RayExecutor
 
     placement = Placement((range(1),), actors, actors, 1, 0, size, 3, 2)
     settings = ResolvedSettings(tile=256, overlap=0.5, augmentations=["identity"], batch=1)
@@ -308,7 +308,7 @@ def write_ensemble(folder: Path, seconds: float) -> Path:
         "weights": {"pytorch_state_dict": weights},
     }
     (package / "rdf.yaml").write_text(yaml.safe_dump(content))
-    from chorus.pipeline.members.bioimageio_description import describe
+    from chorus.pipeline.members.bioimageio.description import describe
 
     ensemble = {
         "format": "chorus-ensemble/2",

@@ -27,17 +27,17 @@ from ray import serve
 from skimage.io import imread
 
 from benchmarks.records import keep
-from chorus.cluster import session
-from chorus.pipeline.allocation import keep_freed_memory
-from chorus.pipeline.geometry import Window
-from chorus.pipeline.posterior import SampleSums
-from chorus.pipeline.tiles import PlaneWindow, TileSource
+from chorus.cluster.runtime import session
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.inference.allocation import keep_freed_memory
+from chorus.pipeline.inference.tile_stream import PlaneWindow, TileSource
 from chorus.serving.app import NAME, build
-from chorus.serving.decoding import decode
-from chorus.serving.hosting import Hosted
-from chorus.serving.predicting import plan, prepare
-from chorus.serving.schemas import PredictOptions
-from chorus.serving.settings import Limits, parse_settings
+from chorus.serving.contract.schemas import PredictOptions
+from chorus.serving.contract.settings import Limits, parse_settings
+from chorus.serving.prediction.hosting import Hosted
+from chorus.serving.prediction.steps import plan, prepare
+from chorus.serving.web.decoding import decode
 
 
 def images_of(folder: str | None, count: int) -> list[bytes]:

@@ -22,10 +22,10 @@ import typer
 import yaml
 from rich.console import Console
 
-from chorus.pipeline.ensemble import read_ensemble
+from chorus.commands.ensembles.train import scores_table
+from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.training.evaluation import Evaluator, Score, summarise, verdict
 from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
-from chorus.train import scores_table
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()

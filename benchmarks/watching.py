@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from chorus.cluster.region_status import RegionStatus
-from chorus.cluster.request import Silent
+from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.status import RegionStatus
 
 # Adding up the pages of processes of gigabytes takes a core a tenth of a second: at once a second, two actors on two
 # cores were 3 % slower.

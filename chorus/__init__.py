@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chorus.api import predict
-    from chorus.cluster.request import Outcome, PredictRequest
-    from chorus.cluster.settings import ResultSettings, RunSettings
+    from chorus.cluster.planning.requests import Outcome, PredictRequest
+    from chorus.cluster.planning.settings import ResultSettings, RunSettings
     from chorus.pipeline.errors import ChorusError
     from chorus.serving.client import Client
 
@@ -26,10 +26,10 @@ __all__ = ["ChorusError", "Client", "Outcome", "PredictRequest", "ResultSettings
 _HOMES = {
     "ChorusError": "chorus.pipeline.errors",
     "Client": "chorus.serving.client",
-    "Outcome": "chorus.cluster.request",
-    "PredictRequest": "chorus.cluster.request",
-    "ResultSettings": "chorus.cluster.settings",
-    "RunSettings": "chorus.cluster.settings",
+    "Outcome": "chorus.cluster.planning.requests",
+    "PredictRequest": "chorus.cluster.planning.requests",
+    "ResultSettings": "chorus.cluster.planning.settings",
+    "RunSettings": "chorus.cluster.planning.settings",
     "predict": "chorus.api",
 }
 

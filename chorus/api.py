@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from chorus.cluster.request import Outcome, PredictRequest, Silent
+from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.runtime.reporting import Silent
 
 
 def predict(request: PredictRequest) -> Outcome:
     """Run an ensemble over sources, as ``chorus predict`` does; raises ChorusError with one sentence."""
-    from chorus.cluster.reprocess import predict as run
+    from chorus.cluster.predict import predict as run
 
     return run(request, Silent())

@@ -13,31 +13,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus import bench, costs, ensembles, jobs, models
-from chorus import export as exports
-from chorus import format as layout
-from chorus import serve as servers
-from chorus.calibrate import calibrate
-from chorus.cluster.logs import about_run, is_structured, log, structured
-from chorus.cluster.stopping import resumable
-from chorus.cluster.versions import require_submitter
-from chorus.convert import convert
-from chorus.evaluate import compare, evaluate
-from chorus.flag import flag
-from chorus.objects import objects
-from chorus.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
+from chorus.cluster.runtime.signals import resumable
+from chorus.cluster.runtime.versions import require_submitter
+from chorus.cluster.telemetry.logs import about_run, is_structured, log, structured
+from chorus.commands.cluster import cost as costs
+from chorus.commands.cluster import jobs
+from chorus.commands.cluster import serve as servers
+from chorus.commands.cluster.profile import profile
+from chorus.commands.ensembles import bench, models
+from chorus.commands.ensembles import ensemble as ensembles
+from chorus.commands.ensembles.train import train
+from chorus.commands.everyday import export as exports
+from chorus.commands.everyday.convert import convert
+from chorus.commands.everyday.objects import objects
+from chorus.commands.everyday.review import review
+from chorus.commands.trust.calibrate import calibrate
+from chorus.commands.trust.evaluate import compare, evaluate
+from chorus.commands.trust.flag import flag
+from chorus.commands.trust.shift import shift
+from chorus.commands.trust.truth import truth
+from chorus.console import format as layout
+from chorus.console.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
+from chorus.console.progress import ConsoleReporter
 from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
-from chorus.profile import profile
-from chorus.progress import ConsoleReporter
-from chorus.review import review
-from chorus.shift import shift
-from chorus.train import train
-from chorus.truth import truth
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from chorus.cluster.request import PredictRequest
+    from chorus.cluster.planning.requests import PredictRequest
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
@@ -90,10 +93,10 @@ def predict(
     if dry_run:
         _print_forecast(request, cluster, None, as_json=as_json)
         return
-    from chorus.cluster import reprocess
-    from chorus.cluster.metrics import run_label
-    from chorus.cluster.prices import read_cluster
-    from chorus.pipeline import storage
+    from chorus.cluster import predict as reprocess
+    from chorus.cluster.planning.cluster_file import read_cluster
+    from chorus.cluster.telemetry.metrics import run_label
+    from chorus.pipeline.io import storage
     from chorus.pipeline.report.page import write_report
 
     about_run(run_label(storage.normalise(request.out)))
@@ -135,7 +138,7 @@ def plan(
 
     `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o out/ --cluster cluster.yaml --calibration gs://lab/pilot`
     """
-    from chorus.cluster.accounting import calibration_device
+    from chorus.cluster.costs.accounting import calibration_device
 
     if calibration is not None:
         if cluster is None:
@@ -150,9 +153,9 @@ def _print_forecast(request: PredictRequest, cluster: str | None, calibration: s
     if cluster is None:
         _print_plan(request, as_json=as_json)
         return
-    from chorus.cluster import reprocess
-    from chorus.cluster.prices import read_cluster
-    from chorus.cluster.request import Silent
+    from chorus.cluster import predict as reprocess
+    from chorus.cluster.planning.cluster_file import read_cluster
+    from chorus.cluster.runtime.reporting import Silent
 
     found = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
     if as_json:
@@ -164,8 +167,8 @@ def _print_forecast(request: PredictRequest, cluster: str | None, calibration: s
 
 
 def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
-    from chorus.cluster import reprocess
-    from chorus.cluster.request import Silent
+    from chorus.cluster import predict as reprocess
+    from chorus.cluster.runtime.reporting import Silent
 
     forecast = reprocess.forecast(request, Silent())
     if as_json:
@@ -199,8 +202,8 @@ def rank(
 
     `chorus rank results/ --by pairwise_dice --above 0.8 --export look-at-these.csv`
     """
-    from chorus.cluster.scores import read_scores
-    from chorus.pipeline.ranking import rank as order
+    from chorus.cluster.state.scores import read_scores
+    from chorus.pipeline.scores.ranking import rank as order
 
     ranking = order(read_scores(out), by, above)
     if export:
@@ -291,9 +294,9 @@ def _say(error: Exception) -> None:
 
 
 def _export(frame: pd.DataFrame, path: str) -> None:
-    from chorus.pipeline import storage
     from chorus.pipeline.errors import OutputError
     from chorus.pipeline.exports.tables import write_table
+    from chorus.pipeline.io import storage
 
     if storage.scheme(path) == "file" and not Path(path).absolute().parent.is_dir():
         raise RefusedError(f"--export {path}: there is no such folder; choose another place")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chorus.pipeline.samples import write_foreign_images, write_sample_plate
+from chorus.pipeline.demo.synthetic_data import write_foreign_images, write_sample_plate
 
 console = Console()
 SEED = 7

@@ -1,7 +1,8 @@
 """Where it runs: Ray sessions, placement of members on devices, the stream of regions, the ledger.
 
-Begin with `plan` (what there is to do), then `worker` (what an actor does with a region), `stream` (Ray Data)
-and `reprocess` (a whole run).
+Begin with `planning` (what a run will be), then `regions` (what an actor does with one) and `runs` (from begin to end);
+`predict` puts them together. `runtime` is Ray itself, `state` what is finished. Rooms use those below them in the order
+of the contracts in pyproject.toml.
 """
 
 import os

@@ -1,5 +1,5 @@
 """Online: one image at a time over HTTP, and the page for looking at a run.
 
-Begin with `chorus.serving.app`, which puts the rest on Ray Serve; `chorus.serving.api` is the web application without
-Ray, and `chorus.serving.predictor` what computes a prediction, by the code that a run uses.
+Begin with `app`, which puts the rest on Ray Serve; `web` is the web application without Ray, `prediction` what computes
+a prediction, by the code that a run uses, `contract` what both agree on, `review` the page.
 """

@@ -8,7 +8,7 @@
         import_path: chorus.serving.app:build
         args: {ensembles: {nuclei: gs://bucket/nuclei/}, token_file: /etc/chorus/tokens.json}
 
-The arguments are those of `chorus.serving.settings.ServeSettings`.
+The arguments are those of `chorus.serving.contract.settings.ServeSettings`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from chorus.cluster.executor import begin_in_ray
-from chorus.pipeline.ensemble import read_ensemble
-from chorus.serving.api import create_app
-from chorus.serving.metrics import ApplicationMetrics, ReplicaMetrics
-from chorus.serving.predictor import LargeTask, Outcome, Predictor, Refusal, Task
-from chorus.serving.problems import UNEXPECTED, RequestError
-from chorus.serving.schemas import EnsembleInfo
-from chorus.serving.settings import ServeSettings, parse_settings
-from chorus.serving.tokens import read_tokens
+from chorus.cluster.runtime.tasks import begin_in_ray
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.serving.contract.metrics import ApplicationMetrics, ReplicaMetrics
+from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
+from chorus.serving.contract.problems import UNEXPECTED, RequestError
+from chorus.serving.contract.schemas import EnsembleInfo
+from chorus.serving.contract.settings import ServeSettings, parse_settings
+from chorus.serving.prediction.predictor import Predictor
+from chorus.serving.web.api import create_app
+from chorus.serving.web.tokens import read_tokens
 
 log = logging.getLogger("chorus")
 NAME = "chorus"
@@ -79,11 +80,11 @@ class EnsembleReplica:
         return self._predictor
 
     async def predict(self, task: Task) -> Outcome:
-        """See `chorus.serving.predictor.Predictor.predict`."""
+        """See `chorus.serving.prediction.predictor.Predictor.predict`."""
         return await self._ready.predict(task)
 
     async def start(self, large: LargeTask) -> Refusal | None:
-        """See `chorus.serving.predictor.Predictor.start`."""
+        """See `chorus.serving.prediction.predictor.Predictor.start`."""
         return await self._ready.start(large)
 
     async def info(self) -> EnsembleInfo:
@@ -97,7 +98,7 @@ class EnsembleReplica:
 
 
 class ServePredictors:
-    """See `chorus.serving.predictor.Predictors`: those of Ray Serve.
+    """See `chorus.serving.contract.predictors.Predictors`: those of Ray Serve.
 
     Predictions may be carried out again, so that one whose replica dies is given to another.
     """
@@ -174,7 +175,7 @@ def build(args: dict[str, Any]) -> Application:
 
     Parameters
     ----------
-    args : the fields of `chorus.serving.settings.ServeSettings`, or ``ensemble``, the URL of a single one
+    args : the fields of `chorus.serving.contract.settings.ServeSettings`, or ``ensemble``, the URL of a single one
 
     Raises
     ------

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.pipeline.errors import ChorusError
-from chorus.serving.schemas import (
+from chorus.serving.contract.schemas import (
     JSON,
     NPZ,
     ZIP,
@@ -108,7 +108,7 @@ class Client:
         Parameters
         ----------
         image : (y, x) or (channels, y, x); a TIFF, PNG or NPY file; or the URL of an OME-Zarr
-        options : of `chorus.serving.schemas.PredictOptions`; with a URL also ``path``, of the image inside it
+        options : of `chorus.serving.contract.schemas.PredictOptions`; with a URL also ``path``, of the image inside it
 
         Raises
         ------

@@ -18,7 +18,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.making import write_ensemble
+from tests.support.making import write_ensemble
+from tests.support.paths import SHARED
 
 torch.set_num_threads(1)
 settings.register_profile("chorus", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,7 +42,7 @@ def what_stays_is_not_looked_through() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real microscopy data beside the checkout, or where CHORUS_SHARED says; tests that need it skip without it."""
-    folder = Path(os.environ.get("CHORUS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip("no shared/data beside the checkout: set CHORUS_SHARED to run on real data")
     return folder

@@ -173,14 +173,14 @@ def deepflash2(inputs: Inputs) -> Answer:
 
 def pipeline(inputs: Inputs) -> Answer:
     """Chorus's engine on the whole plane, in this process, with the networks on `inputs.backend`."""
-    from chorus.pipeline.allocation import keep_freed_memory
     from chorus.pipeline.backends.loading import load_members
-    from chorus.pipeline.canvas import InferenceSettings, tiles_per_call
-    from chorus.pipeline.ensemble import read_ensemble
-    from chorus.pipeline.geometry import Grid, Window
-    from chorus.pipeline.inference import Engine
-    from chorus.pipeline.preparation import surveyed
-    from chorus.pipeline.tiles import PlaneWindow
+    from chorus.pipeline.core.geometry import Grid, Window
+    from chorus.pipeline.ensembles.ensemble import read_ensemble
+    from chorus.pipeline.inference.allocation import keep_freed_memory
+    from chorus.pipeline.inference.engine import Engine
+    from chorus.pipeline.inference.posterior_builder import InferenceSettings, tiles_per_call
+    from chorus.pipeline.inference.tile_stream import PlaneWindow
+    from chorus.pipeline.preprocessing.preparation import surveyed
 
     keep_freed_memory()
     ensemble = read_ensemble(str(inputs.folder / "ensemble"))

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import torch
 
-from chorus.pipeline.canvas import Precision
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference.posterior_builder import Precision
 
 Backend = Literal["eager", "cudagraphs", "inductor", "onnxruntime", "openvino"]
 """``eager`` is PyTorch as it is, operation by operation; ``cudagraphs`` the same operations, recorded once and launched

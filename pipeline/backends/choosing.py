@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from chorus.pipeline import storage
 from chorus.pipeline.backends.choice import Backend, usable
 from chorus.pipeline.backends.conversion import cache_folder, device_name
 from chorus.pipeline.backends.measuring import EnsembleTimings, Work, measured
-from chorus.pipeline.calls import is_out_of_memory
-from chorus.pipeline.canvas import Precision, tiles_per_call
-from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.inference.oom_splitting import is_out_of_memory
+from chorus.pipeline.inference.posterior_builder import Precision, tiles_per_call
+from chorus.pipeline.io import storage
 
 # Pixels that a call sees at the most, all augmentations counted: more is no faster, and takes memory from others.
 _MOST_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from chorus.pipeline import storage
-from chorus.pipeline.canvas import Precision
 from chorus.pipeline.errors import RefusedError, first_line
-from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.inference.posterior_builder import Precision
+from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import last_stage
 
 Run = Callable[[torch.Tensor], list[torch.Tensor]]

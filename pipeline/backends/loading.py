@@ -8,8 +8,8 @@ import torch
 
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.member import on_backend
-from chorus.pipeline.canvas import Precision
-from chorus.pipeline.ensemble import Ensemble, check_answer
+from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member
 
 
@@ -29,7 +29,7 @@ def load_members(
     ----------
     indices : of the ensemble's members
     tile : edge in pixels
-    check : whether each is shown an empty tile first, see `chorus.pipeline.ensemble.check_answer`
+    check : whether each is shown an empty tile first, see `chorus.pipeline.ensembles.ensemble.check_answer`
 
     Raises
     ------

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from chorus.pipeline.backends.choice import Backend, difference, usable
 from chorus.pipeline.backends.conversion import device_name
 from chorus.pipeline.backends.member import on_backend
-from chorus.pipeline.calls import be_repeatable
-from chorus.pipeline.canvas import Precision
-from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.inference.oom_splitting import be_repeatable
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member, ModuleMember
 
 _ROUNDS = 5

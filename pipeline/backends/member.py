@@ -12,8 +12,8 @@ import torch
 from chorus.pipeline.backends.choice import Backend, difference, tolerance
 from chorus.pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
 from chorus.pipeline.backends.recording import recorded
-from chorus.pipeline.canvas import Precision
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Activation, Member, ModuleMember
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from chorus.pipeline.backends.conversion import Run, WithStage
-from chorus.pipeline.calls import is_out_of_memory
 from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 
 # Calls before the recording, in which libraries choose their algorithms and get their memory.
 _WARMING = 3

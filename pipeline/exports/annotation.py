@@ -12,12 +12,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.geometry import RegionGrid, Window
-from chorus.pipeline.ngff import open_image
-from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import storage_errors
 
 MAPS = ("uncertainty", "epistemic", "aleatoric")
 """Maps by which a window is chosen, the first that a run saved."""

@@ -11,8 +11,8 @@ from typing import IO
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 
 # Beyond this parts are kept on disk.
 _IN_MEMORY = 64 << 20

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.exports.contours import Polygon, polygons
-from chorus.pipeline.geometry import Window
-from chorus.pipeline.layout import ClassInfo
-from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import storage_errors
 
 DOUBTS = {"uncertainty": "U", "epistemic": "E"}
 """Columns that objects are sorted by, the first that there is, and their letters in names."""

@@ -26,7 +26,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from chorus.pipeline.geometry import RegionGrid, Span, Window
+from chorus.pipeline.core.geometry import RegionGrid, Span, Window
 from chorus.pipeline.instances.measures import CORNERS, MOMENTS, corners, pixel_sums, shift
 
 RIM = 2

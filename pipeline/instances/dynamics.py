@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.geometry import Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances import stepping
 from chorus.pipeline.members.contract import FLOW_LENGTH
 

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from chorus.pipeline.geometry import Window
+from chorus.pipeline.core.geometry import Window
 
 # Foreground pixels that are summed at once: few enough for sums of products of coordinates, and of halves of
 # mantissas, to be exact in float64.

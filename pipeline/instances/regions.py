@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.core.geometry import Span, Window
 from chorus.pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
 from chorus.pipeline.instances.flow_error import flow_errors
 from chorus.pipeline.instances.seeds import REACH, Seeds, find_seeds

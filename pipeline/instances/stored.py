@@ -10,14 +10,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.arrays import posterior_axes
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.geometry import Window
 from chorus.pipeline.instances.dynamics import Crop
-from chorus.pipeline.layout import ImageLayout
-from chorus.pipeline.outputs import open_labels, open_posterior
-from chorus.pipeline.scores import FLOW_VARIANCE
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import posterior_axes
+from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.writer import open_labels, open_posterior
+from chorus.pipeline.scores.image_scores import FLOW_VARIANCE
 
 FLOW_CHANNELS = ("flow:y", "flow:x")
 

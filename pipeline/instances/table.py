@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chorus.pipeline.geometry import Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.measures import corners, measured_rows, pixel_sums
 from chorus.pipeline.instances.regions import RegionObjects
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.core.geometry import Span, Window
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Part of a volume in voxels, half-open on all axes: what `chorus.pipeline.geometry.Window` is of a plane."""
+    """Part of a volume in voxels, half-open on all axes: what `chorus.pipeline.core.geometry.Window` is of a plane."""
 
     z: Span
     y: Span

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.geometry import Span
+from chorus.pipeline.core.geometry import Span
 from chorus.pipeline.instances.dynamics import steps_for
 from chorus.pipeline.instances.regions import ObjectSettings, ends_of, fill_holes, names_of, owned, remove, unsettled
 from chorus.pipeline.instances.seeds import REACH, Neighbourhoods, find_seeds

@@ -10,13 +10,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.arrays import posterior_axes
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_dynamics import VolumeCrop
-from chorus.pipeline.layout import ImageLayout
-from chorus.pipeline.outputs import open_labels, open_posterior
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import posterior_axes
+from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.writer import open_labels, open_posterior
 
 FLOW_CHANNELS = ("flow:z", "flow:y", "flow:x")
 

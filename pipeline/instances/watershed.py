@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from chorus.pipeline.geometry import Span, Window
+from chorus.pipeline.core.geometry import Span, Window
 from chorus.pipeline.instances.dynamics import Crop
 from chorus.pipeline.members.contract import FLOW_LENGTH
 

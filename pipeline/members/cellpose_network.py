@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.about import About, Citation, DataReference
+from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
-from chorus.pipeline.normalisation import ChannelScaling, apply
-from chorus.pipeline.preparation import Measure, Preparation, Statistics
+from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply
+from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
 
 _MOST_CHANNELS = 3
 # A channel whose percentiles are closer than this becomes zero (cellpose.transforms.normalize99).

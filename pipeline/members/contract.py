@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.preparation import Preparation
+from chorus.pipeline.io import storage
+from chorus.pipeline.preprocessing.preparation import Preparation
 
 Activation = Literal["softmax", "sigmoid", "none"]
 FLOWS = 2

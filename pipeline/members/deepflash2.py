@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
-from chorus.pipeline.about import About
+from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
 from chorus.pipeline.members import smp
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
-from chorus.pipeline.normalisation import ChannelScaling, apply, dtype_divisor
-from chorus.pipeline.preparation import Measure, Preparation, Statistics
+from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply, dtype_divisor
+from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
 
 TILE = 512
 """Edge of a tile in deepflash2 unless its settings say otherwise; a checkpoint does not tell."""
@@ -89,7 +89,7 @@ class Deepflash2Input:
         return frozenset()
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
-        """See `chorus.pipeline.preparation.Preparation.apply`."""
+        """See `chorus.pipeline.preprocessing.preparation.Preparation.apply`."""
         stored = dtype_divisor(raw.dtype) / self.top if raw.dtype.kind in "iu" else 1.0
         return apply(raw, ChannelScaling.of((m * stored for m in self.mean), (s * stored for s in self.std)))
 

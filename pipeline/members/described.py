@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from chorus.pipeline.about import About
+from chorus.pipeline.core.provenance import About
 from chorus.pipeline.members.contract import Activation, MemberEntry
-from chorus.pipeline.normalisation import Normalisation
+from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members import bioimageio_description, cellpose_network, deepflash2, smp
+from chorus.pipeline.io import storage
+from chorus.pipeline.members import cellpose_network, deepflash2, smp
+from chorus.pipeline.members.bioimageio import description as bioimageio_description
 from chorus.pipeline.members.contract import MemberEntry
 from chorus.pipeline.members.described import Described
 from chorus.pipeline.members.exported import ExportedMember

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chorus.pipeline.about import Citation
+from chorus.pipeline.core.provenance import Citation
 
 UNCERTAINTY = Citation(
     text="Griebel et al., Deep learning-enabled segmentation of ambiguous bioimages with deepflash2, Nature "

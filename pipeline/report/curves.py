@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as Xml
 
-from chorus.pipeline.ensemble import COLORS
+from chorus.pipeline.ensembles.ensemble import COLORS
 
 PANEL_WIDTH, PANEL_HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 44

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 
 Document = TypeVar("Document", bound=BaseModel)
 

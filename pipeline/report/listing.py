@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
-from chorus.pipeline.outputs import remove_folder
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.reference.flags import FLAGS
 from chorus.pipeline.report.plates import Plates, rounded
 from chorus.pipeline.report.rows import STATUSES, Images
-from chorus.pipeline.trust.flags import FLAGS
 
 INLINE = 60
 """Up to so many images all is in one file."""

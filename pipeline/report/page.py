@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
-from chorus.pipeline.ensemble import COLORS
+from chorus.pipeline.ensembles.ensemble import COLORS
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report import listing, sections
 from chorus.pipeline.report.citations import citations
 from chorus.pipeline.report.documents import Evaluation, Sentinels, read_document
@@ -24,7 +24,7 @@ from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, V
 from chorus.pipeline.report.plates import Plates, plates_of
 from chorus.pipeline.report.rows import STATUSES, Images, Row, read_images
 from chorus.pipeline.report.thumbnails import thumbnail_url, thumbnails_present, write_thumbnail
-from chorus.pipeline.trust.shift import Shift
+from chorus.pipeline.shift.shift import Shift
 
 # Names within the page; the list has all.
 _NAMED = 50

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import ChorusError, ImageError
-from chorus.pipeline.layout import ClassInfo, Level, SourceImage
-from chorus.pipeline.ngff import open_image
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo, Level, SourceImage
+from chorus.pipeline.io.ngff import open_image
 
 LONGEST_SIDE = 512
 UNCERTAINTY_TOP = 0.25  # of a variance of probabilities, so the scale is the same in every report

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from chorus.pipeline.report.rows import Images, Quantity
-from chorus.pipeline.trust.batch_effects import plate_places
+from chorus.pipeline.shift.batch_effects import plate_places
 
 # Rows and columns of the usual formats; a heat map shows the whole plate, so that one sees where on it wells are.
 _FORMATS = ((8, 12), (16, 24), (32, 48))

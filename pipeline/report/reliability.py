@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from chorus.pipeline.metrics.calibration_error import PixelCalibration
 from chorus.pipeline.report.curves import Curve, Panel, draw_curves
-from chorus.pipeline.trust.pixels import PixelCalibration
 
 
 def draw_reliability(pixels: PixelCalibration) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.ranking import rank
+from chorus.pipeline.io import storage
 from chorus.pipeline.report.documents import read_table
-from chorus.pipeline.scores import SCORE_FIELDS
+from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.scores.ranking import rank
 
 FRACTION = "foreground_fraction:"
 STATUSES = ("done", "empty", "failed")

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from chorus.pipeline import storage
-from chorus.pipeline.about import About
-from chorus.pipeline.ensemble import read_ensemble
+from chorus.pipeline.core.provenance import About
+from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ChorusError
+from chorus.pipeline.io import storage
+from chorus.pipeline.reference.flags import FLAGS
+from chorus.pipeline.reference.reference import Reference
+from chorus.pipeline.reference.storage import read_reference, reference_url
 from chorus.pipeline.report import plots
 from chorus.pipeline.report.documents import Evaluation
 from chorus.pipeline.report.rows import Images
-from chorus.pipeline.scores import SCORE_FIELDS
-from chorus.pipeline.trust.batch_effects import GroupLevel, GroupTest
-from chorus.pipeline.trust.flags import FLAGS
-from chorus.pipeline.trust.reference import Reference
-from chorus.pipeline.trust.reference_files import read_reference, reference_url
-from chorus.pipeline.trust.shift import Shift
-from chorus.pipeline.trust.shift_tests import ShiftTest
+from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.shift.batch_effects import GroupLevel, GroupTest
+from chorus.pipeline.shift.hypothesis_tests import ShiftTest
+from chorus.pipeline.shift.shift import Shift
 
 # Lines of a table within the page.
 _MOST = 40

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
-from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.pictures import Panels, encode, paint_panels
 
 SIDE = 192

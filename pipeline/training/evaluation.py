@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.canvas import InferenceSettings, tiles_per_call
-from chorus.pipeline.ensemble import Ensemble
+from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.geometry import Grid, RegionGrid, Window
-from chorus.pipeline.inference import Engine, StageState
+from chorus.pipeline.inference.engine import Engine, StageState
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, tiles_per_call
+from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.instances.whole_image import label_image
-from chorus.pipeline.posterior import Posterior
-from chorus.pipeline.preparation import surveyed
-from chorus.pipeline.tiles import PlaneWindow
-from chorus.pipeline.trust.metrics import dice
-from chorus.pipeline.trust.object_metrics import average_precision
+from chorus.pipeline.metrics.objects import average_precision
+from chorus.pipeline.metrics.segmentation import dice
+from chorus.pipeline.preprocessing.preparation import surveyed
 
 ENSEMBLE = "ensemble"
 # Bounds the sums that are held at once; any value gives the same scores.
@@ -169,7 +169,7 @@ def _sum(first: StageState, second: StageState) -> StageState:
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over images by predictor, for `chorus.pipeline.about.About.scores`.
+    """Means over images by predictor, for `chorus.pipeline.core.provenance.About.scores`.
 
     ``dice:ensemble`` is with the ensemble's augmentations, ``dice:ensemble:no-augmentation`` without; so are ``ap50``
     and ``map`` (objects), and those of ``member-0`` and so on.

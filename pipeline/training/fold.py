@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import CutShortError, RefusedError
-from chorus.pipeline.inference import AUTOCAST
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.io import storage
 from chorus.pipeline.training.augment import augmented
 from chorus.pipeline.training.finder import find_learning_rate
 from chorus.pipeline.training.losses import new_loss

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import fetch_weights
 from chorus.pipeline.members.smp import fill, network, state_dict
 from chorus.pipeline.training.settings import TrainSettings

@@ -9,19 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
-from chorus.pipeline.geometry import Window
-from chorus.pipeline.images import find_images
-from chorus.pipeline.layout import FailedImage, SourceImage
-from chorus.pipeline.ngff import open_image
-from chorus.pipeline.raster_files import find_files
-from chorus.pipeline.rasters import PartOf, Raster, open_rasters
-from chorus.pipeline.reading import choose_channels, open_level, read_window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
+from chorus.pipeline.io.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline.io.reading import choose_channels, open_level, read_window
 from chorus.pipeline.training.settings import TrainSettings
-
-LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
-"""What may follow an image's name in that of its label's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +132,6 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
     return label.astype(np.uint8)
 
 
-def is_zarr(images: str) -> bool:
-    """Whether `images` are OME-Zarr: by name, or where a folder holds any of that name at its top."""
-    url = storage.normalise(images)
-    if url.endswith(".zarr") or "*" in url:
-        return url.endswith(".zarr")
-    fs, path = storage.filesystem(url)
-    if not fs.isdir(path):
-        return False
-    names = {storage.basename(name) for name in fs.ls(path, detail=False)}
-    return bool(names & {"zarr.json", ".zgroup"}) or any(name.endswith(".zarr") for name in names)
-
-
 def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     pictures = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([images])}
     annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([labels])}
@@ -233,7 +218,7 @@ def _planes(
 
 
 def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """As `chorus.pipeline.reading.choose_channels` for a file: by name, else all in order where their number fits."""
+    """As `chorus.pipeline.io.reading.choose_channels`, for a file: by name, else all in order if their number fits."""
     folded = [name.casefold() for name in own]
     if all(folded.count(name.casefold()) == 1 for name in wanted):
         return tuple(folded.index(name.casefold()) for name in wanted)

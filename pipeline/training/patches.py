@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.geometry import mirror
-from chorus.pipeline.normalisation import normalised
+from chorus.pipeline.core.geometry import mirror
+from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import Augment, TrainSettings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from chorus.pipeline import storage
-from chorus.pipeline.about import Strict
+from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.io import storage
 
 
 class Step(Strict):

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from chorus.pipeline.about import Strict
-from chorus.pipeline.ensemble_spec import COLORS
+from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.ensembles.spec import COLORS
 from chorus.pipeline.members.smp import SmpMember
-from chorus.pipeline.normalisation import Normalisation, Percentile
+from chorus.pipeline.preprocessing.normalisation import Normalisation, Percentile
 
 LossName = Literal["ce_dice", "focal", "tversky", "lovasz"]
 STRIDE = 32

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.about import About, TrainingSummary
-from chorus.pipeline.ensemble_spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
+from chorus.pipeline.core.provenance import About, TrainingSummary
+from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
 from chorus.pipeline.members.smp import SmpMember
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult

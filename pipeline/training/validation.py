@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.geometry import mirror
-from chorus.pipeline.inference import AUTOCAST
-from chorus.pipeline.normalisation import normalised
+from chorus.pipeline.core.geometry import mirror
+from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import STRIDE, TrainSettings
 
@@ -94,7 +94,7 @@ def average_precision_50(
     Raises RefusedError where Cellpose is not installed.
     """
     from chorus.pipeline.instances.whole_image import label_image
-    from chorus.pipeline.trust.object_metrics import average_precision
+    from chorus.pipeline.metrics.objects import average_precision
 
     values = []
     with evaluating(network):

@@ -24,9 +24,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 
 Decision = Literal["accept", "reject", "correct-later"]
 DECISIONS: tuple[Decision, ...] = ("accept", "reject", "correct-later")

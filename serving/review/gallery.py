@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.ranking import LOW_IS_BAD
 from chorus.pipeline.report.rows import FRACTION, Images, Quantity
-from chorus.pipeline.trust.batch_effects import plate_places
+from chorus.pipeline.scores.ranking import LOW_IS_BAD
+from chorus.pipeline.shift.batch_effects import plate_places
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.decisions import DECISIONS, State
 
@@ -42,7 +42,7 @@ class Query:
     flags : all of these were raised; ``review`` is what `chorus flag --budget` marked
     statuses : one of these
     reason : as listed by `Gallery.reasons`
-    plate, well : as of `chorus.pipeline.trust.batch_effects.plate_places`; a well is ``row/column``
+    plate, well : as of `chorus.pipeline.shift.batch_effects.plate_places`; a well is ``row/column``
     class_name : the class covers some of the image
     decision : ``accept``, ``reject``, ``correct-later``, ``any``, ``none`` or ``conflict``
     search : part of the name, of a reason or of the message, whatever the case

@@ -13,9 +13,9 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 from fastapi.responses import Response
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
-from chorus.pipeline.geometry import Window
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers

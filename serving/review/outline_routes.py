@@ -14,10 +14,10 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
-from chorus.cluster.exporting import IMAGES, ExportRequest, Objects, export_objects
-from chorus.cluster.request import Silent
+from chorus.cluster.exports.outlines import IMAGES, ExportRequest, Objects, export_objects
+from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import OutputError
-from chorus.serving.problems import RequestError
+from chorus.serving.contract.problems import RequestError
 from chorus.serving.review.decisions import Decision
 from chorus.serving.review.run import Run
 

@@ -10,12 +10,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from chorus.pipeline import storage
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
-from chorus.pipeline.geometry import Window
-from chorus.pipeline.layout import Ngff, SourceImage
-from chorus.pipeline.ngff import open_group, open_image
-from chorus.pipeline.reading import open_level, read_window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import Ngff, SourceImage
+from chorus.pipeline.io.ngff import open_group, open_image
+from chorus.pipeline.io.reading import open_level, read_window
 from chorus.serving.review.cache import Cache
 
 Kind = Literal["channel", "labels", "map"]

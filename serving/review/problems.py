@@ -9,9 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import ChorusError, ImageError, OutputError
-from chorus.serving.problems import GUARDS, RequestError, problem_response, request_id, unexpected
+from chorus.pipeline.io import storage
+from chorus.serving.contract.problems import GUARDS, RequestError, problem_response, request_id, unexpected
 from chorus.serving.review.run import Run
 
 # Of the one style that OpenSeadragon adds (no outline where there is no mouse).

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from chorus.pipeline import storage
-from chorus.pipeline.containers import storage_errors
-from chorus.pipeline.ensemble_spec import COLORS
+from chorus.pipeline.ensembles.spec import COLORS
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.layout import ClassInfo
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.rows import read_images
-from chorus.serving.problems import said
+from chorus.serving.contract.problems import said
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.decisions import DecisionLog
 from chorus.serving.review.gallery import Gallery

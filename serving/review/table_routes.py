@@ -8,8 +8,8 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 
-from chorus.pipeline import storage
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
 from chorus.pipeline.report.plates import plates_of
 from chorus.serving.review.gallery import RANK, Gallery, Query
 from chorus.serving.review.run import Run, Snapshot

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from chorus.pipeline.geometry import Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP
 from chorus.serving.review.pixels import TILE, Layer, Pixels, Step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from chorus.cli import main
-from chorus.pipeline.ensemble import read_ensemble
-from chorus.pipeline.trust.reference import calibrate_from
-from chorus.pipeline.trust.reference_files import write_reference
-from tests.making import write_light_ensemble
-from tests.running import Chorus, Result
-from tests.simulated import simulated
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.reference.reference import calibrate_from
+from chorus.pipeline.reference.storage import write_reference
+from tests.support.making import write_light_ensemble
+from tests.support.running import Chorus, command_line
+from tests.support.simulated import simulated
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,20 +27,8 @@ def one_tree_of_commands() -> Iterator[None]:
 
 @pytest.fixture
 def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
-    """``chorus`` with arguments: its exit code and what it printed, without line breaks within a sentence."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setenv("COLUMNS", "2000")
-        monkeypatch.setattr(sys, "argv", ["chorus", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
+    """``chorus`` with arguments, see `command_line`."""
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from ray._private import ray_constants
 
-from tests.manifests import DOCS, INFRA, ROOT, PodTemplate, of_kind, pod_templates, run, text_files, yaml_documents
+from tests.support.manifests import (
+    DOCS,
+    INFRA,
+    ROOT,
+    PodTemplate,
+    of_kind,
+    pod_templates,
+    run,
+    text_files,
+    yaml_documents,
+)
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())

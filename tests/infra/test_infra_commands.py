@@ -10,8 +10,8 @@ import ray.scripts.scripts
 import typer
 
 from chorus.cli import app
-from chorus.options import builtin_ensembles
-from tests.manifests import DOCS, INFRA, ROOT, code_blocks, command_lines, run
+from chorus.console.options import builtin_ensembles
+from tests.support.manifests import DOCS, INFRA, ROOT, code_blocks, command_lines, run
 
 CHORUS: click.Group = typer.main.get_command(app)  # type: ignore[assignment]
 RAY: click.Group = ray.scripts.scripts.cli

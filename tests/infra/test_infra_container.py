@@ -12,7 +12,7 @@ from pathlib import Path
 import ray.scripts.scripts
 from ray.dashboard.modules.reporter import healthz_agent
 
-from tests.manifests import INFRA, ROOT
+from tests.support.manifests import INFRA, ROOT
 
 DOCKERFILE = INFRA / "container" / "Dockerfile"
 TEXT = DOCKERFILE.read_text()

@@ -12,25 +12,19 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.manifests import INFRA, kubernetes_objects, of_kind, pod_templates, schema, yaml_documents
+from tests.support.manifests import (
+    INFRA,
+    KUBERNETES,
+    kubernetes_objects,
+    of_kind,
+    pod_templates,
+    schema,
+    strict,
+    yaml_documents,
+)
 
-KUBERNETES = "1.34"
 CORE = {"Namespace", "NetworkPolicy", "PodDisruptionBudget", "ResourceQuota", "ServiceAccount"}
 YAML_FILES = sorted(path for path in INFRA.rglob("*") if path.suffix in {".yaml", ".yml"})
-
-
-def strict(part: Any) -> Any:
-    """An OpenAPI schema under which a field that it does not name is an error."""
-    if isinstance(part, list):
-        return [strict(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    if part.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    inner = {name: strict(value) for name, value in part.items()}
-    if isinstance(part.get("properties"), dict) and part.get("type") == "object":
-        inner.setdefault("additionalProperties", False)
-    return inner
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(INFRA)))

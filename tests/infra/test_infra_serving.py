@@ -10,9 +10,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from chorus.serving.settings import ServeSettings, parse_settings
-from tests.infra.test_infra_schemas import KUBERNETES, strict
-from tests.manifests import of_kind, run, schema
+from chorus.serving.contract.settings import ServeSettings, parse_settings
+from tests.support.manifests import KUBERNETES, of_kind, run, schema, strict
 
 (SERVICE,) = of_kind("RayService")
 CLUSTER = SERVICE["spec"]["rayClusterConfig"]

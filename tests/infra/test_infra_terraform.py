@@ -13,7 +13,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from tests.manifests import INFRA, schema
+from tests.support.manifests import INFRA, schema
 
 FOLDER = INFRA / "gke"
 FILES = sorted(FOLDER.glob("*.tf"))

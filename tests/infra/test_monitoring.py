@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from chorus.cluster.metrics import DRIVER, WORKER
+from chorus.cluster.telemetry.metrics import DRIVER, WORKER
+from tests.support.paths import ROOT
 
-INFRA = Path(__file__).parents[2] / "infra"
+INFRA = ROOT / "infra"
 RULES, TESTS = INFRA / "prometheus" / "rules.yml", INFRA / "prometheus" / "rules_test.yml"
 CONFIG, DASHBOARD = INFRA / "prometheus" / "prometheus.yml", INFRA / "grafana" / "chorus.json"
 # Of Ray itself; those of GPUs are there where a GPU is.

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.manifests import INFRA, yaml_documents
+from tests.support.manifests import INFRA, yaml_documents
 
 (CLUSTER,) = yaml_documents(INFRA / "ray" / "gcp.yaml")
 TYPES = CLUSTER["available_node_types"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.manifests import INFRA
+from tests.support.manifests import INFRA
 
 SCRIPT = INFRA / "slurm" / "chorus.sbatch"
 # Each program writes its words down. `srun` runs what follows its own options; Ray's nodes live until they are told.

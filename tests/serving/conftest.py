@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.browsing import CHROMIUM, OPTIONS
-from tests.chorus.conftest import chorus
-
-__all__ = ["browser", "chorus"]
+from tests.support.browsing import CHROMIUM, OPTIONS
+from tests.support.running import Chorus, command_line
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +20,9 @@ def browser() -> Iterator[Any]:
         found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
         yield found
         found.close()
+
+
+@pytest.fixture
+def chorus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chorus:
+    """``chorus`` with arguments, see `command_line`."""
+    return command_line(monkeypatch, capsys)

@@ -1,0 +1,73 @@
+"""How ``chorus plan --cluster`` looks: what the run is, and node types beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from chorus.console.format import duration
+
+if TYPE_CHECKING:
+    from chorus.cluster.costs.forecast import CostForecast, Prediction
+
+
+def tables(found: CostForecast) -> Iterator[RenderableType]:
+    """What is to be done, then a row for each choice of nodes, then what all of them together would do."""
+    cost, measured = found.cost, found.calibration
+    yield (
+        f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.megapixels / 1e3:.3g} gigapixels; "
+        f"{measured.seconds_per_tile * 1000:.3g} ms a tile on {measured.device}"
+    )
+    table = Table(title=f"Predicted by simulation; prices in {found.currency} are yours", title_justify="left")
+    table.add_column("nodes", overflow="fold")
+    for name in ("devices", "time", "start, tail", "device hours", "busy", "repeated", "cost", "per gigapixel"):
+        table.add_column(name, justify="right")
+    for one in (*found.alone, *([found.together] if found.together else [])):
+        if not one.problem:
+            table.add_row(*_cells(one))
+    yield table
+    if found.together:
+        yield _shares(found.together)
+    for one in found.alone:
+        if one.problem:
+            yield f"{one.title}: {one.problem}"
+    kept = f", {found.kept_per_month:.2f} {found.currency} a month" if found.kept_per_month else ""
+    yield f"output {decimal(found.output_bytes)} before compression, pyramids included{kept}"
+
+
+def _cells(one: Prediction) -> list[str]:
+    return [
+        one.title,
+        f"{sum(nodes.devices for nodes in one.nodes)}",
+        duration(one.seconds),
+        f"{duration(one.start_seconds)}, {duration(one.tail_seconds + one.finish_seconds)}",
+        f"{sum(nodes.device_hours for nodes in one.nodes):.3g}",
+        f"{one.busy:.0%}",
+        f"{one.repeated:.2%}",
+        f"{one.cost:,.2f}",
+        "" if one.per_gigapixel is None else f"{one.per_gigapixel:.4g}",
+    ]
+
+
+def _shares(together: Prediction) -> Table:
+    """Who does how much of the work, and what that costs."""
+    table = Table(title="All together, by node type", title_justify="left")
+    table.add_column("nodes", overflow="fold")
+    for name in ("share of regions", "node hours", "taken away", "cost"):
+        table.add_column(name, justify="right")
+    regions = sum(nodes.regions for nodes in together.nodes)
+    for nodes in together.nodes:
+        table.add_row(
+            f"{nodes.nodes} x {nodes.name}",
+            f"{nodes.regions / regions:.1%}",
+            f"{nodes.node_hours:.3g}",
+            f"{nodes.preemptions:.2g}",
+            f"{nodes.cost:,.2f}",
+        )
+    table.add_row("beside them", "", "", "", f"{together.beside:,.2f}")
+    table.add_row("requests and reading", "", "", "", f"{together.requests + together.reading:,.2f}")
+    return table

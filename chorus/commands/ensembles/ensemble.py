@@ -1,0 +1,241 @@
+"""``chorus ensemble``: look at ensembles, check them, make and edit them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from chorus.commands.ensembles import view as ensemble_view
+from chorus.commands.ensembles.models import pack
+from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
+from chorus.commands.trust.effort import effort
+from chorus.commands.trust.sentinels import sentinel
+from chorus.console.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
+from chorus.pipeline.members.detection import Kind
+
+if TYPE_CHECKING:
+    from chorus.pipeline.ensembles.editing import Edited
+    from chorus.pipeline.ensembles.ensemble import Ensemble
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.command()(pack)
+app.command()(sentinel)
+app.command()(effort)
+out_console = Console()
+err = Console(stderr=True)
+
+ToRead = Annotated[
+    str, typer.Argument(help="ensemble.yaml, the folder that holds it, a URL, or the name of a built-in ensemble.")
+]
+ToWrite = Annotated[str, typer.Argument(help="ensemble.yaml, or its folder, or a URL of either.")]
+
+
+@app.command()
+def show(ensemble: ToRead, as_json: Json = False) -> None:
+    """Print what an ensemble says of itself: classes, input, members, provenance and scores. Nothing is loaded.
+
+    **Examples**
+
+    `chorus ensemble show nuclei/`
+
+    `chorus ensemble show s3://bucket/nuclei/ensemble.yaml --json`
+    """
+    from chorus.pipeline.ensembles.ensemble import read_ensemble
+
+    read = read_ensemble(named_ensemble(ensemble))
+    if as_json:
+        _print_json(_content(read))
+        return
+    for part in ensemble_view.view(read):
+        out_console.print(part, highlight=False, crop=False)
+
+
+@app.command()
+def check(
+    ensemble: ToRead,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Then write the file in the present format; its comments are lost.")
+    ] = False,
+    trust_code: TrustCode = False,
+    as_json: Json = False,
+) -> None:
+    """Load every member, show it a tile, measure the sentinels, and print what the ensemble is and its file's format.
+
+    Exit code 2 where something does not fit, or the Dice of a sentinel moved.
+
+    **Examples**
+
+    `chorus ensemble check nuclei/`
+
+    `chorus ensemble check nuclei/ --migrate`
+    """
+    from chorus.cluster.commands.sentinels import compare_sentinels
+    from chorus.cluster.planning.device_probe import calibrate
+    from chorus.cluster.planning.plan import resolve
+    from chorus.cluster.planning.settings import ResultSettings
+    from chorus.pipeline.ensembles import editing as ensemble_editing
+    from chorus.pipeline.ensembles.ensemble import read_ensemble
+    from chorus.pipeline.ensembles.spec import FORMAT
+
+    read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
+    measured = calibrate(read, resolve(ResultSettings(), read))
+    sentinels = compare_sentinels(read)
+    found = ensemble_editing.file_format(read)
+    if migrate and found != FORMAT:
+        ensemble_editing.migrate(read.url)
+    if as_json:
+        migrated = {"file_format": found, "migrated": migrate and found != FORMAT}
+        _print_json(_content(read) | migrated | {"calibration": asdict(measured), "sentinels_found": sentinels})
+        return
+    classes = ", ".join(entry.name for entry in read.classes)
+    _print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}")
+    _print(f"hash {read.hash}")
+    _print(f"format {found}{_format_remark(found, FORMAT, migrated=migrate)}")
+    _print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile")
+    for name, dice in sentinels.items():
+        _print(f"sentinel {name}: Dice {', '.join(f'{key} {value:.4f}' for key, value in dice.items())}, as stored")
+
+
+@app.command()
+@with_options(NewEnsembleOptions)
+def add(
+    options: NewEnsembleOptions,
+    ensemble: ToWrite,
+    files: Annotated[list[str], typer.Argument(help="Weights, BioImage.IO packages, or folders of them.")],
+    kind: Annotated[
+        Kind | None, typer.Option(help="What kind of network it is; by default what the file looks like.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a plain state dict, by its name in segmentation-models-pytorch.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Of a plain state dict.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Further argument of the architecture, e.g. `decoder_channels=[64,32,16,8,8]`; repeated."),
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Keep the URL or path of the weights instead of copying them.")
+    ] = False,
+    trust_code: TrustCode = False,
+    as_json: Json = False,
+) -> None:
+    """Add trained networks; ENSEMBLE is made where there is none, of what the first one says and the options.
+
+    Each is loaded and shown a tile before anything is written. Weights are copied beside ensemble.yaml. The options
+    from --name to --scale are for a new ensemble.
+
+    **Examples**
+
+    `chorus ensemble add cfos/ deepflash2-models/ --channel cFOS --class background --class nucleus=#4daf4a`
+
+    `chorus ensemble add nuclei/ package.zip`
+
+    `chorus ensemble add cells/ cpsam_v2 --link --channel cytoplasm --channel nuclei`
+
+    `chorus ensemble add nuclei/ fold-*.pth --architecture Unet --encoder resnet34 --channel DNA --tile 256
+    --class background --class nucleus --activation softmax --normalisation percentile:1,99.8`
+    """
+    from chorus.pipeline.ensembles import editing as ensemble_editing
+    from chorus.pipeline.members.detection import Network
+
+    network = Network(architecture, encoder, member_options(option or []))
+    edited = ensemble_editing.add(
+        ensemble, files, options.wanted(), kind=kind, network=network, link=link, trust_code=trust_code
+    )
+    _print_edited(edited, as_json=as_json)
+
+
+@app.command()
+def remove(
+    ensemble: ToWrite,
+    members: Annotated[list[str], typer.Argument(help="Members by index, or by the name of their weights.")],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete their weights too, where they lie beside ensemble.yaml.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Take members out of an ensemble; at least one stays.
+
+    **Examples**
+
+    `chorus ensemble remove nuclei/ 2`
+
+    `chorus ensemble remove nuclei/ fold-3.pth fold-4.pth --delete`
+    """
+    from chorus.pipeline.ensembles import editing as ensemble_editing
+
+    _print_edited(ensemble_editing.remove(ensemble, members, delete=delete), as_json=as_json)
+
+
+@app.command("list")
+def list_builtin(as_json: Json = False) -> None:
+    """List the ensembles that Chorus brings; each is taken by its name, as in `chorus predict --ensemble NAME`.
+
+    **Example**
+
+    `chorus ensemble list`
+    """
+    from chorus.pipeline.ensembles.ensemble import read_ensemble
+
+    read = {name: read_ensemble(url) for name, url in builtin_ensembles().items()}
+    if as_json:
+        keys = {"description", "licence", "scores"}
+        _print_json([
+            {"name": name, "hash": one.hash, **one.spec.about.model_dump(mode="json", include=keys)}
+            for name, one in read.items()
+        ])  # fmt: skip
+        return
+    if not read:
+        _print("none")
+        return
+    out_console.print(ensemble_view.builtin_table(read), highlight=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of ensemble.yaml, for editors and for programs in other languages.
+
+    **Example**
+
+    `chorus ensemble schema > ensemble.schema.json`
+    """
+    from chorus.pipeline.ensembles.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _print_edited(edited: Edited, *, as_json: bool) -> None:
+    changed = {name: list(getattr(edited, name)) for name in ("added", "removed", "notes")}
+    if as_json:
+        _print_json(_content(edited.ensemble) | changed)
+        return
+    for note in edited.notes:
+        err.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    for what in ("added", "removed"):
+        for weights in changed[what]:
+            _print(f"{what} {weights}")
+    spec = edited.ensemble.spec
+    _print(f"{spec.name}: {len(spec.members)} members, hash {edited.ensemble.hash}")
+    _print(edited.ensemble.url)
+
+
+def _content(ensemble: Ensemble) -> dict[str, Any]:
+    return ensemble.spec.model_dump(mode="json") | {"url": ensemble.url, "hash": ensemble.hash}
+
+
+def _format_remark(found: str, present: str, *, migrated: bool) -> str:
+    if found == present:
+        return ""
+    return f", now {present}" if migrated else f", read as {present}; `--migrate` writes it so"
+
+
+def _print(line: str) -> None:
+    out_console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content))

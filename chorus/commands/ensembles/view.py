@@ -1,0 +1,202 @@
+"""An ensemble as people read it: what it is of, how it is fed, its members, where it comes from, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from chorus.pipeline.core.provenance import About, TrainingSummary
+from chorus.pipeline.ensembles import weights as ensemble_weights
+from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile
+
+if TYPE_CHECKING:
+    from chorus.pipeline.ensembles.ensemble import Ensemble
+    from chorus.pipeline.ensembles.spec import Sentinel
+    from chorus.pipeline.inference.adaptive_bound import EffortBound
+    from chorus.pipeline.members.contract import MemberEntry
+
+# Of a member: what its own columns of the table, or those of all, show already.
+_SHOWN = {"kind", "weights", "sha256", "activation", "architecture", "encoder"}
+
+
+def view(ensemble: Ensemble) -> Iterator[RenderableType]:
+    """The parts of the view, from top to bottom."""
+    spec = ensemble.spec
+    yield Text(spec.name, style="bold")
+    # To be copied: never broken, however narrow the terminal.
+    yield Text(ensemble.url, no_wrap=True, overflow="ignore")
+    yield Text(ensemble.hash, no_wrap=True, overflow="ignore")
+    yield _facts(
+        {
+            "classes": _swatches(ensemble),
+            "channels": Text(", ".join(spec.input.channels)),
+            "pixel size": Text(_pixel_size(spec.input.pixel_size_um)),
+            "diameter": None if spec.input.diameter_px is None else Text(f"{spec.input.diameter_px:g} pixels"),
+            "normalisation": Text(
+                normalisation(spec.input.normalisation)
+                + (", after division by the type's maximum" if spec.input.scale else "")
+            ),
+            "activation": Text(spec.activation + (", and flows" if spec.flows else "")),
+            "tile": Text(f"{spec.tile} pixels, overlap {spec.overlap:g}"),
+            "augmentations": Text(", ".join(spec.augmentations)),
+            "effort": None if spec.effort is None else Text(_effort(spec.effort)),
+        }
+    )
+    yield _members(ensemble)
+    if spec.sentinels:
+        yield _sentinels(spec.sentinels)
+    yield from _about(spec.about)
+
+
+def builtin_table(ensembles: Mapping[str, Ensemble]) -> Table:
+    """The ensembles that Chorus brings."""
+    table = _table("name", "members", "description", "scores")
+    for name, ensemble in ensembles.items():
+        about = ensemble.spec.about
+        scores = "; ".join(f"{data}: {_numbers(_of_the_ensemble(values))}" for data, values in about.scores.items())
+        cells = (name, f"{len(ensemble.spec.members)}", about.description, scores)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def normalisation(settings: Normalisation) -> str:
+    """In words."""
+    if isinstance(settings, Percentile):
+        return f"percentiles {settings.low:g} and {settings.high:g} of the image become 0 and 1"
+    if isinstance(settings, MeanStd):
+        if settings.mean is None or settings.std is None:
+            return "mean and std of the image become 0 and 1"
+        return f"mean {_listed(settings.mean)}, std {_listed(settings.std)}"
+    return "by the members" if settings.kind == "member" else "none"
+
+
+def _effort(bound: EffortBound) -> str:
+    """Which tiles are done early, and what that was measured on."""
+    of = f", {bound.reference}" if bound.reference else ""
+    return (
+        f"adaptive: as many augmentations as it takes that at most {bound.changed:.2%} of a tile's labels change "
+        f"(measured on {bound.images} images{of})"
+    )
+
+
+def _swatches(ensemble: Ensemble) -> Text:
+    text = Text()
+    for index, entry in enumerate(ensemble.classes):
+        text.append("  " if index else "")
+        text.append("██ ", style=entry.color)
+        text.append(f"{entry.name} ({entry.color})")
+    return text
+
+
+def _members(ensemble: Ensemble) -> RenderableType:
+    table = _table("", "weights", "kind", "network", "size", "sha256")
+    for index, member in enumerate(ensemble.spec.members):
+        size = ensemble_weights.size(ensemble.asked(index).url)
+        cells = (
+            f"{index}",
+            member.weights,
+            member.kind,
+            _network(member),
+            "?" if size is None else decimal(size),
+            (member.sha256 or "")[:12],
+        )
+        table.add_row(*map(Text, cells))
+    return Group(Text(f"\n{len(ensemble.spec.members)} members", style="bold"), table)
+
+
+def _sentinels(sentinels: Iterable[Sentinel]) -> RenderableType:
+    table = _table("", "Dice", "tolerance", "image", "label")
+    for one in sentinels:
+        cells = (one.name, _numbers(one.dice), f"{one.tolerance:g}", one.image, one.label)
+        table.add_row(*map(Text, cells))
+    return Group(Text("\nsentinels, on which every run is tried", style="bold"), table)
+
+
+def _network(member: MemberEntry) -> str:
+    """Architecture and format, as far as ``ensemble.yaml`` has them."""
+    content = member.model_dump(mode="json", exclude_defaults=True)
+    names = "/".join(str(content[key]) for key in ("architecture", "encoder") if key in content)
+    others = [f"{key}={value}" for key, value in content.items() if key not in _SHOWN]
+    own = [f"activation {member.activation}"] if member.activation else []
+    return ", ".join([*([names] if names else []), *others, *own])
+
+
+def _about(about: About) -> Iterator[RenderableType]:
+    data = [
+        ", ".join(filter(None, [d.name, d.url, d.licence, f"{d.images} images" if d.images is not None else None]))
+        for d in about.data
+    ]
+    rows = {
+        "description": about.description,
+        "intended use": about.intended_use,
+        "limits": about.limits,
+        "licence": about.licence or "",
+        "authors": ", ".join(person.name for person in about.authors),
+        "cite": "\n".join(" ".join(filter(None, [c.text, c.doi or c.url])) for c in about.cite),
+        "data": "\n".join(data),
+    }
+    if any(rows.values()):
+        yield Text("\nabout", style="bold")
+        yield _facts({name: Text(text) for name, text in rows.items() if text})
+    if about.training is not None:
+        yield _training(about.training)
+    if about.scores:
+        of_sets = {data: _of_the_ensemble(values) for data, values in about.scores.items()}
+        yield _scores("scores on images that nobody trained on", "data", of_sets)
+
+
+def _training(training: TrainingSummary) -> RenderableType:
+    objects = "" if training.objects is None else f" with {training.objects} objects"
+    text = Text(f"\ntrained on {training.images} images{objects}")
+    if not training.folds:
+        return text
+    folds = {f"fold {index}": scores for index, scores in enumerate(training.folds)}
+    return Group(text, _scores("validation scores", "", folds))
+
+
+def _of_the_ensemble(scores: Mapping[str, float]) -> Mapping[str, float]:
+    """The scores of all members together, where single ones have some, too; `--json` has them all."""
+    whole = {name.removesuffix(":ensemble"): value for name, value in scores.items() if name.endswith(":ensemble")}
+    return whole or scores
+
+
+def _scores(title: str, what: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    table = _table(what, *names)
+    for row, values in rows.items():
+        table.add_row(Text(row), *(f"{values[name]:.4g}" if name in values else "" for name in names))
+    return Group(Text(f"\n{title}", style="bold"), table)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
+    return table
+
+
+def _facts(rows: Mapping[str, Text | None]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, value)
+    return table
+
+
+def _pixel_size(size: float | None) -> str:
+    return "as the image is" if size is None else f"{size:g} micrometers"
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

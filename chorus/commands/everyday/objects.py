@@ -1,0 +1,115 @@
+"""``chorus objects``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chorus.console.format import SHOWN, counted, failures
+from chorus.console.options import Json, TrustCode, named_ensemble, validated
+
+if TYPE_CHECKING:
+    from chorus.cluster.planning.requests import Outcome
+
+
+def objects(
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
+    method: Annotated[
+        Literal["auto", "flows", "watershed", "components"],
+        typer.Option(
+            help="flows: pixels follow the members' flows. watershed: cut where the foreground is narrow, for round "
+            "things. components: all that is joined, of any shape. auto: flows where the run kept them, else watershed."
+        ),
+    ] = "auto",
+    diameter: Annotated[
+        float | None,
+        typer.Option(help="Typical object in pixels of the image; by default what the ensemble was trained on."),
+    ] = None,
+    minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
+    flow_error: Annotated[
+        float | None,
+        typer.Option(help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks."),
+    ] = None,
+    flows_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENSEMBLE",
+            help="By flows of a second ensemble of one channel, which reads the probability of each class: for "
+            "ensembles without flows, whose run kept its probabilities.",
+        ),
+    ] = None,
+    trust_code: TrustCode = False,
+    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
+        None
+    ),
+    as_json: Json = False,
+) -> None:
+    """Number the objects of every image and list them, anew or by another method than `chorus predict` did.
+
+    The same command again goes on where it was cut short.
+
+    Leaves a label image `labels/<class>` beside each image's `labels/semantic`, and `objects.parquet` in OUT: a row per
+    object with place, size, shape, intensities and doubt. They are the same bytes whatever the regions of the run. Exit
+    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
+
+    **Examples**
+
+    `chorus objects results/`
+
+    `chorus objects vessels/ --method components --minimum-size 50`
+
+    `chorus objects neurons/ --flows-from cellpose/ --diameter 22`
+
+    `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
+    """
+    from chorus.cluster.objects.inputs import ObjectsRequest
+    from chorus.cluster.objects.run import find_objects
+    from chorus.console.progress import ConsoleReporter
+
+    err = Console(stderr=True)
+    content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}
+    content |= {"flow_error": flow_error, "executor": executor, "address": address, "trust_code": trust_code}
+    content |= {"flows_from": named_ensemble(flows_from) if flows_from else None}
+    request = validated(ObjectsRequest, content, "objects")
+    outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
+    if as_json:
+        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+    else:
+        Console().print(_table(outcome))
+    for line in _lines(outcome):
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _table(outcome: Outcome) -> Table:
+    """Objects per image and class."""
+    classes = list(outcome.summary["objects"])
+    of = f" of {outcome.summary['flows_from']}" if "flows_from" in outcome.summary else ""
+    title = f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}{of}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("image", overflow="fold")
+    for name in classes:
+        table.add_column(name, justify="right")
+    done = [row for row in outcome.rows if row["status"] == "done"]
+    for row in done[:SHOWN]:
+        table.add_row(row["name"], *(str(row["objects"][name]) for name in classes))
+    if len(done) > SHOWN:
+        table.add_row(f"and {len(done) - SHOWN} more", *("" for _ in classes))
+    table.add_section()
+    table.add_row("all", *(str(outcome.summary["objects"][name]) for name in classes))
+    return table
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """How it ended, where the results are, and what to do next."""
+    summary = outcome.summary
+    lines = [counted(summary)]
+    lines += failures(outcome, "objects.json")
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    return [*lines, f"objects  {outcome.out}/objects.parquet", f"labels   {outcome.out}/images/.../labels"]

@@ -1,0 +1,210 @@
+"""``chorus evaluate`` and ``chorus compare``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chorus.console.options import Json, validated
+
+if TYPE_CHECKING:
+    from chorus.cluster.evaluation.compare import RunComparison
+    from chorus.cluster.planning.requests import Outcome
+
+_SHOWN = 10
+_Truth = Annotated[
+    str | None, typer.Option(help="Folder of TIFF, PNG or OME-Zarr labels named as the images; or of `chorus truth`.")
+]
+_TruthLabel = Annotated[
+    str | None, typer.Option(help="Name of the label image inside each source OME-Zarr (of TRUTH, where given).")
+]
+_Executor = Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")]
+_Address = Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")]
+_METRICS = {
+    "dice": "Dice",
+    "ap50": "AP at IoU 0.5",
+    "map": "mAP (IoU 0.5 to 0.95)",
+    "panoptic_quality": "panoptic quality",
+    "calibration_error": "calibration error of pixels",
+    "baseline_dice": "Otsu's threshold: Dice",
+    "baseline_ap50": "Otsu and watershed: AP at IoU 0.5",
+    "baseline_map": "Otsu and watershed: mAP",
+    "expert_dice_min": "experts: lowest Dice",
+    "expert_dice_mean": "experts: mean Dice",
+    "expert_dice_max": "experts: highest Dice",
+}
+
+
+def evaluate(
+    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
+    truth: _Truth = None,
+    truth_label: _TruthLabel = None,
+    experts: Annotated[
+        str | None, typer.Option(help="Experts' drawings, <expert>/<image>: their own scores beside.")
+    ] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(help="Folder or pattern of EXPERTS to take, e.g. `expert_*`; by default all.")
+    ] = None,
+    objects: Annotated[
+        Literal["labels", "components"],
+        typer.Option(help="Objects: the run's labels/<class>, or connected components of its semantic labels."),
+    ] = "labels",
+    minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are left out.")] = 0,
+    baseline: Annotated[bool, typer.Option(help="Measure Otsu's threshold beside.")] = True,
+    executor: _Executor = "ray",
+    address: _Address = None,
+    as_json: Json = False,
+) -> None:
+    """Measure predictions against a truth: Dice, IoU, boundaries, objects; beside experts and a simple baseline.
+
+    Leaves `evaluation.parquet` (a row per image) and `evaluation.json` in OUT; docs/evaluation.md says what each column
+    is. Exit code 0: all done, 1: finished with failed images, 2: refused.
+
+    **Examples**
+
+    `chorus evaluate results/ --truth masks/`
+
+    `chorus evaluate results/ --truth-label nuclei --objects components --minimum-size 15`
+
+    `chorus evaluate results/ --truth truth/ --experts drawings/ --expert 'expert_*'`
+    """
+    from chorus.cluster.evaluation import run as evaluating
+    from chorus.console.progress import ConsoleReporter
+
+    err = Console(stderr=True)
+    settings = {"objects": objects, "minimum_size": minimum_size, "baseline": baseline}
+    content: dict[str, Any] = {"truth": truth, "truth_label": truth_label, "experts": experts, "expert": expert or []}
+    content |= {"out": out, "executor": executor, "address": address, "settings": settings}
+    request = validated(evaluating.EvaluateRequest, content, "evaluate")
+    outcome = evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
+    if as_json:
+        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "summary", "rows")}))
+    else:
+        Console().print(_means_table(outcome.summary))
+    for line in _lines(outcome):
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def compare(
+    outs: Annotated[list[str], typer.Argument(help="Two or more results of `chorus predict` for the same images.")],
+    metric: Annotated[str, typer.Option(help="A column of evaluation.parquet, e.g. `dice`, `ap50`.")] = "dice",
+    truth: Annotated[str | None, typer.Option(help="Evaluate each run against it first, as `chorus evaluate`.")] = None,
+    executor: _Executor = "ray",
+    address: _Address = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether one of several ensembles is better on the same images, or only luckier.
+
+    Two are compared by Wilcoxon's signed-rank test, more by Friedman's and Nemenyi's, with effect sizes and bootstrap
+    intervals. Each is evaluated before, by `chorus evaluate`, or here with --truth.
+
+    **Examples**
+
+    `chorus compare unet/ cellpose/`
+
+    `chorus compare a/ b/ c/ --metric ap50`
+
+    `chorus compare a/ b/ --truth masks/`
+    """
+    from chorus.cluster.evaluation import run as evaluating
+    from chorus.cluster.evaluation.compare import compare_runs
+    from chorus.console.progress import ConsoleReporter
+
+    err = Console(stderr=True)
+    for out in outs if truth is not None else ():
+        content = {"out": out, "truth": truth, "executor": executor, "address": address}
+        request = validated(evaluating.EvaluateRequest, content, "evaluate")
+        evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
+    found = compare_runs(outs, metric)
+    if as_json:
+        content = asdict(found.comparison) | {"verdict": found.comparison.verdict, "left_out": found.left_out}
+        print(json.dumps(content))
+        return
+    out_console = Console()
+    for table in _comparison_tables(found):
+        out_console.print(table)
+    for line in [*found.comparison.verdict, *_left_out(found)]:
+        out_console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _means_table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['ensemble']['name']}: means over images", title_justify="left")
+    for name in ("metric", "mean", "95 % interval", "images"):
+        table.add_column(name, overflow="fold")
+    for name, found in summary["metrics"].items():
+        words = _METRICS.get(name) or "Dice, " + name.removeprefix("dice:")
+        table.add_row(words, _number(found["mean"]), _interval(found["low"], found["high"]), str(found["images"]))
+    return table
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """How it ended, what was left out, whether deep learning was needed, and what to do next."""
+    summary = outcome.summary
+    images = summary["images"]
+    lines = [
+        f"{images['all']} images: {images['done']} done, {images['empty']} without prediction, "
+        f"{images['failed']} failed, {images['no truth']} without truth"
+    ]
+    for words, names in (
+        ("images have no truth", summary["without_truth"]),
+        ("truths have no image in the run", summary["truth_without_image"]),
+    ):
+        if names:
+            lines.append(f"{len(names)} {words}: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}")
+    failures = list(summary["failures"].items())
+    lines += [f"  failed: {name}: {message}" for name, message in failures[:_SHOWN]]
+    if len(failures) > _SHOWN:
+        lines.append(f"  and {len(failures) - _SHOWN} more; all are in evaluation.json")
+    notes = [
+        f"  {row['name']}: {row['message']}" for row in outcome.rows if row["message"] and row["status"] != "failed"
+    ]
+    lines += notes[:_SHOWN]
+    if pixels := summary["pixels"]:
+        known = {name: pixels["temperature"][name] for name in pixels["error"] if name != "predicted"}
+        bold = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+        lines.append(f"pixels   calibration error {pixels['error']['predicted']:.4f}; temperatures {bold}")
+    if summary["objects"]:
+        lines.append(f"objects  by {summary['objects']}")
+    if summary["against_baseline"]:
+        lines += summary["against_baseline"]["verdict"]
+    return [*lines, f"results  {outcome.out}/evaluation.parquet, evaluation.json"]
+
+
+def _comparison_tables(found: RunComparison) -> list[Table]:
+    comparison = found.comparison
+    title = f"{comparison.metric} of {comparison.images} images ({'low' if comparison.lower else 'high'} is good)"
+    means = Table(title=title, title_justify="left")
+    for name in ("run", "mean", "mean rank"):
+        means.add_column(name, overflow="fold")
+    for name in sorted(comparison.ranks, key=lambda name: comparison.ranks[name]):
+        means.add_row(name, _number(comparison.means[name]), f"{comparison.ranks[name]:.2f}")
+    critical = comparison.critical_difference
+    extra = "" if critical is None else f" (critical difference of mean ranks {critical:.2f})"
+    pairs = Table(title=f"pairs{extra}", title_justify="left")
+    for name in ("first", "second", "first - second", "95 % interval", "p", "rank-biserial"):
+        pairs.add_column(name, overflow="fold")
+    for one in comparison.differences:
+        numbers = _number(one.mean), _interval(one.low, one.high), f"{one.p:.2g}", f"{one.effect:.2f}"
+        pairs.add_row(one.first, one.second, *numbers)
+    return [means, pairs]
+
+
+def _left_out(found: RunComparison) -> list[str]:
+    names = list(found.left_out)
+    if not names:
+        return []
+    return [f"{len(names)} images are not in all runs: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}"]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{_number(low)} to {_number(high)}"

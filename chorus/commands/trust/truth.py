@@ -1,0 +1,121 @@
+"""``chorus truth``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from chorus.console.format import counted, failures, some
+from chorus.console.options import Json, validated
+
+if TYPE_CHECKING:
+    from chorus.cluster.planning.requests import Outcome
+
+_WHERE = "run.json and agreement.csv"
+
+
+def truth(
+    experts: Annotated[str, typer.Argument(help="A folder with a folder of drawings per expert: <expert>/<image>.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Gets the truth of each image: a folder or a URL.")],
+    expert: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or pattern (`expert_*`) of folders that are experts'; by default all of them."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Name of the label image in each OME-Zarr; by default the OME-Zarrs are labels themselves."),
+    ] = None,
+    method: Annotated[
+        Literal["staple", "vote", "union", "intersection"] | None,
+        typer.Option(help="How drawings become one; by default staple, and vote for instances."),
+    ] = None,
+    ties: Annotated[
+        Literal["background", "foreground"], typer.Option(help="What a pixel or object becomes on a draw.")
+    ] = "background",
+    classes: Annotated[int, typer.Option(help="Classes with background; of two, all that is not 0 is foreground.")] = 2,
+    instances: Annotated[bool, typer.Option("--instances", help="Labels are objects, one value each.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
+    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
+        None
+    ),
+    as_json: Json = False,
+) -> None:
+    """Make one ground truth of several experts' drawings, and say who agrees with whom; the same command goes on.
+
+    TIFF and PNG become `OUT/<image>.tif`, which `chorus train IMAGES --labels OUT` takes; OME-Zarr becomes
+    `OUT/<image>.ome.zarr`. Beside them `agreement.csv`, `agreement.parquet` and `agreement.svg`. Exit code 0: all done,
+    1: finished with failed images, 2: refused, 3: cut short and resumable.
+
+    **Examples**
+
+    `chorus truth drawings/ --out truth/`
+
+    `chorus truth lab/ --out truth/ --expert 'expert_*' --method vote --ties foreground`
+
+    `chorus truth tissue/ --out truth/ --classes 4`
+
+    `chorus truth nuclei/ --out gs://bucket/truth --instances --address auto`
+    """
+    from chorus.cluster.commands import truth as run
+    from chorus.console.progress import ConsoleReporter
+
+    err = Console(stderr=True)
+    settings = {"method": method, "ties": ties, "classes": classes, "instances": instances}
+    content: dict[str, Any] = {
+        "experts": experts,
+        "out": out,
+        "expert": expert or [],
+        "label": label,
+        "settings": settings,
+    }
+    content |= {"executor": executor, "address": address, "overwrite": overwrite}
+    request = validated(run.TruthRequest, content, "truth")
+    outcome = run.estimate(request, ConsoleReporter(err, units="images", devices="cores"))
+    if as_json:
+        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+    if outcome.state != "interrupted":
+        err.print(_table(outcome))
+    for line in _lines(outcome):
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _table(outcome: Outcome) -> Table:
+    """A row per expert."""
+    table = Table(title="Experts", title_justify="left")
+    for name in ("expert", "images", "missing", "Dice with the truth", "least", "Dice with the others"):
+        table.add_column(name, justify="left" if name == "expert" else "right")
+    for one in outcome.summary["experts"]:
+        numbers = [one["dice"], one["least_dice"], one["dice_others"]]
+        texts = ["" if number is None else f"{number:.4f}" for number in numbers]
+        table.add_row(escape(one["expert"]), str(one["images"]), str(one["missing"]), *texts)
+    return table
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """How it ended, what to look at, where the results are, and what to do next."""
+    summary = outcome.summary
+    lines = [counted(summary)]
+    missing = [f"{row['name']} ({', '.join(row['missing'])})" for row in outcome.rows if row["missing"]]
+    lines += some("not drawn by all", missing, _WHERE)
+    lines += some("note", [f"{row['name']}: {row['message']}" for row in outcome.rows if _noted(row)], _WHERE)
+    lines += failures(outcome, _WHERE)
+    lines += some("warning", summary["warnings"], _WHERE)
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    return [
+        *lines,
+        f"results  {outcome.out}",
+        f"look at  {outcome.out}/agreement.svg",
+        f"next     chorus train IMAGES --labels {outcome.out} --out ...",
+    ]
+
+
+def _noted(row: dict[str, Any]) -> bool:
+    return row["status"] == "done" and bool(row["message"])

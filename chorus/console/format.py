@@ -1,0 +1,138 @@
+"""Numbers and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.filesize import decimal
+from rich.table import Table
+
+from chorus.cluster.planning.requests import Forecast, Outcome
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+SHOWN = 20
+"""Of what may be very many, so many are printed."""
+
+
+def some(title: str, found: Sequence[str], where: str) -> list[str]:
+    """The first lines of `found`, each with its title, and how many more there are; `where` all of them can be read."""
+    more = [f"  and {len(found) - SHOWN} more; all are in {where}"] if len(found) > SHOWN else []
+    return [f"  {title}: {text}" for text in found[:SHOWN]] + more
+
+
+def counted(summary: Mapping[str, Any]) -> str:
+    """How many images of a command are done, failed and open, and since when."""
+    left = f", {summary['open']} not yet" if summary["open"] else ""
+    return (
+        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
+        f"{duration(summary['seconds'])} since the run was first begun"
+    )
+
+
+def failures(outcome: Outcome, where: str) -> list[str]:
+    """Why images failed."""
+    return some("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"], where)
+
+
+def plan_table(forecast: Forecast) -> Table:
+    """What a run would do and cost."""
+    cost, memory, placement = forecast.cost, forecast.memory, forecast.placement
+    twice = cost.tiles / cost.unique_tiles - 1 if cost.unique_tiles else 0
+    where = "device" if placement.gpus_per_actor else "machine"
+    groups = ", ".join(f"members {group.start} to {group.stop - 1}" for group in placement.groups)
+    rows = {
+        "images": f"{cost.images}"
+        + (f" (and {len(forecast.failures)} that cannot be done)" if forecast.failures else ""),
+        "regions": f"{cost.regions}",
+        "tiles": f"{cost.tiles} ({twice:.0%} seen twice, at the borders of regions)",
+        "forward passes": f"{cost.forward_passes}",
+        "pixels": f"{cost.megapixels:.1f} megapixels",
+        "read": decimal(cost.bytes_in) + " uncompressed",
+        "written": decimal(cost.bytes_out) + " uncompressed, and a third more for pyramids",
+        "memory per actor": f"{decimal(memory.total)} of {decimal(forecast.calibration.device_memory)} on the {where} "
+        f"(weights {decimal(memory.weights)}, activations {decimal(memory.activations)}, "
+        f"regions {decimal(memory.regions)}, process {decimal(memory.process)})",
+        "placement": f"{placement.kind}: {placement.actors_per_stage} actors each with {groups}",
+        "expected time": f"{duration(forecast.seconds)} of forward passes "
+        f"({forecast.calibration.seconds_per_tile * 1000:.0f} ms a tile on {forecast.calibration.device})",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def score_table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
+    """Rows of scores, numbers to four digits."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in frame[list(columns)].itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
+    """How a run ended, where its results are, and what to do next."""
+    summary = outcome.summary
+    lines = [
+        f"{summary['images']} images: {summary['done']} done, {summary['empty']} without foreground, "
+        f"{summary['failed']} failed; {duration(summary['seconds'])} since the run was first begun"
+    ]
+    failed = [row for row in outcome.rows if row["status"] == "failed"]
+    lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
+    if len(failed) > 20:
+        lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
+    if "passes_saved" in summary:
+        lines.append(f"adaptive effort left out {summary['passes_saved']:.0%} of the forward passes")
+    lines += _expectation(summary)
+    objects = summary.get("objects")
+    if objects and objects["failed"]:
+        lines.append(f"  failed: objects of {objects['failed']} images; {outcome.out}/objects.json says why")
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    return [
+        *lines,
+        f"results  {outcome.out}/images  (open in napari or any OME-Zarr viewer)",
+        *([f"objects  {outcome.out}/objects.parquet  ({_objects(objects)})"] if objects else []),
+        *([f"report   {outcome.out}/report/index.html"] if with_report else []),
+        f"next     chorus rank {outcome.out}",
+    ]
+
+
+def _objects(objects: Mapping[str, Any]) -> str:
+    """How many objects of each class, and what made them."""
+    counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
+    return f"{counts}, by {objects['method']}"
+
+
+def _expectation(summary: Mapping[str, Any]) -> list[str]:
+    """What this session took beside what was expected, and what it cost."""
+    parts = []
+    if "measured_over_predicted" in summary:
+        parts.append(
+            f"regions took {duration(summary['measured_seconds'])}, {summary['measured_over_predicted']:.2f} times the "
+            f"{duration(summary['predicted_seconds'])} that were expected; devices {summary['device_busy']:.0%} busy"
+        )
+    if cost := summary.get("cost"):
+        parts.append(f"cost of this session {cost['amount']:.2f} {cost['currency']}")
+    return ["; ".join(parts)] if parts else []
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.4f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""The options that commands share, written once: a dataclass whose fields become a command's parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.pipeline.core.augmentation import D4, FLIPS
+from chorus.pipeline.errors import RefusedError
+
+T = TypeVar("T")
+Request = TypeVar("Request", bound=BaseModel)
+BUILTIN = Path(__file__).parents[1] / "builtin"
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document on standard output.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
+]
+Objects = Annotated[
+    Literal["auto", "none", "flows", "watershed", "components"],
+    typer.Option(
+        help="Make objects of the results as `chorus objects`, and by which method; auto: by flows where the ensemble "
+        "gives them (they are kept, too), else none."
+    ),
+]
+ClusterFileOption = Annotated[
+    str | None, typer.Option("--cluster", help="A YAML file of node types and what they cost; see infra/cost.")
+]
+Maps = "probability,uncertainty,epistemic,aleatoric"
+
+
+@dataclass
+class RequestOptions:
+    """What `chorus predict` and `chorus plan` ask for."""
+
+    sources: Annotated[
+        list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
+    ]
+    ensemble: Annotated[
+        str,
+        typer.Option(
+            "--ensemble", "-e", help="ensemble.yaml, its folder, or the name of one in `chorus ensemble list`."
+        ),
+    ]
+    out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs:// or s3:// URL.")]
+    channel: Annotated[
+        list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
+    ] = None
+    level: Annotated[int | None, typer.Option(help="Resolution level; by default chosen by pixel size.")] = None
+    diameter: Annotated[
+        float | None, typer.Option(help="Of the objects, in pixels of the image; then pixel sizes are not used.")
+    ] = None
+    tile: Annotated[int | None, typer.Option(help="Edge of a tile in pixels; by default the ensemble's.")] = None
+    overlap: Annotated[float | None, typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.")] = None
+    augment: Annotated[
+        str | None, typer.Option(help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.")
+    ] = None
+    effort: Annotated[
+        Literal["full", "adaptive"],
+        typer.Option(help="All augmentations for every tile, or only where they matter, by the ensemble's bound."),
+    ] = "full"
+    batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32"
+    backend: Annotated[
+        Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
+        typer.Option(help="What carries out the networks; auto takes what `chorus bench engine` found, else eager."),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes GPUs if there are any.")
+    ] = "auto"
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of an actor on a CPU; more than 1 where there are fewer regions than cores.")
+    ] = 1
+    region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
+    chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
+    save: Annotated[
+        str, typer.Option(help="Maps to keep, comma-separated (`flow_variance` and `flows`, too), or `none`.")
+    ] = Maps
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
+    strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
+    trust_code: TrustCode = False
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
+    volumes: Annotated[
+        bool,
+        typer.Option(
+            "--volumes",
+            help="Stacks as volumes: planes in three directions, their mean, and objects in 3D (an ensemble with "
+            "flows).",
+        ),
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
+    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone (for debugging).")] = (
+        "ray"
+    )
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
+        None
+    )
+    actors: Annotated[
+        int | None,
+        typer.Option(help="Member actors; by default what there is room for, and on a cluster more as nodes join."),
+    ] = None
+    placement: Annotated[
+        Literal["auto", "replicated", "staged"], typer.Option(help="All members in each actor, or a chain of stages.")
+    ] = "auto"
+    stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.")] = 2
+    sentinels: Annotated[
+        Literal["check", "warn", "skip"],
+        typer.Option(help="Where the Dice of an ensemble's sentinels moved: stop, warn, or do not look."),
+    ] = "check"
+
+    def request(self) -> PredictRequest:
+        """The validated request; raises RefusedError naming the option."""
+        settings = {
+            "channel": self.channel or [],
+            "level": self.level,
+            "diameter": self.diameter,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "augmentations": augmentation_names(self.augment),
+            "effort": self.effort,
+            "batch": self.batch,
+            "threads": self.threads,
+            "precision": self.precision,
+            "backend": self.backend,
+            "device": _device(self.device, self.address),
+            "region": self.region,
+            "chunk": self.chunk,
+            "save": names(self.save),
+            "dtype": self.dtype,
+            "strict": self.strict,
+            "in_place": self.in_place,
+            "volumes": "all" if self.volumes else None,
+        }
+        run = {
+            "executor": self.executor,
+            "address": self.address,
+            "actors": self.actors,
+            "placement": None if self.placement == "auto" else self.placement,
+            "stages": self.stages,
+            "sentinels": self.sentinels,
+            "trust_code": self.trust_code,
+        }
+        ensemble = named_ensemble(self.ensemble)
+        content = {"sources": self.sources, "ensemble": ensemble, "out": self.out, "overwrite": self.overwrite}
+        return validated(PredictRequest, content | {"settings": settings, "run": run}, "predict")
+
+
+def validated(request: type[Request], content: dict[str, Any], command: str) -> Request:
+    """The request of a command; raises RefusedError naming the option that is at fault."""
+    try:
+        return request.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("settings", "run")).replace("_", "-")
+        reason = first["msg"].removeprefix("Value error, ")
+        option = f"--{field}: " if field else ""
+        raise RefusedError(f"{option}{reason}; see `chorus {command} --help`") from error
+
+
+def builtin_ensembles() -> dict[str, str]:
+    """The ensembles that Chorus brings, by name: their URLs."""
+    return {path.parent.name: str(path) for path in sorted(BUILTIN.glob("*/ensemble.yaml"))}
+
+
+def named_ensemble(text: str) -> str:
+    """What `text` means where an ensemble is read: itself, or the built-in ensemble of that name.
+
+    A name has neither a slash nor a suffix; a file or folder of that name goes first.
+    """
+    if "/" in text or Path(text).suffix or Path(text).exists():
+        return text
+    known = builtin_ensembles()
+    if text not in known:
+        brought = f" ({', '.join(known)})" if known else ""
+        raise RefusedError(
+            f"ensemble {text}: neither a folder here nor an ensemble that Chorus brings{brought}; correct the path or "
+            f"the name"
+        )
+    return known[text]
+
+
+def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of dataclass `kind` as parameters; it gets them as its first argument."""
+    hints = get_type_hints(kind, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)  # type: ignore[arg-type]
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = kind(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+            command(options, **given)
+
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        wrapper.__signature__ = inspect.Signature([*shared, *keyword])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*shared, *keyword]}
+        return wrapper
+
+    return decorate
+
+
+def names(text: str) -> list[str]:
+    """The names of a comma-separated list; ``none`` is the empty one."""
+    return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def augmentation_names(text: str | None) -> list[str] | None:
+    """What `--augment` means; None where the ensemble decides."""
+    named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
+    return None if text is None else named.get(text) or names(text)
+
+
+def _device(device: Literal["auto", "cpu", "cuda"], address: str | None) -> str:
+    if device == "auto" and address is not None:
+        from chorus.cluster.runtime import session
+
+        return "cuda" if session.start(address, staged=False).gpus else "cpu"
+    return device_here(device)
+
+
+def device_here(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """What `--device` means on this machine."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,117 @@
+"""How a run looks to a person: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from chorus.cluster.planning.requests import Forecast
+from chorus.cluster.runtime.status import RegionStatus
+from chorus.console.format import duration
+
+_LINE_SECONDS = 15.0
+# A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.
+_LINE = re.compile(r"(\d+)/(\d+) (\w+) (\d+\.\d\d [^\"\n]* failed)")
+
+
+class Reached(NamedTuple):
+    """How far a run was when it last said so: of so many `units` so many `ended`, and at which `rates`."""
+
+    ended: int
+    total: int
+    units: str
+    rates: str
+
+
+def last_progress(log: str) -> Reached | None:
+    """The last line of progress in what a run has said, None where it has not come so far."""
+    found = _LINE.findall(log)
+    return Reached(int(found[-1][0]), int(found[-1][1]), *found[-1][2:]) if found else None
+
+
+class _Rates(ProgressColumn):
+    """Regions and megapixels a second, time left, busy share and failures, from the task's own counts."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["rates"], style="cyan")
+
+
+class ConsoleReporter:
+    """See `chorus.cluster.runtime.reporting.Reporter`.
+
+    Parameters
+    ----------
+    console : where to write; a bar is drawn where it is a terminal
+    units, devices : what is counted, and what works on it
+    """
+
+    def __init__(self, console: Console, *, units: str = "regions", devices: str = "devices") -> None:
+        self._console = console
+        self._units, self._device_name = units, devices
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._regions = self._pixels = self._devices = 0
+        self._done = self._failed = self._done_pixels = 0
+        self._busy = self._started = self._printed = 0.0
+
+    def phase(self, text: str) -> None:
+        self._console.print(f"[dim]{text} ...[/dim]", highlight=False, soft_wrap=True)
+
+    def forecast(self, forecast: Forecast) -> None:
+        cost, placement = forecast.cost, forecast.placement
+        self._console.print(
+            f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.forward_passes} forward passes "
+            f"on {placement.actors} actors ({placement.kind}, {forecast.calibration.device}); about "
+            f"{duration(forecast.seconds)} for all of it",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if forecast.advice:
+            self._console.print(forecast.advice, highlight=False, soft_wrap=True, markup=False)
+
+    def begin(self, regions: int, pixels: int, devices: int) -> None:
+        self._regions, self._pixels, self._devices = regions, pixels, devices
+        self._done = self._failed = self._done_pixels = 0  # a run may have several parts
+        self._busy = 0.0
+        self._started = self._printed = time.monotonic()
+        if not regions:
+            self._console.print(f"all {self._units} are recorded already", highlight=False, soft_wrap=True)
+        elif self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn(self._units), BarColumn(), MofNCompleteColumn(), _Rates(), console=self._console
+            )
+            self._task = self._progress.add_task(self._units, total=regions, rates="")
+            self._progress.start()
+
+    def region(self, status: RegionStatus) -> None:
+        self._done += 1
+        self._failed += status.state != "done"
+        self._done_pixels += status.pixels
+        self._busy += status.device_seconds
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._done, rates=self._rates())
+        elif time.monotonic() - self._printed >= _LINE_SECONDS or self._done == self._regions:
+            self._printed = time.monotonic()
+            self._console.print(
+                f"{self._done}/{self._regions} {self._units} {self._rates()}", highlight=False, soft_wrap=True
+            )
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _rates(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        left = seconds / self._done * (self._regions - self._done)
+        # A region's device time may have begun before the bar did, on an actor that started earlier.
+        busy = min(1.0, self._busy / (seconds * max(1, self._devices)))
+        return (
+            f"{self._done / seconds:.2f} {self._units}/s  {self._done_pixels / seconds / 1e6:.2f} Mpx/s  "
+            f"{duration(left)} left  {self._device_name} {busy:.0%} busy  {self._failed} failed"
+        )

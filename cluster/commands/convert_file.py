@@ -1,0 +1,73 @@
+"""The ledger of ``chorus convert``, readable with ``ls``, and the task that adds a line to it.
+
+::
+
+    OUT/<name>.ome.zarr               image, or collection of the images of one file
+    OUT/ledger/<name>.ome.zarr.json   written after them: the only sign of completion
+"""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import BaseModel, ConfigDict
+
+from chorus.cluster.state.ledger import record_file, recorded_files
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.raster_files import RasterFile
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+
+
+class ConvertedFile(BaseModel):
+    """A finished file.
+
+    Attributes
+    ----------
+    name, source, stamp : see `chorus.pipeline.io.raster_files.RasterFile`
+    images, pixels : that it held
+    part_of : the file of the same set that has its planes; such a file is not recorded
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    source: str
+    stamp: str
+    images: int
+    pixels: int
+    seconds: float
+    part_of: str = ""
+
+
+def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings) -> ConvertedFile:
+    """Convert a file and record it; what an earlier attempt left of it is removed first.
+
+    Raises
+    ------
+    ImageError : the file is at fault
+    OutputError : storage does not take it
+    """
+    started = time.perf_counter()
+    target = storage.join(out, file.name)
+    with storage_errors(target):
+        remove_folder(target)
+    made = convert_file(file.url, target, settings)
+    seconds = round(time.perf_counter() - started, 3)
+    record = ConvertedFile(
+        name=file.name,
+        source=file.url,
+        stamp=file.stamp,
+        images=made.images,
+        pixels=made.pixels,
+        seconds=seconds,
+        part_of=made.part_of,
+    )
+    if not made.part_of:
+        record_file(out, file.name, record)
+    return record
+
+
+def read_converted(out: str) -> dict[str, ConvertedFile]:
+    """What is finished in `out`, by the URL of the source."""
+    return {record.source: record for record in recorded_files(out, ConvertedFile)}

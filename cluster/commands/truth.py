@@ -1,0 +1,210 @@
+"""A run of ``chorus truth``: find the experts' drawings, leave out images that are recorded, estimate the others.
+
+::
+
+    OUT/run.json                          settings, versions, experts, warnings
+    OUT/<image>.tif, <image>.ome.zarr     the estimate of each image
+    OUT/agreement.csv, agreement.parquet  a row per image and expert
+    OUT/agreement.svg                     who agrees with whom, and on which images not
+    OUT/ledger/<image>.json               see `chorus.cluster.commands.truth_image`
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from chorus.cluster.commands.truth_image import EstimatedImage, digest, estimate_and_record, read_estimated
+from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.runtime.output_lock import output_lock
+from chorus.cluster.runtime.ray_tasks import rows_of_calls
+from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.run_record import begun, clear_command, earlier_run, setting_differences, write_run
+from chorus.pipeline.consensus.agreement_plot import draw_agreement
+from chorus.pipeline.consensus.agreement_table import agreement_table, summarise, warnings
+from chorus.pipeline.consensus.annotations import Drawings, DrawnImage, find_drawings
+from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, truth_file
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+
+_PLAN = ("plan", "files.json")
+# What is made of all images together.
+_TABLES = ("agreement.csv", "agreement.parquet", "agreement.svg")
+
+
+class TruthRequest(BaseModel):
+    """Drawings of experts to make a ground truth of.
+
+    Attributes
+    ----------
+    experts : folder with a folder of drawings per expert
+    out : URL of the folder that gets the truth
+    expert, label : see `chorus.pipeline.consensus.annotations.find_drawings`
+    executor, address : as in `chorus.cluster.planning.settings.RunSettings`
+    overwrite : start anew where `out` holds the results of other settings
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experts: str
+    out: str
+    expert: list[str] = []
+    label: str | None = None
+    settings: TruthSettings = TruthSettings()
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    overwrite: bool = False
+
+
+def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
+    """Make the ground truth of all images; the same call again goes on where an earlier one was cut short.
+
+    A row of the outcome is an image: ``name``, ``status`` (``done``, ``failed``, ``open`` where the run was cut short
+    before it), ``message`` (why it failed, or what is unusual), ``file``, ``experts`` (how many drew it), ``missing``
+    (names of those who did not), ``foreground``, ``pixels`` and ``seconds``. The summary has, beside counts,
+    ``experts`` (see `chorus.pipeline.consensus.agreement_table.ExpertSummary`), ``left_out`` (folders) and
+    ``warnings``.
+
+    Raises
+    ------
+    RefusedError
+        Before any work: nothing to read, or `out` is taken.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    storage.check_writable(request.out)
+    reporter.phase("looking for drawings")
+    found = find_drawings(request.experts, request.expert, request.label)
+    if not found.images:
+        raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
+    run = {"executor": request.executor, "address": request.address}
+    inputs = {"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)}
+    content = begun("truth", request.settings, run, _sources(request), inputs)
+    with output_lock(request.out, uuid.uuid4().hex[:12]):
+        known = earlier_run(
+            request.out, lambda known: _differences(content, known, found, request.out), overwrite=request.overwrite
+        )
+        if known is None:
+            clear_command(request.out, "truth", ["ledger", *_planned(request.out), *_TABLES, "plan"])
+        else:
+            content["started"] = known["started"]
+        write_run(content, request.out)
+        _plan(request, found)
+        outcome = _carry_out(request, found, reporter)
+        _conclude(request, found, outcome, content["started"])
+        failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
+        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state, "failures": failures}
+        notes = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "done" and row["message"]}
+        content |= {"summary": outcome.summary, "notes": notes}
+        if outcome.state != "interrupted":
+            write_run(content, request.out)
+        return outcome
+
+
+def _sources(request: TruthRequest) -> list[str]:
+    options = [f"--expert {name}" for name in request.expert] + ([f"--label {request.label}"] if request.label else [])
+    return [request.experts, *options]
+
+
+def _plan(request: TruthRequest, found: Drawings) -> None:
+    """Note the names of all results that this run and those before it may leave, so that they can be removed."""
+    url = storage.join(request.out, *_PLAN)
+    names = sorted({*_planned(request.out), *(truth_file(image, request.settings) for image in found.images)})
+    with storage_errors(url):
+        storage.write_bytes(url, json.dumps(names, indent=2).encode())
+
+
+def _planned(out: str) -> list[str]:
+    url = storage.join(out, *_PLAN)
+    with storage_errors(url):
+        names: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
+    return names
+
+
+def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Outcome:
+    finished = read_estimated(request.out)
+    images = found.images
+    rows = [_row(image, finished.get(image.name)) for image in images]
+    todo = [index for index, image in enumerate(images) if image.name not in finished]
+    calls = [(index, estimate_and_record, (request.out, images[index], request.settings)) for index in todo]
+
+    def take(result: TaskResult) -> dict[str, Any]:
+        rows[result.key] = _result_row(images[result.key], result)
+        return rows[result.key]
+
+    state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
+    if state == "complete" and any(row["status"] == "failed" for row in rows):
+        state = "failures"
+    return Outcome(request.out, state, message, rows)
+
+
+def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, started: str) -> None:
+    """Tables, picture and summary of the images that are done."""
+    known = {image.name for image in found.images}
+    records = read_estimated(request.out) if outcome.state != "interrupted" else {}
+    truths = [record.truth for name, record in sorted(records.items()) if name in known]
+    summaries = summarise(truths, found.experts)
+    if truths:
+        _write_tables(request.out, truths, found.experts)
+    counts = {state: sum(row["status"] == state for row in outcome.rows) for state in ("done", "failed", "open")}
+    seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
+    outcome.summary = {
+        "images": len(outcome.rows),
+        **counts,
+        "seconds": seconds,
+        "experts": [asdict(one) for one in summaries],
+        "left_out": list(found.left_out),
+        "warnings": warnings(truths, summaries),
+    }
+
+
+def _write_tables(out: str, truths: Sequence[ImageTruth], experts: Sequence[str]) -> None:
+    table, buffer = agreement_table(truths), io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    content = (table.to_csv(index=False).encode(), buffer.getvalue(), draw_agreement(truths, experts))
+    for name, data in zip(_TABLES, content, strict=True):
+        url = storage.join(out, name)
+        with storage_errors(url):
+            storage.write_bytes(url, data)
+
+
+def _row(image: DrawnImage, done: EstimatedImage | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": image.name, "status": "open", "message": "", "file": ""}
+    row |= {"experts": len(image.drawings), "missing": list(image.missing)}
+    row |= {"foreground": None, "pixels": 0, "seconds": 0.0}
+    if done is not None:
+        truth = done.truth
+        row |= {"status": "done", "message": "; ".join(truth.notes), "file": truth.file}
+        row |= {"foreground": truth.foreground, "pixels": truth.pixels, "seconds": done.seconds}
+    return row
+
+
+def _result_row(image: DrawnImage, result: TaskResult) -> dict[str, Any]:
+    if result.error is None:
+        return _row(image, result.value)
+    return _row(image, None) | {"status": "open" if result.unwritable else "failed", "message": result.error}
+
+
+def _differences(content: dict[str, Any], known: dict[str, Any], found: Drawings, out: str) -> list[str]:
+    """What would make the results of an earlier run wrong, in words. Images may be added, mended or taken away."""
+    if known.get("command") != "truth":
+        return ["it is not of `chorus truth`"]
+    differences = setting_differences(content["settings"], known)
+    if known.get("sources") != content["sources"]:
+        earlier, now = " ".join(known.get("sources", [])), " ".join(content["sources"])
+        differences.append(f"experts were {earlier}, now {now}")
+    finished = read_estimated(out)
+    for image in found.images:
+        done = finished.get(image.name)
+        if done is not None and done.drawings != digest(image):
+            differences.append(f"the drawings of {image.name} changed since its truth was estimated")
+    return differences[:5] + [f"and {len(differences) - 5} more"] * (len(differences) > 5)

@@ -1,0 +1,158 @@
+"""What a session of a run takes and costs, beside what was expected of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from chorus.cluster.planning.cluster_file import ClusterFile
+from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.plan import ResolvedSettings
+from chorus.cluster.planning.requests import Forecast, PlanReporter
+from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.state.run_record import read_run
+from chorus.cluster.telemetry.metrics import COST, Recorder
+from chorus.pipeline.errors import RefusedError
+
+# What seconds per tile depend on, beside ensemble and device.
+_DECIDES = ("tile", "augmentations", "precision", "backend", "threads")
+
+
+def calibration_content(measured: Calibration, settings: ResolvedSettings) -> dict[str, Any]:
+    """What ``run.json`` keeps of a calibration."""
+    return asdict(measured) | {"kind": settings.device}
+
+
+def calibration_device(out: str) -> Literal["cpu", "cuda"]:
+    """On which the run in `out` was calibrated; raises RefusedError where it keeps none."""
+    return "cuda" if _kept(out)["kind"] == "cuda" else "cpu"
+
+
+def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> Calibration:
+    """What an earlier run in `out` measured: where it came to an end, seconds per tile are those of the whole run.
+
+    Parameters
+    ----------
+    ensemble, settings : hash and settings of the run that is to be predicted
+
+    Raises
+    ------
+    RefusedError
+        If that run was of another ensemble, or of settings that tell of another speed.
+    """
+    content = dict(_kept(out))
+    known = read_run(out)
+    if known["ensemble"]["hash"] != ensemble:
+        raise RefusedError(
+            f"--calibration {out}: was measured with ensemble {known['ensemble']['name']}, which is another one or has "
+            f"changed; give a run of the same ensemble, or leave --calibration out"
+        )
+    for name in _DECIDES:
+        earlier, now = ({"backend": "eager", "threads": 1} | known["settings"])[name], getattr(settings, name)
+        if earlier != now:
+            raise RefusedError(
+                f"--calibration {out}: was measured with {name} {earlier}, now {now}; ask for the same, or leave "
+                f"--calibration out"
+            )
+    content.pop("kind")
+    seen = known.get("summary", {}).get("seconds_per_tile")
+    return Calibration(**(content | ({"seconds_per_tile": seen} if seen else {})))
+
+
+def _kept(out: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = read_run(out).get("calibration")
+    if found is None:
+        raise RefusedError(
+            f"--calibration {out}: its run.json keeps no calibration, as of a run of an earlier Chorus; give another "
+            f"run, or leave --calibration out"
+        )
+    return found
+
+
+@dataclass
+class Account:
+    """A reporter that counts what a session takes, and tells another one all that it hears.
+
+    Attributes
+    ----------
+    forecast : of all regions
+    device : ``cuda`` or ``cpu``
+    cluster : with the prices, None where they are not known
+    recorder : of the driver's metrics
+    started : when the session began, `time.monotonic`
+    """
+
+    reporter: PlanReporter
+    forecast_made: Forecast
+    device: str
+    cluster: ClusterFile | None
+    recorder: Recorder
+    started: float
+    _streams: int = 0
+    _begun: float = 0.0
+    _expected: float = 0.0
+    _measured: float = 0.0
+    _devices: int = 0
+    _device_seconds: float = 0.0
+    _tiles: int = 0
+    _paid_until: float = 0.0
+
+    def phase(self, text: str) -> None:
+        self.reporter.phase(text)
+
+    def forecast(self, forecast: Forecast) -> None:
+        self.reporter.forecast(forecast)
+
+    def begin(self, regions: int, pixels: int, devices: int) -> None:
+        if not self._streams:
+            self._devices, self._paid_until = devices, self.started
+        self._streams += 1
+        self._begun = time.monotonic()
+        self._expected += self.forecast_made.seconds * regions / max(1, self.forecast_made.cost.regions)
+        self._pay()
+        self.reporter.begin(regions, pixels, devices)
+
+    def region(self, status: RegionStatus) -> None:
+        self._device_seconds += status.device_seconds
+        self._tiles += status.tiles
+        self._pay()
+        self.reporter.region(status)
+
+    def end(self) -> None:
+        self._measured += time.monotonic() - self._begun
+        self._pay()
+        self.reporter.end()
+
+    def _pay(self) -> None:
+        """Count on what devices cost since this was last done; start-up is paid for, too."""
+        if self.cluster is None:
+            return
+        now = time.monotonic()
+        self.recorder.add(COST, self._price(now - self._paid_until), currency=self.cluster.currency)
+        self._paid_until = now
+
+    def _price(self, seconds: float) -> float:
+        if self.cluster is None:
+            return 0.0
+        return seconds / 3600 * self._devices * self.cluster.price_of_a_device(self.device)
+
+    def summary(self) -> dict[str, Any]:
+        """For ``run.json``: what was expected and what was, of this session; nothing where it had nothing to do.
+
+        Volumes are not predicted: their directions are runs of their own.
+        """
+        if not self._tiles:
+            return {}
+        found: dict[str, Any] = {
+            "measured_seconds": round(self._measured, 1),
+            "device_busy": round(min(1.0, self._device_seconds / (self._measured * self._devices)), 3),
+            "seconds_per_tile": self._device_seconds / self._tiles,
+        }
+        if self._streams == 1:
+            ratio = round(self._measured / self._expected, 3)
+            found |= {"predicted_seconds": round(self._expected, 1), "measured_over_predicted": ratio}
+        if self.cluster is not None:
+            cost = self._price(time.monotonic() - self.started)
+            found["cost"] = {"amount": round(cost, 4), "currency": self.cluster.currency}
+        return found

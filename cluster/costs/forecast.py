@@ -1,0 +1,264 @@
+"""What a run takes and costs on clusters that need not be at hand: the plan, a calibration and prices, simulated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from chorus.cluster.costs.simulation import simulate
+from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, StoragePrices
+from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.placement import Placement, estimate_memory, place, tasks_at_once
+from chorus.cluster.planning.plan import Cost, ResolvedSettings
+from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
+from chorus.cluster.runs.run import Job
+from chorus.cluster.runtime.nodes import USABLE_MEMORY
+from chorus.cluster.runtime.session import Resources
+from chorus.pipeline.errors import RefusedError
+
+# For Ray to be joined, the ensemble tried, and actors to load it, on nodes that are there (measured: 18 to 40 s).
+_ACTOR_SECONDS = 30.0
+# Of one core, beside what storage takes: to decode and prepare a megapixel of one channel, to encode and record one,
+# to finish an image and a megapixel of it (measured: docs/scale.md).
+_READ_SECONDS, _WRITE_SECONDS = 0.02, 0.15
+_FINISH_SECONDS, _FINISH_SECONDS_PER_MEGAPIXEL = 0.15, 0.10
+# Requests of a region and of an image beside the chunks of the source (docs/buckets.md).
+_REGION_READS, _REGION_WRITES, _IMAGE_READS, _IMAGE_WRITES = 3, 4, 12, 13
+_PYRAMID = 4 / 3
+_SEEDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """What nodes of one type do and cost.
+
+    Attributes
+    ----------
+    devices : actors at work on them
+    regions : that they do
+    device_hours, node_hours : at work; paid for
+    preemptions : nodes that are taken away
+    cost : of the nodes
+    """
+
+    name: str
+    nodes: int
+    devices: int
+    regions: float
+    device_hours: float
+    node_hours: float
+    preemptions: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A run on some nodes.
+
+    Attributes
+    ----------
+    title : of the nodes
+    seconds : in all: until the first region begins, the stream, and what is finished after it; `tail_seconds` are those
+        of the stream in which some devices have nothing left
+    busy : share of the devices' time in the stream
+    repeated : share of the device hours that preemptions cost
+    nodes : by type
+    beside, requests, reading : cost of what runs beside, of requests, of bytes read
+    cost : all of it; None where the run cannot be done, and `problem` says why
+    per_gigapixel : `cost` by what is segmented
+    """
+
+    title: str
+    problem: str = ""
+    seconds: float = 0.0
+    start_seconds: float = 0.0
+    stream_seconds: float = 0.0
+    tail_seconds: float = 0.0
+    finish_seconds: float = 0.0
+    busy: float = 0.0
+    repeated: float = 0.0
+    nodes: tuple[NodeCost, ...] = ()
+    beside: float = 0.0
+    requests: float = 0.0
+    reading: float = 0.0
+    cost: float | None = None
+    per_gigapixel: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CostForecast:
+    """What a run takes and costs.
+
+    Attributes
+    ----------
+    alone : each type of nodes by itself, at its least and its most nodes where it may have several
+    together : all types that can do the work; None where there is but one
+    output_bytes : before they are compressed, pyramids counted in
+    kept_per_month : cost of keeping them as they are; compressed they take less
+    calibration : that seconds are from
+    failures : images that cannot be done, name and reason
+    """
+
+    currency: str
+    cost: Cost
+    calibration: Calibration
+    alone: tuple[Prediction, ...]
+    together: Prediction | None
+    output_bytes: int
+    kept_per_month: float
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+def forecast_costs(job: Job, cost: Cost, measured: Calibration, cluster: ClusterFile) -> CostForecast:
+    """Predict the run on every type of nodes by itself, and on all of them together.
+
+    Raises
+    ------
+    RefusedError
+        If there is nothing to do.
+    """
+    if not cost.regions:
+        raise RefusedError("none of the sources has an image that can be done, so there is nothing to predict")
+    alone: list[Prediction] = []
+    able: list[_Nodes] = []
+    for one in cluster.node_types:
+        for number in one.numbers:
+            title = f"{number} x {one.name}"
+            try:
+                nodes = _placed(job, cost, measured, one, number)
+            except RefusedError as error:
+                alone.append(Prediction(title, problem=str(error)))
+                continue
+            alone.append(_predict(title, [nodes], job, cost, cluster))
+            if number == one.most:
+                able.append(nodes)
+    together = _predict("all together", able, job, cost, cluster) if len(able) > 1 else None
+    output = round(cost.bytes_out * _PYRAMID)
+    kept = output / 1e9 * cluster.storage.price_per_gb_month
+    failures = tuple((failed.name, failed.message) for failed in job.failures)
+    return CostForecast(cluster.currency, cost, measured, tuple(alone), together, output, kept, failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """Nodes of one type and what is placed on them."""
+
+    type: NodeType
+    number: int
+    placement: Placement
+    seconds_per_tile: float
+
+
+def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: int) -> _Nodes:
+    """Raises RefusedError where members do not fit."""
+    device = "cuda" if one.gpus else "cpu"
+    settings: ResolvedSettings = job.settings.model_copy(update={"device": device})
+    usable = int(USABLE_MEMORY * 1e9 * (one.gpu_memory_gb or one.memory_gb))
+    memory = estimate_memory(job.table, job.ensemble, settings, measured)
+    resources = Resources(number * one.cpus, number * one.gpus, number, int(number * one.memory_gb * 1e9))
+    run = job.request.run.model_copy(update={"actors": None, "address": None})
+    seconds = one.seconds_per_tile or measured.seconds_per_tile / (one.relative_speed or 1.0)
+    placement = place(job.ensemble, settings, run, resources, memory, cost, usable, seconds)
+    return _Nodes(one, number, placement, seconds)
+
+
+def _predict(title: str, all_nodes: list[_Nodes], job: Job, cost: Cost, cluster: ClusterFile) -> Prediction:
+    """Simulate the run on these nodes: the mean of a few runs, as machines vanish by chance."""
+    kinds = [_devices(nodes, cost) for nodes in all_nodes]
+    work, schedule = _work(job, cost, cluster.storage), _schedule(all_nodes, cluster.storage)
+    by_chance = any(kind.preemptions_per_hour for kind in kinds)
+    runs = [simulate(kinds, work, schedule, seed) for seed in range(_SEEDS if by_chance else 1)]
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(run, name) for run in runs) / len(runs)
+
+    hours = mean("seconds") / 3600
+    nodes = tuple(
+        _node_cost(one, kind, index, runs, hours)
+        for index, (one, kind) in enumerate(zip(all_nodes, kinds, strict=True))
+    )
+    requests = _requests(job, cost, cluster.storage)
+    reading = cost.bytes_in / 1e9 * cluster.storage.price_per_gb_read
+    beside = hours * cluster.price_per_hour
+    whole = math.fsum(one.cost for one in nodes) + beside + requests + reading
+    device, repeated = mean("device_seconds"), mean("repeated_seconds")
+    return Prediction(
+        title=title,
+        seconds=mean("seconds"),
+        start_seconds=mean("start_seconds"),
+        stream_seconds=mean("stream_seconds"),
+        tail_seconds=mean("tail_seconds"),
+        finish_seconds=mean("finish_seconds"),
+        busy=mean("busy"),
+        repeated=repeated / (device + repeated) if device else 0.0,
+        nodes=nodes,
+        beside=beside,
+        requests=requests,
+        reading=reading,
+        cost=whole,
+        per_gigapixel=whole / (cost.megapixels / 1e3) if cost.megapixels else None,
+    )
+
+
+def _devices(nodes: _Nodes, cost: Cost) -> Devices:
+    one, placement = nodes.type, nodes.placement
+    return Devices(
+        count=placement.actors,
+        region_seconds=nodes.seconds_per_tile * cost.tiles / cost.regions,
+        per_node=max(1, placement.actors // nodes.number),
+        start_seconds=one.start_seconds + _ACTOR_SECONDS,
+        preemptions_per_hour=one.preemptions_per_hour,
+    )
+
+
+def _work(job: Job, cost: Cost, storage: StoragePrices) -> Work:
+    """Regions differ: at most by `most_tiles`, taken to be spread evenly as far below their mean as above."""
+    mean_tiles = cost.tiles / cost.regions
+    megapixels = cost.megapixels / cost.regions
+    read, written = (
+        size / cost.regions / 1e6 / storage.megabytes_per_second for size in (cost.bytes_in, cost.bytes_out)
+    )
+    channels = len(job.ensemble.spec.input.channels)
+    return Work(
+        regions=cost.regions,
+        images=cost.images,
+        spread=(cost.most_tiles - mean_tiles) / mean_tiles / math.sqrt(3),
+        read_seconds=megapixels * channels * _READ_SECONDS + read + _REGION_READS * storage.seconds_per_request,
+        write_seconds=megapixels * _WRITE_SECONDS + written + _REGION_WRITES * storage.seconds_per_request,
+        finish_seconds=_FINISH_SECONDS
+        + cost.megapixels / cost.images * _FINISH_SECONDS_PER_MEGAPIXEL
+        + (_IMAGE_READS + _IMAGE_WRITES) * storage.seconds_per_request,
+    )
+
+
+def _schedule(all_nodes: list[_Nodes], storage: StoragePrices) -> Schedule:
+    placement = all_nodes[0].placement
+    asked = _REGION_READS + _REGION_WRITES
+    return Schedule(
+        regions_per_block=placement.regions_per_block,
+        blocks_per_actor=placement.blocks_per_actor,
+        tasks=tasks_at_once(sum(nodes.number * nodes.type.cpus for nodes in all_nodes)),
+        regions_per_second=storage.requests_per_second / asked if storage.requests_per_second else math.inf,
+    )
+
+
+def _node_cost(nodes: _Nodes, kind: Devices, index: int, runs: list[Simulated], hours: float) -> NodeCost:
+    regions = math.fsum(run.regions[index] for run in runs) / len(runs)
+    return NodeCost(
+        name=nodes.type.name,
+        nodes=nodes.number,
+        devices=kind.count,
+        regions=regions,
+        device_hours=regions * kind.region_seconds / 3600,
+        node_hours=nodes.number * hours,
+        preemptions=kind.preemptions_per_hour * nodes.number * hours,
+        cost=nodes.number * hours * nodes.type.price_per_hour,
+    )
+
+
+def _requests(job: Job, cost: Cost, storage: StoragePrices) -> float:
+    """Cost of requests; a chunk of the source is taken to be as large as one of the output."""
+    chunks = cost.megapixels * 1e6 / job.settings.chunk**2 * len(job.ensemble.spec.input.channels)
+    reads = cost.regions * _REGION_READS + cost.images * _IMAGE_READS + chunks
+    writes = cost.regions * _REGION_WRITES + cost.images * _IMAGE_WRITES
+    return (reads * storage.price_per_million_reads + writes * storage.price_per_million_writes) / 1e6

@@ -1,0 +1,4 @@
+"""Results against annotations, runs against each other, sentinels.
+
+Begin with `run`; `image` measures one image.
+"""

@@ -1,0 +1,228 @@
+"""The sentinels of an ensemble: before a run begins, labelled images show that it still gives what it gave.
+
+They are a small run of their own in ``OUT/sentinels``, with the settings, the devices and the processes of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from chorus.cluster.evaluation.image import EvaluationJob, EvaluationSettings, evaluate_image
+from chorus.cluster.planning.plan import ResolvedSettings
+from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.state.results import planned_images
+from chorus.cluster.telemetry.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
+from chorus.pipeline.consensus.annotations import Drawing
+from chorus.pipeline.consensus.truths import TRUTH
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
+from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+
+FOLDER, TABLE = "sentinels", "sentinels.json"
+log = logging.getLogger("chorus")
+
+
+class SentinelDice(BaseModel):
+    """A row of ``sentinels.json``.
+
+    Attributes
+    ----------
+    name, class_name : of the sentinel and of the class; ``class`` in the file
+    stored, found : Dice, in the ensemble and now; None where the sentinel could not be processed
+    moved : whether they differ by more than `tolerance`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    class_name: str = Field(validation_alias=AliasChoices("class", "class_name"), serialization_alias="class")
+    stored: float
+    found: float | None
+    tolerance: float
+    moved: bool
+
+
+def check_sentinels(
+    request: PredictRequest,
+    ensemble: Ensemble,
+    settings: ResolvedSettings,
+    reporter: Reporter,
+    carry_out: Callable[[PredictRequest], Outcome],
+) -> None:
+    """Process the sentinels of `ensemble`, if it has any, and leave ``sentinels.json``; not again where that is done.
+
+    Parameters
+    ----------
+    request, settings : of the run that is about to begin
+    carry_out : processes images as the run will do
+
+    Raises
+    ------
+    RefusedError
+        If the Dice of one moved, it was measured with the same tiles and augmentations, and the run asks for it.
+    CutShortError
+        If the process is told to stop.
+    """
+    sentinels, mode = ensemble.spec.sentinels, request.run.sentinels
+    if not sentinels or mode == "skip":
+        return
+    strict = {sentinel.name for sentinel in sentinels if mode == "check" and comparable(sentinel, ensemble, settings)}
+    url = storage.join(request.out, TABLE)
+    rows = _read(url, sentinels)
+    reasons: dict[str, str] = {}
+    # A fault may have been mended since.
+    if rows is None or any(row.moved and row.name in strict for row in rows):
+        reporter.phase("checking the sentinels")
+        rows, reasons = _measured(request, ensemble, carry_out)
+        with storage_errors(url):
+            storage.write_bytes(url, json.dumps([row.model_dump(by_alias=True) for row in rows], indent=2).encode())
+    moved = [row for row in rows if row.moved]
+    _count(request, ensemble, rows)
+    for row in moved:
+        if row.name not in strict:
+            why = "" if mode == "warn" else "; it was measured with other tiles or augmentations: no proof of a fault"
+            log.warning("%s%s", _sentence(row, reasons), why)
+    if refused := [row for row in moved if row.name in strict]:
+        raise moved_error(ensemble, refused, reasons)
+
+
+def _count(request: PredictRequest, ensemble: Ensemble, rows: Sequence[SentinelDice]) -> None:
+    recorder = driver_recorder(request.out, ensemble.spec.name)
+    for row in rows:
+        for source, dice in (("stored", row.stored), ("found", row.found)):
+            if dice is not None:
+                labels = {"sentinel": row.name, "class": row.class_name, "source": source}
+                recorder.set(SENTINEL_DICE, dice, **labels)
+    recorder.set(SENTINELS_MOVED, sum(row.moved for row in rows))
+
+
+def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapping[str, str]) -> RefusedError:
+    """What to say of sentinels whose Dice moved; `reasons` by name, why one could not be processed."""
+    return RefusedError(
+        f"{ensemble.url}: {'; '.join(_sentence(row, reasons) for row in moved)}; the ensemble does not give what it "
+        f"gave: look at its weights, its normalisation, the driver of the device and --precision; if it was changed on "
+        f"purpose run `chorus ensemble sentinel` again, or predict with --sentinels warn"
+    )
+
+
+def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSettings) -> bool:
+    """Whether a run sees a sentinel in the same tiles, turned the same ways, as when its Dice was measured."""
+    spec = ensemble.spec
+    known = sentinel.measured or SentinelSettings(
+        tile=spec.tile, overlap=spec.overlap, grid=settings.grid, augmentations=spec.augmentations
+    )
+    same = (known.tile, known.overlap, known.grid) == (settings.tile, settings.overlap, settings.grid)
+    return same and set(known.augmentations) == set(settings.augmentations)
+
+
+def sentinel_url(sentinel: Sentinel, ensemble: Ensemble) -> str:
+    """Of its image."""
+    return storage.normalise(storage.join(ensemble.folder, sentinel.image))
+
+
+def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[str, float]:
+    """Dice by foreground class of an image of the run in `out`, against a label image inside the source.
+
+    Raises
+    ------
+    ImageError
+        where the run has no result for it, or the label image is missing or does not fit
+    """
+    table = planned_images(out)
+    found = [image for image in map(table.image, range(len(table))) if storage.normalise(image.url) == image_url]
+    if not found:
+        raise ImageError(f"{image_url}: could not be read")
+    job = EvaluationJob(
+        image=found[0],
+        labels_url=storage.join(out, "images", found[0].name),
+        maps_url="",
+        truth=Drawing(TRUTH, storage.join(image_url, "labels", label), "zarr"),
+        experts=(),
+        classes=tuple(entry.name for entry in ensemble.spec.classes),
+        settings=EvaluationSettings(baseline=False),
+    )
+    values = evaluate_image(job).values
+    return {name: float(values[f"dice:{name}"]) for name in job.classes[1:]}
+
+
+def _measured(
+    request: PredictRequest, ensemble: Ensemble, carry_out: Callable[[PredictRequest], Outcome]
+) -> tuple[list[SentinelDice], dict[str, str]]:
+    """The rows of all sentinels, and by name why one could not be processed."""
+    sentinels = ensemble.spec.sentinels
+    inner = _inner(request, [sentinel_url(sentinel, ensemble) for sentinel in sentinels])
+    if storage.exists(storage.join(request.out, TABLE)):  # done before, of other sentinels or with a fault
+        remove_folder(inner.out)
+    outcome = carry_out(inner)
+    if outcome.state == "interrupted":
+        raise CutShortError(outcome.message)
+    failed = {row["source"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
+    rows, reasons = [], {}
+    for sentinel in sentinels:
+        url = sentinel_url(sentinel, ensemble)
+        found: dict[str, float] = {}
+        try:
+            if url in failed:
+                raise ImageError(failed[url])
+            found = dice_of(inner.out, url, sentinel.label, ensemble)
+        except ImageError as error:
+            reasons[sentinel.name] = str(error)
+        rows += rows_of(sentinel, found)
+    return rows, reasons
+
+
+def _inner(request: PredictRequest, urls: list[str]) -> PredictRequest:
+    """The run over the sentinels: the run's settings, but for what is chosen for its own images and for viewers."""
+    own: dict[str, Any] = {"channel": [], "level": None, "diameter": None, "save": [], "in_place": False}
+    return PredictRequest(
+        sources=urls,
+        ensemble=request.ensemble,
+        out=storage.join(request.out, FOLDER),
+        settings=request.settings.model_copy(update=own),
+        run=request.run.model_copy(update={"thumbnails": False, "profile": False}),
+        overwrite=True,
+    )
+
+
+def rows_of(sentinel: Sentinel, found: Mapping[str, float]) -> list[SentinelDice]:
+    """A row per class of a sentinel, of the Dice that was found now; of none where it could not be processed."""
+    return [
+        SentinelDice(
+            name=sentinel.name,
+            class_name=name,
+            stored=stored,
+            found=found.get(name),
+            tolerance=sentinel.tolerance,
+            moved=name not in found or abs(found[name] - stored) > sentinel.tolerance,
+        )
+        for name, stored in sentinel.dice.items()
+    ]
+
+
+def _read(url: str, sentinels: Sequence[Sentinel]) -> list[SentinelDice] | None:
+    """What an earlier session found of the same sentinels; None where there is nothing."""
+    with storage_errors(url):
+        data = storage.read_bytes(url) if storage.exists(url) else b"[]"
+    try:
+        rows = [SentinelDice.model_validate(row) for row in json.loads(data)]
+    except (ValueError, ValidationError):  # of another version: as if there were none
+        return None
+    wanted = [(one.name, name, dice, one.tolerance) for one in sentinels for name, dice in one.dice.items()]
+    return rows if [(row.name, row.class_name, row.stored, row.tolerance) for row in rows] == wanted else None
+
+
+def _sentence(row: SentinelDice, reasons: Mapping[str, str]) -> str:
+    if row.found is None:
+        return f"sentinel {row.name} could not be processed ({reasons.get(row.name, 'as before')})"
+    return (
+        f"sentinel {row.name}: Dice of {row.class_name} is {row.found:.4f} and was {row.stored:.4f}, tolerance "
+        f"{row.tolerance:g}"
+    )

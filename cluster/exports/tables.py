@@ -1,0 +1,76 @@
+"""``chorus export tables``: what a run and the commands after it know of every image and every object."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Literal
+
+import pandas as pd
+
+from chorus.cluster.evaluation.run import TABLE as EVALUATION
+from chorus.cluster.exports.outlines import Objects, check_apart
+from chorus.cluster.objects.run import TABLE as OBJECTS
+from chorus.cluster.state.scores import read_scores
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.tables import write_groups, write_table
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+
+FLAGS = "flags.parquet"
+_KEY = "name"
+
+
+def image_table(out: str) -> pd.DataFrame:
+    """A row per image in the order of the run: its scores, with what `flag` and `evaluate` said of it.
+
+    Columns of ``flags.parquet`` keep their names; those of ``evaluation.parquet`` that the scores have as well
+    (``status``, ``message``) are called ``evaluation_...``.
+
+    Raises
+    ------
+    RefusedError : there are no scores, or flags or evaluation are of other images
+    """
+    table = read_scores(out)
+    flags, evaluation = _beside(out, FLAGS, table), _beside(out, EVALUATION, table)
+    if flags is not None:
+        table = table.merge(flags.drop(columns=flags.columns.intersection(table.columns).drop(_KEY)), on=_KEY)
+    if evaluation is not None:
+        same = evaluation.columns.intersection(table.columns).drop(_KEY)
+        table = table.merge(evaluation.rename(columns={name: f"evaluation_{name}" for name in same}), on=_KEY)
+    return table
+
+
+def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
+    """A table of the same images, if there is one."""
+    url = storage.join(out, name)
+    with storage_errors(url):
+        if not storage.exists(url):
+            return None
+        found = pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    if sorted(found[_KEY]) != sorted(scores[_KEY]):
+        command = "flag" if name == FLAGS else "evaluate"
+        raise RefusedError(f"{url}: is of other images than scores.parquet; run `chorus {command}` again, or remove it")
+    return found
+
+
+def export_tables(out: str, to: str, kind: Literal["csv", "parquet", "json"]) -> dict[str, Any]:
+    """Write ``images.<kind>`` and, where there are objects, ``objects.<kind>``; returns the number of rows of each.
+
+    Raises
+    ------
+    RefusedError : see `image_table`
+    OutputError : storage does not take them
+    """
+    out, to = storage.normalise(out), storage.normalise(to)
+    check_apart(out, to)
+    images = image_table(out)
+    write_table(images, storage.join(to, f"images.{kind}"))
+    rows = {"images": len(images)}
+    url = storage.join(out, OBJECTS)
+    with storage_errors(url):
+        has_objects = storage.exists(url)
+    if has_objects:
+        objects = Objects(out)
+        write_groups(objects.all.groups(), objects.schema, storage.join(to, f"objects.{kind}"))
+        rows["objects"] = len(objects.all)
+    return rows

@@ -1,0 +1,59 @@
+"""Objects as a part of ``chorus predict``: what must be kept for them, and making them when the images are done."""
+
+from __future__ import annotations
+
+from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
+from chorus.cluster.objects.run import make_objects
+from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.settings import MAPS
+from chorus.cluster.state.run_record import RunRecord
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+
+
+def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
+    """The request with its method decided, and the maps that objects are made of among those that are kept.
+
+    ``auto`` is flows where the ensemble gives them and anything is kept beside the images, else no objects.
+
+    Raises
+    ------
+    RefusedError
+        where objects are asked for that cannot be made
+    """
+    settings, method = request.settings, request.objects
+    if method == "auto":
+        method = "flows" if ensemble.spec.flows and settings.save and not settings.in_place else "none"
+    if method == "none":
+        return request.model_copy(update={"objects": method})
+    if settings.in_place:
+        raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
+    if method == "flows" and not ensemble.spec.flows:
+        raise RefusedError(f"{ensemble.url}: its members give no flows; choose --objects watershed or components")
+    check_class_names(ensemble)
+    needed = {*settings.save, *(["flows"] if method == "flows" else []), *(["probability"] * ensemble.multilabel)}
+    kept = settings.model_copy(update={"save": [name for name in MAPS if name in needed]})
+    return request.model_copy(update={"objects": method, "settings": kept})
+
+
+def add_objects(request: PredictRequest, outcome: Outcome, record: RunRecord, reporter: PlanReporter) -> None:
+    """Make the objects of a run that is done, and say in its outcome and in ``run.json`` how that went.
+
+    Objects that `chorus objects` has made of this run meanwhile, with settings of its own, stay.
+    """
+    reporter.phase(f"making objects ({request.objects})")
+    run = request.run
+    results = Results(
+        ObjectsRequest(out=request.out, method=request.objects, executor=run.executor, address=run.address)  # type: ignore[arg-type]
+    )
+    found = make_objects(results, reporter, keep_other=True)
+    failed = {row["name"] for row in outcome.rows if row["status"] == "failed"}
+    missed = [row["message"] for row in found.rows if row["status"] == "failed" and row["name"] not in failed]
+    counts = {"method": found.summary["method"], "counts": found.summary["objects"], "failed": len(missed)}
+    outcome.summary["objects"] = counts
+    if found.state == "interrupted":
+        outcome.state, outcome.message = found.state, found.message
+    elif missed:
+        outcome.state, outcome.message = "failures", missed[0]
+    record.content |= {"outcome": outcome.state, "summary": outcome.summary}
+    record.write(request.out)

@@ -1,0 +1,110 @@
+"""Pieces of connected components on their way to objects: by region, then of a plane."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from chorus.cluster.objects.job import ObjectJob
+from chorus.cluster.objects.rows import region_table, write_rows
+from chorus.pipeline.core.geometry import RegionGrid
+from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
+from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+
+_SIDES = ("top", "bottom", "left", "right")
+
+
+def write_pieces(job: ObjectJob, region: int, found: Mapping[int, RegionPieces]) -> None:
+    """Keep what a region has of objects that may go on in others; `found` by class.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    cut = pd.concat([one.cut.assign(**{"class": value}) for value, one in found.items()], ignore_index=True)
+    lists = pa.schema([(name, pa.list_(pa.float64())) for name in cut.columns if name.startswith("map:")])
+    numbers = pa.Table.from_pandas(cut.drop(columns=lists.names), preserve_index=False)
+    for name in lists.names:
+        numbers = numbers.append_column(lists.field(name), pa.array(cut[name].tolist(), lists.field(name).type))
+    write_rows(job.pieces_url(region), numbers.replace_schema_metadata())
+    sides = {f"{value}-{side}": getattr(one.edges, side) for value, one in found.items() for side in _SIDES}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **sides)
+    with storage_errors(job.edges_url(region)):
+        storage.write_bytes(job.edges_url(region), buffer.getvalue())
+
+
+def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
+    """Make one object of pieces that touch across borders, in the plane whose first region is `first`.
+
+    Returns
+    -------
+    URL of rows of these objects, as those of a region; what the pieces are called then is kept beside
+
+    Raises
+    ------
+    OutputError : storage does not give the pieces, or does not take the objects
+    """
+    place, grid = job.image.locate(first), job.image.grid
+    url, tables = job.rows_url(first).replace(".parquet", "-joined.parquet"), []
+    with storage_errors(job.scratch):
+        read = [pq.read_table(io.BytesIO(storage.read_bytes(job.pieces_url(first + i)))) for i in range(grid.count)]
+    all_pieces = pa.concat_tables([one for one in read if len(one)] or read[:1], promote_options="default").to_pandas()
+    for value, name in job.classes:
+        pieces = all_pieces[all_pieces["class"] == value].drop(columns="class").reset_index(drop=True)
+        of = _objects_of(job, first, grid, value, pieces["name"].to_numpy(np.uint64))
+        sums = joined_sums(pieces, of)
+        large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
+        of[np.isin(of, sums["name"][~large].to_numpy(np.uint64))] = 0
+        rows = measured_rows(sums[large].reset_index(drop=True), job.plane, columns)
+        tables.append(region_table(rows, value, columns))
+        order = np.argsort(pieces["name"].to_numpy(np.uint64))
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack([pieces["name"].to_numpy(np.uint64)[order], of[order]]), allow_pickle=False)
+        joined_url = job.joined_url(name, place.t, place.z)
+        with storage_errors(joined_url):
+            storage.write_bytes(joined_url, buffer.getvalue())
+    write_rows(url, pa.concat_tables(tables))
+    return url
+
+
+def _objects_of(
+    job: ObjectJob, first: int, grid: RegionGrid, value: int, names: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Names of the objects that pieces of these names are of."""
+
+    def edges(index: int) -> Edges:
+        with storage_errors(job.scratch):
+            content = io.BytesIO(storage.read_bytes(job.edges_url(first + index)))
+        with np.load(content, allow_pickle=False) as sides:
+            return Edges(*(sides[f"{value}-{side}"] for side in _SIDES))
+
+    return _replaced(names, *join_pieces(grid, edges))
+
+
+def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Names of objects in place of those of pieces, 0 for what is too small; `url` is of `ObjectJob.joined_url`.
+
+    Raises
+    ------
+    OutputError : storage does not give it
+    """
+    with storage_errors(url):
+        pieces, objects = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
+    return _replaced(names, pieces, objects)
+
+
+def _replaced(names: NDArray[np.uint64], old: NDArray[np.uint64], new: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`names` with each of `old`, which is sorted, replaced by the `new` one."""
+    if not len(old):
+        return names.copy()
+    place = np.minimum(np.searchsorted(old, names), len(old) - 1)
+    return np.where(old[place] == names, new[place], names)

@@ -1,0 +1,231 @@
+"""What ``chorus objects`` is asked, and what a run of ``chorus predict`` left for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from chorus.cluster.objects.job import Method, ObjectJob, doubts_of
+from chorus.cluster.objects.second_ensemble import SecondEnsemble
+from chorus.cluster.objects.volume_job import VolumeJob
+from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.plan import ResolvedSettings, layout_of
+from chorus.cluster.planning.settings import MAPS
+from chorus.cluster.runs.run import Job
+from chorus.cluster.state.ledger import Ledger
+from chorus.cluster.state.results import planned_images
+from chorus.cluster.state.run_record import read_run
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import LABEL_NAME
+from chorus.pipeline.io.models import ImageLayout
+
+WORK = ("work", "objects")
+_CHOSEN = ("diameter", "minimum_size", "flow_error")
+
+
+class ObjectsRequest(BaseModel):
+    """Objects of the results in `out`.
+
+    Attributes
+    ----------
+    method : what makes objects of foreground; ``auto`` follows the flows where the run kept them, and else cuts by the
+        distance to the background
+    diameter : typical one, in pixels of the images; None takes what the ensemble was trained on
+    minimum_size : objects of fewer pixels are removed
+    flow_error : objects of a larger flow error are removed; None keeps all
+    flows_from : URL of a second ensemble, which gives flows where it sees the probability of a class; None takes the
+        flows that the run kept
+    trust_code : whether code that a member of that ensemble brings along may run
+    executor, address : as in `chorus.cluster.planning.settings.RunSettings`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    method: Literal["auto", Method] = "auto"
+    diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    minimum_size: int = Field(default=15, ge=1)
+    flow_error: float | None = Field(default=None, gt=0, le=4)
+    flows_from: str | None = None
+    trust_code: bool = False
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+
+
+class Results:
+    """What a run left, as far as objects are made of it.
+
+    Raises
+    ------
+    RefusedError : they cannot be made of it, and what to do
+    """
+
+    def __init__(self, request: ObjectsRequest) -> None:
+        self.request, out = request, request.out
+        self.run = read_run(out)
+        if "ensemble" not in self.run or "settings" not in self.run:
+            raise RefusedError(f"{out}: holds no results of `chorus predict`; give the folder that it wrote")
+        self.settings = ResolvedSettings.model_validate(self.run["settings"])
+        self.ensemble: Ensemble = read_ensemble(self.run["ensemble"]["url"])
+        if self.ensemble.hash != self.run["ensemble"]["hash"]:
+            raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
+        self.second = self._second()
+        self._require_maps()
+        if request.flow_error is not None and self.method != "flows":
+            raise RefusedError(f"--flow-error: objects by {self.method} have no flows; leave it out")
+        if request.flow_error is not None and self.of_volumes:
+            raise RefusedError("--flow-error: is of flows in a plane, and these objects are of volumes; leave it out")
+        if self.settings.in_place:
+            raise RefusedError(
+                f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
+                f"another --out"
+            )
+        check_class_names(self.ensemble)
+
+    @property
+    def method(self) -> Method:
+        """What was asked for, or what the run allows."""
+        if self.request.method != "auto":
+            return self.request.method
+        return "flows" if self.second or "flows" in self.settings.save else "watershed"
+
+    def _second(self) -> SecondEnsemble | None:
+        """The ensemble that gives the flows, where it is not that of the run; raises RefusedError where it cannot."""
+        request = self.request
+        if request.flows_from is None:
+            return None
+        if request.method not in ("auto", "flows"):
+            raise RefusedError(f"--flows-from: objects by {request.method} take no flows; leave --method out")
+        diameter = request.diameter or self.settings.diameter
+        return SecondEnsemble.read(
+            request.flows_from, request.out, self.settings, diameter, trust_code=request.trust_code
+        )
+
+    @property
+    def of_volumes(self) -> bool:
+        """Whether objects go through planes: flows lead from one to the next."""
+        return self.settings.volumes == "all" and self.method == "flows" and self.second is None
+
+    def _require_maps(self) -> None:
+        """Raise RefusedError where the run did not keep what the method needs."""
+        needed = {"flows"} if self.method == "flows" and self.second is None else set()
+        needed |= {"probability"} if self.ensemble.multilabel or self.second else set()
+        missing = needed - set(self.settings.save)
+        if not missing:
+            return
+        out, what = self.request.out, " and no ".join(sorted(missing))
+        if missing == {"flows"}:
+            gives = self.ensemble.spec.flows
+            mend = "run chorus predict with --objects flows to another --out, or " if gives else ""
+            raise RefusedError(f"{out}: holds no flows; {mend}choose --method watershed or components")
+        raise RefusedError(
+            f"{out}: holds no {what}, of which objects are made; run chorus predict with "
+            f"--save {','.join(kind for kind in MAPS if kind in {*self.settings.save, *missing})}"
+        )
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """The images of the run that could be planned."""
+        return planned_images(self.request.out)
+
+    @cached_property
+    def finished(self) -> np.ndarray:
+        """Which images of the table the run has finished, (images,) bool."""
+        return Ledger(self.request.out).scan(self.table).images
+
+    @property
+    def classes(self) -> list[str]:
+        """Those that have objects: all but the background."""
+        return [entry.name for entry in self.ensemble.spec.classes[1:]]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        return doubts_of(self.settings.save, second_flows=self.second is not None)
+
+    @property
+    def diameter(self) -> float:
+        """Of objects, in pixels of the ensemble that gives the flows."""
+        return typical_diameter((self.second or self).ensemble)
+
+    @property
+    def defining(self) -> dict[str, Any]:
+        """Everything, besides the images, on which a byte of the result may depend."""
+        of = {"started": self.run["started"], "settings": self.run["settings"], "ensemble": self.ensemble.hash}
+        chosen = {"method": self.method} | {name: getattr(self.request, name) for name in _CHOSEN}
+        chosen |= {"ensemble_diameter": self.diameter}
+        if self.second is not None:
+            chosen["flows_from"] = self.second.defining
+        return {"settings": chosen, "of": of}
+
+    def work(self, image: str) -> str:
+        """Folder of the work on an image."""
+        return storage.join(self.request.out, *WORK, image)
+
+    def layout(self, index: int) -> ImageLayout:
+        """Where the run's results of an image are."""
+        return layout_of(self.table.image(index), self.ensemble, self.settings, self.request.out)
+
+    def flow_jobs(self, todo: Collection[int]) -> list[Job]:
+        """Runs of the second ensemble, class by class, over the images `todo`; none where the run has the flows."""
+        if self.second is None or not todo:
+            return []
+        names, executor = self.table.names, (self.request.executor, self.request.address)
+        now = sorted(todo)
+        later = [names[index] for index in sorted(set(range(len(names))) - set(now))]
+
+        def images() -> Iterator[tuple[str, ImageLayout]]:
+            return ((names[index], self.layout(index)) for index in now)
+
+        return [self.second.job(images(), later, name, *executor) for name in self.classes]
+
+    def job(self, index: int) -> ObjectJob:
+        """What a worker needs to know of an image."""
+        image, layout = self.table.image(index), self.layout(index)
+        seen, flows = image, []
+        if self.second is not None:
+            seen = self.second.planned(layout, image.name, self.classes[0])
+            flows = [self.second.layout(layout, image.name, name) for name in self.classes]
+        diameter = self.request.diameter or self.settings.diameter or diameter_in(seen, self.diameter)
+        kind = VolumeJob if self.of_volumes else ObjectJob
+        return kind(
+            image=image,
+            layout=layout,
+            work=self.work(image.name),
+            scratch=self.work(image.name),
+            classes=tuple(enumerate(self.classes, 1)),
+            method=self.method,
+            multilabel=self.ensemble.multilabel,
+            settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error),
+            strict=self.settings.strict,
+            flows=tuple(flows),
+        )
+
+
+def typical_diameter(ensemble: Ensemble) -> float:
+    """Of objects, in pixels of the ensemble: what it says, or was trained on, or 30."""
+    training = ensemble.spec.about.training
+    trained_on = training.object_diameter_px.get("median") if training else None
+    return ensemble.spec.input.diameter_px or trained_on or 30.0
+
+
+def diameter_in(image: PlannedImage, diameter: float) -> float:
+    """A diameter in pixels of the ensemble in those of the image."""
+    return diameter * math.sqrt(image.height * image.width / (image.model_height * image.model_width))
+
+
+def check_class_names(ensemble: Ensemble) -> None:
+    """Raise RefusedError where a class cannot give its name to a label image."""
+    for entry in ensemble.spec.classes[1:]:
+        if "/" in entry.name or entry.name == LABEL_NAME:
+            raise RefusedError(
+                f"{ensemble.url}: class {entry.name!r} cannot be the name of a label image; rename it, and run "
+                f"chorus predict again"
+            )

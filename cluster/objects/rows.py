@@ -1,0 +1,201 @@
+"""Rows of objects on their way to ``objects.parquet``: by region, by image, of the whole run; never all in memory.
+
+The rows of an image are sorted by plane, class and label, in groups of a fixed number, so that its table does not say
+how it was cut into regions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+
+# Rows that are sorted, read and written at once.
+GROUP = 1 << 16
+_READERS = 16
+
+_MEASURED = [
+    *((name, pa.int64()) for name in ("area", "y0", "x0", "y1", "x1")),
+    *((name, pa.float64()) for name in ("y", "x", "eccentricity", "major_axis", "minor_axis", "orientation")),
+    ("perimeter", pa.float64()),
+    ("touches_border", pa.bool_()),
+    ("flow_error", pa.float64()),
+]
+_PLACE = [("image", pa.string()), ("t", pa.int64()), ("z", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
+
+
+def region_schema(maps: Sequence[str]) -> pa.Schema:
+    """Of the rows of a region: `maps` are columns of means."""
+    key = [("class", pa.int64()), ("name", pa.uint64())]
+    return pa.schema([*key, *_MEASURED, *((name, pa.float64()) for name in maps)])
+
+
+def object_schema(maps: Sequence[str]) -> pa.Schema:
+    """Of ``objects.parquet``."""
+    return pa.schema([*_PLACE, *_MEASURED, *((name, pa.float64()) for name in maps)])
+
+
+def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Table:
+    """Rows of `chorus.pipeline.instances.table.object_rows` of class `value`; the last columns are means of `maps`."""
+    schema = region_schema(maps)
+    frame = frame.set_axis([*frame.columns[: len(frame.columns) - len(maps)], *maps], axis=1).assign(**{"class": value})
+    # What is no number, as the flow error of objects without flows, is null.
+    return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata()
+
+
+def write_rows(url: str, table: pa.Table) -> None:
+    """Put a small table whole; raises OutputError where storage does not take it."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    with storage_errors(url):
+        storage.write_bytes(url, buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class RegionRows:
+    """Where the rows of a region are, and the key that they are sorted by.
+
+    Attributes
+    ----------
+    classes, names : (rows,) of each
+    """
+
+    url: str
+    classes: NDArray[np.int64]
+    names: NDArray[np.uint64]
+
+    def of_class(self, value: int) -> slice:
+        """The rows of a class."""
+        return slice(*np.searchsorted(self.classes, [value, value + 1]).tolist())
+
+
+def find_rows(urls: Sequence[str]) -> list[RegionRows]:
+    """The keys of all rows of a plane: 16 bytes an object."""
+
+    def read(url: str) -> RegionRows:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["class", "name"])
+        return RegionRows(url, table["class"].to_numpy(), table["name"].to_numpy())
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, urls))
+
+
+def known_names(regions: Sequence[RegionRows], value: int) -> NDArray[np.uint64]:
+    """Names of all objects of a class in a plane, sorted; raises RuntimeError where two rows are of the same one."""
+    names = [np.zeros(0, np.uint64), *(region.names[region.of_class(value)] for region in regions)]
+    known: NDArray[np.uint64] = np.sort(np.concatenate(names))
+    if (known[1:] == known[:-1]).any():
+        raise RuntimeError("two regions have a row of the same object")
+    return known
+
+
+def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uint64]) -> Iterator[pa.Table]:
+    """Rows of a class in a plane by name, `GROUP` at a time: a region is read for every group that it has a row of."""
+    for start in range(0, len(known), GROUP):
+        first, last = known[start], known[start : start + GROUP][-1]
+        parts = []
+        for region in regions:
+            rows = region.of_class(value)
+            low, high = np.searchsorted(region.names[rows], [first, last + 1]).tolist()
+            if low < high:
+                table = pq.read_table(io.BytesIO(storage.read_bytes(region.url)))
+                parts.append(table.slice(rows.start + low, high - low))
+        yield pa.concat_tables(parts).sort_by("name")
+
+
+def labelled(rows: pa.Table, first: int, schema: pa.Schema, *, image: str, t: int, z: int, class_name: str) -> pa.Table:
+    """Rows of ``objects.parquet`` of sorted rows of regions, whose labels count from `first`.
+
+    The columns of means are the last of both, in the same order.
+    """
+    count = len(rows)
+    place = [
+        pa.repeat(pa.scalar(image), count),
+        pa.repeat(pa.scalar(t), count),
+        pa.repeat(pa.scalar(z), count),
+        pa.repeat(pa.scalar(class_name), count),
+        pa.array(np.arange(first, first + count, dtype=np.uint64)),
+    ]
+    measured = rows.drop_columns(["class", "name"]).combine_chunks().columns
+    return pa.Table.from_arrays([*place, *measured], schema=schema)
+
+
+@contextmanager
+def table_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a table of any length part by part; it is at `url` when all of it is written.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    fs, path = storage.filesystem(url)
+    part = f"{path}.part"
+    with storage_errors(url):
+        if isinstance(fs, LocalFileSystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with fs.open(part, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            yield writer
+        if isinstance(fs, LocalFileSystem):
+            Path(part).replace(path)
+        else:
+            fs.cp_file(part, path)
+            fs.rm_file(part)
+
+
+def unite(urls: Sequence[str], counts: Sequence[int], url: str, schema: pa.Schema) -> None:
+    """One table of the tables of images, in order; means that an image does not have are null.
+
+    Parameters
+    ----------
+    urls, counts : of each image, where its table is and how many rows it has
+    schema : with the columns of means of all images
+    """
+    with table_writer(url, schema) as writer:
+        waiting: list[pa.Table] = []
+        rows = 0
+        for table in _tables(urls, counts):
+            waiting.append(_completed(table, schema))
+            rows += len(table)
+            if rows >= GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=GROUP)
+                waiting, rows = [], 0
+        if rows:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=GROUP)
+
+
+def _tables(urls: Sequence[str], counts: Sequence[int]) -> Iterator[pa.Table]:
+    """The tables, read some ahead; a long one part by part."""
+
+    def read(index: int) -> pa.Table | None:
+        return pq.read_table(io.BytesIO(storage.read_bytes(urls[index]))) if counts[index] <= GROUP else None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(urls), _READERS):
+            batch = range(start, min(start + _READERS, len(urls)))
+            for index, table in zip(batch, pool.map(read, batch), strict=True):
+                if table is not None:
+                    yield table
+                    continue
+                fs, path = storage.filesystem(urls[index])
+                with storage_errors(urls[index]), fs.open(path, "rb") as source:
+                    file = pq.ParquetFile(source)
+                    yield from (file.read_row_group(group) for group in range(file.num_row_groups))
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    have = set(table.column_names)
+    columns = [table[f.name] if f.name in have else pa.nulls(len(table), f.type) for f in schema]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,267 @@
+"""What a worker does for the objects of an image; knows nothing of Ray. Every task may be carried out again.
+
+::
+
+    OUT/work/objects/<image name>/
+      labels/<class>/s0        names of the objects of a region, one shard each
+      rows/00000003.parquet    rows of a region's objects; written after its names: the sign that it is done
+      pieces/00000003.*        of connected components: what those at the region's borders add to their objects
+      known/<class>-<t>-<z>    names of all objects of a plane, sorted: the first is label 1
+      objects.parquet          the image's rows
+      counts.json              objects per class; written after these: labels are known
+      done.json                the same; written after the label images: the sign that the image is done
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from chorus.cluster.objects.components import joined_names, unite_pieces, write_pieces
+from chorus.cluster.objects.job import ImageObjects, ObjectJob
+from chorus.cluster.objects.rows import (
+    find_rows,
+    known_names,
+    labelled,
+    object_schema,
+    region_table,
+    sorted_rows,
+    table_writer,
+    write_rows,
+)
+from chorus.cluster.planning.image_table import RegionPlace
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.instances.components import around, label_pieces
+from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.instances.regions import label_region
+from chorus.pipeline.instances.stored import StoredPlane
+from chorus.pipeline.instances.table import numbered, object_rows
+from chorus.pipeline.instances.watershed import distance_crop
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import LabelImage, label_plan
+from chorus.pipeline.io.groups import put_documents
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.pyramid import write_label_pyramid
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.writer import open_labels, prepare_labels, remove_labels, write_labels
+
+Job = TypeVar("Job", bound=ObjectJob)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a task comes back with: the seconds that it took, and the image's objects if it was the image's last."""
+
+    seconds: float
+    objects: ImageObjects | None
+
+
+def timed(function: Callable[..., ImageObjects | None], *arguments: Any) -> Done:
+    """Call a task's function."""
+    started = time.perf_counter()
+    objects = function(*arguments)
+    return Done(time.perf_counter() - started, objects)
+
+
+def find_all(job: ObjectJob) -> ImageObjects:
+    """All of an image of few regions."""
+    return at_once(job, find_in_region, number_objects, label_pixels)
+
+
+def at_once(
+    job: Job, find: Callable[[Job, int], None], number: Callable[[Job], None], label: Callable[[Job, int], None]
+) -> ImageObjects:
+    """All stages of an image in this process; what is only needed on the way stays on this machine."""
+    with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder:
+        inside = replace(job, scratch=folder)
+        for region in range(job.tasks("regions")):
+            find(inside, region)
+        number(inside)
+        for part in range(job.tasks("labels")):
+            label(inside, part)
+        return finish_objects(inside)
+
+
+def find_in_region(job: ObjectJob, region: int) -> None:
+    """Names and rows of the objects of a region.
+
+    Raises
+    ------
+    ImageError : results or source cannot be read
+    OutputError : storage does not take what was found
+    """
+    if storage.exists(job.rows_url(region)):
+        return
+    place = job.image.locate(region)
+    plane = StoredPlane(job.layout, place.t, place.z, multilabel=job.multilabel, flows=job.flows)
+    if job.method == "components":
+        tables = _components(job, plane, place, region)
+    else:
+        tables = [_converging(job, plane, place, value, name) for value, name in job.classes]
+    write_rows(job.rows_url(region), pa.concat_tables(tables))
+
+
+def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: int, name: str) -> pa.Table:
+    """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
+    read = partial(plane.crop, value=value)
+    if job.method == "watershed":
+        foreground = partial(plane.foreground, value=value)
+        read = partial(distance_crop, foreground, plane=job.plane, diameter=job.settings.diameter)
+    found = label_region(read, place.window, job.plane, job.settings)
+    _write_names(job, name, place, found.names)
+    columns = columns_of(job)
+    if found.around.any():
+        maps = _maps(job, plane, place, found.crop, value)
+    else:  # nothing is read where there is nothing to measure
+        maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
+    rows = object_rows(found, place.window, job.plane, {str(index): values for index, values in enumerate(maps)})
+    if job.method == "watershed":
+        rows["flow_error"] = np.nan  # there are no flows to be wrong
+    return region_table(rows, value, columns)
+
+
+def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: int) -> list[pa.Table]:
+    """Rows of the components that are within the region; what it has of others is kept until all regions are done."""
+    read = cache(lambda: _maps(job, plane, place, place.window, job.classes[0][0]))  # the same for all classes
+    columns, wide, found = columns_of(job), around(place.window, job.plane), {}
+    for value, name in job.classes:
+        foreground = plane.foreground(wide, value)
+        found[value] = label_pieces(foreground, place.window, job.plane, read, job.settings.minimum_size)
+        _write_names(job, name, place, found[value].names)
+    if job.image.grid.count > 1:
+        write_pieces(job, region, found)
+    rows = {value: measured_rows(one.whole, job.plane, columns) for value, one in found.items()}
+    return [region_table(frame, value, columns) for value, frame in rows.items()]
+
+
+def columns_of(job: ObjectJob) -> list[str]:
+    """Of means, channels by their numbers."""
+    return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
+
+
+def _write_names(job: ObjectJob, name: str, place: RegionPlace, names: NDArray[np.uint64]) -> None:
+    layout, label = job.names_layout, LabelImage(name, "uint64")
+    put_documents(layout.url, label_plan(layout, label, 0).documents())
+    write_labels(layout, label, 0, place.t, place.z, place.window, names)
+
+
+def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window, value: int) -> list[NDArray[Any]]:
+    """What objects of a class get the means of, (y, x) each: doubts, and the channels of the source."""
+    array = open_level(job.image.url, job.image.level_path)
+    pixels = read_window(array, job.image.axes, place.t, place.z, job.channels, window, strict=job.strict)
+    return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
+
+
+def number_objects(job: ObjectJob) -> None:
+    """The image's table, with labels, once all of its regions are done; and its label images, still empty.
+
+    Raises
+    ------
+    ImageError : the source does not say what its channels are
+    OutputError : storage does not take it
+    """
+    if storage.exists(storage.join(job.scratch, "counts.json")):
+        return
+    columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
+    counts = {name: 0 for _, name in job.classes}
+    most, schema, per_plane = dict(counts), object_schema(columns), job.image.grid.count
+    with table_writer(job.table_url, schema) as writer:
+        for first in range(0, job.image.regions, per_plane):
+            place = job.image.locate(first)
+            urls = [job.rows_url(region) for region in range(first, first + per_plane)]
+            if job.method == "components" and per_plane > 1:
+                urls.append(unite_pieces(job, first, columns_of(job)))
+            regions = find_rows(urls)
+            for value, name in job.classes:
+                known = known_names(regions, value)
+                write_known(job.known_url(name, place.t, place.z), known)
+                label = 1
+                for rows in sorted_rows(regions, value, known):
+                    of = {"image": job.image.name, "class_name": name}
+                    writer.write_table(labelled(rows, label, schema, t=place.t, z=place.z, **of))
+                    label += len(rows)
+                counts[name] += len(known)
+                most[name] = max(most[name], len(known))
+    found = ImageObjects(counts=counts, most=most, maps=columns)
+    for _, name in job.classes:
+        remove_labels(job.layout, name)  # of other settings
+        prepare_labels(job.layout, found.label_image(name))
+    write_json(storage.join(job.scratch, "counts.json"), found)
+
+
+def channel_names(job: ObjectJob) -> list[str]:
+    """Names of the source's channels; with their number where two have the same."""
+    image = job.image
+    found = open_image(image.root, image.kind, image.path, image.name).channels  # type: ignore[arg-type]
+    return [name if found.count(name) == 1 else f"{name}:{index}" for index, name in enumerate(found)]
+
+
+def write_known(url: str, known: NDArray[np.uint64]) -> None:
+    """Keep the sorted names of a plane or volume; raises OutputError where storage does not take them."""
+    buffer = io.BytesIO()
+    np.save(buffer, known, allow_pickle=False)
+    with storage_errors(url):
+        storage.write_bytes(url, buffer.getvalue())
+
+
+def label_pixels(job: ObjectJob, region: int) -> None:
+    """Write a region of the label images, once the image's objects are numbered.
+
+    Raises
+    ------
+    OutputError : storage does not give the names, or does not take the labels
+    """
+    found, place = read_objects(job.scratch, "counts.json"), job.image.locate(region)
+    at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": place.window.y.slice, "x": place.window.x.slice}
+    for _, name in job.classes:
+        with storage_errors(job.scratch):
+            stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
+            known = np.load(io.BytesIO(storage.read_bytes(job.known_url(name, place.t, place.z))), allow_pickle=False)
+        names = np.asarray(stored, dtype=np.uint64)
+        if job.method == "components" and job.image.grid.count > 1:
+            names = joined_names(job.joined_url(name, place.t, place.z), names)
+        labels = numbered(names, known)
+        if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
+            raise RuntimeError(f"region {region} has an object without a row")
+        write_labels(job.layout, found.label_image(name), 0, place.t, place.z, place.window, labels)
+
+
+def finish_objects(job: ObjectJob) -> ImageObjects:
+    """The pyramids of the label images and the sign that the image is done; what led there is removed.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    found = read_objects(job.scratch, "counts.json")
+    for _, name in job.classes:
+        write_label_pyramid(job.layout, found.label_image(name))
+    write_json(storage.join(job.work, "done.json"), found)
+    with storage_errors(job.scratch):
+        for folder in ("labels", "rows", "pieces", "known"):
+            remove_folder(storage.join(job.scratch, folder))
+    return found
+
+
+def read_objects(work: str, name: str = "done.json") -> ImageObjects:
+    """How many objects an image has, by the folder of its work."""
+    url = storage.join(work, name)
+    with storage_errors(url):
+        return ImageObjects.model_validate_json(storage.read_bytes(url))
+
+
+def write_json(url: str, content: BaseModel) -> None:
+    """Put a small document; raises OutputError where storage does not take it."""
+    with storage_errors(url):
+        storage.write_bytes(url, content.model_dump_json().encode())

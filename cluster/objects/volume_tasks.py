@@ -1,0 +1,167 @@
+"""What a worker does for the objects of a volume; as `chorus.cluster.objects.tasks` for those of planes, in blocks.
+
+::
+
+    OUT/work/objects/<image name>/
+      labels/<class>/<t>       names of the objects of a block, one shard each
+      rows/00000003.parquet    rows of a block's objects; written after its names: the sign that it is done
+      known/<class>-<t>-0      names of all objects of a time point, sorted: the first is label 1
+      objects.parquet          the image's rows
+      counts.json, done.json   as of planes
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import zarr
+from numpy.typing import NDArray
+
+from chorus.cluster.objects.job import ImageObjects
+from chorus.cluster.objects.rows import find_rows, known_names, sorted_rows, table_writer, write_rows
+from chorus.cluster.objects.tasks import at_once, channel_names, columns_of, read_objects, write_json, write_known
+from chorus.cluster.objects.volume_job import VolumeJob
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.instances.table import numbered
+from chorus.pipeline.instances.volume import Box
+from chorus.pipeline.instances.volume_regions import label_block
+from chorus.pipeline.instances.volume_stored import StoredVolume
+from chorus.pipeline.instances.volume_table import volume_rows
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.groups import put_documents
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.writer import prepare_labels, put_array, remove_labels, write_labels
+
+_MEASURED = [
+    *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),
+    *((name, pa.float64()) for name in "zyx"),
+    ("touches_border", pa.bool_()),
+    ("flow_error", pa.float64()),
+]
+_KEY = [("class", pa.int64()), ("name", pa.uint64())]
+_PLACE = [("image", pa.string()), ("t", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
+
+
+def volume_schema(maps: Sequence[str], first: Sequence[tuple[str, pa.DataType]] = _PLACE) -> pa.Schema:
+    """Of ``objects.parquet`` of volumes."""
+    return pa.schema([*first, *_MEASURED, *((name, pa.float64()) for name in maps)])
+
+
+def find_all_in_volume(job: VolumeJob) -> ImageObjects:
+    """All of an image of few blocks."""
+    return at_once(job, find_in_block, number_volume, label_voxels)
+
+
+def find_in_block(job: VolumeJob, index: int) -> None:
+    """Names and rows of the objects of a block.
+
+    Raises
+    ------
+    ImageError : results or source cannot be read
+    OutputError : storage does not take what was found
+    """
+    if storage.exists(job.rows_url(index)):
+        return
+    t, box = job.block(index)
+    settings = job.dynamics
+    stored = StoredVolume(job.layout, t, multilabel=job.multilabel, anisotropy=settings.anisotropy)
+    source = cache(lambda: open_level(job.image.url, job.image.level_path))
+    columns, tables = columns_of(job), []
+    for value, name in job.classes:
+        found = label_block(partial(stored.crop, value=value), box, job.shape, settings)
+        plan = job.names_plan(name, t)
+        put_documents(job.scratch, plan.documents())
+        put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, found.names)
+        rows = volume_rows(found, box, job.shape, columns, partial(_maps, job, stored, source, t, found.crop))
+        tables.append(_table(rows.assign(**{"class": value}), volume_schema(columns, _KEY)))
+    write_rows(job.rows_url(index), pa.concat_tables(tables))
+
+
+def _table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    # What is no number, as the flow error, is null.
+    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata()
+
+
+def _maps(
+    job: VolumeJob, stored: StoredVolume, source: Callable[[], zarr.Array[Any]], t: int, crop: Box, plane: int
+) -> list[NDArray[Any]]:
+    """What objects get the means of, (y, x) each of a plane of a crop: doubts, and the channels of the source."""
+    z = crop.z.start + plane
+    pixels = read_window(source(), job.image.axes, t, z, job.channels, crop.window, strict=job.strict)
+    box = Box.of(z, z + 1, crop.y.start, crop.y.stop, crop.x.start, crop.x.stop)
+    return [*stored.maps(box, job.doubts)[:, 0], *pixels]
+
+
+def number_volume(job: VolumeJob) -> None:
+    """The image's table, with labels, once all of its blocks are done; and its label images, still empty.
+
+    Raises
+    ------
+    ImageError : the source does not say what its channels are
+    OutputError : storage does not take it
+    """
+    if storage.exists(storage.join(job.scratch, "counts.json")):
+        return
+    columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
+    counts = {name: 0 for _, name in job.classes}
+    most, schema, blocks = dict(counts), volume_schema(columns), job.blocks.count
+    with table_writer(job.table_url, schema) as writer:
+        for t in range(job.image.planes[0]):
+            found = find_rows([job.rows_url(t * blocks + index) for index in range(blocks)])
+            for value, name in job.classes:
+                known = known_names(found, value)
+                write_known(job.known_url(name, t, 0), known)
+                label = 1
+                for rows in sorted_rows(found, value, known):
+                    writer.write_table(_labelled(rows, label, schema, (job.image.name, t, name)))
+                    label += len(rows)
+                counts[name] += len(known)
+                most[name] = max(most[name], len(known))
+    objects = ImageObjects(counts=counts, most=most, maps=columns)
+    for _, name in job.classes:
+        remove_labels(job.layout, name)  # of other settings
+        prepare_labels(job.layout, objects.label_image(name))
+    write_json(storage.join(job.scratch, "counts.json"), objects)
+
+
+def _labelled(rows: pa.Table, first: int, schema: pa.Schema, place: tuple[Any, ...]) -> pa.Table:
+    """Rows of ``objects.parquet`` of sorted rows of blocks, whose labels count from `first`."""
+    count = len(rows)
+    columns = [pa.repeat(pa.scalar(value), count) for value in place]
+    labels = pa.array(np.arange(first, first + count, dtype=np.uint64))
+    measured = rows.drop_columns(["class", "name"]).combine_chunks().columns
+    return pa.Table.from_arrays([*columns, labels, *measured], schema=schema)
+
+
+def label_voxels(job: VolumeJob, index: int) -> None:
+    """Write a slab of the label images, once the image's objects are numbered.
+
+    Raises
+    ------
+    OutputError : storage does not give the names, or does not take the labels
+    """
+    found, (t, box) = read_objects(job.scratch, "counts.json"), job.slab(index)
+    for _, name in job.classes:
+        with storage_errors(job.scratch):
+            known = np.load(io.BytesIO(storage.read_bytes(job.known_url(name, t, 0))), allow_pickle=False)
+        for z, names in _stored_names(job, name, t, box):
+            labels = numbered(names, known)
+            if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
+                raise RuntimeError(f"plane {z} of {job.image.name} has an object without a row")
+            write_labels(job.layout, found.label_image(name), 0, t, z, box.window, labels)
+
+
+def _stored_names(job: VolumeJob, name: str, t: int, box: Box) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    window: Window = box.window
+    with storage_errors(job.scratch):
+        store = storage.store(job.scratch, read_only=True)
+        array: zarr.Array[Any] = zarr.open_array(store, path=job.names_plan(name, t).path, mode="r")
+        for z in range(box.z.start, box.z.stop):
+            yield z, np.asarray(array[z, window.y.slice, window.x.slice], dtype=np.uint64)

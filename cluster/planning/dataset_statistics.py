@@ -1,0 +1,62 @@
+"""Statistics over all images of a run: each image's sketch on a worker, merged as they come, in any order."""
+
+from __future__ import annotations
+
+from chorus.cluster.planning.image_statistics import measures_of, survey_image, write_dataset_statistics
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.runtime.tasks import TaskResult, Tasks
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.preprocessing.preparation import Survey
+
+
+def survey_dataset(tasks: Tasks, context: RunContext, table: ImageTable, ensemble: Ensemble) -> list[TaskResult]:
+    """Measure what members need to know of the data set, unless it is known, and keep it.
+
+    Returns
+    -------
+    Of the images that could not be read: they are left out of the statistics, and fail.
+
+    Raises
+    ------
+    RefusedError
+        If the images' types differ: stored values of another range are no common data set.
+    """
+    if storage.exists(context.dataset_url):
+        return []
+    types = sorted({image.dtype for image in table.kinds[0]})
+    if len(types) > 1:
+        raise RefusedError(
+            f"{ensemble.url}: a member normalises by statistics of the data set, whose images are "
+            f"{' and '.join(types)}; "
+            f"run images of one type at a time"
+        )
+    channels = len(table.image(0).channels)
+    first = Survey.begin(measures_of(ensemble, context.settings.tile, "dataset"), channels, types[0])
+    failed: dict[int, TaskResult] = {}
+    survey = first
+    while not survey.complete and len(failed) < len(table):
+        known = len(failed)
+        total = _one_pass(tasks, context, table, survey, failed)
+        # An image that is lost on the second pass must not have been counted on the first.
+        survey = total.conclude() if survey is first or len(failed) == known else first
+    if survey.complete:
+        write_dataset_statistics(context, survey)
+    return list(failed.values())
+
+
+def _one_pass(
+    tasks: Tasks, context: RunContext, table: ImageTable, survey: Survey, failed: dict[int, TaskResult]
+) -> Survey:
+    for index in range(len(table)):
+        if index not in failed:
+            tasks.submit(index, survey_image, context, table.image(index), survey)
+    total = survey
+    for result in tasks.results(wait=True):
+        if result.error is None:
+            total = total.merge(result.value)
+        else:
+            failed[result.key] = result
+    return total

@@ -1,0 +1,94 @@
+"""Statistics of pixels, taken before inference where members' inputs need them, and kept with the plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.plan import RunContext
+from chorus.pipeline.core.geometry import RegionGrid
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Survey
+
+_FOUND = TypeAdapter(list[tuple[Measure, float]])
+# Edge of the blocks in which an image is read for its statistics; any value gives the same ones.
+_BLOCK = 2048
+
+
+def measures_of(ensemble: Ensemble, tile: int, per: str) -> frozenset[Measure]:
+    """Statistics that the members' inputs need, ``per`` image or data set."""
+    return frozenset(m for m in ensemble.inputs(range(len(ensemble.spec.members)), tile).measures if m.per == per)
+
+
+def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> None:
+    """Take an image's statistics and keep them; raises ImageError where a pixel is not a number."""
+    url = context.statistics_url(image.name)
+    if storage.exists(url):
+        return
+    measures = measures_of(ensemble, context.settings.tile, "image")
+    _write(url, measured(image, measures, strict=context.settings.strict))
+
+
+def measured(image: PlannedImage, measures: frozenset[Measure], *, strict: bool) -> Statistics:
+    """What `measures` are over all planes of an image; raises ImageError where a pixel is not a number."""
+    survey = Survey.begin(measures, len(image.channels), image.dtype)
+    while not survey.complete:
+        for block in _blocks(image, strict=strict):
+            survey.update(block)
+        survey = survey.conclude()
+    return survey.found
+
+
+def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
+    """A copy of `survey` (empty) after one pass over an image; raises ImageError where a pixel is not a number."""
+    survey = copy.deepcopy(survey)
+    for block in _blocks(image, strict=context.settings.strict):
+        survey.update(block)
+    return survey
+
+
+def write_dataset_statistics(context: RunContext, survey: Survey) -> None:
+    """Keep what was found over all images of the run."""
+    _write(context.dataset_url, survey.found)
+
+
+def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> Statistics:
+    """Everything that was measured for an image, its own statistics and those of the data set."""
+    tile = context.settings.tile
+    known: dict[Measure, float] = {}
+    if measures_of(ensemble, tile, "image"):
+        known |= _read(context.statistics_url(image.name), context.session)
+    if measures_of(ensemble, tile, "dataset"):
+        known |= _read(context.dataset_url, context.session)
+    return known
+
+
+def _blocks(image: PlannedImage, *, strict: bool) -> Iterator[NDArray[np.generic]]:
+    array = open_level(image.url, image.level_path, image.ngff)
+    times, depths = image.planes
+    grid = RegionGrid(image.height, image.width, _BLOCK)
+    for t in range(times):
+        for z in range(depths):
+            for index in range(grid.count):
+                window = grid.window(index)
+                yield read_window(array, image.axes, t, z, image.channels, window, strict=strict)
+
+
+def _write(url: str, found: Statistics) -> None:
+    with storage_errors(url):
+        storage.write_bytes(url, _FOUND.dump_json(sorted(found.items())))
+
+
+@lru_cache(maxsize=256)
+def _read(url: str, session: str) -> dict[Measure, float]:
+    """Read once per session: a later run of the same process may have other statistics at the same place."""
+    return dict(_FOUND.validate_json(storage.read_bytes(url)))

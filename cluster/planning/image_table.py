@@ -1,0 +1,244 @@
+"""The image table: one row per image, from which any region is found by arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chorus.pipeline.core.geometry import RegionGrid, Window
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import Ngff
+from chorus.pipeline.io.storage import storage_errors
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """An image with everything that a worker needs to know of it.
+
+    Attributes
+    ----------
+    name : path of its results below ``OUT/images``, unique
+    root, path, kind, ngff : where it is, see `chorus.pipeline.io.models.SourceImage`
+    axes, shape, dtype : of the chosen level, axes in the source's order
+    level_path : array below the image's group
+    output_axes, output_shape, scale, translation, units : without channels, in the order t, z, y, x
+    channels : indices on the c axis that are handed to the members
+    model_height, model_width : size of a plane at the ensemble's pixel size, where the tiles lie
+    region : edge of a region in pixels of the chosen level
+    """
+
+    name: str
+    root: str
+    path: str
+    kind: str
+    ngff: Ngff
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    level_path: str
+    output_axes: str
+    output_shape: tuple[int, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+    channels: tuple[int, ...]
+    model_height: int
+    model_width: int
+    region: int
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/{self.path}" if self.path else self.root
+
+    @property
+    def height(self) -> int:
+        return self.output_shape[-2]
+
+    @property
+    def width(self) -> int:
+        return self.output_shape[-1]
+
+    @property
+    def planes(self) -> tuple[int, int]:
+        """Numbers of time points and of z planes."""
+        sizes = dict(zip(self.output_axes, self.output_shape, strict=True))
+        return sizes.get("t", 1), sizes.get("z", 1)
+
+    @property
+    def grid(self) -> RegionGrid:
+        return RegionGrid(self.height, self.width, self.region)
+
+    @property
+    def pixels(self) -> int:
+        """Of all planes."""
+        times, depths = self.planes
+        return times * depths * self.height * self.width
+
+    @property
+    def regions(self) -> int:
+        times, depths = self.planes
+        return times * depths * self.grid.count
+
+    def locate(self, index: int) -> RegionPlace:
+        """Region `index` of this image: planes in the order t, z, and row by row within one."""
+        plane, place = divmod(index, self.grid.count)
+        t, z = divmod(plane, self.planes[1])
+        return RegionPlace(t, z, self.grid.window(place))
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlace:
+    """Where a region lies in its image."""
+
+    t: int
+    z: int
+    window: Window
+
+
+_STRINGS = pa.list_(pa.string())
+_INTEGERS = pa.list_(pa.int64())
+_FLOATS = pa.list_(pa.float64())
+_TYPES: dict[str, pa.DataType] = {
+    "str": pa.string(),
+    "Ngff": pa.string(),
+    "int": pa.int64(),
+    "tuple[int, ...]": _INTEGERS,
+    "tuple[float, ...]": _FLOATS,
+    "tuple[str | None, ...]": _STRINGS,
+}
+SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
+_BATCH = 1_000
+
+
+class ImageTable:
+    """Images in order, kept as columns: 10^5 of them take tens of megabytes."""
+
+    def __init__(self, table: pa.Table, regions: np.ndarray) -> None:
+        self._table = table
+        self._ends = np.cumsum(regions, dtype=np.int64)
+
+    @classmethod
+    def collect(cls, images: Iterable[PlannedImage]) -> ImageTable:
+        """The table of `images`, in their order, built without holding them as objects."""
+        batches: list[pa.RecordBatch] = []
+        regions: list[int] = []
+        rows: list[dict[str, Any]] = []
+        for image in images:
+            rows.append({name: getattr(image, name) for name in SCHEMA.names})
+            regions.append(image.regions)
+            if len(rows) == _BATCH:
+                batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+                rows = []
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+        return cls(pa.Table.from_batches(batches).combine_chunks(), np.asarray(regions, dtype=np.int64))
+
+    @classmethod
+    def read(cls, url: str) -> ImageTable:
+        """The table that `write` left at `url`."""
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+        return cls(table.drop_columns(["regions"]), table.column("regions").to_numpy())
+
+    def write(self, url: str) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(self._table.append_column("regions", pa.array(self.region_counts)), buffer)
+        with storage_errors(url):
+            storage.write_bytes(url, buffer.getvalue())
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def regions(self) -> int:
+        """Regions of all images."""
+        return int(self._ends[-1]) if len(self) else 0
+
+    @property
+    def region_counts(self) -> np.ndarray:
+        """Regions per image, int64."""
+        return np.diff(self._ends, prepend=0)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._table.column("name").to_pylist())
+
+    @cached_property
+    def kinds(self) -> tuple[list[PlannedImage], np.ndarray]:
+        """One image of each kind, and the kind of every image, int64.
+
+        Images of a kind agree in whatever work, bytes and memory depend on: there are few kinds and many images.
+        """
+        columns = ("axes", "output_axes", "output_shape", "channels", "dtype", "model_height", "model_width", "region")
+        rows = zip(*(map(str, self._table.column(name).to_pylist()) for name in columns), strict=True)
+        first: dict[tuple[str, ...], int] = {}
+        examples: list[int] = []
+        kind = np.empty(len(self), np.int64)
+        for index, row in enumerate(rows):
+            kind[index] = first.setdefault(row, len(examples))
+            if kind[index] == len(examples):
+                examples.append(index)
+        return [self.image(index) for index in examples], kind
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each image, of all its planes, int64."""
+        examples, kind = self.kinds
+        pixels = np.array([example.pixels for example in examples], np.int64)
+        return np.asarray(pixels[kind])
+
+    def containers(self, images: np.ndarray) -> dict[str, int]:
+        """Roots of the plates and collections that `images` (indices) lie in, each with one image of it."""
+        chosen = self._table.select(["root", "kind"]).take(pa.array(images, pa.int64()))
+        roots: dict[str, int] = {}
+        for index, root, kind in zip(images.tolist(), *(c.to_pylist() for c in chosen.columns), strict=True):
+            if kind != "image":
+                roots.setdefault(root, index)
+        return roots
+
+    def image(self, index: int) -> PlannedImage:
+        row = self._table.slice(index, 1).to_pylist()[0]
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+        return PlannedImage(**values)
+
+    def without(self, names: Collection[str]) -> ImageTable:
+        """The table without the images called `names` and those of the plates, wells and collections called so."""
+        gone = set(names)
+
+        def parents(name: str) -> Iterator[str]:
+            return itertools.accumulate(name.split("/"), "{}/{}".format)
+
+        kept = np.array([gone.isdisjoint(parents(name)) for name in self.names], dtype=bool)
+        return ImageTable(self._table.filter(pa.array(kept)), self.region_counts[kept])
+
+    def same_images(self, other: ImageTable) -> bool:
+        """Whether both are of the same images, whatever the cut into regions."""
+        a, b = (table._table.drop_columns(["region"]) for table in (self, other))
+        return bool(a.equals(b))
+
+    def find(self, region: int) -> tuple[int, int]:
+        """(image, region within the image) of a region of the whole run."""
+        if not 0 <= region < self.regions:
+            raise IndexError(f"region {region} of {self.regions}")
+        image = int(np.searchsorted(self._ends, region, side="right"))
+        return image, region - self.first_region(image)
+
+    def first_region(self, image: int) -> int:
+        return int(self._ends[image - 1]) if image else 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what the images are (places, shapes, types), not their pixels."""
+        buffer = io.BytesIO()
+        # The cut into regions is a setting, compared as such.
+        table = self._table.drop_columns(["region"])
+        with pa.ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+        return hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -1,0 +1,314 @@
+"""What there is to do: the images of the sources, cut into regions, and what that costs. Pure but for metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.settings import SAMPLES, ResultSettings
+from chorus.cluster.planning.volume_views import VIEWS, turned
+from chorus.pipeline.backends.choice import Backend, check_backend
+from chorus.pipeline.backends.choosing import Workload, choose
+from chorus.pipeline.core.geometry import Grid, GridStart, RegionGrid, TileAxis, Window
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.inference.encoder_features import centres_in
+from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
+from chorus.pipeline.io.reading import choose_channels, choose_level
+from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
+
+# Where the image table is kept, below the output.
+PLAN = ("plan", "images.parquet")
+FLOW_NAMES = ("flow:y", "flow:x")
+VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
+
+
+class ResolvedSettings(ResultSettings):
+    """Result settings in which nothing is left to the ensemble.
+
+    `grid` is where tiles begin, see `chorus.pipeline.core.geometry`.
+    `bound` says which tiles are done after the first round; None with full effort.
+    """
+
+    tile: int
+    overlap: float
+    grid: GridStart = "edge"
+    augmentations: list[str]
+    batch: int
+    backend: Backend = "eager"  # as in outputs of versions that knew no other
+    bound: EffortBound | None = None
+
+
+class RunContext(BaseModel):
+    """What every process of a run is told; small, plain, and without arrays.
+
+    Attributes
+    ----------
+    out : URL of the output
+    ensemble : URL of ``ensemble.yaml``, the hash that it must still have, and its name
+    session : names this attempt at the run
+    trust_code : whether code that a member's package brings along may run
+    thumbnails : whether each image gets one when it is finished
+    profile : whether workers say when what was done
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    out: str
+    ensemble: str
+    ensemble_hash: str
+    ensemble_name: str
+    settings: ResolvedSettings
+    session: str
+    trust_code: bool = False
+    thumbnails: bool = True
+    profile: bool = False
+
+    @property
+    def table_url(self) -> str:
+        return storage.join(self.out, *PLAN)
+
+    def statistics_url(self, image: str) -> str:
+        return storage.join(self.out, "plan", "statistics", image + ".json")
+
+    @property
+    def dataset_url(self) -> str:
+        return storage.join(self.out, "plan", "statistics.json")
+
+
+def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
+    """Fill in what the ensemble or the device decides; raises RefusedError where more is asked for than it has."""
+    spec = ensemble.spec
+    _rescaling(settings, ensemble)
+    for name in ("flows", "flow_variance"):
+        if name in settings.save and not spec.flows:
+            raise RefusedError(f"{ensemble.url}: its members give no flows; leave `{name}` out of --save")
+    if settings.volumes and not spec.flows:
+        raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
+    tile = settings.tile or spec.tile
+    augmentations = settings.augmentations or spec.augmentations
+    overlap = spec.overlap if settings.overlap is None else settings.overlap
+    workload = Workload(tile, len(augmentations), settings.precision, torch.device(settings.device))
+    backend, batch = settings.backend, settings.batch or workload.batch
+    if backend == "auto":
+        backend, batch = choose(ensemble, workload, settings.batch)
+    check_backend(backend, settings.precision, settings.device)
+    filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
+    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled)
+    return _adaptive(resolved, ensemble) if settings.effort == "adaptive" else _full(resolved)
+
+
+def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSettings:
+    """With the ensemble's bound, which goes into the record of the run, and the map that says what tiles got."""
+    bound = ensemble.spec.effort
+    if bound is None:
+        raise RefusedError(
+            f"{ensemble.url}: --effort adaptive needs a bound that was measured with the ensemble; make one with "
+            f"`chorus ensemble effort`, or use --effort full"
+        )
+    if bound.ensemble != ensemble.hash:
+        raise RefusedError(
+            f"{ensemble.url}: its bound for --effort adaptive was measured before the ensemble changed; measure "
+            f"it again with `chorus ensemble effort`, or use --effort full"
+        )
+    for name in ("tile", "overlap", "grid", "augmentations"):
+        if getattr(settings, name) != getattr(bound, name):
+            raise RefusedError(
+                f"{ensemble.url}: --effort adaptive was measured with {name} {getattr(bound, name)}, not "
+                f"{getattr(settings, name)}; measure again with `chorus ensemble effort`, or leave out the option "
+                "that changes it"
+            )
+    if settings.volumes:
+        raise RefusedError("--effort adaptive: results of volumes get full effort; leave --effort or --volumes out")
+    save = [*settings.save, SAMPLES] if settings.save and SAMPLES not in settings.save else settings.save
+    return settings.model_copy(update={"bound": bound, "save": save})
+
+
+def _full(settings: ResolvedSettings) -> ResolvedSettings:
+    if SAMPLES in settings.save:
+        raise RefusedError(f"--save {SAMPLES}: is the same everywhere with full effort; use --effort adaptive")
+    return settings
+
+
+def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> InferenceSettings:
+    """What the engine needs to know."""
+    return InferenceSettings(
+        activation=ensemble.spec.activation,
+        multilabel=ensemble.multilabel,
+        classes=len(ensemble.probability_names),
+        tile=settings.tile,
+        augmentations=tuple(settings.augmentations),
+        batch=settings.batch,
+        precision=settings.precision,
+        flows=ensemble.spec.flows,
+        effort=settings.bound,
+    )
+
+
+def plan_images(
+    sources: Iterable[str], ensemble: Ensemble, settings: ResultSettings
+) -> Iterator[PlannedImage | FailedImage]:
+    """Every image of `sources` with its channels, level and size; those that cannot be done with the reason."""
+    for found in find_images(list(sources)):
+        if isinstance(found, FailedImage):
+            yield found
+            continue
+        try:
+            yield plan_image(found, ensemble, settings)
+        except ImageError as error:
+            yield FailedImage(found.root, found.path, found.name, str(error))
+
+
+def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:
+    """One image's row of the table; raises ImageError where channels or level do not fit."""
+    channels = choose_channels(image, settings.channel, ensemble.spec.input.channels)
+    rescaling = _rescaling(settings, ensemble)
+    choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
+    level = image.levels[choice.level]
+    kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
+    height, width = (level.shape[image.axes.index(a)] for a in "yx")
+    model_height, model_width = plane_shape((height, width), choice.factor)
+    planned = PlannedImage(
+        name=image.name,
+        root=image.root,
+        path=image.path,
+        kind=image.kind,
+        ngff=image.ngff,
+        axes=image.axes,
+        shape=level.shape,
+        dtype=level.dtype,
+        level_path=level.path,
+        output_axes="".join(image.axes[i] for i in kept),
+        output_shape=tuple(level.shape[i] for i in kept),
+        scale=tuple(level.scale[i] for i in kept),
+        translation=tuple(level.translation[i] for i in kept),
+        units=tuple(image.units[i] for i in kept),
+        channels=channels,
+        model_height=model_height,
+        model_width=model_width,
+        region=settings.region,
+    )
+    return turned(planned, "yx" if settings.volumes == "all" else settings.volumes) if settings.volumes else planned
+
+
+def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
+    """What gives the image's objects the diameter of those that members were trained on; None: the pixel size does."""
+    if settings.diameter is None:
+        return None
+    trained = ensemble.spec.input.diameter_px
+    if trained is None:
+        raise RefusedError(
+            f"{ensemble.url}: --diameter needs `input.diameter_px`, the diameter of the objects that its members were "
+            "trained on; add it (30 for Cellpose) or leave out --diameter"
+        )
+    return trained / settings.diameter
+
+
+def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
+    """Where the results of `image` go."""
+    url = storage.join(out, "images", image.name)
+    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names]}
+    names["flows"] = list(flow_names(settings))
+    return ImageLayout(
+        url=url,
+        labels_url=image.url if settings.in_place else url,
+        labels_ngff=image.ngff if settings.in_place else "0.5",
+        source_url=image.url,
+        axes=image.output_axes,
+        shape=image.output_shape,
+        scale=image.scale,
+        translation=image.translation,
+        units=image.units,
+        channels=tuple(channel for kind in settings.save for channel in names.get(kind, [kind])),
+        dtype=settings.dtype,
+        classes=ensemble.classes,
+        chunk=settings.chunk,
+        region=settings.region,
+    )
+
+
+def flow_names(settings: ResultSettings) -> tuple[str, ...]:
+    """Channels of the flows that are kept."""
+    return VOLUME_FLOW_NAMES if settings.volumes == "all" else FLOW_NAMES
+
+
+def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
+    """The tiles of one plane, at the ensemble's pixel size."""
+    return Grid.make((image.model_height, image.model_width), settings.tile, settings.overlap)
+
+
+def model_centres(image: PlannedImage, region: Window) -> Window:
+    """The model's pixels whose centres lie in a region of the image: its tiles are those with their middle there."""
+    return centres_in(region, (image.height, image.width), (image.model_height, image.model_width))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run costs, by arithmetic.
+
+    Attributes
+    ----------
+    images, regions : how many
+    tiles : evaluated, those that two regions share counted twice; `unique_tiles` counts them once
+    forward_passes : tiles times members times augmentations, at most that with adaptive effort
+    megapixels : of the segmented planes
+    bytes_in, bytes_out : uncompressed
+    most_tiles : of any region
+    """
+
+    images: int
+    regions: int
+    tiles: int
+    unique_tiles: int
+    forward_passes: int
+    megapixels: float
+    bytes_in: int
+    bytes_out: int
+    most_tiles: int
+
+
+def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> Cost:
+    """The cost of all images of `table`."""
+    tiles, unique, most = tile_counts(table, settings)
+    pixels = bytes_in = bytes_out = 0
+    channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
+    channels_out += sum(len(flow_names(settings)) if m == "flows" else 1 for m in settings.save if m != "probability")
+    item = np.dtype(settings.dtype).itemsize * channels_out + 1
+    examples, kind = table.kinds
+    for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
+        pixels += count * image.pixels
+        bytes_in += count * image.pixels * len(image.channels) * np.dtype(image.dtype).itemsize
+        bytes_out += count * image.pixels * item
+    passes = tiles * len(ensemble.spec.members) * len(settings.augmentations)
+    return Cost(len(table), table.regions, tiles, unique, passes, pixels / 1e6, bytes_in, bytes_out, most)
+
+
+def tile_counts(table: ImageTable, settings: ResolvedSettings, region: int | None = None) -> tuple[int, int, int]:
+    """Tiles of all regions, tiles of all planes, most tiles of a region; for the run's regions, or those of an edge."""
+    tiles = unique = most = 0
+    examples, kind = table.kinds
+    for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
+        for view in [turned(image, name) for name in VIEWS] if settings.volumes == "all" else [image]:
+            planes = count * view.planes[0] * view.planes[1]
+            grid, edge = model_grid(view, settings), region or view.region
+            rows = _axis_tiles(grid.y, view.height, view.model_height, edge)
+            columns = _axis_tiles(grid.x, view.width, view.model_width, edge)
+            tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
+            most = max(most, max(rows) * max(columns))
+    return tiles, unique, most
+
+
+def _axis_tiles(axis: TileAxis, length: int, model_length: int, size: int) -> list[int]:
+    """Tiles that each region along one axis needs: those of a region of the plane are the product of both axes."""
+    regions = RegionGrid(length, 1, size)
+    back = AxisMap.make(model_length, length)
+    return [len(axis.touching(back.needed(regions.window(index).y))) for index in range(regions.count)]

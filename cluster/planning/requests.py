@@ -1,0 +1,87 @@
+"""What a person asks of a run, what it reports while it goes on, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.placement import Memory, Placement
+from chorus.cluster.planning.plan import Cost
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.runtime.reporting import Reporter
+
+
+class PredictRequest(BaseModel):
+    """One run of an ensemble over sources.
+
+    Attributes
+    ----------
+    sources : paths and URLs as typed
+    ensemble, out : URLs
+    overwrite : start anew where `out` holds the results of other settings
+    objects : what makes objects of the results when they are done; see `chorus.cluster.objects.after_predict`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: list[str]
+    ensemble: str
+    out: str
+    settings: ResultSettings = ResultSettings()
+    run: RunSettings = RunSettings()
+    overwrite: bool = False
+    objects: Literal["auto", "none", "flows", "watershed", "components"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will cost on what there is.
+
+    Attributes
+    ----------
+    seconds : expected, from the calibration; start-up and reading not counted
+    failures : images that cannot be done, name and reason
+    advice : how it could be had for less; mostly empty
+    """
+
+    cost: Cost
+    calibration: Calibration
+    memory: Memory
+    placement: Placement
+    seconds: float
+    failures: list[tuple[str, str]]
+    advice: str = ""
+
+
+class PlanReporter(Reporter, Protocol):
+    """Is told of the plan, too."""
+
+    def forecast(self, forecast: Forecast) -> None:
+        """The plan is made."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    out : URL of the results
+    state : ``complete``, ``failures`` (finished, some images failed), ``interrupted`` (resumable)
+    message : why it was cut short
+    rows : scores, one per image, in the order of the plan
+    summary : counts and times, as in ``run.json``
+    """
+
+    out: str
+    state: str
+    message: str = ""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        return {"complete": 0, "failures": 1, "interrupted": 3}[self.state]

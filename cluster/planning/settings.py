@@ -1,0 +1,117 @@
+"""What a run was asked to do: the settings that define its result, and those that only say how it is carried out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from chorus.cluster.planning.cluster_file import ClusterFile
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.core.augmentation import AUGMENTATIONS
+from chorus.pipeline.inference.posterior_builder import Precision
+
+MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
+DEFAULT_MAPS = MAPS[:4]
+SAMPLES = "samples"
+"""Kept beside other maps where effort is adaptive, and there alone: how many samples the tiles got."""
+
+
+class ResultSettings(BaseModel):
+    """Everything, besides images and ensemble, on which a byte of the result may depend.
+
+    A run goes on in an existing output only with the same values. Fields that are None take the ensemble's.
+
+    `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
+    resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
+
+    `backend` carries out the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
+
+    `effort` is ``full`` where every tile gets all augmentations, and ``adaptive`` where it gets them as far as they
+    matter (`chorus.pipeline.inference.adaptive_bound`).
+
+    `threads` are those of torch in an actor on cores, where some network's last bits might depend on them.
+
+    `volumes` is None where every plane is by itself, ``all`` where results are of volumes (means over the planes in
+    three directions, flows in three), and else the one direction that is a part of such a run: see
+    `chorus.cluster.planning.volume_views`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel: list[str] = []
+    level: int | None = Field(default=None, ge=0)
+    diameter: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tile: int | None = Field(default=None, ge=32, le=4096)
+    overlap: float | None = Field(default=None, ge=0, lt=1)
+    augmentations: list[str] | None = None
+    effort: Literal["full", "adaptive"] = "full"
+    batch: int | None = Field(default=None, ge=1)
+    precision: Precision = "fp32"
+    backend: Backend | Literal["auto"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=1, ge=1)
+    region: int = Field(default=2048, ge=64)
+    chunk: int = Field(default=512, ge=16)
+    save: list[str] = Field(default_factory=lambda: list(DEFAULT_MAPS))
+    dtype: Literal["float16", "float32"] = "float16"
+    strict: bool = False
+    in_place: bool = False
+    volumes: Literal["all", "yx", "zx", "zy"] | None = None
+
+    @field_validator("save")
+    @classmethod
+    def _known_maps(cls, names: list[str]) -> list[str]:
+        unknown = [n for n in names if n not in (*MAPS, SAMPLES)]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a map; choose out of {', '.join(MAPS)}, or `none`")
+        return [n for n in (*MAPS, SAMPLES) if n in names]
+
+    @field_validator("augmentations")
+    @classmethod
+    def _known_augmentations(cls, names: list[str] | None) -> list[str] | None:
+        unknown = [n for n in names or [] if n not in AUGMENTATIONS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not an augmentation; choose out of {', '.join(AUGMENTATIONS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _aligned(self) -> ResultSettings:
+        if self.region % self.chunk:
+            raise ValueError(f"region {self.region} is not a multiple of chunk {self.chunk}")
+        if self.volumes and self.in_place:
+            raise ValueError("--volumes: results of volumes are not written into source images; leave --in-place out")
+        return self
+
+
+class RunSettings(BaseModel):
+    """How a run is carried out; nothing here changes a byte of the result.
+
+    Attributes
+    ----------
+    executor : ``ray``, or ``serial`` in this process (debugging)
+    address : a running Ray cluster; None starts one on this machine
+    actors : member actors; None takes what the machine has room for
+    placement : all members in every actor, or groups of members in stages; None lets the planner choose
+    stages : groups of members where the placement is staged
+    trust_code : whether code that a member's package brings along may run
+    thumbnails : whether each image gets one for the report, when it is finished
+    sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
+    metrics_port : where the driver shows its metrics, and a local Ray on the next port; None shows none
+    cluster : what its nodes cost; None where that is not known
+    profile : whether it is kept when what was done, for `chorus profile`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    actors: int | None = Field(default=None, ge=1)
+    placement: Literal["replicated", "staged"] | None = None
+    stages: int = Field(default=2, ge=2)
+    trust_code: bool = False
+    thumbnails: bool = True
+    sentinels: Literal["check", "warn", "skip"] = "check"
+    metrics_port: int | None = Field(default=None, ge=1, le=65534)
+    cluster: ClusterFile | None = None
+    profile: bool = False

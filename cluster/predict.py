@@ -1,0 +1,163 @@
+"""A whole run: plan, resume, stream, finish, scores. What it leaves does not depend on how often it was cut short."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+
+from chorus.cluster.costs.accounting import Account, calibration_content, earlier_calibration
+from chorus.cluster.costs.forecast import CostForecast, forecast_costs
+from chorus.cluster.evaluation.sentinels import check_sentinels
+from chorus.cluster.objects.after_predict import add_objects, with_objects
+from chorus.cluster.planning.cluster_file import ClusterFile
+from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.plan import cost, plan_images, resolve
+from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter, PredictRequest
+from chorus.cluster.regions.executor import Executor
+from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runs.setup import executor_of, make_ready, open_record
+from chorus.cluster.runs.volume_run import VolumeRun, planes_only
+from chorus.cluster.runtime.output_lock import output_lock
+from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.signals import stoppable
+from chorus.cluster.state.run_record import RunRecord, earlier_choice
+from chorus.cluster.telemetry.metrics import driver_recorder, served
+from chorus.cluster.telemetry.timeline import profiled, span
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import FailedImage
+
+
+@stoppable()
+def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> Outcome:
+    """Run an ensemble over sources; the same call again goes on where an earlier one was cut short.
+
+    Objects, where they are asked for, are made when all images are done; `of_objects` is told how that goes on.
+
+    Raises
+    ------
+    RefusedError
+        Before any work: ensemble, sources, settings or machine do not fit, or `out` is taken.
+    CutShortError
+        If the process is told to stop before the first region.
+    """
+    started, begun = time.time(), time.monotonic()
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    name = uuid.uuid4().hex[:12]
+    with profiled(request.out, name, request.run.profile):
+        with span("plan"):
+            job = plan_job(request, reporter)
+        if request.run.cluster is not None:
+            request.run.cluster.price_of_a_device(job.settings.device)
+        with output_lock(request.out, name), served(request.run.metrics_port):
+            record, fresh = open_record(job, started)
+            with executor_of(job, reporter) as (executor, made):
+                record.content["calibration"] = calibration_content(made.calibration, job.settings)
+                account = _account(job, made, reporter, begun)
+                # Nothing is removed before the ensemble was tried.
+                run = _begin(job, record, name, executor, account, fresh=fresh)
+                check_sentinels(
+                    request,
+                    job.ensemble,
+                    job.settings,
+                    reporter,
+                    lambda inner: _within(planes_only(inner), name, executor, Silent()),
+                )
+                outcome = run.carry_out()
+                _close_account(account, record, outcome)
+                if job.request.objects != "none" and outcome.state != "interrupted":
+                    with span("objects"):
+                        add_objects(job.request, outcome, record, of_objects or Silent())
+                return outcome
+
+
+def forecast(request: PredictRequest, reporter: PlanReporter) -> Forecast:
+    """What `predict` would do and cost, without doing it."""
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    job = plan_job(request, reporter)
+    with executor_of(job, reporter) as (_, made):
+        return made
+
+
+def forecast_cost(
+    request: PredictRequest, cluster: ClusterFile, calibration: str | None, reporter: PlanReporter
+) -> CostForecast:
+    """What `predict` would take and cost on nodes that need not be at hand.
+
+    Parameters
+    ----------
+    calibration : an output whose run measured the ensemble; by default it is tried here and now
+
+    Raises
+    ------
+    RefusedError
+        If ensemble, sources or settings do not fit, or that run was another one.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    job = plan_job(request, reporter)
+    if calibration is not None:
+        measured = earlier_calibration(calibration, job.ensemble.hash, job.settings)
+        return forecast_costs(job, cost(job.table, job.ensemble, job.settings), measured, cluster)
+    with executor_of(job, reporter) as (_, made):
+        return forecast_costs(job, made.cost, made.calibration, cluster)
+
+
+def _account(job: Job, made: Forecast, reporter: PlanReporter, begun: float) -> Account:
+    recorder = driver_recorder(job.request.out, job.ensemble.spec.name)
+    return Account(reporter, made, job.settings.device, job.request.run.cluster, recorder, begun)
+
+
+def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> None:
+    """Note beside the outcome what the session took and cost."""
+    outcome.summary |= account.summary()
+    if outcome.state != "interrupted":
+        record.content["summary"] = outcome.summary
+        record.write(outcome.out)
+
+
+def plan_job(request: PredictRequest, reporter: PlanReporter) -> Job:
+    """What a request comes to: images, settings and what cannot be done; raises RefusedError as `predict` does."""
+    storage.check_writable(request.out)
+    ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
+    request = _as_before(with_objects(request, ensemble))
+    settings = resolve(request.settings, ensemble)
+    reporter.phase("looking for images")
+    failures: list[FailedImage] = []
+
+    def planned() -> Iterator[PlannedImage]:
+        for image in plan_images(request.sources, ensemble, settings):
+            if isinstance(image, FailedImage):
+                failures.append(image)
+            else:
+                yield image
+
+    return Job(request, ensemble, settings, ImageTable.collect(planned()), failures)
+
+
+def _as_before(request: PredictRequest) -> PredictRequest:
+    """The request as the run in its output was, where it does not choose: what was measured since changes nothing."""
+    if request.settings.backend != "auto" or request.overwrite:
+        return request
+    if (earlier := earlier_choice(request.out)) is None:
+        return request
+    backend, batch = earlier
+    chosen = {"backend": backend, "batch": request.settings.batch or batch}
+    return request.model_copy(update={"settings": request.settings.model_copy(update=chosen)})
+
+
+def _begin(job: Job, record: RunRecord, name: str, executor: Executor, reporter: PlanReporter, *, fresh: bool) -> Run:
+    """Make the output that of this run."""
+    context = make_ready(job, record, name, fresh=fresh)
+    if job.settings.volumes == "all":
+        of_view = partial(_within, name=name, executor=executor, reporter=reporter)
+        return VolumeRun(job, context, executor, reporter, record, of_view)
+    return Run(job, context, executor, reporter, record)
+
+
+def _within(request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter) -> Outcome:
+    """A part of a run on what carries out the whole, in a folder of its output."""
+    job = plan_job(request, Silent())
+    record, fresh = open_record(job, time.time())
+    return _begin(job, record, name, executor, reporter, fresh=fresh).carry_out()

@@ -1,0 +1,238 @@
+"""One device for many regions: tiles of all that wait fill its batches together, none waits for another to end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+
+from chorus.cluster.regions.batch_queue import Answered, BusyError, Flight, LateError, Ticket, equal_shares, first_come
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.inference.encoder_features import TileFeatures
+from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.tile_stream import PlaneWindow
+
+log = logging.getLogger("chorus")
+# Regions whose sums are held at once. More would all be late; fewer would let large ones keep small ones waiting.
+_ON_THEIR_WAY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a device has done and has to do.
+
+    Attributes
+    ----------
+    waiting : tiles that did not go out yet
+    calls, tiles : of the members so far; `tiles` less than calls times the batch's size, as some were not full
+    seconds : that the members were called for
+    """
+
+    waiting: int
+    calls: int
+    tiles: int
+    seconds: float
+
+
+class SharedDevice:
+    """The only thread that calls members on a device.
+
+    A GPU is told the next batch while it works on one (`Engine.ahead`); a region is answered when its last batch has
+    landed.
+
+    Parameters
+    ----------
+    most_waiting : tiles that may wait; a region beyond is refused, unless nothing else waits. None: any number
+    fair : whether those that wait get equal parts of a batch, so that small ones are done soon; else the first one gets
+        what it can use, so that regions are done one after the other
+    """
+
+    def __init__(self, most_waiting: int | None = None, *, fair: bool = True) -> None:
+        self._most, self._fair = most_waiting, fair
+        self._changed = threading.Condition()
+        self._tickets: deque[Ticket] = deque()
+        self._calls = self._tiles = 0
+        self._seconds = 0.0
+        self._landed = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on answering."""
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        with self._changed:
+            waiting = sum(ticket.tiles for ticket in self._tickets)
+            return Load(waiting, self._calls, self._tiles, self._seconds)
+
+    def submit(
+        self, engine: Engine, plane: PlaneWindow, target: Window, features: TileFeatures | None, until: float
+    ) -> Future[Answered]:
+        """Have a region answered, as by `Engine.posterior`; cancelling what is returned takes it back at any time.
+
+        Parameters
+        ----------
+        until : of `time.monotonic`; after it the answer is a LateError
+
+        Raises
+        ------
+        BusyError : too many tiles wait
+        """
+        ticket = Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
+        with self._changed:
+            waiting = sum(one.tiles for one in self._tickets)
+            full = self._most is not None and self._tickets and waiting + ticket.tiles > self._most
+            if self._closed or full:
+                pace = self._seconds / max(1, self._tiles)
+                raise BusyError(max(1, min(60, round(waiting * pace))))
+            self._tickets.append(ticket)
+            self._changed.notify()
+        return ticket.answer
+
+    def close(self) -> None:
+        """End when all that waits is answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        flights: deque[Flight] = deque()
+        with torch.inference_mode():
+            while (chosen := self._next(idle=not flights)) is not None or flights:
+                if chosen and (flight := self._begin(chosen)) is not None:
+                    flights.append(flight)
+                ahead = chosen[0][0].engine.ahead if chosen else 0
+                while len(flights) > ahead:
+                    self._land(flights.popleft())
+
+    def _next(self, *, idle: bool) -> list[tuple[Ticket, int]] | None:
+        """Who takes part in the next batch, with so many tiles each; None where there is none.
+
+        An idle device waits for it until it is closed.
+        """
+        with self._changed:
+            while True:
+                self._drop()
+                if self._tickets:
+                    break
+                if self._closed or not idle:
+                    return None
+                self._changed.wait()
+            first = self._tickets[0]
+            batch = first.engine.batch
+            fellows = [one for one in self._tickets if one.engine is first.engine and not one.alone][:_ON_THEIR_WAY]
+            if first.alone:
+                fellows = [first]
+            waiting = [ticket.tiles for ticket in fellows]
+            shares = equal_shares(waiting, batch) if self._fair else first_come(waiting, batch)
+            # Whose turn it was goes behind those that it goes on its way with.
+            for ticket in fellows[: sum(share > 0 for share in shares)] if self._fair else []:
+                self._tickets.remove(ticket)
+                self._tickets.insert(min(_ON_THEIR_WAY - 1, len(self._tickets)), ticket)
+            return [(ticket, share) for ticket, share in zip(fellows, shares, strict=True) if share]
+
+    def _drop(self) -> None:
+        """Let go of those whom nobody waits for."""
+        now = time.monotonic()
+        for ticket in list(self._tickets):
+            if ticket.answer.cancelled():
+                self._tickets.remove(ticket)
+            elif ticket.until < now:
+                self._tickets.remove(ticket)
+                ticket.fail(LateError("the region was not done in time"))
+
+    def _begin(self, chosen: list[tuple[Ticket, int]]) -> Flight | None:
+        """Tell the device a batch; None where that failed."""
+        started = time.perf_counter()
+        engine = chosen[0][0].engine
+        try:
+            engine.answer([(ticket.begin(), share) for ticket, share in chosen])
+            landing = engine.landing()
+        except Exception as error:
+            log.exception("a batch failed")
+            self._failed([ticket for ticket, _ in chosen], error)
+            return None
+        regions = []
+        with self._changed:
+            for ticket, _ in chosen:
+                region = ticket.begin()
+                ticket.tiles = region.waiting
+                if not region.waiting:
+                    self._tickets.remove(ticket)
+                    regions.append((ticket, region))
+        return Flight(chosen, regions, landing, started)
+
+    def _land(self, flight: Flight) -> None:
+        """Wait for a batch, and answer the regions that are complete with it."""
+        try:
+            flight.landing()
+        except Exception as error:
+            log.exception("a batch failed")
+            with self._changed:
+                for ticket in [ticket for ticket, _ in flight.shares if ticket in self._tickets]:
+                    self._tickets.remove(ticket)
+            for ticket, _ in flight.shares:
+                ticket.fail(error)
+            return
+        now = time.perf_counter()
+        # The device worked on it since it was told, or since it was done with what it was told before.
+        took, count = now - max(flight.started, self._landed), sum(share for _, share in flight.shares)
+        self._landed = now
+        with self._changed:
+            self._calls += 1
+            self._tiles += count
+            self._seconds += took
+        for ticket, share in flight.shares:
+            ticket.seconds += took * share / count
+        for ticket, region in flight.regions:
+            ticket.succeed(region)
+
+    def _failed(self, tickets: list[Ticket], error: Exception) -> None:
+        """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
+        if len(tickets) > 1:
+            with self._changed:
+                for ticket in tickets:
+                    ticket.again()
+            return
+        with self._changed:
+            self._tickets.remove(tickets[0])
+        tickets[0].fail(error)
+
+
+class SharedEngine:
+    """An engine on a shared device, for whoever waits on a thread of its own: see
+    `chorus.cluster.regions.worker.Answering`.
+
+    Parameters
+    ----------
+    seconds : that a region may wait
+    """
+
+    def __init__(self, device: SharedDevice, engine: Engine, seconds: float = math.inf) -> None:
+        self._device, self._engine, self._seconds = device, engine, seconds
+
+    @property
+    def tiles_per_call(self) -> int:
+        return self._engine.tiles_per_call
+
+    def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered:
+        """See `Engine.posterior`; raises LateError when it took too long."""
+        until = time.monotonic() + self._seconds
+        while True:
+            try:
+                return self._device.submit(self._engine, plane, target, features, until).result()
+            except BusyError as error:
+                if time.monotonic() > until:
+                    raise LateError("the device had no room in time") from error
+                time.sleep(error.retry_after)

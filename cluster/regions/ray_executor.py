@@ -1,0 +1,248 @@
+"""The executor on Ray: regions stream through member actors by Ray Data, tasks run beside them.
+
+A row of the stream is the number of a region; pixels never travel. An actor takes several blocks at once, each on
+a thread of its own, and one lock guards its device: reading ahead and writing behind need no further machinery.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+
+from chorus.cluster.planning.device_probe import Calibration, calibrate
+from chorus.cluster.planning.placement import Placement
+from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.schedule import Schedule, block_regions
+from chorus.cluster.regions.worker import Here, RegionWorker
+from chorus.cluster.runtime.cancellation import cancel_running
+from chorus.cluster.runtime.ray_tasks import RayTasks
+from chorus.cluster.runtime.status import Passed, RegionStatus
+from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray, begin_in_ray
+from chorus.cluster.telemetry.metrics import RESTARTS, driver_recorder
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import CutShortError, RefusedError, first_line
+
+# For a device of the cluster to become free; and for a machine to be made that has one.
+FREE_SECONDS, MACHINE_SECONDS = 600, 1800
+# The pool grows, where there is room, when so much of what its actors can take is in their hands; and it is cut into
+# as many blocks as so many times its actors need, where there may be more of them soon.
+_BUSY, _GROWTH = 0.9, 16
+# For actors to start, also on nodes that are only just made; and how many times as long as expected blocks may take.
+_START_SECONDS, _PATIENCE = 600.0, 10.0
+# Streams in a row that may break before a single region of theirs ends.
+_FRUITLESS_STREAMS = 3
+log = logging.getLogger("chorus")
+_STATUS_FIELDS = [field.name for field in fields(RegionStatus)]
+
+Batch = dict[str, np.ndarray]
+
+
+class RegionActor:
+    """All members on one device: region numbers in, statuses out."""
+
+    def __init__(self, context: str) -> None:
+        self._worker = _worker(context, None)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return _rows([self._worker.process(int(region)) for region in batch["region"]])
+
+
+class StageActor:
+    """One group of members: region numbers and running sums in, the same with these members' samples out.
+
+    Parameters
+    ----------
+    first, last : members of this stage, half-open
+    position : ``first``, ``middle`` or ``last`` of the chain
+    """
+
+    def __init__(self, context: str, first: int, last: int, position: str) -> None:
+        self._worker = _worker(context, range(first, last))
+        self._position = position
+
+    def __call__(self, batch: Batch) -> Batch:
+        # Pickle 5 of our own arrays: the stream carries them as bytes, unread by anyone else.
+        states = batch.get("state", [None] * len(batch["region"]))
+        ended = [self._advance(int(r), s) for r, s in zip(batch["region"], states, strict=True)]
+        if self._position == "last":
+            return _rows(ended)
+        return {"region": batch["region"], "state": np.array([pickle.dumps(one, 5) for one in ended], dtype=object)}
+
+    def _advance(self, region: int, packed: bytes | None) -> RegionStatus | Passed:
+        if packed is None:
+            return self._worker.start(region)
+        state = pickle.loads(packed)
+        if isinstance(state, RegionStatus):
+            return state
+        if self._position == "last":
+            return self._worker.conclude(region, state)
+        return self._worker.proceed(region, state)
+
+
+class RayExecutor(RayTasks):
+    """See `chorus.cluster.regions.executor.Executor`. Ray must have been started (`chorus.cluster.runtime.session`).
+
+    Parameters
+    ----------
+    placement : how members and regions are spread
+    longest : seconds that a region is expected to take at most
+    logs : folder of Ray's logs, named when Ray fails
+    """
+
+    def __init__(self, placement: Placement, longest: float, logs: str) -> None:
+        # Beside the member actors, which hold all cores: tasks ask for none and are bounded in number instead.
+        super().__init__(placement.tasks, cpus=0)
+        self._placement = placement
+        self._longest = longest
+        self._logs = logs
+
+    @property
+    def actors(self) -> int:
+        return self._placement.actors
+
+    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        """See `chorus.cluster.regions.executor.Executor`.
+
+        Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
+        is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream takes what is left.
+
+        Raises
+        ------
+        CutShortError
+            If streams fail one after the other and no region ends any more.
+        """
+        unended = np.ones(len(todo), bool)
+        fruitless = 0
+        while before := np.count_nonzero(unended):
+            try:
+                for status in self._stream(context, todo[unended]):
+                    unended[np.searchsorted(todo, status.region)] = False
+                    if status.attempts > 1:
+                        log.warning("a process died and its region was begun anew; the logs are in %s", self._logs)
+                    yield status
+                reason = "regions came back with no result"
+            except ExecutionTimeoutError:
+                reason = "no region ended any more"
+            except Exception as error:
+                log.debug("the stream of regions broke", exc_info=True)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            after = np.count_nonzero(unended)
+            fruitless = fruitless + 1 if after == before else 0
+            if fruitless == _FRUITLESS_STREAMS:
+                raise CutShortError(
+                    f"Ray failed again and again ({reason}); look into {self._logs}, then run the same command again "
+                    f"to go on"
+                )
+            if after:
+                driver_recorder(context.out, context.ensemble_name).add(RESTARTS)
+                log.warning("Ray broke off (%s); going on with the %d regions that are left", reason, after)
+
+    def _stream(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        settings = ray.data.DataContext.get_current()
+        settings.enable_progress_bars = False
+        settings.print_on_execution_start = False
+        settings.execution_options.preserve_order = False
+        settings.max_consecutive_actor_init_deaths = 3
+        settings.max_errored_blocks = 0
+        settings.autoscaling_config.actor_pool_util_upscaling_threshold = _BUSY
+        blocks = self._blocks(todo)
+        settings.execution_no_progress_timeout_s = self._patience(len(blocks[0]))
+        stream = self._stages(ray.data.from_blocks(blocks), len(blocks), context.model_dump_json())
+        tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in tables:
+            for row in table.to_pylist():
+                yield RegionStatus(**row)
+
+    def _patience(self, regions: int) -> float:
+        """Seconds without any block of so many `regions` ending after which the stream is taken to hang."""
+        return _START_SECONDS + _PATIENCE * self._longest * regions * self._placement.blocks_per_actor
+
+    def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
+        actors = self._placement.least_actors_per_stage * (_GROWTH if self._placement.most_actors_per_stage else 1)
+        size = block_regions(len(todo), actors, Schedule(regions_per_block=self._placement.regions_per_block))
+        return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
+
+    def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
+        groups, least = self._placement.groups, self._placement.least_actors_per_stage
+        # An actor with work ahead would take what another one stands ready for.
+        at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
+        for index, group in enumerate(groups):
+            actor: type = RegionActor
+            arguments: dict[str, Any] = {"context": context}
+            if len(groups) > 1:
+                position = "first" if index == 0 else "last" if index == len(groups) - 1 else "middle"
+                actor = StageActor
+                arguments |= {"first": group.start, "last": group.stop, "position": position}
+            stream = stream.map_batches(
+                actor,
+                fn_constructor_kwargs=arguments,
+                batch_size=None,
+                batch_format="numpy",
+                num_cpus=self._placement.cpus_per_actor,
+                num_gpus=self._placement.gpus_per_actor,
+                memory=self._placement.memory_per_actor or None,
+                compute=ray.data.ActorPoolStrategy(
+                    # An actor for which nothing is left would be started for nothing.
+                    min_size=min(blocks, least),
+                    max_size=min(blocks, self._placement.most_actors_per_stage or least),
+                    max_tasks_in_flight_per_actor=at_once,
+                    max_concurrent_calls_per_actor=at_once,
+                    enable_true_multi_threading=True,
+                ),
+            )
+        return stream
+
+
+def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: float = FREE_SECONDS) -> Calibration:
+    """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does.
+
+    `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A
+    task that waits for a device is what a cluster that grows goes by.
+    """
+    gpus = 1 if settings.device == "cuda" else 0
+    cpus = 0 if gpus else settings.threads
+    trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=cpus)
+    task = trial.remote(0, calibrate, ensemble, settings)
+    ready, _ = ray.wait([task], timeout=patience)
+    if not ready:
+        cancel_running([task])
+        raise RefusedError(f"no {settings.device} device of the cluster became free; try again, or another --address")
+    try:
+        result: TaskResult = ray.get(task)
+    except RayError as error:
+        reason = first_line(error)
+        raise RefusedError(
+            f"{ensemble.url}: the process that tried its members died ({reason}), as of too little memory; use a "
+            f"smaller --batch or --tile, or a larger machine"
+        ) from error
+    if result.error is not None:
+        raise RefusedError(result.error)
+    measured: Calibration = result.value
+    return measured
+
+
+def _worker(context: str, members: range | None) -> RegionWorker:
+    begin_in_ray()
+    parsed = RunContext.model_validate_json(context)
+    device = torch.device("cuda", 0) if parsed.settings.device == "cuda" else torch.device("cpu")
+    return RegionWorker(parsed, device, members, Here(ray.get_runtime_context().get_node_id(), _nodes))
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _rows(statuses: list[Any]) -> Batch:
+    rows = [asdict(status) for status in statuses]
+    return {name: np.array([row[name] for row in rows]) for name in _STATUS_FIELDS}

@@ -1,0 +1,125 @@
+"""What is done with a region between reading its pixels and keeping its results: the same in a run and in serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
+from chorus.cluster.planning.plan import ResolvedSettings, model_centres, model_grid
+from chorus.cluster.regions.maps import axis_maps, is_resampled, on_image
+from chorus.cluster.state.ledger import RegionRecord
+from chorus.cluster.telemetry.timeline import span
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.ensembles.ensemble import Ensemble, Inputs
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.inference.encoder_features import FeatureSums, TileFeatures
+from chorus.pipeline.inference.tile_stream import PlaneWindow
+from chorus.pipeline.preprocessing.preparation import Statistics
+from chorus.pipeline.preprocessing.resampling import AxisMap, resample
+from chorus.pipeline.scores.image_quality import appearance
+from chorus.pipeline.scores.image_scores import patch_edge, region_sums
+
+
+@dataclass(frozen=True)
+class RegionWork:
+    """A region that is being worked on.
+
+    Attributes
+    ----------
+    place : its number in the image
+    where : its plane and window
+    target : what is computed for it of the model's plane
+    pixels : its own, (channels, y, x) as stored
+    plane : the prepared ones of all tiles that touch it
+    features : gathers those of its tiles
+    """
+
+    place: int
+    image: PlannedImage
+    where: RegionPlace
+    target: Window
+    pixels: NDArray[Any]
+    plane: PlaneWindow
+    features: TileFeatures
+
+
+def region_work(
+    image: PlannedImage,
+    place: int,
+    where: RegionPlace,
+    settings: ResolvedSettings,
+    inputs: Inputs,
+    statistics: Statistics,
+    read: Callable[[Window], NDArray[Any]],
+) -> RegionWork:
+    """A region with its pixels.
+
+    Parameters
+    ----------
+    place, where : its number, and where it lies in the image
+    statistics : of the image and the data set, see `chorus.cluster.planning.image_statistics.image_statistics`
+    read : gives (channels, y, x) as stored of a window of the region's plane
+    """
+    y, x = axis_maps(image)
+    target = Window(y.needed(where.window.y), x.needed(where.window.x)) if is_resampled(image) else where.window
+    grid = model_grid(image, settings)
+    needed = source = grid.needed(target)
+    down, across = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
+    if is_resampled(image):
+        source = Window(down.needed(needed.y), across.needed(needed.x))
+    with span("read"):
+        raw = read(source)
+    with span("prepare"):
+        prepared = np.concatenate([preparation.apply(raw, statistics) for preparation in inputs.preparations])
+        if is_resampled(image):
+            prepared = resample(prepared, source, needed, down, across)
+    own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
+    features = TileFeatures(grid, model_centres(image, where.window))
+    return RegionWork(place, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
+
+
+def region_result(
+    work: RegionWork,
+    posterior: Posterior,
+    features: NDArray[np.int64],
+    ensemble: Ensemble,
+    settings: ResolvedSettings,
+    busy: float,
+) -> tuple[Posterior, RegionRecord]:
+    """The posterior on the region's own pixels, and what the ledger says of it.
+
+    Parameters
+    ----------
+    posterior : of `work.target`
+    features : sums of the members' features
+    busy : seconds that the device was held
+
+    Raises
+    ------
+    ImageError : members do not answer with numbers
+    """
+    if not np.isfinite(posterior.epistemic).all():
+        # Labels of it would be background everywhere: an empty image, where there is no answer at all.
+        raise ImageError(
+            f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
+            f"were trained on, check the normalisation, or use --precision fp32"
+        )
+    if is_resampled(work.image):
+        posterior = on_image(posterior, work.image, work.target, work.where.window)
+    classes, multilabel, patch = len(ensemble.spec.classes), ensemble.multilabel, patch_edge(settings.chunk)
+    record = RegionRecord(
+        region=work.place,
+        sums=region_sums(posterior, classes, multilabel=multilabel, patch=patch),
+        appearance=appearance(work.pixels, posterior.masks, classes, multilabel=multilabel, patch=patch),
+        features=FeatureSums.of(work.features.tiles, features),
+        tiles=work.plane.grid.tile_count(work.target),
+        seconds=round(busy, 3),
+        samples=None if settings.bound is None else work.features.samples,
+    )
+    return posterior, record

@@ -1,0 +1,99 @@
+"""The end of an image: its pyramid, its scores, looks and features, its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from chorus.cluster.planning.image_statistics import image_statistics
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.state.ledger import ImageRecord, Ledger, RegionRecord
+from chorus.cluster.telemetry.logs import about
+from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
+from chorus.cluster.telemetry.timeline import span
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.inference.encoder_features import FeatureTotal
+from chorus.pipeline.io.pyramid import write_pyramid
+from chorus.pipeline.preprocessing.preparation import Statistics, without_spread
+from chorus.pipeline.report.thumbnails import write_thumbnail
+from chorus.pipeline.scores.image_quality import Appearance, appearance_columns, column_names
+from chorus.pipeline.scores.image_scores import SCORE_FIELDS, RegionSums, image_scores
+
+# Followed by a colon and the class.
+CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")
+
+
+def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
+    """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
+    with (
+        about(run=run_label(context.out), image=image.name),
+        WorkMetrics(context.out, context.ensemble_name).seconds("finish"),
+    ):
+        return _finish(context, image, ensemble)
+
+
+def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
+    ledger = Ledger(context.out)
+    with span("image scores"):
+        records = ledger.region_records(image.name, image.regions)
+        finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
+    layout = layout_of(image, ensemble, context.settings, context.out)
+    with span("pyramid"):
+        write_pyramid(layout)
+    if context.thumbnails:
+        with span("thumbnail"):
+            write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+    with span("image record"):
+        ledger.record_image(image.name, finished)
+    return finished.row
+
+
+def image_record(
+    image: PlannedImage, ensemble: Ensemble, statistics: Statistics, records: Iterable[RegionRecord]
+) -> ImageRecord:
+    """What an image's regions come to: its row of ``scores.parquet``, and its features.
+
+    Parameters
+    ----------
+    statistics : that were taken of the image before
+    records : of all its regions
+    """
+    sums: list[RegionSums] = []
+    looks: list[Appearance] = []
+    features, tiles, seconds, samples, counted = FeatureTotal(), 0, 0.0, 0, 0
+    for record in records:
+        sums.append(record.sums)
+        looks.append(record.appearance)
+        features.add(record.features)
+        tiles, seconds = tiles + record.tiles, seconds + record.seconds
+        if record.samples is not None:
+            samples, counted = samples + record.samples, counted + record.features.tiles
+    scores = image_scores(sums)
+    row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
+    row |= scores.model_dump(include=set(SCORE_FIELDS))
+    row["status"] = "done" if scores.uncertainty is not None else "empty"
+    if without_spread(statistics):
+        row["message"] = "a channel has the same value in every pixel; it was taken as zero"
+    names = [entry.name for entry in ensemble.spec.classes[1:]]
+    per_class: list[Sequence[float | None]] = [scores.pairwise_dice_per_class, scores.pairwise_dice_min_per_class]
+    per_class.append(scores.foreground_fraction)
+    for field, values in zip(CLASS_FIELDS, per_class, strict=True):
+        row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
+    row |= appearance_columns(looks, ensemble.spec.input.channels, names)
+    if counted:
+        row["samples"] = samples / counted
+    row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
+    return ImageRecord(row=row, features=features.mean())
+
+
+def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, Any]:
+    """A row of ``scores.parquet`` of which nothing is known yet but the image."""
+    row: dict[str, Any] = {"image": path, "source": root, "name": name, "status": "failed", "message": ""}
+    row |= dict.fromkeys(SCORE_FIELDS)
+    for entry in ensemble.spec.classes[1:]:
+        row |= {f"{field}:{entry.name}": None for field in CLASS_FIELDS}
+    row |= dict.fromkeys(
+        column_names(ensemble.spec.input.channels, [entry.name for entry in ensemble.spec.classes[1:]])
+    )
+    return row | {"regions": 0, "tiles": 0, "seconds": 0.0}

@@ -1,0 +1,206 @@
+"""One session of a run: what is still open is streamed, what is complete is finished, and the scores are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chorus.cluster.planning.dataset_statistics import survey_dataset
+from chorus.cluster.planning.image_statistics import measure_image, measures_of
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.regions.executor import Executor
+from chorus.cluster.runs.finish_image import base_row, finish_image
+from chorus.cluster.runs.run_metrics import RunMetrics
+from chorus.cluster.runtime.signals import STOPPED
+from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.ledger import Finished, Ledger, clear_attempts
+from chorus.cluster.state.run_record import RunRecord
+from chorus.cluster.state.scores import write_features, write_scores
+from chorus.cluster.telemetry.logs import about, log_of_regions
+from chorus.cluster.telemetry.metrics import run_label
+from chorus.cluster.telemetry.timeline import TimelineWriter, span, unpacked
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import CutShortError, OutputError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.groups import prepare_collection, prepare_plate
+from chorus.pipeline.io.models import FailedImage
+from chorus.pipeline.io.ngff import collection_series, plate_metadata, well_metadata
+
+
+@dataclass
+class Job:
+    """A planned run."""
+
+    request: PredictRequest
+    ensemble: Ensemble
+    settings: ResolvedSettings
+    table: ImageTable
+    failures: list[FailedImage]
+
+
+class Run:
+    """A planned run that was begun: `carry_out` it once."""
+
+    def __init__(
+        self, job: Job, context: RunContext, executor: Executor, reporter: PlanReporter, record: RunRecord
+    ) -> None:
+        self._job, self._context, self._executor = job, context, executor
+        self._reporter, self._record = reporter, record
+        self._table = job.table
+        self._ledger = Ledger(context.out)
+        self._finished: Finished = self._ledger.scan(self._table)
+        self._remaining = self._finished.remaining(self._table)
+        self._rows: dict[int, dict[str, object]] = {}
+        self._errors: dict[int, tuple[int, str]] = {}
+        members, augmentations = len(job.ensemble.spec.members), len(context.settings.augmentations)
+        self._metrics = RunMetrics(context, members * augmentations)
+        self._metrics.image("failed", len(job.failures))
+        self._timeline = TimelineWriter(context.out, context.session)
+
+    def carry_out(self) -> Outcome:
+        state, message = "complete", ""
+        try:
+            with span("containers"):
+                self._containers()
+            with span("statistics"):
+                self._statistics()
+            with span("stream"):
+                self._stream()
+        except CutShortError as error:
+            state, message = "interrupted", str(error)
+        except KeyboardInterrupt:
+            state, message = "interrupted", STOPPED
+        self._timeline.write()
+        with span("scores"):
+            return self._conclude(state, message)
+
+    def _conclude(self, state: str, message: str) -> Outcome:
+        """Write what is known of all images."""
+        rows = self._collect()
+        if state == "complete" and any(row["status"] == "failed" for row in rows):
+            state = "failures"
+        outcome = Outcome(self._context.out, state, message, rows)
+        outcome.summary = self._record.close(outcome, self._job.table)
+        if state != "interrupted":
+            write_features(self._context.out, rows)
+            write_scores(self._context.out, rows)
+            clear_attempts(self._context.out)
+            self._record.write(self._context.out)
+        return outcome
+
+    def _containers(self) -> None:
+        """Plates stay plates, collections stay collections."""
+        for root, index in self._table.containers(np.flatnonzero(~self._finished.images)).items():
+            image = self._table.image(index)
+            url = storage.join(self._context.out, "images", image.name.removesuffix(image.path).rstrip("/"))
+            _prepare_container(root, image.kind, url)
+
+    def _statistics(self) -> None:
+        ensemble, tile = self._job.ensemble, self._context.settings.tile
+        if measures_of(ensemble, tile, "dataset") and not self._finished.images.all():
+            self._reporter.phase("measuring the data set")
+            for result in survey_dataset(self._executor, self._context, self._table, ensemble):
+                self._fail(result)
+        if not measures_of(ensemble, tile, "image"):
+            return
+        self._reporter.phase("measuring the images")
+        for index in np.flatnonzero(~self._finished.images).tolist():
+            self._executor.submit(index, measure_image, self._context, self._table.image(index), ensemble)
+        for result in self._executor.results(wait=True):
+            if result.error is not None:
+                self._fail(result)
+
+    def _stream(self) -> None:
+        todo = self._finished.todo(self._table)
+        broken = np.zeros(len(self._table), bool)
+        broken[list(self._errors)] = True
+        todo = todo[~np.repeat(broken, self._table.region_counts)[todo]]
+        self._reporter.begin(len(todo), self._pixels(todo), self._executor.actors)
+        try:
+            with self._metrics.active(len(todo), self._executor.actors):
+                for index in np.flatnonzero((self._remaining == 0) & ~self._finished.images).tolist():
+                    self._finish(index)
+                for status in self._executor.regions(self._context, todo):
+                    self._reporter.region(status)
+                    self._metrics.region(status)
+                    self._take(status)
+                    self._take_results(wait=False)
+                self._take_results(wait=True)
+        finally:
+            self._reporter.end()
+
+    def _take(self, status: RegionStatus) -> None:
+        self._timeline.add(unpacked(status.spans), region=status.region, image=status.image)
+        if status.state == "unwritable":
+            raise OutputError(status.message)
+        self._record.repeat(status.attempts - 1)
+        if 0 < status.tiles_per_call < self._context.settings.batch:
+            self._record.content["smaller_batch"] += 1
+        self._remaining[status.image] -= 1
+        if status.state != "done":
+            self._note(status.image, status.place, status.message)
+        elif self._remaining[status.image] == 0 and status.image not in self._errors:
+            self._finish(status.image)
+
+    def _finish(self, index: int) -> None:
+        self._metrics.finishing(1)
+        self._executor.submit(index, finish_image, self._context, self._table.image(index), self._job.ensemble)
+
+    def _take_results(self, *, wait: bool) -> None:
+        for result in self._executor.results(wait=wait):
+            self._metrics.finishing(-1)
+            if self._context.profile:
+                self._timeline.add(result.spans, image=result.key)
+            if result.error is None:
+                self._rows[result.key] = result.value
+                self._metrics.image(result.value["status"])
+            else:
+                self._fail(result)
+
+    def _fail(self, result: TaskResult) -> None:
+        if result.unwritable:
+            raise OutputError(result.error or "")
+        self._note(result.key, -1, result.error or "")
+
+    def _note(self, image: int, place: int, message: str) -> None:
+        """That an image cannot be done: the reason that is told is that of its first region that has one."""
+        known = self._errors.get(image)
+        if known is None:
+            self._metrics.image("failed")
+            with about(run=run_label(self._context.out), image=self._table.image(image).name):
+                log_of_regions.warning("image failed: %s", message)
+        if known is None or place < known[0]:
+            self._errors[image] = (place, message)
+
+    def _pixels(self, todo: np.ndarray) -> int:
+        """Pixels of the open regions, those of an image taken to be equal: for the rate that is shown."""
+        images = np.searchsorted(np.cumsum(self._table.region_counts), todo, side="right")
+        return int((self._table.pixels / self._table.region_counts)[images].sum())
+
+    def _collect(self) -> list[dict[str, object]]:
+        """A row per image in the order of the plan, then those that could not be planned."""
+        names = self._table.names
+        earlier = [int(index) for index in np.flatnonzero(self._finished.images)]
+        records = self._ledger.image_records([names[index] for index in earlier])
+        rows = dict(self._rows) | {i: record.row for i, record in zip(earlier, records, strict=True)}
+        for index, (_, message) in self._errors.items():
+            image = self._table.image(index)
+            rows[index] = base_row(image.path, image.root, image.name, self._job.ensemble) | {"message": message}
+        planned = [rows[index] for index in sorted(rows)]
+        for failed in self._job.failures:
+            row = base_row(failed.path, failed.root, failed.name, self._job.ensemble)
+            planned.append(row | {"message": failed.message})
+        return planned
+
+
+def _prepare_container(root: str, kind: str, url: str) -> None:
+    """The groups around the images of a plate or of a collection, as in the source."""
+    if kind == "plate":
+        plate = plate_metadata(root)
+        prepare_plate(url, plate, {well.path: well_metadata(root, well.path) for well in plate.wells})
+    else:
+        prepare_collection(url, collection_series(root))

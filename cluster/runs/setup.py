@@ -1,0 +1,175 @@
+"""Runs that are planned: what carries them out, their place in an output, and several one after the other."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psutil
+
+from chorus.cluster.planning.device_probe import Calibration, calibrate
+from chorus.cluster.planning.placement import estimate_memory, may_grow, place, require_devices
+from chorus.cluster.planning.plan import Cost, RunContext, cost, layout_of, tile_counts
+from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter
+from chorus.cluster.regions.executor import Executor
+from chorus.cluster.regions.serial_executor import SerialExecutor
+from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runtime import session
+from chorus.cluster.runtime.nodes import with_gpu_memory
+from chorus.cluster.state.ledger import clear_attempts, unended_regions
+from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
+from chorus.cluster.telemetry.timeline import span
+from chorus.pipeline.backends.choice import usable
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference.allocation import keep_freed_memory
+from chorus.pipeline.io.writer import labels_present, remove_labels
+
+# Seconds from which on it is worth measuring first what makes a run fast.
+_LONG = 600.0
+# Shares of the tiles that may be seen again by a neighbouring region, and that larger regions must save; and how many
+# of those an actor must get, so that none is without work at the end.
+_AGAIN, _WORTHWHILE, _ENOUGH = 0.15, 0.05, 4
+
+
+def open_record(job: Job, started: float) -> tuple[RunRecord, bool]:
+    """The record of a run, and whether its output is new; raises RefusedError where that holds other results."""
+    failed = [image.name for image in job.failures]
+    record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started)
+    return record, open_output(record, job.request.out, overwrite=job.request.overwrite)
+
+
+def make_ready(job: Job, record: RunRecord, name: str, *, fresh: bool) -> RunContext:
+    """Make the output that of this run, of the session `name`."""
+    out = job.request.out
+    if fresh:
+        clear_output(out)
+    _check_in_place(job, fresh=fresh)
+    context = _context(job, name)
+    if not fresh:
+        record.repeat(len(unended_regions(out)))
+    # The record first: an output with anything in it is known as ours however soon the run ends.
+    record.write(out)
+    job.table.write(context.table_url)
+    clear_attempts(out)
+    return context
+
+
+def _context(job: Job, name: str) -> RunContext:
+    return RunContext(
+        out=job.request.out,
+        ensemble=job.ensemble.url,
+        ensemble_hash=job.ensemble.hash,
+        ensemble_name=job.ensemble.spec.name,
+        settings=job.settings,
+        session=name,
+        trust_code=job.ensemble.trust_code,
+        thumbnails=job.request.run.thumbnails,
+        profile=job.request.run.profile,
+    )
+
+
+def predict_jobs(jobs: Sequence[Job], reporter: PlanReporter) -> list[Outcome]:
+    """Planned runs of one ensemble over the same images, in folders of an output that the caller holds.
+
+    One after the other, until one is cut short.
+    """
+    outcomes: list[Outcome] = []
+    with executor_of(jobs[0], reporter) as (executor, _):
+        for job in jobs:
+            record, fresh = open_record(job, time.time())
+            context = make_ready(job, record, uuid.uuid4().hex[:12], fresh=fresh)
+            outcomes.append(Run(job, context, executor, reporter, record).carry_out())
+            if outcomes[-1].state == "interrupted":
+                break
+    return outcomes
+
+
+@contextmanager
+def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Forecast]]:
+    """What carries the run out, once the ensemble was tried and a placement found that fits."""
+    run = job.request.run
+    if run.executor == "serial":
+        stages = run.stages if run.placement == "staged" else 1
+        keep_freed_memory()
+        # As many places for members as there are stages, though one after the other.
+        resources = session.Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
+        measured = calibrate(job.ensemble, job.settings)
+        yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
+        return
+    from chorus.cluster.regions.ray_executor import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray
+
+    reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
+    own_port = None if run.metrics_port is None else run.metrics_port + 1
+    with span("start Ray"):
+        resources = session.start(run.address, staged=run.placement == "staged", metrics_port=own_port)
+    try:
+        reporter.phase("trying the ensemble")
+        require_devices(job.settings, run, resources)
+        if job.settings.device == "cuda" and not resources.gpus:
+            reporter.phase("waiting for a machine with a GPU")
+        patience = MACHINE_SECONDS if may_grow(run) else FREE_SECONDS
+        with span("try the ensemble"):
+            measured = calibrate_on_ray(job.ensemble, job.settings, patience)
+        resources = session.found(resources.logs)
+        if job.settings.device == "cuda":
+            resources = replace(resources, machines=with_gpu_memory(resources.machines))
+        made = _forecast(job, resources, measured, reporter)
+        longest = made.cost.most_tiles * measured.seconds_per_tile
+        yield RayExecutor(made.placement, longest, resources.logs), made
+    finally:
+        with span("stop Ray"):
+            session.stop()
+
+
+def _forecast(job: Job, resources: session.Resources, measured: Calibration, reporter: PlanReporter) -> Forecast:
+    expected = cost(job.table, job.ensemble, job.settings)
+    memory = estimate_memory(job.table, job.ensemble, job.settings, measured)
+    there, of_a_tile = measured.device_memory, measured.seconds_per_tile
+    placement = place(job.ensemble, job.settings, job.request.run, resources, memory, expected, there, of_a_tile)
+    seconds = expected.tiles * of_a_tile / placement.actors
+    failures = [(failed.name, failed.message) for failed in job.failures]
+    advice = [*_faster_networks(job), *larger_regions(job, expected, placement.actors)] if seconds > _LONG else []
+    made = Forecast(expected, measured, memory, placement, seconds, failures, "\n".join(advice))
+    reporter.forecast(made)
+    return made
+
+
+def _faster_networks(job: Job) -> list[str]:
+    """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
+    if job.request.settings.backend != "auto" or job.settings.backend != "eager" or job.settings.device != "cpu":
+        return []
+    if len(usable(job.settings.precision, "cpu")) < 3:  # PyTorch alone, whole or compiled
+        return ["`pip install 'chorus-bioimage[openvino]'` and `chorus bench engine` may make this run twice as fast"]
+    return ["`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"]
+
+
+def larger_regions(job: Job, expected: Cost, actors: int) -> list[str]:
+    """What regions of twice the edge would save a run of this cost, where many tiles are seen by two of them."""
+    if expected.regions < 4 * _ENOUGH * actors or expected.tiles < (1 + _AGAIN) * expected.unique_tiles:
+        return []
+    fewer, _, _ = tile_counts(job.table, job.settings, region := 2 * job.settings.region)
+    if fewer > (1 - _WORTHWHILE) * expected.tiles:
+        return []
+    again, saved = expected.tiles / expected.unique_tiles - 1, 1 - fewer / expected.tiles
+    return [
+        f"{again:.0%} of the tiles are seen twice, at the borders of regions: a new run with --region {region} has "
+        f"{saved:.0%} fewer passes, for four times the memory of a region"
+    ]
+
+
+def _check_in_place(job: Job, *, fresh: bool) -> None:
+    """Labels in a source that are not this run's are never written over, unless asked."""
+    if not job.settings.in_place or not fresh:
+        return
+    for index in range(len(job.table)):
+        layout = layout_of(job.table.image(index), job.ensemble, job.settings, job.request.out)
+        if labels_present(layout):
+            if not job.request.overwrite:
+                raise RefusedError(
+                    f"{layout.labels_url}: has labels/semantic already; use --overwrite to replace them, or leave "
+                    f"--in-place out"
+                )
+            remove_labels(layout)

@@ -1,0 +1,176 @@
+"""From what an ensemble says of a volume's planes in three directions to what it says of its voxels.
+
+Every map is the mean of the three, every component of the flows the mean of the two that see it, as in Cellpose's
+``run_3D``. A task writes some planes of one region::
+
+    OUT/work/volumes/<view>/...                        three runs of their own, one for each direction
+    OUT/work/volumes/merged/<image>/<slab>.json        written after the slab's shards: the sign that it is done
+    OUT/images/<image>/...                             the means
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.volume_views import LETTERS, VIEWS
+from chorus.cluster.state.ledger import ImageRecord, Ledger
+from chorus.pipeline.core.posterior import predicted_labels
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.instances.volume import BlockGrid, Box
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import posterior_axes
+from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.pyramid import write_pyramid
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.writer import open_posterior, prepare_image, write_region
+from chorus.pipeline.report.thumbnails import write_thumbnail
+
+WORK = ("work", "volumes")
+# Voxels of a slab, at most, but one plane at least: its maps are held at once.
+_VOXELS = 1 << 24
+# View and channel in it of each component of the flows.
+_SEEN_BY = {
+    "flow:z": (("zx", "flow:y"), ("zy", "flow:y")),
+    "flow:y": (("yx", "flow:y"), ("zy", "flow:x")),
+    "flow:x": (("yx", "flow:x"), ("zx", "flow:x")),
+}
+
+
+def view_url(out: str, view: str) -> str:
+    """Output of the run over the planes of a view."""
+    return storage.join(out, *WORK, view)
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """What a worker is told of a volume.
+
+    Attributes
+    ----------
+    out : of the whole run
+    layout : of the volume's results
+    views : of the results of each view
+    probabilities : names of the channels of which labels are made
+    multilabel : see `chorus.pipeline.core.posterior.predicted_labels`
+    thumbnails : whether the volume gets one when it is finished
+    """
+
+    out: str
+    image: PlannedImage
+    layout: ImageLayout
+    views: dict[str, ImageLayout]
+    probabilities: tuple[str, ...]
+    multilabel: bool
+    thumbnails: bool
+
+    @property
+    def slabs(self) -> BlockGrid:
+        """Some planes of a region each; of one time point."""
+        return slab_grid(self.image)
+
+    @property
+    def count(self) -> int:
+        """Slabs of all time points."""
+        return self.image.planes[0] * self.slabs.count
+
+    def place(self, index: int) -> tuple[int, Box]:
+        """Time point and voxels of a slab."""
+        t, place = divmod(index, self.slabs.count)
+        return t, self.slabs.box(place)
+
+    def done_url(self, index: int) -> str:
+        return storage.join(self.out, *WORK, "merged", self.image.name, f"{index:08d}.json")
+
+
+def slab_grid(image: PlannedImage) -> BlockGrid:
+    """How the writing of a volume is spread: each shard of a plane is within one slab."""
+    height, width = (min(image.region, length) for length in (image.height, image.width))
+    depth = min(image.planes[1], max(1, _VOXELS // (height * width)))
+    return BlockGrid((image.planes[1], image.height, image.width), (depth, image.region, image.region))
+
+
+def merge_slab(job: MergeJob, index: int) -> float:
+    """Write the maps and labels of a slab; returns the seconds that it took.
+
+    Raises
+    ------
+    ImageError : what the views left cannot be read
+    OutputError : storage does not take the means
+    """
+    started = time.perf_counter()
+    url = job.done_url(index)
+    with storage_errors(url):
+        if storage.exists(url):
+            return 0.0
+    t, box = job.place(index)
+    views = {view: open_posterior(layout.url) for view, layout in job.views.items()}
+    names = job.layout.channels
+    maps = np.empty((len(names), *box.shape), job.layout.dtype)
+    probability = np.empty((len(job.probabilities), *box.shape), np.float32)
+    for channel, name in enumerate(names):
+        if name not in job.probabilities:
+            maps[channel] = _mean(job, views, name, t, box)
+    for channel, name in enumerate(job.probabilities):
+        probability[channel] = _mean(job, views, name, t, box)
+        if name in names:
+            maps[names.index(name)] = probability[channel]
+    prepare_image(job.layout)
+    for at, z in enumerate(range(box.z.start, box.z.stop)):
+        of_plane = torch.from_numpy(np.ascontiguousarray(probability[:, at]))
+        labels = predicted_labels(of_plane, multilabel=job.multilabel).numpy()
+        write_region(job.layout, t, z, box.window, maps[:, at] if names else None, labels)
+    with storage_errors(url):
+        storage.write_bytes(url, json.dumps({"planes": [box.z.start, box.z.stop]}).encode())
+    return time.perf_counter() - started
+
+
+def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int, box: Box) -> NDArray[np.float32]:
+    """A channel of the volume, (z, y, x), added up in the order of the views."""
+    seen = _SEEN_BY.get(name) or tuple((view, name) for view in VIEWS)
+    total = np.zeros(box.shape, np.float32)
+    for view, channel in seen:
+        total += _of_view(views[view], job.views[view], view, channel, t, box)
+    return total / np.float32(len(seen))
+
+
+def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: str, t: int, box: Box) -> NDArray[Any]:
+    """A channel of a view's results, (z, y, x) of the volume."""
+    letters, axes = LETTERS[view], posterior_axes(layout)
+    spans = {letters["z"]: box.z, letters["y"]: box.y, letters["x"]: box.x}
+    at: dict[str, int | slice] = {axis: span.slice for axis, span in spans.items()}
+    at |= {"t": t, "c": layout.channels.index(channel)}
+    try:
+        found = np.asarray(array[tuple(at[axis] for axis in axes)])
+    except Exception as error:  # codecs and remote filesystems raise types of many libraries
+        damaged = f"{layout.url}: a result cannot be decoded ({storage.words(error)}); remove it and run the same again"
+        raise ImageError(storage.explain(error, layout.url) or damaged) from error
+    order = [axis for axis in axes if axis in "zyx"]
+    return found.transpose([order.index(letters[axis]) for axis in "zyx"])
+
+
+def finish_volume(job: MergeJob) -> dict[str, Any]:
+    """The pyramid and the record of a volume whose slabs are all written; returns its row of scores.
+
+    The row is that of the planes as they were taken (view yx): sums of scores are of planes, not of volumes.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    write_pyramid(job.layout)
+    if job.thumbnails:
+        layout, image = job.layout, job.image
+        write_thumbnail(job.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+    found: Sequence[ImageRecord] = list(Ledger(view_url(job.out, "yx")).image_records([job.image.name]))
+    Ledger(job.out).record_image(job.image.name, found[0])
+    return found[0].row

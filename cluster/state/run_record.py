@@ -1,0 +1,301 @@
+"""``run.json``: what was run, on what, with which outcome; and what of an output is ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+from pydantic import BaseModel
+
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import PLAN, ResolvedSettings
+from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+
+# What a run makes below its output; --overwrite removes these and nothing else.
+# The ledger goes first: what it names must be there, also where removing is cut short.
+ENTRIES = (
+    "ledger",
+    "images",
+    "attempts",
+    "plan",
+    "report",
+    "scores.parquet",
+    "features.parquet",
+    "evaluation.parquet",
+    "evaluation.json",
+    "reliability.svg",
+    "flags.parquet",
+    "shift.json",
+    "sentinels",
+    "sentinels.json",
+    "work",
+    "objects.parquet",
+    "objects.json",
+    "profile",
+    "run.json",
+)
+_LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-models-pytorch")
+
+
+@dataclass
+class RunRecord:
+    """The content of ``run.json``. The result is defined by `defining` and `table`; a rerun must have the same.
+
+    `failed` names images that could not be planned: a rerun may find them mended, or others broken.
+    """
+
+    defining: dict[str, Any]
+    table: ImageTable
+    failed: list[str]
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        request: PredictRequest,
+        ensemble: Ensemble,
+        settings: ResolvedSettings,
+        table: ImageTable,
+        failed: list[str],
+        started: float,
+    ) -> RunRecord:
+        defining = {
+            "settings": settings.model_dump(mode="json"),
+            "ensemble": ensemble.hash,
+            "sources": list(request.sources),
+        }
+        content = {
+            "started": _iso(started),
+            "finished": None,
+            "outcome": "running",
+            "repeated": 0,
+            "smaller_batch": 0,
+            "settings": defining["settings"],
+            "run": request.run.model_dump(mode="json"),
+            "sources": defining["sources"],
+            "inputs": {
+                "sha256": table.digest,
+                "images": len(table),
+                "regions": table.regions,
+                "failed": failed,
+            },
+            "ensemble": {
+                "name": ensemble.spec.name,
+                "url": ensemble.url,
+                "hash": ensemble.hash,
+                "members": len(ensemble.spec.members),
+                "classes": [{"name": c.name, "color": c.color} for c in ensemble.classes],
+            },
+        } | surroundings()
+        return cls(defining, table, failed, content)
+
+    def repeat(self, times: int) -> None:
+        """Note that regions were begun anew, so many times in all: what they had come to was lost."""
+        self.content["repeated"] += times
+
+    def close(self, outcome: Outcome, table: ImageTable) -> dict[str, Any]:
+        """Fill in how the run ended; returns the summary."""
+        finished = datetime.now(UTC)
+        counts = {state: sum(row["status"] == state for row in outcome.rows) for state in ("done", "empty", "failed")}
+        summary = {
+            "images": len(outcome.rows),
+            **counts,
+            "regions": table.regions,
+            "repeated": self.content.pop("repeated"),
+            "smaller_batch": self.content.pop("smaller_batch"),
+            "tiles": sum(row["tiles"] for row in outcome.rows),
+            **_saved(outcome, self.content),
+            "seconds": round((finished - datetime.fromisoformat(self.content["started"])).total_seconds(), 1),
+        }
+        self.content |= {"finished": finished.isoformat(), "outcome": outcome.state, "summary": summary}
+        return summary
+
+    def write(self, out: str) -> None:
+        write_run(self.content, out)
+
+
+def surroundings() -> dict[str, Any]:
+    """What a run was made with: versions and machine."""
+    return {
+        "chorus": version("chorus-bioimage"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+        "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
+    }
+
+
+def begun(
+    command: str, settings: BaseModel, run: dict[str, Any], sources: Sequence[str], inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``run.json`` of a command says while it runs.
+
+    Parameters
+    ----------
+    run : how it is carried out
+    inputs : what was found in the sources
+    """
+    return {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(),
+        "finished": None,
+        "outcome": "running",
+        "settings": settings.model_dump(mode="json"),
+        "run": run,
+        "sources": list(sources),
+        "inputs": inputs,
+    } | surroundings()
+
+
+def write_run(content: dict[str, Any], out: str) -> None:
+    """Write ``run.json`` of an output; raises OutputError where storage does not take it."""
+    _write(storage.join(out, "run.json"), json.dumps(content, indent=2).encode())
+
+
+def read_run(out: str) -> dict[str, Any]:
+    """``run.json`` of an output; raises RefusedError where there is none."""
+    url = storage.join(storage.normalise(out), "run.json")
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(url))
+    except OSError as error:
+        raise RefusedError(f"{out}: no results of Chorus ({storage.explain(error, url)})") from error
+    return content
+
+
+def earlier_choice(out: str) -> tuple[Backend, int | None] | None:
+    """The backend and the tiles a call of the run that is in `out`; None where there is none."""
+    if not storage.exists(storage.join(out, "run.json")):
+        return None
+    settings = read_run(out).get("settings", {})
+    return settings.get("backend", "eager"), settings.get("batch")
+
+
+def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
+    """Make sure that `out` is new, or holds a run of the same settings; True where it is new.
+
+    Raises
+    ------
+    RefusedError
+        If it holds other results: what differs, and the two ways out.
+    """
+    known = earlier_run(out, lambda known: _differences(record, known, out), overwrite=overwrite)
+    if known is not None:
+        record.content["started"] = known["started"]
+        counted = known.get("summary") or known
+        record.content |= {name: counted.get(name, 0) for name in ("repeated", "smaller_batch")}
+    return known is None
+
+
+def earlier_run(
+    out: str, differences: Callable[[dict[str, Any]], list[str]], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """``run.json`` of the run that goes on in `out`, None where `out` is new or to be made new.
+
+    `differences` says of an earlier ``run.json`` what defines its results and is not the same now.
+
+    Raises
+    ------
+    RefusedError
+        If it holds other results: what differs, and the two ways out.
+    """
+    with storage_errors(out):
+        present = storage.entries(out)
+    if "run.json" in present:
+        known = read_run(out)
+        found = differences(known)
+        if not found:
+            return known
+        if not overwrite:
+            raise RefusedError(
+                f"{out}: holds results of another run ({'; '.join(found)}); use --overwrite to replace them, or "
+                f"another --out"
+            )
+    elif set(present) - {"run.lock"}:  # --overwrite never removes what is not ours
+        raise RefusedError(f"{out}: is not empty and holds no run of Chorus; choose another --out")
+    return None
+
+
+def clear_output(out: str) -> None:
+    """Remove what an earlier run made in `out`, and nothing else."""
+    with storage_errors(out):
+        present = storage.entries(out)
+        for entry in ENTRIES:
+            if entry in present:
+                remove_folder(storage.join(out, entry))
+
+
+def clear_command(out: str, command: str, names: Iterable[str]) -> None:
+    """Remove what an earlier run of `command` made, `names` in this order, or of another command what that made.
+
+    ``run.json``, by which an output is known as ours, goes last.
+    """
+    with storage_errors(out):
+        if not storage.exists(storage.join(out, "run.json")):
+            return
+        if read_run(out).get("command") != command:
+            clear_output(out)
+            return
+        for name in names:
+            remove_folder(storage.join(out, name))
+        fs, path = storage.filesystem(storage.join(out, "run.json"))
+        fs.rm_file(path)
+
+
+def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:
+    """The share of forward passes that adaptive effort left out, by the tiles of each image; none with full effort."""
+    rows = [row for row in outcome.rows if row.get("samples") is not None]
+    if content["settings"]["effort"] != "adaptive" or not rows:
+        return {}
+    everything = content["ensemble"]["members"] * len(content["settings"]["augmentations"])
+    tiles = sum(row["tiles"] for row in rows)
+    drawn = math.fsum(row["samples"] * row["tiles"] for row in rows)
+    return {"passes_saved": round(1 - drawn / (tiles * everything), 4)}
+
+
+def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str]:
+    """What defines the result and is not the same, in words."""
+    found = setting_differences(record.defining["settings"], known)
+    if known.get("ensemble", {}).get("hash") != record.defining["ensemble"]:
+        found.append(f"ensemble was {known.get('ensemble', {}).get('name')}, now another or changed")
+    if known.get("sources") != record.defining["sources"]:
+        found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(record.defining['sources'])}")
+    elif not _same_images(record, known.get("inputs", {}), out):
+        found.append("the images of the sources changed (their number, shapes or types)")
+    return found
+
+
+def setting_differences(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Settings that are not those of an earlier ``run.json``, in words."""
+    # What earlier versions did not know, they did so.
+    earlier = {"backend": "eager", "effort": "full", "threads": 1, "grid": "margin"} | known.get("settings", {})
+    return [f"{k} was {earlier.get(k)}, now {value}" for k, value in settings.items() if earlier.get(k) != value]
+
+
+def _same_images(record: RunRecord, inputs: dict[str, Any], out: str) -> bool:
+    """Whether the images are those of the earlier run, but for what could not be planned then or now."""
+    if inputs.get("sha256") == record.table.digest:
+        return True
+    try:
+        earlier = ImageTable.read(storage.join(out, *PLAN))
+    except OSError:
+        return False
+    return earlier.without(record.failed).same_images(record.table.without(inputs.get("failed", [])))
+
+
+def _write(url: str, data: bytes) -> None:
+    with storage_errors(url):
+        storage.write_bytes(url, data)
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,0 +1,80 @@
+"""``scores.parquet`` and ``features.parquet``: a row per image."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chorus.cluster.state.ledger import Ledger
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.files import whole_file
+from chorus.pipeline.inference.encoder_features import ImageFeatures
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+
+# Columns of the scores that are not numbers.
+_TEXTS = ["image", "source", "name", "status", "message"]
+_FEATURES = pa.schema([("name", pa.string()), ("tiles", pa.int64()), ("features", pa.list_(pa.float64()))])
+# Images whose features are held at once while they are written: of 10^5 images they are gigabytes.
+_FEATURE_ROWS = 1_000
+
+
+def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
+    """One row per image, in the order of the plan."""
+    buffer, url = io.BytesIO(), storage.join(out, "scores.parquet")
+    scores_frame(rows).to_parquet(buffer, index=False)
+    with storage_errors(url):
+        storage.write_bytes(url, buffer.getvalue())
+
+
+def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of scores as ``scores.parquet`` has them."""
+    frame = pd.DataFrame(rows)
+    for name in frame.columns.difference(_TEXTS):
+        # A score that no image has is a column of numbers all the same.
+        frame[name] = pd.to_numeric(frame[name])
+    return frame
+
+
+def read_scores(out: str) -> pd.DataFrame:
+    """``scores.parquet`` of an output; raises RefusedError where there is none yet."""
+    return _read_table(out, "scores.parquet", "scores")
+
+
+def write_features(out: str, rows: list[dict[str, Any]]) -> None:
+    """What the members' encoders make of each image (`chorus.pipeline.inference.encoder_features`), in the order of
+    `rows`, the scores.
+
+    Columns are `name`; `tiles`, how many the mean is of, 0 for images that failed; and `features`, those of all members
+    one after the other, empty where no member has an encoder.
+    """
+    ledger, url = Ledger(out), storage.join(out, "features.parquet")
+    with whole_file(url) as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
+        for start in range(0, len(rows), _FEATURE_ROWS):
+            part = rows[start : start + _FEATURE_ROWS]
+            names = [row["name"] for row in part if row["status"] != "failed"]
+            found = dict(zip(names, ledger.image_records(names), strict=True))
+            features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
+            columns = {
+                "name": [row["name"] for row in part],
+                "tiles": [one.tiles for one in features],
+                "features": [one.mean for one in features],
+            }
+            writer.write_table(pa.table(columns, schema=_FEATURES))
+
+
+def read_features(out: str) -> pd.DataFrame:
+    """``features.parquet`` of an output; raises RefusedError where there is none yet."""
+    return _read_table(out, "features.parquet", "features")
+
+
+def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
+    url = storage.join(storage.normalise(out), name)
+    try:
+        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    except OSError as error:
+        raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error

@@ -1,0 +1,115 @@
+"""What comes of a training when its folds are done: scores on images that nobody saw, curves, ``ensemble.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import yaml
+
+from chorus.cluster.training.fold_work import Evaluated, FoldJob
+from chorus.cluster.training.folds import FoldReporter, FoldRunner
+from chorus.pipeline.core.provenance import About
+from chorus.pipeline.ensembles.ensemble import Ensemble, content_hash
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.report.curves import Curve, Panel, draw_curves
+from chorus.pipeline.training.evaluation import Score, summarise, verdict
+from chorus.pipeline.training.pairs import TrainingPair
+from chorus.pipeline.training.records import FoldResult, read_log
+from chorus.pipeline.training.settings import TrainSettings
+from chorus.pipeline.training.summary import ensemble_spec, training_summary
+
+CURVES, SCORES = ("training", "curves.svg"), ("training", "scores.json")
+
+
+@dataclass
+class Written:
+    """The ensemble that was written.
+
+    Attributes
+    ----------
+    hash : names it in every output
+    scores, verdicts : by data set
+    failed : test images that could not be evaluated, and why
+    """
+
+    hash: str
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_ensemble(
+    job: FoldJob,
+    name: str,
+    about: About,
+    results: Sequence[FoldResult],
+    test: tuple[str, Sequence[TrainingPair]],
+    runner: FoldRunner,
+    reporter: FoldReporter,
+) -> Written:
+    """Draw the curves, evaluate on `test` (its name and pairs) if there are any, and write ``ensemble.yaml`` last."""
+    url = storage.join(job.out, *CURVES)
+    with storage_errors(url):
+        storage.write_bytes(url, curves(job, results).encode())
+    reporter.phase("describing the images that were trained on")
+    summary = training_summary(job.pairs, job.settings, results)
+    data = [reference.model_copy(update={"images": summary.images}) for reference in about.data]
+    about = about.model_copy(update={"training": summary, "data": data})
+    spec = ensemble_spec(name, job.settings, results, about)
+    url = storage.join(job.out, "ensemble.yaml")
+    ensemble = Ensemble(url=url, spec=spec, hash=content_hash(spec))
+    written = Written(ensemble.hash)
+    test_name, pairs = test
+    if pairs:
+        evaluated = _evaluated(job, ensemble, pairs, runner, reporter)
+        written.failed = evaluated.failed
+        if evaluated.scores:
+            written.scores[test_name] = summarise(evaluated.scores)
+            written.verdicts[test_name] = verdict(written.scores[test_name])
+        spec = spec.model_copy(update={"about": spec.about.model_copy(update={"scores": written.scores})})
+    text = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    with storage_errors(url):
+        storage.write_bytes(url, text.encode())
+    return written
+
+
+def _evaluated(
+    job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair], runner: FoldRunner, reporter: FoldReporter
+) -> Evaluated:
+    """The scores of this very ensemble on these very pairs, taken now or by an earlier session."""
+    url = storage.join(job.out, *SCORES)
+    key = {"ensemble": ensemble.hash, "pairs": [json.loads(json.dumps(asdict(pair))) for pair in pairs]}
+    with storage_errors(url):
+        known = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
+    if {name: known.get(name) for name in key} == key:
+        return Evaluated([Score(**row) for row in known["scores"]], [(name, why) for name, why in known["failed"]])
+    reporter.phase(f"evaluating {len(ensemble.spec.members)} members and the ensemble on {len(pairs)} images")
+    found = runner.evaluate(job, ensemble, pairs)
+    content = key | {"scores": [asdict(score) for score in found.scores], "failed": found.failed}
+    with storage_errors(url):
+        storage.write_bytes(url, json.dumps(content, indent=1).encode())
+    return found
+
+
+def curves(job: FoldJob, results: Sequence[FoldResult]) -> str:
+    """Loss and validation Dice of every fold over its steps, as SVG."""
+    loss, dice = [], []
+    for result in results:
+        steps = read_log(job.out, result.fold)
+        name = f"fold {result.fold}"
+        loss.append(Curve(name, [(step.step, step.loss) for step in steps]))
+        dice.append(Curve(name, [(step.step, step.mean_dice) for step in steps if step.mean_dice is not None]))
+    best = ", ".join(f"fold {result.fold}: {result.mean_dice:.3f} at step {result.best_step}" for result in results)
+    panels = [
+        Panel(f"Training loss ({_loss_name(job.settings)})", "step", loss),
+        Panel("Validation Dice", "step", dice, (0.0, 1.0)),
+    ]
+    return draw_curves(panels, f"Training loss and validation Dice over the steps; best Dice of {best}")
+
+
+def _loss_name(settings: TrainSettings) -> str:
+    names = {"ce_dice": "cross-entropy and Dice", "focal": "focal", "tversky": "Tversky", "lovasz": "Lovász"}
+    return names[settings.loss] + (" and flows" if settings.flows else "")

@@ -1,0 +1,307 @@
+"""A whole training: pairs, folds side by side, and the ensemble that comes out; resumable at any point of it.
+
+``ensemble.yaml`` is written last, when every member is there and evaluated; what a fold has so far lies beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from chorus.cluster.runtime import session
+from chorus.cluster.runtime.output_lock import output_lock
+from chorus.cluster.runtime.signals import stoppable
+from chorus.cluster.state.run_record import begun, earlier_run, read_run, setting_differences, write_run
+from chorus.cluster.training.ensemble import write_ensemble
+from chorus.cluster.training.fold_work import FoldJob
+from chorus.cluster.training.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
+from chorus.pipeline.core.provenance import About
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference.allocation import keep_freed_memory
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.training.checks import check_memory, check_pairs
+from chorus.pipeline.training.pairs import Pairs, TrainingPair, find_pairs
+from chorus.pipeline.training.records import FoldResult, read_result
+from chorus.pipeline.training.settings import TrainSettings
+
+# What a training makes in its output besides the members; --overwrite removes these and the members, ``ensemble.yaml``
+# before what it names and ``run.json``, by which the folder is known as ours, last.
+_FILES, _FOLDERS = ("ensemble.yaml",), ("folds", "training")
+_SHOWN = 10
+
+
+class TrainRequest(BaseModel):
+    """Annotated images that become an ensemble.
+
+    Attributes
+    ----------
+    images, labels : see `chorus.pipeline.training.pairs.find_pairs`
+    out : URL of the folder that becomes the ensemble
+    name : of the ensemble; None takes the folder's
+    about : description, intended use, licence, data reference
+    test_images, test_labels : nobody trains on them; they are scored at the end
+    hold_out : share of the images that is kept from training and scored at the end
+    strict : an image without label, or a label without image, is an error
+    device : ``auto`` takes GPUs where there are any
+    workers : folds at a time; None takes as many as there are devices
+    overwrite : start anew where `out` holds a training of other settings
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: str
+    labels: str
+    out: str
+    name: str | None = None
+    settings: TrainSettings = TrainSettings()
+    about: About = About()
+    test_images: str | None = None
+    test_labels: str | None = None
+    hold_out: float | None = Field(default=None, gt=0, lt=1)
+    strict: bool = False
+    executor: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _paired(self) -> TrainRequest:
+        if (self.test_images is None) != (self.test_labels is None):
+            raise ValueError("--test and --test-labels belong together; give both, or --hold-out SHARE")
+        if self.test_images is not None and self.hold_out is not None:
+            raise ValueError("--test and --hold-out exclude each other; give one of them")
+        return self
+
+
+@dataclass
+class TrainOutcome:
+    """How a training ended.
+
+    Attributes
+    ----------
+    out : URL of the ensemble
+    state : ``complete``, or ``failures``: done, though some images could not be used
+    hash : of the ensemble
+    folds : what became of each
+    scores : on images that nobody trained on, by data set and metric; empty where there were none
+    verdicts : by data set, whether the ensemble is at least as good as its best member
+    skipped : names of images and labels that were left out, by reason
+    seconds : since the training was first begun
+    """
+
+    out: str
+    state: Literal["complete", "failures"]
+    hash: str
+    folds: list[FoldResult]
+    scores: dict[str, dict[str, float]]
+    verdicts: dict[str, str]
+    skipped: dict[str, list[str]]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return {"complete": 0, "failures": 1}[self.state]
+
+
+@dataclass
+class _Data:
+    """What there is to learn from, and to be tested on."""
+
+    train: list[TrainingPair]
+    test: list[TrainingPair]
+    test_name: str
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+
+@stoppable()
+def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
+    """Train an ensemble; the same call again goes on where an earlier one was cut short.
+
+    Raises
+    ------
+    RefusedError
+        Before any work: images, labels, settings or machine do not fit, or `out` is taken.
+    CutShortError
+        If a fold cannot go on, or the process is told to stop; what is done stays.
+    """
+    request = request.model_copy(update={"out": storage.normalise(request.out)})
+    storage.check_writable(request.out)
+    data = _look(request, reporter)
+    checked = check_pairs(data.train, request.settings)
+    if checked.empty:
+        reporter.note(f"{len(checked.empty)} label images have no foreground and are trained on as such")
+    content = _record(request, data.train)
+    with output_lock(request.out, uuid.uuid4().hex[:12]):
+        known = earlier_run(request.out, lambda known: _differences(content, known), overwrite=request.overwrite)
+        if known is None:
+            _clear(request.out)
+        else:
+            content["started"] = known["started"]
+        # The record first: an output with anything in it is known as ours however soon the training ends.
+        write_run(content, request.out)
+        outcome = _carry_out(request, data, content["started"], reporter)
+        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
+        content["summary"] = {"hash": outcome.hash, "scores": outcome.scores, "seconds": outcome.seconds}
+        write_run(content, request.out)
+        return outcome
+
+
+def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
+    """Find the pairs, name what is left out, and keep apart what is tested on."""
+    reporter.phase("looking for images and labels")
+    channels = request.settings.channels
+    found = find_pairs(request.images, request.labels, channels)
+    data = _Data(list(found.pairs), [], "")
+    _leave_out(found, request, data.skipped, reporter)
+    if request.hold_out is not None:
+        data.test_name = "hold-out"
+        data.train, data.test = hold_out(found.pairs, request.hold_out, request.settings.seed)
+    elif request.test_images is not None and request.test_labels is not None:
+        data.test_name = storage.basename(request.test_images.rstrip("/"))
+        others = find_pairs(request.test_images, request.test_labels, channels)
+        _leave_out(others, request, data.skipped, reporter)
+        data.test = list(others.pairs)
+    return data
+
+
+def _leave_out(found: Pairs, request: TrainRequest, skipped: dict[str, list[str]], reporter: FoldReporter) -> None:
+    """List what cannot be used; with `strict` it is an error."""
+    failed = [f"{name}: {reason}" for name, reason in found.failed]
+    kinds = {"without label": found.without_label, "without image": found.without_image, "failed": failed}
+    for kind, names in kinds.items():
+        if not names:
+            continue
+        words = {"without label": "images have no label", "without image": "labels have no image"}
+        listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        sentence = f"{len(names)} {words.get(kind, 'pairs cannot be used')}: {listed}"
+        if request.strict:
+            raise RefusedError(f"--strict: {sentence}; mend or remove them, or leave --strict out")
+        reporter.note(f"left out: {sentence}")
+        skipped.setdefault(kind, []).extend(names)
+
+
+def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Pairs to train on, and a share of the images, at least one, to test on; planes of an image stay together."""
+    groups = sorted({pair.group for pair in pairs})
+    count = max(1, round(share * len(groups)))
+    kept = set(np.random.default_rng(seed).choice(groups, size=min(count, len(groups)), replace=False).tolist())
+    return [p for p in pairs if p.group not in kept], [p for p in pairs if p.group in kept]
+
+
+def _record(request: TrainRequest, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    named = [[p.name, p.channels, p.height, p.width, p.t, p.z] for p in pairs]
+    run = {"executor": request.executor, "address": request.address, "device": request.device}
+    inputs = {"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()}
+    content = begun("train", request.settings, run, [request.images, request.labels], inputs)
+    return content | {"test": [request.test_images, request.test_labels, request.hold_out]}
+
+
+def _differences(content: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """What defines the members and is not the same, in words."""
+    if known.get("command") != "train":
+        return ["it is not of `chorus train`"]
+    found = setting_differences(content["settings"], known)
+    if known.get("sources") != content["sources"]:
+        found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(content['sources'])}")
+    elif known.get("inputs") != content["inputs"]:
+        found.append("the images that are trained on changed (their number, names or sizes)")
+    return found
+
+
+def _clear(out: str) -> None:
+    """Remove what an earlier training made, and nothing else."""
+    with storage_errors(out):
+        if not storage.exists(storage.join(out, "run.json")):
+            return
+        if read_run(out).get("command") != "train":
+            raise RefusedError(f"{out}: holds results of another command; choose another --out")
+        fs, path = storage.filesystem(out)
+        names = [storage.basename(name) for name in fs.ls(path, detail=False)]
+        members = [name for name in names if name.startswith("member-") and name.endswith(".safetensors")]
+        for name in [*_FILES, *members]:
+            if name in names:
+                fs.rm_file(f"{path}/{name}")
+        for name in _FOLDERS:
+            remove_folder(storage.join(out, name))
+        fs.rm_file(f"{path}/run.json")
+
+
+def _carry_out(request: TrainRequest, data: _Data, started: str, reporter: FoldReporter) -> TrainOutcome:
+    done = _finished(request)
+    todo = [fold for fold in range(request.settings.folds) if fold not in done]
+    with _runner(request, data, len(todo), reporter) as (runner, device):
+        job = FoldJob(request.out, request.settings, tuple(data.train), device)
+        try:
+            trained = runner.folds(job, todo, reporter) if todo else []
+        finally:
+            reporter.end()
+        results = [done.get(fold) or next(r for r in trained if r.fold == fold) for fold in range(job.settings.folds)]
+        name = request.name or storage.basename(request.out)
+        written = write_ensemble(job, name, request.about, results, (data.test_name, data.test), runner, reporter)
+        seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
+    if written.failed:
+        data.skipped.setdefault("failed", []).extend(f"{name}: {reason}" for name, reason in written.failed)
+    return TrainOutcome(
+        out=request.out,
+        state="failures" if data.skipped.get("failed") else "complete",
+        hash=written.hash,
+        folds=results,
+        scores=written.scores,
+        verdicts=written.verdicts,
+        skipped=data.skipped,
+        seconds=seconds,
+    )
+
+
+def _finished(request: TrainRequest) -> dict[int, FoldResult]:
+    """Folds that are done."""
+    with storage_errors(request.out):
+        read = {fold: read_result(request.out, fold) for fold in range(request.settings.folds)}
+    return {fold: result for fold, result in read.items() if result is not None}
+
+
+@contextmanager
+def _runner(request: TrainRequest, data: _Data, folds: int, reporter: FoldReporter) -> Iterator[tuple[FoldRunner, str]]:
+    """What carries `folds` and the evaluation out, and on which kind of device."""
+    if request.executor == "serial" or not (folds or data.test):
+        keep_freed_memory()
+        if folds:
+            check_memory(data.train, request.settings, 1)
+        yield SerialFolds(), _local_device(request.device)
+        return
+    reporter.phase("starting Ray" if request.address is None else f"connecting to Ray at {request.address}")
+    resources = session.start(request.address, staged=False)
+    try:
+        device = ("cuda" if resources.gpus else "cpu") if request.device == "auto" else request.device
+        there = resources.gpus if device == "cuda" else resources.cpus
+        if not there:
+            lacks = "GPU; use --device cpu" if device == "cuda" else "cores for folds; start it with --num-cpus"
+            raise RefusedError(f"the cluster has no {lacks}, or use another --address")
+        workers = min(there, request.workers or there)
+        if request.address is None and folds:
+            check_memory(data.train, request.settings, min(workers, folds))
+        yield RayFolds(workers, int(device == "cuda"), resources.logs), device
+    finally:
+        session.stop()
+
+
+def _local_device(wanted: str) -> str:
+    import torch
+
+    has = torch.cuda.is_available()
+    if wanted == "cuda" and not has:
+        raise RefusedError("this machine has no GPU; use --device cpu")
+    return ("cuda" if has else "cpu") if wanted == "auto" else wanted

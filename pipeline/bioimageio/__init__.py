@@ -1,0 +1,4 @@
+"""Ensembles leave as BioImage.IO packages, and packages are tested.
+
+Begin with `export`; `conformance` runs the test tensors of a package.
+"""

@@ -1,0 +1,119 @@
+"""A picture of how far experts agree: who with whom, and on which images not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.pipeline.consensus.agreement import mean_pairwise
+from chorus.pipeline.consensus.agreement_table import matrix_of, names_of
+from chorus.pipeline.consensus.ground_truth import ImageTruth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Images that are shown, those on which experts agree least.
+_SHOWN = 40
+# Matrices of more experts have no room for numbers.
+_NUMBERED = 12
+_ALONE = "#e41a1c"
+TRUTH = "truth"
+"""What the estimate is called among the experts."""
+
+
+def draw_agreement(truths: Sequence[ImageTruth], experts: Sequence[str]) -> bytes:
+    """The picture as an SVG file; equal input gives equal bytes.
+
+    On the left, mean Dice of every two experts, and of each with the estimate, over the images that both drew. On the
+    right, per image, each expert's mean Dice with the others; those that agree with nobody are marked and named.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    chosen = _least_agreed(truths)
+    edge = 2.4 + 0.45 * (len(experts) + 1)
+    height = max(edge, 1.6 + 0.22 * len(chosen))
+    with rc_context({"svg.hashsalt": "chorus", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(edge + 6, height), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[edge, 6])
+        _draw_matrix(left, agreement_matrix(truths, experts), [*experts, TRUTH])
+        _draw_images(right, chosen, len(truths), experts)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def agreement_matrix(truths: Sequence[ImageTruth], experts: Sequence[str]) -> NDArray[np.float64]:
+    """Mean Dice of every two of (the experts, the estimate), float64; NaN where no image has both, 1 with itself."""
+    count = len(experts)
+    matrix = np.full((count + 1, count + 1), np.nan)
+    np.fill_diagonal(matrix, 1.0)
+    place = {expert: index for index, expert in enumerate(experts)}
+    for (one, other), dice in mean_pairwise((names_of(truth), matrix_of(truth)) for truth in truths).items():
+        matrix[place[one], place[other]] = matrix[place[other], place[one]] = dice
+    for expert, index in place.items():
+        dices = [row.dice for truth in truths for row in truth.experts if row.expert == expert]
+        if dices:
+            matrix[index, count] = matrix[count, index] = float(np.mean(dices))
+    return matrix
+
+
+def _least_agreed(truths: Sequence[ImageTruth]) -> list[ImageTruth]:
+    """The images of several experts on which one agrees least with the others, least first."""
+    several = [truth for truth in truths if len(truth.experts) > 1]
+    return sorted(several, key=lambda truth: (min(row.dice_others or 0.0 for row in truth.experts), truth.name))[
+        :_SHOWN
+    ]
+
+
+def _draw_matrix(axes: Axes, matrix: NDArray[np.float64], names: Sequence[str]) -> None:
+    picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, names)
+    if len(names) <= _NUMBERED + 1:
+        for row in places:
+            for column in places:
+                value = matrix[row, column]
+                if row != column and np.isfinite(value):
+                    ink = "black" if value > 0.6 else "white"
+                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
+    axes.set_title("Mean Dice of every two")
+    axes.figure.colorbar(picture, ax=axes, shrink=0.6)
+
+
+def _draw_images(axes: Axes, truths: Sequence[ImageTruth], of: int, experts: Sequence[str]) -> None:
+    from matplotlib import colormaps
+
+    colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for index, expert in enumerate(experts):
+        found = [
+            (row.dice_others, place, row.status == "alone")
+            for place, truth in enumerate(truths)
+            for row in truth.experts
+            if row.expert == expert and row.dice_others is not None
+        ]
+        axes.scatter(
+            [dice for dice, _, _ in found],
+            [place for _, place, _ in found],
+            color=colors[index % len(colors)],
+            s=30,
+            label=expert,
+            zorder=2,
+        )
+        for dice, place, alone in found:
+            if alone:
+                axes.scatter([dice], [place], s=90, facecolors="none", edgecolors=_ALONE, linewidths=1.6)
+                axes.annotate(f"{expert}: agrees with nobody", (dice, place), (0, 8), textcoords="offset points")
+    axes.set_yticks(range(len(truths)), [truth.name for truth in truths])
+    axes.set_ylim(max(1, len(truths)) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(color="#dddddd", zorder=0)
+    axes.set_xlabel("mean Dice with the other experts")
+    more = f" (the {len(truths)} of {of} with least agreement)" if len(truths) < of else ""
+    axes.set_title(f"Images{more}")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

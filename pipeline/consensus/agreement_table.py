@@ -1,0 +1,111 @@
+"""What is told of the experts of a whole run: a row per image and expert, a summary per expert, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chorus.pipeline.consensus.agreement import apart
+from chorus.pipeline.consensus.ground_truth import ExpertRow, ImageTruth
+
+_TEXTS = ("image", "expert", "status")
+_NUMBERS = ("dice", "sensitivity", "specificity", "dice_others", "among_others", "ap50", "mean_ap")
+_AGAINST = {"ap50": "ap50", "mean_ap": "map"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSummary:
+    """One expert over all images.
+
+    Attributes
+    ----------
+    images, missing : drawn, and not
+    dice, least_dice : mean and least Dice with the estimate; None where the expert drew nothing that could be used
+    dice_others : mean over images of the mean Dice with the other experts; None where nobody else drew any
+    share : median of that as a share of the others' own Dice where the expert stands apart, else None
+    """
+
+    expert: str
+    images: int
+    missing: int
+    dice: float | None
+    least_dice: float | None
+    dice_others: float | None
+    share: float | None
+
+
+def agreement_table(truths: Sequence[ImageTruth]) -> pd.DataFrame:
+    """A row per image and expert.
+
+    Columns: ``image``, ``expert``, ``status`` (``drawn``, ``alone``: agrees with nobody, ``missing``), then numbers as
+    in `chorus.pipeline.consensus.ground_truth.ExpertRow`; ``ap50`` and ``map`` only of instances.
+    """
+    rows: list[dict[str, Any]] = []
+    for truth in truths:
+        drawn = {row.expert: row.model_dump() for row in truth.experts}
+        for expert in sorted([*drawn, *truth.missing]):
+            rows.append({"image": truth.name, "expert": expert, "status": "missing"} | drawn.get(expert, {}))
+    frame = pd.DataFrame(rows, columns=[*_TEXTS, *_NUMBERS])
+    for name in _NUMBERS:
+        frame[name] = pd.to_numeric(frame[name])
+    if frame["ap50"].isna().all():
+        return frame.drop(columns=list(_AGAINST))
+    return frame.rename(columns=_AGAINST)
+
+
+def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[ExpertSummary]:
+    """Every expert over all images, in the order given."""
+    shares = apart((names_of(truth), matrix_of(truth)) for truth in truths)
+    found = []
+    for expert in experts:
+        rows = [row for truth in truths for row in truth.experts if row.expert == expert]
+        missing = sum(expert in truth.missing for truth in truths)
+        dices = [row.dice for row in rows]
+        others = [row.dice_others for row in rows if row.dice_others is not None]
+        found.append(
+            ExpertSummary(
+                expert=expert,
+                images=len(rows),
+                missing=missing,
+                dice=float(np.mean(dices)) if dices else None,
+                least_dice=min(dices, default=None),
+                dice_others=float(np.mean(others)) if others else None,
+                share=shares.get(expert),
+            )
+        )
+    return found
+
+
+def warnings(truths: Sequence[ImageTruth], summaries: Sequence[ExpertSummary]) -> list[str]:
+    """A sentence per drawing that agrees with nobody, and per expert who stands apart over all images."""
+    found = [
+        f"{truth.name}: the drawing of {row.expert} agrees with nobody (Dice {row.dice_others or 0:.2f} with the "
+        f"others, who have {row.among_others or 0:.2f} among themselves); look whether it is of another image"
+        for truth, row in drawings_alone(truths)
+    ]
+    found += [
+        f"{one.expert} stands apart: over {one.images} images its Dice with the others is {one.share:.0%} of what they "
+        "have among themselves; look whether the task was understood alike"
+        for one in summaries
+        if one.share is not None
+    ]
+    return found
+
+
+def drawings_alone(truths: Sequence[ImageTruth]) -> list[tuple[ImageTruth, ExpertRow]]:
+    """The drawings that agree with nobody."""
+    return [(truth, row) for truth in truths for row in truth.experts if row.status == "alone"]
+
+
+def names_of(truth: ImageTruth) -> list[str]:
+    return [row.expert for row in truth.experts]
+
+
+def matrix_of(truth: ImageTruth) -> NDArray[np.float64]:
+    """Dice of every two experts of an image, (experts, experts)."""
+    return np.array(truth.pairwise)

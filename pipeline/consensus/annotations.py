@@ -1,0 +1,222 @@
+"""Whose drawings there are of which image: ``EXPERTS/<expert>/<image>``, and how a drawing is read.
+
+A drawing is a TIFF, PNG or JPEG file of labels, an OME-Zarr image of labels, or a label image of an OME-Zarr image.
+Drawings of one image have the same path below their expert's folder, but for the suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.raster_files import find_files, is_zarr
+from chorus.pipeline.io.rasters import PartOf, open_rasters
+from chorus.pipeline.io.reading import open_level, read_window
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What one expert says of one image.
+
+    Attributes
+    ----------
+    expert : name of the folder
+    url : of a raster file, or of a group with the multiscales of labels
+    kind : how it is read
+    stamp : differs when the content of a raster file does; empty for OME-Zarr
+    failure : why it cannot be read, known before
+    """
+
+    expert: str
+    url: str
+    kind: Literal["raster", "zarr"]
+    stamp: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """An image and its drawings, in the order of the experts' names; `missing` are the experts without one."""
+
+    name: str
+    drawings: tuple[Drawing, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawings:
+    """What was found: the experts' names, sorted; folders that were left out; images by name."""
+
+    experts: tuple[str, ...]
+    left_out: tuple[str, ...]
+    images: tuple[DrawnImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """An open drawing.
+
+    Attributes
+    ----------
+    url : as in `Drawing`
+    axes, shape : letters of ``tzyx`` in this order, and their lengths
+    dtype : of the stored labels, an integer type
+    image : of an OME-Zarr, what its metadata say
+    read : gives (y, x) labels of time point t, plane z and a window
+    """
+
+    url: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.integer]
+    image: SourceImage | None
+    read: Callable[[int, int, Window], NDArray[np.integer]]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Length per letter of ``tzyx``; 1 for an axis that it lacks."""
+        return dict.fromkeys("tzyx", 1) | dict(zip(self.axes, self.shape, strict=True))
+
+
+def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = None) -> Drawings:
+    """The drawings below `root`, an expert per folder.
+
+    Parameters
+    ----------
+    patterns : names or patterns (``expert_*``) of the folders that are experts'; empty takes all
+    label : name of the label image within each OME-Zarr image; None takes the images themselves for labels
+
+    Raises
+    ------
+    RefusedError
+        No folder is left, a pattern matches none, or a folder holds nothing to read.
+    """
+    root = storage.normalise(root)
+    folders = _folders(root)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in folders):
+            raise RefusedError(f"{root}: --expert {pattern} is none of its folders ({', '.join(folders) or 'none'})")
+    experts = [name for name in folders if not patterns or any(fnmatchcase(name, one) for one in patterns)]
+    if not experts:
+        raise RefusedError(f"{root}: holds no folders; give a folder with one folder of drawings per expert")
+    found: dict[str, dict[str, Drawing]] = {}
+    for expert in experts:
+        for name, drawing in _drawings(expert, storage.join(root, expert), label):
+            found.setdefault(name, {})[expert] = drawing
+    images = []
+    for name, drawings in sorted(found.items()):
+        missing = tuple(expert for expert in experts if expert not in drawings)
+        images.append(DrawnImage(name, tuple(drawings[expert] for expert in experts if expert in drawings), missing))
+    left_out = tuple(name for name in folders if name not in experts)
+    return Drawings(tuple(experts), left_out, tuple(images))
+
+
+@contextmanager
+def open_drawing(drawing: Drawing) -> Iterator[Labels]:
+    """A drawing, for as long as it is open.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read, or holds no labels: several channels, or numbers that are not integers.
+    """
+    if drawing.failure:
+        raise ImageError(drawing.failure)
+    if drawing.kind == "zarr":
+        yield _open_zarr(drawing.url)
+        return
+    with open_rasters(drawing.url) as opened:
+        if isinstance(opened, PartOf):
+            raise ImageError(f"{drawing.url}: its planes begin in {opened.url}; give that file alone")
+        raster = opened[0]
+        _check(drawing.url, raster.dtype, raster.lengths.get("c", 1))
+        axes = raster.axes.replace("c", "")
+        yield Labels(
+            drawing.url,
+            axes,
+            tuple(raster.lengths[axis] for axis in axes),
+            np.dtype(raster.dtype),
+            None,
+            lambda t, z, window: raster.read(t, z, range(1), window)[0],
+        )
+
+
+def class_labels(labels: NDArray[np.integer], classes: int, url: str) -> NDArray[np.integer]:
+    """Labels as classes 0 to `classes` - 1. Of two classes whatever is not 0 is foreground, as in masks of 0 and 255.
+
+    Raises
+    ------
+    ImageError
+        for values that no class has
+    """
+    if classes == 2:
+        foreground: NDArray[np.uint8] = (labels != 0).astype(np.uint8)
+        return foreground
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ImageError(
+            f"{url}: labels go from {labels.min()} to {labels.max()}, but --classes {classes} are 0 to {classes - 1}; "
+            "give the right number, or --instances"
+        )
+    return labels
+
+
+def _open_zarr(url: str) -> Labels:
+    image = open_image(url, "image", "", storage.basename(url))
+    lengths = dict(zip(image.axes, image.levels[0].shape, strict=True))
+    _check(url, image.levels[0].dtype, lengths.get("c", 1))
+    array = open_level(image.url, image.levels[0].path)
+    axes = "".join(axis for axis in "tzyx" if axis in lengths)
+    return Labels(
+        url,
+        axes,
+        tuple(lengths[axis] for axis in axes),
+        np.dtype(image.levels[0].dtype),
+        image,
+        lambda t, z, window: read_window(array, image.axes, t, z, (0,), window)[0],
+    )
+
+
+def _check(url: str, dtype: str, channels: int) -> None:
+    if np.dtype(dtype).kind not in "iu":
+        raise ImageError(f"{url}: labels are {dtype}, not integers; save them as uint8, uint16 or int32")
+    if channels != 1:
+        raise ImageError(f"{url}: has {channels} channels; save labels as an image of one channel")
+
+
+def _folders(root: str) -> list[str]:
+    """Names of the folders in `root`, sorted, but for hidden ones."""
+    fs, path = storage.filesystem(root)
+    try:
+        entries = fs.ls(path, detail=True)
+    except OSError as error:
+        raise RefusedError(storage.explain(error, root) or f"{root}: {error}") from error
+    names = [storage.basename(entry["name"]) for entry in entries if entry["type"] == "directory"]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _drawings(expert: str, folder: str, label: str | None) -> Iterator[tuple[str, Drawing]]:
+    """(name of the image, drawing) of everything in an expert's folder."""
+    if not is_zarr(folder):
+        for file in find_files([folder]):
+            yield file.name.removesuffix(".ome.zarr"), Drawing(expert, file.url, "raster", file.stamp)
+        return
+    for image in find_images([folder]):
+        name = image.name.replace(".ome.zarr", "", 1)
+        if isinstance(image, FailedImage):
+            yield name, Drawing(expert, image.root, "zarr", "", image.message)
+        else:
+            url = storage.join(image.url, "labels", label) if label else image.url
+            if not label or any(storage.exists(storage.join(url, file)) for file in ("zarr.json", ".zattrs")):
+                yield name, Drawing(expert, url, "zarr")

@@ -1,0 +1,212 @@
+"""The truth of each image of a run: found by name, and read window by window."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.pipeline.consensus.annotations import Drawing, find_drawings, open_drawing
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import ImageError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.models import FailedImage
+from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
+from chorus.pipeline.io.reading import open_level, read_window
+
+ReadLabels = Callable[[int, int, Window], NDArray[np.integer]]
+"""Gives (y, x) labels of time point t, plane z and a window."""
+
+TRUTH = "truth"
+"""What the truth is called where it is read as experts' drawings are."""
+
+_GROUP_FILES = ("zarr.json", ".zattrs")
+_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class FoundTruths:
+    """Which truth belongs to which image.
+
+    Attributes
+    ----------
+    truths : by name of the image in the run
+    without_truth : images, by name
+    without_image : truths, by name
+    failed : by name of the image, why its truth cannot be used
+    """
+
+    truths: dict[str, Drawing]
+    without_truth: list[str] = field(default_factory=list)
+    without_image: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Lengths of an image's axes, 1 where it has no such axis."""
+
+    t: int
+    z: int
+    y: int
+    x: int
+
+    @classmethod
+    def of(cls, axes: str, shape: Iterable[int]) -> Sizes:
+        lengths = dict(zip(axes, shape, strict=True))
+        return cls(*(lengths.get(axis, 1) for axis in "tzyx"))
+
+    def __str__(self) -> str:
+        return f"{self.t}x{self.z}x{self.y}x{self.x}"
+
+
+def find_truths(images: Mapping[str, str], truth: str | None, label: str | None) -> FoundTruths:
+    """Match the images of a run and their truth.
+
+    Parameters
+    ----------
+    images : name in the run (``a.ome.zarr``, ``plate.ome.zarr/B/02/0``) and URL of the source
+    truth : folder or glob of TIFF, PNG or JPEG files whose path below the folder, without suffix, is the image's name
+        (``_mask``, ``_label`` and their plurals may follow) or ends with it; or OME-Zarr of the images' names; None
+        where it is inside the sources
+    label : name in the ``labels`` group of each OME-Zarr; None where the OME-Zarrs of `truth` are label images
+
+    Raises
+    ------
+    RefusedError
+        where `truth` is missing, or fits no image
+    """
+    if truth is None:
+        if label is None:
+            raise RefusedError("no truth is given; use --truth FOLDER, or --truth-label NAME for labels in the sources")
+        truths = _existing({name: storage.join(source, "labels", label) for name, source in images.items()})
+        found = FoundTruths(truths, [name for name in images if name not in truths])
+        where = f"labels/{label} of the sources"
+    else:
+        found = _zarr_truths(images, truth, label) if is_zarr(truth) else _raster_truths(images, truth)
+        where = truth
+    if not found.truths and not found.failed:
+        raise RefusedError(
+            f"{where}: fits none of the {len(images)} images of the run (such as {next(iter(images), '-')}); name "
+            "each truth as its image"
+        )
+    return found
+
+
+@contextmanager
+def open_truth(truth: Drawing, sizes: Sizes) -> Iterator[ReadLabels]:
+    """Reads a truth for as long as it is open; of an OME-Zarr the level of the size that is wanted.
+
+    Raises
+    ------
+    ImageError
+        where it cannot be read, is of another size or of more than one channel, or holds no integers; reading a
+        window raises it, too
+    """
+    with open_drawing(truth) as labels:
+        given, image = Sizes(**labels.lengths), labels.image
+        if given == sizes:
+            yield labels.read
+            return
+        levels = [one for one in image.levels if Sizes.of(image.axes, one.shape) == sizes] if image else []
+        if not image or not levels:
+            raise ImageError(
+                f"{truth.url}: is {given} (t, z, y, x), but the prediction is {sizes}; give labels of the image's size"
+            )
+        array = open_level(image.url, levels[0].path)
+        yield lambda t, z, window: read_window(array, image.axes, t, z, (0,), window)[0]
+
+
+def truth_classes(label: NDArray[np.integer], classes: int, where: str) -> NDArray[np.integer]:
+    """(y, x) index of each pixel's class, 0 is background.
+
+    Where there is one foreground class every value but 0 is of it, so that objects and masks of 255 will do.
+
+    Raises
+    ------
+    ImageError
+        for values that no class has
+    """
+    if label.min(initial=0) < 0 or (classes > 2 and label.max(initial=0) >= classes):
+        unknown = [int(value) for value in np.unique(label) if not 0 <= value < (classes if classes > 2 else np.inf)]
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ImageError(
+            f"{where}: has the label values {shown}, but the ensemble has the classes 0 to {classes - 1}; renumber them"
+        )
+    return (label != 0).astype(np.uint8) if classes == 2 else label
+
+
+def _key(name: str) -> str:
+    """Name of an image without the suffix of its container: ``plate/B/02/0``."""
+    return name.replace(".ome.zarr", "", 1)
+
+
+def _existing(urls: Mapping[str, str]) -> dict[str, Drawing]:
+    """Label images in OME-Zarr, of those that are there."""
+
+    def present(url: str) -> bool:
+        return any(storage.exists(storage.join(url, file)) for file in _GROUP_FILES)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        there = pool.map(present, urls.values())
+    return {name: Drawing(TRUTH, url, "zarr") for (name, url), yes in zip(urls.items(), there, strict=True) if yes}
+
+
+def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> FoundTruths:
+    """OME-Zarrs of the images' names, or labels within them."""
+    keys = {_key(name): name for name in images}
+    urls: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    unused: list[str] = []
+    for one in find_images([truth]):
+        # By its path below the folder, as `chorus truth` leaves it, or as a run names it, a plate's fields among them.
+        below = storage.join(one.root, one.path).removeprefix(storage.normalise(truth)).strip("/")
+        name = keys.get(below.replace(".ome.zarr", "", 1)) or keys.get(_key(one.name))
+        if name is None:
+            unused.append(_key(one.name))
+        elif isinstance(one, FailedImage):
+            failed[name] = one.message
+        else:
+            urls[name] = one.url if label is None else storage.join(one.url, "labels", label)
+    truths = _existing(urls)
+    missing = [name for name in images if name not in truths and name not in failed]
+    return FoundTruths(truths, missing, sorted(unused), failed)
+
+
+def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
+    files = {_key(file.name): file for file in find_files([truth])}
+    # A run names an image by its own file; the truth may lie in folders as the images once did.
+    ends = Counter(key.rpartition("/")[2] for key in files)
+    known = {key.rpartition("/")[2]: key for key in files if ends[key.rpartition("/")[2]] == 1}
+    known |= {key: key for key in files}
+    truths: dict[str, Drawing] = {}
+    used: set[str] = set()
+    for name in images:
+        key = next((known[_key(name) + suffix] for suffix in LABEL_SUFFIXES if _key(name) + suffix in known), None)
+        if key is not None:
+            used.add(key)
+            truths[name] = Drawing(TRUTH, files[key].url, "raster", files[key].stamp)
+    return FoundTruths(truths, [name for name in images if name not in truths], sorted(files.keys() - used))
+
+
+def find_experts(images: Iterable[str], folder: str, patterns: Sequence[str]) -> dict[str, tuple[Drawing, ...]]:
+    """The experts' drawings by name of the image, of those that any expert drew; see `find_drawings`.
+
+    Raises
+    ------
+    RefusedError
+        where `folder` is missing or laid out otherwise, or no expert drew any of the images
+    """
+    drawn = {image.name: image.drawings for image in find_drawings(folder, patterns).images}
+    found = {name: drawn[_key(name)] for name in images if _key(name) in drawn}
+    if not found:
+        raise RefusedError(
+            f"{folder}: no expert drew any image of the run; lay it out as <expert>/<image>, named as the images"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Simulated images for `make demo`, benchmarks and tests."""

@@ -1,0 +1,272 @@
+"""Make an ensemble, add members to it, take them out, bring its file to the present format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from chorus.pipeline.ensembles import weights as ensemble_weights
+from chorus.pipeline.ensembles.creation import Wanted, check_fit, new_content
+from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
+from chorus.pipeline.ensembles.spec import EnsembleSpec, Sentinel
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.io import storage
+from chorus.pipeline.members.contract import MemberEntry
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.detection import Kind, Network, describe, members_in
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An ensemble after it was written.
+
+    Attributes
+    ----------
+    ensemble : as it is now
+    added, removed : `weights` of these members, as ``ensemble.yaml`` has or had them
+    notes : what the user should know, a sentence each
+    """
+
+    ensemble: Ensemble
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def add(
+    url: str,
+    files: Sequence[str],
+    wanted: Wanted,
+    *,
+    kind: Kind | None = None,
+    network: Network | None = None,
+    link: bool = False,
+    trust_code: bool = False,
+) -> Edited:
+    """Add networks to the ensemble at `url`, which is made where there is none; each is loaded and tried first.
+
+    Parameters
+    ----------
+    files : weights, packages, or folders of them
+    wanted : of a new ensemble
+    kind, network : see `chorus.pipeline.members.detection.describe`
+    link : keep the weights where they are instead of copying them beside ``ensemble.yaml``
+    trust_code : whether code that a package brings along may run
+
+    Raises
+    ------
+    RefusedError
+        In one sentence, and nothing is written.
+    """
+    url = ensemble_url(url)
+    old = read_ensemble(url) if _exists(url) else None
+    if old is not None and wanted.options():
+        raise RefusedError(
+            f"{url} exists; options of a new ensemble ({', '.join(wanted.options())}) do not change it: edit the file"
+        )
+    described = _described(files, kind, network)
+    _refuse_repeated(url, old, described)
+    if old is None:
+        content, before = new_content(_name(url, described), described[0], wanted), []
+    else:
+        content = written(old.spec)
+        before = content.pop("members")
+    entries = [_entry(each, content.get("activation", "softmax")) for each in described]
+    # Tried where the weights are, so that nothing is copied of a member that is refused.
+    tried = _spec(url, content | {"members": before + entries})
+    for each in described:
+        check_fit(url, tried, each)
+    _try(Ensemble(url, tried, content_hash(tried), trust_code), range(len(before), len(before) + len(entries)))
+    for entry in entries:
+        is_id = "://" not in entry["weights"] and not entry["weights"].startswith("/")
+        if not link and not is_id:
+            entry["weights"] = ensemble_weights.bring(entry["weights"], _folder(url), entry["sha256"])
+    ensemble = _write(url, content | {"members": before + entries}, trust_code=trust_code)
+    notes = [note for each in described for note in _notes(ensemble, each)] + _stale(ensemble)
+    return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(notes))
+
+
+def remove(url: str, which: Sequence[str], *, delete: bool = False) -> Edited:
+    """Take members out of the ensemble at `url`, by index or by the name of their weights.
+
+    With `delete` their weights are deleted too, where they lie beside ``ensemble.yaml`` and no other member has them.
+
+    Raises
+    ------
+    RefusedError
+        Where there is no such member, or none would be left.
+    """
+    old = read_ensemble(url)
+    out = {_position(old, text) for text in which}
+    content = written(old.spec)
+    left = [entry for index, entry in enumerate(content["members"]) if index not in out]
+    if not left:
+        raise RefusedError(f"{old.url}: an ensemble needs a member; leave one, or delete the folder")
+    gone = [old.spec.members[index].weights for index in sorted(out)]
+    ensemble = _write(old.url, content | {"members": left}, trust_code=False)
+    if delete:
+        for weights in sorted(set(gone) - {entry["weights"] for entry in left}):
+            ensemble_weights.delete(weights, old.folder)
+    return Edited(ensemble, removed=tuple(gone), notes=tuple(_stale(ensemble)))
+
+
+def migrate(url: str) -> Edited:
+    """Write ``ensemble.yaml`` in the present format; what it says, and its hash, stay the same."""
+    old = read_ensemble(url)
+    return Edited(_write(old.url, written(old.spec), trust_code=False))
+
+
+def set_sentinel(url: str, sentinel: Sentinel) -> Edited:
+    """Write a sentinel into ``ensemble.yaml``, in place of one of the same name; the ensemble's hash stays the same."""
+    old = read_ensemble(url)
+    content = written(old.spec)
+    others = [entry for entry in content.get("sentinels", []) if entry["name"] != sentinel.name]
+    added = sentinel.model_dump(mode="json", exclude_none=True)
+    return Edited(_write(old.url, content | {"sentinels": [*others, added]}, trust_code=False))
+
+
+def set_effort(url: str, bound: EffortBound) -> Edited:
+    """Write the bound of adaptive effort into ``ensemble.yaml``; the ensemble's hash stays the same."""
+    old = read_ensemble(url)
+    return Edited(_write(old.url, written(old.spec) | {"effort": bound.model_dump(mode="json")}, trust_code=False))
+
+
+def file_format(ensemble: Ensemble) -> str:
+    """The format that the file of `ensemble` is written in, perhaps an older one."""
+    return str(yaml.safe_load(storage.read_bytes(ensemble.url))["format"])
+
+
+def written(spec: EnsembleSpec) -> dict[str, Any]:
+    """What ``ensemble.yaml`` says for `spec`: what was set, and nothing that is as usual."""
+    return spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _described(files: Sequence[str], kind: Kind | None, network: Network | None) -> list[Described]:
+    # An id of the BioImage.IO collection is no path.
+    found = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
+    return [each for url in found for each in describe(url, kind, network)]
+
+
+def _name(url: str, described: Sequence[Described]) -> str:
+    """What a single package is called, or else the folder of the ensemble."""
+    first = described[0]
+    says = first.name and not storage.basename(first.entry.weights).startswith(first.name)
+    return first.name if says and len(described) == 1 else storage.basename(_folder(url))
+
+
+def _is_id(file: str, kind: Kind | None) -> bool:
+    return kind == "bioimageio" and "://" not in file and not storage.exists(file)
+
+
+def _refuse_repeated(url: str, old: Ensemble | None, described: Sequence[Described]) -> None:
+    seen = {_identity(entry) for entry in old.spec.members} if old else set()
+    for each in described:
+        identity = _identity(each.entry)
+        if identity in seen:
+            raise RefusedError(
+                f"{each.entry.weights}: is a member of {url} already (sha256 {identity[0][:12]}); twice the same "
+                f"network adds nothing: leave it out"
+            )
+        seen.add(identity)
+
+
+def _identity(entry: MemberEntry) -> tuple[str, int | None]:
+    """The bytes of its weights, and which network of a file that holds several."""
+    return (entry.sha256 or entry.weights).lower(), getattr(entry, "model", None)
+
+
+def _entry(described: Described, activation: str) -> dict[str, Any]:
+    """The member as ``ensemble.yaml`` has it, with its own activation where that is not the ensemble's."""
+    entry = described.entry.model_dump(mode="json", exclude_defaults=True)
+    own = described.activation
+    return entry if own is None or own == activation else {"activation": own} | entry
+
+
+def _spec(url: str, content: dict[str, Any]) -> EnsembleSpec:
+    try:
+        return EnsembleSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise RefusedError(f"{url} would not be valid: field {field}: {first['msg']}; correct the options") from error
+
+
+def _try(ensemble: Ensemble, members: range) -> None:
+    """Load each and show it a tile; raises RefusedError where one does not fit."""
+    device = torch.device("cpu")
+    for index in members:
+        check_answer(ensemble, index, ensemble.load_member(index, device), ensemble.spec.tile, device)
+
+
+def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
+    spec = _spec(url, content)
+    storage.check_writable(url)
+    try:
+        storage.write_bytes(url, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode())
+    except OSError as error:
+        raise RefusedError(f"ensemble {storage.explain(error, url) or url}") from error
+    return Ensemble(url, spec, content_hash(spec), trust_code)
+
+
+def _notes(ensemble: Ensemble, described: Described) -> list[str]:
+    """What does not hinder a member and may be wrong all the same."""
+    weights, spec = described.entry.weights, ensemble.spec
+    size, theirs = spec.input.pixel_size_um, described.pixel_size_um
+    notes = []
+    if size and theirs and not math.isclose(size, theirs, rel_tol=0.01):
+        notes.append(f"{weights} was trained at {theirs:g} micrometres per pixel, the ensemble takes {size:g}")
+    licence = described.about.licence
+    if licence and licence != spec.about.licence:
+        notes.append(f"{weights} has the licence {licence}, the ensemble says {spec.about.licence or 'nothing of it'}")
+    return notes
+
+
+def _stale(ensemble: Ensemble) -> list[str]:
+    """What must be measured again after the members changed."""
+    notes = []
+    if ensemble.spec.effort is not None:
+        notes.append(
+            "the bound of adaptive effort was measured before this change, so that `--effort adaptive` is refused; "
+            "measure it again with `chorus ensemble effort`"
+        )
+    if not ensemble.spec.sentinels:
+        return notes
+    names = ", ".join(sentinel.name for sentinel in ensemble.spec.sentinels)
+    return [
+        *notes,
+        f"the Dice of sentinels was measured before this change ({names}); measure it again with `chorus ensemble "
+        "sentinel`, or `chorus predict` refuses to go on where it moved",
+    ]
+
+
+def _position(ensemble: Ensemble, text: str) -> int:
+    """Of a member by its index, or by the path, file name or stem of its weights."""
+    members = ensemble.spec.members
+    if text.isdecimal() and int(text) < len(members):
+        return int(text)
+    names = [{m.weights, storage.basename(m.weights), PurePosixPath(m.weights).stem} for m in members]
+    found = [index for index, known in enumerate(names) if text in known]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{index} ({member.weights})" for index, member in enumerate(members))
+    what = f"several members are called {text}" if found else f"no member {text}"
+    raise RefusedError(f"{ensemble.url}: {what}; name one of {listed}")
+
+
+def _exists(url: str) -> bool:
+    try:
+        return storage.exists(url)
+    except OSError as error:
+        raise RefusedError(f"ensemble {storage.explain(error, url) or url}") from error
+
+
+def _folder(url: str) -> str:
+    return url.rsplit("/", 1)[0]

@@ -1,0 +1,193 @@
+"""The bundle of members, how to feed them and what they say: ``ensemble.yaml``, checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, migrated, newer
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.members.contract import FLOWS, Asked, Member
+from chorus.pipeline.preprocessing.normalisation import NormalisedInput
+from chorus.pipeline.preprocessing.preparation import Measure, Preparation
+
+COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What members see: their distinct preparations of the same pixels, one after another along the channels.
+
+    Attributes
+    ----------
+    preparations : each once
+    channels : of the stack, for every member
+    count : channels of the stack
+    """
+
+    preparations: tuple[Preparation, ...]
+    channels: tuple[slice, ...]
+    count: int
+
+    @property
+    def measures(self) -> frozenset[Measure]:
+        """Statistics that must be known before."""
+        return frozenset().union(*(preparation.measures for preparation in self.preparations))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """An ensemble that was read from a URL: what it says, and the hash that names it in every output."""
+
+    url: str
+    spec: EnsembleSpec
+    hash: str
+    trust_code: bool = False
+
+    @property
+    def multilabel(self) -> bool:
+        """Several foreground classes with a sigmoid each: a pixel may belong to more than one."""
+        return self.spec.activation == "sigmoid" and len(self.spec.classes) > 2
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        return tuple(
+            ClassInfo(c.name, c.color or ("#000000" if i == 0 else COLORS[(i - 1) % len(COLORS)]))
+            for i, c in enumerate(self.spec.classes)
+        )
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a member's last layer gives."""
+        return len(self.spec.classes) - (1 if self.spec.activation == "sigmoid" else 0)
+
+    @property
+    def probability_names(self) -> tuple[str, ...]:
+        """Classes that have a probability map: all, or the foreground ones of a multi-label ensemble."""
+        names = [c.name for c in self.spec.classes]
+        return tuple(names[1:] if self.multilabel else names)
+
+    def asked(self, index: int, tile: int | None = None) -> Asked:
+        """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
+        spec = self.spec
+        weights = spec.members[index].weights
+        url = weights if "://" in weights or weights.startswith("/") else storage.join(self.folder, weights)
+        return Asked(url, len(spec.input.channels), self.outputs, spec.flows, tile or spec.tile, self.trust_code)
+
+    def load_member(self, index: int, device: torch.device, tile: int | None = None) -> Member:
+        """Member `index` on `device`; raises RefusedError where its weights are missing, wrong or do not fit."""
+        return self.spec.members[index].load(self.asked(index, tile), device)
+
+    def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:
+        """What these members see; raises RefusedError where a member's own preparation cannot be had."""
+        stack: dict[Preparation, slice] = {}
+        channels, count = [], 0
+        for index in members:
+            own = self.spec.members[index].preparation(self.asked(index, tile))
+            preparation = own or self._normalised
+            if preparation not in stack:
+                stack[preparation] = slice(count, count + preparation.channels)
+                count += preparation.channels
+            channels.append(stack[preparation])
+        return Inputs(tuple(stack), tuple(channels), count)
+
+    @cached_property
+    def all_inputs(self) -> Inputs:
+        """What all members together see."""
+        return self.inputs(range(len(self.spec.members)))
+
+    @property
+    def _normalised(self) -> NormalisedInput:
+        entry = self.spec.input
+        return NormalisedInput(entry.normalisation, len(entry.channels), entry.scale == "dtype")
+
+    @property
+    def folder(self) -> str:
+        return self.url.rsplit("/", 1)[0]
+
+
+def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
+    """Read and validate ``ensemble.yaml`` (or the folder that holds it); weights are checked on loading.
+
+    Code that a member's package brings along runs with `trust_code` alone.
+
+    Raises
+    ------
+    RefusedError
+        In one sentence: what is missing or wrong, in which field.
+    """
+    url = ensemble_url(url)
+    try:
+        content = yaml.safe_load(storage.read_bytes(url).decode())
+        if newer(content):
+            raise RefusedError(
+                f"{url}: written by a newer Chorus (format {content['format']}, this one knows {FORMAT}); update "
+                f"Chorus with `pip install --upgrade chorus-bioimage`"
+            )
+        spec = EnsembleSpec.model_validate(migrated(content))
+    except OSError as error:
+        raise RefusedError(f"ensemble {storage.explain(error, url)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RefusedError(f"{url}: not YAML ({str(error).splitlines()[0]}); see the README for an example") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise RefusedError(f"{url}: field {field}: {first['msg']}; correct it (format {FORMAT})") from error
+    return Ensemble(url=url, spec=spec, hash=content_hash(spec), trust_code=trust_code)
+
+
+def ensemble_url(url: str) -> str:
+    """URL of ``ensemble.yaml``, of that file or of the folder that holds it."""
+    url = storage.normalise(url)
+    return url if url.endswith((".yaml", ".yml")) else storage.join(url, "ensemble.yaml")
+
+
+def content_hash(spec: EnsembleSpec) -> str:
+    """Names what defines the results: everything but `about`, `sentinels` and `effort`; weights by their own hashes.
+
+    With adaptive effort the bound defines them too. Such a run keeps the bound among its settings, so that what was
+    measured at full effort stays that of the same ensemble.
+    """
+    content = spec.model_dump(mode="json", exclude={"about", "sentinels", "effort"})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, device: torch.device) -> None:
+    """Show a member an empty tile; raises RefusedError where what it gives is not what the ensemble says."""
+    spec = ensemble.spec
+    which = f"{ensemble.url}: member {index} ({spec.members[index].weights})"
+    channels = ensemble.inputs([index], tile).count
+    try:
+        with torch.inference_mode():
+            answer = member(torch.zeros((1, channels, tile, tile), device=device))
+            given, finite = tuple(answer.shape), bool(torch.isfinite(answer).all())
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        raise RefusedError(
+            f"{which} cannot take {channels} channels in tiles of {tile} ({reason}); correct input.channels or tile"
+        ) from error
+    flows = FLOWS * spec.flows
+    # Probabilities may be of all classes or of the foreground ones, where a background follows from them.
+    allowed = {ensemble.outputs}
+    if (member.activation or spec.activation) == "none":
+        allowed |= {len(spec.classes), len(spec.classes) - 1} if not ensemble.multilabel else set()
+    elif member.activation is not None:
+        allowed = {len(spec.classes) - (member.activation == "sigmoid")}
+    if given not in {(1, outputs + flows, tile, tile) for outputs in allowed}:
+        wanted = (ensemble.outputs + flows, tile, tile)
+        raise RefusedError(
+            f"{which} gives {given[1:]} for a tile, not {wanted}; members must agree on the classes "
+            f"({', '.join(c.name for c in spec.classes)}){' and flows' if flows else ''} and keep the tile's size"
+        )
+    if not finite:
+        raise RefusedError(f"{which} answers an empty tile with NaN or infinity; its weights are damaged: restore them")

@@ -1,0 +1,161 @@
+"""``ensemble.yaml`` as it is written: its fields, what they may hold, and how older formats are read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
+from chorus.pipeline.core.geometry import GridStart
+from chorus.pipeline.core.provenance import About
+from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.members.bioimageio.member import BioimageioMember
+from chorus.pipeline.members.cellpose_network import CellposeMember
+from chorus.pipeline.members.contract import Activation
+from chorus.pipeline.members.deepflash2 import Deepflash2Member
+from chorus.pipeline.members.exported import ExportedMember
+from chorus.pipeline.members.onnx_file import OnnxMember
+from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.preprocessing.normalisation import Normalisation
+
+FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
+COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
+
+AnyMember = Annotated[
+    BioimageioMember | CellposeMember | Deepflash2Member | ExportedMember | OnnxMember | SmpMember | TorchScriptMember,
+    Field(discriminator="kind"),
+]
+
+
+class ClassEntry(Strict):
+    """A class: its name and, but for the background, its colour."""
+
+    name: str = Field(min_length=1)
+    color: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$")
+
+
+class InputEntry(Strict):
+    """What the members were trained on.
+
+    Attributes
+    ----------
+    channels : names, in the members' order
+    pixel_size_um : micrometres per pixel; None takes images as they are
+    diameter_px : of the objects, in pixels; for runs that say what it is in their images instead of the pixel size
+    scale : ``dtype`` divides integers by their type's maximum first
+    """
+
+    channels: list[str] = Field(min_length=1)
+    pixel_size_um: float | None = Field(default=None, gt=0)
+    diameter_px: float | None = Field(default=None, gt=0)
+    scale: Literal["dtype"] | None = None
+    normalisation: Normalisation
+
+
+class SentinelSettings(Strict):
+    """How a sentinel's Dice was measured.
+
+    Attributes
+    ----------
+    tile, overlap, grid, augmentations : with others Dice may be another, and shows no fault
+    precision, device : for people; another one must not move Dice by more than the tolerance
+    """
+
+    tile: int
+    overlap: float
+    grid: GridStart = "margin"  # as where it is not said
+    augmentations: list[str]
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+class Sentinel(Strict):
+    """A labelled image that every run processes first, to see that the ensemble still gives what it gave.
+
+    Attributes
+    ----------
+    image : path of an OME-Zarr image, relative to ``ensemble.yaml``
+    label : name of the label image inside it
+    dice : by foreground class, 0 to 1
+    tolerance : by how much Dice may move
+    measured : None where it was with the ensemble's own settings
+    """
+
+    name: str = Field(min_length=1)
+    image: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+    dice: dict[str, float] = Field(min_length=1)
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+    measured: SentinelSettings | None = None
+
+
+class EnsembleSpec(Strict):
+    """``ensemble.yaml`` as written.
+
+    Attributes
+    ----------
+    activation : turns what members say of the classes into probabilities; with ``sigmoid`` they have an output per
+        foreground class
+    flows : whether members give flows (dy, dx) after the classes, 5 times the unit vector
+    tile, overlap, augmentations : how members see an image, unless a run says otherwise
+    about : where the ensemble comes from and what it is for; it does not change a result
+    sentinels : labelled images that every run is tried on; they do not change a result either
+    effort : which tiles need no augmentation, for runs with adaptive effort, which record it
+    """
+
+    format: Literal["chorus-ensemble/2"]
+    name: str = Field(min_length=1)
+    classes: list[ClassEntry] = Field(min_length=2)
+    input: InputEntry
+    activation: Activation = "softmax"
+    flows: bool = False
+    tile: int = Field(ge=32, le=4096)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    augmentations: list[str] = Field(default_factory=lambda: list(FLIPS), min_length=1)
+    members: list[AnyMember] = Field(min_length=1)
+    about: About = About()
+    sentinels: list[Sentinel] = Field(default_factory=list)
+    effort: EffortBound | None = None
+
+    @field_validator("augmentations")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        unknown = [n for n in names if n not in AUGMENTATIONS]
+        if unknown or len(set(names)) != len(names):
+            raise ValueError(f"give each at most once, out of {', '.join(AUGMENTATIONS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _unique(self) -> EnsembleSpec:
+        if len({c.name for c in self.classes}) != len(self.classes):
+            raise ValueError("classes: two classes have the same name")
+        if self.activation == "sigmoid" and len(self.classes) > 17:
+            raise ValueError("classes: at most 16 foreground classes with activation sigmoid")
+        if len({sentinel.name for sentinel in self.sentinels}) != len(self.sentinels):
+            raise ValueError("sentinels: two sentinels have the same name")
+        foreground = {c.name for c in self.classes[1:]}
+        for sentinel in self.sentinels:
+            if unknown := sorted(sentinel.dice.keys() - foreground):
+                raise ValueError(f"sentinels: {sentinel.name} has a Dice of {unknown[0]}, which is no foreground class")
+        return self
+
+
+def migrated(content: Any) -> Any:
+    """`content` of an ``ensemble.yaml`` of any format so far, in the present one; anything else as it is.
+
+    ``chorus-ensemble/1`` knew neither flows, nor a member's own activation, nor where an ensemble comes from: all of
+    it is valid now and means the same.
+    """
+    if isinstance(content, dict) and content.get("format") == "chorus-ensemble/1":
+        return content | {"format": FORMAT}
+    return content
+
+
+def newer(content: Any) -> bool:
+    """Whether `content` is of a format that came after this version of Chorus."""
+    found = re.fullmatch(r"chorus-ensemble/(\d+)", str(content.get("format"))) if isinstance(content, dict) else None
+    return found is not None and int(found[1]) > int(FORMAT.rpartition("/")[2])

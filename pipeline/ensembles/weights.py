@@ -1,0 +1,93 @@
+"""The weights of an ensemble as files beside its ``ensemble.yaml``: copy them there, size them, delete them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+
+
+def bring(url: str, folder: str, digest: str) -> str:
+    """Copy a file or a package of weights into `folder`; its path relative to that.
+
+    What lies there already stays as it is. Where another file has its name, `digest` makes a new one.
+
+    Raises
+    ------
+    RefusedError
+        Where it cannot be read or written, or is a description on the web, whose package cannot be listed.
+    """
+    if url.startswith(f"{folder}/"):
+        return url.removeprefix(f"{folder}/")
+    description = ""
+    if url.endswith((".yaml", ".yml")):  # of a package, which is the folder around it
+        if storage.is_web(url):
+            raise RefusedError(f"{url}: a folder on the web cannot be copied; add --link, or download the package")
+        url, description = url.rsplit("/", 1)
+    files = {path: _read(storage.join(url, path)) for path in _files(url)}
+    name = storage.basename(url)
+    try:
+        storage.check_writable(folder)
+        if _is_other(files, storage.join(folder, name)):
+            stem, dot, suffix = name.rpartition(".")
+            name = f"{stem}-{digest[:8]}.{suffix}" if dot and stem else f"{name}-{digest[:8]}"
+        for path, data in files.items():
+            target = storage.join(folder, name, path)
+            if not storage.exists(target):
+                storage.write_bytes(target, data)
+    except OSError as error:
+        raise RefusedError(f"copying weights to {storage.explain(error, folder) or folder}") from error
+    return storage.join(name, description)
+
+
+def delete(weights: str, folder: str) -> None:
+    """Delete the weights at a path relative to `folder`; those elsewhere are not ours and stay."""
+    if "://" in weights or weights.startswith("/") or ".." in weights.split("/"):
+        return
+    if weights.endswith((".yaml", ".yml")) and "/" in weights:
+        weights = weights.rsplit("/", 1)[0]
+    fs, path = storage.filesystem(storage.join(folder, weights))
+    try:
+        if fs.exists(path):
+            fs.rm(path, recursive=_is_folder(storage.join(folder, weights)))
+    except OSError as error:
+        raise RefusedError(f"deleting weights: {storage.explain(error, path) or path}") from error
+
+
+def size(url: str) -> int | None:
+    """Bytes of a file or a package; None where it is not there."""
+    fs, path = storage.filesystem(url)
+    try:
+        return int(fs.du(path)) if _is_folder(url) else int(fs.size(path))
+    except (OSError, TypeError):  # the web may not tell a size
+        return None
+
+
+def _files(url: str) -> list[str]:
+    """Paths relative to `url` of the files in a package; of a file, the one empty path."""
+    if not _is_folder(url):
+        return [""]
+    fs, path = storage.filesystem(url)
+    return [str(found).removeprefix(f"{path}/") for found in fs.find(path)]
+
+
+def _read(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except OSError as error:
+        raise RefusedError(f"weights {storage.explain(error, url) or url}") from error
+
+
+def _is_other(files: Mapping[str, bytes], target: str) -> bool:
+    """Whether something is at `target` that has not these files."""
+    paths = {storage.join(target, path): data for path, data in files.items()}
+    return (_is_folder(target) or storage.exists(target)) and not all(
+        storage.exists(path) and storage.read_bytes(path) == data for path, data in paths.items()
+    )
+
+
+def _is_folder(url: str) -> bool:
+    """On the web everything is a file: to look for a listing would fetch it."""
+    fs, path = storage.filesystem(url)
+    return not storage.is_web(url) and bool(fs.isdir(path))

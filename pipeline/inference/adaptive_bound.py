@@ -1,0 +1,226 @@
+"""Fewer samples where more would change nothing: which tiles are done before they got all augmentations.
+
+With ``--effort adaptive`` each member first sees a tile as it is (one sample each). A pixel is in doubt where its label
+is within one standard error of another one, and the share of such pixels tells how many labels the samples that are
+left could change: at most so many times as much, a factor that was measured on reference images which got full effort
+(`EffortBound`). A tile of which few pixels could change is done. The others are seen by each member in one more way,
+which shows how far a member disagrees with itself and not only with others, and are judged again; what is left then
+gets all augmentations, which gives what full effort gives, bit by bit.
+
+What a tile is judged by are its own samples alone, by operations that round alike everywhere: neither the cut into
+regions, nor the order, nor the tile's companions change the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from chorus.pipeline.core.geometry import GridStart
+from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.errors import RefusedError
+
+LOOKS = 2
+"""How often a tile is judged at most: after each member saw it in one way, and in two."""
+# Share of pixels in doubt: where there are fewer, so many are taken. It keeps ratios finite.
+_LEAST = 0.0005
+
+
+class EffortBound(Strict):
+    """Which tiles are done before they got all augmentations, and what that was measured on: `effort` of
+    ``ensemble.yaml``.
+
+    Attributes
+    ----------
+    changed : largest share of a tile's pixels whose label may change by what is left out
+    factors : for each look, by how many times the share of pixels in doubt at most so many change
+    shift : largest change of U of a tile by what is left out; U is 0 to 0.25
+    risk : largest share of tiles for which `factors` or `shift` may be exceeded
+    confidence : with which that was found, all looks together
+    ensemble : hash of the ensemble that it was measured with
+    tile, overlap, grid, augmentations : it was measured with; it holds for these alone
+    images, tiles : of the reference set
+    stopped : how many of its tiles are done at each look
+    reference : what the images are
+    """
+
+    changed: float = Field(default=0.01, gt=0, lt=1)
+    factors: list[float] = Field(min_length=1, max_length=LOOKS)
+    shift: float = Field(default=0.005, gt=0, lt=0.25)
+    risk: float = Field(default=0.05, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    ensemble: str
+    tile: int
+    overlap: float
+    grid: GridStart = "margin"  # as in bounds that do not say it
+    augmentations: list[str] = Field(min_length=2)
+    images: int = Field(ge=1)
+    tiles: int = Field(ge=1)
+    stopped: list[int]
+    reference: str = ""
+
+    @model_validator(mode="after")
+    def _looks(self) -> EffortBound:
+        if len(self.factors) != looks_of(len(self.augmentations)):
+            raise ValueError(f"factors: {len(self.augmentations)} augmentations have one for each look")
+        return self
+
+    @property
+    def doubtful(self) -> list[float]:
+        """For each look, the largest share of pixels in doubt with which a tile is done; below 0 none is."""
+        return [_largest(factor, self.changed) for factor in self.factors]
+
+
+def _largest(factor: float, changed: float) -> float:
+    return changed / factor if factor * _LEAST <= changed else -1.0
+
+
+def looks_of(augmentations: int) -> int:
+    """How often tiles are judged: there must be something left to draw."""
+    return min(LOOKS, augmentations - 1)
+
+
+def doubtful_pixels(maps: torch.Tensor, variance: torch.Tensor, classes: int, *, multilabel: bool) -> torch.Tensor:
+    """How many pixels of each tile are in doubt, (batch,) int64.
+
+    A pixel is in doubt where ``margin^2 < v``: margin is the difference of its two largest mean probabilities, and v
+    the largest variance that this difference can have, 2 K times `variance`: var(p_a - p_b) <= 2 (var p_a + var p_b)
+    <= 2 K var, exact for two classes. Multi-label: the least of abs(2 p_k - 1) over the classes, with 4 K. Only sums,
+    products, quotients and comparisons are used, each of which rounds alike wherever a pixel stands.
+
+    Parameters
+    ----------
+    maps : (batch, classes or more, y, x) float32, mean probabilities first
+    variance : (batch, y, x) float32, squared standard error of them, mean over the K classes
+    """
+    if multilabel:
+        margin = (2 * maps[:, 0] - 1).abs()
+        for k in range(1, classes):
+            margin = torch.minimum(margin, (2 * maps[:, k] - 1).abs())
+    else:
+        best, second = maps[:, 0], torch.full_like(maps[:, 0], -1)
+        for k in range(1, classes):
+            second = torch.maximum(second, torch.minimum(best, maps[:, k]))
+            best = torch.maximum(best, maps[:, k])
+        margin = best - second
+    return (margin * margin < (4 if multilabel else 2) * classes * variance).sum(dim=(1, 2))
+
+
+def spread_within(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], augmentations: int) -> torch.Tensor:
+    """How far the mean of two samples a member may be from that of all, (batch, y, x), mean over the classes.
+
+    Per member the variance of its samples is half the square of the difference of two, and the mean of 2 of T differs
+    from that of all T by a variance of ``s^2 (1/2 - 1/T)`` (drawing without replacement; Cochran, Sampling Techniques,
+    3rd ed. (1977), Theorem 2.2); the mean over M members by their mean over M. What members say apart from each other
+    is no part of it: all of them are heard either way.
+
+    Parameters
+    ----------
+    first, second : of each member, (batch, classes, y, x)
+    """
+    total = torch.zeros_like(first[0][:, 0])
+    for a, b in zip(first, second, strict=True):
+        for k in range(a.shape[1]):
+            difference = a[:, k] - b[:, k]
+            total = total + difference * difference
+    members, classes = len(first), first[0].shape[1]
+    return total * ((0.5 - 1 / augmentations) / (2 * members * members * classes))
+
+
+@dataclass(frozen=True, slots=True)
+class TileEffort:
+    """What a tile of the reference set came to, at each look.
+
+    Attributes
+    ----------
+    doubtful : share of its pixels in doubt
+    changed : share of its pixels whose label full effort changed
+    shift : how far full effort moved its U; 0 where only one of both has a foreground, which `changed` tells
+    empty : whether it has no foreground, neither at the first look nor with full effort
+    """
+
+    doubtful: tuple[float, ...]
+    changed: tuple[float, ...]
+    shift: tuple[float, ...]
+    empty: bool = False
+
+
+def find_factors(
+    tiles: Sequence[TileEffort], changed: float, shift: float, risk: float, confidence: float
+) -> list[float]:
+    """By how many times the share of pixels in doubt at most so many labels change, for each look.
+
+    For each look the factor is an upper tolerance limit of (labels changed) / (pixels in doubt): with `confidence` at
+    most `risk` of all tiles are beyond, tiles taken as independent. Of the tiles that are then done at most `risk` may
+    have a U that moves by more than `shift` (upper bound of Clopper and Pearson). All of these statements hold together
+    (Bonferroni).
+
+    Raises
+    ------
+    RefusedError
+        Where there are too few tiles, none is done early, or U moves too often.
+
+    References
+    ----------
+    Wilks, Annals of Mathematical Statistics 12:91 (1941): tolerance limits from order statistics; Clopper & Pearson,
+    Biometrika 26:404 (1934).
+    """
+    from scipy.stats import beta, binom  # here, not above: the command line would feel it
+
+    looks = len(tiles[0].doubtful) if tiles else LOOKS
+    level = 1 - (1 - confidence) / (2 * looks)
+    fewest = int(np.ceil(np.log(1 - level) / np.log(1 - risk)))
+    if len(tiles) < fewest:
+        raise RefusedError(
+            f"{len(tiles)} tiles of reference images cannot show that at most {risk:.0%} are beyond a bound; give "
+            f"images of {fewest} tiles at least"
+        )
+    counts = np.arange(len(tiles))
+    beyond = int(np.flatnonzero(binom.cdf(counts, len(tiles), risk) <= 1 - level)[-1])
+    factors = []
+    for look in range(looks):
+        doubts = np.array([max(tile.doubtful[look], _LEAST) for tile in tiles])
+        ratios = np.sort(np.array([tile.changed[look] for tile in tiles]) / doubts)[::-1]
+        # Where nothing changes at all, one label of a doubtful hundred might.
+        factors.append(max(float(ratios[beyond]), 0.01))
+        done = doubts <= _largest(factors[-1], changed)
+        moved = int(sum(tile.shift[look] > shift for tile, stops in zip(tiles, done, strict=True) if stops))
+        count = int(done.sum())
+        if count == moved or beta.ppf(level, moved + 1, count - moved) > risk:
+            raise RefusedError(
+                f"of {len(tiles)} tiles {count} could be done after {look + 1} samples a member, and U of {moved} of "
+                f"these would move by more than --shift {shift:g}; allow a larger --changed, --shift or --risk, or "
+                f"give more reference images"
+            )
+    return factors
+
+
+def stopped_at(tiles: Sequence[TileEffort], factors: Sequence[float], changed: float) -> list[int]:
+    """How many tiles are done at each look."""
+    limits = [_largest(factor, changed) for factor in factors]
+    counts = [0] * len(limits)
+    for tile in tiles:
+        first = next((look for look, most in enumerate(limits) if tile.doubtful[look] <= most), None)
+        if first is not None:
+            counts[first] += 1
+    return counts
+
+
+def difference(
+    early: tuple[torch.Tensor, torch.Tensor], full: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float, float, bool]:
+    """What full effort changed of a tile: share of labels, shift of U, and whether neither has any foreground.
+
+    Parameters
+    ----------
+    early, full : predictive variance, (y, x) float32, and classes, (y, x) of
+        `chorus.pipeline.core.posterior.class_masks`
+    """
+    u = [variance[masks > 0].to(torch.float64) for variance, masks in (early, full)]
+    shift = float((u[0].mean() - u[1].mean()).abs()) if all(len(one) for one in u) else 0.0
+    changed = float((early[1] != full[1]).to(torch.float64).mean())
+    return changed, shift, not any(len(one) for one in u)

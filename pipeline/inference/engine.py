@@ -1,0 +1,219 @@
+"""The hot loop: a window of a plane and the members become a posterior. Pure torch; no reading, no writing.
+
+Tiles of the plane's grid are taken in row-major order in batches of one fixed shape (the last is filled up with
+zeros). Members come one after the other, each with all augmentations in one call, so that the sums of samples
+have the same order however members are spread over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chorus.pipeline.core.augmentation import plain_augmentation
+from chorus.pipeline.core.geometry import Tile, Window
+from chorus.pipeline.core.posterior import Posterior, SampleSums
+from chorus.pipeline.inference.adaptive import Rounds, tiles_in_wave
+from chorus.pipeline.inference.adaptive_bound import TileEffort
+from chorus.pipeline.inference.blending import BandBlender, gaussian_window
+from chorus.pipeline.inference.device_transfer import Landing, landing
+from chorus.pipeline.inference.encoder_features import TileFeatures
+from chorus.pipeline.inference.members import MemberGroup
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorCanvas
+from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles
+from chorus.pipeline.members.contract import Member
+
+
+class Engine:
+    """A group of members on a device that turns windows of planes into posteriors."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: InferenceSettings,
+        device: torch.device,
+        inputs: Sequence[slice] | None = None,
+        short_of_memory: Callable[[], None] | None = None,
+    ) -> None:
+        self._count = len(members)
+        calls = settings if settings.effort is None else _plain_calls(settings)
+        self._group = MemberGroup(members, calls, device, inputs, short_of_memory)
+        self._rounds = None if settings.effort is None else Rounds(self._group, settings, device)
+        self._settings = settings
+        self._device = device
+        self._weights = gaussian_window(settings.tile).to(device)
+
+    @property
+    def tiles_per_call(self) -> int:
+        """A batch, or less since memory was short."""
+        views = 1 if self._rounds is None else len(self._settings.augmentations)
+        return max(1, self._group.calls.tiles // views)
+
+    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
+        """The posterior of `target`, a window of the plane, with all members of the ensemble here.
+
+        Their encoders' features are added to `features`.
+        """
+        with torch.inference_mode():
+            region = self.begin(plane, target, features)
+            while region.waiting:
+                self.answer([(region, self.batch)])
+            self._land()
+            return region.posterior()
+
+    @property
+    def ahead(self) -> int:
+        """How many batches may be told to the device while it works on one, so that it never waits for the next."""
+        return int(self._device.type == "cuda")
+
+    def landing(self) -> Landing:
+        """Of all that was answered so far, see `chorus.pipeline.inference.device_transfer`."""
+        return landing(self._device)
+
+    def _land(self) -> None:
+        """Wait until all that was answered so far is on the host."""
+        self.landing()()
+
+    @property
+    def batch(self) -> int:
+        """Tiles that are answered together: those of a call, or of a wave where effort is adaptive."""
+        return self._settings.batch if self._rounds is None else tiles_in_wave(self._settings)
+
+    def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionOnItsWay:
+        """What `posterior` is asked, to be answered a batch at a time; inside of ``torch.inference_mode``."""
+        return RegionOnItsWay(plane, target, self._settings, self._weights, self._count, features)
+
+    def answer(self, shares: Sequence[tuple[RegionOnItsWay, int]]) -> None:
+        """Answer so many of the next tiles of each region, together at most `batch` of them.
+
+        Calls have one fixed shape, so that a tile's bits do not depend on the others.
+        """
+        settings = self._settings
+        batch = torch.zeros((self.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
+        sent: list[tuple[RegionOnItsWay, list[Tile], int]] = []
+        filled = 0
+        for region, count in shares:
+            tiles = region.send(batch[filled : filled + count])
+            sent.append((region, tiles, filled))
+            filled += len(tiles)
+        if self._rounds is not None:
+            wave = self._rounds.answer(batch[:filled])
+            maps, means, features, samples = wave.maps, wave.means, wave.features, wave.samples
+        else:
+            sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+            answers = self._group.add_samples(batch, sums)
+            maps, means, features = sums.maps(), answers.means, answers.features
+            samples = [sums.samples] * len(batch)
+        said = torch.cat([maps, *means], dim=1)
+        for region, tiles, first in sent:
+            region.take(tiles, said[first:], features[first:], samples[first : first + len(tiles)])
+
+    def efforts(self, plane: PlaneWindow, target: Window, features: TileFeatures) -> list[TileEffort]:
+        """What full effort changes of each tile that counts for `features`; for an engine with adaptive effort."""
+        if self._rounds is None:
+            raise ValueError("only an engine with a bound has a first round to compare with")
+        source = TileSource(plane, target, self._settings, self._device)
+        tiles = [tile for tile in plane.grid.tiles(target) if features.counts(tile)]
+        found = []
+        for start in range(0, len(tiles), self.batch):
+            wave = torch.stack([source.cut(tile) for tile in tiles[start : start + self.batch]])
+            found += self._rounds.measure(wave)
+        return found
+
+    def stage(
+        self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
+    ) -> StageState:
+        """Add these members' samples to what earlier stages passed on; `features` gathers those of their encoders."""
+        settings = self._settings
+        canvas = PosteriorCanvas(target, settings, self._count, self._device)
+        blender = BandBlender(self._count * settings.classes, target, self._weights, canvas.take_members)
+        probability, squares, flows, directions, samples = [], [], [], [], 0
+        with torch.inference_mode():
+            for index, (tiles, batch) in enumerate(TileSource(plane, target, settings, self._device).batches()):
+                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+                if before is not None:
+                    sums = before.batch(index, settings.batch, self._device)
+                answers = self._group.add_samples(batch, sums)
+                for tile, means in zip(tiles, torch.cat(answers.means, dim=1), strict=False):
+                    blender.add(tile, means)
+                if features is not None:
+                    features.add(tiles, answers.features)
+                probability.append(sums.probability.cpu().numpy())
+                squares.append(sums.squares.cpu().numpy())
+                flows.append(sums.flows.cpu().numpy())
+                directions.append(sums.directions.cpu().numpy())
+                samples = sums.samples
+            blender.finish()
+        self._land()
+        masks = canvas.member_masks
+        said = np.zeros(0, np.int64) if features is None else features.sums()
+        if before is not None:
+            masks = np.concatenate([before.member_masks, masks])
+            said = np.concatenate([before.features, said])
+        return StageState(
+            probability=np.concatenate(probability),
+            squares=np.concatenate(squares),
+            flows=np.concatenate(flows),
+            directions=np.concatenate(directions),
+            samples=samples,
+            member_masks=masks,
+            features=said,
+        )
+
+    def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
+        """The posterior of `target` once every stage has added its samples."""
+        settings = self._settings
+        canvas = PosteriorCanvas(target, settings, 0, self._device)
+        blender = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
+        with torch.inference_mode():
+            for index, tiles in enumerate(batches_of_tiles(plane.grid, target, settings.batch)):
+                maps = state.batch(index, settings.batch, self._device).maps()
+                for position, tile in enumerate(tiles):
+                    blender.add(tile, maps[position])
+            blender.finish()
+        self._land()
+        return canvas.posterior(state.member_masks)
+
+
+def _plain_calls(settings: InferenceSettings) -> InferenceSettings:
+    """Calls of the same shape, each view of which is a tile of its own."""
+    names = settings.augmentations
+    plain = (names[plain_augmentation(names)],)
+    return replace(settings, augmentations=plain, batch=settings.batch * len(names), effort=None)
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What passes from one group of members to the next: sums per tile, filled-up batches included.
+
+    Attributes
+    ----------
+    probability : (tiles, classes, tile, tile) float32; `squares` : (tiles, tile, tile) float32
+    flows, directions : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
+    samples : members so far times augmentations
+    member_masks : (members so far, y, x) unsigned, of the target
+    features : (features of the members so far,) int64, summed over the tiles that count for the target
+    """
+
+    probability: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    flows: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    samples: int
+    member_masks: NDArray[np.unsignedinteger]
+    features: NDArray[np.int64]
+
+    def batch(self, index: int, size: int, device: torch.device) -> SampleSums:
+        """The sums of batch `index`, copied so that they can be added to."""
+        part = slice(index * size, (index + 1) * size)
+        return SampleSums(
+            torch.tensor(self.probability[part], device=device),
+            torch.tensor(self.squares[part], device=device),
+            torch.tensor(self.flows[part], device=device),
+            torch.tensor(self.directions[part], device=device),
+            self.samples,
+        )

@@ -1,0 +1,116 @@
+"""Members on one device, and what they say of batches of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
+from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.inference.encoder_features import pooled
+from chorus.pipeline.inference.oom_splitting import Answer, Calls, be_repeatable
+from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.members.contract import FLOWS, Activation, Encoding, Member
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What members say of a batch of tiles.
+
+    Attributes
+    ----------
+    means : each member's own mean probability, (batch, classes, tile, tile) float32
+    features : (batch, features) int64 of the members' encoders, one after the other, see
+        `chorus.pipeline.inference.encoder_features.pooled`
+    """
+
+    means: list[torch.Tensor]
+    features: torch.Tensor
+
+
+class MemberGroup:
+    """Members that live on one device, in the ensemble's order: all of them, or one stage of several.
+
+    `inputs` says which channels of a tile each member sees; all by default. Features are those of the tile as it is,
+    or of the first augmentation where `identity` is not among them. `short_of_memory` is told whenever a call needs
+    more memory than there is; it is made again in smaller parts (`chorus.pipeline.inference.oom_splitting`).
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: InferenceSettings,
+        device: torch.device,
+        inputs: Sequence[slice] | None = None,
+        short_of_memory: Callable[[], None] | None = None,
+    ) -> None:
+        be_repeatable(device)
+        self.calls = Calls(settings.batch, len(settings.augmentations), short_of_memory)
+        self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
+        self._settings = settings
+        self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
+        self._plain = plain_augmentation(settings.augmentations)
+        self._device = device
+
+    @property
+    def count(self) -> int:
+        """Members."""
+        return len(self._members)
+
+    def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> Answers:
+        """Add every member's samples of a batch of tiles to `sums`."""
+        views = torch.cat([a.forward(batch) for a in self._augmentations])
+        size, means, features = batch.shape[0], [], []
+        for index in range(self.count):
+            probability, flows, encoded = self.ask(index, views)
+            features.append(encoded)
+            means.append(
+                sums.add_member(
+                    sample_of(
+                        augmentation,
+                        probability[turn * size : (turn + 1) * size],
+                        flows[turn * size : (turn + 1) * size],
+                    )
+                    for turn, augmentation in enumerate(self._augmentations)
+                )
+            )
+        return Answers(means, torch.cat(features, dim=1))
+
+    def _features(self, member: Member) -> torch.Tensor:
+        """Of the call that was just made, (tiles, features) int64; no columns where the member has no encoder."""
+        size = self.calls.tiles
+        if isinstance(member, Encoding) and member.features:
+            return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
+        return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
+
+    def ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What a member says of all views of a batch: probabilities, flows (two channels, or none), tiles' features."""
+        member, channels = self._members[index]
+
+        def ask(part: torch.Tensor) -> Answer:
+            dtype = AUTOCAST.get(self._settings.precision)
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+                outputs = member(part.contiguous(memory_format=torch.channels_last))
+            return outputs.to(torch.float32).contiguous(), self._features(member)
+
+        outputs, features = self.calls.answer(ask, views[:, channels])
+        split = outputs.shape[1] - FLOWS * self._settings.flows
+        probability = self._probability(outputs[:, :split], member.activation or self._settings.activation)
+        return probability, outputs[:, split:], features
+
+    def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if activation == "softmax":
+            return outputs.softmax(dim=1)
+        if activation == "sigmoid" and outputs.is_cuda:
+            outputs = outputs.sigmoid()
+        elif activation == "sigmoid":
+            # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs
+            # in the last bit, so that a sample would depend on its place in the batch.
+            outputs = torch.stack([sample.sigmoid() for sample in outputs])
+        if outputs.shape[1] == self._settings.classes:
+            return outputs
+        return torch.cat([1 - outputs.sum(dim=1, keepdim=True), outputs], dim=1)

@@ -1,0 +1,130 @@
+"""What inference is told, and where its blended rows become a posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chorus.pipeline.core.geometry import Span, Window
+from chorus.pipeline.core.posterior import Posterior, class_masks, predicted_labels
+from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.inference.device_transfer import host_array, to_host
+from chorus.pipeline.members.contract import FLOWS, Activation
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """What defines the numbers: the same settings on the same kind of device give the same bits.
+
+    Attributes
+    ----------
+    activation, multilabel, classes : how outputs become probability maps; `classes` counts the maps
+    tile : edge of a tile in pixels
+    augmentations : names, see `chorus.pipeline.core.augmentation`
+    batch : tiles per call of a member (each with all augmentations)
+    precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
+    flows : whether members give flows (dy, dx) after what they say of the classes
+    effort : which tiles are done after the first round; None gives all of them every augmentation
+    """
+
+    activation: Activation
+    multilabel: bool
+    classes: int
+    tile: int
+    augmentations: tuple[str, ...]
+    batch: int
+    precision: Precision = "fp32"
+    flows: bool = False
+    effort: EffortBound | None = None
+
+    @property
+    def maps(self) -> int:
+        """Quantities that are blended: probabilities, two variances, flows and the variance of their direction; how
+        many samples there were, where that differs."""
+        return self.classes + 2 + (FLOWS + 1) * self.flows + (self.effort is not None)
+
+
+# Pixels that one call of a member sees on a GPU, all augmentations counted: enough to fill it.
+_GPU_CALL_PIXELS = 1 << 22
+
+
+def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
+    """How many tiles a call of a member gets where nobody says it.
+
+    On a CPU larger batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
+    """
+    return max(1, _GPU_CALL_PIXELS // (augmentations * tile**2)) if device == "cuda" else 1
+
+
+class PosteriorCanvas:
+    """Receives blended rows on `device` and becomes a Posterior of the target, once they have landed on the host."""
+
+    def __init__(self, target: Window, settings: InferenceSettings, members: int, device: torch.device) -> None:
+        self._settings = settings
+        self._top = target.y.start
+        labels = torch.uint8 if settings.classes <= 256 else torch.uint16
+        masks = torch.uint16 if settings.multilabel and settings.classes > 8 else labels
+
+        def maps(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return host_array((count, *target.shape), dtype, device)
+
+        # In the order in which `take_ensemble` gets them.
+        self._maps = [
+            maps(settings.classes),
+            maps(2),
+            maps(FLOWS * settings.flows),
+            maps(int(settings.flows)),
+            maps(int(settings.effort is not None)),
+        ]
+        self._labels, self._masks = maps(1, labels), maps(1, masks)
+        self._member_masks = maps(members, masks)
+
+    def take(self, rows: Span, maps: torch.Tensor) -> None:
+        """What `take_ensemble` and `take_members` get, one after the other."""
+        self.take_ensemble(rows, maps[: self._settings.maps])
+        self.take_members(rows, maps[self._settings.maps :])
+
+    def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
+        """Rows of what `chorus.pipeline.core.posterior.SampleSums.maps` gives, then the number of samples where that
+        differs, (maps, rows, x)."""
+        inside = self._inside(rows)
+        first = 0
+        for target in self._maps:
+            to_host(target[:, inside], maps[first : first + len(target)])
+            first += len(target)
+        probability, multilabel = maps[: self._settings.classes], self._settings.multilabel
+        to_host(self._labels[:, inside], predicted_labels(probability, multilabel=multilabel)[None])
+        to_host(self._masks[:, inside], class_masks(probability, multilabel=multilabel)[None])
+
+    def take_members(self, rows: Span, maps: torch.Tensor) -> None:
+        """Rows of each member's own mean probability, (members x classes, rows, x)."""
+        by_class = maps.reshape(-1, self._settings.classes, *maps.shape[1:]).transpose(0, 1)
+        masks = class_masks(by_class, multilabel=self._settings.multilabel)
+        to_host(self._member_masks[:, self._inside(rows)], masks)
+
+    @property
+    def member_masks(self) -> NDArray[np.unsignedinteger]:
+        return self._member_masks.numpy()
+
+    def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
+        probability, variances, flows, flow_variance, samples = (maps.numpy() for maps in self._maps)
+        return Posterior(
+            probability=probability,
+            epistemic=variances[0],
+            aleatoric=variances[1],
+            labels=self._labels[0].numpy(),
+            masks=self._masks[0].numpy(),
+            member_masks=self.member_masks if member_masks is None else member_masks,
+            flows=flows,
+            flow_variance=flow_variance,
+            samples=samples,
+        )
+
+    def _inside(self, rows: Span) -> slice:
+        return slice(rows.start - self._top, rows.stop - self._top)

@@ -1,0 +1,139 @@
+"""Tiles of a plane's window, cut one batch after the other, and a region whose tiles are on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chorus.pipeline.core.geometry import Grid, Tile, Window, mirror
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.inference.blending import BandBlender
+from chorus.pipeline.inference.device_transfer import to_device
+from chorus.pipeline.inference.encoder_features import TileFeatures
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorCanvas
+
+
+@dataclass(frozen=True)
+class PlaneWindow:
+    """Prepared pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
+
+    pixels: NDArray[np.float32]
+    window: Window
+    grid: Grid
+
+
+def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Tile]]:
+    """The tiles that touch `target`, in the grid's order, `size` at a time."""
+    tiles = list(grid.tiles(target))
+    for start in range(0, len(tiles), size):
+        yield tiles[start : start + size]
+
+
+class TileSource:
+    """Cuts the tiles that touch `target` out of a plane's window, mirrored at the plane's edges."""
+
+    def __init__(self, plane: PlaneWindow, target: Window, settings: InferenceSettings, device: torch.device) -> None:
+        self._reach = plane.grid.reach(target)
+        self._pixels = to_device(plane.pixels, device)
+        for axis, reach, read, length in (
+            (1, self._reach.y, plane.window.y, plane.grid.y.length),
+            (2, self._reach.x, plane.window.x, plane.grid.x.length),
+        ):
+            if reach != read:
+                index = mirror(np.arange(reach.start, reach.stop, dtype=np.int64), length) - read.start
+                self._pixels = self._pixels.index_select(axis, to_device(index, device))
+        self._grid, self._target = plane.grid, target
+        self._settings = settings
+        self._device = device
+
+    @property
+    def channels(self) -> int:
+        return self._pixels.shape[0]
+
+    def batches(self) -> Iterator[tuple[list[Tile], torch.Tensor]]:
+        """All of them in order and their pixels, (batch, channels, tile, tile) float32, zeros after the last one."""
+        size, tile = self._settings.batch, self._settings.tile
+        for tiles in batches_of_tiles(self._grid, self._target, size):
+            batch = torch.zeros((size, self.channels, tile, tile), device=self._device)
+            for index, one in enumerate(tiles):
+                batch[index] = self.cut(one)
+            yield tiles, batch
+
+    def cut(self, tile: Tile) -> torch.Tensor:
+        """Pixels of one tile, (channels, tile, tile) float32; not to be changed."""
+        y, x = tile.window.within(self._reach)
+        return self._pixels[:, y, x]
+
+
+class RegionOnItsWay:
+    """A region between its pixels and its posterior: its tiles go out in order, and what is said of them comes back so.
+
+    Batches may hold tiles of several regions, which change no bit of each other's results.
+
+    Parameters
+    ----------
+    plane, target : what is read, and the window of the plane that is wanted
+    weights : of a tile's pixels, see `chorus.pipeline.inference.blending.gaussian_window`
+    members : how many members answer
+    features : gets those of the members' encoders, if they are wanted
+    """
+
+    def __init__(
+        self,
+        plane: PlaneWindow,
+        target: Window,
+        settings: InferenceSettings,
+        weights: torch.Tensor,
+        members: int,
+        features: TileFeatures | None,
+    ) -> None:
+        self._source = TileSource(plane, target, settings, weights.device)
+        self._waiting = list(plane.grid.tiles(target))[::-1]
+        self._missing = len(self._waiting)
+        self._features = features
+        self._canvas = PosteriorCanvas(target, settings, members, weights.device)
+        # The ensemble's maps and the means of its members.
+        channels = settings.maps + members * settings.classes
+        self._blender = BandBlender(channels, target, weights, self._canvas.take)
+
+    @property
+    def waiting(self) -> int:
+        """Tiles that did not go out yet."""
+        return len(self._waiting)
+
+    @property
+    def channels(self) -> int:
+        return self._source.channels
+
+    def send(self, batch: torch.Tensor) -> list[Tile]:
+        """Fill `batch`, (tiles, channels, tile, tile), with the next tiles, and say which ones they are."""
+        tiles = [self._waiting.pop() for _ in range(min(len(batch), len(self._waiting)))]
+        for index, tile in enumerate(tiles):
+            batch[index] = self._source.cut(tile)
+        return tiles
+
+    def take(self, tiles: Sequence[Tile], maps: torch.Tensor, features: torch.Tensor, samples: Sequence[int]) -> None:
+        """Add what is said of tiles that went out; of each array the first axis is that of `tiles`, or longer.
+
+        Parameters
+        ----------
+        maps : (tiles, maps, tile, tile) of `SampleSums.maps`, with adaptive effort how many samples there were, then
+            each member's mean probability
+        features : (tiles, features) int64
+        samples : that each tile got
+        """
+        if self._features is not None:
+            self._features.add(tiles, features, samples)
+        for index, tile in enumerate(tiles):
+            self._blender.add(tile, maps[index])
+        self._missing -= len(tiles)
+        if not self._missing:
+            self._blender.finish()
+
+    def posterior(self) -> Posterior:
+        """Posterior of the target, once the results of all tiles are on the host."""
+        return self._canvas.posterior()

@@ -1,0 +1,220 @@
+"""Find the images of a source: one OME-Zarr, a plate, a collection, or a folder of many.
+
+What stops one image is recorded as a `FailedImage` and the others go on; only a named source that holds no image
+at all is refused. What an image's metadata say is read by `chorus.pipeline.io.ngff`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import zarr
+import zarr.errors
+
+from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.ngff import MEND, Kind, collection_series, open_group, open_image, plate_metadata, well_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What stands at a URL: a root of images (`kind`), or else folders to look into and words for the rest."""
+
+    url: str
+    kind: Kind | None = None
+    children: tuple[str, ...] = ()
+    words: str = ""
+    failure: ChorusError | None = None
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """The normalised URLs that paths, globs and ``.txt`` lists (one URL a line, ``#`` comments) stand for.
+
+    Arguments keep their order; each one's URLs are sorted, and every URL is given once.
+    Raises RefusedError for a list that cannot be read and for a glob that matches nothing.
+    """
+    found: list[str] = []
+    for source in sources:
+        lines = _lines(source) if source.lower().endswith(".txt") else [source]
+        found += sorted({url for line in lines for url in _matches(line)})
+    return list(dict.fromkeys(found))
+
+
+def find_images(sources: Sequence[str], *, workers: int = 16) -> Iterator[SourceImage | FailedImage]:
+    """Every image of `sources` in a fixed order: that of the arguments, then of sorted paths.
+
+    Metadata is read by `workers` threads. Raises RefusedError, before the first image, for a source that is
+    not OME-Zarr and holds none.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        # a folder that is reached by two ways (twice named, a link) counts once
+        roots: dict[str, _Place] = {}
+        for url in expand(sources):
+            for place in _roots(url, pool):
+                roots.setdefault(_identity(place.url), place)
+        names = _names([place.url for place in roots.values()])
+        images = [entry for place in roots.values() for entry in _entries(place, names[place.url], pool)]
+        yield from pool.map(_open_entry, images)
+
+
+def _lines(url: str) -> list[str]:
+    with _storage_refusals(url):
+        data = storage.read_bytes(url)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{url}: is not a text file; give one URL a line in UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _matches(source: str) -> list[str]:
+    if storage.is_web(source) or not glob.has_magic(source):
+        return [storage.normalise(source)]
+    fs, path = storage.filesystem(source)
+    with _storage_refusals(source):
+        if fs.exists(path):  # a name that has a bracket in it
+            return [storage.normalise(source)]
+        found = [storage.normalise(fs.unstrip_protocol(match)) for match in fs.glob(path)]
+    if not found:
+        raise RefusedError(f"{source}: matches nothing; check the pattern and the folder before it")
+    return found
+
+
+@contextmanager
+def _storage_refusals(url: str) -> Iterator[None]:
+    """Turn what storage answers into a RefusedError of one sentence; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if sentence := storage.explain(error, url):
+            raise RefusedError(sentence) from error
+        raise
+
+
+def _identity(url: str) -> str:
+    return os.path.realpath(url) if storage.scheme(url) == "file" else url
+
+
+def _names(urls: Sequence[str]) -> dict[str, str]:
+    """Names of the roots; equal ones (also on file systems that ignore case) are told apart by their URL."""
+    stems = {url: storage.basename(url).removesuffix(".zarr").removesuffix(".ome") for url in urls}
+    seen = Counter(stem.casefold() for stem in stems.values())
+    tags = {url: f"-{hashlib.sha256(url.encode()).hexdigest()[:6]}" for url in urls}
+    return {u: f"{s}{tags[u] if seen[s.casefold()] > 1 else ''}.ome.zarr" for u, s in stems.items()}
+
+
+def _roots(url: str, pool: ThreadPoolExecutor) -> Iterator[_Place]:
+    """The roots at and below a named `url`; raises RefusedError where there is none."""
+    top = _look(url)
+    if isinstance(top.failure, RefusedError):
+        raise top.failure
+    found = False
+    for place in _descend(top, pool, frozenset()):
+        found = True
+        yield place
+    if not found:
+        raise RefusedError(
+            f"{url}: holds no OME-Zarr image, it is {top.words}; give an OME-Zarr image, plate, collection or a "
+            "folder of them, or convert TIFF and PNG first with `chorus convert`"
+        )
+
+
+def _descend(place: _Place, pool: ThreadPoolExecutor, above: frozenset[str]) -> Iterator[_Place]:
+    if place.kind or place.failure:
+        yield place
+    elif (identity := _identity(place.url)) not in above:  # a link may lead back up
+        for child in pool.map(_look, place.children):
+            yield from _descend(child, pool, above | {identity})
+
+
+def _look(url: str) -> _Place:
+    """What stands at `url`; a failure is part of the answer."""
+    try:
+        group = open_group(url)
+        kind = None if group is None else _kind(group)
+        return _Place(url, kind) if kind else _folder(url, group)
+    except zarr.errors.ContainsArrayError:
+        return _Place(url, words="a plain Zarr array")
+    except ChorusError as error:
+        return _Place(url, failure=error)
+
+
+def _kind(group: zarr.Group) -> Kind | None:
+    attributes = group.attrs.asdict()
+    ome = attributes.get("ome", attributes)
+    keys: dict[str, Kind] = {"plate": "plate", "multiscales": "image", "bioformats2raw.layout": "collection"}
+    return next((kind for key, kind in keys.items() if isinstance(ome, Mapping) and key in ome), None)
+
+
+def _folder(url: str, group: zarr.Group | None) -> _Place:
+    if storage.is_web(url):
+        what = "no OME-Zarr is found" if group is None else "a Zarr group without an image is found"
+        raise RefusedError(
+            f"{url}: {what}, and folders cannot be listed over HTTP; give the URL of one image, plate or collection"
+        )
+    fs, path = storage.filesystem(url)
+    with _storage_refusals(url):
+        try:
+            entries = {storage.basename(entry["name"]): entry["type"] for entry in fs.ls(path, detail=True)}
+        except NotADirectoryError:
+            return _Place(url, words="a file")
+    if entries == {storage.basename(url): "file"}:
+        return _Place(url, words="a file")
+    if ".zarray" in entries:
+        return _Place(url, words="a plain Zarr array")
+    folders = sorted(name for name, type_ in entries.items() if type_ == "directory" and name[0] != ".")
+    words = "a folder without any" if entries else "an empty folder"
+    return _Place(url, children=tuple(storage.join(url, name) for name in folders), words=words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An image to open, or one that has failed already."""
+
+    root: str
+    kind: Kind
+    path: str
+    name: str
+    failure: ChorusError | None = None
+
+
+def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]:
+    """The images of a root, in the order of its metadata."""
+
+    def entry(path: str, failure: ChorusError | None = None) -> _Entry:
+        return _Entry(place.url, place.kind or "image", path, f"{name}/{path}" if path else name, failure)
+
+    def fields(well: str) -> list[_Entry]:
+        try:
+            return [entry(f"{well}/{image.path}") for image in well_metadata(place.url, well).images]
+        except ChorusError as error:
+            return [entry(well, error)]
+
+    if place.failure or place.kind == "image":
+        return [entry("", place.failure)]
+    try:
+        if place.kind == "plate":
+            wells = [well.path for well in plate_metadata(place.url).wells]
+            found = [field for well in pool.map(fields, wells) for field in well]
+        else:
+            found = [entry(path) for path in collection_series(place.url)]
+    except ChorusError as error:
+        return [entry("", error)]
+    return found or [entry("", ImageError(f"{place.url}: the {place.kind} lists no image; {MEND}"))]
+
+
+def _open_entry(entry: _Entry) -> SourceImage | FailedImage:
+    try:
+        if entry.failure:
+            raise entry.failure
+        return open_image(entry.root, entry.kind, entry.path, entry.name)
+    except ChorusError as error:
+        return FailedImage(entry.root, entry.path, entry.name, str(error))

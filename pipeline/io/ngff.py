@@ -1,0 +1,267 @@
+"""What the metadata of an OME-Zarr say: of one image, a plate, a well, a collection.
+
+NGFF 0.4 (Zarr 2) and 0.5 (Zarr 3), checked with the models of ``ome-zarr-models`` and handed on as of 0.5. What
+is missing or not valid is an error that names the group and the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import NDArray
+from ome_zarr_models.base import BaseAttrs
+from ome_zarr_models.common.coordinate_transformations import Transform, VectorScale, VectorTranslation
+from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+from ome_zarr_models.v04.plate import Plate as Plate04
+from ome_zarr_models.v04.well_types import WellMeta as Well04
+from ome_zarr_models.v05.axes import Axis
+from ome_zarr_models.v05.multiscales import Dataset, Multiscale
+from ome_zarr_models.v05.plate import Plate
+from ome_zarr_models.v05.well_types import WellMeta as Well
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import Level, Ngff, SourceImage
+
+DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+MEND = "mend the metadata or write the image anew"
+
+Kind: TypeAlias = Literal["image", "plate", "collection"]
+Model = TypeVar("Model", bound=BaseModel)
+
+_AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+
+
+class _ChannelLabel(BaseAttrs):
+    """All that is needed of a channel: omero's own model also demands a colour, which real files leave out."""
+
+    label: str | None = None
+
+
+def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
+    """The image at `path` of the `kind` of source at `root`; `name` is that of its results.
+
+    Raises
+    ------
+    ImageError : its metadata are not valid, or an array is missing
+    RefusedError : storage does not give them
+    """
+    url = storage.join(root, path)
+    ngff, metadata = _metadata(url)
+    multiscale = _multiscale(metadata, ngff, url)
+    axes = _letters(multiscale.axes, url)
+    levels = tuple(_level(url, ngff, axes, multiscale, dataset) for dataset in multiscale.datasets)
+    channels = levels[0].shape[axes.index("c")] if "c" in axes else 1
+    return SourceImage(
+        root=root,
+        kind=kind,
+        path=path,
+        name=name,
+        ngff=ngff,
+        axes=axes,
+        units=tuple(axis.unit if isinstance(axis.unit, str) else None for axis in multiscale.axes),
+        levels=levels,
+        channels=_channels(metadata, channels),
+    )
+
+
+def plate_metadata(root: str) -> Plate:
+    """Metadata of the plate at `root`, as of NGFF 0.5; raises ImageError where they are not valid."""
+    ngff, metadata = _metadata(root)
+    model = Plate04 if ngff == "0.4" else Plate
+    plate = _validated(model, {"version": ngff, **_section(metadata, "plate", root)}, root, "plate")
+    return Plate.model_validate({**plate.model_dump(), "version": "0.5"})
+
+
+def well_metadata(root: str, well_path: str) -> Well:
+    """Metadata of one well of the plate at `root`, as of NGFF 0.5; raises ImageError where they are not valid."""
+    url = storage.join(root, well_path)
+    ngff, metadata = _metadata(url)
+    model = Well04 if ngff == "0.4" else Well
+    well = _validated(model, _section(metadata, "well", url), url, "well")
+    return Well.model_validate({**well.model_dump(), "version": "0.5"})
+
+
+def collection_series(root: str) -> list[str]:
+    """Paths of the images of the bioformats2raw collection at `root`.
+
+    They are listed in its ``OME`` group or else, as the layout says, are called 0, 1, 2, ... without a gap.
+    """
+    listed = None
+    if open_group(storage.join(root, "OME")) is not None:
+        listed = _metadata(storage.join(root, "OME"))[1].get("series")
+    if listed is None:
+        numbers = (str(number) for number in count())
+        listed = []
+        while open_group(storage.join(root, path := next(numbers))) is not None:
+            listed.append(path)
+    try:
+        return TypeAdapter(list[str]).validate_python(listed)
+    except ValidationError as error:
+        raise ImageError(f"{root}/OME: series is not a list of paths; {MEND}") from error
+
+
+def open_group(url: str) -> zarr.Group | None:
+    """The group at `url`, None where there is none.
+
+    Raises ContainsArrayError for a Zarr 3 array, ImageError for metadata that cannot be read and RefusedError
+    for what storage answers. The formats are tried one after the other, since a bucket without the right to
+    list answers "forbidden" for the keys of the other format.
+    """
+    failure: Exception | None = None
+    for zarr_format in (3, 2):
+        try:
+            store = storage.store(url, read_only=True)
+            return zarr.open_group(store, mode="r", zarr_format=zarr_format, use_consolidated=False)
+        except FileNotFoundError:
+            continue
+        except zarr.errors.ContainsArrayError:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised below, chained
+            failure = failure or error
+    if failure:
+        raise _unopened(failure, url) from failure
+    return None
+
+
+def _multiscale(metadata: Mapping[str, Any], ngff: Ngff, url: str) -> Multiscale:
+    """The first multiscales of an image; axes without a type get the one that goes with their name."""
+    listed = metadata.get("multiscales")
+    if not (isinstance(listed, list) and listed and isinstance(listed[0], dict)):
+        raise ImageError(f"{url}: multiscales is missing or empty; {MEND}")
+    raw = dict(listed[0])
+    if isinstance(raw.get("axes"), list):
+        raw["axes"] = [
+            {**axis, "type": axis.get("type") or _AXIS_TYPES.get(str(axis.get("name")).lower())}
+            if isinstance(axis, dict)
+            else axis
+            for axis in raw["axes"]
+        ]
+    if ngff == "0.4":
+        return _validated(Multiscale04, raw, url, "multiscales.0").to_version("0.5")
+    return _validated(Multiscale, raw, url, "multiscales.0")
+
+
+def _letters(axes: Sequence[Axis], url: str) -> str:
+    letters = {"time": "t", "channel": "c"}
+    found = ""
+    for axis in axes:
+        name = str(axis.name).lower()
+        letter = letters.get(str(axis.type), name if axis.type == "space" and name in ("z", "y", "x") else "")
+        if not letter:
+            raise ImageError(
+                f"{url}: axis {axis.name!r} has type {axis.type!r}, but axes are time, channel and the spaces z, y "
+                "and x; split the image along it or rename it"
+            )
+        found += letter
+    if len(set(found)) < len(found) or not {"y", "x"} <= set(found):
+        raise ImageError(f"{url}: axes are {found!r}, but y and x are needed and each axis once; {MEND}")
+    return found
+
+
+def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dataset) -> Level:
+    array = _open_array(url, ngff, dataset.path)
+    where = f"{storage.join(url, dataset.path)}"
+    if array.ndim != len(axes) or 0 in array.shape:
+        raise ImageError(f"{where}: shape {array.shape} does not go with the axes {axes!r}; {MEND}")
+    if array.dtype.name not in DTYPES:
+        mend = f"store the image as one of {', '.join(DTYPES)}"
+        raise ImageError(f"{where}: data type {array.dtype.name} is not supported; {mend}")
+    scale, translation = _transformation(dataset.coordinateTransformations, len(axes), where)
+    scale_all, translation_all = _transformation(multiscale.coordinateTransformations or (), len(axes), url)
+    return Level(
+        path=dataset.path,
+        shape=tuple(array.shape),
+        chunks=tuple(array.chunks),
+        dtype=array.dtype.name,
+        scale=tuple((scale * scale_all).tolist()),
+        translation=tuple((translation * scale_all + translation_all).tolist()),
+    )
+
+
+def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:
+    where = storage.join(url, path)
+    try:
+        store = storage.store(where, read_only=True)
+        return zarr.open_array(store, mode="r", zarr_format=2 if ngff == "0.4" else 3)
+    except FileNotFoundError as error:
+        message = f"{url}: array {path!r}, listed in multiscales.0.datasets, is missing"
+        raise ImageError(f"{message}; copy the image again or mend the metadata") from error
+    except Exception as error:
+        raise _unopened(error, where) from error
+
+
+def _transformation(
+    transforms: Sequence[Transform], axes: int, url: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale and translation per axis of what the model has checked to be (scale) or (scale, translation)."""
+    scale, translation = np.ones(axes), np.zeros(axes)
+    for transform in transforms:
+        if isinstance(transform, VectorScale):
+            scale = np.array(transform.scale)
+        elif isinstance(transform, VectorTranslation):
+            translation = np.array(transform.translation)
+        else:
+            raise ImageError(f"{url}: coordinateTransformations keep numbers in a file; write them in the metadata")
+    return scale, translation
+
+
+def _channels(metadata: Mapping[str, Any], number: int) -> tuple[str, ...]:
+    """Labels of the channels; their index where ``omero`` is absent or invalid, since it is only for viewers."""
+    omero = metadata.get("omero")
+    try:
+        listed = TypeAdapter(list[_ChannelLabel]).validate_python(omero["channels"] if omero else [])
+    except (ValidationError, LookupError, TypeError):
+        listed = []
+    labels = [channel.label for channel in listed[:number]] + [None] * (number - len(listed))
+    return tuple(label or str(index) for index, label in enumerate(labels))
+
+
+def _metadata(url: str) -> tuple[Ngff, Mapping[str, Any]]:
+    """Version and content of the NGFF metadata of the group at `url`."""
+    group = open_group(url)
+    if group is None:
+        raise ImageError(f"{url}: the group is missing although the metadata list it; copy it again or {MEND}")
+    attributes = group.attrs.asdict()
+    ngff: Ngff = "0.5" if "ome" in attributes else "0.4"
+    ome = _section(attributes, "ome", url) if ngff == "0.5" else attributes
+    version = ome.get("version", ngff) if ngff == "0.5" else ngff
+    if version != ngff or group.metadata.zarr_format != (3 if ngff == "0.5" else 2):
+        raise ImageError(
+            f"{url}: NGFF version {version} in Zarr format {group.metadata.zarr_format} is not supported; write it as "
+            "0.5 (Zarr 3) or 0.4 (Zarr 2)"
+        )
+    return ngff, ome
+
+
+def _section(metadata: Mapping[str, Any], key: str, url: str) -> Mapping[str, Any]:
+    section = metadata.get(key)
+    if not isinstance(section, Mapping):
+        raise ImageError(f"{url}: {key} is missing or is not an object; {MEND}")
+    return section
+
+
+def _validated(model: type[Model], data: Mapping[str, Any], url: str, field: str) -> Model:
+    # the models' own checks raise LookupError where lists differ in length
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, (field, *first["loc"])))
+        reason = " ".join(first["msg"].removeprefix("Value error, ").split()).rstrip(".")
+        raise ImageError(f"{url}: {field} is not valid NGFF ({reason}); {MEND}") from error
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ImageError(f"{url}: {field} is not valid NGFF ({error}); {MEND}") from error
+
+
+def _unopened(error: Exception, url: str) -> ChorusError:
+    """What to tell of an error while opening a group or array: storage's answer, or else that metadata are damaged."""
+    if sentence := storage.explain(error, url):
+        return RefusedError(sentence)
+    return ImageError(f"{url}: its Zarr metadata cannot be read ({storage.words(error)}); {MEND}")

@@ -1,0 +1,285 @@
+"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG and JPEG: what images a file holds, and windows of them.
+
+Axes become those of OME-Zarr, in the order t, c, z, y, x (those that the file has). Samples (RGB) become channels.
+Axes whose meaning a TIFF does not say (``I``, ``Q``, ...) are taken as z, then t, then c, the last one first.
+Values are those that are stored: palette images keep their indices, bits become 0 and 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+from PIL import Image
+
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import ChorusError, ImageError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.ngff import DTYPES
+from chorus.pipeline.io.tiff_metadata import Described, describe
+
+TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
+SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg")
+
+_MEND = "copy or export the file again, or leave it out"
+_SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
+# Rows of a file that is stored in strips as wide as the plane are decoded once for all windows in them, up to this.
+_BAND_BYTES = 256 << 20
+
+# What tifffile logs goes where the program says; without handlers Python would print it between our own lines.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# Pillow refuses large images as an attack; here the user names the files.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """One image of an open file.
+
+    Attributes
+    ----------
+    url : of the file
+    axes, shape : letters of ``tczyx`` in this order
+    dtype : NumPy name, one of `chorus.pipeline.io.ngff.DTYPES`
+    channels : names; empty where the file has none
+    samples : consecutive channels that the file stores together, pixel by pixel
+    scale, units : per axis that the file gives them for, in ``micrometer`` and ``second``
+    read : gives (channels, y, x) of time point t, plane z, a range of channels and a window
+    """
+
+    url: str
+    axes: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels: tuple[str, ...]
+    samples: int
+    scale: Mapping[str, float]
+    units: Mapping[str, str]
+    read: Callable[[int, int, range, Window], NDArray[Any]]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Length per letter of `axes`."""
+        return dict(zip(self.axes, self.shape, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PartOf:
+    """A file that holds planes of images that begin in another one: they are read from there."""
+
+    url: str
+
+
+def stem(name: str) -> str | None:
+    """`name` without the suffix of a raster file; None where it has none."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
+    return None if suffix is None else name[: -len(suffix)]
+
+
+@contextmanager
+def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] | PartOf]:
+    """The images of a file, for as long as it is open; at least one.
+
+    Parameters
+    ----------
+    data : the file, where it is in memory; then `url` is only its name
+
+    Raises
+    ------
+    ImageError : it cannot be read, or holds what OME-Zarr or Chorus cannot take; reading a window raises it, too
+    """
+    if not url.lower().endswith(TIFF_SUFFIXES):
+        yield _flat(url, data)
+        return
+    with ExitStack() as stack:
+        with _errors(url), _complete(url):
+            tiff = stack.enter_context(tifffile.TiffFile(_opened(url, data, stack)))
+            series = list(tiff.series)
+        if not series:
+            raise ImageError(f"{url}: holds no image; {_MEND}")
+        with _errors(url):
+            described = zip(series, describe(tiff, series), strict=True)
+            found = [_from_series(url, one, metadata) for one, metadata in described if not _elsewhere(one, tiff)]
+        yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
+
+
+def _opened(url: str, data: bytes | None, stack: ExitStack) -> Any:
+    """What tifffile reads from; it follows the files of a set only from a path."""
+    if data is not None:
+        return BytesIO(data)
+    fs, path = storage.filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
+
+
+def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
+    """Whether an image that is spread over files begins in another one than `tiff`."""
+    return bool(series.is_multifile) and _first_file(series) not in ("", tiff.filename)
+
+
+def _first_file(series: tifffile.TiffPageSeries) -> str:
+    """Name of the file that holds the first plane; empty where that is missing."""
+    first = series.pages[0]
+    return "" if first is None else str(first.parent.filename)
+
+
+def _from_series(url: str, series: tifffile.TiffPageSeries, described: Described) -> Raster:
+    """An image of a TIFF, read in windows through tifffile's own Zarr store."""
+    stored = series.axes.lower()
+    store = series.aszarr(level=0)
+    # A file object that could be written to makes a store that cannot be opened for reading alone.
+    array = zarr.open_array(store, mode="r" if store.read_only else "r+")
+    meaning = _meaning(url, stored, array.shape)
+    return _raster(url, array, meaning, described)
+
+
+def _flat(url: str, data: bytes | None) -> list[Raster]:
+    """The image of a PNG or JPEG file, decoded whole."""
+    with _errors(url):
+        if data is None:
+            data = storage.read_bytes(url)
+        # Pillow would cut 16 bits of colour to 8.
+        if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":
+            pixels = imagecodecs.png_decode(data)
+        else:
+            with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
+                pixels = np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr") else image)
+        return [_raster(url, pixels, "yxs"[: pixels.ndim], Described())]
+
+
+def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
+    """A letter of ``tczyxs`` per stored axis; ``_`` for one that is left out, being of length 1 and unknown."""
+    known = set(stored) & set("tczyxs")
+    if not {"y", "x"} <= known:
+        raise ImageError(f"{url}: axes are {stored!r}, without a plane of y and x; {_MEND}")
+    spare = [letter for letter in "zt" if letter not in known] + (["c"] if not known & set("cs") else [])
+    letters = list(stored)
+    for place in reversed(range(len(letters))):
+        if letters[place] not in "tczyxs":
+            if shape[place] == 1:
+                letters[place] = "_"
+            elif spare:
+                letters[place] = spare.pop(0)
+            else:
+                raise ImageError(
+                    f"{url}: axes are {stored!r} of lengths {shape}, more than time, channel, z, y and x; save it as "
+                    "several files or as OME-TIFF"
+                )
+    return "".join(letters)
+
+
+def _raster(url: str, pixels: Any, meaning: str, described: Described) -> Raster:
+    """`pixels` (anything that is sliced like an array) whose axes mean `meaning`, as an image in t, c, z, y, x."""
+    dtype = "uint8" if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("=").name
+    if dtype not in DTYPES:
+        raise ImageError(f"{url}: data type {dtype} is not supported; {_dtypes()}")
+    sizes = dict(zip(meaning, pixels.shape, strict=True))
+    if 0 in pixels.shape:
+        raise ImageError(f"{url}: has no pixels (shape {pixels.shape}); {_MEND}")
+    samples, planes = sizes.get("s", 1), sizes.get("c", 1)
+    names = _channel_names(described.channels, planes, samples) if {"s", "c"} & set(meaning) else described.channels
+    lengths = {axis: sizes[axis] for axis in "tczyx" if axis in sizes}
+    if "c" in sizes or "s" in sizes or len(names) == 1:
+        lengths["c"] = planes * samples
+    axes = "".join(axis for axis in "tczyx" if axis in lengths)
+    scale = {axis: size for axis, size in described.scale.items() if axis in axes}
+    units = {axis: "second" if axis == "t" else "micrometer" for axis in scale}
+    shape = tuple(lengths[axis] for axis in axes)
+    read = _Reader(url, pixels, meaning, samples, dtype)
+    return Raster(url, axes, shape, dtype, names, samples, scale, units, read)
+
+
+def _channel_names(names: tuple[str, ...], planes: int, samples: int) -> tuple[str, ...]:
+    if samples == 1:
+        return names if len(names) == planes else ()
+    colors = _SAMPLES.get(samples, tuple(map(str, range(samples))))
+    if planes == 1:
+        return colors
+    groups = names if len(names) == planes else tuple(map(str, range(planes)))
+    return tuple(f"{group} {color}" for group in groups for color in colors)
+
+
+class _Reader:
+    """Reads windows; of a file stored in strips as wide as the plane it keeps the decoded rows of the last window."""
+
+    def __init__(self, url: str, pixels: Any, meaning: str, samples: int, dtype: str) -> None:
+        self._url, self._pixels, self._meaning = url, pixels, meaning
+        self._samples, self._dtype = samples, dtype
+        self._width = pixels.shape[meaning.index("x")]
+        chunks = getattr(pixels, "chunks", None)
+        self._strips = chunks is not None and chunks[meaning.index("x")] >= self._width
+        self._kept: tuple[object, NDArray[Any]] | None = None
+
+    def __call__(self, t: int, z: int, channels: range, window: Window) -> NDArray[Any]:
+        size = len(channels) * len(window.y) * self._width * np.dtype(self._dtype).itemsize
+        with _errors(self._url):
+            if not self._strips or size > _BAND_BYTES:
+                return self._read(t, z, channels, window.y.slice, window.x.slice)
+            key = (t, z, channels, window.y)
+            if self._kept is None or self._kept[0] != key:
+                self._kept = None
+                self._kept = key, self._read(t, z, channels, window.y.slice, slice(0, self._width))
+            return self._kept[1][:, :, window.x.slice]
+
+    def _read(self, t: int, z: int, channels: range, y: slice, x: slice) -> NDArray[Any]:
+        """(channels, y, x) in the native byte order."""
+        first, last = channels.start // self._samples, -(-channels.stop // self._samples)
+        at = {"t": t, "z": z, "c": slice(first, last), "s": slice(None), "y": y, "x": x, "_": 0}
+        data = np.asarray(self._pixels[tuple(at[letter] for letter in self._meaning)])
+        left = "".join(letter for letter in self._meaning if letter in "csyx")
+        data = data.transpose([left.index(letter) for letter in "csyx" if letter in left])
+        data = data.reshape(-1, *data.shape[-2:]).astype(self._dtype, copy=False)
+        skip = channels.start - first * self._samples
+        return data[skip : skip + len(channels)]
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """What decoders raise, of many libraries' types, as an ImageError of one sentence."""
+    try:
+        yield
+    except ChorusError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        sentence = storage.explain(error, url) if isinstance(error, OSError) and error.errno else None
+        raise ImageError(sentence or f"{url}: cannot be read ({reason}); {_MEND}") from error
+
+
+class _Losses(logging.Handler):
+    """Collects what tifffile only logs although planes are lost: a chain of pages that leads out of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "invalid page offset" in message or "invalid offset to first page" in message:
+            self.found = message
+
+
+@contextmanager
+def _complete(url: str) -> Iterator[None]:
+    """Raises ImageError where a file that is opened within ends too early."""
+    log, losses = logging.getLogger("tifffile"), _Losses()
+    log.addHandler(losses)
+    try:
+        yield
+    finally:
+        log.removeHandler(losses)
+    if losses.found:
+        raise ImageError(f"{url}: is cut short, pages beyond its end are missing; {_MEND}")
+
+
+def _dtypes() -> str:
+    return f"save it as one of {', '.join(DTYPES)}"

@@ -1,0 +1,285 @@
+"""The one place that opens a URL: Zarr stores for arrays, fsspec filesystems for small files.
+
+A URL is a local path, ``file://``, ``memory://``, ``gs://``, ``s3://`` or (read-only) ``http(s)://``.
+Credentials come from the environment of the filesystem's own library, never from arguments.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fsspec
+import zarr.storage
+from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store
+
+from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.io import object_stores as buckets
+
+SCHEMES = ("file", "memory", "gs", "s3", "http", "https")
+# Of presigned URLs of Amazon, Google and Azure.
+_SIGNATURE = re.compile(r"(^|&)(x-(amz|goog)-[a-z-]+|signature|sig|token|access_token|awsaccesskeyid)=", re.IGNORECASE)
+
+
+def scheme(url: str) -> str:
+    """The URL's scheme, ``file`` for plain paths.
+
+    Raises RefusedError for one that Chorus does not read, and for a URL with a password or a signature in it, which
+    would be written down in results and logs.
+    """
+    if "://" not in url:
+        return "file"
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        raise RefusedError(
+            f"{shown}: scheme {parts.scheme!r} is not supported; use a path or one of {', '.join(SCHEMES)}"
+        )
+    if parts.scheme != "file" and ("@" in parts.netloc or _SIGNATURE.search(parts.query)):
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        raise RefusedError(f"{shown}: the URL holds credentials; leave them out and give them in the environment")
+    return parts.scheme
+
+
+def is_web(url: str) -> bool:
+    """Whether `url` is on a web server, where files are read by name: nothing is listed and nothing written."""
+    return scheme(url) in ("http", "https")
+
+
+def check_writable(url: str) -> None:
+    """Raises RefusedError where nothing can ever be written; whether the rights are there, only writing tells."""
+    if is_web(url):
+        raise RefusedError(f"{url}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
+
+
+def normalise(url: str) -> str:
+    """Canonical form: absolute path for local files (``file://`` stripped), no trailing slash."""
+    if scheme(url) == "file":
+        return str(Path(url.removeprefix("file://")).absolute())
+    return url.rstrip("/")
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def basename(url: str) -> str:
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of `url` and the path in it. Listings are never cached: other processes write too."""
+    kind = scheme(url)
+    if kind == "file":
+        return LocalFileSystem(auto_mkdir=True), normalise(url)
+    if kind == "memory":
+        fs, path = fsspec.core.url_to_fs(url)
+        return fs, path
+    fs = buckets.bucket(kind)
+    return fs, fs._strip_protocol(url)
+
+
+def store(url: str, *, read_only: bool) -> Store:
+    """The Zarr store whose root is `url`."""
+    kind = scheme(url)
+    if kind == "file":
+        return zarr.storage.LocalStore(normalise(url), read_only=read_only)
+    if kind == "memory":
+        return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+    fs = buckets.bucket(kind, asynchronous=True)
+    return zarr.storage.FsspecStore(fs, read_only=read_only, path=fs._strip_protocol(url))
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = filesystem(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a small file whole: a reader sees the old content or the new one, never a part."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+    elif scheme(url) in buckets.SCHEMES:
+        fs.pipe_file(path, data, chunksize=buckets.PART)
+    else:
+        fs.pipe_file(path, data)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file at `url` (or, but in a bucket, a folder)."""
+    fs, path = filesystem(url)
+    return buckets.is_object(fs, path) if scheme(url) in buckets.SCHEMES else bool(fs.exists(path))
+
+
+def entries(url: str) -> list[str]:
+    """Names of the files and folders in the folder at `url`, sorted; none where there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        return sorted(basename(name) for name in fs.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def words(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def explain(error: BaseException, url: str) -> str | None:
+    """One sentence for what storage answered, or None when the error is not storage's, as of damaged data."""
+    if _is_damage(error):
+        return None
+    names, text = _type_names(error), str(error).lower()
+    if "botocore.ClientError" in names:
+        error = _as_os_error(error)
+    number = getattr(error, "errno", None)
+    status = _http_status(error, names)
+    said = f"the server answered {status}" if status else words(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{url}: no space left; free some or choose another --out, then run the same command again"
+    if number == errno.EROFS:
+        return f"{url}: the file system is read-only; choose another place"
+    if "requester pays" in text:
+        return f"{url}: whoever reads this bucket pays; set FSSPEC_GS_REQUESTER_PAYS to the project that does"
+    if names & _SIGN_IN_ERRORS or status == 401:
+        return f"{url}: not signed in ({said}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
+    if status == 403 or isinstance(error, PermissionError) or text.startswith("forbidden"):  # as gcsfs words 403
+        answer = f" ({said})" if status else ""
+        return f"{url}: permission denied{answer}; check the rights of the folder or the credentials in the environment"
+    if "nosuchbucket" in text or "bucket does not exist" in text:
+        return f"{url}: no such bucket; check its name and the project or account that you are signed in to"
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return f"{url}: not found; check the path or URL"
+    if names & _BROKEN_OFF:
+        return (
+            f"{url}: the connection breaks off in the middle ({words(error)}); check the network, then run the same "
+            "command again to resume"
+        )
+    if names & _NETWORK_ERRORS or isinstance(error, ConnectionError | TimeoutError):
+        return (
+            f"{url}: the server cannot be reached ({words(error)}); check the address and the network, then run the "
+            "same command again to resume"
+        )
+    if status in (408, 429) or (status or 0) >= 500:
+        return f"{url}: the server is busy or failing ({said}); run the same command again to resume"
+    if isinstance(error, OSError) or names & _OTHER_ERRORS or text.startswith("bad request: "):
+        return f"{url}: storage failed ({said}); check the URL, then run the same command again to resume"
+    return None
+
+
+# Types of the libraries below fsspec, as package and name: so none of them is imported to look for its errors.
+_NETWORK_ERRORS = {
+    "aiohttp.ClientConnectionError",
+    "botocore.ConnectionError",
+    "botocore.HTTPClientError",
+    "google.TransportError",
+    "requests.ConnectionError",
+}
+_BROKEN_OFF = {"aiohttp.ClientPayloadError", "botocore.IncompleteReadError", "botocore.ResponseStreamingError"}
+_SIGN_IN_ERRORS = {
+    "botocore.NoCredentialsError",
+    "botocore.PartialCredentialsError",
+    "botocore.CredentialRetrievalError",
+    "botocore.TokenRetrievalError",
+    "botocore.SSOError",
+    "botocore.ProfileNotFound",
+    "google.DefaultCredentialsError",
+    "google.RefreshError",
+}
+_OTHER_ERRORS = {
+    "aiohttp.ClientError",
+    "botocore.BotoCoreError",
+    "gcsfs.HttpError",
+    "gcsfs.ChecksumError",
+    "gcsfs.NonRetryableError",
+    "google.GoogleAuthError",
+    "google.GoogleAPIError",
+}
+_SIGN_IN = {
+    "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS "
+    "(FSSPEC_GS_TOKEN=anon reads public buckets without)",
+    "s3": "sign in with `aws sso login` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true reads "
+    "public buckets without)",
+}
+
+
+def _type_names(error: BaseException) -> set[str]:
+    """The types that an error is of, as top package and name: ``aiohttp.ClientError``."""
+    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+
+
+def _as_os_error(error: BaseException) -> BaseException:
+    """A ClientError of botocore as the OSError that s3fs makes of its code, such as AccessDenied."""
+    from s3fs.errors import translate_boto_error  # takes a second to import, and is there when botocore is
+
+    translated: BaseException = translate_boto_error(error)
+    return translated
+
+
+def _http_status(error: BaseException, names: set[str]) -> int | None:
+    """The status that a web server or Google's storage answered with."""
+    if "aiohttp.ClientResponseError" in names:
+        return int(getattr(error, "status", 0)) or None
+    if "gcsfs.HttpError" in names:
+        code = str(getattr(error, "code", ""))
+        return int(code) if code.isdecimal() else None
+    # s3fs makes OSErrors of what S3 answers, by their names; a status without one is in the error before.
+    answer = getattr(error.__cause__, "response", None)
+    said = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
+    return said if said in (408, 429) or said >= 500 else None
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether an OSError is of a decoder: gzip, and bz2, which has no type of its own."""
+    return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.args == ("Invalid data stream",))
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what storage answers into an OutputError of one sentence; other errors pass.
+
+    Raises
+    ------
+    OutputError : storage does not take it
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = explain(error, url)
+        if sentence is None:
+            raise
+        raise OutputError(sentence) from error
+
+
+def remove_folder(url: str) -> None:
+    """Remove what is below `url`, file by file on buckets: fsspec's `rm` reads ``a[1]`` as a pattern."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+        return
+
+    def remove(file: str) -> None:
+        with suppress(FileNotFoundError):  # as in `_remove`, and where the answer was lost
+            fs.rm_file(file)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(remove, fs.find(path)))

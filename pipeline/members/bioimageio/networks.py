@@ -1,0 +1,189 @@
+"""Networks of BioImage.IO packages from their weights: torch modules, TorchScript and ONNX graphs.
+
+Code that a package brings along runs only where it is trusted; an architecture of a library must be a network class of
+a well-known library, or one of its functions that make networks: any other callable could do anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import pickle
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.members.bioimageio.package import Package, WeightFiles
+from chorus.pipeline.members.onnx_session import open_session, session_errors
+
+LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")
+_MAKERS = {("segmentation_models_pytorch", "create_model"), ("timm", "create_model")}
+"""Functions that make networks and nothing else."""
+
+
+class Network(Protocol):
+    """All input tensors of a package to all of its outputs."""
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
+
+    def parameters_bytes(self) -> int: ...
+
+
+class TorchNetwork:
+    """A module, TorchScript or not, in evaluation mode."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        module.eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        self._module = module.to(device)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        answer = self._module(*inputs)
+        if isinstance(answer, dict):  # as torchvision's
+            return list(answer.values())
+        return list(answer) if isinstance(answer, list | tuple) else [answer]
+
+    def parameters_bytes(self) -> int:
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class OnnxNetwork:
+    """An ONNX graph on onnxruntime, on the GPU where its build can."""
+
+    def __init__(self, session: Any, size: int, device: torch.device) -> None:
+        self._session, self._size, self._device = session, size, device
+        self._names = [entry.name for entry in session.get_inputs()]
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        arrays = dict(zip(self._names, (tensor.cpu().numpy() for tensor in inputs), strict=True))
+        try:
+            answers = self._session.run(None, arrays)
+        except session_errors() as error:
+            raise RuntimeError(first_line(error)) from error
+        return [torch.from_numpy(np.asarray(answer)).to(self._device) for answer in answers]
+
+    def parameters_bytes(self) -> int:
+        return self._size
+
+
+def load_network(package: Package, files: WeightFiles, device: torch.device, *, trust_code: bool) -> Network:
+    """The network of `files` on `device`; raises RefusedError where it cannot be had or is not trusted."""
+    if files.format == "onnx":
+        return _onnx(package, files, device)
+    if files.format == "torchscript":
+        return TorchNetwork(_torchscript(package, files, device), device)
+    return TorchNetwork(_state_dict(package, files, trust_code), device)
+
+
+def _torchscript(package: Package, files: WeightFiles, device: torch.device) -> torch.nn.Module:
+    try:
+        with warnings.catch_warnings():
+            # Deprecated for what is written anew; packages hold it and must go on loading.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            module: torch.nn.Module = torch.jit.load(io.BytesIO(files.weights), map_location=device)
+    except (RuntimeError, ValueError) as error:
+        raise RefusedError(
+            f"{package.url}: {files.entry.source} is no TorchScript ({first_line(error)}); get the package anew"
+        ) from error
+    return module
+
+
+def _onnx(package: Package, files: WeightFiles, device: torch.device) -> OnnxNetwork:
+    # A graph may name files with data: it finds those of its package, and no others.
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in {**files.others, "graph.onnx": files.weights}.items():
+            Path(folder, name).write_bytes(data)
+        graph, mend = str(Path(folder, "graph.onnx")), "update onnxruntime, or choose another `format`"
+        session = open_session(package.url, graph, device, what=str(files.entry.source), mend=mend)
+    return OnnxNetwork(session, len(files.weights) + sum(map(len, files.others.values())), device)
+
+
+def _state_dict(package: Package, files: WeightFiles, trust_code: bool) -> torch.nn.Module:
+    architecture = files.entry.architecture
+    where = f"{package.url}: {architecture.callable}"
+    make, options = _architecture(package, architecture, trust_code), dict(architecture.kwargs)
+    if getattr(architecture, "import_from", "").split(".")[0] == "segmentation_models_pytorch":
+        options["encoder_weights"] = None  # they would be fetched only to be replaced
+    try:
+        module = make(**options)
+    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
+        raise RefusedError(
+            f"{where} cannot be made with {options} ({first_line(error)}); mend the package, or install "
+            "the versions that it names"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise RefusedError(f"{where} makes no torch module; mend the package")
+    try:
+        # weights_only: tensors and plain containers; anything that would run code is refused by torch.
+        state = torch.load(io.BytesIO(files.weights), map_location="cpu", weights_only=True)
+        module.load_state_dict(state, strict=files.entry.strict)
+    except pickle.UnpicklingError as error:
+        raise RefusedError(
+            f"{package.url}: {files.entry.source} is no plain state dict, and Chorus never runs pickled code; save "
+            "`model.state_dict()`"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, EOFError, KeyError) as error:
+        raise RefusedError(
+            f"{package.url}: {files.entry.source} does not fit {architecture.callable} ({_difference(error)}); "
+            "mend the package"
+        ) from error
+    return module
+
+
+def _architecture(package: Package, architecture: Any, trust_code: bool) -> Any:
+    """What makes the network, imported only where it may be."""
+    if hasattr(architecture, "source"):
+        if not trust_code:
+            raise RefusedError(
+                f"{package.url}: its architecture is code of its own ({architecture.source}); read it, then run with "
+                "--trust-code, or choose another `format`"
+            )
+        return _imported(package, architecture)
+    library = architecture.import_from
+    name = f"{library}.{architecture.callable}"
+    untrusted = RefusedError(
+        f"{package.url}: its architecture {name} is no network of {', '.join(LIBRARIES)}; look at what it does, then "
+        "run with --trust-code, or choose another `format`"
+    )
+    if library.split(".")[0] not in LIBRARIES and not trust_code:
+        raise untrusted
+    found = _imported(package, architecture)
+    if not trust_code and not _makes_networks(library, architecture.callable, found):
+        raise untrusted
+    return found
+
+
+def _imported(package: Package, architecture: Any) -> Any:
+    from bioimageio.core.digest_spec import import_callable
+
+    try:
+        return import_callable(architecture)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise RefusedError(
+            f"{package.url}: its architecture {architecture.callable} cannot be imported ({first_line(error)}); "
+            "install the library that it is from, or choose another `format`"
+        ) from error
+
+
+def _makes_networks(library: str, name: Any, found: Any) -> bool:
+    """Whether a callable of a well-known library is a network's class or a function that makes one."""
+    if inspect.isclass(found):
+        return issubclass(found, torch.nn.Module) and found.__module__.split(".")[0] in LIBRARIES
+    if library.split(".")[0] == "torchvision":
+        return str(name) in importlib.import_module("torchvision.models").list_models()
+    return (library, str(name)) in _MAKERS
+
+
+def _difference(error: BaseException) -> str:
+    """The first key that differs, below the headline of torch's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return first_line(lines[1] if len(lines) > 1 else error)

@@ -1,0 +1,205 @@
+"""What to make of a run's scores: per image the Dice to expect, whether it is foreign, and whether to look at it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.reference.distances import feature_matrix
+from chorus.pipeline.reference.marginals import log_p, numbers, side_of
+from chorus.pipeline.reference.ood import EMPTY
+from chorus.pipeline.reference.reasons import detector_reasons
+from chorus.pipeline.reference.reference import Reference
+from chorus.pipeline.reference.threshold import Threshold, threshold
+
+# What may be said of an image, in the order in which it is said.
+FLAGS = ("failed", "empty", "poor", "uncertain", "foreign")
+SIGMA = "sigma:"
+
+
+@dataclass(frozen=True)
+class Review:
+    """What looking at a share of the images buys.
+
+    Attributes
+    ----------
+    look_at : names, the most needed first
+    of : images that have a result
+    left_share : upper estimate of the share below tau among the images that are not looked at
+    wanted : the share that is wanted there
+    needed : the fewest images to look at so that `left_share` is below `wanted`
+    foreign_left : images that are foreign and not looked at: the estimate does not hold for them
+    """
+
+    look_at: list[str]
+    of: int
+    left_share: float
+    wanted: float
+    needed: int
+    foreign_left: int
+
+
+def flag_images(
+    scores: pd.DataFrame,
+    reference: Reference,
+    features: pd.DataFrame | None = None,
+    *,
+    below: float | None = None,
+    level: float = 0.05,
+) -> pd.DataFrame:
+    """Judge the images of a run by the reference set of its ensemble; those to look at first come first.
+
+    Parameters
+    ----------
+    scores : rows of ``scores.parquet``
+    reference : of the ensemble that gave them
+    features : columns ``name`` and ``features``, if there are any
+    below : Dice that is too low, tau; by default the reference's
+    level : p-values up to it are foreign: about this share of familiar images is flagged. Where the reference set is
+        too small to give such p-values, those are flagged that are stranger than every reference image.
+
+    Returns
+    -------
+    A row per image: ``rank`` (1 is to be looked at first; none for failed images), ``name``, ``status``,
+    ``expected_dice``, ``dice_bound`` (0 for foreign images), ``risk`` (upper probability that Dice is below tau),
+    ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``strangeness`` (tells p-values at their least
+    apart), and ``sigma:<detector>``.
+    """
+    tau = reference.tau if below is None else below
+    if not 0 < tau < 1:
+        raise RefusedError(f"--below {tau:g}: give a Dice between 0 and 1")
+    scores = scores.reset_index(drop=True)
+    failed = (scores["status"] == "failed").to_numpy(bool)
+    empty = (scores["status"] == "empty").to_numpy(bool)
+    table = scores[["name", "status"]].copy()
+    table["failure_score"] = np.where(failed | empty, np.nan, reference.quality.failure_scores(scores))
+    failure = table["failure_score"].to_numpy(np.float64)
+    table["expected_dice"] = reference.quality.dice_of(failure)
+    lower = np.where(failed | empty, np.nan, reference.bound.lower(scores))
+    table["dice_bound"] = np.fmin(lower, table["expected_dice"])
+    table["risk"] = np.where(failed, np.nan, reference.risk(failure, empty, tau))
+    space = reference.detectors.space
+    matrix = feature_matrix(features, list(scores["name"]), None if space is None else len(space.mean))
+    sigmas = reference.detectors.measure(scores, empty, matrix)
+    sigmas[failed] = np.nan
+    table["p_value"] = reference.detectors.p_values(sigmas)
+    table["strangeness"] = np.where(table["p_value"].isna(), np.nan, reference.detectors.strangeness(sigmas))
+    level = max(level, reference.least_p())
+    # No bound holds for what is unlike the reference images, and 0 always does.
+    table["dice_bound"] = table["dice_bound"].mask((table["p_value"] <= level) & table["dice_bound"].notna(), 0.0)
+    raised = _raised(table, scores, reference, tau, level)
+    table["flags"] = [[name for name in FLAGS if raised[name][row]] for row in range(len(table))]
+    table["reasons"] = _reasons(table, scores, sigmas, reference, tau, level)
+    return _ordered(table.join(sigmas.drop(columns=EMPTY).add_prefix(SIGMA)))
+
+
+def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Review:
+    """What to look at with a budget, and what share below tau is then left among the rest.
+
+    Parameters
+    ----------
+    flagged : of `flag_images`, in its order
+    budget : share of the images with a result that are looked at, 0 to 1; rounded up to whole images
+    wanted : share below tau that may be left
+
+    Raises
+    ------
+    RefusedError
+        If `budget` is no such share.
+    """
+    if not 0 <= budget <= 1:
+        raise RefusedError(f"--budget {budget:g}: give a share of the images between 0 and 1, such as 0.05")
+    known = flagged[flagged["risk"].notna()]
+    risk = known["risk"].to_numpy(np.float64)
+    count = min(math.ceil(budget * len(known) - 1e-9), len(known))
+    # left[k]: mean risk of the images that are left when k are looked at.
+    sums = np.append(np.cumsum(risk[::-1])[::-1], 0.0)
+    left = np.append(sums[:-1] / np.arange(len(risk), 0, -1), 0.0)
+    foreign = ["foreign" in flags for flags in known["flags"].iloc[count:]]
+    return Review(
+        look_at=[str(name) for name in known["name"].iloc[:count]],
+        of=len(known),
+        left_share=float(left[count]),
+        wanted=wanted,
+        needed=int(np.flatnonzero(left < wanted)[0]),
+        foreign_left=sum(foreign),
+    )
+
+
+def uncertainty_threshold(reference: Reference, tau: float) -> Threshold | None:
+    """U_min of the reference set for any `tau`; None where the ensemble gives no uncertainty."""
+    if "uncertainty" not in reference.scores:
+        return None
+    found = reference.frame()
+    known = found[(found["status"] == "done") & found["uncertainty"].notna()]
+    return threshold(known["uncertainty"].to_numpy(np.float64), known["dice"].to_numpy(np.float64), tau)
+
+
+def _raised(
+    table: pd.DataFrame, scores: pd.DataFrame, reference: Reference, tau: float, level: float
+) -> dict[str, NDArray[np.bool_]]:
+    """By flag, which images it is raised for."""
+    limit = uncertainty_threshold(reference, tau)
+    doubt = np.zeros(len(table), bool)
+    if limit is not None and "uncertainty" in scores:
+        uncertainty = pd.to_numeric(scores["uncertainty"]).to_numpy(np.float64, na_value=np.nan)
+        doubt = limit.beyond(uncertainty) & (table["status"] == "done").to_numpy(bool)
+    nothing = (1 + sum(reference.empty)) / (1 + reference.images)
+    return {
+        "failed": (table["status"] == "failed").to_numpy(bool),
+        "empty": (table["status"] == "empty").to_numpy(bool) & (nothing <= level),
+        "poor": (table["expected_dice"] < tau).to_numpy(bool),
+        "uncertain": doubt,
+        "foreign": (table["p_value"] <= level).to_numpy(bool),
+    }
+
+
+def _reasons(
+    table: pd.DataFrame, scores: pd.DataFrame, sigmas: pd.DataFrame, reference: Reference, tau: float, level: float
+) -> list[list[str]]:
+    """Per image the reasons of its flags; none without flags."""
+    detectors = list(reference.detector_names)
+    tails = {name: np.exp(log_p(sigmas[name].to_numpy(np.float64), side_of(name))) for name in detectors}
+    limit = uncertainty_threshold(reference, tau)
+    values = dict(zip(detectors, numbers(scores, detectors).T, strict=True))
+    away = {name: sigmas[name].to_numpy(np.float64) for name in detectors}
+    expected = table["expected_dice"].to_numpy(np.float64)
+    messages = scores["message"].fillna("") if "message" in scores else pd.Series("", index=scores.index)
+    found: list[list[str]] = []
+    for row, flags in enumerate(table["flags"]):
+        said = []
+        if "failed" in flags:
+            said.append(str(messages.iloc[row]) or "it has no result")
+        if "empty" in flags:
+            said.append(f"nothing found, as in {sum(reference.empty)} of {reference.images} reference images")
+        if "poor" in flags:
+            said.append(f"expected Dice {expected[row]:.2f}, below {tau:g}")
+        if "uncertain" in flags and limit is not None:
+            said.append(_beyond(float(scores["uncertainty"].iloc[row]), limit))
+        if {"foreign", "poor"} & set(flags):
+            there = [name for name in detectors if not math.isnan(tails[name][row])]
+            own, far, tail = ({name: float(of[name][row]) for name in there} for of in (values, away, tails))
+            said += detector_reasons(own, far, tail, level)
+        found.append(said)
+    return found
+
+
+def _beyond(uncertainty: float, limit: Threshold) -> str:
+    if limit.minimum is None:
+        return f"uncertainty {uncertainty:.3f}, above that of every reference image (at most {limit.worst_seen:.3f})"
+    return f"uncertainty {uncertainty:.3f}, not below U_min {limit.minimum:.3f}"
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """The riskiest first; among equals the worse score, then the stranger, then the name: the same in every run."""
+    keys = ["risk", "failure_score", "strangeness", "name"]
+    ordered = table.sort_values(keys, ascending=[False, False, False, True], na_position="last").reset_index(drop=True)
+    ranks = pd.array(range(1, len(ordered) + 1), dtype="Int64")
+    ordered.insert(0, "rank", pd.Series(ranks).where(ordered["risk"].notna()))
+    first = ["rank", "name", "status", "expected_dice", "dice_bound", "risk", "p_value", "flags", "reasons"]
+    return ordered[[*first, *(name for name in ordered.columns if name not in first)]]

@@ -1,0 +1,248 @@
+"""Whether an image is foreign: detectors, each measured against the reference set, and one p-value of them all.
+
+A detector is a score (strange where it is bad), a class's share of the image (strange on both sides), all of these
+together (a Mahalanobis distance), two distances of encoder features, and finding nothing at all. Each becomes a number
+of sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean, which is small where any
+of them is: foreign images are foreign in their own ways, and many detectors that see nothing must not outvote one that
+does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not taken from theory, which would have to know
+how the detectors depend on each other, but by rank among the reference images, each of which was measured by detectors
+that had not seen it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds
+whatever the dependence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from chorus.pipeline.reference.conformal import conformal_p_values, fold_numbers
+from chorus.pipeline.reference.distances import Ellipsoid, FeatureSpace, components_of
+from chorus.pipeline.reference.marginals import Marginal, is_constant, log_p, numbers, side_of
+
+FEATURES, OUTSIDE, TOGETHER, EMPTY = "features", "features_residual", "scores_together", "empty"
+# Fewest images of a reference set that a covariance is taken of.
+_FEWEST = 5
+_Measured = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """Detectors with the reference set that they are measured against.
+
+    Attributes
+    ----------
+    scores : names of the scores that are used
+    together : of the sigmas of `scores`; None with a single score
+    space : of the features; None without
+    values : (images, detectors) what each detector says of each reference image; for distances from a model that did
+        not see the image
+    sigmas : the same in sigmas, each from the other images
+    names : of the detectors: `scores`, then the distances that tell images apart
+    empty : (images,) reference images in which nothing was found
+    """
+
+    scores: tuple[str, ...]
+    together: Ellipsoid | None
+    space: FeatureSpace | None
+    values: NDArray[np.float64]
+    sigmas: NDArray[np.float64]
+    names: tuple[str, ...]
+    empty: NDArray[np.bool_]
+
+    @classmethod
+    def fit(
+        cls,
+        scores: pd.DataFrame,
+        names: list[str],
+        empty: NDArray[np.bool_],
+        features: NDArray[np.float64] | None = None,
+    ) -> Detectors:
+        """Of a reference set.
+
+        Parameters
+        ----------
+        scores : a row per image
+        names : columns to use; those that are the same for all images are left out
+        empty : (images,) where nothing was found
+        features : (images, d); rows of NaN for images without
+        """
+        columns = numbers(scores, names)
+        used = [index for index in range(len(names)) if not is_constant(columns[:, index])]
+        values = columns[:, used]
+        kept = [names[index] for index in used]
+        folds = fold_numbers(len(scores))
+        sigmas = _sigmas_of_others(values, folds)
+        together, space = None, None
+        if len(kept) > 1 and _complete(sigmas).sum() >= _FEWEST:
+            together = Ellipsoid.fit(sigmas[_complete(sigmas)])
+            distances = _distances_of_others(
+                sigmas, folds, lambda known, new: Ellipsoid.fit(known).distances(new)[:, None], 1
+            )
+            values, sigmas, kept = _append(values, sigmas, kept, folds, distances, [TOGETHER])
+        if features is not None and _tell_apart(features):
+            complete = _complete(features)
+            # The same for all folds and for all images together, so that their distances compare.
+            fewest = int(complete.sum() - np.bincount(folds[complete]).max())
+            components = components_of(fewest, features.shape[1])
+            space = FeatureSpace.fit(features[complete], components)
+            distances = _distances_of_others(
+                features, folds, lambda known, new: FeatureSpace.fit(known, components).distances(new), 2
+            )
+            values, sigmas, kept = _append(values, sigmas, kept, folds, distances, [FEATURES, OUTSIDE])
+        if TOGETHER not in kept:
+            together = None
+        if not {FEATURES, OUTSIDE} & set(kept):
+            space = None
+        return cls(tuple(names[i] for i in used), together, space, values, sigmas, tuple(kept), empty)
+
+    def measure(
+        self, scores: pd.DataFrame, empty: NDArray[np.bool_], features: NDArray[np.float64] | None = None
+    ) -> pd.DataFrame:
+        """Sigmas of new images: a column per detector, and ``empty``; NaN where a detector has nothing to say.
+
+        Positive is above the reference's median, whichever side is the strange one. ``empty`` has a value where nothing
+        was found: the sigma of how often that is so in the reference set.
+        """
+        values = numbers(scores, list(self.scores))
+        marginals = [Marginal.of(column) for column in self.values.T]
+        sigmas = _by_marginals(values, marginals)
+        if self.together is not None:
+            sigmas = self._with(sigmas, self.together.distances(sigmas)[:, None], marginals)
+        if self.space is not None:
+            given = np.full((len(scores), 2), np.nan) if features is None else self.space.distances(features)
+            wanted = [index for index, name in enumerate((FEATURES, OUTSIDE)) if name in self.names]
+            sigmas = self._with(sigmas, given[:, wanted], marginals)
+        share = (1 + np.count_nonzero(self.empty)) / (1 + len(self.empty))
+        found = pd.DataFrame(sigmas, columns=list(self.names), index=scores.index)
+        found[EMPTY] = np.where(empty, norm.isf(share), np.nan)
+        return found
+
+    def strangeness(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
+        """(images,) -log10 of the combined tail of what `measure` gave, 0 or more: also beyond the least p-value."""
+        return np.asarray(_combined(self._log_p(sigmas.to_numpy(np.float64))) / np.log(10), np.float64)
+
+    def p_values(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
+        """(images,) p-values of what `measure` gave; NaN where no detector has anything to say.
+
+        An image is compared to the reference by the detectors that it has: those that it lacks are left out there too.
+        """
+        tails = self._log_p(sigmas.to_numpy(np.float64))
+        reference = self._log_p(np.column_stack([self.sigmas, self._empty_sigmas()]))
+        found = np.full(len(tails), np.nan)
+        patterns, of_image = np.unique(~np.isnan(tails), axis=0, return_inverse=True)
+        for index, there in enumerate(patterns):
+            rows = of_image.reshape(-1) == index
+            if there.any():
+                found[rows] = conformal_p_values(_combined(reference[:, there]), _combined(tails[rows][:, there]))
+        return found
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it but the names, for a ``.npz`` file."""
+        found: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
+        if self.together is not None:
+            found |= {"together_location": self.together.location, "together_precision": self.together.precision}
+        if self.space is not None:
+            found |= {f"features_{name}": getattr(self.space, name) for name in ("mean", "scale", "components")}
+            found["features_location"] = self.space.ellipsoid.location
+            found["features_precision"] = self.space.ellipsoid.precision
+        return found
+
+    @classmethod
+    def from_arrays(cls, scores: list[str], names: list[str], arrays: Mapping[str, NDArray[Any]]) -> Detectors:
+        """What `arrays` gave; raises KeyError where one is missing."""
+        together, space = None, None
+        if "together_location" in arrays:
+            together = Ellipsoid(arrays["together_location"], arrays["together_precision"])
+        if "features_mean" in arrays:
+            ellipsoid = Ellipsoid(arrays["features_location"], arrays["features_precision"])
+            mean, scale, components = (arrays[f"features_{name}"] for name in ("mean", "scale", "components"))
+            space = FeatureSpace(mean, scale, components, ellipsoid)
+        values, sigmas = arrays["values"], arrays["sigmas"]
+        return cls(tuple(scores), together, space, values, sigmas, tuple(names), arrays["empty"])
+
+    def _with(
+        self, sigmas: NDArray[np.float64], distances: NDArray[np.float64], marginals: list[Marginal]
+    ) -> NDArray[np.float64]:
+        done = sigmas.shape[1]
+        more = _by_marginals(distances, marginals[done : done + distances.shape[1]])
+        return np.concatenate([sigmas, more], axis=1)
+
+    def _empty_sigmas(self) -> NDArray[np.float64]:
+        """Of finding nothing in each reference image, as the others have it."""
+        return np.where(self.empty, norm.isf(np.count_nonzero(self.empty) / len(self.empty)), np.nan)
+
+    def _log_p(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+        sides = [side_of(name) for name in (*self.names, EMPTY)]
+        return np.stack([log_p(column, side) for column, side in zip(sigmas.T, sides, strict=True)], axis=1)
+
+
+def _combined(tails: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(images,) -log of the harmonic mean of the tails that there are, from (images, detectors) logarithms; 0 or more.
+
+    In logarithms, so that images of 40 sigma and of 400 differ.
+    """
+    there = ~np.isnan(tails)
+    count = there.sum(axis=1)
+    total = logsumexp(np.where(there, -tails, -np.inf), axis=1)
+    return np.where(count > 0, total - np.log(np.maximum(count, 1)), 0.0)
+
+
+def _tell_apart(features: NDArray[np.float64]) -> bool:
+    """Whether enough images have features, and not all the same ones."""
+    known = features[_complete(features)]
+    return len(known) >= _FEWEST and bool(np.ptp(known, axis=0).any())
+
+
+def _complete(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(rows).all(axis=1))
+
+
+def _by_marginals(values: NDArray[np.float64], marginals: list[Marginal]) -> NDArray[np.float64]:
+    found = [marginal(column) for marginal, column in zip(marginals, values.T, strict=False)]
+    return np.stack(found, axis=1) if found else np.empty((len(values), 0))
+
+
+def _sigmas_of_others(values: NDArray[np.float64], folds: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(images, detectors) sigmas, each by the marginals of the other folds; NaN where those have no value."""
+    found = np.full(values.shape, np.nan)
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        for index, column in enumerate(values.T):
+            if np.isfinite(column[~held_out]).any():
+                found[held_out, index] = Marginal.of(column[~held_out])(column[held_out])
+    return found
+
+
+def _distances_of_others(
+    points: NDArray[np.float64], folds: NDArray[np.intp], measured: _Measured, count: int
+) -> NDArray[np.float64]:
+    """(images, count) distances of reference images from a cloud without them; NaN where that cannot be had."""
+    complete = _complete(points)
+    found = np.full((len(points), count), np.nan)
+    for fold in np.unique(folds):
+        known = points[(folds != fold) & complete]
+        if len(known) >= _FEWEST - 1:
+            found[folds == fold] = measured(known, points[folds == fold])
+    return found
+
+
+def _append(
+    values: NDArray[np.float64],
+    sigmas: NDArray[np.float64],
+    names: list[str],
+    folds: NDArray[np.intp],
+    distances: NDArray[np.float64],
+    more: list[str],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+    """The detectors with distances as `more` of them, but for one that is the same for all images."""
+    told = [index for index in range(len(more)) if not is_constant(distances[:, index])]
+    distances = distances[:, told]
+    sigmas = np.concatenate([sigmas, _sigmas_of_others(distances, folds)], axis=1)
+    return np.concatenate([values, distances], axis=1), sigmas, [*names, *(more[index] for index in told)]

@@ -1,0 +1,97 @@
+"""A reference beside its ensemble: ``reference.json``, and ``reference.npz`` with its arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.reference.ood import Detectors
+from chorus.pipeline.reference.reference import FORMAT, Reference
+
+_ARRAYS = "arrays_sha256"
+_FEATURES = "reference_features"
+
+
+def reference_url(ensemble_url: str) -> str:
+    """``reference.json`` beside an ``ensemble.yaml``, of that file's URL or its folder's."""
+    url = storage.normalise(ensemble_url)
+    folder = url.rsplit("/", 1)[0] if url.endswith((".yaml", ".yml")) else url
+    return storage.join(folder, "reference.json")
+
+
+def write_reference(ensemble_url: str, reference: Reference) -> str:
+    """Keep a reference beside its ensemble, in place of an older one; returns its URL.
+
+    Raises
+    ------
+    OutputError
+        where storage does not take it
+    """
+    url = reference_url(ensemble_url)
+    buffer = io.BytesIO()
+    features = {} if reference.features is None else {_FEATURES: reference.features}
+    np.savez_compressed(buffer, allow_pickle=False, **reference.detectors.arrays(), **features)
+    arrays = buffer.getvalue()
+    # The hash ties the two files together: one of them may be of an older reference where writing was cut short.
+    content = reference.model_dump(mode="json") | {_ARRAYS: hashlib.sha256(arrays).hexdigest()}
+    with storage_errors(url):
+        storage.write_bytes(_arrays_url(url), arrays)
+        storage.write_bytes(url, json.dumps(content, indent=1).encode())
+    return url
+
+
+def read_reference(ensemble_url: str) -> Reference:
+    """The reference of an ensemble.
+
+    Raises
+    ------
+    RefusedError
+        where there is none, or it is damaged or of another ensemble
+    """
+    ensemble = read_ensemble(ensemble_url)
+    url = reference_url(ensemble.url)
+    try:
+        data, arrays = storage.read_bytes(url), storage.read_bytes(_arrays_url(url))
+    except OSError as error:
+        raise RefusedError(
+            f"{ensemble.url}: has no reference set ({storage.explain(error, url)}); make one with `chorus calibrate`"
+        ) from error
+    reference = _parsed(url, data, arrays)
+    if reference.ensemble != ensemble.hash:
+        raise RefusedError(
+            f"{url}: is of another ensemble, or of this one before it was changed; run `chorus calibrate` again"
+        )
+    return reference
+
+
+def _parsed(url: str, data: bytes, arrays: bytes) -> Reference:
+    again = "run `chorus calibrate` again"
+    try:
+        content: dict[str, Any] = json.loads(data)
+        if content.get("format") != FORMAT:
+            raise RefusedError(f"{url}: has format {content.get('format')}, this Chorus knows {FORMAT}; {again}")
+        if content.pop(_ARRAYS, None) != hashlib.sha256(arrays).hexdigest():
+            raise RefusedError(f"{url}: does not go with {storage.basename(_arrays_url(url))} beside it; {again}")
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as opened:
+            loaded = dict(opened)
+        detectors = Detectors.from_arrays(content["detector_scores"], content["detector_names"], loaded)
+        return Reference.model_validate(content | {"detectors": detectors, "features": loaded.get(_FEATURES)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise RefusedError(f"{url}: field {field}: {first['msg']}; {again}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RefusedError(f"{url}: is damaged ({storage.words(error)}); {again}") from error
+
+
+def _arrays_url(url: str) -> str:
+    return url.removesuffix(".json") + ".npz"

@@ -1,0 +1,269 @@
+"""Sums that a region carries and the scores that an image gets from them: additive, and exact in any order.
+
+Maps are summed in fixed point (integers in units of 2^-32), so that neither the cut into regions nor the order in
+which they come changes a bit of an image's scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from chorus.pipeline.core.posterior import Posterior, mask_of
+
+FIXED_POINT = 2**32
+# Pixels whose members are compared at once: bounds what is held of them.
+_COUNT_BLOCK = 1 << 22
+# Pixels that are summed at once: bounds what is held in float64.
+_BAND = 1 << 20
+_PATCH = 16
+FLOW_VARIANCE = "flow_variance"
+"""A map and a score, of ensembles with flows."""
+SCORE_FIELDS = (
+    "uncertainty",
+    "epistemic",
+    "aleatoric",
+    "entropy",
+    "uncertainty_patch_max",
+    "pairwise_dice",
+    "pairwise_dice_min",
+    FLOW_VARIANCE,
+)
+"""Scores of an image that say how doubtful it is, in the order in which they are shown; see `ImageScores`."""
+
+
+def patch_edge(chunk: int) -> int:
+    """Edge in pixels of the patches of `ImageScores.uncertainty_patch_max`: the least divisor of the chunk from 16 on.
+
+    It is 16 for every chunk that is a multiple of 16. Regions are made of whole chunks, so that a patch of the grid
+    that begins at the plane's origin never lies in two of them. `chunk`, of the output, is at least 16.
+    """
+    return next(edge for edge in range(_PATCH, chunk + 1) if chunk % edge == 0)
+
+
+class RegionSums(BaseModel):
+    """What a region adds to its image's scores. All fields are exact integers.
+
+    Attributes
+    ----------
+    pixels : of the region
+    foreground : pixels with any foreground class
+    class_pixels : per foreground class, pixels of the prediction
+    uncertainty, epistemic, aleatoric, entropy : sums over the foreground in units of 2^-32
+    patch : of the patch with the largest mean uncertainty its sum in units of 2^-32 and its pixels; (0, 0) where no
+        patch has enough of them
+    overlaps : per foreground class, (members, members): pixels that both members give to the class; the diagonal is
+        each member's own size
+    flow_variance : sum over the foreground in units of 2^-32; None without flows, and in records of earlier versions
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pixels: int
+    foreground: int
+    class_pixels: list[int]
+    uncertainty: int
+    epistemic: int
+    aleatoric: int
+    entropy: int
+    patch: tuple[int, int]
+    overlaps: list[list[list[int]]]
+    flow_variance: int | None = None
+
+    def __add__(self, other: RegionSums) -> RegionSums:
+        overlaps = np.asarray(self.overlaps, dtype=object) + np.asarray(other.overlaps, dtype=object)
+        return RegionSums(
+            pixels=self.pixels + other.pixels,
+            foreground=self.foreground + other.foreground,
+            class_pixels=[a + b for a, b in zip(self.class_pixels, other.class_pixels, strict=True)],
+            uncertainty=self.uncertainty + other.uncertainty,
+            epistemic=self.epistemic + other.epistemic,
+            aleatoric=self.aleatoric + other.aleatoric,
+            entropy=self.entropy + other.entropy,
+            patch=_worse(self.patch, other.patch),
+            overlaps=overlaps.tolist(),
+            flow_variance=(
+                None
+                if self.flow_variance is None or other.flow_variance is None
+                else self.flow_variance + other.flow_variance
+            ),
+        )
+
+
+class ImageScores(BaseModel):
+    """Scores of an image; those of the foreground's uncertainty are None where nothing was predicted as foreground.
+
+    Attributes
+    ----------
+    uncertainty : U, mean predictive variance over predicted foreground, 0 to 0.25
+    epistemic, aleatoric : its two parts
+    entropy : mean predictive entropy over predicted foreground, as a fraction of the largest one, 0 to 1
+    uncertainty_patch_max : the largest mean uncertainty of a patch, all its pixels counted, 0 to 0.25; None, too, where
+        no patch is large enough
+    pairwise_dice : mean over member pairs and foreground classes, 0 to 1; None with a single member
+    pairwise_dice_min : the least of any member pair and foreground class, 0 to 1; None with a single member
+    flow_variance : mean circular variance of the flows' directions over predicted foreground, 0 to 1; None, too, where
+        the ensemble gives no flows
+    pairwise_dice_per_class, pairwise_dice_min_per_class, foreground_fraction : per foreground class
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uncertainty: float | None
+    epistemic: float | None
+    aleatoric: float | None
+    entropy: float | None
+    uncertainty_patch_max: float | None
+    pairwise_dice: float | None
+    pairwise_dice_min: float | None
+    flow_variance: float | None
+    pairwise_dice_per_class: list[float | None]
+    pairwise_dice_min_per_class: list[float | None]
+    foreground_fraction: list[float]
+
+
+def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: int) -> RegionSums:
+    """The sums of one region.
+
+    Parameters
+    ----------
+    classes : counts the background
+    patch : edge of a patch in pixels (`patch_edge`); the region begins at a multiple of it on both axes
+    """
+    foreground = posterior.masks != 0
+    uncertainty = posterior.uncertainty
+    return RegionSums(
+        pixels=foreground.size,
+        foreground=int(np.count_nonzero(foreground)),
+        class_pixels=[
+            int(np.count_nonzero(mask_of(posterior.masks, k, multilabel=multilabel))) for k in range(1, classes)
+        ],
+        uncertainty=_fixed_sum(uncertainty, foreground),
+        epistemic=_fixed_sum(posterior.epistemic, foreground),
+        aleatoric=_fixed_sum(posterior.aleatoric, foreground),
+        entropy=_entropy_sum(posterior.probability, foreground, multilabel=multilabel),
+        patch=_worst_patch(uncertainty, patch),
+        overlaps=[_overlaps(posterior.member_masks, k, multilabel=multilabel) for k in range(1, classes)],
+        flow_variance=_fixed_sum(posterior.flow_variance[0], foreground) if len(posterior.flow_variance) else None,
+    )
+
+
+def image_scores(sums: Sequence[RegionSums]) -> ImageScores:
+    """Scores of an image from the sums of all its regions, in any order.
+
+    References
+    ----------
+    U: Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 5. Entropy, pairwise Dice and patches:
+    Zenk et al., Medical Image Analysis 101:103392 (2025); patches after Kahl et al., ICLR 2024 (arXiv:2401.08501),
+    where they slide over the image; here they lie on a grid, so that each is in one region.
+    """
+    total = sums[0]
+    for more in sums[1:]:
+        total = total + more
+    scale = FIXED_POINT * total.foreground
+    patch, patch_pixels = total.patch
+
+    def mean(value: int) -> float | None:
+        return value / scale if total.foreground else None
+
+    dices = [_pairwise_dices(overlap) for overlap in total.overlaps]
+    per_class = [sum(pairs) / len(pairs) if pairs else None for pairs in dices]
+    known = [dice for dice in per_class if dice is not None]
+    return ImageScores(
+        uncertainty=mean(total.uncertainty),
+        epistemic=mean(total.epistemic),
+        aleatoric=mean(total.aleatoric),
+        entropy=mean(total.entropy),
+        uncertainty_patch_max=patch / (FIXED_POINT * patch_pixels) if total.foreground and patch_pixels else None,
+        pairwise_dice=sum(known) / len(known) if known else None,
+        pairwise_dice_min=min(itertools.chain(*dices), default=None),
+        flow_variance=None if total.flow_variance is None else mean(total.flow_variance),
+        pairwise_dice_per_class=per_class,
+        pairwise_dice_min_per_class=[min(pairs, default=None) for pairs in dices],
+        foreground_fraction=[count / total.pixels for count in total.class_pixels],
+    )
+
+
+def _fixed(values: NDArray[np.floating]) -> NDArray[np.int64]:
+    """In units of 2^-32."""
+    return np.rint(values.astype(np.float64) * FIXED_POINT).astype(np.int64)
+
+
+def _fixed_sum(values: NDArray[np.float32], where: NDArray[np.bool_]) -> int:
+    return int(_fixed(values[where]).sum())
+
+
+def _bands(shape: tuple[int, int], step: int = 1) -> Iterator[slice]:
+    """Rows of a plane, a few at a time, each time a multiple of `step` but for the last."""
+    rows = step * max(1, _BAND // (step * shape[1]))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
+
+
+def _entropy_sum(probability: NDArray[np.float32], where: NDArray[np.bool_], *, multilabel: bool) -> int:
+    """Sum of -sum_k p_k ln p_k / ln K over pixels; multi-label: of the mean over classes of the entropy in bits."""
+    from scipy.special import entr  # here, not above: the command line would feel it
+
+    classes, total = len(probability), 0
+    for rows in _bands(where.shape):
+        inside = where[rows]
+        entropy = np.zeros(np.count_nonzero(inside))
+        # One class after the other: how NumPy adds up an axis depends on the array's shape.
+        for one in probability[:, rows]:
+            # Weighted means are a rounding off at times.
+            p = np.clip(one[inside].astype(np.float64), 0, 1)
+            entropy += entr(p) + entr(1 - p) if multilabel else entr(p)
+        total += int(_fixed(entropy / (classes * math.log(2) if multilabel else math.log(classes))).sum())
+    return total
+
+
+def _worst_patch(uncertainty: NDArray[np.float32], edge: int) -> tuple[int, int]:
+    """Sum and pixels of the patch with the largest mean.
+
+    Patches that the plane's edge cuts count by what they have, from a quarter of a whole one on.
+    """
+    height, width = uncertainty.shape
+    worst = [(0, 0)]
+    for rows in _bands((height, width), edge):
+        down, right = np.arange(0, rows.stop - rows.start, edge), np.arange(0, width, edge)
+        sums = np.add.reduceat(np.add.reduceat(_fixed(uncertainty[rows]), right, axis=1), down, axis=0)
+        pixels = np.outer(np.diff(down, append=rows.stop - rows.start), np.diff(right, append=width))
+        worst += [(int(sums[pixels == n].max()), int(n)) for n in np.unique(pixels) if 4 * n >= edge**2]
+    return functools.reduce(_worse, worst)
+
+
+def _worse(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    """Of two (sum, pixels) the one with the larger mean, with more pixels where they are equal."""
+    return max(a, b, key=lambda patch: (Fraction(patch[0], patch[1] or 1), patch[1]))
+
+
+def _overlaps(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: bool) -> list[list[int]]:
+    members = masks.shape[0]
+    flat = masks.reshape(members, -1)
+    counts = np.zeros((members, members), np.int64)
+    for start in range(0, flat.shape[1], _COUNT_BLOCK):
+        inside = mask_of(flat[:, start : start + _COUNT_BLOCK], label, multilabel=multilabel)
+        bits = np.packbits(inside, axis=1)
+        padded = np.zeros((members, bits.shape[1] + -bits.shape[1] % 8), np.uint8)
+        padded[:, : bits.shape[1]] = bits
+        words = padded.view(np.uint64)
+        for a, b in itertools.combinations_with_replacement(range(members), 2):
+            counts[a, b] += np.bitwise_count(words[a] & words[b]).sum(dtype=np.int64)
+    counts = np.triu(counts) + np.triu(counts, 1).T
+    return [[int(count) for count in row] for row in counts]
+
+
+def _pairwise_dices(overlap: Sequence[Sequence[int]]) -> list[float]:
+    """Dice of each pair of members; two that both find nothing agree."""
+    dices = []
+    for a, b in itertools.combinations(range(len(overlap)), 2):
+        size = overlap[a][a] + overlap[b][b]
+        dices.append(2 * overlap[a][b] / size if size else 1.0)
+    return dices

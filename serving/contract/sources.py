@@ -1,0 +1,264 @@
+"""Where pixels come from: an upload in memory, or an image in storage below a prefix that the operator allows."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.cluster.planning.image_statistics import measured
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import ChorusError, RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.conversion import ConvertSettings, convert_raster
+from chorus.pipeline.io.models import SourceImage
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.pyramid import half
+from chorus.pipeline.io.rasters import Raster
+from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.preprocessing.preparation import Measure, Statistics, surveyed
+from chorus.serving.contract.problems import RequestError
+
+_SCHEMES = ("gs", "s3", "https", "http")
+_PART = re.compile(r"[A-Za-z0-9._ +=@-]+")
+# What numcodecs and zarr decode without running anything that is stored: Pickle is not among them.
+_CODECS = {
+    "blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd", "shuffle", "bitround", "delta", "fixedscaleoffset",
+    "quantize", "astype", "packbits", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes",
+    "transpose", "sharding_indexed",
+}  # fmt: skip
+# Any of them makes a folder a Zarr group.
+_GROUP = ("zarr.json", ".zgroup", ".zattrs")
+# Of one chunk, decoded.
+_CHUNK_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """An image that came with the request.
+
+    Attributes
+    ----------
+    image : as `chorus convert` would leave it, its pyramid included
+    pixels : (t, c, z, y, x) as stored, of the finest level
+    """
+
+    image: SourceImage
+    pixels: NDArray[Any]
+
+    def measure(self, image: PlannedImage, measures: frozenset[Measure]) -> Statistics:
+        """What `measures` are over all planes of the level of `image`; raises ImageError for NaN."""
+        level = self._level(image)
+        times, depths = image.planes
+        planes = [(t, z) for t in range(times) for z in range(depths)]
+        return surveyed(measures, [self._plane(image, level, t, z) for t, z in planes])
+
+    def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
+        """Gives (channels, y, x) of windows of a plane."""
+        plane = self._plane(image, self._level(image), t, z)
+        return lambda window: plane[:, window.y.slice, window.x.slice]
+
+    def keep(self, url: str) -> None:
+        """Write it as an OME-Zarr image, as `chorus convert` does; raises OutputError where that cannot be."""
+        finest = self.image.levels[0]
+        named = self.image.channels != tuple(map(str, range(len(self.image.channels))))
+        known = {axis: unit for axis, unit in zip(self.image.axes, self.image.units, strict=True) if unit is not None}
+        scale = {axis: finest.scale[self.image.axes.index(axis)] for axis in known}
+
+        def read(t: int, z: int, channels: range, window: Window) -> NDArray[Any]:
+            return self.pixels[t, channels.start : channels.stop, z, window.y.slice, window.x.slice]
+
+        raster = Raster(
+            url=self.image.root,
+            axes=self.image.axes,
+            shape=finest.shape,
+            dtype=finest.dtype,
+            channels=self.image.channels if named else (),
+            samples=1,
+            scale=scale,
+            units=known,
+            read=read,
+        )
+        convert_raster(raster, url, ConvertSettings())
+
+    def _level(self, image: PlannedImage) -> int:
+        return next(i for i, level in enumerate(self.image.levels) if level.path == image.level_path)
+
+    def _plane(self, image: PlannedImage, level: int, t: int, z: int) -> NDArray[Any]:
+        planes = [self.pixels[t, c, z] for c in image.channels]
+        for _ in range(level):
+            planes = [half(plane) for plane in planes]
+        found: NDArray[Any] = np.stack(planes)
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise RequestError(422, "pixels are NaN or infinite; clean or mask them")
+        return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image of an OME-Zarr in storage; `url` and `path` have passed `check_source`."""
+
+    url: str
+    path: str = ""
+
+    def open(self) -> SourceImage:
+        """Its metadata.
+
+        Raises
+        ------
+        RequestError : they lead out of the image, or ask for more than is decoded here
+        ChorusError : there is no image
+        """
+        guard_web()
+        image = open_image(self.url, "image" if not self.path else "collection", self.path, "image.ome.zarr")
+        for level in image.levels:
+            if not _is_plain(level.path):
+                raise RequestError(422, "the image's metadata name an array outside of it")
+            if int(np.prod(level.chunks)) * np.dtype(level.dtype).itemsize > _CHUNK_BYTES:
+                raise RequestError(422, f"the image's chunks {level.chunks} are larger than is read here")
+        _check_codecs(open_level(image.url, image.levels[0].path, image.ngff).metadata.to_dict())
+        return image
+
+    def is_there(self) -> bool:
+        """Whether there is any Zarr group, of an image or not."""
+        group = storage.join(self.url, *filter(None, [self.path]))
+        with storage_errors(group):
+            return any(storage.exists(storage.join(group, name)) for name in _GROUP)
+
+    def measure(self, image: PlannedImage, measures: frozenset[Measure]) -> Statistics:
+        """As `Uploaded.measure`, in one or more passes over the image."""
+        return measured(image, measures, strict=False)
+
+    def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
+        """As `Uploaded.reader`."""
+        array = open_level(image.url, image.level_path, image.ngff)
+        _check_codecs(array.metadata.to_dict())
+        return lambda window: read_window(array, image.axes, t, z, image.channels, window)
+
+
+Source = Uploaded | Stored
+
+
+def check_prefix(url: str) -> str:
+    """A prefix that an operator allows, with a slash at its end; raises ValueError for what never can be one."""
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(f"{url}: give a URL of {', '.join(_SCHEMES)} without login and query, such as gs://bucket/")
+    return url.rstrip("/") + "/"
+
+
+def check_source(url: str, prefixes: Iterable[str], field: str = "source.url") -> str:
+    """The URL of a client, if it is below one of `prefixes`.
+
+    Parameters
+    ----------
+    field : of the request, for the refusal
+
+    Raises
+    ------
+    RequestError
+        403 where it is not, or leads to an address that is not public; the answer does not say whether it exists.
+    """
+    parts = urlsplit(url)
+    plain = parts.scheme in _SCHEMES and not (parts.query or parts.fragment or "@" in parts.netloc)
+    # Prefixes are compared with text, so that there must be one way only to write a place.
+    if not plain or not _is_plain(parts.path.strip("/")) or not url.isascii() or url != url.strip():
+        raise RequestError(403, f"{field} must be a plain https://, gs:// or s3:// URL without login, query or `..`")
+    if not any(f"{url.rstrip('/')}/".startswith(prefix) for prefix in prefixes):
+        raise RequestError(403, f"{field} is not below a prefix that this server may use")
+    if parts.scheme in ("http", "https"):
+        require_public(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    return url.rstrip("/")
+
+
+def check_path(path: str) -> str:
+    """A path within an OME-Zarr, such as ``B/3/0``; raises RequestError where it leads out of it."""
+    if path and not _is_plain(path.strip("/")):
+        raise RequestError(422, "source.image must be a path inside the OME-Zarr, such as B/3/0")
+    return path.strip("/")
+
+
+def require_public(host: str, port: int) -> list[str]:
+    """Addresses of `host`; raises RequestError 403 where any of them is not of the public internet."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError) as error:
+        raise RequestError(403, "the host of source.url cannot be reached from here") from error
+    if not found or not all(_is_public(address) for address in found):
+        raise RequestError(403, "the host of source.url cannot be reached from here")
+    return sorted(found)
+
+
+def _is_public(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    return parsed.is_global and not parsed.is_multicast and (inner is None or inner.is_global)
+
+
+def _is_plain(path: str) -> bool:
+    parts = path.split("/")
+    return all(_PART.fullmatch(part) and part.strip(".") for part in parts)
+
+
+@cache
+def guard_web() -> None:
+    """From here on whatever this process reads over HTTP comes from public addresses, without being sent elsewhere.
+
+    A name that was public when it was checked may be another one when it is read: so the addresses are checked again
+    where the connection is made.
+    """
+    import fsspec.config
+
+    options = {"get_client": _guarded_client, "allow_redirects": False}
+    for kind in ("http", "https"):
+        fsspec.config.conf.setdefault(kind, {}).update(options)
+
+
+async def _guarded_client(**options: Any) -> Any:
+    import aiohttp
+    from aiohttp.resolver import ThreadedResolver
+
+    class PublicResolver(ThreadedResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+            found = await super().resolve(host, port, family)
+            if not all(_is_public(entry["host"]) for entry in found):
+                raise OSError("not a public address")
+            return found
+
+    options.pop("connector", None)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=PublicResolver()), trust_env=False, **options)
+
+
+def _check_codecs(metadata: Any) -> None:
+    """Raise RequestError for an array whose chunks are decoded by anything but what is known to be harmless."""
+    entries = [metadata.get("compressor"), *(metadata.get("filters") or []), *(metadata.get("codecs") or [])]
+    for entry in entries:
+        if entry is None:
+            continue
+        content = entry.get_config() if hasattr(entry, "get_config") else entry
+        name = str(content.get("id") or content.get("name", "")).removeprefix("numcodecs.")
+        if name not in _CODECS:
+            raise RequestError(422, "the image is compressed by a codec that is not read here")
+        inner = (content.get("configuration") or {}).get("codecs")
+        if inner:
+            _check_codecs({"codecs": inner})
+
+
+def planned_source(source: Source) -> SourceImage:
+    """What is known of a source before its pixels."""
+    try:
+        return source.image if isinstance(source, Uploaded) else source.open()
+    except ChorusError as error:
+        if isinstance(source, Stored) and (isinstance(error, RefusedError) or not source.is_there()):
+            raise RequestError(404, "there is no OME-Zarr image at source.url and source.image") from error
+        raise

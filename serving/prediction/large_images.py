@@ -1,0 +1,188 @@
+"""A large image as a run of `chorus predict` inside a replica, on the device that it shares with other requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chorus.cluster.objects.after_predict import add_objects
+from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.regions.batching import SharedDevice, SharedEngine
+from chorus.cluster.regions.worker import Answering, RegionWorker
+from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runtime.ray_tasks import SerialTasks
+from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.state.ledger import Ledger
+from chorus.cluster.state.results import finished_run
+from chorus.cluster.state.run_record import RunRecord, open_output
+from chorus.pipeline.errors import ChorusError, CutShortError
+from chorus.pipeline.io import storage
+from chorus.serving.contract.jobs import BEAT, JobRecord, JobStore
+from chorus.serving.contract.problems import UNEXPECTED, said
+from chorus.serving.prediction.hosting import Hosted
+from chorus.serving.prediction.steps import Planned, result_of_row
+
+log = logging.getLogger("chorus")
+# That a region may wait for the device among all others.
+_PATIENCE = 3600.0
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """What is to be done.
+
+    Attributes
+    ----------
+    source : URL of the OME-Zarr
+    """
+
+    planned: Planned
+    source: str
+    record: JobRecord
+
+
+class _StoppedError(CutShortError):
+    """Somebody asked for it."""
+
+
+class _Executor(SerialTasks):
+    """See `chorus.cluster.regions.executor.Executor`: regions one by one, on a shared device."""
+
+    actors = 1
+
+    def __init__(self, answering: Answering, device: torch.device, store: JobStore, job: str) -> None:
+        super().__init__()
+        self._answering, self._device, self._store, self._job = answering, device, store, job
+
+    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        worker = RegionWorker(context, self._device, answering=self._answering)
+        for region in todo.tolist():
+            if self._store.is_stopped(self._job):
+                raise _StoppedError("stopped")
+            yield worker.process(region)
+
+
+class _Progress(Silent):
+    """Notes how many regions are done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def region(self, status: RegionStatus) -> None:
+        self.done += 1
+
+
+def carry_out(large: LargeImage, device: SharedDevice, store: JobStore) -> JobRecord:
+    """Do all of an image; what is noted in `store` ends with the record that is returned.
+
+    An error that nobody knew of is raised, once it is noted that the job failed.
+    """
+    began, progress = time.monotonic(), _Progress()
+    hosted, job = large.planned.hosted, large.record.job
+    record = large.record.model_copy(update={"job": job.model_copy(update={"state": "running"})})
+    ended: dict[str, object] = {"state": "failed", "detail": UNEXPECTED}
+    try:
+        with _beating(store, record, progress):
+            outcome = _run(large, device, store, progress)
+            ended = _ended(outcome, large, store, began)
+    except _StoppedError:
+        ended = {"state": "cancelled"}
+    except ChorusError as error:
+        log.info("job %s: %s", job.id, error)
+        ended = {"state": "failed", "detail": said(str(error).replace(hosted.ensemble.url, hosted.name))}
+    finally:
+        last = record.job.model_copy(update={"done": progress.done} | ended)
+        record = record.model_copy(update={"job": last, "updated": time.time()})
+        store.write(record)
+    return record
+
+
+def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Progress) -> Outcome:
+    planned, out = large.planned, store.place(large.record.job.id, "out")
+    hosted: Hosted = planned.hosted
+    settings: ResolvedSettings = planned.settings
+    image: PlannedImage = planned.image
+    request = PredictRequest(
+        sources=[large.source],
+        ensemble=hosted.ensemble.url,
+        out=out,
+        settings=ResultSettings.model_validate(settings.model_dump(include=set(ResultSettings.model_fields))),
+        run=RunSettings(executor="serial", thumbnails=False, sentinels="skip", trust_code=hosted.ensemble.trust_code),
+        objects="flows" if hosted.ensemble.spec.flows else "none",
+    )
+    table = ImageTable.collect([image])
+    record = RunRecord.of(request, hosted.ensemble, settings, table, [], time.time())
+    open_output(record, out, overwrite=False)
+    context = RunContext(
+        out=out,
+        ensemble=hosted.ensemble.url,
+        ensemble_hash=hosted.ensemble.hash,
+        ensemble_name=hosted.ensemble.spec.name,
+        settings=settings,
+        session=uuid.uuid4().hex[:12],
+        trust_code=hosted.ensemble.trust_code,
+        thumbnails=False,
+    )
+    record.write(out)
+    table.write(context.table_url)
+    answering = SharedEngine(device, hosted.engine(settings), _PATIENCE)
+    executor = _Executor(answering, hosted.device, store, large.record.job.id)
+    outcome = Run(Job(request, hosted.ensemble, settings, table, []), context, executor, progress, record).carry_out()
+    if outcome.state == "interrupted":
+        raise (
+            _StoppedError(outcome.message) if store.is_stopped(large.record.job.id) else CutShortError(outcome.message)
+        )
+    if request.objects != "none" and outcome.state == "complete":
+        add_objects(request, outcome, record, Silent())
+    return outcome
+
+
+def _ended(outcome: Outcome, large: LargeImage, store: JobStore, began: float) -> dict[str, object]:
+    row, planned = outcome.rows[0], large.planned
+    if row["status"] == "failed":
+        return {"state": "failed", "detail": said(str(row["message"]).replace(large.source, "source.url"))}
+    job, out = large.record.job, outcome.out
+    (known,) = Ledger(out).image_records([planned.image.name])
+    objects = finished_run(out)["summary"].get("objects", {}).get("counts")
+    prediction = result_of_row(planned, known, job.id, time.monotonic() - began, objects)
+    where = storage.join("images", planned.image.name)
+    links = job.links | {"results": f"/v1/predictions/{job.id}/files/{where}"}
+    if "://" in store.url:
+        links["storage"] = storage.join(out, where)
+    return {"state": "done", "prediction": prediction, "links": links}
+
+
+@contextmanager
+def _beating(store: JobStore, record: JobRecord, progress: _Progress) -> Iterator[None]:
+    """Note every few seconds that the job goes on."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            job = record.job.model_copy(update={"done": progress.done})
+            try:
+                store.write(record.model_copy(update={"job": job, "updated": time.time()}))
+            except ChorusError as error:
+                log.warning("job %s: %s", job.id, error)
+            if ended.wait(BEAT):
+                return
+
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

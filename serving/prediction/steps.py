@@ -1,0 +1,220 @@
+"""A prediction from its source to its result, by the functions that a run uses; what waits, waits elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chorus.cluster.objects.inputs import diameter_in, typical_diameter
+from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
+from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image
+from chorus.cluster.planning.settings import SAMPLES
+from chorus.cluster.regions.maps import saved_maps
+from chorus.cluster.regions.work import RegionWork, region_result, region_work
+from chorus.cluster.runs.finish_image import image_record
+from chorus.cluster.state.ledger import ImageRecord
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.instances.table import numbered
+from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.preprocessing.preparation import Statistics
+from chorus.serving.contract.problems import RequestError
+from chorus.serving.contract.schemas import Prediction, PredictOptions, numbers
+from chorus.serving.contract.settings import Limits
+from chorus.serving.contract.sources import Source, planned_source
+from chorus.serving.prediction.hosting import Hosted
+
+_NOT_SCORES = ("image", "source", "name", "status", "message", "regions", "seconds")
+Labels = NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be predicted, before its pixels are read.
+
+    Attributes
+    ----------
+    image : as a run would plan it
+    where : the plane, and the window of it
+    """
+
+    hosted: Hosted
+    options: PredictOptions
+    settings: ResolvedSettings
+    source: Source
+    image: PlannedImage
+    where: RegionPlace
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prediction whose pixels are read, ready for the members."""
+
+    planned: Planned
+    statistics: Statistics
+    work: RegionWork
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an image.
+
+    Attributes
+    ----------
+    maps : what a run would keep, (channels, y, x) of its type, in the order of `layout`
+    labels : (y, x) classes
+    objects : per class (y, x), where they were asked for
+    layout : of an image of the window alone
+    """
+
+    prediction: Prediction
+    maps: NDArray[np.floating]
+    labels: Labels
+    objects: Mapping[str, Labels]
+    layout: ImageLayout
+
+    def channels(self, kind: str) -> NDArray[np.floating]:
+        """The maps of one kind, (channels, y, x)."""
+        prefix = {"flows": "flow:"}.get(kind, f"{kind}:")
+        return self.maps[[i for i, name in enumerate(self.layout.channels) if name == kind or name.startswith(prefix)]]
+
+
+def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits) -> Planned:
+    """What a prediction is of.
+
+    Raises
+    ------
+    RequestError : plane or window are outside of the image, or it is too large even for a job
+    ChorusError : channels, level or diameter do not fit
+    """
+    settings = hosted.settings(options)
+    given = [name for name in hosted.info.outputs if name != SAMPLES or settings.bound is not None]
+    for output in options.outputs:
+        if output not in given:
+            raise RequestError(422, f"ensemble {hosted.name} gives no {output}; ask for {', '.join(given)}")
+    image = plan_image(planned_source(source), hosted.ensemble, settings)
+    if image.pixels > limits.job_pixels:
+        raise RequestError(413, f"the image has {image.pixels} pixels, more than the {limits.job_pixels} done here")
+    times, depths = image.planes
+    if options.t >= times or options.z >= depths:
+        raise RequestError(422, f"the image has {times} time points and {depths} planes, counted from 0")
+    window = options.place() or Window.of(0, image.height, 0, image.width)
+    inside = 0 <= window.y.start < window.y.stop <= image.height and 0 <= window.x.start < window.x.stop <= image.width
+    if not inside:
+        raise RequestError(422, f"the window must be within 0:{image.height},0:{image.width} and not empty")
+    if max(image.model_height, image.model_width) > 1 << 24:
+        raise RequestError(413, "the image is too large at the pixel size of the ensemble")
+    return Planned(hosted, options, settings, source, image, RegionPlace(options.t, options.z, window))
+
+
+def cost_pixels(planned: Planned) -> int:
+    """Pixels that the members see of the window, those of the image or of the ensemble's size, whichever are more."""
+    image, window = planned.image, planned.where.window
+    scale = image.model_height * image.model_width / (image.height * image.width)
+    return int(window.pixels * max(1.0, scale))
+
+
+def prepare(planned: Planned) -> Prepared:
+    """Measure the image where its normalisation needs that, and read the window with all that its tiles see.
+
+    Raises
+    ------
+    ChorusError, RequestError : pixels cannot be read, or are no numbers
+    """
+    image, settings, inputs = planned.image, planned.settings, planned.hosted.ensemble.all_inputs
+    measures = inputs.measures
+    # Of a data set of this one image.
+    known = planned.source.measure(image, frozenset(replace(m, per="image") for m in measures)) if measures else {}
+    statistics = {measure: known[replace(measure, per="image")] for measure in measures}
+    read = planned.source.reader(image, planned.where.t, planned.where.z)
+    return Prepared(planned, statistics, region_work(image, 0, planned.where, settings, inputs, statistics, read))
+
+
+def conclude(prepared: Prepared, posterior: Posterior, request_id: str, started: float) -> Result:
+    """Scores, flags, maps and objects of what the members said.
+
+    Parameters
+    ----------
+    started : `time.monotonic` when the request came
+
+    Raises
+    ------
+    ImageError : members do not answer with numbers
+    """
+    planned, work = prepared.planned, prepared.work
+    settings, ensemble = planned.settings, planned.hosted.ensemble
+    posterior, record = region_result(work, posterior, work.features.sums(), ensemble, settings, 0.0)
+    finished = image_record(planned.image, ensemble, prepared.statistics, [record])
+    maps = saved_maps(posterior, settings.save)
+    assert maps is not None
+    layout = _layout(planned)
+    stored = maps.astype(settings.dtype)
+    objects: dict[str, Labels] = {}
+    if "objects" in planned.options.outputs:
+        objects = _objects(planned, layout, stored, posterior.labels)
+    counts = {name: int(found.max(initial=0)) for name, found in objects.items()} if objects else None
+    prediction = result_of_row(planned, finished, request_id, time.monotonic() - started, counts)
+    return Result(prediction, stored, posterior.labels, objects, layout)
+
+
+def result_of_row(
+    planned: Planned, finished: ImageRecord, name: str, seconds: float, objects: dict[str, int] | None
+) -> Prediction:
+    """What clients are told of an image that is done: its scores, and what they mean.
+
+    Parameters
+    ----------
+    name : of the request or job
+    """
+    row = finished.row
+    return Prediction(
+        id=name,
+        ensemble=planned.hosted.identity,
+        status=row["status"],
+        message=row["message"],
+        shape=planned.where.window.shape,
+        scores=numbers(row, _NOT_SCORES),
+        objects=objects,
+        seconds=round(seconds, 4),
+        **planned.hosted.judged(row, finished.features),
+    )
+
+
+def _layout(planned: Planned) -> ImageLayout:
+    """Of an image of the window alone."""
+    window = planned.where.window
+    whole = layout_of(planned.image, planned.hosted.ensemble, planned.settings, "")
+    corner = (window.y.start, window.x.start)
+    moved = tuple(t + s * c for t, s, c in zip(whole.translation[-2:], whole.scale[-2:], corner, strict=True))
+    return replace(
+        whole, axes="yx", shape=window.shape, scale=whole.scale[-2:], translation=moved, units=whole.units[-2:]
+    )
+
+
+def _objects(planned: Planned, layout: ImageLayout, maps: NDArray[np.floating], labels: Labels) -> dict[str, Labels]:
+    """Label images of the objects of each class, as `chorus objects` makes them of what a run has kept."""
+    ensemble: Ensemble = planned.hosted.ensemble
+    diameter = planned.settings.diameter or diameter_in(planned.image, typical_diameter(ensemble))
+    settings, plane = ObjectSettings(max(1.0, diameter)), labels.shape
+    flows = maps[[layout.channels.index(name) for name in ("flow:y", "flow:x")]]
+    found = {}
+    for value, entry in enumerate(ensemble.spec.classes[1:], 1):
+        foreground = labels == value
+        if ensemble.multilabel:
+            foreground = maps[layout.channels.index(f"probability:{entry.name}")] >= 0.5
+
+        def read(window: Window, foreground: NDArray[np.bool_] = foreground) -> Crop:
+            y, x = window.y.slice, window.x.slice
+            return Crop(foreground[y, x], flows[:, y, x], window, plane)
+
+        names = label_region(read, Window.of(0, plane[0], 0, plane[1]), plane, settings).names
+        known = np.unique(names)
+        found[entry.name] = numbered(names, known[known > 0])
+    return found

@@ -1,0 +1,220 @@
+"""An uploaded file becomes pixels: what its header says is checked against the bounds before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image
+
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import ChorusError
+from chorus.pipeline.io.models import Level, SourceImage, pyramid_levels
+from chorus.pipeline.io.ngff import DTYPES
+from chorus.pipeline.io.rasters import PartOf, Raster, open_rasters
+from chorus.serving.contract.problems import RequestError, said
+from chorus.serving.contract.settings import Limits
+from chorus.serving.contract.sources import Uploaded
+
+MEDIA = ("image/tiff", "image/png", "application/x-npy")
+# Pages of a TIFF: planes times channels.
+_PAGES = 4096
+# A file of a set of OME-TIFFs names others, which would be looked for on this machine.
+_OTHER_FILES = re.compile(r"<\s*(?:\w+:)?(?:BinaryOnly|UUID[^>]*FileName)", re.IGNORECASE)
+_NPY = b"\x93NUMPY"
+_PNG = b"\x89PNG\r\n\x1a\n"
+# How much a decoder of a segment may give beyond what the page says before it is a bomb.
+_SEGMENT_BYTES = 1 << 28
+
+
+def decode(data: bytes, name: str, limits: Limits) -> Uploaded:
+    """The image of a file; its kind is told by its first bytes.
+
+    Parameters
+    ----------
+    data : the file
+    name : as the client calls it; only its stem is used, for messages and for the results of jobs
+    limits : of pixels
+
+    Raises
+    ------
+    RequestError : 413 too large, 415 no known kind, 422 damaged or of a form that is not read
+    """
+    if data.startswith(_NPY):
+        pixels = _decode_npy(data, limits)
+        lengths, axes = pixels.shape, "cyx"[3 - pixels.ndim :]
+        return _uploaded(name, axes, lengths, pixels.reshape(1, -1, 1, *lengths[-2:]), (), {}, {})
+    if data.startswith(_PNG):
+        _check_png(data, limits)
+        return _raster(data, f"{_stem(name)}.png", limits)
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _check_tiff(data, limits)
+        return _raster(data, f"{_stem(name)}.tif", limits)
+    raise RequestError(415, f"send a TIFF, OME-TIFF, PNG or NPY file ({', '.join(MEDIA)})")
+
+
+def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
+    """(y, x) or (c, y, x) of an NPY file; objects, which would be pickled, are refused by their header."""
+    stream = io.BytesIO(data)
+    try:
+        version = npy.read_magic(stream)
+        read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, _, dtype = read(stream, max_header_size=10_000)
+    except Exception as error:  # the header is a literal of Python, and its parser raises types of many kinds
+        raise RequestError(422, "the NPY file's header is damaged") from error
+    if dtype.hasobject or dtype.newbyteorder("=").name not in (*DTYPES, "bool"):
+        raise RequestError(422, f"the NPY file holds {dtype}; save one of {', '.join(DTYPES)}")
+    if len(shape) not in (2, 3) or any(length < 1 for length in shape):
+        raise RequestError(422, f"the NPY file has shape {shape}; save (y, x) or (channels, y, x)")
+    _check_pixels(math.prod(shape), limits)
+    if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
+        raise RequestError(422, "the NPY file is cut short, or longer than its header says")
+    pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    pixels = pixels.astype(np.uint8) if dtype.kind == "b" else pixels.astype(dtype.newbyteorder("="), copy=False)
+    return np.ascontiguousarray(pixels)
+
+
+def _check_png(data: bytes, limits: Limits) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                width, height = image.size
+                channels = len(image.getbands())
+    except Exception as error:  # Pillow raises types of many kinds for damaged files
+        raise RequestError(422, "the PNG file's header is damaged") from error
+    _check_pixels(width * height * channels, limits)
+
+
+def _check_tiff(data: bytes, limits: Limits) -> None:
+    """What pages say of themselves; nothing is decoded, and no other file is looked for."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            total = 0
+            for index in range(_PAGES + 1):
+                try:
+                    page = tiff.pages[index]
+                except IndexError:
+                    break
+                if index == _PAGES:
+                    raise RequestError(413, f"the TIFF file has more than {_PAGES} pages")
+                assert isinstance(page, tifffile.TiffPage)
+                total += math.prod(page.shape)
+                _check_pixels(total, limits)
+                _check_segments(page)
+                if _OTHER_FILES.search(page.description):
+                    _check_alone(page.description)
+            if not total:
+                raise RequestError(422, "the TIFF file holds no image")
+    except RequestError:
+        raise
+    except Exception as error:  # tifffile raises types of many kinds for damaged files
+        raise RequestError(422, "the TIFF file's header is damaged") from error
+
+
+def _check_segments(page: tifffile.TiffPage) -> None:
+    if 0 in page.shape or page.dtype is None:
+        raise RequestError(422, "the TIFF file has a page without pixels, or of a type that is not read")
+    depth, *size = (page.tiledepth, page.tilelength, page.tilewidth) if page.is_tiled else (1, *page.chunks[:2])
+    if depth * math.prod(size) * page.samplesperpixel * page.dtype.itemsize > _SEGMENT_BYTES:
+        raise RequestError(413, "the TIFF file's tiles or strips are too large; save it in smaller ones")
+    if max(page.databytecounts, default=0) > _SEGMENT_BYTES or len(page.dataoffsets) > 1 << 20:
+        raise RequestError(422, "the TIFF file's tiles or strips are not where its header says")
+
+
+def _check_alone(description: str) -> None:
+    """Refuse a file of a set: an OME-TIFF whose planes are in more files than one, or in another."""
+    names = set(re.findall(r"FileName\s*=\s*[\"']([^\"']*)", description))
+    if "BinaryOnly" in description or len(names) > 1:
+        raise RequestError(422, "the OME-TIFF is one of a set of files; save it as one file, or convert the set")
+
+
+def _check_pixels(pixels: int, limits: Limits) -> None:
+    if pixels > limits.pixels:
+        raise RequestError(413, f"the image has {pixels} values, more than the {limits.pixels} that are taken here")
+
+
+def _raster(data: bytes, name: str, limits: Limits) -> Uploaded:
+    """A TIFF or PNG as `chorus convert` reads it."""
+    try:
+        with open_rasters(name, data) as found:
+            if isinstance(found, PartOf):
+                raise RequestError(422, "the OME-TIFF is one of a set of files; save it as one file")
+            if len(found) != 1:
+                raise RequestError(422, f"the file holds {len(found)} images; send one")
+            return _whole(found[0], name, limits)
+    except ChorusError as error:
+        raise RequestError(422, said(str(error), name)) from error
+
+
+def _whole(raster: Raster, name: str, limits: Limits) -> Uploaded:
+    lengths = raster.lengths
+    _check_pixels(math.prod(raster.shape), limits)
+    if raster.channels:
+        lengths.setdefault("c", 1)
+    sizes = [lengths.get(axis, 1) for axis in "tczyx"]
+    pixels = np.empty(sizes, raster.dtype)
+    window = Window.of(0, lengths["y"], 0, lengths["x"])
+    for t in range(sizes[0]):
+        for z in range(sizes[2]):
+            pixels[t, :, z] = raster.read(t, z, range(sizes[1]), window)
+    axes = "".join(axis for axis in "tczyx" if axis in lengths)
+    shape = tuple(lengths[axis] for axis in axes)
+    return _uploaded(name, axes, shape, pixels, raster.channels, raster.scale, raster.units)
+
+
+def _uploaded(
+    name: str,
+    axes: str,
+    shape: tuple[int, ...],
+    pixels: NDArray[Any],
+    channels: tuple[str, ...],
+    scale: Any,
+    units: Any,
+) -> Uploaded:
+    """With the levels that `chorus convert` would make, each half of the one before."""
+    lengths = dict(zip(axes, shape, strict=True))
+    levels = []
+    for index in range(pyramid_levels(lengths["y"], lengths["x"])):
+        factor = {axis: 2**index if axis in "yx" else 1 for axis in axes}
+        size = tuple(-(-lengths[axis] // factor[axis]) for axis in axes)
+        levels.append(
+            Level(
+                path=f"s{index}",
+                shape=size,
+                chunks=size,
+                dtype=pixels.dtype.name,
+                scale=tuple(float(scale.get(axis, 1.0)) * factor[axis] for axis in axes),
+                translation=tuple(0.0 for _ in axes),
+            )
+        )
+    count = pixels.shape[1]
+    image = SourceImage(
+        root=_stem(name),
+        kind="image",
+        path="",
+        name=f"{_stem(name)}.ome.zarr",
+        ngff="0.5",
+        axes=axes,
+        units=tuple(units.get(axis) for axis in axes),
+        levels=tuple(levels),
+        channels=tuple(channels) if len(channels) == count else tuple(map(str, range(count))),
+    )
+    return Uploaded(image, pixels)
+
+
+def _stem(name: str) -> str:
+    """A file's name without folders, suffix and whatever could mean something elsewhere."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(name.replace("\\", "/")).name.split(".")[0])
+    return stem.strip("-")[:80] or "image"

@@ -1,0 +1,104 @@
+"""``chorus flag``: what it prints, what it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.reference.reference import calibrate_from
+from chorus.pipeline.reference.storage import write_reference
+from tests.support.making import write_light_ensemble
+from tests.support.running import Chorus
+from tests.support.simulated import simulated
+
+
+def results(folder: Path, ensemble: Path, *, features: bool = True, images: int = 30) -> Path:
+    """A run of `ensemble` of which the last ten images are foreign and hard."""
+    folder.mkdir()
+    familiar = simulated(images - 10, seed=1)
+    foreign = simulated(10, seed=2, difficulty=8, feature_shift=3, prefix="strange")
+    pd.concat([familiar.scores, foreign.scores]).to_parquet(folder / "scores.parquet", index=False)
+    if features:
+        pd.concat([familiar.features, foreign.features]).to_parquet(folder / "features.parquet", index=False)
+    made_by = {"name": "light", "hash": read_ensemble(str(ensemble)).hash}
+    (folder / "run.json").write_text(json.dumps({"ensemble": made_by}))
+    return folder
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_flag_prints_reasons_and_keeps_a_table(features: bool, chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out = results(tmp_path / "out", ensemble, features=features)
+    result = chorus("flag", out, "-e", ensemble.parent, "--budget", 0.34)
+    assert result.code == 0, result.err
+    table = pd.read_parquet(out / "flags.parquet")
+    assert set(table["name"].iloc[:10]) == {f"strange-{index:04d}" for index in range(10)}
+    assert table["review"].sum() == 11
+    assert "look at  11 of 30 images" in result.out
+    assert "expected Dice" in result.out
+    assert "60 reference images" in result.out
+    assert ("features " in result.out) == features
+
+
+def test_flag_speaks_json_with_the_same_content(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out = results(tmp_path / "out", ensemble)
+    content = json.loads(chorus("flag", out, "-e", ensemble, "--below", 0.7, "--json").out)
+    table = pd.read_parquet(out / "flags.parquet")
+    assert [row["name"] for row in content["images"]] == table["name"].tolist()
+    assert [row["flags"] for row in content["images"]] == [list(flags) for flags in table["flags"]]
+    assert len(content["review"]["look_at"]) == 2
+    assert content["reference"]["images"] == 60
+    assert content["images"][0]["rank"] == 1
+
+
+def test_flag_prints_as_many_rows_as_asked(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out = results(tmp_path / "out", ensemble)
+    assert chorus("flag", out, "-e", ensemble, "--top", 3).out.count("strange-") == 3
+    assert chorus("flag", out, "-e", ensemble, "--top", 0).out.count("image-") == 20
+
+
+def test_flag_leaves_its_counts_for_prometheus(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out, kept = results(tmp_path / "out", ensemble), tmp_path / "chorus.prom"
+    assert chorus("flag", out, "-e", ensemble, "--metrics-file", kept).code == 0
+    counts = pd.read_parquet(out / "flags.parquet")["flags"].explode().value_counts()
+    lines = [line for line in kept.read_text().splitlines() if f'run="{out}"' in line]
+    assert lines == [
+        f'chorus_images_flagged{{ensemble="light",flag="{flag}",run="{out}"}} {float(counts.get(flag, 0))}'
+        for flag in ("failed", "empty", "poor", "uncertain", "foreign")
+    ]
+    refused = chorus("flag", out, "-e", ensemble, "--metrics-file", tmp_path / "nowhere" / "chorus.prom")
+    assert (refused.code, "choose another place" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--budget", "5"], "--budget 5: give a share"), (["--below", "80"], "--below 80: give a Dice")],
+)
+def test_flag_refuses_in_one_sentence(
+    arguments: list[str], said: str, chorus: Chorus, ensemble: Path, tmp_path: Path
+) -> None:
+    result = chorus("flag", results(tmp_path / "out", ensemble), "-e", ensemble, *arguments)
+    assert result.code == 2
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_flag_needs_a_calibrated_ensemble_and_its_own_run(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
+    out = results(tmp_path / "out", ensemble)
+    other = write_light_ensemble(tmp_path / "other", members=2)
+    result = chorus("flag", out, "-e", other)
+    assert result.code == 2
+    assert "make one with `chorus calibrate`" in result.err
+    tables = simulated(20, seed=0)
+    write_reference(
+        str(other), calibrate_from(tables.scores, tables.evaluation, ensemble=read_ensemble(str(other)).hash)
+    )
+    result = chorus("flag", out, "-e", other)
+    assert result.code == 2
+    assert "was made with another ensemble" in result.err
+    result = chorus("flag", tmp_path / "nowhere", "-e", ensemble)
+    assert result.code == 2
+    assert "no results of Chorus" in result.err

@@ -1,0 +1,223 @@
+"""Bad images, bad places: one never stops the others, and every one is told in one sentence with a mend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+
+from chorus.cli import main
+from chorus.cluster.state.scores import read_scores
+from chorus.pipeline.io import storage
+from chorus.pipeline.members.contract import ModuleMember
+from tests.support.making import pixels, write_ensemble, write_image, write_light_ensemble
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_light_ensemble(tmp_path_factory.mktemp("e"), members=2, width=4, tile=32, augmentations=["identity"])
+
+
+@pytest.fixture
+def run(ensemble: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`chorus predict SOURCES --out OUT ...` in this process: exit code, and what went to standard error."""
+
+    def call(out: Path | str, *arguments: object, ensemble: Path = ensemble) -> tuple[int, str]:
+        fixed = ["--executor", "serial", "--region", "64", "--chunk", "32", "--no-report"]
+        given = [str(a) for a in arguments]
+        monkeypatch.setenv("COLUMNS", "2000")
+        monkeypatch.setattr(sys, "argv", ["chorus", "predict", *given, "-e", str(ensemble), "-o", str(out), *fixed])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+def row(out: Path, name: str) -> pd.Series[Any]:
+    scores = read_scores(str(out)).set_index("name")
+    return scores.loc[f"{name}.ome.zarr"]
+
+
+def assert_sentence(message: str, *names: str) -> None:
+    """One line that names the file and says what to do."""
+    assert message
+    assert "\n" not in message
+    assert "unexpected" not in message, message
+    assert "; " in message, f"no mend: {message}"
+    for name in names:
+        assert name in message, message
+
+
+def image(folder: Path, name: str, data: np.ndarray | None = None, axes: str = "yx", **options: Any) -> Path:
+    return write_image(folder / f"{name}.ome.zarr", pixels((70, 70)) if data is None else data, axes, **options)
+
+
+def chunk(path: Path, key: str = "0/0") -> Path:
+    return path / "s0" / "c" / key
+
+
+BAD: dict[str, Callable[[Path], Any]] = {
+    "nan": lambda folder: image(folder, "bad", np.where(pixels((70, 70)) > 900, np.nan, 1).astype("float32")),
+    "inf": lambda folder: image(folder, "bad", np.full((70, 70), np.inf, "float32")),
+    "corrupt chunk": lambda folder: chunk(image(folder, "bad")).write_bytes(b"not zstd"),
+    "missing array": lambda folder: shutil.rmtree(image(folder, "bad") / "s0"),
+    "int64": lambda folder: image(folder, "bad", pixels((40, 40)).astype("int64")),
+    "complex": lambda folder: image(folder, "bad", pixels((40, 40)).astype("complex64")),
+    "rgb": lambda folder: image(folder, "bad", pixels((3, 40, 40)), "cyx"),
+    "torn metadata": lambda folder: (image(folder, "bad") / "s0" / "zarr.json").write_text('{"zarr_fo'),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_recorded_and_mended_without_redoing_the_others(kind: str, run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    image(folder, "a")
+    BAD[kind](folder)
+    image(folder, "z", pixels((45, 33), seed=4))
+    code, err = run(out, folder)
+    assert code == 1
+    assert "Traceback" not in err
+    failed = row(out, "bad")
+    assert failed["status"] == "failed"
+    assert_sentence(failed["message"], "bad.ome.zarr")
+    assert failed["message"] in err
+    assert {row(out, name)["status"] for name in "az"} <= {"done", "empty"}
+
+    before = {file: file.stat().st_mtime_ns for name in "az" for file in ours(out, name)}
+    assert len(before) > 4
+    shutil.rmtree(folder / "bad.ome.zarr")
+    image(folder, "bad", pixels((70, 70), seed=2).astype("float32" if kind in ("nan", "inf") else "uint16"))
+    code, err = run(out, folder)
+    assert code == 0, err
+    assert row(out, "bad")["status"] in ("done", "empty")
+    assert {file: file.stat().st_mtime_ns for name in "az" for file in ours(out, name)} == before
+
+
+def ours(out: Path, name: str) -> list[Path]:
+    """Files of the results and of the ledger of an image."""
+    roots = (out / "images" / f"{name}.ome.zarr", out / "ledger" / f"{name}.ome.zarr")
+    return [file for root in roots for file in sorted(root.rglob("*")) if file.is_file()]
+
+
+def test_an_image_that_breaks_after_the_first_run_does_not_lose_the_others(run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    image(folder, "a")
+    broken = image(folder, "b")
+    assert run(out, folder)[0] == 0
+    metadata = (broken / "s0" / "zarr.json").read_text()
+    (broken / "s0" / "zarr.json").unlink()
+    assert run(out, folder)[0] == 1
+    assert row(out, "a")["status"] == "done"
+    (broken / "s0" / "zarr.json").write_text(metadata)
+    assert run(out, folder)[0] == 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_missing_chunk_is_fill_value_unless_strict(strict: bool, run: Run, tmp_path: Path) -> None:
+    chunk(image(tmp_path, "holey")).unlink()
+    code, _ = run(tmp_path / "out", tmp_path / "holey.ome.zarr", *(["--strict"] if strict else []))
+    assert code == (1 if strict else 0)
+    if strict:
+        assert_sentence(row(tmp_path / "out", "holey")["message"], "holey.ome.zarr", "is missing")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 100), (100, 1), (7, 9), (31, 33), (65, 64)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_every_shape_is_done_and_keeps_it(shape: tuple[int, int], constant: bool, run: Run, tmp_path: Path) -> None:
+    source = image(tmp_path, "odd", np.full(shape, 7, "uint16") if constant else pixels(shape))
+    assert run(tmp_path / "out", source)[0] == 0
+    group = zarr.open_group(tmp_path / "out/images/odd.ome.zarr", mode="r")
+    assert group["labels/semantic/s0"].shape == shape
+    posterior = np.asarray(group["s0"])
+    assert posterior.shape[1:] == shape
+    assert np.isfinite(posterior).all()
+
+
+def test_a_channel_that_does_not_exist_is_told_with_those_that_do(run: Run, tmp_path: Path) -> None:
+    source = image(tmp_path, "a", pixels((2, 40, 40)), "cyx", channels=["dna", "actin"])
+    code, _ = run(tmp_path / "out", source, "--channel", "tubulin")
+    assert code == 1
+    assert_sentence(row(tmp_path / "out", "a")["message"], "a.ome.zarr", "tubulin", "dna, actin")
+
+
+def test_what_holds_no_image_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.tif").write_bytes(b"II*\0")
+    zarr.create_array(tmp_path / "plain.zarr", shape=(4, 4), dtype="uint8")
+    for name in ("empty", "a.tif", "plain.zarr", "nowhere", "no*thing"):
+        code, err = run(tmp_path / "out", tmp_path / name)
+        assert code == 2
+        assert_sentence(err.strip().splitlines()[-1], name)
+        assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_an_unwritable_output_ends_with_code_3(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = image(tmp_path, "a")
+    write = storage.write_bytes
+    for part in ("run.json", "plan/", "attempts/", "images/", "ledger/", "scores.parquet"):
+
+        def refuse(url: str, data: bytes, part: str = part) -> None:
+            if part in url:
+                raise PermissionError(13, "Permission denied", url)
+            write(url, data)
+
+        monkeypatch.setattr(storage, "write_bytes", refuse)
+        code, err = run(tmp_path / "out", source)
+        assert code == 3, (part, err)
+        assert "Traceback" not in err
+        assert "permission denied; check the rights" in err, (part, err)
+    monkeypatch.setattr(storage, "write_bytes", write)
+    assert run(tmp_path / "out", source)[0] == 0
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of `size`; skips where this process may not mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_with_code_3_and_the_run_goes_on_when_there_is_room(run: Run, tmp_path: Path) -> None:
+    source = image(tmp_path, "a", pixels((300, 300)))
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        code, err = run(disk / "out", source, "--dtype", "float32")
+        assert code == 3, err
+        assert "no space left" in err
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert run(disk / "out", source, "--dtype", "float32")[0] == 0
+
+
+def test_a_member_that_fails_on_an_image_is_no_silent_emptiness(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where half precision overflows: an empty tile is answered, an image is not.
+    answer = ModuleMember.__call__
+
+    def overflow(self: ModuleMember, tiles: torch.Tensor) -> torch.Tensor:
+        return answer(self, tiles) + (float("nan") if tiles.any() else 0.0)
+
+    monkeypatch.setattr(ModuleMember, "__call__", overflow)
+    ensemble = write_ensemble(tmp_path / "e", members=2, tile=32, augmentations=["identity"])
+    code, _ = run(tmp_path / "out", image(tmp_path, "a"), ensemble=ensemble)
+    assert code == 1
+    assert_sentence(row(tmp_path / "out", "a")["message"], "a.ome.zarr", "NaN")

@@ -1,0 +1,48 @@
+"""Cheap members, and windows of planes for the engine."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.inference.engine import PlaneWindow
+
+CPU = torch.device("cpu")
+
+
+class Filter:
+    """A cheap member that looks at neighbours and is not symmetric: one random 5 x 5 convolution."""
+
+    activation = None
+
+    def __init__(self, seed: int, outputs: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._weights = torch.randn((outputs, 1, 5, 5), generator=generator)
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(tiles, self._weights, padding=2)
+
+    def parameters_bytes(self) -> int:
+        return self._weights.numel() * 4
+
+
+def plane_window(image: NDArray[np.float32], grid: Grid, target: Window) -> PlaneWindow:
+    """Only what `target` needs is handed over, so that reading too little shows."""
+    needed = grid.needed(target)
+    return PlaneWindow(np.ascontiguousarray(image[:, needed.y.slice, needed.x.slice]), needed, grid)
+
+
+def assert_same_bytes(a: Posterior, b: Posterior) -> None:
+    for field in fields(Posterior):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), field.name
+        assert left.tobytes() == right.tobytes(), field.name
+
+
+def noise(shape: tuple[int, int], seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
