@@ -22,9 +22,10 @@ from benchmarks.gpu import rate
 from benchmarks.made import write_ensemble
 from benchmarks.records import keep
 from chorus.pipeline.backends.choice import difference
+from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.core.devices import chosen, device_of
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.inference.members import AUTOCAST
-from chorus.pipeline.inference.oom_splitting import be_repeatable
 from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import ModuleMember
 
@@ -32,7 +33,7 @@ console = Console()
 
 
 def main(
-    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What to measure.")] = "cpu",
+    device: Annotated[DeviceChoice, typer.Option(help="What to measure.")] = "cpu",
     tile: Annotated[int, typer.Option(help="Edge in pixels.")] = 256,
     members: Annotated[int, typer.Option(help="Of the ensemble.")] = 5,
     encoder: Annotated[str, typer.Option(help="Of the U-Nets.")] = "resnet18",
@@ -44,8 +45,9 @@ def main(
 
     Example: `python benchmarks/fused.py --tile 512 --precision bf16`
     """
-    where = torch.device(device)
-    be_repeatable(where)
+    found = device_of(chosen(device))
+    found.be_repeatable()
+    where = found.torch_device
     with tempfile.TemporaryDirectory(prefix="chorus-fused-") as folder:
         ensemble = read_ensemble(str(write_ensemble(Path(folder) / "ensemble", members, tile, encoder)))
         loaded = [ensemble.load_member(index, where, tile) for index in range(members)]

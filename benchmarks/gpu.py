@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,11 +28,12 @@ from benchmarks.run import whole_run
 from chorus.pipeline.backends.choice import usable
 from chorus.pipeline.backends.member import on_backend
 from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.core.devices import chosen, device_of
 from chorus.pipeline.core.geometry import Grid
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.members import AUTOCAST
-from chorus.pipeline.inference.oom_splitting import be_repeatable
 from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member, ModuleMember
 
@@ -41,7 +42,7 @@ console = Console()
 
 
 def main(
-    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What to measure.")] = "cuda",
+    device: Annotated[DeviceChoice, typer.Option(help="What to measure.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Small networks and images: to try the script.")] = False,
     budget: Annotated[float, typer.Option(help="Seconds; what would take longer is left out.")] = 400.0,
     results: Annotated[Path, typer.Option(help="Folder for the JSON.")] = Path("benchmarks/results"),
@@ -50,15 +51,16 @@ def main(
 
     Examples: `python benchmarks/gpu.py`, `python benchmarks/gpu.py --device cpu --quick`
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("there is no CUDA device here; use --device cpu --quick to try the script")
+    kind = chosen(device)
+    if device == "auto" and not device_of(kind).accelerated:
+        raise typer.BadParameter("there is no GPU here; use --device cpu --quick to try the script")
     ends = time.monotonic() + budget
     members, tile, edge, encoder = (2, 64, 128, "resnet18") if quick else (5, 512, 2048, "resnet34")
     folder = Path(tempfile.mkdtemp(prefix="chorus-gpu-"))
     try:
         url = write_ensemble(folder / "ensemble", members, tile, encoder)
-        where = torch.device(device)
-        be_repeatable(where)
+        where = device_of(kind).torch_device
+        device_of(kind).be_repeatable()
         peak = matmul_peak(where, 512 if quick else 8192, seconds=0.2 if quick else 3.0)
         console.print(f"{surroundings()[0]}; bf16 products of matrices: {peak / 1e12:.3g} TFLOP/s", highlight=False)
         rows = [
@@ -73,7 +75,7 @@ def main(
                 continue
             passes = Grid.make((edge, edge), tile, 0.5).count * members * len(FLIPS)
             images = max(1, min(128, round(row["passes_per_second"] * (1 if quick else 40) / passes)))
-            row |= whole(folder, url, row, images, edge, passes, device)
+            row |= whole(folder, url, row, images, edge, passes, kind)
         report(rows, results, quick=quick)
     finally:
         shutil.rmtree(folder)
@@ -104,7 +106,7 @@ def engines(
                     found[tiles] = tiles * len(FLIPS) * rate(call, device, seconds=0.2 if quick else 3.0)
                     if backend not in ("eager", "cudagraphs"):
                         break  # each shape is converted by itself, which takes its time
-            except (RefusedError, torch.cuda.OutOfMemoryError) as error:
+            except (RefusedError, torch.OutOfMemoryError) as error:
                 row["left_out"] = str(error).splitlines()[0]
             if found:
                 best = max(found, key=lambda tiles: found[tiles])
@@ -146,19 +148,15 @@ def calling(asked: Member, count: int, tile: int, precision: Precision, device: 
 def rate(call: Callable[[], Any], device: torch.device, *, seconds: float) -> float:
     """Calls a second, after a warm-up."""
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for _ in range(3):
         call()
-    wait()
+    device_of(device).synchronize()
     started, calls = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         for _ in range(2):
             call()
         calls += 2
-        wait()
+        device_of(device).synchronize()
     return calls / (time.perf_counter() - started)
 
 

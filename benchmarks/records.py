@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from rich.console import Console
+
+from chorus.pipeline.core.devices import best, device_of
 
 console = Console()
 
@@ -26,8 +27,9 @@ def surroundings() -> tuple[dict[str, Any], dict[str, str]]:
         "system": f"{platform.system()} {platform.machine()}",
         "load": [round(value, 2) for value in psutil.getloadavg()],
     }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
+    device = device_of(best())
+    if device.accelerated:
+        machine["gpu"] = device.name()
     libraries = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "onnxruntime", "openvino")
     found = {each.name: each.version for each in distributions() if each.name in libraries}
     return machine, {"python": platform.python_version()} | dict(sorted(found.items()))

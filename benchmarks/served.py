@@ -28,6 +28,7 @@ from skimage.io import imread
 
 from benchmarks.records import keep
 from chorus.cluster.runtime import session
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import SampleSums
 from chorus.pipeline.inference.allocation import keep_freed_memory
@@ -63,7 +64,7 @@ def images_of(folder: str | None, count: int) -> list[bytes]:
 def bare_rate(arguments: dict[str, Any], images: list[bytes], seconds: float) -> float:
     """Images a second of forward passes alone: prepared beforehand, full batches, nothing blended or scored."""
     settings = parse_settings(arguments)
-    torch.set_num_threads(settings.threads)
+    device_of(settings.device).use_threads(settings.threads)
     hosted = Hosted.load("bench", settings.ensembles["bench"], settings)
     works = []
     for data in images:
@@ -77,8 +78,7 @@ def bare_rate(arguments: dict[str, Any], images: list[bytes], seconds: float) ->
             for work, _ in works:
                 _forward(engine, work.plane, work.target)
                 done += 1
-            if settings.device == "cuda":
-                torch.cuda.synchronize()
+            device_of(settings.device).synchronize()
     return done / (time.perf_counter() - began)
 
 

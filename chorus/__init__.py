@@ -11,6 +11,7 @@ The face: what a person types (`chorus.cli`) and imports. No logic of its own::
 Every import of a part of Chorus runs this file first, so it imports nothing before it is asked for (PEP 562).
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from chorus.cluster.planning.settings import ResultSettings, RunSettings
     from chorus.pipeline.errors import ChorusError
     from chorus.serving.client import Client
+
+# Operations that Apple's GPUs lack run on the cores; torch reads this once, when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = ["ChorusError", "Client", "Outcome", "PredictRequest", "ResultSettings", "RunSettings", "predict"]
 

@@ -26,6 +26,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from chorus.cluster.runtime.tasks import begin_in_ray
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.serving.contract.metrics import ApplicationMetrics, ReplicaMetrics
 from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
@@ -204,7 +205,6 @@ def build(args: dict[str, Any]) -> Application:
 def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Application:
     """The deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
     ensemble = read_ensemble(url, trust_code=settings.trust_code)
-    on_gpu = settings.device == "cuda"
     scale: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
         bounds = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
@@ -217,7 +217,7 @@ def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Applic
         max_ongoing_requests=limits.ongoing,
         max_queued_requests=limits.queued,
         user_config={"url": ensemble.url, "hash": ensemble.hash},
-        ray_actor_options={"num_cpus": 0 if on_gpu else settings.threads, "num_gpus": 1 if on_gpu else 0},
+        ray_actor_options=device_of(settings.device).ray_options(settings.threads),
         graceful_shutdown_timeout_s=_GRACE + limits.deadline_seconds,
         health_check_period_s=5,
         **scale,

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.pipeline.core.augmentation import D4, FLIPS
+from chorus.pipeline.core.device import DeviceChoice, DeviceKind
+from chorus.pipeline.core.devices import best
 from chorus.pipeline.errors import RefusedError
 
 T = TypeVar("T")
@@ -72,9 +74,7 @@ class RequestOptions:
         Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
         typer.Option(help="What carries out the networks; auto takes what `chorus bench engine` found, else eager."),
     ] = "auto"
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes GPUs if there are any.")
-    ] = "auto"
+    device: Annotated[DeviceChoice, typer.Option(help="Where members run; auto takes GPUs if there are any.")] = "auto"
     threads: Annotated[
         int, typer.Option(min=1, help="Of an actor on a CPU; more than 1 where there are fewer regions than cores.")
     ] = 1
@@ -226,18 +226,14 @@ def augmentation_names(text: str | None) -> list[str] | None:
     return None if text is None else named.get(text) or names(text)
 
 
-def _device(device: Literal["auto", "cpu", "cuda"], address: str | None) -> str:
+def _device(device: DeviceChoice, address: str | None) -> DeviceKind:
     if device == "auto" and address is not None:
         from chorus.cluster.runtime import session
 
-        return "cuda" if session.start(address, staged=False).gpus else "cpu"
+        return session.start(address, staged=False).device
     return device_here(device)
 
 
-def device_here(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """What `--device` means on this machine."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device_here(device: DeviceChoice) -> DeviceKind:
+    """What `--device` means where this machine computes; whether it has what was named shows when that is taken."""
+    return best() if device == "auto" else device

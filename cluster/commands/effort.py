@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, p
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.work import region_work
 from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.ensembles.editing import set_effort
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
@@ -36,7 +36,7 @@ def add_effort(
     risk: float = 0.05,
     confidence: float = 0.95,
     reference: str = "",
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: DeviceKind = "cpu",
     trust_code: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Ensemble, EffortBound]:

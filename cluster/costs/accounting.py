@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.planning.device_probe import Calibration
@@ -13,6 +13,7 @@ from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.run_record import read_run
 from chorus.cluster.telemetry.metrics import COST, Recorder
+from chorus.pipeline.core.device import KINDS, DeviceKind
 from chorus.pipeline.errors import RefusedError
 
 # What seconds per tile depend on, beside ensemble and device.
@@ -24,9 +25,13 @@ def calibration_content(measured: Calibration, settings: ResolvedSettings) -> di
     return asdict(measured) | {"kind": settings.device}
 
 
-def calibration_device(out: str) -> Literal["cpu", "cuda"]:
+def calibration_device(out: str) -> DeviceKind:
     """On which the run in `out` was calibrated; raises RefusedError where it keeps none."""
-    return "cuda" if _kept(out)["kind"] == "cuda" else "cpu"
+    kept = _kept(out)["kind"]
+    known = [kind for kind in KINDS if kind == kept]
+    if not known:
+        raise RefusedError(f"--calibration {out}: was measured on {kept}, which this Chorus does not know; update it")
+    return known[0]
 
 
 def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> Calibration:
@@ -77,7 +82,7 @@ class Account:
     Attributes
     ----------
     forecast : of all regions
-    device : ``cuda`` or ``cpu``
+    device : that members run on
     cluster : with the prices, None where they are not known
     recorder : of the driver's metrics
     started : when the session began, `time.monotonic`
@@ -85,7 +90,7 @@ class Account:
 
     reporter: PlanReporter
     forecast_made: Forecast
-    device: str
+    device: DeviceKind
     cluster: ClusterFile | None
     recorder: Recorder
     started: float

@@ -14,6 +14,7 @@ from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
 from chorus.cluster.runs.run import Job
 from chorus.cluster.runtime.nodes import USABLE_MEMORY
 from chorus.cluster.runtime.session import Resources
+from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError
 
 # For Ray to be joined, the ensemble tried, and actors to load it, on nodes that are there (measured: 18 to 40 s).
@@ -151,7 +152,7 @@ class _Nodes:
 
 def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: int) -> _Nodes:
     """Raises RefusedError where members do not fit."""
-    device = "cuda" if one.gpus else "cpu"
+    device = of_cluster(one.gpus)
     settings: ResolvedSettings = job.settings.model_copy(update={"device": device})
     usable = int(USABLE_MEMORY * 1e9 * (one.gpu_memory_gb or one.memory_gb))
     memory = estimate_memory(job.table, job.ensemble, settings, measured)

@@ -7,6 +7,8 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chorus.pipeline.core.device import DeviceKind
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 
@@ -71,9 +73,9 @@ class NodeType(BaseModel):
         """Of nodes, that are worth a look: the one, or the least and the most."""
         return [self.most] if self.count or not self.min or self.min == self.max else [self.min, self.most]
 
-    def devices(self, device: str) -> int:
-        """GPUs of a node for ``cuda``, cores for ``cpu``."""
-        return self.gpus if device == "cuda" else self.cpus
+    def devices(self, device: DeviceKind) -> int:
+        """Devices of that kind of a node: GPUs, or cores."""
+        return device_of(device).slots(self.cpus, self.gpus)
 
 
 class StoragePrices(BaseModel):
@@ -124,7 +126,7 @@ class ClusterFile(BaseModel):
                 raise ValueError(f"two node types are called {name!r}; name them apart")
         return self
 
-    def price_of_a_device(self, device: str) -> float:
+    def price_of_a_device(self, device: DeviceKind) -> float:
         """Per hour, what runs beside them counted in; the mean where nodes differ.
 
         Raises

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -13,6 +11,7 @@ import torch
 from chorus.cluster.planning.plan import ResolvedSettings, inference_settings
 from chorus.cluster.runtime.nodes import USABLE_MEMORY
 from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.posterior import SampleSums
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.members import MemberGroup
@@ -28,7 +27,8 @@ class Calibration:
     Attributes
     ----------
     weights, activations, process : bytes, see `chorus.cluster.planning.placement.Memory`
-    device_memory : bytes that may be used of the device's, or of the node's where members run on cores
+    device_memory : bytes that may be used of the device's, or of the node's where members run on cores; of what was
+        free before members were loaded
     seconds_per_tile : all members and augmentations, at the run's batch size
     device : its name
     """
@@ -43,15 +43,16 @@ class Calibration:
 
 def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
     """Load every member and run one batch; raises RefusedError naming the member that does not fit."""
-    device = torch.device(settings.device)
-    if device.type == "cpu":
-        torch.set_num_threads(settings.threads)
-    process = psutil.Process().memory_info().rss
+    found = device_of(settings.device)
+    device = found.torch_device
+    found.use_threads(settings.threads)
+    process, free = psutil.Process().memory_info().rss, found.free_memory()
     count = range(len(ensemble.spec.members))
     members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision, check=True)
     inputs = ensemble.inputs(count, settings.tile)
     weights = sum(member.parameters_bytes() for member in members)
-    before = _peak(device)
+    found.reset_peak_memory()
+    before = found.peak_memory()
     inference = inference_settings(settings, ensemble)
     group = MemberGroup(members, inference, device, inputs.channels)
     batch = torch.zeros((settings.batch, inputs.count, settings.tile, settings.tile), device=device)
@@ -60,8 +61,7 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
         started = time.perf_counter()
         sums = SampleSums.zeros(settings.batch, inference.classes, settings.tile, device, flows=inference.flows)
         group.add_samples(batch, sums)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        found.synchronize()
         return time.perf_counter() - started
 
     with torch.inference_mode():
@@ -71,20 +71,9 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
             best = min(best, seconds())
     return Calibration(
         weights=weights,
-        activations=max(0, _peak(device) - before),
+        activations=max(0, found.peak_memory() - before),
         process=process,
-        device_memory=int(USABLE_MEMORY * _free(device)),
+        device_memory=int(USABLE_MEMORY * free),
         seconds_per_tile=best / settings.batch,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"{psutil.cpu_count()} cores",
+        device=found.name(),
     )
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -12,6 +12,7 @@ from chorus.cluster.planning.plan import Cost, ResolvedSettings, inference_setti
 from chorus.cluster.planning.settings import RunSettings
 from chorus.cluster.runtime.nodes import Machine
 from chorus.cluster.runtime.session import Resources
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.adaptive import tiles_in_wave
@@ -102,7 +103,7 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     widest = max((width for _, width in windows), default=0)
     per_pixel = channels * 8 + (classes + 3) * 8 + (members + 2)
     sums = 4 * (members * classes + classes + 2) * 2
-    at_once = _GPU_BLOCKS if settings.device == "cuda" else _CPU_BLOCKS
+    at_once = _GPU_BLOCKS if device_of(settings.device).accelerated else _CPU_BLOCKS
     regions = at_once * per_pixel * pixels + sums * settings.tile * widest + _wave(ensemble, settings)
     return Memory(measured.weights, measured.activations, regions, measured.process)
 
@@ -153,8 +154,9 @@ def place(
     RefusedError
         If it cannot fit: what is needed, what there is, and the mend.
     """
-    on_gpu = settings.device == "cuda"
-    devices = resources.gpus if on_gpu else resources.cpus
+    device = device_of(settings.device)
+    on_gpu = device.accelerated
+    devices = device.slots(resources.cpus, resources.gpus)
     device_memory = _smallest(resources, device_memory) if on_gpu else _largest(resources, device_memory)
     stages = 1 if run.placement == "replicated" else run.stages if run.placement == "staged" else None
     if stages is None:
@@ -186,12 +188,13 @@ def place(
     wanted = max(1, min(wanted, cost.regions))
     grows = run.address is not None and run.actors is None
     tiles = max(1, cost.tiles // max(1, cost.regions))
+    reserved = device.ray_options(settings.threads)
     return Placement(
         groups=groups,
         actors_per_stage=min(wanted, fitting // len(groups)),
         least_actors_per_stage=wanted,
-        cpus_per_actor=0 if on_gpu else settings.threads,
-        gpus_per_actor=1 if on_gpu else 0,
+        cpus_per_actor=reserved["num_cpus"],
+        gpus_per_actor=reserved["num_gpus"],
         regions_per_block=max(1, _GPU_TILES_PER_BLOCK // tiles) if on_gpu else 1,
         blocks_per_actor=_blocks_at_once(cost, tile_seconds) if on_gpu else _CPU_BLOCKS,
         tasks=tasks_at_once(resources.cpus),
@@ -238,10 +241,11 @@ def tasks_at_once(cores: int) -> int:
 
 def require_devices(settings: ResolvedSettings, run: RunSettings, resources: Resources) -> None:
     """Raises RefusedError where the cluster has nothing that the members could run on, and is not asked to get it."""
-    if settings.device == "cuda" and not resources.gpus and not may_grow(run):
+    device = device_of(settings.device)
+    if device.accelerated and not device.slots(resources.cpus, resources.gpus) and not may_grow(run):
         raise RefusedError(
-            "the cluster has no GPU; use --device cpu, an --address that has one, or --actors N on a cluster that "
-            "gets machines when it is asked for them"
+            f"the cluster has no {device.title}; use --device cpu, an --address that has one, or --actors N on a "
+            f"cluster that gets machines when it is asked for them"
         )
     if not resources.cpus:
         raise RefusedError("the cluster has no cores for tasks; start it with --num-cpus, or use another --address")

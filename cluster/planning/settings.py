@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.core.augmentation import AUGMENTATIONS
+from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.inference.posterior_builder import Precision
 
 MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
@@ -49,7 +50,7 @@ class ResultSettings(BaseModel):
     batch: int | None = Field(default=None, ge=1)
     precision: Precision = "fp32"
     backend: Backend | Literal["auto"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: DeviceKind = "cpu"
     threads: int = Field(default=1, ge=1)
     region: int = Field(default=2048, ge=64)
     chunk: int = Field(default=512, ge=16)

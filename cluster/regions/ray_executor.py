@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
@@ -30,6 +29,7 @@ from chorus.cluster.runtime.ray_tasks import RayTasks
 from chorus.cluster.runtime.status import Passed, RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray, begin_in_ray
 from chorus.cluster.telemetry.metrics import RESTARTS, driver_recorder
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError, first_line
 
@@ -210,9 +210,8 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: f
     `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A
     task that waits for a device is what a cluster that grows goes by.
     """
-    gpus = 1 if settings.device == "cuda" else 0
-    cpus = 0 if gpus else settings.threads
-    trial = ray.remote(max_calls=1)(attempt_in_ray).options(num_gpus=gpus, num_cpus=cpus)
+    reserved: dict[str, Any] = device_of(settings.device).ray_options(settings.threads)
+    trial = ray.remote(max_calls=1)(attempt_in_ray).options(**reserved)
     task = trial.remote(0, calibrate, ensemble, settings)
     ready, _ = ray.wait([task], timeout=patience)
     if not ready:
@@ -235,7 +234,7 @@ def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: f
 def _worker(context: str, members: range | None) -> RegionWorker:
     begin_in_ray()
     parsed = RunContext.model_validate_json(context)
-    device = torch.device("cuda", 0) if parsed.settings.device == "cuda" else torch.device("cpu")
+    device = device_of(parsed.settings.device).torch_device
     return RegionWorker(parsed, device, members, Here(ray.get_runtime_context().get_node_id(), _nodes))
 
 

@@ -31,6 +31,7 @@ from chorus.cluster.telemetry.logs import about, log_of_regions
 from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
 from chorus.cluster.telemetry.timeline import note_shared, noted, packed, span, unpacked
 from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -97,8 +98,7 @@ class RegionWorker:
         here: Here | None = None,
         answering: Answering | None = None,
     ) -> None:
-        if device.type == "cpu":
-            torch.set_num_threads(context.settings.threads)
+        device_of(device).use_threads(context.settings.threads)
         self._context = context
         self._ensemble = read_ensemble(context.ensemble, trust_code=context.trust_code)
         if self._ensemble.hash != context.ensemble_hash:
@@ -116,7 +116,7 @@ class RegionWorker:
         channels = [] if answering else self._inputs.channels
         self._engine = Engine(loaded, inference, device, channels, short)
         self._answering = answering
-        shared = self._settings.batch > 1 or device.type == "cuda"
+        shared = self._settings.batch > 1 or device_of(device).accelerated
         if answering is None and len(indices) == len(self._ensemble.spec.members) and shared:
             # What is left of a batch at the end of a region goes to the next one; a GPU is told it ahead.
             self._answering = SharedEngine(SharedDevice(fair=False), self._engine)

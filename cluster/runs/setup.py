@@ -23,6 +23,7 @@ from chorus.cluster.state.ledger import clear_attempts, unended_regions
 from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
 from chorus.cluster.telemetry.timeline import span
 from chorus.pipeline.backends.choice import usable
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io.writer import labels_present, remove_labels
@@ -94,6 +95,7 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
     if run.executor == "serial":
         stages = run.stages if run.placement == "staged" else 1
         keep_freed_memory()
+        device_of(job.settings.device).require()
         # As many places for members as there are stages, though one after the other.
         resources = session.Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
         measured = calibrate(job.ensemble, job.settings)
@@ -107,15 +109,16 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
         resources = session.start(run.address, staged=run.placement == "staged", metrics_port=own_port)
     try:
         reporter.phase("trying the ensemble")
+        device = device_of(job.settings.device)
         require_devices(job.settings, run, resources)
-        if job.settings.device == "cuda" and not resources.gpus:
+        if not device.slots(resources.cpus, resources.gpus):
             reporter.phase("waiting for a machine with a GPU")
         patience = MACHINE_SECONDS if may_grow(run) else FREE_SECONDS
         with span("try the ensemble"):
             measured = calibrate_on_ray(job.ensemble, job.settings, patience)
         resources = session.found(resources.logs)
-        if job.settings.device == "cuda":
-            resources = replace(resources, machines=with_gpu_memory(resources.machines))
+        if device.accelerated:
+            resources = replace(resources, machines=with_gpu_memory(resources.machines, device.kind))
         made = _forecast(job, resources, measured, reporter)
         longest = made.cost.most_tiles * measured.seconds_per_tile
         yield RayExecutor(made.placement, longest, resources.logs), made
@@ -139,7 +142,11 @@ def _forecast(job: Job, resources: session.Resources, measured: Calibration, rep
 
 def _faster_networks(job: Job) -> list[str]:
     """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
-    if job.request.settings.backend != "auto" or job.settings.backend != "eager" or job.settings.device != "cpu":
+    if (
+        job.request.settings.backend != "auto"
+        or job.settings.backend != "eager"
+        or device_of(job.settings.device).accelerated
+    ):
         return []
     if len(usable(job.settings.precision, "cpu")) < 3:  # PyTorch alone, whole or compiled
         return ["`pip install 'chorus-bioimage[openvino]'` and `chorus bench engine` may make this run twice as fast"]

@@ -12,11 +12,15 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chorus.cluster.runtime.cancellation import cancel_running
+from chorus.pipeline.core.device import DeviceKind
+from chorus.pipeline.core.devices import device_of
 
 # For a process to start on every node with GPUs and to look at one; those of a node that is busy stay unknown.
 _PROBE_SECONDS = 60.0
 # Of the memory that is free: the rest is for the object store, the system and what others do meanwhile.
 USABLE_MEMORY = 0.8
+# Of a resource that a node with accelerators has beside their number.
+_TYPE = "accelerator_type:"
 log = logging.getLogger("chorus")
 
 
@@ -30,6 +34,7 @@ class Machine:
     cpus, gpus : that Ray gives out
     memory : bytes that Ray gives out to those who ask for memory
     gpu_memory : bytes that may be used of each of its GPUs; 0 where that is not known
+    gpu_type : what Ray calls its GPUs, where it knows that
     """
 
     id: str
@@ -38,6 +43,7 @@ class Machine:
     gpus: int
     memory: int
     gpu_memory: int = 0
+    gpu_type: str = ""
 
 
 def machines() -> tuple[Machine, ...]:
@@ -53,19 +59,20 @@ def _machine(node: dict[str, Any]) -> Machine:
         cpus=int(has.get("CPU", 0)),
         gpus=int(has.get("GPU", 0)),
         memory=int(has.get("memory", 0)),
+        gpu_type=next((name.removeprefix(_TYPE) for name in sorted(has) if name.startswith(_TYPE)), ""),
     )
 
 
-def with_gpu_memory(found: Iterable[Machine]) -> tuple[Machine, ...]:
+def with_gpu_memory(found: Iterable[Machine], kind: DeviceKind) -> tuple[Machine, ...]:
     """The same, with the memory of their GPUs where there are several nodes that have some: each is asked."""
     found = tuple(found)
     tasks: dict[Any, Machine] = {}
     if sum(machine.gpus > 0 for machine in found) > 1:
-        ask = ray.remote(max_calls=1, max_retries=0)(_usable_gpu_memory)
+        ask = ray.remote(max_calls=1, max_retries=0)(_usable_memory)
         for machine in found:
             if machine.gpus:
                 there = NodeAffinitySchedulingStrategy(machine.id, soft=False)
-                tasks[ask.options(num_cpus=0, num_gpus=1, scheduling_strategy=there).remote()] = machine
+                tasks[ask.options(**device_of(kind).ray_options(0), scheduling_strategy=there).remote(kind)] = machine
     known: dict[str, int] = {}
     if tasks:
         ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=_PROBE_SECONDS)
@@ -78,7 +85,6 @@ def with_gpu_memory(found: Iterable[Machine]) -> tuple[Machine, ...]:
     return tuple(replace(machine, gpu_memory=known.get(machine.id, 0)) for machine in found)
 
 
-def _usable_gpu_memory() -> int:
-    import torch
-
-    return int(USABLE_MEMORY * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else 0
+def _usable_memory(kind: DeviceKind) -> int:
+    device = device_of(kind)
+    return int(USABLE_MEMORY * device.free_memory()) if device.available() else 0

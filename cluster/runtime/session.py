@@ -17,6 +17,8 @@ from chorus.cluster.runtime import versions
 from chorus.cluster.runtime.nodes import Machine, machines
 from chorus.cluster.runtime.ray_logging import keep_ray_data_off_the_terminal, use_up_the_notice
 from chorus.cluster.telemetry import logs
+from chorus.pipeline.core.device import DeviceKind
+from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.inference.allocation import ENVIRONMENT
 
@@ -53,6 +55,11 @@ class Resources:
     memory: int
     logs: str = ""
     machines: tuple[Machine, ...] = ()
+
+    @property
+    def device(self) -> DeviceKind:
+        """What ``--device auto`` takes there."""
+        return of_cluster(self.gpus, [machine.gpu_type for machine in self.machines if machine.gpu_type])
 
 
 def start(address: str | None, *, staged: bool, metrics_port: int | None = None) -> Resources:

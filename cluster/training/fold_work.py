@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from chorus.pipeline.core.device import DeviceKind
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
@@ -33,20 +35,18 @@ class FoldJob:
     Attributes
     ----------
     out : URL of the folder that becomes the ensemble
-    device : ``cpu`` or ``cuda``
     """
 
     out: str
     settings: TrainSettings
     pairs: tuple[TrainingPair, ...]
-    device: str
+    device: DeviceKind
 
     def torch_device(self) -> torch.device:
         """The device of this process; on Ray a process sees its own GPU alone."""
-        if self.device == "cuda":
-            return torch.device("cuda", 0)
-        torch.set_num_threads(THREADS)
-        return torch.device("cpu")
+        device = device_of(self.device)
+        device.use_threads(THREADS)
+        return device.torch_device
 
     @property
     def stop_url(self) -> str:

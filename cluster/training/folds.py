@@ -92,15 +92,15 @@ class RayFolds:
     Parameters
     ----------
     workers : folds at a time
-    gpus : a fold reserves, 1 or 0; without one it reserves a core
+    reserved : by each fold, see `chorus.pipeline.core.device.Device.ray_options`
     logs : folder of Ray's logs, named where processes die
     """
 
-    def __init__(self, workers: int, gpus: int, logs: str) -> None:
+    def __init__(self, workers: int, reserved: dict[str, int], logs: str) -> None:
         self._workers = workers
         self._logs = logs
         # Retries are ours: a death is to be told, and to be counted only where it brought nothing.
-        self._options = {"num_gpus": gpus, "num_cpus": 1 - gpus, "max_retries": 0}
+        self._options = reserved | {"max_retries": 0}
         self._attempt = ray.remote(attempt)
 
     def folds(self, job: FoldJob, folds: Sequence[int], reporter: FoldReporter) -> list[FoldResult]:

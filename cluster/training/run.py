@@ -25,6 +25,8 @@ from chorus.cluster.state.run_record import begun, earlier_run, read_run, settin
 from chorus.cluster.training.ensemble import write_ensemble
 from chorus.cluster.training.fold_work import FoldJob
 from chorus.cluster.training.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
+from chorus.pipeline.core.device import DeviceChoice, DeviceKind
+from chorus.pipeline.core.devices import chosen, device_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
@@ -72,7 +74,7 @@ class TrainRequest(BaseModel):
     strict: bool = False
     executor: Literal["ray", "serial"] = "ray"
     address: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     workers: int | None = Field(default=None, ge=1)
     overwrite: bool = False
 
@@ -274,34 +276,29 @@ def _finished(request: TrainRequest) -> dict[int, FoldResult]:
 
 
 @contextmanager
-def _runner(request: TrainRequest, data: _Data, folds: int, reporter: FoldReporter) -> Iterator[tuple[FoldRunner, str]]:
+def _runner(
+    request: TrainRequest, data: _Data, folds: int, reporter: FoldReporter
+) -> Iterator[tuple[FoldRunner, DeviceKind]]:
     """What carries `folds` and the evaluation out, and on which kind of device."""
     if request.executor == "serial" or not (folds or data.test):
         keep_freed_memory()
         if folds:
             check_memory(data.train, request.settings, 1)
-        yield SerialFolds(), _local_device(request.device)
+        yield SerialFolds(), chosen(request.device)
         return
     reporter.phase("starting Ray" if request.address is None else f"connecting to Ray at {request.address}")
     resources = session.start(request.address, staged=False)
     try:
-        device = ("cuda" if resources.gpus else "cpu") if request.device == "auto" else request.device
-        there = resources.gpus if device == "cuda" else resources.cpus
+        kind = resources.device if request.device == "auto" else request.device
+        device = device_of(kind)
+        there = device.slots(resources.cpus, resources.gpus)
         if not there:
-            lacks = "GPU; use --device cpu" if device == "cuda" else "cores for folds; start it with --num-cpus"
+            no_gpu, no_cores = f"{device.title}; use --device cpu", "cores for folds; start it with --num-cpus"
+            lacks = no_gpu if device.accelerated else no_cores
             raise RefusedError(f"the cluster has no {lacks}, or use another --address")
         workers = min(there, request.workers or there)
         if request.address is None and folds:
             check_memory(data.train, request.settings, min(workers, folds))
-        yield RayFolds(workers, int(device == "cuda"), resources.logs), device
+        yield RayFolds(workers, device.ray_options(1), resources.logs), kind
     finally:
         session.stop()
-
-
-def _local_device(wanted: str) -> str:
-    import torch
-
-    has = torch.cuda.is_available()
-    if wanted == "cuda" and not has:
-        raise RefusedError("this machine has no GPU; use --device cpu")
-    return ("cuda" if has else "cpu") if wanted == "auto" else wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from typing import Literal, get_args
 
 import torch
 
+from chorus.pipeline.core.device import Device
+from chorus.pipeline.core.devices import device_of, kinds_that
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import Precision
 
@@ -26,21 +29,26 @@ class _Runtime:
     ----------
     modules : that must be installed
     mend : what to type where they are not
+    runs_on : which devices
     """
 
     modules: tuple[str, ...]
     mend: str
-    devices: tuple[str, ...]
+    runs_on: Callable[[Device], bool]
     precisions: tuple[Precision, ...]
 
 
+def _on_cores(device: Device) -> bool:
+    return not device.accelerated
+
+
 _RUNTIMES: dict[Backend, _Runtime] = {
-    "eager": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
-    "cudagraphs": _Runtime((), "", ("cuda",), ("fp32", "bf16", "fp16")),
-    "inductor": _Runtime((), "", ("cpu", "cuda"), ("fp32", "bf16", "fp16")),
-    "onnxruntime": _Runtime(("onnxruntime", "onnxscript"), "pip install 'chorus-bioimage[onnx]'", ("cpu",), ("fp32",)),
+    "eager": _Runtime((), "", lambda device: True, ("fp32", "bf16", "fp16")),
+    "cudagraphs": _Runtime((), "", lambda device: device.records_graphs, ("fp32", "bf16", "fp16")),
+    "inductor": _Runtime((), "", lambda device: device.compiles, ("fp32", "bf16", "fp16")),
+    "onnxruntime": _Runtime(("onnxruntime", "onnxscript"), "pip install 'chorus-bioimage[onnx]'", _on_cores, ("fp32",)),
     "openvino": _Runtime(
-        ("openvino", "onnxscript"), "pip install 'chorus-bioimage[openvino]'", ("cpu",), ("fp32", "bf16")
+        ("openvino", "onnxscript"), "pip install 'chorus-bioimage[openvino]'", _on_cores, ("fp32", "bf16")
     ),
 }
 
@@ -48,10 +56,9 @@ _RUNTIMES: dict[Backend, _Runtime] = {
 def check_backend(backend: Backend, precision: Precision, device: str) -> None:
     """Raises RefusedError where a backend cannot be used: what is missing or does not fit, and what to do."""
     runtime = _RUNTIMES[backend]
-    if device not in runtime.devices:
-        raise RefusedError(
-            f"--backend {backend} runs on {', '.join(runtime.devices)} and not on {device}; leave it out"
-        )
+    if not runtime.runs_on(device_of(device)):
+        kinds = ", ".join(kinds_that(runtime.runs_on))
+        raise RefusedError(f"--backend {backend} runs on {kinds} and not on {device}; leave it out")
     if precision not in runtime.precisions:
         raise RefusedError(
             f"--backend {backend} computes in {' or '.join(runtime.precisions)} and not in {precision}; choose another "
@@ -75,9 +82,9 @@ def usable(precision: Precision, device: str) -> list[Backend]:
 
 def difference(answer: torch.Tensor, reference: torch.Tensor) -> float:
     """Root mean square of the difference of what two backends answer, relative to that of `reference`."""
-    reference = reference.to(torch.float64)
+    reference, answer = device_of(reference.device).in_float64(reference), device_of(answer.device).in_float64(answer)
     scale = reference.square().mean().sqrt().item()
-    return (answer.to(torch.float64) - reference).square().mean().sqrt().item() / max(scale, 1e-30)
+    return (answer - reference).square().mean().sqrt().item() / max(scale, 1e-30)
 
 
 def tolerance(precision: Precision, module: torch.nn.Module) -> float:

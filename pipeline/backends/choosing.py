@@ -13,13 +13,12 @@ from pydantic import ValidationError
 from chorus.pipeline.backends.choice import Backend, usable
 from chorus.pipeline.backends.conversion import cache_folder, device_name
 from chorus.pipeline.backends.measuring import EnsembleTimings, Work, measured
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 from chorus.pipeline.inference.posterior_builder import Precision, tiles_per_call
 from chorus.pipeline.io import storage
 
-# Pixels that a call sees at the most, all augmentations counted: more is no faster, and takes memory from others.
-_MOST_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}
 # Of larger batches that are as fast within this the smaller one is taken: it leaves more memory and waits for less.
 _AS_FAST = 1.02
 
@@ -47,7 +46,7 @@ class Workload:
     @property
     def batches(self) -> list[int]:
         """Tiles a call that are worth trying: `batch`, 1, 2, 4 and so on."""
-        most = max(1, _MOST_PIXELS[self.device.type] // (self.augmentations * self.tile**2))
+        most = max(1, device_of(self.device).most_pixels // (self.augmentations * self.tile**2))
         return sorted({self.batch, *(1 << power for power in range(most.bit_length()))})
 
     def work(self, batch: int) -> Work:
@@ -121,7 +120,7 @@ def choose(ensemble: Ensemble, workload: Workload, batch: int | None = None) -> 
 
 def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:
     """What was measured on such a device, or None."""
-    if work.device.type == "cuda" and not torch.cuda.is_available():
+    if not device_of(work.device).available():
         return None  # a driver without a GPU cannot know which ones its machines have
     try:
         return EnsembleTimings.model_validate_json(storage.read_bytes(_path(ensemble.hash, work)))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.inference.members import AUTOCAST
 from chorus.pipeline.inference.posterior_builder import Precision
@@ -90,7 +91,7 @@ def compiled(network: WithStage, example: torch.Tensor) -> bytes:
     with tempfile.TemporaryDirectory(prefix="chorus-") as folder:
         path = os.path.join(folder, "network.pt2")
         # On a CPU weights become a part of the graph, and are laid out as the convolutions want them.
-        configs = {"freezing": example.device.type == "cpu"}
+        configs = {"freezing": not device_of(example.device).accelerated}
         try:
             inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
         except (RuntimeError, OSError, ValueError) as error:
@@ -133,8 +134,9 @@ def fingerprint(network: torch.nn.Module, *details: object) -> str:
 
 def device_name(device: torch.device) -> str:
     """What a device is called: of a GPU its model, of a CPU its model and the widest instructions that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    there = device_of(device)
+    if there.accelerated:
+        return there.name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

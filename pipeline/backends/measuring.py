@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from chorus.pipeline.backends.choice import Backend, difference, usable
 from chorus.pipeline.backends.conversion import device_name
 from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.members import AUTOCAST
-from chorus.pipeline.inference.oom_splitting import be_repeatable
 from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member, ModuleMember
 
@@ -126,7 +126,6 @@ def measured(
     begun : told of each network and backend
     backends : by default all that can be used here; ``eager`` is always among them
     """
-    be_repeatable(work.device)
     groups: dict[str, list[int]] = {}
     for index, entry in enumerate(ensemble.spec.members):
         groups.setdefault(entry.model_dump_json(exclude={"weights", "sha256"}), []).append(index)
@@ -223,8 +222,7 @@ def _rates(
             while done == 0 or time.perf_counter() - started < seconds / _ROUNDS:
                 call()
                 done += 1
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+                device_of(device).synchronize()
             best[name] = max(best[name], done * samples / (time.perf_counter() - started))
     return {name: round(rate, 3) for name, rate in best.items()}
 

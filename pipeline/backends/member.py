@@ -12,6 +12,7 @@ import torch
 from chorus.pipeline.backends.choice import Backend, difference, tolerance
 from chorus.pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
 from chorus.pipeline.backends.recording import recorded
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Activation, Member, ModuleMember
@@ -96,7 +97,7 @@ class ConvertedMember:
 
         of_torch = self._backend in ("cudagraphs", "inductor")
         runtime = import_module("torch" if of_torch else self._backend).__version__
-        how = (self._backend, runtime, self._precision, device_name(self._device), torch.get_num_threads())
+        how = (self._backend, runtime, self._precision, *self._place(), torch.get_num_threads())
         name = fingerprint(self._member.module, tuple(example.shape), graph, *how)
         return float(kept(f"compared/{name}.txt", compare).read_text())
 
@@ -105,11 +106,15 @@ class ConvertedMember:
         network, shape = self._network(self._precision), tuple(example.shape)
         if self._backend == "inductor":
             example = example.contiguous(memory_format=torch.channels_last)
-            name = fingerprint(network, shape, self._precision, device_name(self._device))
+            name = fingerprint(network, shape, self._precision, *self._place())
             return kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
         # Runtimes choose their precision themselves: the graph is in that of the weights.
         plain = self._network("fp32")
         return kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
+
+    def _place(self) -> tuple[str, str]:
+        """What answers depend on beside the network: the device, and what fp32 means on it."""
+        return device_name(self._device), device_of(self._device).fp32_policy()
 
     def _network(self, precision: Precision) -> WithStage:
         network = WithStage(self._member.module, self._member.encoder, precision, self._device.type)

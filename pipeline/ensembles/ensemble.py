@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, migrated, newer
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -84,7 +85,14 @@ class Ensemble:
         return Asked(url, len(spec.input.channels), self.outputs, spec.flows, tile or spec.tile, self.trust_code)
 
     def load_member(self, index: int, device: torch.device, tile: int | None = None) -> Member:
-        """Member `index` on `device`; raises RefusedError where its weights are missing, wrong or do not fit."""
+        """Member `index` on `device`, which is repeatable from then on.
+
+        Raises
+        ------
+        RefusedError
+            Its weights are missing, wrong or do not fit.
+        """
+        device_of(device).be_repeatable()
         return self.spec.members[index].load(self.asked(index, tile), device)
 
     def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:

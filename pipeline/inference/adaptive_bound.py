@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import GridStart
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.errors import RefusedError
@@ -220,7 +221,8 @@ def difference(
     early, full : predictive variance, (y, x) float32, and classes, (y, x) of
         `chorus.pipeline.core.posterior.class_masks`
     """
-    u = [variance[masks > 0].to(torch.float64) for variance, masks in (early, full)]
+    device = device_of(early[0].device)
+    u = [device.in_float64(variance[masks > 0]) for variance, masks in (early, full)]
     shift = float((u[0].mean() - u[1].mean()).abs()) if all(len(one) for one in u) else 0.0
-    changed = float((early[1] != full[1]).to(torch.float64).mean())
+    changed = float(device.in_float64(early[1] != full[1]).mean())
     return changed, shift, not any(len(one) for one in u)

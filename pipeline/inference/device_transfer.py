@@ -7,18 +7,18 @@
     copies out                          [rows]               [rows]
 
 What the members are told next waits for what they need, and copies out for what they copy: on the device. The process
-goes on, and waits only for a `landing`. On a CPU both sides are the same memory: copies are done when they return.
+goes on, and waits only for a `landing`. Devices without streams copy at once: copies are done when they return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from chorus.pipeline.core.devices import device_of
 
 Landing = Callable[[], None]
 """Returns when all that the device was told before it was made is done, and its copies have arrived."""
@@ -26,20 +26,20 @@ Landing = Callable[[], None]
 
 def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """`array` on the device, for what it is told from now on; on a CPU the array's own memory."""
-    here = torch.from_numpy(array)
-    if device.type != "cuda":
-        return here.to(device)
-    computing, copying = torch.cuda.current_stream(device), _stream(device, "in")
-    with torch.cuda.stream(copying):
-        there = (here.pin_memory() if here.numel() else here).to(device, non_blocking=True)
+    source, target = torch.from_numpy(array), device_of(device)
+    if not target.has_streams:
+        return source.to(device)
+    computing, copying = target.computing(), target.copying("in")
+    with target.on(copying):
+        copied = target.pinned(source).to(device, non_blocking=True)
     computing.wait_stream(copying)
-    there.record_stream(computing)  # its memory is not given away before the members are done with it
-    return there
+    target.keep(copied, computing)  # its memory is not given away before the members are done with it
+    return copied
 
 
 def host_array(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory of the host, not filled, that `device` can write to by itself."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    return device_of(device).host_memory(shape, dtype)
 
 
 def to_host(target: torch.Tensor, source: torch.Tensor) -> None:
@@ -51,29 +51,26 @@ def to_host(target: torch.Tensor, source: torch.Tensor) -> None:
     ----------
     target, source : (maps, y, x), the rows of each of target's maps one after the other in memory
     """
-    if source.device.type != "cuda":
-        target.copy_(source)
+    device = device_of(source.device)
+    if not device.has_streams:
+        target.copy_(source.cpu())
         return
-    found = source.to(target.dtype).contiguous()
-    computing, copying = torch.cuda.current_stream(source.device), _stream(source.device, "out")
+    converted = source.to(target.dtype).contiguous()
+    computing, copying = device.computing(), device.copying("out")
     copying.wait_stream(computing)
-    with torch.cuda.stream(copying):
-        for here, there in zip(target, found, strict=True):
-            here.copy_(there, non_blocking=True)
-    found.record_stream(copying)
+    with device.on(copying):
+        for rows, wanted in zip(target, converted, strict=True):
+            rows.copy_(wanted, non_blocking=True)
+    device.keep(converted, copying)
 
 
 def landing(device: torch.device) -> Landing:
     """See `Landing`."""
-    if device.type != "cuda":
+    waited = device_of(device)
+    if not waited.has_streams:
         return lambda: None
-    copying = _stream(device, "out")
-    copying.wait_stream(torch.cuda.current_stream(device))
-    landed = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    copying = waited.copying("out")
+    copying.wait_stream(waited.computing())
+    landed = waited.event()
     landed.record(copying)
     return landed.synchronize
-
-
-@cache
-def _stream(device: torch.device, way: Literal["in", "out"]) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Grid, Span, Tile, Window
 from chorus.pipeline.inference.device_transfer import to_device
 from chorus.pipeline.scores.image_scores import FIXED_POINT
@@ -41,8 +42,8 @@ def pooled(stage: torch.Tensor) -> torch.Tensor:
     stage : (batch, features, y, x) of any floating dtype
     """
     positions = stage.shape[2] * stage.shape[3]
-    values = torch.nan_to_num(stage.to(torch.float64), nan=0.0).clamp_(-_BOUND, _BOUND)
-    return values.mul_(FIXED_POINT / positions).round_().to(torch.int64).sum(dim=(2, 3))
+    values = torch.nan_to_num(device_of(stage.device).in_float64(stage), nan=0.0).clamp_(-_BOUND, _BOUND)
+    return values.mul_(FIXED_POINT / positions).round_().to(torch.int64).sum(dim=(2, 3)).to(stage.device)
 
 
 def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -> Window:

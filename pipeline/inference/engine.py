@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import plain_augmentation
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Tile, Window
 from chorus.pipeline.core.posterior import Posterior, SampleSums
 from chorus.pipeline.inference.adaptive import Rounds, tiles_in_wave
@@ -68,7 +69,7 @@ class Engine:
     @property
     def ahead(self) -> int:
         """How many batches may be told to the device while it works on one, so that it never waits for the next."""
-        return int(self._device.type == "cuda")
+        return int(device_of(self._device).has_streams)
 
     def landing(self) -> Landing:
         """Of all that was answered so far, see `chorus.pipeline.inference.device_transfer`."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.posterior import SampleSums
 from chorus.pipeline.inference.encoder_features import pooled
-from chorus.pipeline.inference.oom_splitting import Answer, Calls, be_repeatable
+from chorus.pipeline.inference.oom_splitting import Answer, Calls
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.contract import FLOWS, Activation, Encoding, Member
 
@@ -48,7 +49,6 @@ class MemberGroup:
         inputs: Sequence[slice] | None = None,
         short_of_memory: Callable[[], None] | None = None,
     ) -> None:
-        be_repeatable(device)
         self.calls = Calls(settings.batch, len(settings.augmentations), short_of_memory)
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
@@ -105,7 +105,7 @@ class MemberGroup:
     def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
         if activation == "softmax":
             return outputs.softmax(dim=1)
-        if activation == "sigmoid" and outputs.is_cuda:
+        if activation == "sigmoid" and device_of(outputs.device).accelerated:
             outputs = outputs.sigmoid()
         elif activation == "sigmoid":
             # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs

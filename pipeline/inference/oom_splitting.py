@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from chorus.pipeline.core.devices import device_of
+
 Answer = tuple[torch.Tensor, torch.Tensor]
 """Outputs of all views of some tiles, (views x tiles, channels, y, x), and their features, (tiles, features)."""
 
-# What libraries say that have no type for it: torch on a CPU, cuBLAS, and ONNX Runtime, in TorchScript or outside.
+# What libraries say that have no type for it: torch on a CPU and on MPS, cuBLAS, Level Zero, and ONNX Runtime, in
+# TorchScript or outside.
 _SAID = (
     "out of memory",
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Failed to allocate memory",
+    "OUT_OF_DEVICE_MEMORY",
+    "OUT_OF_HOST_MEMORY",
 )
 log = logging.getLogger("chorus")
 
@@ -26,16 +31,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
-
-
-def be_repeatable(device: torch.device) -> None:
-    """From now on networks of this process have the same bits in every call on a GPU, and fp32 does not mean TF32."""
-    if device.type == "cuda":
-        # The choice of algorithm must not depend on what ran before.
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class Calls:
@@ -73,8 +68,7 @@ class Calls:
             # Not in the clause above, where the error still holds what was computed so far.
             self.tiles //= 2
             log.warning("out of memory: members now get %d of %d tiles a call", self.tiles, self._batch)
-            if views.is_cuda:
-                torch.cuda.empty_cache()
+            device_of(views.device).release_memory()
 
     def _parts(self, views: torch.Tensor) -> Iterator[torch.Tensor]:
         """All of one shape: the last is filled up with zeros, so that a tile's bits do not depend on its place."""

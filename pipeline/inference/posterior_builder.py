@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Span, Window
 from chorus.pipeline.core.posterior import Posterior, class_masks, predicted_labels
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -50,16 +51,9 @@ class InferenceSettings:
         return self.classes + 2 + (FLOWS + 1) * self.flows + (self.effort is not None)
 
 
-# Pixels that one call of a member sees on a GPU, all augmentations counted: enough to fill it.
-_GPU_CALL_PIXELS = 1 << 22
-
-
 def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
-    """How many tiles a call of a member gets where nobody says it.
-
-    On a CPU larger batches are no faster (measured: 112 to 128 ms a tile of 256 with 1 to 8 in a batch).
-    """
-    return max(1, _GPU_CALL_PIXELS // (augmentations * tile**2)) if device == "cuda" else 1
+    """How many tiles a call of a member gets where nobody says it, on a kind of device."""
+    return max(1, device_of(device).call_pixels // (augmentations * tile**2))
 
 
 class PosteriorCanvas:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.devices import fp32_policy_kept
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -188,16 +189,13 @@ def describe(url: str) -> Described:
 
 def import_cellpose(part: str) -> Any:
     """A module of the Cellpose package, which is optional; raises RefusedError where it is not installed."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
     try:
-        return importlib.import_module(f"cellpose.{part}")
+        with fp32_policy_kept():  # it lets fp32 mean TF32 for the whole process when it is imported
+            return importlib.import_module(f"cellpose.{part}")
     except ImportError as error:
         raise RefusedError(
             f"Cellpose is not installed ({error}); install it with `pip install 'chorus-bioimage[cellpose]'`"
         ) from error
-    finally:
-        # Cellpose lets fp32 mean TF32 for the whole process when it is imported.
-        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
-from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_errors
+from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_device, session_errors
 from chorus.pipeline.members.selection import ExportEntry, InputShape
 
 TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
@@ -45,7 +46,7 @@ class OnnxMember(ExportEntry):
             if tensor.type not in TYPES:
                 raise RefusedError(f"{url}: {tensor.name} is a {tensor.type}; export it with float32 or float16")
         shape = InputShape.checked(url, [_size(length) for length in given.shape], self, asked)
-        return _OnnxNetwork(self, url, session, given, taken, shape, size, device)
+        return _OnnxNetwork(self, url, session, given, taken, shape, size, session_device(device))
 
 
 @dataclass
@@ -56,6 +57,7 @@ class _OnnxNetwork:
     ----------
     given, taken : its input and the output that was chosen
     size : bytes of its weights
+    device : where it computes: the members' own, or the host
     answers : shape of the output for each shape of the input so far
     """
 
@@ -81,7 +83,7 @@ class _OnnxNetwork:
 
     def _run(self, tiles: torch.Tensor) -> torch.Tensor:
         dtype, numpy_dtype = TYPES[self.given.type]
-        tiles = tiles.to(dtype).contiguous()
+        home, tiles = tiles.device, tiles.to(self.device, dtype).contiguous()
         shape = tuple(tiles.shape)
         place = (self.device.type, self.device.index or 0)
         binding = self.session.io_binding()
@@ -94,11 +96,10 @@ class _OnnxNetwork:
         answer = torch.empty(self.answers[shape], dtype=dtype, device=self.device)
         binding.bind_output(self.taken.name, *place, numpy_dtype, tuple(answer.shape), answer.data_ptr())
         self._go(binding)
-        return answer
+        return answer.to(home)
 
     def _go(self, binding: Any) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime works on a stream of its own
+        device_of(self.device).finish()  # onnxruntime works on a stream of its own
         try:
             self.session.run_with_iobinding(binding)
         except session_errors() as error:

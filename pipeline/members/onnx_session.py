@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 
 EXTRA = "pip install 'chorus-bioimage[onnx]'"
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def open_session(url: str, graph: bytes | str, device: torch.device, *, what: str, mend: str) -> Any:
@@ -29,7 +29,7 @@ def open_session(url: str, graph: bytes | str, device: torch.device, *, what: st
         onnxruntime = import_module("onnxruntime")
     except ImportError as error:
         raise RefusedError(f"{url}: needs onnxruntime; {EXTRA}") from error
-    provider = _PROVIDERS.get(device.type)
+    provider, how = device_of(session_device(device)).onnx_provider() or ("", {})
     if provider not in onnxruntime.get_available_providers():
         raise RefusedError(
             f"{url}: this onnxruntime cannot run on {device.type}; install onnxruntime-gpu, or run on the CPU"
@@ -41,14 +41,18 @@ def open_session(url: str, graph: bytes | str, device: torch.device, *, what: st
     options.log_severity_level = 3  # what goes wrong is raised, too
     # Threads that spin while they wait starve the other processes of the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    place = {"device_id": str(device.index or 0), "use_tf32": "0"} if device.type == "cuda" else {}
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=[(provider, place)])
+        return onnxruntime.InferenceSession(graph, options, providers=[(provider, how)])
     except session_errors() as error:
         reason = " ".join(str(error).split())[:300]
         raise RefusedError(
             f"{url}: onnxruntime {onnxruntime.__version__} cannot run {what} ({reason}); {mend}"
         ) from error
+
+
+def session_device(device: torch.device) -> torch.device:
+    """Where a session computes for members of `device`: there, or on the host where onnxruntime has no provider."""
+    return device if device_of(device).onnx_provider() else torch.device("cpu")
 
 
 def session_errors() -> tuple[type[Exception], ...]:

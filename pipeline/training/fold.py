@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.inference.members import AUTOCAST
 from chorus.pipeline.io import storage
@@ -78,7 +79,7 @@ def train_fold(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with device_of(device).forked_random():
             training = [pair for pair in pairs if pair.group in share.train]
             validation = [pair for pair in pairs if pair.group in share.validation]
             trainer = _Trainer(settings, training, validation, fold, folder, identity, progress, device)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chorus.pipeline.backends.choice import Backend
+from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import Precision
 
@@ -81,7 +82,7 @@ class ServeSettings(_Strict):
     cors: list[str] = []
     jobs_url: str | None = None
     reprocess: list[str] = []
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: DeviceKind = "cpu"
     precision: Precision = "fp32"
     backend: Backend | Literal["auto"] = "auto"
     effort: Literal["full", "adaptive"] = "full"

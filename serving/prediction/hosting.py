@@ -16,6 +16,7 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.scores import scores_frame
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.loading import load_members
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.inference.engine import Engine
@@ -57,7 +58,7 @@ class Hosted:
     @classmethod
     def load(cls, name: str, url: str, settings: ServeSettings) -> Hosted:
         """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
-        device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
+        device = device_of(settings.device).torch_device
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
         wanted = ResultSettings(
             device=settings.device,
@@ -133,7 +134,7 @@ class Hosted:
             backend=self.backend,
             effort=self.effort if own else "full",
             threads=self.threads,
-            device="cuda" if self.device.type == "cuda" else "cpu",
+            device=device_of(self.device).kind,
         )
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects="auto")
         return resolve(with_objects(request, self.ensemble).settings, self.ensemble)

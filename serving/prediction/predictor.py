@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
-
 from chorus.cluster.regions.batch_queue import BusyError, LateError
 from chorus.cluster.regions.batching import SharedDevice
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import ChorusError, OutputError, RefusedError
 from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 from chorus.pipeline.io import storage
@@ -47,8 +46,7 @@ class Predictor:
     """
 
     def __init__(self, name: str, url: str, settings: ServeSettings, metrics: ReplicaMetrics) -> None:
-        if settings.device == "cpu":
-            torch.set_num_threads(settings.threads)
+        device_of(settings.device).use_threads(settings.threads)
         self._name, self._settings, self._metrics = name, settings, metrics
         self._device = SharedDevice(settings.limits.waiting_tiles)
         self._pool = ThreadPoolExecutor(_BESIDE, thread_name_prefix="predict")

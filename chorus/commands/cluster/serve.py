@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from chorus.console.options import TrustCode, device_here, named_ensemble
+from chorus.pipeline.core.device import DeviceChoice
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def serve(
     reprocess: Annotated[
         list[str] | None, typer.Option(help="gs:// or s3:// URL that /v1/jobs may use; with --address.")
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="Where members run.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32",
     backend: Annotated[
         Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],

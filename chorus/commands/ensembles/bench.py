@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from chorus.console.options import Json, TrustCode, augmentation_names, device_here, named_ensemble, names
+from chorus.console.options import Json, TrustCode, augmentation_names, named_ensemble, names
+from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.core.devices import chosen
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def engine(
         int | None, typer.Option(min=1, help="Tiles per call of a member; by default several are tried.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Out of fp32, bf16 and fp16, comma-separated.")] = "fp32",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run.")] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="Where members run.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Of a CPU; member actors have one each.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each backend and network, after it is set up.")] = 3.0,
     trust_code: TrustCode = False,
@@ -64,7 +66,7 @@ def engine(
     from chorus.pipeline.inference.posterior_builder import Precision
 
     bundle = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
-    where = device_here(device)
+    where = chosen(device)
     torch.set_num_threads(threads)
     augmentations = augmentation_names(augment) or bundle.spec.augmentations
     edge = tile or bundle.spec.tile

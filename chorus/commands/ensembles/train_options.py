@@ -10,6 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from chorus.console.options import named_ensemble
+from chorus.pipeline.core.device import DeviceChoice
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.training.settings import LossName, TrainSettings
 
@@ -160,9 +161,9 @@ class TrainOptions:
         str | None,
         typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.", rich_help_panel=_RUN),
     ] = None
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes GPUs if there are any.", rich_help_panel=_RUN)
-    ] = "auto"
+    device: Annotated[DeviceChoice, typer.Option(help="auto takes GPUs if there are any.", rich_help_panel=_RUN)] = (
+        "auto"
+    )
     workers: Annotated[
         int | None, typer.Option(help="Folds at a time; by default one per device.", rich_help_panel=_RUN)
     ] = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from chorus.console.options import Json, TrustCode, device_here
+from chorus.console.options import Json, TrustCode
+from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.core.devices import chosen
 
 
 def effort(
@@ -26,9 +28,7 @@ def effort(
         float, typer.Option(min=0, max=1, help="Share of the tiles that are cut short for which one may be more.")
     ] = 0.05,
     reference: Annotated[str, typer.Option(help="What the images are, for people who read ensemble.yaml.")] = "",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where members run; auto takes a GPU if there is one.")
-    ] = "auto",
+    device: Annotated[DeviceChoice, typer.Option(help="Where members run; auto takes a GPU if there is one.")] = "auto",
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +55,7 @@ def effort(
             shift=shift,
             risk=risk,
             reference=reference,
-            device=device_here(device),
+            device=chosen(device),
             trust_code=trust_code,
             note=lambda text: status.update(f"measuring: {text}"),
         )

@@ -157,9 +157,20 @@ def test_small_regions_travel_together_to_a_gpu(ensemble: Ensemble) -> None:
     assert together(9, "cpu") == 1
 
 
+@pytest.mark.parametrize(("device", "actors"), [("cuda", 4), ("xpu", 4), ("mps", 1)])
+def test_gpus_of_every_maker_are_placed_alike_and_a_mac_has_one_actor(
+    ensemble: Ensemble, device: str, actors: int
+) -> None:
+    placement = placed(ensemble, 8 * GIGABYTE, device=device)
+    assert (placement.actors, placement.gpus_per_actor, placement.cpus_per_actor) == (actors, 1, 0)
+    assert placement.blocks_per_actor == placed(ensemble, 8 * GIGABYTE).blocks_per_actor
+
+
 def test_cluster_without_what_members_run_on_is_refused(ensemble: Ensemble) -> None:
     with pytest.raises(RefusedError, match=r"no GPU; use --device cpu, an --address that has one, or --actors N"):
         require_devices(settings(ensemble, device="cuda"), RunSettings(), Resources(cpus=4, gpus=0, nodes=1, memory=0))
+    with pytest.raises(RefusedError, match=r"the cluster has no Intel GPU; use --device cpu"):
+        require_devices(settings(ensemble, device="xpu"), RunSettings(), Resources(cpus=4, gpus=0, nodes=1, memory=0))
     with pytest.raises(RefusedError, match=r"no cores"):
         require_devices(settings(ensemble), RunSettings(), Resources(cpus=0, gpus=4, nodes=1, memory=0))
 

@@ -13,6 +13,7 @@ from chorus.cluster.regions.batching import SharedDevice
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.member import on_backend
 from chorus.pipeline.core.augmentation import FLIPS
+from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Grid, Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.device_transfer import host_array, landing, to_device, to_host
@@ -22,12 +23,13 @@ from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.members.contract import ModuleMember
 from tests.support.making import network
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that is not there")
+pytestmark = pytest.mark.skipif(not device_of("cuda").available(), reason="needs a GPU that is not there")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MAPS = ("probability", "epistemic", "aleatoric", "labels", "masks", "member_masks", "flows", "flow_variance")
 
 
 def engine(device: torch.device, backend: Backend = "eager", precision: Precision = "fp32", *, flows: bool) -> Engine:
+    device_of(device).be_repeatable()  # as `Ensemble.load_member` does
     how = InferenceSettings("softmax", False, 2, 32, FLIPS, batch=4, precision=precision, flows=flows)
     made = [ModuleMember(network(seed, outputs=2 + 2 * flows), device) for seed in range(3)]
     return Engine([on_backend(one, backend, precision, device) for one in made], how, device)
