@@ -27,6 +27,7 @@ from ray.serve.handle import DeploymentHandle
 
 from chorus.cluster.runtime.tasks import begin_in_ray
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.serving.contract.metrics import ApplicationMetrics, ReplicaMetrics
 from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
@@ -39,10 +40,6 @@ from chorus.serving.web.tokens import read_tokens
 
 log = logging.getLogger("chorus")
 NAME = "chorus"
-# Replicas that may die with one request in their hands before it is given up.
-_DEATHS = 3
-# Seconds between two tries, while Serve takes note of the death.
-_PAUSE = 0.25
 # Seconds that a replica that is replaced has to end what it began.
 _GRACE = 30.0
 
@@ -115,7 +112,7 @@ class ServePredictors:
 
     async def predict(self, name: str, task: Task) -> Outcome:
         until = time.monotonic() + task.seconds
-        for death in range(_DEATHS):
+        for death in range(RETRIES.replica_deaths):
             left = until - time.monotonic()
             if left <= 0:
                 return Refusal(504, "the image was not done in time; ask for less, or allow more")
@@ -127,7 +124,7 @@ class ServePredictors:
             except (RayActorError, DeploymentUnavailableError) as error:
                 log.warning("request %s: a replica was lost (%s)", task.id, type(error).__name__)
                 self._metrics.retried()
-                await asyncio.sleep(_PAUSE * 2**death)
+                await asyncio.sleep(RETRIES.replica_pause * 2**death)
             except RequestCancelledError:
                 return Refusal(503, "the request was called off", self._retry_after)
             except RayTaskError:

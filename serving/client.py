@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import ChorusError
 from chorus.serving.contract.schemas import (
     JSON,
@@ -79,7 +80,7 @@ class Client:
         token: str | None = None,
         *,
         timeout: float = 120.0,
-        retries: int = 4,
+        retries: int = RETRIES.client_retries,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -187,7 +188,7 @@ class Client:
                 ) from error
             if answer.status_code not in (429, 503) or attempt == self._retries:
                 break
-            time.sleep(min(30.0, float(answer.headers.get("Retry-After", 1))))
+            time.sleep(min(RETRIES.client_longest_wait, float(answer.headers.get("Retry-After", 1))))
         if answer.is_success:
             return answer
         try:

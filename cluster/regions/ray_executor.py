@@ -30,18 +30,13 @@ from chorus.cluster.runtime.status import Passed, RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray, begin_in_ray
 from chorus.cluster.telemetry.metrics import RESTARTS, driver_recorder
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError, first_line
 
-# For a device of the cluster to become free; and for a machine to be made that has one.
-FREE_SECONDS, MACHINE_SECONDS = 600, 1800
 # The pool grows, where there is room, when so much of what its actors can take is in their hands; and it is cut into
 # as many blocks as so many times its actors need, where there may be more of them soon.
 _BUSY, _GROWTH = 0.9, 16
-# For actors to start, also on nodes that are only just made; and how many times as long as expected blocks may take.
-_START_SECONDS, _PATIENCE = 600.0, 10.0
-# Streams in a row that may break before a single region of theirs ends.
-_FRUITLESS_STREAMS = 3
 log = logging.getLogger("chorus")
 _STATUS_FIELDS = [field.name for field in fields(RegionStatus)]
 
@@ -139,7 +134,7 @@ class RayExecutor(RayTasks):
                 reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             after = np.count_nonzero(unended)
             fruitless = fruitless + 1 if after == before else 0
-            if fruitless == _FRUITLESS_STREAMS:
+            if fruitless == RETRIES.streams:
                 raise CutShortError(
                     f"Ray failed again and again ({reason}); look into {self._logs}, then run the same command again "
                     f"to go on"
@@ -153,7 +148,7 @@ class RayExecutor(RayTasks):
         settings.enable_progress_bars = False
         settings.print_on_execution_start = False
         settings.execution_options.preserve_order = False
-        settings.max_consecutive_actor_init_deaths = 3
+        settings.max_consecutive_actor_init_deaths = RETRIES.actor_starts
         settings.max_errored_blocks = 0
         settings.autoscaling_config.actor_pool_util_upscaling_threshold = _BUSY
         blocks = self._blocks(todo)
@@ -166,7 +161,8 @@ class RayExecutor(RayTasks):
 
     def _patience(self, regions: int) -> float:
         """Seconds without any block of so many `regions` ending after which the stream is taken to hang."""
-        return _START_SECONDS + _PATIENCE * self._longest * regions * self._placement.blocks_per_actor
+        expected = self._longest * regions * self._placement.blocks_per_actor
+        return RETRIES.stream_start_seconds + RETRIES.stream_patience * expected
 
     def _blocks(self, todo: np.ndarray) -> list[pa.Table]:
         actors = self._placement.least_actors_per_stage * (_GROWTH if self._placement.most_actors_per_stage else 1)
@@ -204,7 +200,9 @@ class RayExecutor(RayTasks):
         return stream
 
 
-def calibrate_on_ray(ensemble: Ensemble, settings: ResolvedSettings, patience: float = FREE_SECONDS) -> Calibration:
+def calibrate_on_ray(
+    ensemble: Ensemble, settings: ResolvedSettings, patience: float = RETRIES.device_seconds
+) -> Calibration:
     """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does.
 
     `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A

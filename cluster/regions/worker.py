@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, TypeVar
@@ -24,9 +24,10 @@ from chorus.cluster.regions.batch_queue import Answered
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.exclusive_gate import Gate
 from chorus.cluster.regions.maps import saved_maps
+from chorus.cluster.regions.retry import suspicion
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runtime.status import Passed, RegionStatus
-from chorus.cluster.state.ledger import MAXIMUM_ATTEMPTS, MAXIMUM_NODES, Attempts, Ledger
+from chorus.cluster.state.ledger import Attempts, Ledger
 from chorus.cluster.telemetry.logs import about, log_of_regions
 from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
 from chorus.cluster.telemetry.timeline import note_shared, noted, packed, span, unpacked
@@ -206,7 +207,7 @@ class RegionWorker:
             if recorded:
                 # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
                 return RegionStatus(region, index, place, "done")
-            if reason := self._suspicion(begun):
+            if reason := suspicion(begun, self._here.nodes):
                 message = f"region {place} {reason} and is set aside; look into the logs of Ray"
                 return RegionStatus(region, index, place, "quarantined", message, attempts=len(begun))
             # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
@@ -233,18 +234,6 @@ class RegionWorker:
             log.exception("region %d of image %d", place, index)
             message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
             return RegionStatus(region, index, place, "failed", message)
-
-    def _suspicion(self, begun: Sequence[str]) -> str | None:
-        """Why a region that was begun on these nodes and did not end is not tried again."""
-        if len(begun) >= MAXIMUM_NODES:
-            return f"was in hand on {len(begun)} processes or nodes that ended"
-        if len(begun) < MAXIMUM_ATTEMPTS:
-            return None
-        # A node that went, as spot machines do, took what was in hand along; a process that ended on a node that is
-        # still there did so by itself, or by the region.
-        there = self._here.nodes()
-        ended = sum(node in there for node in begun)
-        return f"ended its worker {ended} times" if ended >= MAXIMUM_ATTEMPTS else None
 
     def _answer(self, of: RegionWork) -> Answered:
         """The posterior of a region by the whole ensemble."""

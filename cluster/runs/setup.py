@@ -24,6 +24,7 @@ from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
 from chorus.cluster.telemetry.timeline import span
 from chorus.pipeline.backends.choice import usable
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io.writer import labels_present, remove_labels
@@ -101,7 +102,7 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
         measured = calibrate(job.ensemble, job.settings)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
         return
-    from chorus.cluster.regions.ray_executor import FREE_SECONDS, MACHINE_SECONDS, RayExecutor, calibrate_on_ray
+    from chorus.cluster.regions.ray_executor import RayExecutor, calibrate_on_ray
 
     reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
     own_port = None if run.metrics_port is None else run.metrics_port + 1
@@ -113,7 +114,7 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
         require_devices(job.settings, run, resources)
         if not device.slots(resources.cpus, resources.gpus):
             reporter.phase("waiting for a machine with a GPU")
-        patience = MACHINE_SECONDS if may_grow(run) else FREE_SECONDS
+        patience = RETRIES.machine_seconds if may_grow(run) else RETRIES.device_seconds
         with span("try the ensemble"):
             measured = calibrate_on_ray(job.ensemble, job.settings, patience)
         resources = session.found(resources.logs)

@@ -21,6 +21,7 @@ from ray.job_submission import JobSubmissionClient
 
 from chorus.cluster.runtime.job_command import ADDRESS_VARIABLES, DEFAULT_ADDRESS, Command, Job
 from chorus.cluster.runtime.versions import SUBMITTED_WITH
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
 
@@ -30,8 +31,6 @@ _ANSWER_SECONDS = 10.0
 # The log is asked for again after so long without a word, since a connection may be dead without anyone saying so.
 _SILENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# How long a cluster that does not answer is asked again while a job is followed.
-_LOST_SECONDS = 120.0
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -153,7 +152,7 @@ class Jobs:
                 if not job.alive:
                     return job
             except (RefusedError, RuntimeError, OSError, aiohttp.ClientError) as error:
-                if time.monotonic() - heard > _LOST_SECONDS:
+                if time.monotonic() - heard > RETRIES.job_seconds:
                     raise CutShortError(
                         f"--address {self.address}: answers no more ({storage.words(error)}); {name} may go on there: "
                         f"{self.call('status', name)} tells, and if the cluster is gone the same command goes on"

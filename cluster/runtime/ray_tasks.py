@@ -14,6 +14,7 @@ from chorus.cluster.runtime import session
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks, attempt, attempt_in_ray
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import OutputError
 
 
@@ -47,7 +48,7 @@ class RayTasks:
         self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
         # Spread: those that reserve no core would all be put on the driver's node.
         remote = ray.remote(attempt_in_ray)
-        self._attempt = remote.options(num_cpus=cpus, max_retries=3, scheduling_strategy="SPREAD")
+        self._attempt = remote.options(num_cpus=cpus, max_retries=RETRIES.task_retries, scheduling_strategy="SPREAD")
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
         self._waiting.append((key, function, arguments))

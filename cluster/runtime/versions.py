@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 
 Versions = Mapping[str, str]
@@ -101,7 +102,7 @@ def of_nodes() -> list[tuple[str, Versions]]:
 
     from chorus.cluster.runtime.cancellation import cancel_running
 
-    task = ray.remote(num_cpus=0, max_retries=1)(_probe(PACKAGES))
+    task = ray.remote(num_cpus=0, max_retries=RETRIES.probe_retries)(_probe(PACKAGES))
     asked = {}
     for node in ray.nodes():
         if node["Alive"]:

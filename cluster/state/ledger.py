@@ -28,10 +28,6 @@ from chorus.pipeline.scores.image_scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
 _REGION = re.compile(r"region-(\d{8,})\.json")
-# A region that took its process with it this many times is set aside.
-MAXIMUM_ATTEMPTS = 3
-# And one that was in hand on nodes that went: those of spot machines go by themselves, but a region may be to blame.
-MAXIMUM_NODES = 10
 # Records that are held at once while many are read: with features they are tens of kilobytes each.
 _AT_ONCE = 256
 
@@ -153,7 +149,7 @@ class Finished:
 class Attempts:
     """Which regions were begun in this session, written down before the device is touched.
 
-    A region that kills its actor would be handed to the next one for ever; its third unended attempt is the last.
+    A region that kills its actor would be handed to the next one for ever; `chorus.cluster.regions.retry` ends that.
 
     Parameters
     ----------

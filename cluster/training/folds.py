@@ -22,6 +22,7 @@ from chorus.cluster.training.fold_work import (
     train_here,
     train_until_asked_to_stop,
 )
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
 from chorus.pipeline.io import storage
@@ -33,8 +34,6 @@ from chorus.pipeline.training.records import FoldResult, Step
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
 # That folds may take to write their checkpoints and end (Kubernetes waits for 30 s).
 _PATIENCE_SECONDS = 20.0
-# Deaths of a fold's process in a row without a step further.
-_FRUITLESS_DEATHS = 3
 
 
 class FoldReporter(Protocol):
@@ -201,9 +200,9 @@ class _RayTraining:
         reached = self._tails[fold].reached
         self._deaths[fold] = 1 if reached > self._reached[fold] else self._deaths[fold] + 1
         self._reached[fold] = max(reached, self._reached[fold])
-        if self._deaths[fold] >= _FRUITLESS_DEATHS:
+        if self._deaths[fold] >= RETRIES.fold_deaths:
             sentence = (
-                f"fold {fold}: its process died {_FRUITLESS_DEATHS} times after step {reached} ({_last_line(error)}), "
+                f"fold {fold}: its process died {self._deaths[fold]} times after step {reached} ({_last_line(error)}), "
                 f"as of too little memory; look into {self._logs}, then run the same command again with fewer --workers"
             )
             self._fail(fold, CutShortError(sentence))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.retries import RETRIES
 
 Answer = tuple[torch.Tensor, torch.Tensor]
 """Outputs of all views of some tiles, (views x tiles, channels, y, x), and their features, (tiles, features)."""
@@ -53,7 +54,7 @@ class Calls:
         Raises
         ------
         torch.OutOfMemoryError, RuntimeError, MemoryError
-            If there is too little memory for one tile.
+            If there is too little memory for the fewest tiles.
         """
         while True:
             try:
@@ -63,10 +64,10 @@ class Calls:
                     raise
                 if self._short is not None:
                     self._short()
-                if self.tiles == 1:
+                if self.tiles <= RETRIES.memory_least_tiles:
                     raise
             # Not in the clause above, where the error still holds what was computed so far.
-            self.tiles //= 2
+            self.tiles = max(RETRIES.memory_least_tiles, self.tiles // RETRIES.memory_divisor)
             log.warning("out of memory: members now get %d of %d tiles a call", self.tiles, self._batch)
             device_of(views.device).release_memory()
 

@@ -26,15 +26,13 @@ import fsspec.asyn
 import zarr.core.sync
 from fsspec.config import set_conf_env
 
+from chorus.pipeline.core.retries import RETRIES
+
 log = logging.getLogger("chorus")
 T = TypeVar("T")
 
 SCHEMES = ("gs", "s3")
 WEB = ("http", "https")
-ATTEMPTS = 10
-"""Of one request; with the waits between them about a minute in all, two at most."""
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds: upper bounds of the first wait, after which they double, and of any."""
 PART = 50 << 20
 """Bytes of a part of an upload; what is longer goes in several, and is seen when all are there."""
 _CONNECT_SECONDS, _SILENCE_SECONDS, _BODY_SECONDS = 10, 60, 900
@@ -103,7 +101,8 @@ def _close(fs: fsspec.AbstractFileSystem) -> None:
 
 
 async def again(request: Callable[[], Awaitable[T]], passing: Callable[[Exception], bool], name: str) -> T:
-    """What `request` gives; where it fails for a reason that is `passing`, it is made again, `ATTEMPTS` times in all.
+    """What `request` gives; where it fails for a reason that is `passing`, it is made again (`RETRIES`); with the waits
+    between them ten attempts take about a minute, two at most.
 
     Waits are random up to a bound that doubles ("full jitter"). An error that was not cured by this is marked, so
     that a request around this one does not start over.
@@ -112,21 +111,21 @@ async def again(request: Callable[[], Awaitable[T]], passing: Callable[[Exceptio
     ----------
     M. Brooker, Exponential backoff and jitter, AWS Architecture Blog (2015)
     """
-    for attempt in range(ATTEMPTS):
+    for attempt in range(RETRIES.request_attempts):
         try:
             return await request()
         except Exception as error:
-            if attempt == ATTEMPTS - 1 or hasattr(error, "chorus_attempts") or not passing(error):
+            if attempt == RETRIES.request_attempts - 1 or hasattr(error, "chorus_attempts") or not passing(error):
                 error.chorus_attempts = attempt + 1  # type: ignore[attr-defined]
                 raise
-            wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
+            wait = random.uniform(0, min(RETRIES.request_longest_wait, RETRIES.request_first_wait * 2**attempt))
             told = f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
             log.log(
                 logging.DEBUG if attempt < 4 else logging.WARNING,
                 "%s; attempt %d of %d, the next in %.1f s",
                 told[:300],
                 attempt + 1,
-                ATTEMPTS,
+                RETRIES.request_attempts,
                 wait,
             )
             await asyncio.sleep(wait)
@@ -199,7 +198,7 @@ def _amazon() -> type[fsspec.AbstractFileSystem]:
                 "connect_timeout": _CONNECT_SECONDS,
                 "read_timeout": _SILENCE_SECONDS,
                 "max_pool_connections": _CONNECTIONS,
-            } | ({} if told else {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}})
+            } | ({} if told else {"retries": {"mode": "standard", "total_max_attempts": RETRIES.request_attempts}})
             super().__init__(**{"config_kwargs": config} | options)
 
         async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -107,8 +107,8 @@ def _opened(scheme: str, proxy: Proxy) -> Iterator[Bucket]:
 
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts of this process follow one another at once; how many there are stays."""
-    monkeypatch.setattr(buckets, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(buckets, "LONGEST_WAIT", 0.02)
+    short = replace(buckets.RETRIES, request_first_wait=0.01, request_longest_wait=0.02)
+    monkeypatch.setattr(buckets, "RETRIES", short)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.01)
 
 

@@ -29,6 +29,7 @@ from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.scores import read_features
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
@@ -216,7 +217,7 @@ def connected(cluster: Cluster) -> Iterator[session.Resources]:
 def test_actors_that_cannot_start_cut_the_run_short_and_say_why(
     connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "_FRUITLESS_STREAMS", 1)
+    monkeypatch.setattr(stream, "RETRIES", replace(RETRIES, streams=1))
     with pytest.raises(CutShortError) as caught:
         list(RayExecutor(PLACEMENT, 1.0, connected.logs).regions(context, np.arange(3)))
     assert "changed since the run began" in str(caught.value)
@@ -251,7 +252,7 @@ def test_stream_that_hangs_is_broken_off_and_begun_anew(
     connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No actor can ever start: each asks for more cores than the cluster has."""
-    monkeypatch.setattr(stream, "_START_SECONDS", 5.0)
+    monkeypatch.setattr(stream, "RETRIES", replace(RETRIES, stream_start_seconds=5.0))
     executor = RayExecutor(replace(PLACEMENT, cpus_per_actor=CORES + 1), 0.0, connected.logs)
     with pytest.raises(CutShortError, match=r"Ray failed again and again \(no region ended any more\)"):
         list(executor.regions(context, np.arange(3)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import object_stores as buckets
 from chorus.pipeline.io import storage
@@ -153,7 +154,7 @@ def test_after_the_last_attempt_one_sentence_says_what_the_server_said(bucket: B
     assert sentence.endswith("run the same command again to resume")
     assert "\n" not in sentence
     assert SECRET not in sentence
-    assert bucket.proxy.counts()["GET"] == buckets.ATTEMPTS
+    assert bucket.proxy.counts()["GET"] == RETRIES.request_attempts
 
 
 @pytest.mark.parametrize("url", ["s3://KEY:{0}@lab/a", "https://me:{0}@host/a", "https://host/a?X-Amz-Signature={0}"])
