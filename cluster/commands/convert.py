@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.commands.convert_file import ConvertedFile, convert_and_record, read_converted
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.run_record import begun, clear_command, earlier_run, setting_differences, write_run
+from chorus.cluster.state.command import Command, plan_files, resumable
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.conversion import ConvertSettings
 from chorus.pipeline.io.raster_files import RasterFile, find_files
-from chorus.pipeline.io.storage import storage_errors
-
-_PLAN = ("plan", "files.json")
 
 
 class ConvertRequest(BaseModel):
@@ -63,40 +55,21 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
     storage.check_writable(request.out)
     reporter.phase("looking for files")
     files = find_files(request.sources)
-    run = {"executor": request.executor, "address": request.address}
-    content = begun("convert", request.settings, run, request.sources, {"files": len(files)})
-    with output_lock(request.out, uuid.uuid4().hex[:12]):
-        known = earlier_run(
-            request.out, lambda known: _differences(content, known, files, request.out), overwrite=request.overwrite
-        )
-        if known is None:
-            clear_command(request.out, "convert", [*_planned(request.out, []), "ledger", "plan"])
-        else:
-            content["started"] = known["started"]
-        write_run(content, request.out)
-        _write_plan(request.out, _planned(request.out, files))
+    command = Command(
+        name="convert",
+        out=request.out,
+        settings=request.settings,
+        run={"executor": request.executor, "address": request.address},
+        sources=request.sources,
+        inputs={"files": len(files)},
+    )
+    with resumable(command, overwrite=request.overwrite, stale=lambda _: _stale(files, request.out)) as record:
+        plan_files(request.out, [file.name for file in files])
         outcome = _carry_out(request, files, reporter)
-        outcome.summary = _summary(outcome.rows, content["started"])
+        outcome.summary = _summary(outcome.rows, record.seconds)
         failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
-        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state, "failures": failures}
-        content["summary"] = outcome.summary
-        if outcome.state != "interrupted":
-            write_run(content, request.out)
+        record.close(outcome.state, outcome.summary, failures=failures)
         return outcome
-
-
-def _planned(out: str, files: Sequence[RasterFile]) -> list[str]:
-    """Names of all results that this run and those before it may leave in `out`."""
-    url = storage.join(out, *_PLAN)
-    with storage_errors(url):
-        earlier: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
-    return sorted({*earlier, *(file.name for file in files)})
-
-
-def _write_plan(out: str, names: list[str]) -> None:
-    url = storage.join(out, *_PLAN)
-    with storage_errors(url):
-        storage.write_bytes(url, json.dumps(names, indent=2).encode())
 
 
 def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter) -> Outcome:
@@ -138,25 +111,18 @@ def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, 
     return _row(file, None) | {"status": "failed", "message": reason}
 
 
-def _differences(content: dict[str, Any], known: dict[str, Any], files: Sequence[RasterFile], out: str) -> list[str]:
-    """What would make the results of an earlier run wrong, in words. Files may be added, mended or taken away."""
-    if known.get("command") != "convert":
-        return ["it is not of `chorus convert`"]
-    found = setting_differences(content["settings"], known)
-    if known.get("sources") != content["sources"]:
-        found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(content['sources'])}")
+def _stale(files: Sequence[RasterFile], out: str) -> Iterator[str]:
+    """Say which results of an earlier call are wrong now."""
     finished = read_converted(out)
     for file in files:
         done = finished.get(file.url)
         if done is not None and done.stamp != file.stamp:
-            found.append(f"{file.url} changed since it was converted")
+            yield f"{file.url} changed since it was converted"
         elif done is not None and done.name != file.name:
-            found.append(f"{file.url} was {done.name}, now another file has this name, too")
-    return found[:5] + [f"and {len(found) - 5} more"] * (len(found) > 5)
+            yield f"{file.url} was {done.name}, now another file has this name, too"
 
 
-def _summary(rows: Sequence[dict[str, Any]], started: str) -> dict[str, Any]:
+def _summary(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "part", "failed", "open")}
-    seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
     images, pixels = (sum(row[name] for row in rows) for name in ("images", "pixels"))
     return {"files": len(rows), **counts, "images": images, "pixels": pixels, "seconds": seconds}

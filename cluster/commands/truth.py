@@ -12,23 +12,19 @@
 from __future__ import annotations
 
 import io
-import json
-import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from chorus.cluster.commands.truth_image import EstimatedImage, digest, estimate_and_record, read_estimated
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.run_record import begun, clear_command, earlier_run, setting_differences, write_run
+from chorus.cluster.state.command import Command, plan_files, resumable
 from chorus.pipeline.consensus.agreement_plot import draw_agreement
 from chorus.pipeline.consensus.agreement_table import agreement_table, summarise, warnings
 from chorus.pipeline.consensus.annotations import Drawings, DrawnImage, find_drawings
@@ -37,7 +33,6 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
-_PLAN = ("plan", "files.json")
 # What is made of all images together.
 _TABLES = ("agreement.csv", "agreement.parquet", "agreement.svg")
 
@@ -86,48 +81,30 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     found = find_drawings(request.experts, request.expert, request.label)
     if not found.images:
         raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
-    run = {"executor": request.executor, "address": request.address}
-    inputs = {"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)}
-    content = begun("truth", request.settings, run, _sources(request), inputs)
-    with output_lock(request.out, uuid.uuid4().hex[:12]):
-        known = earlier_run(
-            request.out, lambda known: _differences(content, known, found, request.out), overwrite=request.overwrite
-        )
-        if known is None:
-            clear_command(request.out, "truth", ["ledger", *_planned(request.out), *_TABLES, "plan"])
-        else:
-            content["started"] = known["started"]
-        write_run(content, request.out)
-        _plan(request, found)
+    command = Command(
+        name="truth",
+        out=request.out,
+        settings=request.settings,
+        run={"executor": request.executor, "address": request.address},
+        sources=_sources(request),
+        inputs={"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)},
+        of_sources="experts",
+    )
+    stale = partial(_stale, found.images, request.out)
+    with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as record:
+        # Noted before they are made, so that they can be removed.
+        plan_files(request.out, [truth_file(image, request.settings) for image in found.images])
         outcome = _carry_out(request, found, reporter)
-        _conclude(request, found, outcome, content["started"])
+        _conclude(request, found, outcome, record.seconds)
         failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
-        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state, "failures": failures}
         notes = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "done" and row["message"]}
-        content |= {"summary": outcome.summary, "notes": notes}
-        if outcome.state != "interrupted":
-            write_run(content, request.out)
+        record.close(outcome.state, outcome.summary, failures=failures, notes=notes)
         return outcome
 
 
 def _sources(request: TruthRequest) -> list[str]:
     options = [f"--expert {name}" for name in request.expert] + ([f"--label {request.label}"] if request.label else [])
     return [request.experts, *options]
-
-
-def _plan(request: TruthRequest, found: Drawings) -> None:
-    """Note the names of all results that this run and those before it may leave, so that they can be removed."""
-    url = storage.join(request.out, *_PLAN)
-    names = sorted({*_planned(request.out), *(truth_file(image, request.settings) for image in found.images)})
-    with storage_errors(url):
-        storage.write_bytes(url, json.dumps(names, indent=2).encode())
-
-
-def _planned(out: str) -> list[str]:
-    url = storage.join(out, *_PLAN)
-    with storage_errors(url):
-        names: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
-    return names
 
 
 def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Outcome:
@@ -147,7 +124,7 @@ def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Ou
     return Outcome(request.out, state, message, rows)
 
 
-def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, started: str) -> None:
+def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, seconds: float) -> None:
     """Tables, picture and summary of the images that are done."""
     known = {image.name for image in found.images}
     records = read_estimated(request.out) if outcome.state != "interrupted" else {}
@@ -156,7 +133,6 @@ def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, started:
     if truths:
         _write_tables(request.out, truths, found.experts)
     counts = {state: sum(row["status"] == state for row in outcome.rows) for state in ("done", "failed", "open")}
-    seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
     outcome.summary = {
         "images": len(outcome.rows),
         **counts,
@@ -194,17 +170,10 @@ def _result_row(image: DrawnImage, result: TaskResult) -> dict[str, Any]:
     return _row(image, None) | {"status": "open" if result.unwritable else "failed", "message": result.error}
 
 
-def _differences(content: dict[str, Any], known: dict[str, Any], found: Drawings, out: str) -> list[str]:
-    """What would make the results of an earlier run wrong, in words. Images may be added, mended or taken away."""
-    if known.get("command") != "truth":
-        return ["it is not of `chorus truth`"]
-    differences = setting_differences(content["settings"], known)
-    if known.get("sources") != content["sources"]:
-        earlier, now = " ".join(known.get("sources", [])), " ".join(content["sources"])
-        differences.append(f"experts were {earlier}, now {now}")
+def _stale(images: Sequence[DrawnImage], out: str, known: Mapping[str, JsonValue]) -> Iterator[str]:
+    """Say which estimates of an earlier call are wrong now."""
     finished = read_estimated(out)
-    for image in found.images:
+    for image in images:
         done = finished.get(image.name)
         if done is not None and done.drawings != digest(image):
-            differences.append(f"the drawings of {image.name} changed since its truth was estimated")
-    return differences[:5] + [f"and {len(differences) - 5} more"] * (len(differences) > 5)
+            yield f"the drawings of {image.name} changed since its truth was estimated"

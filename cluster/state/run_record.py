@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import psutil
-from pydantic import BaseModel
 
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import PLAN, ResolvedSettings
@@ -135,28 +134,6 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def begun(
-    command: str, settings: BaseModel, run: dict[str, Any], sources: Sequence[str], inputs: dict[str, Any]
-) -> dict[str, Any]:
-    """What ``run.json`` of a command says while it runs.
-
-    Parameters
-    ----------
-    run : how it is carried out
-    inputs : what was found in the sources
-    """
-    return {
-        "command": command,
-        "started": datetime.now(UTC).isoformat(),
-        "finished": None,
-        "outcome": "running",
-        "settings": settings.model_dump(mode="json"),
-        "run": run,
-        "sources": list(sources),
-        "inputs": inputs,
-    } | surroundings()
-
-
 def write_run(content: dict[str, Any], out: str) -> None:
     """Write ``run.json`` of an output; raises OutputError where storage does not take it."""
     _write(storage.join(out, "run.json"), json.dumps(content, indent=2).encode())
@@ -234,23 +211,6 @@ def clear_output(out: str) -> None:
                 remove_folder(storage.join(out, entry))
 
 
-def clear_command(out: str, command: str, names: Iterable[str]) -> None:
-    """Remove what an earlier run of `command` made, `names` in this order, or of another command what that made.
-
-    ``run.json``, by which an output is known as ours, goes last.
-    """
-    with storage_errors(out):
-        if not storage.exists(storage.join(out, "run.json")):
-            return
-        if read_run(out).get("command") != command:
-            clear_output(out)
-            return
-        for name in names:
-            remove_folder(storage.join(out, name))
-        fs, path = storage.filesystem(storage.join(out, "run.json"))
-        fs.rm_file(path)
-
-
 def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:
     """The share of forward passes that adaptive effort left out, by the tiles of each image; none with full effort."""
     rows = [row for row in outcome.rows if row.get("samples") is not None]
@@ -274,7 +234,7 @@ def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str
     return found
 
 
-def setting_differences(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+def setting_differences(settings: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """Settings that are not those of an earlier ``run.json``, in words."""
     # What earlier versions did not know, they did so.
     earlier = {"backend": "eager", "effort": "full", "threads": 1, "grid": "margin"} | known.get("settings", {})

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from chorus.cluster.runtime import session
-from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.signals import stoppable
-from chorus.cluster.state.run_record import begun, earlier_run, read_run, setting_differences, write_run
+from chorus.cluster.state.command import Command, CommandRecord, resumable
 from chorus.cluster.training.ensemble import write_ensemble
 from chorus.cluster.training.fold_work import FoldJob
 from chorus.cluster.training.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
@@ -31,14 +28,13 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.training.checks import check_memory, check_pairs
 from chorus.pipeline.training.pairs import Pairs, TrainingPair, find_pairs
 from chorus.pipeline.training.records import FoldResult, read_result
 from chorus.pipeline.training.settings import TrainSettings
 
-# What a training makes in its output besides the members; --overwrite removes these and the members, ``ensemble.yaml``
-# before what it names and ``run.json``, by which the folder is known as ours, last.
+# What a training makes in its output besides the members; --overwrite removes these and the members.
 _FILES, _FOLDERS = ("ensemble.yaml",), ("folds", "training")
 _SHOWN = 10
 
@@ -144,19 +140,14 @@ def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
     checked = check_pairs(data.train, request.settings)
     if checked.empty:
         reporter.note(f"{len(checked.empty)} label images have no foreground and are trained on as such")
-    content = _record(request, data.train)
-    with output_lock(request.out, uuid.uuid4().hex[:12]):
-        known = earlier_run(request.out, lambda known: _differences(content, known), overwrite=request.overwrite)
-        if known is None:
-            _clear(request.out)
-        else:
-            content["started"] = known["started"]
-        # The record first: an output with anything in it is known as ours however soon the training ends.
-        write_run(content, request.out)
-        outcome = _carry_out(request, data, content["started"], reporter)
-        content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
-        content["summary"] = {"hash": outcome.hash, "scores": outcome.scores, "seconds": outcome.seconds}
-        write_run(content, request.out)
+    command = _command(request, data.train)
+    stale = partial(_stale, command)
+    with resumable(
+        command, overwrite=request.overwrite, stale=stale, made=lambda: _made(request.out), owns_output=True
+    ) as record:
+        outcome = _carry_out(request, data, record, reporter)
+        scores: dict[str, JsonValue] = {name: dict(values) for name, values in outcome.scores.items()}
+        record.close(outcome.state, {"hash": outcome.hash, "scores": scores, "seconds": outcome.seconds})
         return outcome
 
 
@@ -202,46 +193,32 @@ def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[li
     return [p for p in pairs if p.group not in kept], [p for p in pairs if p.group in kept]
 
 
-def _record(request: TrainRequest, pairs: Sequence[TrainingPair]) -> dict[str, Any]:
-    """The content of ``run.json``."""
+def _command(request: TrainRequest, pairs: Sequence[TrainingPair]) -> Command:
     named = [[p.name, p.channels, p.height, p.width, p.t, p.z] for p in pairs]
-    run = {"executor": request.executor, "address": request.address, "device": request.device}
-    inputs = {"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()}
-    content = begun("train", request.settings, run, [request.images, request.labels], inputs)
-    return content | {"test": [request.test_images, request.test_labels, request.hold_out]}
+    return Command(
+        name="train",
+        out=request.out,
+        settings=request.settings,
+        run={"executor": request.executor, "address": request.address, "device": request.device},
+        sources=[request.images, request.labels],
+        inputs={"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()},
+        also={"test": [request.test_images, request.test_labels, request.hold_out]},
+    )
 
 
-def _differences(content: dict[str, Any], known: dict[str, Any]) -> list[str]:
-    """What defines the members and is not the same, in words."""
-    if known.get("command") != "train":
-        return ["it is not of `chorus train`"]
-    found = setting_differences(content["settings"], known)
-    if known.get("sources") != content["sources"]:
-        found.append(f"sources were {' '.join(known.get('sources', []))}, now {' '.join(content['sources'])}")
-    elif known.get("inputs") != content["inputs"]:
-        found.append("the images that are trained on changed (their number, names or sizes)")
-    return found
+def _stale(command: Command, known: Mapping[str, JsonValue]) -> Iterator[str]:
+    """Say what else defines the members and is not the same."""
+    if known.get("sources") == list(command.sources) and known.get("inputs") != command.inputs:
+        yield "the images that are trained on changed (their number, names or sizes)"
 
 
-def _clear(out: str) -> None:
-    """Remove what an earlier training made, and nothing else."""
-    with storage_errors(out):
-        if not storage.exists(storage.join(out, "run.json")):
-            return
-        if read_run(out).get("command") != "train":
-            raise RefusedError(f"{out}: holds results of another command; choose another --out")
-        fs, path = storage.filesystem(out)
-        names = [storage.basename(name) for name in fs.ls(path, detail=False)]
-        members = [name for name in names if name.startswith("member-") and name.endswith(".safetensors")]
-        for name in [*_FILES, *members]:
-            if name in names:
-                fs.rm_file(f"{path}/{name}")
-        for name in _FOLDERS:
-            remove_folder(storage.join(out, name))
-        fs.rm_file(f"{path}/run.json")
+def _made(out: str) -> list[str]:
+    """Name what an earlier training left, ``ensemble.yaml`` before what it names."""
+    members = [n for n in storage.entries(out) if n.startswith("member-") and n.endswith(".safetensors")]
+    return [*_FILES, *members, *_FOLDERS]
 
 
-def _carry_out(request: TrainRequest, data: _Data, started: str, reporter: FoldReporter) -> TrainOutcome:
+def _carry_out(request: TrainRequest, data: _Data, record: CommandRecord, reporter: FoldReporter) -> TrainOutcome:
     done = _finished(request)
     todo = [fold for fold in range(request.settings.folds) if fold not in done]
     with _runner(request, data, len(todo), reporter) as (runner, device):
@@ -253,7 +230,6 @@ def _carry_out(request: TrainRequest, data: _Data, started: str, reporter: FoldR
         results = [done.get(fold) or next(r for r in trained if r.fold == fold) for fold in range(job.settings.folds)]
         name = request.name or storage.basename(request.out)
         written = write_ensemble(job, name, request.about, results, (data.test_name, data.test), runner, reporter)
-        seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
     if written.failed:
         data.skipped.setdefault("failed", []).extend(f"{name}: {reason}" for name, reason in written.failed)
     return TrainOutcome(
@@ -264,7 +240,7 @@ def _carry_out(request: TrainRequest, data: _Data, started: str, reporter: FoldR
         scores=written.scores,
         verdicts=written.verdicts,
         skipped=data.skipped,
-        seconds=seconds,
+        seconds=record.seconds,
     )
 
 
