@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 
-.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate clean
+.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate score-tables clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The tables of scores and flags in the docs, from their registry.
+score-tables: $(READY)
+	$(BIN)/python -m chorus.pipeline.scores.documentation README.md docs/glossary.md docs/trust.md
 
 bench: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/run.py

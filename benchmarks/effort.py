@@ -2,7 +2,7 @@
 
 Every group of images is predicted with full effort, with adaptive effort by a bound that was measured on the reference
 images, and with what one could do instead: no augmentation, and fewer members. All are compared with full effort. Risk
-and strangeness come from a reference set of the images in ``dsb2018/train``, at full effort.
+and out-of-distribution scores come from a reference set of the images in ``dsb2018/train``, at full effort.
 
     python benchmarks/effort.py DATA WORK --only dsb2018-test --only ood-fluor_tissue
 """
@@ -55,7 +55,7 @@ GROUPS = {
 REFERENCES = ("dsb2018/train", "bbbc039/test")
 LEFT = 2
 """Members of the ensemble with fewer of them."""
-SCORES = ("uncertainty", "epistemic", "pairwise_dice", "risk", "strangeness")
+SCORES = ("uncertainty", "epistemic", "pairwise_dice", "risk", "ood_score")
 
 
 def main(
@@ -146,7 +146,7 @@ def _predicted(images: Path, labels: Path, folder: Path, settings: dict[str, Any
 def _run(
     images: Path, labels: Path, folder: Path, settings: dict[str, Any], out: Path, executor: str, reference: Reference
 ) -> pd.DataFrame:
-    """A row per image: scores, Dice, risk and strangeness, and the passes that it took."""
+    """A row per image: scores, Dice, risk and out-of-distribution scores, and the passes that it took."""
     _predicted(images, labels, folder, settings, out, executor)
     scores, record = read_scores(str(out)), read_run(str(out))
     dice = read_evaluation(str(out)).set_index("name").filter(regex="^dice:").mean(axis=1)
@@ -155,7 +155,7 @@ def _run(
     scores["dice"] = scores["name"].map(dice)
     if record["ensemble"]["hash"] == reference.ensemble:
         flags = flag_images(scores, reference, read_features(str(out))).set_index("name")
-        scores["risk"], scores["strangeness"] = (scores["name"].map(flags[name]) for name in ("risk", "strangeness"))
+        scores["risk"], scores["ood_score"] = (scores["name"].map(flags[name]) for name in ("risk", "ood_score"))
     return scores
 
 

@@ -1,8 +1,8 @@
 """The starter ensemble `nuclei-fluo`: its images in one folder, and its scores on those that nobody trained on.
 
 `gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` (the recipe is in the model card); `score`
-evaluates members and ensemble on their test images and on foreign groups, prints a table, and keeps the means in
-``about.scores`` of ``ensemble.yaml``.
+evaluates members and ensemble on their test images and on out-of-distribution groups, prints a table, and keeps the
+means in ``about.scores`` of ``ensemble.yaml``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def score(
     only: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(TESTS)}; by default all.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
-    """Score members and ensemble, with augmentations and without, on every test set and foreign group."""
+    """Score members and ensemble, with augmentations and without, on every test set and out-of-distribution group."""
     path = ensemble / "ensemble.yaml"
     content = yaml.safe_load(path.read_text())
     found: dict[str, dict[str, float]] = content["about"].setdefault("scores", {})

@@ -188,7 +188,8 @@ def rank(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
     by: Annotated[str, typer.Option(help="Score to rank by, a numeric column of scores.parquet.")] = "uncertainty",
     above: Annotated[
-        float | None, typer.Option(help="Flag images beyond this value (below, for pairwise_dice).")
+        float | None,
+        typer.Option(help="Flag images beyond this value (below, for scores of which low values are doubtful)."),
     ] = None,
     top: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
     export: Annotated[str | None, typer.Option(help="Write the ranking to a .csv, .parquet or .json file.")] = None,
@@ -204,6 +205,7 @@ def rank(
     """
     from chorus.cluster.state.scores import read_scores
     from chorus.pipeline.scores.ranking import rank as order
+    from chorus.pipeline.scores.registry import IMAGE_TABLE, phrase_of
 
     ranking = order(read_scores(out), by, above)
     if export:
@@ -212,10 +214,12 @@ def rank(
         frames = {"ranked": ranking.ranked, "empty": ranking.empty, "failed": ranking.failed}
         _print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()})
         return
-    columns = ["rank", "name", by, *(c for c in ("uncertainty", "epistemic", "pairwise_dice") if c != by)]
+    beside = [score.name for score in IMAGE_TABLE if score.listed and score.per == "image"]
+    columns = ["rank", "name", ranking.score, *(name for name in beside if name != ranking.score)]
     shown = ranking.ranked.head(top) if top else ranking.ranked
     extra = ["flagged"] if above is not None else []
-    out_console.print(layout.score_table(shown, columns + extra, f"{len(ranking.ranked)} images by {by}, worst first"))
+    title = f"{len(ranking.ranked)} images by {phrase_of(ranking.score)}, worst first"
+    out_console.print(layout.score_table(shown, columns + extra, title))
     if above is not None:
         out_console.print(f"{int(ranking.ranked['flagged'].sum())} images flagged")
     for title, frame in (("without a score (no foreground)", ranking.empty), ("failed", ranking.failed)):

@@ -18,7 +18,7 @@ ENSEMBLE = "nuclei-fluo"
 
 
 def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the results go.")]) -> None:
-    """Make a sample plate and foreign images, segment with the built-in ensemble, rank, and write the report."""
+    """Make a sample plate and unfamiliar images, segment with the built-in ensemble, rank, and write the report."""
     images, results = folder / "images", folder / "results"
     step("1. A sample: a plate of simulated nuclei, and images of quite another kind")
     if not images.exists():
@@ -31,7 +31,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
     step("4. What to look at first")
     command("rank", str(results), "--top", "8")
     console.print(
-        f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the foreign images with their "
+        f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the unfamiliar images with their "
         f"labels and their doubt.\nThe results are OME-Zarr in {results}/images, every nucleus a row of "
         f"{results}/objects.parquet.\n\nThe same on your own data:\n"
         f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ENSEMBLE} --out results[/bold]\n"

@@ -76,10 +76,12 @@ def plan_table(forecast: Forecast) -> Table:
 
 
 def score_table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
-    """Rows of scores, numbers to four digits."""
+    """Rows of scores under their labels, numbers to four digits."""
+    from chorus.pipeline.scores.registry import phrase_of
+
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(phrase_of(name), overflow="fold")
     for row in frame[list(columns)].itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     return table

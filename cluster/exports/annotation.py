@@ -30,12 +30,13 @@ from chorus.pipeline.io.arrays import LABEL_NAME
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.reading import pixel_size_um
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.scores.judgement_scores import RISK as RISK_SCORE
 from chorus.pipeline.scores.ranking import rank
+from chorus.pipeline.scores.registry import columns_in
 
 PACKAGE, README = "package.csv", "README.txt"
-RISK = "risk"
+RISK = RISK_SCORE.name
 _IMAGES = 20
-_OF_FLAGS = ("failure_score", "strangeness")
 # What is said of an image besides its scores.
 _PLACE = ["file", "name", "source", "level", "t", "z", "y", "x", "height", "width", "labels"]
 
@@ -128,7 +129,8 @@ def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequ
             )
         ordered = table[table["status"] != "failed"].sort_values("rank")
     else:
-        scored = [name for name in table.columns if name in _OF_FLAGS or name in scores]
+        known = {column.key for column in columns_in(table)}
+        scored = [name for name in table.columns if name in known or name in scores]
         names = rank(table[scored], by).ranked["name"]
         ordered = table.set_index("name", drop=False).loc[names]
         if request.only is not None:  # a person asked for them, also for those without a score

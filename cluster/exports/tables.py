@@ -15,6 +15,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.tables import write_groups, write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.scores.flag_registry import with_current_flags
 
 FLAGS = "flags.parquet"
 _KEY = "name"
@@ -46,7 +47,7 @@ def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
     with storage_errors(url):
         if not storage.exists(url):
             return None
-        found = pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+        found = with_current_flags(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
     if sorted(found[_KEY]) != sorted(scores[_KEY]):
         command = "flag" if name == FLAGS else "evaluate"
         raise RefusedError(f"{url}: is of other images than scores.parquet; run `chorus {command}` again, or remove it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from chorus.cluster.planning.image_statistics import image_statistics
@@ -17,11 +17,10 @@ from chorus.pipeline.inference.encoder_features import FeatureTotal
 from chorus.pipeline.io.pyramid import write_pyramid
 from chorus.pipeline.preprocessing.preparation import Statistics, without_spread
 from chorus.pipeline.report.thumbnails import write_thumbnail
-from chorus.pipeline.scores.image_quality import Appearance, appearance_columns, column_names
-from chorus.pipeline.scores.image_scores import SCORE_FIELDS, RegionSums, image_scores
-
-# Followed by a colon and the class.
-CLASS_FIELDS = ("pairwise_dice", "pairwise_dice_min", "foreground_fraction")
+from chorus.pipeline.scores.image_quality import Appearance, appearance_columns
+from chorus.pipeline.scores.image_scores import RegionSums, image_scores
+from chorus.pipeline.scores.region_scores import UNCERTAINTY
+from chorus.pipeline.scores.registry import score_columns
 
 
 def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
@@ -69,17 +68,12 @@ def image_record(
         tiles, seconds = tiles + record.tiles, seconds + record.seconds
         if record.samples is not None:
             samples, counted = samples + record.samples, counted + record.features.tiles
-    scores = image_scores(sums)
+    names = _foreground(ensemble)
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
-    row |= scores.model_dump(include=set(SCORE_FIELDS))
-    row["status"] = "done" if scores.uncertainty is not None else "empty"
+    row |= image_scores(sums, names)
+    row["status"] = "done" if row[UNCERTAINTY.name] is not None else "empty"
     if without_spread(statistics):
         row["message"] = "a channel has the same value in every pixel; it was taken as zero"
-    names = [entry.name for entry in ensemble.spec.classes[1:]]
-    per_class: list[Sequence[float | None]] = [scores.pairwise_dice_per_class, scores.pairwise_dice_min_per_class]
-    per_class.append(scores.foreground_fraction)
-    for field, values in zip(CLASS_FIELDS, per_class, strict=True):
-        row |= {f"{field}:{name}": value for name, value in zip(names, values, strict=True)}
     row |= appearance_columns(looks, ensemble.spec.input.channels, names)
     if counted:
         row["samples"] = samples / counted
@@ -90,10 +84,10 @@ def image_record(
 def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, Any]:
     """A row of ``scores.parquet`` of which nothing is known yet but the image."""
     row: dict[str, Any] = {"image": path, "source": root, "name": name, "status": "failed", "message": ""}
-    row |= dict.fromkeys(SCORE_FIELDS)
-    for entry in ensemble.spec.classes[1:]:
-        row |= {f"{field}:{entry.name}": None for field in CLASS_FIELDS}
-    row |= dict.fromkeys(
-        column_names(ensemble.spec.input.channels, [entry.name for entry in ensemble.spec.classes[1:]])
-    )
+    row |= dict.fromkeys(column.key for column in score_columns(_foreground(ensemble), ensemble.spec.input.channels))
     return row | {"regions": 0, "tiles": 0, "seconds": 0.0}
+
+
+def _foreground(ensemble: Ensemble) -> list[str]:
+    """Names of the foreground classes."""
+    return [entry.name for entry in ensemble.spec.classes[1:]]

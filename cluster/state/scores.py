@@ -15,6 +15,7 @@ from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.scores.registry import current_name, with_current_names
 
 # Columns of the scores that are not numbers.
 _TEXTS = ["image", "source", "name", "status", "message"]
@@ -33,7 +34,8 @@ def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
 
 def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows of scores as ``scores.parquet`` has them."""
-    frame = pd.DataFrame(rows)
+    # Rows of images that an earlier version finished may have former names.
+    frame = pd.DataFrame([{current_name(name): value for name, value in row.items()} for row in rows])
     for name in frame.columns.difference(_TEXTS):
         # A score that no image has is a column of numbers all the same.
         frame[name] = pd.to_numeric(frame[name])
@@ -75,6 +77,6 @@ def read_features(out: str) -> pd.DataFrame:
 def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
     url = storage.join(storage.normalise(out), name)
     try:
-        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+        return with_current_names(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
     except OSError as error:
         raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error

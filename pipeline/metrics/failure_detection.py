@@ -1,4 +1,4 @@
-"""How well a score tells bad segmentations from good ones, and foreign images from familiar ones.
+"""How well a score tells bad segmentations from good ones, and images out of distribution from familiar ones.
 
 In all of it a score says doubt: the higher the worse.
 """
@@ -61,7 +61,7 @@ def spearman(doubt: Values, risk: Values) -> float:
 
 
 def auroc(doubt: Values, positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive (failed, foreign) image has the higher doubt; NaN where there is but one kind."""
+    """Probability that a positive (failed, out of distribution) image has the higher doubt; NaN with only one kind."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, doubt)) if len(np.unique(positive)) == 2 else float("nan")

@@ -14,7 +14,7 @@ from sklearn.isotonic import isotonic_regression
 
 ASSUMPTION = (
     "the images come from the same source as the reference images (exchangeable); over many reference sets and images "
-    "the bound then holds for at least 1 - alpha of the images; it says nothing of images that are foreign"
+    "the bound then holds for at least 1 - alpha of the images; it says nothing of images that are out of distribution"
 )
 FOLDS = 20
 # Fewest images that a model of quality is fitted to; what is left calibrates the bound.
@@ -22,7 +22,7 @@ _FEWEST_FITTED = 5
 
 
 def conformal_rank(images: int, alpha: float) -> int | None:
-    """Which of the residuals of `images`, from the least (1), a new one exceeds with probability alpha at most.
+    """Which of the residuals of `images`, from the smallest (1), a new one exceeds with probability alpha at most.
 
     ceil((n + 1) (1 - alpha)); None where that is more than n: too few images for a bound at alpha.
 
@@ -48,8 +48,8 @@ def split_for_bound(images: int, alpha: float) -> tuple[NDArray[np.intp], NDArra
     Half of them calibrate; more where a bound needs more and at least five are left to fit. The split is random, but
     the same for the same number of images.
     """
-    least = math.ceil(1 / alpha - 1e-9) - 1
-    calibrating = max(images // 2, min(least, images - _FEWEST_FITTED))
+    minimum = math.ceil(1 / alpha - 1e-9) - 1
+    calibrating = max(images // 2, min(minimum, images - _FEWEST_FITTED))
     order = np.random.default_rng(images).permutation(images)
     return np.sort(order[calibrating:]), np.sort(order[:calibrating])
 
@@ -60,13 +60,13 @@ def fold_numbers(images: int, folds: int = FOLDS) -> NDArray[np.intp]:
 
 
 def conformal_p_values(reference: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How often something at least as strange would come from the reference: (1 + #{reference >= value}) / (n + 1).
+    """How often something at least as unusual would come from the reference: (1 + #{reference >= value}) / (n + 1).
 
     Of an exchangeable image P(p <= t) <= t for every t.
 
     Parameters
     ----------
-    reference : (n,) how strange each reference image is; the higher the stranger
+    reference : (n,) how unusual each reference image is; the higher the more
     values : (images,) the same of new ones
 
     References

@@ -77,7 +77,7 @@ class FeatureSpace:
         """(images, 2) of (images, d) features: from the middle, within the subspace; and from the subspace.
 
         The first is a Mahalanobis distance (Lee et al., NeurIPS 2018). The second is what the components leave over:
-        foreign images often differ where reference images do not differ at all (Kamoi and Kobayashi 2020; Wang et al.,
+        images out of distribution often differ where reference images do not (Kamoi and Kobayashi 2020; Wang et al.,
         ViM, CVPR 2022).
         """
         standardised = (features - self.mean) / self.scale

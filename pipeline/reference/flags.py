@@ -1,4 +1,4 @@
-"""What to make of a run's scores: per image the Dice to expect, whether it is foreign, and whether to look at it."""
+"""Judge the images of a run by its scores: expected Dice, whether they are out of distribution, which to look at."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from chorus.pipeline.reference.ood import EMPTY
 from chorus.pipeline.reference.reasons import detector_reasons
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.threshold import Threshold, threshold
+from chorus.pipeline.scores.flag_registry import EMPTY as EMPTY_FLAG
+from chorus.pipeline.scores.flag_registry import FAILED, FLAG_NAMES, OOD, POOR, UNCERTAIN
+from chorus.pipeline.scores.judgement_scores import OOD_SCORE
 
-# What may be said of an image, in the order in which it is said.
-FLAGS = ("failed", "empty", "poor", "uncertain", "foreign")
 SIGMA = "sigma:"
 
 
@@ -33,7 +34,7 @@ class Review:
     left_share : upper estimate of the share below tau among the images that are not looked at
     wanted : the share that is wanted there
     needed : the fewest images to look at so that `left_share` is below `wanted`
-    foreign_left : images that are foreign and not looked at: the estimate does not hold for them
+    ood_left : images that are out of distribution and not looked at: the estimate does not hold for them
     """
 
     look_at: list[str]
@@ -41,7 +42,7 @@ class Review:
     left_share: float
     wanted: float
     needed: int
-    foreign_left: int
+    ood_left: int
 
 
 def flag_images(
@@ -60,15 +61,16 @@ def flag_images(
     reference : of the ensemble that gave them
     features : columns ``name`` and ``features``, if there are any
     below : Dice that is too low, tau; by default the reference's
-    level : p-values up to it are foreign: about this share of familiar images is flagged. Where the reference set is
-        too small to give such p-values, those are flagged that are stranger than every reference image.
+    level : images with p-values up to it are out of distribution: about this share of familiar images is flagged.
+        Where the reference set is too small to give such p-values, those are flagged that are more unusual than every
+        reference image.
 
     Returns
     -------
     A row per image: ``rank`` (1 is to be looked at first; none for failed images), ``name``, ``status``,
-    ``expected_dice``, ``dice_bound`` (0 for foreign images), ``risk`` (upper probability that Dice is below tau),
-    ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``strangeness`` (tells p-values at their least
-    apart), and ``sigma:<detector>``.
+    ``expected_dice``, ``dice_bound`` (0 for images that are out of distribution), ``risk`` (upper probability that
+    Dice is below tau), ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``ood_score`` (tells p-values
+    at their minimum apart), and ``sigma:<detector>``.
     """
     tau = reference.tau if below is None else below
     if not 0 < tau < 1:
@@ -88,12 +90,12 @@ def flag_images(
     sigmas = reference.detectors.measure(scores, empty, matrix)
     sigmas[failed] = np.nan
     table["p_value"] = reference.detectors.p_values(sigmas)
-    table["strangeness"] = np.where(table["p_value"].isna(), np.nan, reference.detectors.strangeness(sigmas))
-    level = max(level, reference.least_p())
+    table[OOD_SCORE.name] = np.where(table["p_value"].isna(), np.nan, reference.detectors.ood_scores(sigmas))
+    level = max(level, reference.minimum_p())
     # No bound holds for what is unlike the reference images, and 0 always does.
     table["dice_bound"] = table["dice_bound"].mask((table["p_value"] <= level) & table["dice_bound"].notna(), 0.0)
     raised = _raised(table, scores, reference, tau, level)
-    table["flags"] = [[name for name in FLAGS if raised[name][row]] for row in range(len(table))]
+    table["flags"] = [[name for name in FLAG_NAMES if raised[name][row]] for row in range(len(table))]
     table["reasons"] = _reasons(table, scores, sigmas, reference, tau, level)
     return _ordered(table.join(sigmas.drop(columns=EMPTY).add_prefix(SIGMA)))
 
@@ -120,14 +122,14 @@ def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Rev
     # left[k]: mean risk of the images that are left when k are looked at.
     sums = np.append(np.cumsum(risk[::-1])[::-1], 0.0)
     left = np.append(sums[:-1] / np.arange(len(risk), 0, -1), 0.0)
-    foreign = ["foreign" in flags for flags in known["flags"].iloc[count:]]
+    ood = [OOD in flags for flags in known["flags"].iloc[count:]]
     return Review(
         look_at=[str(name) for name in known["name"].iloc[:count]],
         of=len(known),
         left_share=float(left[count]),
         wanted=wanted,
         needed=int(np.flatnonzero(left < wanted)[0]),
-        foreign_left=sum(foreign),
+        ood_left=sum(ood),
     )
 
 
@@ -151,11 +153,11 @@ def _raised(
         doubt = limit.beyond(uncertainty) & (table["status"] == "done").to_numpy(bool)
     nothing = (1 + sum(reference.empty)) / (1 + reference.images)
     return {
-        "failed": (table["status"] == "failed").to_numpy(bool),
-        "empty": (table["status"] == "empty").to_numpy(bool) & (nothing <= level),
-        "poor": (table["expected_dice"] < tau).to_numpy(bool),
-        "uncertain": doubt,
-        "foreign": (table["p_value"] <= level).to_numpy(bool),
+        FAILED: (table["status"] == "failed").to_numpy(bool),
+        EMPTY_FLAG: (table["status"] == "empty").to_numpy(bool) & (nothing <= level),
+        POOR: (table["expected_dice"] < tau).to_numpy(bool),
+        UNCERTAIN: doubt,
+        OOD: (table["p_value"] <= level).to_numpy(bool),
     }
 
 
@@ -173,15 +175,15 @@ def _reasons(
     found: list[list[str]] = []
     for row, flags in enumerate(table["flags"]):
         said = []
-        if "failed" in flags:
+        if FAILED in flags:
             said.append(str(messages.iloc[row]) or "it has no result")
-        if "empty" in flags:
+        if EMPTY_FLAG in flags:
             said.append(f"nothing found, as in {sum(reference.empty)} of {reference.images} reference images")
-        if "poor" in flags:
+        if POOR in flags:
             said.append(f"expected Dice {expected[row]:.2f}, below {tau:g}")
-        if "uncertain" in flags and limit is not None:
+        if UNCERTAIN in flags and limit is not None:
             said.append(_beyond(float(scores["uncertainty"].iloc[row]), limit))
-        if {"foreign", "poor"} & set(flags):
+        if {OOD, POOR} & set(flags):
             there = [name for name in detectors if not math.isnan(tails[name][row])]
             own, far, tail = ({name: float(of[name][row]) for name in there} for of in (values, away, tails))
             said += detector_reasons(own, far, tail, level)
@@ -196,8 +198,8 @@ def _beyond(uncertainty: float, limit: Threshold) -> str:
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The riskiest first; among equals the worse score, then the stranger, then the name: the same in every run."""
-    keys = ["risk", "failure_score", "strangeness", "name"]
+    """The riskiest first; among equals the worse score, then the more unusual, then the name: the same in every run."""
+    keys = ["risk", "failure_score", OOD_SCORE.name, "name"]
     ordered = table.sort_values(keys, ascending=[False, False, False, True], na_position="last").reset_index(drop=True)
     ranks = pd.array(range(1, len(ordered) + 1), dtype="Int64")
     ordered.insert(0, "rank", pd.Series(ranks).where(ordered["risk"].notna()))

@@ -11,46 +11,41 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import norm, rankdata
 
-from chorus.pipeline.scores.image_quality import PIXEL_FIELDS, RADIUS
-from chorus.pipeline.scores.image_scores import FLOW_VARIANCE, SCORE_FIELDS
-from chorus.pipeline.scores.ranking import LOW_IS_BAD
+from chorus.pipeline.scores.registry import column_of, columns_in
+from chorus.pipeline.scores.score import Column
 
 Side = Literal["high", "low", "both"]
-FOREGROUND = "foreground_fraction:"
-CLASS_DICE = "pairwise_dice:"
-LOOKS = tuple(f"{field}:" for field in (*PIXEL_FIELDS, RADIUS))
 
 
 def side_of(name: str) -> Side:
-    """On which side a detector's value is strange: a score where it is bad, what an image looks like on both."""
-    if name.startswith((FOREGROUND, *LOOKS)):
-        return "both"
-    return "low" if name.startswith(LOW_IS_BAD) else "high"
+    """On which side a detector's value is unusual: a score where it is doubtful, what an image looks like on both."""
+    column = column_of(name)
+    if column is None or column.score.doubtful == "neither":
+        return "high"
+    return column.score.doubtful
 
 
 def quality_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` from which quality is foretold; those of single classes where there are several.
+    """Columns of ``scores.parquet`` from which quality is estimated; those of single classes where there are several.
 
     The variance of flows is none of them: it tells how sure the members are of objects, which Dice does not count.
     """
-    found = [name for name in SCORE_FIELDS if name in scores and name != FLOW_VARIANCE]
-    return found + _of_classes(scores, CLASS_DICE, fewest=2)
+    found = [column for column in columns_in(scores) if column.score.table == "scores" and column.score.quality]
+    several = sum(bool(column.of) for column in found) > 1
+    # With one class its Dice is that of the image.
+    return [column.key for column in found if several or not column.of]
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` that a reference keeps: of quality, the share of each class, and the looks.
-
-    And the variance of flows, where the ensemble gives any.
-    """
-    found = quality_scores(scores) + _of_classes(scores, FOREGROUND, fewest=1)
-    if FLOW_VARIANCE in scores and scores[FLOW_VARIANCE].notna().any():
-        found.append(FLOW_VARIANCE)
-    return found + [name for prefix in LOOKS for name in _of_classes(scores, prefix, fewest=1)]
+    """Columns of ``scores.parquet`` that a reference keeps: of quality, then all others that detect something."""
+    known = [column for column in columns_in(scores) if column.score.table == "scores"]
+    others = [column for column in known if column.score.detects and not column.score.quality]
+    return quality_scores(scores) + [column.key for column in others if column.of or _has_values(scores, column)]
 
 
-def _of_classes(scores: pd.DataFrame, prefix: str, fewest: int) -> list[str]:
-    found = [str(name) for name in scores.columns if str(name).startswith(prefix)]
-    return found if len(found) >= fewest else []
+def _has_values(scores: pd.DataFrame, column: Column) -> bool:
+    """Whether some image has the score; ensembles without flows have no variance of them."""
+    return bool(scores[column.key].notna().any())
 
 
 def numbers(scores: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:

@@ -1,13 +1,13 @@
-"""Whether an image is foreign: detectors, each measured against the reference set, and one p-value of them all.
+"""Whether an image is out of distribution: detectors, each measured against the reference set, and one p-value of all.
 
-A detector is a score (strange where it is bad), a class's share of the image (strange on both sides), all of these
+A detector is a score (unusual where it is doubtful), a class's area fraction (unusual on both sides), all of these
 together (a Mahalanobis distance), two distances of encoder features, and finding nothing at all. Each becomes a number
 of sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean, which is small where any
-of them is: foreign images are foreign in their own ways, and many detectors that see nothing must not outvote one that
-does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not taken from theory, which would have to know
-how the detectors depend on each other, but by rank among the reference images, each of which was measured by detectors
-that had not seen it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds
-whatever the dependence.
+of them is: images are out of distribution in different ways, and many detectors that see nothing must not outvote one
+that does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not taken from theory, which would have to
+know how the detectors depend on each other, but by rank among the reference images, each of which was measured by
+detectors that had not seen it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)).
+So it holds whatever the dependence.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from scipy.stats import norm
 from chorus.pipeline.reference.conformal import conformal_p_values, fold_numbers
 from chorus.pipeline.reference.distances import Ellipsoid, FeatureSpace, components_of
 from chorus.pipeline.reference.marginals import Marginal, is_constant, log_p, numbers, side_of
+from chorus.pipeline.scores.judgement_scores import EMPTY as NOTHING_FOUND
+from chorus.pipeline.scores.judgement_scores import FEATURES as ENCODER
+from chorus.pipeline.scores.judgement_scores import FEATURES_RESIDUAL as ENCODER_RESIDUAL
+from chorus.pipeline.scores.judgement_scores import TOGETHER as RELATION
 
-FEATURES, OUTSIDE, TOGETHER, EMPTY = "features", "features_residual", "scores_together", "empty"
+FEATURES, OUTSIDE, TOGETHER, EMPTY = (score.name for score in (ENCODER, ENCODER_RESIDUAL, RELATION, NOTHING_FOUND))
 # Fewest images of a reference set that a covariance is taken of.
 _FEWEST = 5
 _Measured = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -107,7 +111,7 @@ class Detectors:
     ) -> pd.DataFrame:
         """Sigmas of new images: a column per detector, and ``empty``; NaN where a detector has nothing to say.
 
-        Positive is above the reference's median, whichever side is the strange one. ``empty`` has a value where nothing
+        Positive is above the reference's median, whichever side is the unusual one. ``empty`` has a value where nothing
         was found: the sigma of how often that is so in the reference set.
         """
         values = numbers(scores, list(self.scores))
@@ -124,8 +128,8 @@ class Detectors:
         found[EMPTY] = np.where(empty, norm.isf(share), np.nan)
         return found
 
-    def strangeness(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) -log10 of the combined tail of what `measure` gave, 0 or more: also beyond the least p-value."""
+    def ood_scores(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
+        """(images,) -log10 of the combined tail of what `measure` gave, 0 or more: also beyond the minimum p-value."""
         return np.asarray(_combined(self._log_p(sigmas.to_numpy(np.float64))) / np.log(10), np.float64)
 
     def p_values(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 Learnt from reference images with a truth, 10 to some 1000 of them. Each score foretells a loss of Dice by a line of its
 own, and the failure score is the worst of these: members that agree must not outvote a score that is far out, as they
-would in a weighted sum, since foreign images are doubtful in some scores and calm in others. An isotonic regression
-makes it a Dice. Both can only say that a worse score means a worse segmentation.
+would in a weighted sum, since images that are out of distribution are doubtful in some scores and calm in others. An
+isotonic regression makes it a Dice. Both can only say that a worse score means a worse segmentation.
 """
 
 from __future__ import annotations

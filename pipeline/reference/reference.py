@@ -69,7 +69,7 @@ class Reference(BaseModel):
     quality : from which failure scores and expected Dice of new images come
     bound : for the Dice of new images
     thresholds : by score
-    detector_scores, detector_names : what tells foreign images
+    detector_scores, detector_names : what tells images that are out of distribution
     notes : what a user should know of it, in sentences
     pixels : whether probabilities are right, and the temperature of each class that would make them so; None where the
         run kept none, and in references of earlier versions
@@ -123,8 +123,8 @@ class Reference(BaseModel):
         of_empty = (1 + np.count_nonzero(dice[nothing] < tau)) / (1 + np.count_nonzero(nothing))
         return np.where(empty, of_empty, found)
 
-    def least_p(self) -> float:
-        """The least p-value that this number of images can give."""
+    def minimum_p(self) -> float:
+        """The minimum p-value that this number of images can give."""
         return 1 / (self.images + 1)
 
 
@@ -274,7 +274,9 @@ def _notes(
             f"every image; give more, or a larger alpha"
         )
     if features is None:
-        notes.append("there are no encoder features: foreign images are told by their scores alone")
+        notes.append(
+            "there are no encoder features: images that are out of distribution are told by their scores alone"
+        )
     return notes
 
 

@@ -16,6 +16,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.reference.ood import Detectors
 from chorus.pipeline.reference.reference import FORMAT, Reference
+from chorus.pipeline.scores.registry import current_name
 
 _ARRAYS = "arrays_sha256"
 _FEATURES = "reference_features"
@@ -83,14 +84,25 @@ def _parsed(url: str, data: bytes, arrays: bytes) -> Reference:
             raise RefusedError(f"{url}: does not go with {storage.basename(_arrays_url(url))} beside it; {again}")
         with np.load(io.BytesIO(arrays), allow_pickle=False) as opened:
             loaded = dict(opened)
+        _rename_scores(content)
         detectors = Detectors.from_arrays(content["detector_scores"], content["detector_names"], loaded)
         return Reference.model_validate(content | {"detectors": detectors, "features": loaded.get(_FEATURES)})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise RefusedError(f"{url}: field {field}: {first['msg']}; {again}") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RefusedError(f"{url}: is damaged ({storage.words(error)}); {again}") from error
+
+
+def _rename_scores(content: dict[str, Any]) -> None:
+    """Give scores of a reference of an earlier version their present names."""
+    for key in ("scores", "thresholds"):
+        content[key] = {current_name(name): value for name, value in content[key].items()}
+    for part in (content["quality"], content["bound"]["model"]):
+        part["scores"] = [current_name(name) for name in part["scores"]]
+    for key in ("detector_scores", "detector_names"):
+        content[key] = [current_name(name) for name in content[key]]
 
 
 def _arrays_url(url: str) -> str:

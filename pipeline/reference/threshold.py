@@ -16,7 +16,7 @@ class Threshold(BaseModel):
     ----------
     low_is_bad : whether beyond means below
     tau : Dice that is asked for
-    minimum : U_min, the least doubtful value of a reference image whose Dice is below tau: every image of less doubt
+    minimum : U_min, the minimum doubt of a reference image whose Dice is below tau: every image of less doubt
         reached tau. None where no reference image is below tau
     worst_seen : the most doubtful value in the reference set
     false_positive_rate : share of images with Dice of at least tau that may be flagged by `at_rate`

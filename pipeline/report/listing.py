@@ -23,9 +23,9 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
-from chorus.pipeline.reference.flags import FLAGS
 from chorus.pipeline.report.plates import Plates, rounded
 from chorus.pipeline.report.rows import STATUSES, Images
+from chorus.pipeline.scores.flag_registry import FLAG_NAMES, REVIEW
 
 INLINE = 60
 """Up to so many images all is in one file."""
@@ -37,9 +37,9 @@ _LIMIT = 16  # bits of a mark
 def marks_of(images: Images) -> list[str]:
     """What the list can be narrowed to: each is a bit of an image's mark."""
     raised = {flag for said in images.table["flags"] for flag in said} - set(STATUSES)
-    flags = [flag for flag in FLAGS if flag in raised] + sorted(raised.difference(FLAGS))
+    flags = [flag for flag in FLAG_NAMES if flag in raised] + sorted(raised.difference(FLAG_NAMES))
     found = [status for status in STATUSES if (images.table["status"] == status).any()]
-    review = ["review"] if images.table["review"].any() else []
+    review = [REVIEW] if images.table["review"].any() else []
     return [*found, *flags, *review][:_LIMIT]
 
 
@@ -110,7 +110,7 @@ def _marks(images: Images) -> np.ndarray:
     bits = {name: 1 << index for index, name in enumerate(marks_of(images))}
     table: pd.DataFrame = images.table
     marks = np.array([bits.get(status, 0) for status in table["status"]], np.uint16)
-    marks |= np.where(table["review"].to_numpy(bool), bits.get("review", 0), 0).astype(np.uint16)
+    marks |= np.where(table["review"].to_numpy(bool), bits.get(REVIEW, 0), 0).astype(np.uint16)
     for row, flags in enumerate(table["flags"]):
         for flag in flags:
             marks[row] |= bits.get(flag, 0)

@@ -24,6 +24,8 @@ from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, V
 from chorus.pipeline.report.plates import Plates, plates_of
 from chorus.pipeline.report.rows import STATUSES, Images, Row, read_images
 from chorus.pipeline.report.thumbnails import thumbnail_url, thumbnails_present, write_thumbnail
+from chorus.pipeline.scores.flag_registry import flag_label
+from chorus.pipeline.scores.registry import phrase_of
 from chorus.pipeline.shift.shift import Shift
 
 # Names within the page; the list has all.
@@ -164,8 +166,11 @@ def _page_data(images: Images, plates: Plates) -> dict[str, Any]:
     return {
         "count": len(images),
         "rows": listing.ROWS,
-        "quantities": [{"label": each.label, "digits": each.digits, "first": each.first} for each in images.quantities],
-        "marks": listing.marks_of(images),
+        "quantities": [
+            {"label": each.label, "digits": each.digits, "first": each.listed} for each in images.quantities
+        ],
+        "marks": (marks := listing.marks_of(images)),
+        "mark_labels": [flag_label(mark) for mark in marks],
         "plates": plates.names,
         "limits": plates.limits,
         "colors": INFERNO,
@@ -185,6 +190,8 @@ def _environment() -> jinja2.Environment:
         "duration": _duration,
         "moment": _moment,
         "words": _words,
+        "flag": flag_label,
+        "phrase": phrase_of,
         "chance": _chance,
     }
     folder = resources.files("chorus.pipeline.report")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chorus.pipeline.report.rows import Images, Quantity
+from chorus.pipeline.report.rows import Images
+from chorus.pipeline.scores.score import Column
 from chorus.pipeline.shift.batch_effects import plate_places
 
 # Rows and columns of the usual formats; a heat map shows the whole plate, so that one sees where on it wells are.
@@ -33,7 +34,7 @@ class Plates:
 
     names: list[str]
     maps: list[dict[str, Any]]
-    quantities: list[Quantity]
+    quantities: list[Column]
     limits: list[tuple[float, float]]
 
 
@@ -54,7 +55,7 @@ def plates_of(images: Images) -> Plates:
     return Plates(names, maps, quantities, limits)
 
 
-def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Quantity]) -> dict[str, Any]:
+def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Column]) -> dict[str, Any]:
     rows, columns = _frame(
         [str(row) for row in medians.index.unique(0)], [str(column) for column in medians.index.unique(1)]
     )

@@ -55,10 +55,10 @@
     if (row[1]) title.append(make("span", "rank", row[1]), " ");
     title.append(row[0]);
     words.append(title);
-    const raised = info.marks.filter((name, bit) => mark & (1 << bit) && name !== "done");
+    const raised = [...info.marks.entries()].filter(([bit, name]) => mark & (1 << bit) && name !== "done");
     if (raised.length) {
       const chips = make("p", "chips");
-      for (const name of raised) chips.append(make("span", `chip ${name}`, name === "review" ? "to review" : name));
+      for (const [bit, name] of raised) chips.append(make("span", `chip ${name}`, info.mark_labels[bit]));
       words.append(chips);
     }
     const said = row[4].length ? row[4] : row[5] ? [row[5]] : [];

@@ -15,33 +15,15 @@ import pyarrow
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.report.documents import read_table
-from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.scores.flag_registry import with_current_flags
+from chorus.pipeline.scores.judgement_scores import MEASURED_DICE
 from chorus.pipeline.scores.ranking import rank
+from chorus.pipeline.scores.registry import FLAG_TABLE, IMAGE_TABLE, columns_in, with_current_names
+from chorus.pipeline.scores.score import Column
 
-FRACTION = "foreground_fraction:"
 STATUSES = ("done", "empty", "failed")
 _TEXTS = ("image", "source", "name", "status", "message")
-_JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A column of numbers that the page shows.
-
-    Attributes
-    ----------
-    key : of the column
-    label : in words
-    digits : after the point
-    low_is_bad : whether the least come first where it is sorted by
-    first : whether it stands in the list of all images, too
-    """
-
-    key: str
-    label: str
-    digits: int
-    low_is_bad: bool
-    first: bool = True
+_JUDGED = tuple(score.name for score in FLAG_TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +51,13 @@ class Images:
         ``reasons`` (tuples), ``review``, and those of `quantities`
     judged : whether `chorus flag` has judged them; else they are in order of uncertainty
     measured : whether some have a Dice against a truth
-    quantities : columns of numbers that some image has, in the order in which they are shown
+    quantities : scores that some image has, in the order in which they are shown
     """
 
     table: pd.DataFrame
     judged: bool
     measured: bool
-    quantities: tuple[Quantity, ...]
+    quantities: tuple[Column, ...]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -131,6 +113,7 @@ def read_images(out: str, notes: list[str]) -> Images:
     """
     scores = _read_scores(storage.join(out, "scores.parquet"))
     flags = read_table(out, "flags.parquet", {"name", "rank", "flags", "reasons"}, "chorus flag", notes)
+    flags = None if flags is None else with_current_flags(flags)
     if flags is not None and set(flags["name"]) != set(scores["name"]):
         notes.append("flags.parquet is of other images than scores.parquet and left out; run `chorus flag` again")
         flags = None
@@ -138,35 +121,17 @@ def read_images(out: str, notes: list[str]) -> Images:
     table = _by_uncertainty(scores) if flags is None else _by_risk(scores, flags)
     if measured is not None:
         dice = pd.to_numeric(measured.drop_duplicates("name").set_index("name")["dice"])
-        table["measured_dice"] = table["name"].map(dice)
-    has_dice = measured is not None and bool(table["measured_dice"].notna().any())
-    shown = tuple(one for one in _quantities(table) if one.key in table and table[one.key].notna().any())
+        table[MEASURED_DICE.name] = table["name"].map(dice)
+    has_dice = measured is not None and bool(table[MEASURED_DICE.name].notna().any())
+    known = [column for column in columns_in(table) if column.score.table != "run"]
+    shown = tuple(column for column in known if table[column.key].notna().any())
     return Images(table, flags is not None, has_dice, shown)
-
-
-def _quantities(table: pd.DataFrame) -> list[Quantity]:
-    classes = [name for name in table if str(name).startswith(FRACTION)]
-    shown = [
-        Quantity("expected_dice", "Expected Dice", 2, True),
-        Quantity("dice_bound", "Dice at least", 2, True),
-        Quantity("risk", "Risk", 2, False),
-        Quantity("measured_dice", "Measured Dice", 2, True),
-        Quantity("p_value", "p-value", 3, True),
-        Quantity("uncertainty", "Uncertainty U", 4, False),
-        Quantity("epistemic", "Epistemic", 4, False, first=False),
-        Quantity("aleatoric", "Aleatoric", 4, False, first=False),
-        Quantity("entropy", "Entropy", 3, False, first=False),
-        Quantity("uncertainty_patch_max", "Worst patch", 3, False, first=False),
-        Quantity("pairwise_dice", "Pairwise Dice", 3, True),
-        Quantity("pairwise_dice_min", "Least pairwise Dice", 3, True, first=False),
-    ]
-    return shown + [Quantity(str(name), f"{str(name).removeprefix(FRACTION)} share", 3, False) for name in classes]
 
 
 def _read_scores(url: str) -> pd.DataFrame:
     """``scores.parquet`` with every column that the page needs."""
     try:
-        table = pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+        table = with_current_names(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
     except pyarrow.ArrowInvalid as error:
         raise RefusedError(f"{url}: is not Parquet ({error}); run predict again to mend it") from error
     except OSError as error:
@@ -175,7 +140,8 @@ def _read_scores(url: str) -> pd.DataFrame:
     for name in _TEXTS:
         # A column in which all is null has the type of numbers.
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in table else ""
-    for name in (*SCORE_FIELDS, *(str(n) for n in table if str(n).startswith(FRACTION))):
+    always = {score.name for score in IMAGE_TABLE if score.per == "image"}
+    for name in (*always.difference(table), *(column.key for column in columns_in(table))):
         table[name] = pd.to_numeric(table[name]) if name in table else np.nan
     roots = table["source"].str.rstrip("/")
     within = table["image"].str.strip("/")

@@ -11,13 +11,14 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ChorusError
 from chorus.pipeline.io import storage
-from chorus.pipeline.reference.flags import FLAGS
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
 from chorus.pipeline.report import plots
 from chorus.pipeline.report.documents import Evaluation
 from chorus.pipeline.report.rows import Images
-from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.scores.flag_registry import FLAGS
+from chorus.pipeline.scores.judgement_scores import EXPECTED_DICE, MEASURED_DICE
+from chorus.pipeline.scores.region_scores import UNCERTAINTY
 from chorus.pipeline.shift.batch_effects import GroupLevel, GroupTest
 from chorus.pipeline.shift.hypothesis_tests import ShiftTest
 from chorus.pipeline.shift.shift import Shift
@@ -50,18 +51,10 @@ class Raised:
     """A flag, how many images have it, and their share of all."""
 
     name: str
+    label: str
     images: int
     share: float
     meaning: str
-
-
-MEANINGS = {
-    "failed": "the run has no result for them",
-    "empty": "nothing was found, which is rare in the reference set",
-    "poor": "the Dice to expect is too low",
-    "uncertain": "more uncertain than good reference images are",
-    "foreign": "unlike the reference set: nobody has checked such images",
-}
 
 
 def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
@@ -94,8 +87,8 @@ def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
 def flags_raised(images: Images) -> list[Raised]:
     """Every flag that some image has, in the order in which flags are said."""
     counts = images.table["flags"].explode().value_counts()
-    found = [(name, int(counts.get(name, 0))) for name in FLAGS]
-    return [Raised(name, count, count / len(images), MEANINGS[name]) for name, count in found if count]
+    found = [(flag, int(counts.get(flag.name, 0))) for flag in FLAGS]
+    return [Raised(flag.name, flag.label, count, count / len(images), flag.meaning) for flag, count in found if count]
 
 
 def distributions(images: Images, reference: Reference | None) -> list[Plot]:
@@ -103,9 +96,9 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
     frame = None if reference is None else reference.frame()
     found = []
     for quantity in images.quantities:
-        if quantity.key not in SCORE_FIELDS and ":" not in quantity.key and quantity.key != "expected_dice":
+        key = quantity.in_reference
+        if key is None:
             continue
-        key = "dice" if quantity.key == "expected_dice" else quantity.key
         theirs = np.empty(0)
         if frame is not None and key in frame:
             theirs = frame[key].to_numpy(np.float64, na_value=np.nan)
@@ -120,14 +113,16 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
 def measured_plots(images: Images) -> list[Plot]:
     """Measured Dice against what was to be expected of it; none without an evaluation."""
     found = []
-    for key, label in (("expected_dice", "Expected Dice"), ("uncertainty", "Uncertainty U")):
-        if not images.measured or key not in images.table:
+    for column in (EXPECTED_DICE.column(), UNCERTAINTY.column()):
+        if not images.measured or column.key not in images.table:
             continue
-        x, y = (images.table[name].to_numpy(np.float64, na_value=np.nan) for name in (key, "measured_dice"))
+        names = (column.key, MEASURED_DICE.name)
+        x, y = (images.table[name].to_numpy(np.float64, na_value=np.nan) for name in names)
         both = np.isfinite(x) & np.isfinite(y)
         if both.any():
-            svg = plots.scatter(x[both], y[both], label, "Measured Dice", diagonal=key == "expected_dice")
-            found.append(Plot(f"Measured Dice by {label}", Markup(svg), f"{int(both.sum())} images with a truth"))
+            measured = MEASURED_DICE.column().label
+            svg = plots.scatter(x[both], y[both], column.label, measured, diagonal=column.score.is_dice)
+            found.append(Plot(f"{measured} by {column.label}", Markup(svg), f"{int(both.sum())} images with a truth"))
     return found
 
 

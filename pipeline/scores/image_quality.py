@@ -8,8 +8,12 @@ within a patch of the grid that begins at the plane's origin, so that no cut is 
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -18,11 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.core.posterior import mask_of
 from chorus.pipeline.preprocessing.sketches import Moments
-
-PIXEL_FIELDS = ("intensity_mean", "intensity_std", "background", "contrast", "noise", "sharpness")
-"""Columns of ``scores.parquet`` per input channel of the ensemble, each followed by a colon and the channel."""
-RADIUS = "object_radius"
-"""Column per foreground class, followed by a colon and the class."""
+from chorus.pipeline.scores.registry import score_columns
 
 
 class Sums(BaseModel):
@@ -48,12 +48,11 @@ class Sums(BaseModel):
     def moments(self) -> Moments:
         return Moments(self.pixels, self.total, self.squares)
 
-    def mean_and_std(self, channel: int) -> tuple[float, float]:
-        """Of a channel; not numbers where there are no pixels."""
+    def means_and_stds(self) -> list[tuple[float, float]]:
+        """Of each channel; NaN where there are no pixels."""
         if not self.pixels:
-            return math.nan, math.nan
-        mean, std = self.moments().conclude()[channel]
-        return mean, std
+            return [(math.nan, math.nan)] * len(self.total)
+        return [(mean, std) for mean, std in self.moments().conclude()]
 
 
 class Appearance(BaseModel):
@@ -153,9 +152,52 @@ def _edges(mask: NDArray[np.bool_], patch: int) -> int:
     return int(np.count_nonzero(vertical)) + int(np.count_nonzero(horizontal))
 
 
-def column_names(channels: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """All that `appearance_columns` may give, in order."""
-    return [f"{field}:{name}" for name in channels for field in PIXEL_FIELDS] + [f"{RADIUS}:{name}" for name in classes]
+@dataclass(frozen=True)
+class AppearanceTotal:
+    """The sums of a whole image as means and standard deviations, (mean, std) of each channel; NaN without pixels."""
+
+    sums: Appearance
+
+    @cached_property
+    def pixels(self) -> list[tuple[float, float]]:
+        """Of all pixels."""
+        return self.sums.pixels.means_and_stds()
+
+    @cached_property
+    def background(self) -> list[tuple[float, float]]:
+        """Of those outside of the foreground."""
+        return self.sums.background.means_and_stds()
+
+    @cached_property
+    def noise(self) -> list[tuple[float, float]]:
+        """Of the absolute answers to Immerkær's mask."""
+        return self.sums.noise.means_and_stds()
+
+    @cached_property
+    def laplacian(self) -> list[tuple[float, float]]:
+        """Of the Laplacian."""
+        return self.sums.laplacian.means_and_stds()
+
+    def by_std(self, value: float, channel: int) -> float:
+        """Divided by the standard deviation of a channel's pixels; NaN where they are all the same."""
+        std = self.pixels[channel][1]
+        return value / std if std > 0 else math.nan
+
+    def foreground_mean(self, channel: int) -> float:
+        """Mean of a channel's pixels in the foreground: of all pixels less those outside."""
+        every, outside = self.sums.pixels, self.sums.background
+        count = every.pixels - outside.pixels
+        total = (every.total[channel] - outside.total[channel],)
+        squares = (every.squares[channel] - outside.squares[channel],)
+        return Moments(count, total, squares).conclude()[0][0] if count else math.nan
+
+    def disc_radius(self, index: int) -> float:
+        """Radius in pixels of discs with the mean chord of a foreground class."""
+        edges = self.sums.edges[index]
+        # Each line of pixels crosses edges along one axis; both axes see all pixels, so chords are 2 * 2 area / edges.
+        seen = 2 * self.sums.pixels.pixels
+        chord = 4 * self.sums.class_pixels[index] * self.sums.pairs / (seen * edges) if edges else math.nan
+        return 2 * chord / math.pi
 
 
 def appearance_columns(sums: Sequence[Appearance], channels: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
@@ -168,48 +210,14 @@ def appearance_columns(sums: Sequence[Appearance], channels: Sequence[str], clas
 
     Returns
     -------
-    By column, without those that are not defined. In stored values: ``intensity_mean``, ``intensity_std``,
-    ``background`` (mean outside of what was found) and ``noise`` (standard deviation, Immerkær). Without unit:
-    ``contrast`` (mean of what was found less the background, by ``intensity_std``) and ``sharpness`` (standard
-    deviation of the Laplacian by ``intensity_std``). In pixels: ``object_radius``, of discs with the same mean chord as
-    what was found; larger where objects touch.
-
-    References
-    ----------
-    Noise: Immerkær, Computer Vision and Image Understanding 64:300 (1996), Eq. 3. Sharpness: Pech-Pacheco et al., ICPR
-    2000 (LAPV). Mean chord: Cauchy; Underwood, Quantitative Stereology (1970): 2 area / crossings, and pi r / 2 for
-    discs.
+    By column, those of `chorus.pipeline.scores.appearance_scores`, without those that are not defined.
     """
-    total = sums[0]
-    for more in sums[1:]:
-        total = total + more
+    total = AppearanceTotal(functools.reduce(operator.add, sums))
     found: dict[str, float] = {}
-    for index, name in enumerate(channels):
-        mean, std = total.pixels.mean_and_std(index)
-        outside, inside = total.background.mean_and_std(index)[0], _mean_inside(total, index)
-        values = (
-            mean,
-            std,
-            outside,
-            (inside - outside) / std if std > 0 else math.nan,
-            math.sqrt(math.pi / 2) / 6 * total.noise.mean_and_std(index)[0],
-            total.laplacian.mean_and_std(index)[1] / std if std > 0 else math.nan,
-        )
-        found |= {f"{field}:{name}": value for field, value in zip(PIXEL_FIELDS, values, strict=True)}
-    for name, pixels, edges in zip(classes, total.class_pixels, total.edges, strict=True):
-        # Each line of pixels crosses edges along one axis; both axes see all pixels, so chords are 2 * 2 area / edges.
-        seen = 2 * total.pixels.pixels
-        chord = 4 * pixels * total.pairs / (seen * edges) if edges else math.nan
-        found[f"{RADIUS}:{name}"] = 2 * chord / math.pi
-    return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def _mean_inside(total: Appearance, channel: int) -> float:
-    """Mean of what was found: of all pixels less those outside."""
-    count = total.pixels.pixels - total.background.pixels
-    sums = Moments(
-        count,
-        (total.pixels.total[channel] - total.background.total[channel],),
-        (total.pixels.squares[channel] - total.background.squares[channel],),
-    )
-    return sums.conclude()[0][0] if count else math.nan
+    for column in score_columns(classes, channels):
+        if column.score.from_appearance is not None:
+            names = channels if column.score.per == "channel" else classes
+            value = column.score.from_appearance(total, names.index(column.of))
+            if value is not None and math.isfinite(value):
+                found[column.key] = value
+    return found

@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.core.posterior import Posterior, mask_of
+from chorus.pipeline.scores.registry import score_columns
 
 FIXED_POINT = 2**32
 # Pixels whose members are compared at once: bounds what is held of them.
@@ -25,22 +29,11 @@ _COUNT_BLOCK = 1 << 22
 _BAND = 1 << 20
 _PATCH = 16
 FLOW_VARIANCE = "flow_variance"
-"""A map and a score, of ensembles with flows."""
-SCORE_FIELDS = (
-    "uncertainty",
-    "epistemic",
-    "aleatoric",
-    "entropy",
-    "uncertainty_patch_max",
-    "pairwise_dice",
-    "pairwise_dice_min",
-    FLOW_VARIANCE,
-)
-"""Scores of an image that say how doubtful it is, in the order in which they are shown; see `ImageScores`."""
+"""A map of ensembles with flows."""
 
 
 def patch_edge(chunk: int) -> int:
-    """Edge in pixels of the patches of `ImageScores.uncertainty_patch_max`: the least divisor of the chunk from 16 on.
+    """Edge in pixels of the patches of ``patch_uncertainty_max``: the smallest divisor of the chunk from 16 on.
 
     It is 16 for every chunk that is a multiple of 16. Regions are made of whole chunks, so that a patch of the grid
     that begins at the plane's origin never lies in two of them. `chunk`, of the output, is at least 16.
@@ -87,7 +80,7 @@ class RegionSums(BaseModel):
             epistemic=self.epistemic + other.epistemic,
             aleatoric=self.aleatoric + other.aleatoric,
             entropy=self.entropy + other.entropy,
-            patch=_worse(self.patch, other.patch),
+            patch=_larger(self.patch, other.patch),
             overlaps=overlaps.tolist(),
             flow_variance=(
                 None
@@ -97,36 +90,37 @@ class RegionSums(BaseModel):
         )
 
 
-class ImageScores(BaseModel):
-    """Scores of an image; those of the foreground's uncertainty are None where nothing was predicted as foreground.
+@dataclass(frozen=True)
+class RegionTotal:
+    """The sums of a whole image, and what several of its scores have in common."""
 
-    Attributes
-    ----------
-    uncertainty : U, mean predictive variance over predicted foreground, 0 to 0.25
-    epistemic, aleatoric : its two parts
-    entropy : mean predictive entropy over predicted foreground, as a fraction of the largest one, 0 to 1
-    uncertainty_patch_max : the largest mean uncertainty of a patch, all its pixels counted, 0 to 0.25; None, too, where
-        no patch is large enough
-    pairwise_dice : mean over member pairs and foreground classes, 0 to 1; None with a single member
-    pairwise_dice_min : the least of any member pair and foreground class, 0 to 1; None with a single member
-    flow_variance : mean circular variance of the flows' directions over predicted foreground, 0 to 1; None, too, where
-        the ensemble gives no flows
-    pairwise_dice_per_class, pairwise_dice_min_per_class, foreground_fraction : per foreground class
-    """
+    sums: RegionSums
 
-    model_config = ConfigDict(frozen=True)
+    def mean(self, value: int) -> float | None:
+        """Mean over the foreground of a sum in units of 2^-32; None without foreground."""
+        return value / (FIXED_POINT * self.sums.foreground) if self.sums.foreground else None
 
-    uncertainty: float | None
-    epistemic: float | None
-    aleatoric: float | None
-    entropy: float | None
-    uncertainty_patch_max: float | None
-    pairwise_dice: float | None
-    pairwise_dice_min: float | None
-    flow_variance: float | None
-    pairwise_dice_per_class: list[float | None]
-    pairwise_dice_min_per_class: list[float | None]
-    foreground_fraction: list[float]
+    @property
+    def patch_maximum(self) -> float | None:
+        """The largest mean uncertainty of a patch; None without foreground, and where no patch is large enough."""
+        patch, pixels = self.sums.patch
+        return patch / (FIXED_POINT * pixels) if self.sums.foreground and pixels else None
+
+    @cached_property
+    def dices(self) -> list[list[float]]:
+        """Per foreground class the Dice of each pair of members; empty with a single member."""
+        return [_pairwise_dices(overlap) for overlap in self.sums.overlaps]
+
+    @cached_property
+    def class_dices(self) -> list[float | None]:
+        """Per foreground class the mean over pairs; None with a single member."""
+        return [sum(pairs) / len(pairs) if pairs else None for pairs in self.dices]
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean of `class_dices`."""
+        known = [dice for dice in self.class_dices if dice is not None]
+        return sum(known) / len(known) if known else None
 
 
 def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: int) -> RegionSums:
@@ -149,46 +143,29 @@ def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: 
         epistemic=_fixed_sum(posterior.epistemic, foreground),
         aleatoric=_fixed_sum(posterior.aleatoric, foreground),
         entropy=_entropy_sum(posterior.probability, foreground, multilabel=multilabel),
-        patch=_worst_patch(uncertainty, patch),
+        patch=_patch_maximum(uncertainty, patch),
         overlaps=[_overlaps(posterior.member_masks, k, multilabel=multilabel) for k in range(1, classes)],
         flow_variance=_fixed_sum(posterior.flow_variance[0], foreground) if len(posterior.flow_variance) else None,
     )
 
 
-def image_scores(sums: Sequence[RegionSums]) -> ImageScores:
+def image_scores(sums: Sequence[RegionSums], classes: Sequence[str]) -> dict[str, float | None]:
     """Scores of an image from the sums of all its regions, in any order.
 
-    References
+    Parameters
     ----------
-    U: Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 5. Entropy, pairwise Dice and patches:
-    Zenk et al., Medical Image Analysis 101:103392 (2025); patches after Kahl et al., ICLR 2024 (arXiv:2401.08501),
-    where they slide over the image; here they lie on a grid, so that each is in one region.
+    classes : names of the foreground classes
+
+    Returns
+    -------
+    By column of ``scores.parquet``, those of `chorus.pipeline.scores.region_scores`; None where they are not defined.
     """
-    total = sums[0]
-    for more in sums[1:]:
-        total = total + more
-    scale = FIXED_POINT * total.foreground
-    patch, patch_pixels = total.patch
-
-    def mean(value: int) -> float | None:
-        return value / scale if total.foreground else None
-
-    dices = [_pairwise_dices(overlap) for overlap in total.overlaps]
-    per_class = [sum(pairs) / len(pairs) if pairs else None for pairs in dices]
-    known = [dice for dice in per_class if dice is not None]
-    return ImageScores(
-        uncertainty=mean(total.uncertainty),
-        epistemic=mean(total.epistemic),
-        aleatoric=mean(total.aleatoric),
-        entropy=mean(total.entropy),
-        uncertainty_patch_max=patch / (FIXED_POINT * patch_pixels) if total.foreground and patch_pixels else None,
-        pairwise_dice=sum(known) / len(known) if known else None,
-        pairwise_dice_min=min(itertools.chain(*dices), default=None),
-        flow_variance=None if total.flow_variance is None else mean(total.flow_variance),
-        pairwise_dice_per_class=per_class,
-        pairwise_dice_min_per_class=[min(pairs, default=None) for pairs in dices],
-        foreground_fraction=[count / total.pixels for count in total.class_pixels],
-    )
+    total = RegionTotal(functools.reduce(operator.add, sums))
+    return {
+        column.key: column.score.from_regions(total, classes.index(column.of) if column.of else 0)
+        for column in score_columns(classes, ())
+        if column.score.from_regions is not None
+    }
 
 
 def _fixed(values: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -224,22 +201,22 @@ def _entropy_sum(probability: NDArray[np.float32], where: NDArray[np.bool_], *, 
     return total
 
 
-def _worst_patch(uncertainty: NDArray[np.float32], edge: int) -> tuple[int, int]:
+def _patch_maximum(uncertainty: NDArray[np.float32], edge: int) -> tuple[int, int]:
     """Sum and pixels of the patch with the largest mean.
 
     Patches that the plane's edge cuts count by what they have, from a quarter of a whole one on.
     """
     height, width = uncertainty.shape
-    worst = [(0, 0)]
+    largest = [(0, 0)]
     for rows in _bands((height, width), edge):
         down, right = np.arange(0, rows.stop - rows.start, edge), np.arange(0, width, edge)
         sums = np.add.reduceat(np.add.reduceat(_fixed(uncertainty[rows]), right, axis=1), down, axis=0)
         pixels = np.outer(np.diff(down, append=rows.stop - rows.start), np.diff(right, append=width))
-        worst += [(int(sums[pixels == n].max()), int(n)) for n in np.unique(pixels) if 4 * n >= edge**2]
-    return functools.reduce(_worse, worst)
+        largest += [(int(sums[pixels == n].max()), int(n)) for n in np.unique(pixels) if 4 * n >= edge**2]
+    return functools.reduce(_larger, largest)
 
 
-def _worse(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+def _larger(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     """Of two (sum, pixels) the one with the larger mean, with more pixels where they are equal."""
     return max(a, b, key=lambda patch: (Fraction(patch[0], patch[1] or 1), patch[1]))
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from chorus.pipeline.errors import RefusedError
-
-# Scores of which a low value is the bad one.
-LOW_IS_BAD = ("pairwise_dice",)
+from chorus.pipeline.scores.registry import column_of, current_name
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,21 @@ class Ranking:
 
 
 def rank(scores: pd.DataFrame, score: str = "uncertainty", above: float | None = None) -> Ranking:
-    """Rank the rows of ``scores.parquet`` by `score`; `above` flags those beyond it (below, where low is bad).
+    """Rank the rows of ``scores.parquet`` by `score`; `above` flags those beyond it (below, where low is doubtful).
+
+    The registry says which end is the doubtful one; of columns that hold no score it is the high end.
 
     Raises
     ------
     RefusedError
         If there is no such score.
     """
+    score = current_name(score)
     numeric = [name for name in scores.columns if pd.api.types.is_numeric_dtype(scores[name])]
     if score not in numeric:
         raise RefusedError(f"no score {score!r}; choose out of {', '.join(numeric)}")
-    low_is_bad = score.startswith(LOW_IS_BAD)
+    column = column_of(score)
+    low_is_bad = column is not None and column.low_is_bad
     done = scores[(scores["status"] == "done") & scores[score].notna()]
     # Names break ties, so that the order is the same in every run.
     ranked = done.sort_values([score, "name"], ascending=[low_is_bad, True]).reset_index(drop=True)

@@ -8,24 +8,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.reference.distances import feature_matrix
-from chorus.pipeline.reference.marginals import CLASS_DICE, FOREGROUND, numbers
+from chorus.pipeline.reference.marginals import numbers
 from chorus.pipeline.reference.reference import Reference
-from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.scores.judgement_scores import EMPTY as NOTHING_FOUND
+from chorus.pipeline.scores.judgement_scores import FEATURES as ENCODER
+from chorus.pipeline.scores.registry import column_of
 from chorus.pipeline.shift.two_samples import NEGLIGIBLE, Difference, compare_points, compare_values, draw
 
-FEATURES, EMPTY = "features", "empty"
-# Of columns of scores.parquet, by how they begin: what a difference in them means.
-KINDS = {
-    "intensity_": "intensity",
-    "background:": "intensity",
-    "contrast:": "intensity",
-    "noise:": "noise",
-    "sharpness:": "sharpness",
-    "object_radius:": "object size",
-    FOREGROUND: "prior",
-    CLASS_DICE: "doubt",
-    **dict.fromkeys(SCORE_FIELDS, "doubt"),
-}
+FEATURES, EMPTY = ENCODER.name, NOTHING_FOUND.name
+KINDS = ("intensity", "noise", "sharpness", "object size", "prior", "doubt", FEATURES)
+"""What a difference means, in the order in which it is shown."""
 _FEWEST = 2
 
 
@@ -59,7 +51,8 @@ class ShiftTest(BaseModel):
 
 def kind_of(name: str) -> str | None:
     """What a column of ``scores.parquet`` tells of an image; None where that is nothing to compare."""
-    return next((kind for start, kind in KINDS.items() if name.startswith(start)), None)
+    column = column_of(name)
+    return None if column is None else column.score.kind
 
 
 def shift_tests(
@@ -86,8 +79,7 @@ def shift_tests(
     clouds = _clouds(table, reference, features)
     if clouds is not None and (difference := compare_points(*clouds)) is not None:
         found.append((FEATURES, FEATURES, None, None, difference))
-    order = {kind: place for place, kind in enumerate([*KINDS.values(), FEATURES])}
-    found.sort(key=lambda one: order[one[0]])
+    found.sort(key=lambda one: KINDS.index(one[0]))
     adjusted = false_discovery_control([one[-1].p for one in found]) if found else []
     return [
         ShiftTest(

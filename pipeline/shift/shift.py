@@ -13,16 +13,14 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.reference.marginals import FOREGROUND, numbers
+from chorus.pipeline.reference.marginals import numbers
 from chorus.pipeline.reference.reference import Reference
+from chorus.pipeline.scores.registry import columns_in, phrase_of
 from chorus.pipeline.shift.batch_effects import RHO, GroupTest, PlateMap, group_tests, plate_maps
 from chorus.pipeline.shift.hypothesis_tests import EMPTY, FEATURES, ShiftTest, kind_of, shift_tests
 from chorus.pipeline.shift.two_samples import NEGLIGIBLE, detectable, draw, magnitude
 
 FORMAT: Literal["chorus-shift/1"] = "chorus-shift/1"
-# Scores that are looked at by group: what is doubted, what is there, and how it looks.
-_MAIN = ("uncertainty", "pairwise_dice")
-_MAIN_PREFIXES = (FOREGROUND, "intensity_mean:", "sharpness:", "object_radius:")
 _SHOWN = 3
 
 
@@ -84,7 +82,8 @@ def find_shift(
     if not len(table):
         raise RefusedError("no image of the run has a result; look at `message` in scores.parquet")
     tests = shift_tests(table, reference, features, alpha)
-    names = [name for name in map(str, table.columns) if name in _MAIN or name.startswith(_MAIN_PREFIXES)]
+    tested = {column.key for column in columns_in(table) if column.score.by_group}
+    names = [name for name in map(str, table.columns) if name in tested]
     values = pd.DataFrame(numbers(table, names), columns=names)
     values.insert(0, "name", table["name"])
     groups, notes = group_tests(values, names, metadata, alpha=alpha)
@@ -157,7 +156,7 @@ def _difference(test: ShiftTest) -> str:
     basis += f", {magnitude(test.effect)}, p = {test.p_adjusted:.1g}"
     if test.name == FEATURES:
         return f"encoders see other images than those of the reference ({basis})"
-    what = "the share of images in which nothing was found" if test.name == EMPTY else test.name
+    what = "the fraction of images in which nothing was found" if test.name == EMPTY else phrase_of(test.name)
     way = "higher" if test.effect > 0 else "lower"
     return f"{what} is {way}, {test.run_median:.3g} instead of {test.reference_median:.3g} ({basis})"
 
@@ -172,11 +171,11 @@ def _group_words(groups: list[GroupTest]) -> list[str]:
     for test in sorted((one for one in groups if one.shifted), key=lambda one: (-strength(one), one.by, one.score)):
         basis = f"{test.measure} {test.effect:.2f}, p = {test.p_adjusted:.1g}"
         if test.measure == RHO:
-            said.append(f"{test.score} {'rises' if test.effect > 0 else 'falls'} with {test.by} ({basis})")
+            said.append(f"{phrase_of(test.score)} {'rises' if test.effect > 0 else 'falls'} with {test.by} ({basis})")
             continue
         ordered = sorted(test.levels, key=lambda level: level.median)
         ends = f"{ordered[-1].median:.3g} in {ordered[-1].name}, {ordered[0].median:.3g} in {ordered[0].name}"
-        said.append(f"{test.score} depends on {test.by}: {ends} ({basis})")
+        said.append(f"{phrase_of(test.score)} depends on {test.by}: {ends} ({basis})")
     return said
 
 
@@ -188,5 +187,5 @@ def _left_out(table: pd.DataFrame, reference: Reference, features: pd.DataFrame 
         missing.append(FEATURES)
     if not missing:
         return []
-    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    shown = ", ".join(map(phrase_of, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
     return [f"not compared, as the reference set lacks them: {shown}; run `chorus calibrate` again"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.scores.registry import column_of
 
 JSON, NPZ, TIFF, ZIP = "application/json", "application/x-npz", "image/tiff", "application/zip"
 ANSWERS = (JSON, NPZ, TIFF, ZIP)
@@ -100,7 +101,8 @@ class Prediction(BaseModel):
     shape : height and width of the plane or window, at its level
     scores : as in ``scores.parquet``, by column
     flags, reasons : whether to look at it, and why; of ensembles with a reference set
-    expected_dice, dice_bound, risk, p_value : as in ``flags.parquet``; null without a reference set
+    expected_dice, dice_bound, risk, p_value : as in ``flags.parquet`` (`chorus.pipeline.scores.registry.STATED`); null
+        without a reference set
     objects : per class, where they were asked for
     seconds : in the server
     """
@@ -181,6 +183,6 @@ class ReprocessRequest(_Strict):
     ensemble: str | None = Field(default=None, max_length=40)
 
 
-def numbers(row: dict[str, Any], left_out: tuple[str, ...]) -> dict[str, float | None]:
-    """The scores of a row, by column."""
-    return {name: None if value is None else float(value) for name, value in row.items() if name not in left_out}
+def numbers(row: dict[str, Any]) -> dict[str, float | None]:
+    """The scores of a row of ``scores.parquet``, by column."""
+    return {name: None if value is None else float(value) for name, value in row.items() if column_of(name)}

@@ -26,10 +26,9 @@ from chorus.pipeline.members.contract import Member
 from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
+from chorus.pipeline.scores.registry import STATED
 from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, Output, PredictOptions
 from chorus.serving.contract.settings import ServeSettings
-
-_JUDGED = ("expected_dice", "dice_bound", "risk", "p_value")
 
 
 @dataclass(frozen=True)
@@ -154,5 +153,5 @@ class Hosted:
             return {}
         known = pd.DataFrame({"name": [row["name"]], "features": [features.mean]})
         found = flag_images(scores_frame([row]), self.reference, known).iloc[0]
-        said = {name: None if pd.isna(found[name]) else float(found[name]) for name in _JUDGED}
+        said = {one.name: None if pd.isna(found[one.name]) else float(found[one.name]) for one in STATED}
         return {"flags": list(found["flags"]), "reasons": list(found["reasons"]), **said}

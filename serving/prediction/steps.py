@@ -31,7 +31,6 @@ from chorus.serving.contract.settings import Limits
 from chorus.serving.contract.sources import Source, planned_source
 from chorus.serving.prediction.hosting import Hosted
 
-_NOT_SCORES = ("image", "source", "name", "status", "message", "regions", "seconds")
 Labels = NDArray[np.unsignedinteger]
 
 
@@ -180,7 +179,7 @@ def result_of_row(
         status=row["status"],
         message=row["message"],
         shape=planned.where.window.shape,
-        scores=numbers(row, _NOT_SCORES),
+        scores=numbers(row),
         objects=objects,
         seconds=round(seconds, 4),
         **planned.hosted.judged(row, finished.features),

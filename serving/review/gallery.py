@@ -16,8 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.report.rows import FRACTION, Images, Quantity
-from chorus.pipeline.scores.ranking import LOW_IS_BAD
+from chorus.pipeline.report.rows import Images
+from chorus.pipeline.scores.flag_registry import REVIEW
+from chorus.pipeline.scores.region_scores import AREA_FRACTION
+from chorus.pipeline.scores.registry import column_of, current_name
+from chorus.pipeline.scores.score import Column, Score
 from chorus.pipeline.shift.batch_effects import plate_places
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.decisions import DECISIONS, State
@@ -78,7 +81,7 @@ class Gallery:
         self._classes = classes
         self._statuses = table["status"].to_numpy(str)
         self._flags = _membership(table["flags"])
-        self._flags["review"] = np.flatnonzero(table["review"].to_numpy(bool))
+        self._flags[REVIEW] = np.flatnonzero(table["review"].to_numpy(bool))
         self._reasons = _membership(table["reasons"].map(lambda said: tuple(_kind(reason) for reason in said)))
         places = plate_places(table["name"])
         self._plates = places["plate"].fillna("").to_numpy(str)
@@ -109,8 +112,9 @@ class Gallery:
         counts = {name: len(places) for name, places in self._reasons.items()}
         return dict(sorted(counts.items(), key=lambda item: -item[1])[:_REASONS])
 
-    def quantity(self, key: str) -> Quantity:
+    def quantity(self, key: str) -> Column:
         """A score; raises RefusedError where there is none of that name."""
+        key = current_name(key)
         if key not in self._by_key:
             raise RefusedError(f"no score {key!r}; choose out of {', '.join(self._by_key)}")
         return self._by_key[key]
@@ -168,7 +172,7 @@ class Gallery:
         if query.class_name:
             if query.class_name not in self._classes:
                 raise RefusedError(f"no class {query.class_name!r}; choose out of {', '.join(self._classes)}")
-            keep &= self._values.get(FRACTION + query.class_name, np.zeros(len(self))) > 0
+            keep &= self._values.get(AREA_FRACTION.column(query.class_name).key, np.zeros(len(self))) > 0
         for key, value in query.beyond:
             keep &= beyond(self.values(key), value, low_is_bad=self.quantity(key).low_is_bad)
         if query.search.strip():
@@ -218,16 +222,16 @@ def beyond(values: NDArray[np.float64], limit: float, *, low_is_bad: bool) -> ND
     return values <= limit if low_is_bad else values >= limit
 
 
-def _others(images: Images) -> list[Quantity]:
-    """Further columns of numbers of the table; they stand after those that the report shows."""
+def _others(images: Images) -> list[Column]:
+    """Further columns of numbers of the table, of another program; they stand after the scores."""
     known = {quantity.key for quantity in images.quantities} | set(_NOT_SCORES)
     found = []
     for name in images.table.columns:
         column = images.table[name]
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         if name not in known and numeric and column.notna().any():
-            label = str(name).replace("_", " ").replace(":", ": ")
-            found.append(Quantity(str(name), label, 4, str(name).startswith(LOW_IS_BAD), first=False))
+            text = str(name)
+            found.append(column_of(text) or Score(text, text.replace("_", " "), "", 4, "neither").column())
     return found
 
 

@@ -11,6 +11,7 @@ from fastapi import Query as Parameter
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.report.plates import plates_of
+from chorus.pipeline.scores.flag_registry import FLAG_NAMES, REVIEW, flag_label
 from chorus.serving.review.gallery import RANK, Gallery, Query
 from chorus.serving.review.run import Run, Snapshot
 
@@ -125,10 +126,11 @@ def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
         "statuses": gallery.statuses,
         "judged": gallery.images.judged,
         "flags": gallery.flags,
+        "flag_labels": {name: flag_label(name) for name in (*FLAG_NAMES, REVIEW)},
         "reasons": gallery.reasons,
         "classes": [{"name": info.name, "color": info.color} for info in snapshot.classes],
         "quantities": [
-            {"key": q.key, "label": q.label, "digits": q.digits, "low_is_bad": q.low_is_bad, "first": q.first}
+            {"key": q.key, "label": q.label, "digits": q.digits, "low_is_bad": q.low_is_bad, "first": q.listed}
             for q in gallery.quantities
         ],
         "plates": gallery.plates,
@@ -165,16 +167,16 @@ def _distribution(snapshot: Snapshot, score: str) -> dict[str, Any]:
     theirs = np.empty(0)
     thresholds: list[dict[str, Any]] = []
     if reference is not None:
-        frame, key = reference.frame(), "dice" if score == "expected_dice" else score
+        frame, key = reference.frame(), quantity.in_reference
         if key in frame:
             theirs = frame[key].to_numpy(np.float64, na_value=np.nan)
             theirs = theirs[np.isfinite(theirs)]
-        if score in ("expected_dice", "dice_bound", "measured_dice"):
+        if quantity.score.is_dice:
             thresholds.append({"value": reference.tau, "name": "Dice that is asked for"})
-        if (known := reference.thresholds.get(score)) is not None:
+        if (known := reference.thresholds.get(quantity.key)) is not None:
             named = [
-                ("U_min, the least doubtful reference image below the wanted Dice", known.minimum),
-                ("worst seen in the reference", known.worst_seen),
+                ("U_min, the most certain reference image below the wanted Dice", known.minimum),
+                ("most doubtful in the reference", known.worst_seen),
                 (f"{100 * known.false_positive_rate:g} % of good images are beyond", known.at_rate),
             ]
             thresholds += [{"value": value, "name": name} for name, value in named if value is not None]

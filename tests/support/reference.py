@@ -59,8 +59,8 @@ class ReferencePosterior:
     mean_epistemic, mean_aleatoric : its two parts
     mean_entropy : over predicted foreground; None where there is none
     pairwise_dice : per foreground class, mean over pairs of members; None with a single member
-    least_pairwise_dice : per foreground class, of the pair that agrees least
-    foreground_fraction : per foreground class, predicted pixels over all pixels
+    minimum_pairwise_dice : per foreground class, of the pair that agrees least
+    area_fraction : per foreground class, predicted pixels over all pixels
     flows : (2, H, W), mean (dy, dx) over members and augmentations, blended; (0, H, W) without
     flow_variance : (1, H, W), circular variance of their directions within each tile, blended; (0, H, W) without
     mean_flow_variance : over predicted foreground; None where there is none, and without flows
@@ -81,8 +81,8 @@ class ReferencePosterior:
     mean_aleatoric: float | None
     mean_entropy: float | None
     pairwise_dice: list[float | None]
-    least_pairwise_dice: list[float | None]
-    foreground_fraction: list[float]
+    minimum_pairwise_dice: list[float | None]
+    area_fraction: list[float]
     flows: Array
     flow_variance: Array
     mean_flow_variance: float | None
@@ -280,8 +280,8 @@ def with_scores(blended: dict[str, Array], multilabel: bool) -> ReferencePosteri
         mean_aleatoric=mean_over_foreground(blended["aleatoric"]),
         mean_entropy=mean_over_foreground(entropy),
         pairwise_dice=[sum(pairs) / len(pairs) if pairs else None for pairs in dices],
-        least_pairwise_dice=[min(pairs) if pairs else None for pairs in dices],
-        foreground_fraction=[float(mask.mean()) for mask in masks],
+        minimum_pairwise_dice=[min(pairs) if pairs else None for pairs in dices],
+        area_fraction=[float(mask.mean()) for mask in masks],
         flows=blended["flows"],
         flow_variance=blended["flow_variance"],
         mean_flow_variance=mean_over_foreground(blended["flow_variance"][0]) if len(blended["flow_variance"]) else None,

@@ -96,7 +96,7 @@ def write_tables(out: Path, rows: list[dict[str, object]], run: dict[str, object
         *(
             "pairwise_dice",
             "pairwise_dice:nucleus",
-            "foreground_fraction:nucleus",
+            "area_fraction:nucleus",
             "regions",
             "tiles",
             "seconds",
@@ -115,7 +115,7 @@ def score(source: Path, name: str, uncertainty: float | None, image: str = "", *
         "epistemic": uncertainty and uncertainty / 4,
         "aleatoric": uncertainty and 3 * uncertainty / 4,
         "pairwise_dice": 0.9,
-        "foreground_fraction:nucleus": 0.12,
+        "area_fraction:nucleus": 0.12,
     } | more
 
 

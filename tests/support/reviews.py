@@ -97,7 +97,7 @@ def write_many(out: Path, images: int, thumbnails: int) -> pd.DataFrame:
     for name, factor in (("uncertainty", 1.0), ("epistemic", 0.2), ("aleatoric", 0.8)):
         table[name] = np.where(status == "done", doubt * factor, np.nan)
     table["pairwise_dice"] = np.where(status == "done", 1 - 2 * doubt, np.nan)
-    table["foreground_fraction:nucleus"] = np.where(status == "done", rng.random(images) * 0.4, 0.0)
+    table["area_fraction:nucleus"] = np.where(status == "done", rng.random(images) * 0.4, 0.0)
     write_tables(out, [])
     write_table(table, str(out / "scores.parquet"))
     order = table[table["status"] == "done"].sort_values(["uncertainty", "name"], ascending=[False, True])["name"]

@@ -47,14 +47,14 @@ def simulated(
             "epistemic": np.clip(0.005 + 0.004 * hard + 0.001 * noise[:, 2], 1e-5, 0.25),
             "aleatoric": np.clip(0.015 + 0.006 * hard + 0.002 * noise[:, 1], 1e-5, 0.25),
             "pairwise_dice": np.clip(0.98 - 0.04 * hard + 0.01 * noise[:, 3], 0, 1),
-            "foreground_fraction:nucleus": np.clip(rng.lognormal(-2, 0.4, images), 0, 1),
+            "area_fraction:nucleus": np.clip(rng.lognormal(-2, 0.4, images), 0, 1),
         }
     )
     nothing = np.arange(images) >= images - empty
     frame.loc[nothing, ["uncertainty", "epistemic", "aleatoric"]] = np.nan
     frame.loc[nothing, "status"] = "empty"
     frame.loc[nothing, "pairwise_dice"] = 1.0
-    frame.loc[nothing, "foreground_fraction:nucleus"] = 0.0
+    frame.loc[nothing, "area_fraction:nucleus"] = 0.0
     # Features vary along a few directions, much more than across them.
     loading = np.random.default_rng(99).normal(size=(4, WIDTH))
     features = rng.normal(size=(images, 4)) @ loading + 0.3 * rng.normal(size=(images, WIDTH)) + feature_shift

@@ -49,7 +49,7 @@ def test_two_constant_members_split_the_variance_as_by_hand() -> None:
     assert found.mean_aleatoric == pytest.approx(0.15)
     assert found.mean_entropy == pytest.approx(-0.8 * math.log2(0.8) - 0.2 * math.log2(0.2))
     assert found.pairwise_dice == [1.0]
-    assert found.foreground_fraction == [1.0]
+    assert found.area_fraction == [1.0]
 
 
 def test_softmax_of_three_classes_as_by_hand() -> None:
@@ -60,7 +60,7 @@ def test_softmax_of_three_classes_as_by_hand() -> None:
     np.testing.assert_allclose(found.epistemic, 0, atol=1e-15)
     assert (found.labels == 2).all()
     assert found.mean_entropy == pytest.approx((1 / 8 * 3 + 2 / 8 * 2 + 5 / 8 * math.log2(8 / 5)) / math.log2(3))
-    assert found.foreground_fraction == [0.0, 1.0]
+    assert found.area_fraction == [0.0, 1.0]
     assert found.pairwise_dice == [None, None]
 
 
@@ -135,7 +135,7 @@ def test_multilabel_members_decide_each_class_for_itself() -> None:
     np.testing.assert_allclose(found.margin, 0.2)
     assert (found.labels == 1).all()
     assert found.masks[:, 0, 0].tolist() == [True, True, False]
-    assert found.foreground_fraction == [1.0, 1.0, 0.0]
+    assert found.area_fraction == [1.0, 1.0, 0.0]
     assert found.pairwise_dice == [1.0, 0.0, 1.0]
     bits = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in (0.8, 0.6, 0.1)]
     assert found.mean_entropy == pytest.approx(sum(bits) / 3)
@@ -154,7 +154,7 @@ def test_pairwise_dice_is_the_mean_over_pairs() -> None:
     found = reference_posterior(image, members, 4, 0, ["identity"], "none")
     assert found.member_labels[:, 0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]]
     assert found.pairwise_dice == [pytest.approx((1 + 2 * (2 * 1 / 5)) / 3)]
-    assert found.least_pairwise_dice == [2 * 1 / 5]
+    assert found.minimum_pairwise_dice == [2 * 1 / 5]
     assert found.labels[0].tolist() == [1, 1, 0, 0]
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from chorus.pipeline.reference.flags import Review
     from chorus.pipeline.reference.reference import Reference
 
-_COLUMNS = {"rank": "rank", "name": "image", "expected_dice": "Dice", "dice_bound": "at least", "risk": "risk"}
-
 
 def flag(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
@@ -39,7 +37,7 @@ def flag(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say of each image what Dice to expect, whether it is foreign to the ensemble, and which ones to look at, and why.
+    """Say of each image what Dice to expect, whether it is out of distribution, and which ones to look at, and why.
 
     Leaves all of it in `OUT/flags.parquet`, the images to look at first on top.
 
@@ -74,25 +72,32 @@ def flag(
 
 def flag_table(flagged: pd.DataFrame, title: str) -> Table:
     """A row per image: what to expect of it, and what is the matter with it."""
+    from chorus.pipeline.scores.flag_registry import flag_label
+    from chorus.pipeline.scores.registry import STATED
+
     table = Table(title=title, title_justify="left")
-    for name in [*_COLUMNS.values(), "p"]:
-        table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
+    table.add_column("rank", justify="right", overflow="fold")
+    table.add_column("image", overflow="fold")
+    for score in STATED:
+        table.add_column(score.label, justify="right", overflow="fold")
     table.add_column("flags")
     table.add_column("because", overflow="fold")
     for row in flagged.to_dict("records"):
-        cells = [escape(_cell(row[name])) for name in (*_COLUMNS, "p_value")]
-        table.add_row(*cells, ", ".join(row["flags"]), escape("; ".join(row["reasons"])))
+        cells = [escape(_cell(row[name])) for name in ("rank", "name", *(score.name for score in STATED))]
+        table.add_row(*cells, ", ".join(map(flag_label, row["flags"])), escape("; ".join(row["reasons"])))
     return table
 
 
 def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau: float) -> list[str]:
     """What was flagged, what looking at the budget's images buys, and how far the reference set can be trusted."""
+    from chorus.pipeline.scores.flag_registry import flag_label
+
     counts = flagged["flags"].explode().value_counts()
-    named = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+    named = ", ".join(f"{count} {flag_label(str(name))}" for name, count in counts.items()) or "none"
     lines = [f"flagged  {named}", f"look at  {len(plan.look_at)} of {plan.of} images (`review` in flags.parquet)"]
     if plan.of > len(plan.look_at):
-        foreign = f", {plan.foreign_left} of them foreign, for which this is a guess" if plan.foreign_left else ""
-        lines.append(f"then     at most {plan.left_share:.1%} of the rest are expected below Dice {tau:g}{foreign}")
+        ood = f", {plan.ood_left} of them out of distribution, for which this is a guess" if plan.ood_left else ""
+        lines.append(f"then     at most {plan.left_share:.1%} of the rest are expected below Dice {tau:g}{ood}")
     lines.append(f"needed   {plan.needed} images to look at to leave fewer than {plan.wanted:.0%}")
     lines.append(f"known    from {reference.images} reference images, bound at {1 - reference.bound.alpha:.0%}")
     return [*lines, *(f"note     {note}" for note in reference.notes)]
@@ -123,10 +128,10 @@ def _write(out: str, flagged: pd.DataFrame) -> None:
 def _write_metrics(path: str, out: str, ensemble: str, flagged: pd.DataFrame) -> None:
     from chorus.cluster.telemetry.metrics import FLAGGED, driver_recorder, write_textfile
     from chorus.pipeline.io import storage
-    from chorus.pipeline.reference.flags import FLAGS
+    from chorus.pipeline.scores.flag_registry import FLAG_NAMES
 
     recorder = driver_recorder(storage.normalise(out), ensemble)
-    for flag in FLAGS:
+    for flag in FLAG_NAMES:
         recorder.set(FLAGGED, sum(flag in flags for flags in flagged["flags"]), flag=flag)
     write_textfile(path)
 

@@ -70,19 +70,23 @@ def shift(
 
 def shift_tables(found: Shift) -> list[Table]:
     """The comparisons with the reference, and those between groups of images, if there are any."""
+    from chorus.pipeline.scores.registry import phrase_of
+
     against = Table(title=f"{found.images} images, {found.reference_images} of the reference", title_justify="left")
     for name in ("", "measure", "reference", "run", "Cliff's delta", "95 % interval", "p", "shift"):
         against.add_column(name, overflow="fold")
     for test in found.tests:
         interval = "" if test.low is None else f"{test.low:.2f} to {test.high:.2f}"
         numbers = (_number(test.reference_median), _number(test.run_median), f"{test.effect:.2f}", interval)
-        against.add_row(test.kind, escape(test.name), *numbers, f"{test.p_adjusted:.2g}", "yes" * test.shifted)
+        against.add_row(
+            test.kind, escape(phrase_of(test.name)), *numbers, f"{test.p_adjusted:.2g}", "yes" * test.shifted
+        )
     between = Table(title="between groups of images", title_justify="left")
     for name in ("by", "score", "groups", "effect", "", "p", "depends"):
         between.add_column(name, overflow="fold")
     for one in found.groups:
         effect = (f"{one.effect:.2f}", one.measure, f"{one.p_adjusted:.2g}", "yes" * one.shifted)
-        between.add_row(escape(one.by), escape(one.score), str(len(one.levels)), *effect)
+        between.add_row(escape(one.by), escape(phrase_of(one.score)), str(len(one.levels)), *effect)
     return [table for table in (against, between) if table.row_count]
 
 

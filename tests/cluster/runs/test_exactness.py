@@ -197,14 +197,14 @@ def test_a_whole_run_agrees_with_the_reference(
         else:
             assert pd.isna(row["flow_variance"])
         worst = patch_maximum(wanted.uncertainty, 16)
-        assert row["uncertainty_patch_max"] == pytest.approx(np.nan if worst is None else worst, abs=1e-5, nan_ok=True)
+        assert row["patch_uncertainty_max"] == pytest.approx(np.nan if worst is None else worst, abs=1e-5, nan_ok=True)
         if np.array_equal(foreground, wanted.masks.any(axis=0)):
             assert row["uncertainty"] == pytest.approx(wanted.U, abs=1e-5)
             assert row["entropy"] == pytest.approx(wanted.mean_entropy, abs=1e-4)
     for k in range(1, classes):
-        assert row[f"foreground_fraction:class-{k}"] == pytest.approx(wanted.foreground_fraction[k - 1], abs=2e-3)
+        assert row[f"area_fraction:class-{k}"] == pytest.approx(wanted.area_fraction[k - 1], abs=2e-3)
         assert row[f"pairwise_dice:class-{k}"] == pytest.approx(wanted.pairwise_dice[k - 1], abs=2e-3)
-        assert row[f"pairwise_dice_min:class-{k}"] == pytest.approx(wanted.least_pairwise_dice[k - 1], abs=2e-3)
+        assert row[f"pairwise_dice_min:class-{k}"] == pytest.approx(wanted.minimum_pairwise_dice[k - 1], abs=2e-3)
     assert row["pairwise_dice_min"] == min(row[f"pairwise_dice_min:class-{k}"] for k in range(1, classes))
 
     features = read_features(str(tmp_path / "out")).iloc[0]

@@ -102,29 +102,31 @@ def assert_same(found: Posterior, wanted: ReferencePosterior, classes: int, *, m
 
 def assert_same_scores(found: Posterior, wanted: ReferencePosterior, classes: int, *, multilabel: bool) -> None:
     """Labels agree but at ties, so the scores must be those of the reference's maps over the labels found."""
-    scores = image_scores([region_sums(found, classes, multilabel=multilabel, patch=PATCH)])
+    names = [f"class-{k}" for k in range(1, classes)]
+    scores = image_scores([region_sums(found, classes, multilabel=multilabel, patch=PATCH)], names)
     foreground = found.masks != 0
     if foreground.any():
-        assert scores.uncertainty == pytest.approx(wanted.uncertainty[foreground].mean(), abs=1e-5)
-        assert scores.epistemic == pytest.approx(wanted.epistemic[foreground].mean(), abs=1e-5)
-        assert scores.aleatoric == pytest.approx(wanted.aleatoric[foreground].mean(), abs=1e-5)
-        assert scores.entropy == pytest.approx(wanted.entropy[foreground].mean(), abs=1e-4)
+        assert scores["uncertainty"] == pytest.approx(wanted.uncertainty[foreground].mean(), abs=1e-5)
+        assert scores["epistemic"] == pytest.approx(wanted.epistemic[foreground].mean(), abs=1e-5)
+        assert scores["aleatoric"] == pytest.approx(wanted.aleatoric[foreground].mean(), abs=1e-5)
+        assert scores["entropy"] == pytest.approx(wanted.entropy[foreground].mean(), abs=1e-4)
         worst = reference.patch_maximum(wanted.uncertainty, PATCH)
-        assert scores.uncertainty_patch_max == (None if worst is None else pytest.approx(worst, abs=1e-5))
+        assert scores["patch_uncertainty_max"] == (None if worst is None else pytest.approx(worst, abs=1e-5))
     if np.array_equal(foreground, wanted.masks.any(axis=0)):
-        assert scores.uncertainty == (None if wanted.U is None else pytest.approx(wanted.U, abs=1e-5))
+        assert scores["uncertainty"] == (None if wanted.U is None else pytest.approx(wanted.U, abs=1e-5))
 
     bits = [(found.masks >> k) & 1 == 1 if multilabel else found.masks == k + 1 for k in range(classes - 1)]
-    assert scores.foreground_fraction == pytest.approx([mask.mean() for mask in bits], abs=1e-12)
-    np.testing.assert_allclose(scores.foreground_fraction, wanted.foreground_fraction, atol=5e-3)
-    both = zip(scores.pairwise_dice_per_class, scores.pairwise_dice_min_per_class, strict=True)
-    for k, (dice, least) in enumerate(both):
+    areas = [scores[f"area_fraction:{name}"] for name in names]
+    assert areas == pytest.approx([mask.mean() for mask in bits], abs=1e-12)
+    np.testing.assert_allclose(areas, wanted.area_fraction, atol=5e-3)
+    for k, name in enumerate(names):
+        dice, minimum = scores[f"pairwise_dice:{name}"], scores[f"pairwise_dice_min:{name}"]
         own = found.member_masks
         masks = (own >> k) & 1 == 1 if multilabel else own == k + 1
         assert (masks != wanted.member_masks[:, k]).mean() < 2e-3
         by_hand = reference.pairwise_dices(masks)
         assert dice == (pytest.approx(np.mean(by_hand), abs=1e-12) if by_hand else None)
-        assert least == (min(by_hand) if by_hand else None)
+        assert minimum == (min(by_hand) if by_hand else None)
         if np.array_equal(masks, wanted.member_masks[:, k]):
             assert dice == (
                 None if wanted.pairwise_dice[k] is None else pytest.approx(wanted.pairwise_dice[k], abs=1e-12)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import SHARED
-
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,17 @@ from ome_zarr_models.v05.hcs import HCS
 from ome_zarr_models.v05.image import Image
 from skimage.measure import label, regionprops
 
+from chorus.pipeline.demo.synthetic_data import (
+    FOREIGN,
+    QUALITIES,
+    Quality,
+    simulate_field,
+    write_foreign_images,
+    write_sample_plate,
+)
 from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import SourceImage
-from chorus.pipeline.demo.synthetic_data import FOREIGN, QUALITIES, Quality, simulate_field, write_foreign_images, write_sample_plate
+from tests.support.paths import SHARED
 
 REAL = SHARED / "data" / "bbbc039" / "test"
 

@@ -99,7 +99,7 @@ def test_images_whose_flows_disagree_are_ranked_first_and_flagged_with_the_reaso
     assert "flow_variance" not in known.quality.scores
     assert rank(tables.scores, "flow_variance").ranked["name"][0] == "image-0029"
     image = flagged(tables, known).loc["image-0029"]
-    assert "foreign" in image["flags"]
+    assert "ood" in image["flags"]
     assert any(said.startswith("disagreement about the flows' directions 0.") for said in image["reasons"])
 
 

@@ -1,4 +1,4 @@
-"""Flags, their reasons and the review budget: foreign is not bad, bad is not foreign, and both are said."""
+"""Flags, their reasons and the review budget: out of distribution is not bad, and both are said."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def raised(table: pd.DataFrame, name: str) -> pd.Series:
     return table["flags"].map(lambda flags: name in flags)
 
 
-def test_an_image_that_is_foreign_but_segmented_well_is_flagged_as_foreign_and_keeps_a_high_dice() -> None:
+def test_an_image_that_is_out_of_distribution_but_segmented_well_is_flagged_as_such_and_keeps_a_high_dice() -> None:
     known = reference()
     table = flagged(simulated(30, seed=1, feature_shift=3.0), known)
     dice = simulated(30, seed=1).evaluation["dice"].to_numpy()
-    assert raised(table, "foreign").all()
+    assert raised(table, "ood").all()
     assert table["expected_dice"].mean() == pytest.approx(dice.mean(), abs=0.02)
     easy = table[table["expected_dice"] > 0.85]
     assert len(easy) > 15
@@ -49,19 +49,19 @@ def test_hard_images_of_the_known_kind_are_flagged_as_poor() -> None:
     assert (table["dice_bound"] <= table["expected_dice"]).all()
 
 
-def test_of_familiar_images_few_are_flagged_as_foreign() -> None:
+def test_of_familiar_images_few_are_flagged_as_out_of_distribution() -> None:
     shares = []
     for seed in range(6):
         tables = simulated(60, seed=100 + seed)
         known = calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble="hash")
-        shares.append(raised(flagged(simulated(100, seed=seed), known), "foreign").mean())
+        shares.append(raised(flagged(simulated(100, seed=seed), known), "ood").mean())
     assert np.mean(shares) <= 0.08
 
 
-def test_with_a_small_reference_set_those_stranger_than_all_of_it_are_flagged() -> None:
+def test_with_a_small_reference_set_those_more_unusual_than_all_of_it_are_flagged() -> None:
     known = reference(12)
-    assert known.least_p() > 0.05
-    assert raised(flagged(simulated(20, seed=3, feature_shift=20.0), known), "foreign").all()
+    assert known.minimum_p() > 0.05
+    assert raised(flagged(simulated(20, seed=3, feature_shift=20.0), known), "ood").all()
 
 
 def test_finding_nothing_is_flagged_where_it_is_rare_and_not_where_it_is_common() -> None:
@@ -119,8 +119,8 @@ def test_the_risk_is_no_less_than_the_share_that_fails_on_average() -> None:
     assert np.mean(failed) <= np.mean(risks) <= np.mean(failed) + 0.12
 
 
-def by_hand(risks: list[float], foreign: set[int] = frozenset()) -> pd.DataFrame:  # type: ignore[assignment]
-    flags = [["foreign"] if row in foreign else [] for row in range(len(risks))]
+def by_hand(risks: list[float], ood: set[int] = frozenset()) -> pd.DataFrame:  # type: ignore[assignment]
+    flags = [["ood"] if row in ood else [] for row in range(len(risks))]
     return pd.DataFrame({"name": [f"i{row}" for row in range(len(risks))], "risk": risks, "flags": flags})
 
 
@@ -131,7 +131,7 @@ def test_the_review_budget_is_that_of_a_case_by_hand() -> None:
     assert (plan.look_at, plan.of) == (["i0", "i1"], 10)
     assert plan.left_share == pytest.approx(0.36 / 8)
     assert plan.needed == 3  # then 0.16 / 7 = 0.023 are left, with two 0.045
-    assert plan.foreign_left == 2
+    assert plan.ood_left == 2
 
 
 def test_a_budget_is_rounded_up_and_all_or_nothing_are_budgets_too() -> None:
@@ -156,18 +156,18 @@ def test_what_is_needed_is_enough_and_one_less_is_not(risks: list[float], budget
     assert plan.needed == 0 or math.fsum(before) / len(before) >= 0.1 - 1e-9
 
 
-def test_reasons_are_words_with_numbers_the_strangest_first() -> None:
-    values = {"pairwise_dice": 0.66, "foreground_fraction:nucleus": 0.4, "uncertainty": 0.123, "entropy": 0.2}
+def test_reasons_are_words_with_numbers_the_most_unusual_first() -> None:
+    values = {"pairwise_dice": 0.66, "area_fraction:nucleus": 0.4, "uncertainty": 0.123, "entropy": 0.2}
     sigmas = {"pairwise_dice": -5.0, "features": 9.2, "features_residual": 12.3, "uncertainty": 4.2, "entropy": 0.1}
-    sigmas["foreground_fraction:nucleus"] = -3.0
+    sigmas["area_fraction:nucleus"] = -3.0
     tails = {"pairwise_dice": 1e-7, "features": 1e-20, "features_residual": 1e-34, "uncertainty": 1e-5, "entropy": 0.4}
-    tails["foreground_fraction:nucleus"] = 2e-3
+    tails["area_fraction:nucleus"] = 2e-3
     assert detector_reasons(values, sigmas, tails, 0.05) == [
         "features 12 sigma from the reference set",
         "members disagree on 34 % of the foreground",
         "uncertainty 0.123, 4.2 sigma above the reference set",
     ]
-    few = {name: tails[name] for name in ("foreground_fraction:nucleus", "entropy")}
+    few = {name: tails[name] for name in ("area_fraction:nucleus", "entropy")}
     assert detector_reasons(values, sigmas, few, 0.05) == [
         "nucleus covers 40 % of the image, 3.0 sigma below the reference set"
     ]
@@ -205,10 +205,10 @@ def test_a_dice_out_of_range_is_refused() -> None:
         flag_images(simulated(3, seed=0).scores, reference(), below=80)
 
 
-def test_nothing_is_promised_of_a_foreign_image() -> None:
+def test_nothing_is_promised_of_an_image_that_is_out_of_distribution() -> None:
     known, new = simulated(60, 1), simulated(40, 2, feature_shift=8.0, prefix="new")
     reference = calibrate_from(known.scores, known.evaluation, known.features, ensemble="hash")
     judged = flag_images(new.scores, reference, new.features)
-    assert ["foreign" in flags for flags in judged["flags"]] == [True] * 40
+    assert ["ood" in flags for flags in judged["flags"]] == [True] * 40
     assert (judged["dice_bound"] == 0).all()
     assert (judged["expected_dice"] > 0).all()

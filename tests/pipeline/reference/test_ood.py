@@ -1,4 +1,4 @@
-"""Foreign images: p-values of familiar ones are not too small, foreign ones are found, each detector by itself."""
+"""Images out of distribution: familiar ones get no small p-values, others are found, each detector by itself."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def fitted(tables: Tables, *, features: bool = True) -> Detectors:
     return Detectors.fit(tables.scores, all_scores(tables.scores), empty, matrix)
 
 
-def p_and_strangeness(detectors: Detectors, tables: Tables, *, features: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def p_and_ood_scores(detectors: Detectors, tables: Tables, *, features: bool = True) -> tuple[np.ndarray, np.ndarray]:
     empty = (tables.scores["status"] == "empty").to_numpy()
     matrix = feature_matrix(tables.features, list(tables.scores["name"])) if features else None
     sigmas = detectors.measure(tables.scores, empty, matrix)
-    return detectors.p_values(sigmas), detectors.strangeness(sigmas)
+    return detectors.p_values(sigmas), detectors.ood_scores(sigmas)
 
 
 @pytest.mark.parametrize("features", [True, False])
@@ -37,7 +37,7 @@ def test_p_values_of_familiar_images_are_not_too_small(images: int, features: bo
     shares = []
     for seed in range(25):
         detectors = fitted(simulated(images, seed=seed), features=features)
-        found, _ = p_and_strangeness(detectors, simulated(100, seed=1000 + seed), features=features)
+        found, _ = p_and_ood_scores(detectors, simulated(100, seed=1000 + seed), features=features)
         shares.append([np.mean(found <= level) for level in (0.05, 0.1, 0.2, 0.5)])
     mean, error = np.mean(shares, axis=0), np.std(shares, axis=0) / np.sqrt(len(shares))
     assert (mean <= np.array([0.05, 0.1, 0.2, 0.5]) + 2.5 * error).all(), mean
@@ -48,26 +48,26 @@ def test_with_empty_images_p_values_are_not_too_small_either() -> None:
     found = []
     for seed in range(25):
         detectors = fitted(simulated(40, seed=seed, empty=4))
-        found.append(p_and_strangeness(detectors, simulated(50, seed=1000 + seed, empty=5))[0])
+        found.append(p_and_ood_scores(detectors, simulated(50, seed=1000 + seed, empty=5))[0])
     for level in (0.1, 0.2):
         assert np.mean(np.concatenate(found) <= level) <= level + 0.02
 
 
-def test_images_with_foreign_features_are_found_and_harder_ones_by_their_scores() -> None:
+def test_images_with_unfamiliar_features_are_found_and_harder_ones_by_their_scores() -> None:
     detectors = fitted(simulated(80, seed=0))
-    familiar = p_and_strangeness(detectors, simulated(100, seed=1))[1]
-    for foreign in (simulated(50, seed=2, feature_shift=2.0), simulated(50, seed=3, difficulty=8)):
-        p_values, strangeness = p_and_strangeness(detectors, foreign)
+    familiar = p_and_ood_scores(detectors, simulated(100, seed=1))[1]
+    for unfamiliar in (simulated(50, seed=2, feature_shift=2.0), simulated(50, seed=3, difficulty=8)):
+        p_values, scores = p_and_ood_scores(detectors, unfamiliar)
         truth = np.repeat([0, 1], [100, 50])
-        assert roc_auc_score(truth, np.concatenate([familiar, strangeness])) > 0.99
+        assert roc_auc_score(truth, np.concatenate([familiar, scores])) > 0.99
         assert np.mean(p_values <= 0.05) > 0.95
         assert p_values.min() == 1 / 81  # the least that 80 images can give
 
 
-def test_strangeness_tells_apart_what_is_stranger_than_every_reference_image() -> None:
+def test_ood_scores_tell_images_apart_that_are_more_unusual_than_every_reference_image() -> None:
     detectors = fitted(simulated(50, seed=0))
     means = [
-        p_and_strangeness(detectors, simulated(20, seed=1, feature_shift=shift))[1].mean() for shift in (2, 4, 8, 1e4)
+        p_and_ood_scores(detectors, simulated(20, seed=1, feature_shift=shift))[1].mean() for shift in (2, 4, 8, 1e4)
     ]
     assert np.isfinite(means).all()
     assert all(np.diff(means) > 1)
@@ -76,18 +76,18 @@ def test_strangeness_tells_apart_what_is_stranger_than_every_reference_image() -
 def test_an_image_is_judged_by_the_detectors_that_it_has() -> None:
     detectors = fitted(simulated(60, seed=0))
     new = simulated(200, seed=1)
-    without, _ = p_and_strangeness(detectors, new, features=False)
+    without, _ = p_and_ood_scores(detectors, new, features=False)
     assert np.mean(without <= 0.1) <= 0.15
-    new.scores[["uncertainty", "epistemic", "aleatoric", "pairwise_dice", "foreground_fraction:nucleus"]] = np.nan
-    assert np.isnan(p_and_strangeness(detectors, new, features=False)[0]).all()
+    new.scores[["uncertainty", "epistemic", "aleatoric", "pairwise_dice", "area_fraction:nucleus"]] = np.nan
+    assert np.isnan(p_and_ood_scores(detectors, new, features=False)[0]).all()
 
 
 def test_the_order_of_the_new_images_and_their_companions_change_nothing() -> None:
     detectors, new = fitted(simulated(40, seed=0)), simulated(30, seed=1)
-    whole, _ = p_and_strangeness(detectors, new)
+    whole, _ = p_and_ood_scores(detectors, new)
     order = np.random.default_rng(0).permutation(30)
     part = Tables(new.scores.iloc[order[:7]].reset_index(drop=True), new.evaluation, new.features)
-    np.testing.assert_array_equal(p_and_strangeness(detectors, part)[0], whole[order[:7]])
+    np.testing.assert_array_equal(p_and_ood_scores(detectors, part)[0], whole[order[:7]])
 
 
 def test_constant_scores_and_features_are_no_detectors() -> None:
@@ -129,7 +129,7 @@ def test_features_that_fill_their_space_have_no_second_distance() -> None:
     detectors = fitted(tables)
     assert "features" in detectors.names
     assert "features_residual" not in detectors.names
-    assert np.isfinite(p_and_strangeness(detectors, tables)[0]).all()
+    assert np.isfinite(p_and_ood_scores(detectors, tables)[0]).all()
 
 
 def test_features_of_another_number_are_refused_and_missing_ones_are_none() -> None:

@@ -69,8 +69,8 @@ def test_images_are_ranked_by_uncertainty_and_the_empty_and_failed_stand_apart(r
     page = Page(write_report(str(run), top=2))
     places = [page.source.index(f"</span> plate.ome.zarr/B/02/{field}") for field in (1, 2, 0)]
     assert places == sorted(places)
-    assert "least uncertain" in page.words
-    failed = page.words[page.words.index("Failed", page.words.index("least uncertain")) :]
+    assert "lowest uncertainty" in page.words
+    failed = page.words[page.words.index("Failed", page.words.index("lowest uncertainty")) :]
     assert "broken.zarr: <axes> are missing" in failed
     assert "no predicted foreground" in page.words
 

@@ -26,7 +26,7 @@ def table(images: int, names: list[str] | None = None) -> pd.DataFrame:
     found = pd.DataFrame({"name": names or [f"image-{index:05d}.ome.zarr" for index in range(images)]})
     found["image"], found["source"] = "", "/nowhere/" + found["name"]
     found["status"], found["message"] = status, np.where(status == "failed", "a chunk cannot be decoded", "")
-    for name in ("uncertainty", "epistemic", "aleatoric", "pairwise_dice", "foreground_fraction:nucleus"):
+    for name in ("uncertainty", "epistemic", "aleatoric", "pairwise_dice", "area_fraction:nucleus"):
         found[name] = np.where(status == "done", rng.random(images).round(3), np.nan)
     return found
 

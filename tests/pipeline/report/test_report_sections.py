@@ -49,7 +49,7 @@ SHIFT = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of 30 images, ten of them foreign and hard, by an ensemble with a reference of 60."""
+    """A run of 30 images, ten of them unfamiliar and hard, by an ensemble with a reference of 60."""
     about = {"cite": [{"text": "Someone et al. (2020)", "doi": "10.1/2"}], "limits": "none known"}
     ensemble = write_light_ensemble(tmp_path / "ensemble", members=1, about=about)
     known = simulated(60, seed=0)
@@ -95,7 +95,7 @@ def test_images_stand_in_the_order_of_their_risk_with_flags_and_reasons(run: Pat
     assert [row[0] for row in rows] == flags["name"].tolist()
     assert [row[4] for row in rows] == [list(said) for said in flags["reasons"]]
     marks = np.frombuffer(base64.b64decode(page.data["inline"]["marks"]), "<u2")
-    for name in ("poor", "foreign", "review"):
+    for name in ("poor", "ood", "review"):
         bit = 1 << page.data["marks"].index(name)
         wanted = flags["review"] if name == "review" else flags["flags"].map(lambda raised, name=name: name in raised)
         assert [bool(mark & bit) for mark in marks] == wanted.tolist()
@@ -108,7 +108,7 @@ def test_distributions_stand_against_the_reference_and_dice_against_what_was_mea
     known, own = simulated(60, seed=0).scores, pd.read_parquet(run / "scores.parquet")
     said = f"median {own['uncertainty'].median():.3g}, reference {known['uncertainty'].median():.3g}"
     assert said in section(page, "scores")
-    assert section(page, "scores").count("<svg") == len(page.data["quantities"]) - 4
+    assert section(page, "scores").count("<svg") == len(page.data["quantities"]) - 5
     assert section(page, "measured").count("<svg") == 2
     assert "0.870 (0.800 to 0.900)" in section(page, "measured")
 

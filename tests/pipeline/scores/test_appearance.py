@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chorus.pipeline.scores.image_quality import appearance, appearance_columns, column_names
+from chorus.pipeline.scores.image_quality import appearance, appearance_columns
+from chorus.pipeline.scores.registry import score_columns
 
 PATCH = 4
 DTYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64]
@@ -47,7 +48,7 @@ def test_sums_are_equal_for_any_partition_and_order(
     names = ["a", "b"], ["cell", "debris"]
     found = appearance_columns(parts, *names)
     assert found == appearance_columns([whole], *names)
-    assert set(found) <= set(column_names(*names))
+    assert set(found) <= {column.key for column in score_columns(names[1], names[0])}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,6 +18,8 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.scores.image_scores import FIXED_POINT, RegionSums, image_scores, patch_edge, region_sums
 from tests.support import reference
 
+NAMES = ["cell", "nucleus"]
+
 
 def posterior(shape: tuple[int, int], seed: int, *, classes: int = 3, members: int = 3, bits: int = 0) -> Posterior:
     """Random maps and masks; `bits` > 0 makes masks of that many bits, as of a multi-label ensemble."""
@@ -66,28 +68,28 @@ def test_sums_are_equal_for_any_partition_order_and_grouping(
     grouped = [reduce(add, half) for half in (parts[:middle], parts[middle:]) if half]
     expected = region_sums(whole, 3, multilabel=bits > 0, patch=patch)
     assert reduce(add, parts) == reduce(add, grouped) == expected
-    assert image_scores(parts) == image_scores([expected])
+    assert image_scores(parts, NAMES) == image_scores([expected], NAMES)
 
 
 @given(shape=st.tuples(st.integers(1, 30), st.integers(1, 30)), seed=st.integers(0, 50))
 def test_scores_are_the_means_and_dices_by_hand(shape: tuple[int, int], seed: int) -> None:
     whole = posterior(shape, seed)
-    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=8)])
+    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=8)], NAMES)
     foreground = whole.masks != 0
     worst = reference.patch_maximum(whole.uncertainty.astype(np.float64), 8)
-    assert scores.uncertainty_patch_max == (pytest.approx(worst, abs=1e-9) if worst and foreground.any() else None)
+    assert scores["patch_uncertainty_max"] == (pytest.approx(worst, abs=1e-9) if worst and foreground.any() else None)
     if foreground.any():
-        assert scores.epistemic == pytest.approx(whole.epistemic[foreground].astype(np.float64).mean(), abs=1e-9)
-        assert scores.uncertainty == pytest.approx(scores.epistemic + scores.aleatoric, abs=1e-7)
+        assert scores["epistemic"] == pytest.approx(whole.epistemic[foreground].astype(np.float64).mean(), abs=1e-9)
+        assert scores["uncertainty"] == pytest.approx(scores["epistemic"] + scores["aleatoric"], abs=1e-7)
         wanted = whole.flow_variance[0][foreground].astype(np.float64).mean()
-        assert scores.flow_variance == pytest.approx(wanted, abs=1e-9)
+        assert scores["flow_variance"] == pytest.approx(wanted, abs=1e-9)
     for k in (1, 2):
         dices = reference.pairwise_dices(whole.member_masks == k)
-        assert scores.pairwise_dice_per_class[k - 1] == pytest.approx(np.mean(dices))
-        assert scores.pairwise_dice_min_per_class[k - 1] == min(dices)
-        assert scores.foreground_fraction[k - 1] == (whole.masks == k).mean()
-    assert scores.pairwise_dice == pytest.approx(np.mean(scores.pairwise_dice_per_class))
-    assert scores.pairwise_dice_min == min(dice for dice in scores.pairwise_dice_min_per_class if dice is not None)
+        assert scores[f"pairwise_dice:{NAMES[k - 1]}"] == pytest.approx(np.mean(dices))
+        assert scores[f"pairwise_dice_min:{NAMES[k - 1]}"] == min(dices)
+        assert scores[f"area_fraction:{NAMES[k - 1]}"] == (whole.masks == k).mean()
+    assert scores["pairwise_dice"] == pytest.approx(np.mean([scores[f"pairwise_dice:{name}"] for name in NAMES]))
+    assert scores["pairwise_dice_min"] == min(scores[f"pairwise_dice_min:{name}"] for name in NAMES)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -102,11 +104,11 @@ def test_entropy_is_that_of_scipy_over_the_foreground(multilabel: bool) -> None:
         p /= p.sum(axis=0)
     pairs = np.stack([p, 1 - p]).astype(np.float64)
     wanted = entropy(pairs, base=2).mean(axis=0) if multilabel else entropy(p.astype(np.float64), base=3)
-    scores = image_scores([region_sums(whole, 3, multilabel=multilabel, patch=8)])
-    assert scores.entropy == pytest.approx(wanted[whole.masks != 0].mean(), abs=1e-6)
+    scores = image_scores([region_sums(whole, 3, multilabel=multilabel, patch=8)], NAMES)
+    assert scores["entropy"] == pytest.approx(wanted[whole.masks != 0].mean(), abs=1e-6)
     for rows, extreme in ((slice(4), 0.0), (slice(4, 8), 1.0)):
-        found = image_scores([region_sums(part(whole, rows, slice(None)), 3, multilabel=multilabel, patch=8)])
-        assert found.entropy == pytest.approx(extreme, abs=1e-6)
+        found = image_scores([region_sums(part(whole, rows, slice(None)), 3, multilabel=multilabel, patch=8)], NAMES)
+        assert found["entropy"] == pytest.approx(extreme, abs=1e-6)
 
 
 def test_entropy_takes_probabilities_that_are_a_rounding_off() -> None:
@@ -131,14 +133,14 @@ def test_entropy_of_a_pixel_does_not_depend_on_its_place(length: int, start: int
     assert entropy(slice(start, start + length)) == alone
 
 
-def test_the_worst_patch_does_not_depend_on_the_foreground_in_it() -> None:
+def test_the_patch_maximum_does_not_depend_on_the_foreground_in_it() -> None:
     whole = posterior((32, 32), 0)
     whole.masks[...] = 0
     whole.epistemic[...], whole.aleatoric[...] = 0, 0
     whole.aleatoric[16:, :16] = 0.125
     whole.masks[0, 31] = 1
-    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=16)])
-    assert (scores.uncertainty, scores.uncertainty_patch_max) == (0, 0.125)
+    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=16)], NAMES)
+    assert (scores["uncertainty"], scores["patch_uncertainty_max"]) == (0, 0.125)
 
 
 @pytest.mark.parametrize(("chunk", "edge"), [(16, 16), (512, 16), (48, 16), (17, 17), (20, 20), (500, 20), (509, 509)])
@@ -151,17 +153,17 @@ def test_no_foreground_has_no_uncertainty() -> None:
     whole = posterior((4, 4), 0)
     whole.masks[...] = 0
     whole.member_masks[...] = 0
-    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=1)])
-    assert (scores.uncertainty, scores.epistemic, scores.aleatoric) == (None, None, None)
-    assert (scores.entropy, scores.uncertainty_patch_max, scores.flow_variance) == (None, None, None)
-    assert (scores.pairwise_dice, scores.pairwise_dice_min) == (1, 1)
-    assert scores.foreground_fraction == [0, 0]
+    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=1)], NAMES)
+    assert (scores["uncertainty"], scores["epistemic"], scores["aleatoric"]) == (None, None, None)
+    assert (scores["entropy"], scores["patch_uncertainty_max"], scores["flow_variance"]) == (None, None, None)
+    assert (scores["pairwise_dice"], scores["pairwise_dice_min"]) == (1, 1)
+    assert [scores[f"area_fraction:{name}"] for name in NAMES] == [0, 0]
 
 
 def test_a_single_member_has_no_pairwise_dice() -> None:
-    scores = image_scores([region_sums(posterior((4, 4), 0, members=1), 3, multilabel=False, patch=1)])
-    assert (scores.pairwise_dice, scores.pairwise_dice_min) == (None, None)
-    assert scores.pairwise_dice_per_class == scores.pairwise_dice_min_per_class == [None, None]
+    scores = image_scores([region_sums(posterior((4, 4), 0, members=1), 3, multilabel=False, patch=1)], NAMES)
+    assert (scores["pairwise_dice"], scores["pairwise_dice_min"]) == (None, None)
+    assert {scores[f"{kind}:{name}"] for kind in ("pairwise_dice", "pairwise_dice_min") for name in NAMES} == {None}
 
 
 def test_flow_variance_is_unknown_without_flows_and_where_a_region_was_done_by_an_earlier_chorus() -> None:
@@ -169,9 +171,9 @@ def test_flow_variance_is_unknown_without_flows_and_where_a_region_was_done_by_a
     without = replace(whole, flows=whole.flows[:0], flow_variance=whole.flow_variance[:0])
     known, unknown = (region_sums(one, 3, multilabel=False, patch=1) for one in (whole, without))
     earlier = RegionSums.model_validate(known.model_dump(exclude={"flow_variance"}))
-    assert image_scores([unknown]).flow_variance is None
-    assert image_scores([known, earlier]).flow_variance is None
-    assert image_scores([known, earlier]).uncertainty == image_scores([known]).uncertainty
+    assert image_scores([unknown], NAMES)["flow_variance"] is None
+    assert image_scores([known, earlier], NAMES)["flow_variance"] is None
+    assert image_scores([known, earlier], NAMES)["uncertainty"] == image_scores([known], NAMES)["uncertainty"]
 
 
 def test_sums_of_a_petapixel_do_not_overflow() -> None:
@@ -188,9 +190,9 @@ def test_sums_of_a_petapixel_do_not_overflow() -> None:
         overlaps=[[[pixels, pixels], [pixels, pixels]]],
         flow_variance=pixels * FIXED_POINT,
     )
-    scores = image_scores([one] * 100)
-    assert (scores.uncertainty, scores.entropy, scores.uncertainty_patch_max) == (0.25, 1, 0.25)
-    assert (scores.pairwise_dice, scores.flow_variance) == (1, 1)
+    scores = image_scores([one] * 100, NAMES[:1])
+    assert (scores["uncertainty"], scores["entropy"], scores["patch_uncertainty_max"]) == (0.25, 1, 0.25)
+    assert (scores["pairwise_dice"], scores["flow_variance"]) == (1, 1)
     assert RegionSums.model_validate_json((one + one).model_dump_json()) == one + one
 
 

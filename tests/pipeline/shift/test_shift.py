@@ -151,7 +151,7 @@ def test_a_known_shift_is_found_and_named(reference: Reference) -> None:
         assert any(line.startswith("shift in features: encoders see other images") for line in shift.sentences)
     for name in ("uncertainty", "pairwise_dice", "features"):
         assert sum(name in names for names in found) >= 19
-    assert sum("foreground_fraction:nucleus" in names for names in found) <= 2
+    assert sum("area_fraction:nucleus" in names for names in found) <= 2
 
 
 def test_a_difference_that_is_no_chance_and_yet_negligible_is_no_shift(reference: Reference) -> None:
@@ -186,12 +186,12 @@ def test_how_images_look_is_compared_where_both_sides_have_it() -> None:
     shift = find_shift(looking(run, 2), known)
     assert {test.kind for test in shift.tests} == {"intensity", "noise", "sharpness", "object size", "doubt", "prior"}
     assert [test.name for test in shift.tests if test.shifted] == ["intensity_mean:dna"]
-    assert shift.sentences[0].startswith("shift in intensity: intensity_mean:dna is higher")
+    assert shift.sentences[0].startswith("shift in intensity: mean intensity of dna is higher")
     absent = find_shift(run.scores, known)
     assert {test.kind for test in absent.tests} == {"doubt", "prior"}
     older = calibrate_from(tables.scores, tables.evaluation, ensemble="hash")
     assert any(
-        "the reference set lacks them: intensity_mean:dna" in one
+        "the reference set lacks them: mean intensity of dna" in one
         for one in find_shift(looking(run, 2), older).sentences
     )
 

@@ -125,5 +125,5 @@ def test_flags_reasons_and_what_dice_to_expect_are_those_of_chorus_flag(chorus: 
             assert (found.flags, found.reasons) == (list(row["flags"]), list(row["reasons"])), name
             for key in JUDGED:
                 assert getattr(found, key) == (None if pd.isna(row[key]) else float(row[key])), (name, key)
-    assert "foreign" in judged.loc["bright.ome.zarr", "flags"]
+    assert "ood" in judged.loc["bright.ome.zarr", "flags"]
     assert len({tuple(flags) for flags in judged["flags"]}) > 1

@@ -65,7 +65,7 @@ def test_filters_are_those_of_pandas_on_the_same_table(many: tuple[TestClient, p
     assert total(status="failed") == (scores["status"] == "failed").sum()
     assert total(search="P001.OME") == scores["name"].str.contains("p001.ome").sum()
     assert total(plate="p003", well="C/07") == scores["name"].str.startswith("p003.ome.zarr/C/07/").sum()
-    assert total(**{"class": "nucleus"}) == (scores["foreground_fraction:nucleus"] > 0).sum()
+    assert total(**{"class": "nucleus"}) == (scores["area_fraction:nucleus"] > 0).sum()
     limit = float(scores["uncertainty"].quantile(0.9))
     both = {"beyond": [f"uncertainty:{limit!r}", "pairwise_dice:0.9"]}
     assert total(**both) == ((scores["uncertainty"] >= limit) & (scores["pairwise_dice"] <= 0.9)).sum()

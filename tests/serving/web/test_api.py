@@ -119,8 +119,8 @@ def test_a_large_image_becomes_a_job_with_the_scores_of_one_that_is_not(served: 
     ended = own.job(begun.json()["id"])
     assert ended.prediction is not None
     parts = [own.predict(large, augmentations=["identity"], window=w) for w in ("0:50,0:110", "50:100,0:110")]
-    fractions = [part.scores["foreground_fraction:nucleus"] for part in parts]
-    assert ended.prediction.scores["foreground_fraction:nucleus"] == pytest.approx(sum(fractions) / 2, abs=1e-12)
+    fractions = [part.scores["area_fraction:nucleus"] for part in parts]
+    assert ended.prediction.scores["area_fraction:nucleus"] == pytest.approx(sum(fractions) / 2, abs=1e-12)
     results = ended.links["results"]
     assert client.get(f"{results}/zarr.json").status_code == 200
     shard = client.get(f"{results}/labels/semantic/s0/c/0/0")

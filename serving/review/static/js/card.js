@@ -14,9 +14,9 @@ export function Card({index, total, row, run, place, selected, select}) {
     <a href=${address("image", row.name)} onClick=${select} onFocus=${select}>
       <${Strip} row=${row} version=${state.list.version} />
       <span class="title">${row.rank && html`<span class="rank">${row.rank}</span> `}<span class="name" title=${row.name}>${row.name}</span>
-        <span class="unseen">${[...marks(row), decided?.decision ? WORDS[decided.decision] : ""].filter(Boolean).join(", ")}</span></span>
+        <span class="unseen">${[...marks(row, run).map(([, label]) => label), decided?.decision ? WORDS[decided.decision] : ""].filter(Boolean).join(", ")}</span></span>
     </a>
-    <p class="said">${marks(row).map((mark) => html`<span class=${`chip ${mark}`}>${mark}</span>`)}
+    <p class="said">${marks(row, run).map(([name, label]) => html`<span class=${`chip ${name}`}>${label}</span>`)}
       ${row.reasons[0] ?? row.message}</p>
     <p class="facts">${facts.map((one) => html`<span>${one.label} <b>${show(row.values[one.key], one.digits)}</b></span>`)}</p>
     <div class="decide"><${Verdict} decided=${decided} />
@@ -31,8 +31,10 @@ function Strip({row, version}) {
   return html`<span class="strip"><img src=${thumbnail(row, version)} alt="" loading="lazy" decoding="async" onError=${gone} key=${row.name} /></span>`;
 }
 
-export function marks(row) {
-  return [...(row.status === "done" ? [] : [row.status]), ...row.flags, ...(row.review ? ["to review"] : [])];
+// Status and flags of an image, each with its label.
+export function marks(row, run) {
+  const names = [...(row.status === "done" ? [] : [row.status]), ...row.flags, ...(row.review ? ["review"] : [])];
+  return names.map((name) => [name, run.flag_labels[name] ?? name]);
 }
 
 export function Verdict({decided}) {

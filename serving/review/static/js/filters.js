@@ -10,7 +10,7 @@ export function Filters({run}) {
   const set = (key) => (event) => narrow({[key]: event.target.value});
   const marks = [...Object.entries(run.statuses).map(([name, count]) => [`status:${name}`, name, count]),
     ...Object.entries(run.flags).filter(([name]) => !(name in run.statuses))
-      .map(([name, count]) => [`flag:${name}`, name === "review" ? "to review" : name, count])];
+      .map(([name, count]) => [`flag:${name}`, run.flag_labels[name] ?? name, count])];
   const mark = filters.flag?.length ? `flag:${filters.flag[0]}` : filters.status?.length ? `status:${filters.status[0]}` : "";
   const setMark = (event) => {
     const [kind, name] = event.target.value.split(":");

@@ -157,7 +157,7 @@ function Aside({run, row, step}) {
     }
   };
   return html`<section class="verdicts" aria-label="Decision">
-    ${row.flags && html`<p class="said">${marks(row).map((mark) => html`<span class=${`chip ${mark}`}>${mark}</span>`)}</p>
+    ${row.flags && html`<p class="said">${marks(row, run).map(([name, label]) => html`<span class=${`chip ${name}`}>${label}</span>`)}</p>
       ${row.reasons.length > 0 && html`<ul class="reasons">${row.reasons.map((reason) => html`<li>${reason}</li>`)}</ul>`}
       ${row.message && html`<p class="soft">${row.message}</p>`}
       <details><summary>Scores</summary><dl>${run.quantities.filter((one) => row.values[one.key] !== null).map((one) => html`

@@ -17,13 +17,13 @@ from tests.support.simulated import simulated
 
 
 def results(folder: Path, ensemble: Path, *, features: bool = True, images: int = 30) -> Path:
-    """A run of `ensemble` of which the last ten images are foreign and hard."""
+    """A run of `ensemble` of which the last ten images are unfamiliar and hard."""
     folder.mkdir()
     familiar = simulated(images - 10, seed=1)
-    foreign = simulated(10, seed=2, difficulty=8, feature_shift=3, prefix="strange")
-    pd.concat([familiar.scores, foreign.scores]).to_parquet(folder / "scores.parquet", index=False)
+    unfamiliar = simulated(10, seed=2, difficulty=8, feature_shift=3, prefix="strange")
+    pd.concat([familiar.scores, unfamiliar.scores]).to_parquet(folder / "scores.parquet", index=False)
     if features:
-        pd.concat([familiar.features, foreign.features]).to_parquet(folder / "features.parquet", index=False)
+        pd.concat([familiar.features, unfamiliar.features]).to_parquet(folder / "features.parquet", index=False)
     made_by = {"name": "light", "hash": read_ensemble(str(ensemble)).hash}
     (folder / "run.json").write_text(json.dumps({"ensemble": made_by}))
     return folder
@@ -67,7 +67,7 @@ def test_flag_leaves_its_counts_for_prometheus(chorus: Chorus, ensemble: Path, t
     lines = [line for line in kept.read_text().splitlines() if f'run="{out}"' in line]
     assert lines == [
         f'chorus_images_flagged{{ensemble="light",flag="{flag}",run="{out}"}} {float(counts.get(flag, 0))}'
-        for flag in ("failed", "empty", "poor", "uncertain", "foreign")
+        for flag in ("failed", "empty", "poor", "uncertain", "ood")
     ]
     refused = chorus("flag", out, "-e", ensemble, "--metrics-file", tmp_path / "nowhere" / "chorus.prom")
     assert (refused.code, "choose another place" in refused.err) == (2, True)

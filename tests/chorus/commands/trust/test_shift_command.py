@@ -76,7 +76,7 @@ def test_shift_finds_what_a_table_of_plates_and_wells_explains(
     table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path, index=False)
     result = chorus("shift", out, "-e", ensemble, "--metadata", path)
     assert result.code == 0, result.err
-    assert "uncertainty rises with dose (Spearman's rho" in result.out
+    assert "uncertainty U rises with dose (Spearman's rho" in result.out
 
 
 @pytest.mark.parametrize(

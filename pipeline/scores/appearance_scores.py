@@ -1,0 +1,108 @@
+"""Scores of how an image looks, in stored values; `chorus.pipeline.scores.image_quality` has the sums they are made of.
+
+References
+----------
+Noise: Immerkær, Computer Vision and Image Understanding 64:300 (1996), Eq. 3. Sharpness: Pech-Pacheco et al., ICPR 2000
+(LAPV). Mean chord: Cauchy; Underwood, Quantitative Stereology (1970): 2 area / crossings, and pi r / 2 for discs.
+"""
+
+from __future__ import annotations
+
+import math
+
+from chorus.pipeline.scores.score import Score
+
+INTENSITY_MEAN = Score(
+    name="intensity_mean",
+    label="mean intensity",
+    meaning="mean of all pixels",
+    digits=4,
+    doubtful="both",
+    unit="stored values",
+    per="channel",
+    detects=True,
+    kind="intensity",
+    by_group=True,
+    reason="mean intensity of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: total.pixels[c][0],
+)
+INTENSITY_STD = Score(
+    name="intensity_std",
+    label="intensity standard deviation",
+    meaning="standard deviation of all pixels",
+    digits=4,
+    doubtful="both",
+    unit="stored values",
+    per="channel",
+    detects=True,
+    kind="intensity",
+    reason="intensity standard deviation of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: total.pixels[c][1],
+)
+BACKGROUND = Score(
+    name="background",
+    label="background",
+    meaning="mean of the pixels outside of the predicted foreground",
+    digits=4,
+    doubtful="both",
+    unit="stored values",
+    per="channel",
+    detects=True,
+    kind="intensity",
+    reason="background of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: total.background[c][0],
+)
+CONTRAST = Score(
+    name="contrast",
+    label="contrast",
+    meaning="mean of the predicted foreground less the background, divided by `intensity_std`",
+    digits=4,
+    doubtful="both",
+    per="channel",
+    detects=True,
+    kind="intensity",
+    reason="contrast of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: total.by_std(total.foreground_mean(c) - total.background[c][0], c),
+)
+NOISE = Score(
+    name="noise",
+    label="noise",
+    meaning="standard deviation of the noise (Immerkær 1996)",
+    digits=4,
+    doubtful="both",
+    unit="stored values",
+    per="channel",
+    detects=True,
+    kind="noise",
+    reason="noise of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: math.sqrt(math.pi / 2) / 6 * total.noise[c][0],
+)
+SHARPNESS = Score(
+    name="sharpness",
+    label="sharpness",
+    meaning="standard deviation of the Laplacian divided by `intensity_std`",
+    digits=4,
+    doubtful="both",
+    per="channel",
+    detects=True,
+    kind="sharpness",
+    by_group=True,
+    reason="sharpness of {of} {value:.4g}, {away}",
+    from_appearance=lambda total, c: total.by_std(total.laplacian[c][1], c),
+)
+OBJECT_RADIUS = Score(
+    name="object_radius",
+    label="object radius",
+    meaning="radius of discs with the same mean chord as the predicted class; larger where objects touch",
+    digits=4,
+    doubtful="both",
+    unit="pixels",
+    per="class",
+    detects=True,
+    kind="object size",
+    by_group=True,
+    reason="{of} of {value:.1f} pixels radius, {away}",
+    from_appearance=lambda total, k: total.disc_radius(k),
+)
+
+APPEARANCE_SCORES = (INTENSITY_MEAN, INTENSITY_STD, BACKGROUND, CONTRAST, NOISE, SHARPNESS, OBJECT_RADIUS)

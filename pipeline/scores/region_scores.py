@@ -1,0 +1,174 @@
+"""Scores that follow from the prediction alone; `chorus.pipeline.scores.image_scores` has the sums they are made of.
+
+References
+----------
+U and its parts: Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 3 to 5. Entropy, pairwise Dice
+and patches: Zenk et al., Medical Image Analysis 101:103392 (2025); patches after Kahl et al., ICLR 2024
+(arXiv:2401.08501), where they slide over the image; here they lie on a grid, so that each is in one region.
+"""
+
+from __future__ import annotations
+
+from chorus.pipeline.scores.score import Score
+
+UNCERTAINTY = Score(
+    name="uncertainty",
+    label="uncertainty U",
+    meaning="mean predictive variance over the predicted foreground",
+    digits=4,
+    doubtful="high",
+    unit="0 to 0.25",
+    listed=True,
+    quality=True,
+    detects=True,
+    kind="doubt",
+    by_group=True,
+    reason="uncertainty {value:.3f}, {away}",
+    from_regions=lambda total, _: total.mean(total.sums.uncertainty),
+)
+EPISTEMIC = Score(
+    name="epistemic",
+    label="epistemic variance",
+    meaning="the part of U that is disagreement between samples of members and augmentations",
+    digits=4,
+    doubtful="high",
+    unit="0 to 0.25",
+    listed=True,
+    quality=True,
+    detects=True,
+    kind="doubt",
+    from_regions=lambda total, _: total.mean(total.sums.epistemic),
+)
+ALEATORIC = Score(
+    name="aleatoric",
+    label="aleatoric variance",
+    meaning="the part of U that each sample states of itself",
+    digits=4,
+    doubtful="high",
+    unit="0 to 0.25",
+    quality=True,
+    detects=True,
+    kind="doubt",
+    from_regions=lambda total, _: total.mean(total.sums.aleatoric),
+)
+ENTROPY = Score(
+    name="entropy",
+    label="entropy",
+    meaning="mean predictive entropy over the predicted foreground, as a fraction of its maximum",
+    digits=3,
+    doubtful="high",
+    unit="0 to 1",
+    quality=True,
+    detects=True,
+    kind="doubt",
+    from_regions=lambda total, _: total.mean(total.sums.entropy),
+)
+PATCH_MAXIMUM = Score(
+    name="patch_uncertainty_max",
+    label="maximum patch uncertainty",
+    meaning="the highest mean predictive variance of a patch of 16 x 16 pixels on a grid, all its pixels counted",
+    digits=3,
+    doubtful="high",
+    unit="0 to 0.25",
+    quality=True,
+    detects=True,
+    kind="doubt",
+    former="uncertainty_patch_max",
+    from_regions=lambda total, _: total.patch_maximum,
+)
+PAIRWISE_DICE = Score(
+    name="pairwise_dice",
+    label="pairwise Dice",
+    meaning="mean Dice between the segmentations of two members, over pairs and foreground classes",
+    digits=3,
+    doubtful="low",
+    unit="0 to 1",
+    listed=True,
+    quality=True,
+    detects=True,
+    kind="doubt",
+    by_group=True,
+    reason="members disagree on {complement} of the foreground",
+    from_regions=lambda total, _: total.mean_dice,
+)
+PAIRWISE_DICE_MINIMUM = Score(
+    name="pairwise_dice_min",
+    label="minimum pairwise Dice",
+    meaning="the lowest Dice of any two members and any foreground class",
+    digits=3,
+    doubtful="low",
+    unit="0 to 1",
+    quality=True,
+    detects=True,
+    kind="doubt",
+    reason="two members disagree on {complement} of the foreground",
+    subject="pairwise_dice",
+    from_regions=lambda total, _: min((dice for pairs in total.dices for dice in pairs), default=None),
+)
+CLASS_DICE = Score(
+    name="pairwise_dice",
+    label="pairwise Dice",
+    meaning="mean Dice between the segmentations of one class by two members, over pairs",
+    digits=3,
+    doubtful="low",
+    unit="0 to 1",
+    per="class",
+    quality=True,
+    detects=True,
+    kind="doubt",
+    reason="members disagree on {complement} of {of}",
+    from_regions=lambda total, k: total.class_dices[k],
+)
+CLASS_DICE_MINIMUM = Score(
+    name="pairwise_dice_min",
+    label="minimum pairwise Dice",
+    meaning="the lowest Dice of any two members for one class",
+    digits=3,
+    doubtful="low",
+    unit="0 to 1",
+    per="class",
+    reason="two members disagree on {complement} of {of}",
+    from_regions=lambda total, k: min(total.dices[k], default=None),
+)
+AREA_FRACTION = Score(
+    name="area_fraction",
+    label="area fraction",
+    meaning="predicted pixels of the class divided by all pixels",
+    digits=3,
+    doubtful="both",
+    unit="0 to 1",
+    per="class",
+    listed=True,
+    detects=True,
+    kind="prior",
+    by_group=True,
+    reason="{of} covers {percent} of the image, {away}",
+    former="foreground_fraction",
+    from_regions=lambda total, k: total.sums.class_pixels[k] / total.sums.pixels,
+)
+FLOW_VARIANCE = Score(
+    name="flow_variance",
+    label="flow variance",
+    meaning="mean circular variance of the flows' directions over the predicted foreground; of ensembles with flows",
+    digits=4,
+    doubtful="high",
+    unit="0 to 1",
+    detects=True,
+    kind="doubt",
+    reason="disagreement about the flows' directions {value:.3f}, {away}",
+    from_regions=lambda total, _: None if total.sums.flow_variance is None else total.mean(total.sums.flow_variance),
+)
+
+REGION_SCORES = (
+    UNCERTAINTY,
+    EPISTEMIC,
+    ALEATORIC,
+    ENTROPY,
+    PATCH_MAXIMUM,
+    PAIRWISE_DICE,
+    PAIRWISE_DICE_MINIMUM,
+    CLASS_DICE,
+    CLASS_DICE_MINIMUM,
+    AREA_FRACTION,
+    FLOW_VARIANCE,
+)
