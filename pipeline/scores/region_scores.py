@@ -9,7 +9,21 @@ and patches: Zenk et al., Medical Image Analysis 101:103392 (2025); patches afte
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from chorus.pipeline.scores.score import Score
+
+if TYPE_CHECKING:
+    from chorus.pipeline.scores.image_scores import RegionTotal
+
+
+def _area_variation(total: RegionTotal, k: int) -> float | None:
+    """Population standard deviation of the members' areas divided by their mean, from exact integers."""
+    areas = [overlap[member] for member, overlap in enumerate(total.sums.overlaps[k])]
+    area, squares = sum(areas), sum(own * own for own in areas)
+    return math.sqrt(len(areas) * squares - area * area) / area if len(areas) > 1 and area else None
+
 
 UNCERTAINTY = Score(
     name="uncertainty",
@@ -146,6 +160,18 @@ AREA_FRACTION = Score(
     former="foreground_fraction",
     from_regions=lambda total, k: total.sums.class_pixels[k] / total.sums.pixels,
 )
+AREA_VARIATION = Score(
+    name="area_cv",
+    label="area coefficient of variation",
+    meaning="standard deviation of the members' own areas of the class divided by their mean, the relative error bar "
+    "of its area (CV_s of Roy et al., NeuroImage 195:11, 2019); null with one member, and where none found the class",
+    digits=3,
+    doubtful="high",
+    unit="0 or more",
+    per="class",
+    reason="members' areas of {of} vary by {percent}, {away}",
+    from_regions=_area_variation,
+)
 FLOW_VARIANCE = Score(
     name="flow_variance",
     label="flow variance",
@@ -170,5 +196,6 @@ REGION_SCORES = (
     CLASS_DICE,
     CLASS_DICE_MINIMUM,
     AREA_FRACTION,
+    AREA_VARIATION,
     FLOW_VARIANCE,
 )

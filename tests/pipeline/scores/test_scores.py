@@ -160,10 +160,22 @@ def test_no_foreground_has_no_uncertainty() -> None:
     assert [scores[f"area_fraction:{name}"] for name in NAMES] == [0, 0]
 
 
+@given(shape=st.tuples(st.integers(1, 30), st.integers(1, 30)), seed=st.integers(0, 50), members=st.integers(2, 5))
+def test_areas_vary_by_their_standard_deviation_over_members(shape: tuple[int, int], seed: int, members: int) -> None:
+    whole = posterior(shape, seed, members=members)
+    scores = image_scores([region_sums(whole, 3, multilabel=False, patch=8)], NAMES)
+    for k, name in enumerate(NAMES, 1):
+        areas = (whole.member_masks == k).sum(axis=(1, 2))
+        wanted = pytest.approx(areas.std() / areas.mean(), abs=1e-12) if areas.any() else None
+        assert scores[f"area_cv:{name}"] == wanted
+
+
 def test_a_single_member_has_no_pairwise_dice() -> None:
     scores = image_scores([region_sums(posterior((4, 4), 0, members=1), 3, multilabel=False, patch=1)], NAMES)
     assert (scores["pairwise_dice"], scores["pairwise_dice_min"]) == (None, None)
-    assert {scores[f"{kind}:{name}"] for kind in ("pairwise_dice", "pairwise_dice_min") for name in NAMES} == {None}
+    assert {
+        scores[f"{kind}:{name}"] for kind in ("pairwise_dice", "pairwise_dice_min", "area_cv") for name in NAMES
+    } == {None}
 
 
 def test_flow_variance_is_unknown_without_flows_and_where_a_region_was_done_by_an_earlier_chorus() -> None:
