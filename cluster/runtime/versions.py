@@ -37,7 +37,15 @@ log = logging.getLogger("chorus")
 
 def installed() -> dict[str, str]:
     """The versions of this process."""
-    return _probe(PACKAGES)()
+    return _probe(_packages())()
+
+
+def _packages() -> tuple[str, ...]:
+    """Those of Chorus, and those that bring kinds of members."""
+    # Imported here: it needs torch, and not every command asks for versions.
+    from chorus.pipeline.members.registry import plug_in_versions
+
+    return (*PACKAGES, *plug_in_versions())
 
 
 def _probe(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
@@ -102,7 +110,7 @@ def of_nodes() -> list[tuple[str, Versions]]:
 
     from chorus.cluster.runtime.cancellation import cancel_running
 
-    task = ray.remote(num_cpus=0, max_retries=RETRIES.probe_retries)(_probe(PACKAGES))
+    task = ray.remote(num_cpus=0, max_retries=RETRIES.probe_retries)(_probe(_packages()))
     asked = {}
     for node in ray.nodes():
         if node["Alive"]:

@@ -21,6 +21,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.members.registry import plug_in_versions
 
 # What a run makes below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must be there, also where removing is cut short.
@@ -129,7 +130,9 @@ def surroundings() -> dict[str, Any]:
     """What a run was made with: versions and machine."""
     return {
         "chorus": version("chorus-bioimage"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _LIBRARIES}
+        | plug_in_versions(),
         "machine": {"system": platform.platform(), "cores": psutil.cpu_count()},
     }
 

@@ -23,13 +23,11 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
-from chorus.pipeline.members.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.bioimageio.package import EXTRA
-from chorus.pipeline.members.contract import FLOWS, Activation, Asked, Member, ModuleMember
-from chorus.pipeline.members.onnx_file import OnnxMember
+from chorus.pipeline.members.contract import FLOWS, Activation, Member, ModuleMember
+from chorus.pipeline.members.kind import PackedModule, PackedPackage
+from chorus.pipeline.members.registry import kind_of, registry
 from chorus.pipeline.members.selection import ExportEntry
-from chorus.pipeline.members.smp import SmpMember
-from chorus.pipeline.members.torchscript import TorchScriptMember
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
@@ -82,18 +80,12 @@ def pack_whole(ensemble: Ensemble, about: About, out: Path) -> Path:
         As `pack_members`; and where a member is no network that can be exported.
     """
     _check(ensemble, about)
-    for index, entry in enumerate(ensemble.spec.members):
-        if not isinstance(entry, SmpMember):
-            raise RefusedError(
-                f"{ensemble.url}: member {index} is of kind {entry.kind}, and only networks of "
-                "segmentation-models-pytorch can be joined in one; pack the members one by one"
-            )
     path = _target(ensemble, out, "")
     asked = ensemble.asked(0)
     loaded = [ensemble.load_member(index, CPU) for index in range(len(ensemble.spec.members))]
     activations = [member.activation or ensemble.spec.activation for member in loaded]
     module = packing_weights.AveragedMembers(
-        [_module(member) for member in loaded],
+        [_module(ensemble, index, member) for index, member in enumerate(loaded)],
         activations,
         len(ensemble.probability_names),
         flows=ensemble.spec.flows,
@@ -131,10 +123,10 @@ def _check(ensemble: Ensemble, about: About) -> None:
 def _check_member(ensemble: Ensemble, index: int) -> None:
     entry = ensemble.spec.members[index]
     where = f"{ensemble.url}: member {index} ({entry.weights})"
-    if not isinstance(entry, SmpMember | TorchScriptMember | OnnxMember | BioimageioMember):
+    if kind_of(entry).pack is None:
+        packed = ", ".join(name for name, kind in registry().kinds.items() if kind.pack is not None)
         raise RefusedError(
-            f"{where} is of kind {entry.kind}, which BioImage.IO has no words for; smp, torchscript, onnx and "
-            "bioimageio members can be packed"
+            f"{where} is of kind {entry.kind}, which cannot be a BioImage.IO package; members of kind {packed} can"
         )
     if isinstance(entry, ExportEntry) and (entry.output != 0 or entry.channels or entry.layout != "nchw"):
         raise RefusedError(
@@ -147,36 +139,34 @@ def _pack_member(ensemble: Ensemble, about: About, out: Path, index: int) -> Pat
     entry = ensemble.spec.members[index]
     path = _target(ensemble, out, f"-member-{index}")
     asked = ensemble.asked(index)
-    if isinstance(entry, BioimageioMember):
-        _copy(asked.url, path)
+    pack = kind_of(entry).pack
+    assert pack is not None  # `_check_member`
+    member = ensemble.load_member(index, CPU)
+    taken = pack(entry, member, asked)
+    if isinstance(taken, PackedPackage):
+        _copy(taken.url, path)
         return path
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        member = ensemble.load_member(index, CPU)
         activation = member.activation or ensemble.spec.activation
-        weights, any_batch = _weights(entry, member, asked, folder)
+        weights, any_batch = packing_weights.weights(taken, asked, folder)
         preparation = ensemble.inputs([index]).preparations[0]
         packed = Packed(f"{ensemble.spec.name} member {index}", weights, member, preparation, activation, any_batch)
         _save(ensemble, about, packed, folder, path)
     return path
 
 
-def _weights(entry: Any, member: Member, asked: Asked, folder: Path) -> tuple[dict[str, Any], bool]:
-    """Of a member by format; and whether it takes several tiles at once."""
-    if isinstance(entry, SmpMember):
-        module = _module(member)
-        first = packing_weights.state_dict(entry, module, asked, folder)
-        second = packing_weights.onnx(asked.url, module, asked, folder, parent="pytorch_state_dict")
-        return {"pytorch_state_dict": first, "onnx": second}, True
-    if isinstance(entry, TorchScriptMember):
-        return {"torchscript": packing_weights.torchscript(entry, asked, folder)}, True
-    return packing_weights.onnx_copy(asked.url, entry.sha256, folder)
-
-
-def _module(member: Member) -> torch.nn.Module:
-    assert isinstance(member, ModuleMember)
-    module: torch.nn.Module = member.module
-    return module
+def _module(ensemble: Ensemble, index: int, member: Member) -> torch.nn.Module:
+    """A member's network; raises RefusedError where it is none that can be exported."""
+    entry = ensemble.spec.members[index]
+    pack = kind_of(entry).pack
+    packed = pack(entry, member, ensemble.asked(index)) if pack else None
+    if not isinstance(packed, PackedModule):
+        raise RefusedError(
+            f"{ensemble.url}: member {index} is of kind {entry.kind}, and only networks that are built by a library, "
+            "such as segmentation-models-pytorch, can be joined in one; pack the members one by one"
+        )
+    return packed.module
 
 
 def _target(ensemble: Ensemble, out: Path, suffix: str) -> Path:

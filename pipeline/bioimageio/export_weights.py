@@ -11,9 +11,8 @@ import yaml
 
 from chorus.pipeline.backends.conversion import OPSET
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import FLOWS, Activation, Asked, fetch_weights
-from chorus.pipeline.members.smp import SmpMember
-from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.members.contract import FLOWS, Activation, Asked
+from chorus.pipeline.members.kind import PackedModule, PackedOnnx, PackedTorchScript
 
 IMAGE, PREDICTION = "image", "prediction"
 
@@ -52,55 +51,65 @@ class AveragedMembers(torch.nn.Module):
         return torch.cat([probability, flows], dim=1)
 
 
-def state_dict(entry: SmpMember, module: torch.nn.Module, asked: Asked, folder: Path) -> Any:
-    """`bioimageio.spec.model.v0_5.PytorchStateDictWeightsDescr` of a network of segmentation-models-pytorch."""
-    import segmentation_models_pytorch as smp
+def weights(
+    packed: PackedModule | PackedTorchScript | PackedOnnx, asked: Asked, folder: Path
+) -> tuple[dict[str, Any], bool]:
+    """Files in `folder` by their format, as `bioimageio.spec.model.v0_5` describes them.
+
+    The second value is whether they take several tiles at once.
+
+    Raises
+    ------
+    RefusedError
+        Where a network cannot be exported.
+    """
+    if isinstance(packed, PackedModule):
+        first = state_dict(packed, folder)
+        second = onnx(asked.url, packed.module, asked, folder, parent="pytorch_state_dict")
+        return {"pytorch_state_dict": first, "onnx": second}, True
+    if isinstance(packed, PackedTorchScript):
+        return {"torchscript": torchscript(packed, folder)}, True
+    return onnx_copy(packed, folder)
+
+
+def state_dict(packed: PackedModule, folder: Path) -> Any:
+    """`bioimageio.spec.model.v0_5.PytorchStateDictWeightsDescr` of a network that a library builds."""
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model.v0_5 import ArchitectureFromLibraryDescr, PytorchStateDictWeightsDescr, Version
 
     path, environment = folder / "weights.pt", folder / "environment.yaml"
-    torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+    torch.save({name: tensor.contiguous() for name, tensor in packed.module.state_dict().items()}, path)
     version = torch.__version__.split("+")[0]
-    packages = [f"pytorch=={version}", "pip", {"pip": [f"segmentation-models-pytorch=={smp.__version__}"]}]
+    packages = [f"pytorch=={version}", "pip", {"pip": [packed.requirement]}]
     environment.write_text(yaml.safe_dump({"channels": ["conda-forge"], "dependencies": packages}))
-    # A head for one label per image is not part of what a member answers.
-    options = {name: value for name, value in entry.options.items() if name != "aux_params"}
-    architecture = ArchitectureFromLibraryDescr(
-        callable=smp.MODEL_ARCHITECTURES_MAPPING[entry.architecture.lower()].__name__,
-        import_from="segmentation_models_pytorch",
-        kwargs={
-            "encoder_name": entry.encoder,
-            "encoder_weights": None,
-            "in_channels": asked.channels,
-            "classes": asked.outputs + FLOWS * asked.flows,
-            **options,
-        },
-    )
+    built: dict[str, Any] = {
+        "callable": packed.callable, "import_from": packed.library, "kwargs": dict(packed.arguments),
+    }  # fmt: skip
     return PytorchStateDictWeightsDescr(
         source=path,
-        architecture=architecture,
+        architecture=ArchitectureFromLibraryDescr(**built),
         pytorch_version=Version(version),
         dependencies=FileDescr(source=environment),
     )
 
 
-def torchscript(entry: TorchScriptMember, asked: Asked, folder: Path) -> Any:
+def torchscript(packed: PackedTorchScript, folder: Path) -> Any:
     """`TorchscriptWeightsDescr` of the member's own file."""
     from bioimageio.spec.model.v0_5 import TorchscriptWeightsDescr, Version
 
     path = folder / "weights-torchscript.pt"
-    path.write_bytes(fetch_weights(asked.url, entry.sha256))
+    path.write_bytes(packed.data)
     return TorchscriptWeightsDescr(source=path, pytorch_version=Version(torch.__version__.split("+")[0]))
 
 
-def onnx_copy(url: str, sha256: str | None, folder: Path) -> tuple[dict[str, Any], bool]:
+def onnx_copy(packed: PackedOnnx, folder: Path) -> tuple[dict[str, Any], bool]:
     """`OnnxWeightsDescr` of the member's own file by its format; and whether it takes several tiles at once."""
     import onnx
     from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
 
-    data, path = fetch_weights(url, sha256), folder / "weights.onnx"
-    path.write_bytes(data)
-    model = onnx.load_from_string(data)
+    path = folder / "weights.onnx"
+    path.write_bytes(packed.data)
+    model = onnx.load_from_string(packed.data)
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     return {"onnx": OnnxWeightsDescr(source=path, opset_version=opset)}, not fixed

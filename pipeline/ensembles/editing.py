@@ -21,7 +21,8 @@ from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import MemberEntry
 from chorus.pipeline.members.described import Described
-from chorus.pipeline.members.detection import Kind, Network, describe, members_in
+from chorus.pipeline.members.detection import describe, may_be_name, members_in
+from chorus.pipeline.members.kind import Network
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def add(
     files: Sequence[str],
     wanted: Wanted,
     *,
-    kind: Kind | None = None,
+    kind: str | None = None,
     network: Network | None = None,
     link: bool = False,
     trust_code: bool = False,
@@ -149,8 +150,8 @@ def written(spec: EnsembleSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_unset=True)
 
 
-def _described(files: Sequence[str], kind: Kind | None, network: Network | None) -> list[Described]:
-    # An id of the BioImage.IO collection is no path.
+def _described(files: Sequence[str], kind: str | None, network: Network | None) -> list[Described]:
+    # A name in a collection, such as BioImage.IO's, is no path.
     found = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
     return [each for url in found for each in describe(url, kind, network)]
 
@@ -162,8 +163,8 @@ def _name(url: str, described: Sequence[Described]) -> str:
     return first.name if says and len(described) == 1 else storage.basename(_folder(url))
 
 
-def _is_id(file: str, kind: Kind | None) -> bool:
-    return kind == "bioimageio" and "://" not in file and not storage.exists(file)
+def _is_id(file: str, kind: str | None) -> bool:
+    return may_be_name(kind) and "://" not in file and not storage.exists(file)
 
 
 def _refuse_repeated(url: str, old: Ensemble | None, described: Sequence[Described]) -> None:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, field_validator, model_validator
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
 from chorus.pipeline.core.geometry import GridStart
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
-from chorus.pipeline.members.bioimageio.member import BioimageioMember
-from chorus.pipeline.members.cellpose_network import CellposeMember
-from chorus.pipeline.members.contract import Activation
-from chorus.pipeline.members.deepflash2 import Deepflash2Member
-from chorus.pipeline.members.exported import ExportedMember
-from chorus.pipeline.members.onnx_file import OnnxMember
-from chorus.pipeline.members.smp import SmpMember
-from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.members.contract import Activation, MemberEntry
+from chorus.pipeline.members.registry import registry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 
-AnyMember = Annotated[
-    BioimageioMember | CellposeMember | Deepflash2Member | ExportedMember | OnnxMember | SmpMember | TorchScriptMember,
-    Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    AnyMember = MemberEntry
+else:
+    # Of every kind that is installed, by its field `kind`.
+    AnyMember = Annotated[
+        Union[tuple(kind.entry for kind in registry().kinds.values())],  # noqa: UP007 - of a number that is known here
+        Discriminator(
+            "kind", custom_error_type="unknown_kind", custom_error_message=registry().unknown.replace("{", "{{")
+        ),
+    ]
 
 
 class ClassEntry(Strict):

@@ -20,6 +20,8 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.weight_file import WeightFile
 from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
 
@@ -29,6 +31,8 @@ _LEAST_SPREAD = 1e-3
 _LOW, _HIGH = 1.0, 99.0
 # Parameters of the file that the network does not compute with: mean diameters, always 30 in Cellpose 4.
 _DIAMETERS = {"diam_labels", "diam_mean"}
+# Of every network of Cellpose 4, whatever its backbone.
+_NAMES = {"W2", "encoder.patch_embed.proj.weight"}
 _DINO_TILE = 384  # what CellposeModel.eval takes; others do as well
 
 
@@ -239,3 +243,14 @@ def _network(url: str, state: dict[str, torch.Tensor], design: Design) -> torch.
     if absent:
         raise RefusedError(f"{url}: lacks {len(absent)} of the network's weights ({absent[0]}, ...); fetch it again")
     return network.to(design.dtype)
+
+
+def _recognises(file: WeightFile) -> bool:
+    return not file.code and {name.removeprefix("module.") for name in file.strings} >= _NAMES
+
+
+KIND = MemberKind(
+    entry=CellposeMember,
+    describe=lambda url, _: (describe(url),),
+    recognises=_recognises,
+)

@@ -29,11 +29,16 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.members import smp
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.weight_file import WeightFile
 from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply, dtype_divisor
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
 
 TILE = 512
 """Edge of a tile in deepflash2 unless its settings say otherwise; a checkpoint does not tell."""
+# Names in what `save_smp_model` pickles, and attributes of an inference ensemble.
+_CHECKPOINT = {"model", "arch"}
+_INFERENCE_ENSEMBLE = ("models", "norm", "num_classes", "tile_shape")
 _MAKE = "name its architecture with `kind: smp` instead"
 
 
@@ -263,3 +268,19 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the architecture under their present names."""
     now = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
     return {now.get(name, name): value for name, value in options.items()}
+
+
+def _recognises(file: WeightFile) -> bool:
+    """Whether it is a checkpoint, or TorchScript with a class that has what an inference ensemble has."""
+    if not file.code:
+        return file.strings >= _CHECKPOINT
+    classes = [text for source in file.code for text in source.split("\nclass ")]
+    return any(all(f"\n  {name} : " in text for name in _INFERENCE_ENSEMBLE) for text in classes)
+
+
+KIND = MemberKind(
+    entry=Deepflash2Member,
+    describe=lambda url, _: describe(url),
+    suffixes=(".pt", ".pth"),
+    recognises=_recognises,
+)

@@ -10,7 +10,8 @@ import torch
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
-from chorus.pipeline.members.selection import ExportEntry, InputShape, Size
+from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.selection import ExportEntry, InputShape, Size, describe_export
 
 
 class ExportedMember(ExportEntry):
@@ -87,3 +88,11 @@ def _sizes(program: torch.export.ExportedProgram, name: str) -> list[Size]:
     """Of the input's dimensions; None where the program takes any."""
     node: Any = next(node for node in program.graph.nodes if node.name == name)
     return [length if isinstance(length, int) else None for length in node.meta["val"].shape]
+
+
+KIND = MemberKind(
+    entry=ExportedMember,
+    describe=lambda url, _: describe_export(ExportedMember, "exported", url),
+    own_suffixes=(".pt2",),
+    suffixes=(".pt2",),
+)

@@ -13,8 +13,9 @@ import torch
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from chorus.pipeline.members.kind import MemberKind, PackedOnnx
 from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_device, session_errors
-from chorus.pipeline.members.selection import ExportEntry, InputShape
+from chorus.pipeline.members.selection import ExportEntry, InputShape, describe_export
 
 TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
 """Of inputs and outputs, by onnxruntime's names."""
@@ -136,3 +137,12 @@ def _bytes(tensor: Any, onnx: ModuleType) -> int:
 def _size(length: int | str | None) -> int | None:
     """Of a dimension, whose size may be a name."""
     return length if isinstance(length, int) else None
+
+
+KIND = MemberKind(
+    entry=OnnxMember,
+    describe=lambda url, _: describe_export(OnnxMember, "onnx", url),
+    own_suffixes=(".onnx",),
+    suffixes=(".onnx",),
+    pack=lambda entry, _, asked: PackedOnnx(fetch_weights(asked.url, entry.sha256)),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,6 +12,8 @@ from pydantic import Field
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Asked, MemberEntry
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.weight_file import read, stem
 
 Size = int | None
 """Of a dimension; None where it may be any."""
@@ -112,3 +115,9 @@ class InputShape:
     def batches(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`tiles` as the network takes them: one by one, or all at once."""
         return torch.split(tiles, 1) if self.batch == 1 else (tiles,)
+
+
+def describe_export(entry: type[ExportEntry], kind: str, url: str) -> tuple[Described, ...]:
+    """The exported network at `url` as a member, which says nothing else that an ensemble needs to know."""
+    member = entry(kind=kind, weights=url, sha256=hashlib.sha256(read(url)).hexdigest())
+    return (Described(entry=member, name=stem(url)),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import pickle
@@ -17,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.kind import MemberKind, Network, PackedModule
+from chorus.pipeline.members.weight_file import WeightFile, read, stem
 
 # Some of `torch.nn.init` are seen by a mode themselves, of others what they call.
 _DRAWS = (
@@ -175,3 +179,68 @@ def _check_options(url: str, architecture: type, encoder: str, options: Mapping[
 def _first_difference(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[1] if len(lines) > 1 else lines[0])[:200]
+
+
+def describe(url: str, network: Network) -> tuple[Described, ...]:
+    """A plain state dict as a member; raises RefusedError where `network` does not say of which architecture it is."""
+    if network.architecture is None or network.encoder is None:
+        raise RefusedError(
+            f"{url}: a plain state dict does not say which network it is of; add --architecture and --encoder of "
+            f"segmentation-models-pytorch, and --option where it has others than usual"
+        )
+    data = read(url)
+    state = state_dict(url, data)
+    entry = SmpMember(
+        kind="smp",
+        architecture=network.architecture,
+        encoder=network.encoder,
+        options=dict(network.options),
+        weights=url,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    return (Described(entry=entry, name=stem(url), channels=_input_channels(url, state, entry)),)
+
+
+def _input_channels(url: str, state: Mapping[str, torch.Tensor], entry: SmpMember) -> list[str]:
+    """Made-up names, as many as the first layer takes, the only one that changes with them; empty if ambiguous."""
+    usual = 3
+    like = network(url, entry.architecture, entry.encoder, usual, 1, entry.options).state_dict()
+    same = {name: tensor for name, tensor in like.items() if name in state and tensor.ndim == state[name].ndim > 1}
+    widths = {state[name].shape[1] for name, tensor in same.items() if tensor.shape[1] == usual}
+    return [f"channel-{c}" for c in range(widths.pop())] if len(widths) == 1 else []
+
+
+def _recognises(file: WeightFile) -> bool:
+    # A reference to torch's rebuilding of tensors, under names with dots.
+    return any(name.endswith((".weight", ".bias")) for name in file.strings)
+
+
+def _pack(entry: SmpMember, member: Member, asked: Asked) -> PackedModule:
+    import segmentation_models_pytorch as smp
+
+    assert isinstance(member, ModuleMember)
+    # A head for one label per image is not part of what a member answers.
+    options = {name: value for name, value in entry.options.items() if name != "aux_params"}
+    return PackedModule(
+        module=member.module,
+        library="segmentation_models_pytorch",
+        callable=smp.MODEL_ARCHITECTURES_MAPPING[entry.architecture.lower()].__name__,
+        arguments={
+            "encoder_name": entry.encoder,
+            "encoder_weights": None,
+            "in_channels": asked.channels,
+            "classes": asked.outputs + FLOWS * asked.flows,
+            **options,
+        },
+        requirement=f"segmentation-models-pytorch=={smp.__version__}",
+    )
+
+
+KIND = MemberKind(
+    entry=SmpMember,
+    describe=describe,
+    own_suffixes=(".safetensors",),
+    suffixes=(".pt", ".pth", ".safetensors"),
+    recognises=_recognises,
+    pack=_pack,
+)

@@ -10,7 +10,8 @@ import torch
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
-from chorus.pipeline.members.selection import ExportEntry
+from chorus.pipeline.members.kind import MemberKind, PackedTorchScript
+from chorus.pipeline.members.selection import ExportEntry, describe_export
 
 
 class TorchScriptMember(ExportEntry):
@@ -45,3 +46,12 @@ class _TorchScript(ModuleMember):
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         answer = self.module(self.entry.given(tiles))
         return self.entry.taken(self.url, self.entry.chosen(self.url, answer))
+
+
+KIND = MemberKind(
+    entry=TorchScriptMember,
+    describe=lambda url, _: describe_export(TorchScriptMember, "torchscript", url),
+    suffixes=(".pt",),
+    recognises=lambda file: bool(file.code),
+    pack=lambda entry, _, asked: PackedTorchScript(fetch_weights(asked.url, entry.sha256)),
+)

@@ -15,7 +15,6 @@ from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
 from chorus.commands.trust.effort import effort
 from chorus.commands.trust.sentinels import sentinel
 from chorus.console.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
-from chorus.pipeline.members.detection import Kind
 
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.editing import Edited
@@ -107,7 +106,7 @@ def add(
     ensemble: ToWrite,
     files: Annotated[list[str], typer.Argument(help="Weights, BioImage.IO packages, or folders of them.")],
     kind: Annotated[
-        Kind | None, typer.Option(help="What kind of network it is; by default what the file looks like.")
+        str | None, typer.Option(help="What kind of network it is, such as onnx; by default what the file looks like.")
     ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Of a plain state dict, by its name in segmentation-models-pytorch.")
@@ -140,7 +139,7 @@ def add(
     --class background --class nucleus --activation softmax --normalisation percentile:1,99.8`
     """
     from chorus.pipeline.ensembles import editing as ensemble_editing
-    from chorus.pipeline.members.detection import Network
+    from chorus.pipeline.members.kind import Network
 
     network = Network(architecture, encoder, member_options(option or []))
     edited = ensemble_editing.add(

@@ -63,7 +63,11 @@ def refusal(folder: Path, *names: str) -> None:
         ("format", "chorus-ensemble/99", "written by a newer Chorus"),
         ("format", DELETE, "field format"),
         ("members", [], "field members"),
-        ("members.0.kind", "onyx", "field members.0"),
+        (
+            "members.0.kind",
+            "onyx",
+            "field members.0: its kind is missing or none of those that are installed (bioimageio, ",
+        ),
         ("members.0.weights", DELETE, "weights"),
         ("members.1.architecure", "Unet", "architecure"),
         ("tile", 8, "field tile"),
