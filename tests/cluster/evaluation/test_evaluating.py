@@ -234,7 +234,7 @@ def test_pixels_are_counted_where_the_run_kept_its_probabilities(finished: Path,
     pixels = outcome.summary["pixels"]
     assert pixels["error"]["predicted"] == pytest.approx(expected, abs=1e-6)
     assert pixels["pixels"] == truth.size
-    assert (tmp_path / "kept" / "reliability.svg").read_text().startswith("<svg")
+    assert "<svg" in (tmp_path / "kept" / "reliability.svg").read_text()
     assert read_evaluation(str(tmp_path / "kept"))["calibration_error"].between(0, 1).all()
 
 
