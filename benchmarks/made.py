@@ -56,7 +56,7 @@ def write_ensemble(folder: Path, members: int, tile: int, encoder: str = "resnet
             {"kind": "smp", "architecture": "Unet", "encoder": encoder, "weights": path.name, "sha256": digest}
         )
     content = {
-        "format": "chorus-ensemble/1",
+        "format": "chorus-ensemble/2",
         "name": "benchmark",
         "classes": [{"name": "background"}, {"name": "nucleus"}],
         "input": {"channels": ["dna"], "normalisation": {"kind": "mean_std", "mean": [1000.0], "std": [800.0]}},

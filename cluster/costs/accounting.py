@@ -54,7 +54,7 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
             f"changed; give a run of the same ensemble, or leave --calibration out"
         )
     for name in _DECIDES:
-        earlier, now = ({"backend": "eager", "threads": 1} | known["settings"])[name], getattr(settings, name)
+        earlier, now = known["settings"][name], getattr(settings, name)
         if earlier != now:
             raise RefusedError(
                 f"--calibration {out}: was measured with {name} {earlier}, now {now}; ask for the same, or leave "

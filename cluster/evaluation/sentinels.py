@@ -117,9 +117,9 @@ def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSetting
     """Whether a run sees a sentinel in the same tiles, turned the same ways, as when its Dice was measured."""
     spec = ensemble.spec
     known = sentinel.measured or SentinelSettings(
-        tile=spec.tile, overlap=spec.overlap, grid=settings.grid, augmentations=spec.augmentations
+        tile=spec.tile, overlap=spec.overlap, augmentations=spec.augmentations
     )
-    same = (known.tile, known.overlap, known.grid) == (settings.tile, settings.overlap, settings.grid)
+    same = (known.tile, known.overlap) == (settings.tile, settings.overlap)
     return same and set(known.augmentations) == set(settings.augmentations)
 
 

@@ -14,7 +14,7 @@ from chorus.cluster.planning.settings import SAMPLES, ResultSettings
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.pipeline.backends.choice import Backend, check_backend
 from chorus.pipeline.backends.choosing import Workload, choose
-from chorus.pipeline.core.geometry import Grid, GridStart, RegionGrid, TileAxis, Window
+from chorus.pipeline.core.geometry import Grid, RegionGrid, TileAxis, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -35,16 +35,14 @@ VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 class ResolvedSettings(ResultSettings):
     """Result settings in which nothing is left to the ensemble.
 
-    `grid` is where tiles begin, see `chorus.pipeline.core.geometry`.
     `bound` says which tiles are done after the first round; None with full effort.
     """
 
     tile: int
     overlap: float
-    grid: GridStart = "edge"
     augmentations: list[str]
     batch: int
-    backend: Backend = "eager"  # as in outputs of versions that knew no other
+    backend: Backend
     bound: EffortBound | None = None
 
 
@@ -120,7 +118,7 @@ def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSetting
             f"{ensemble.url}: its bound for --effort adaptive was measured before the ensemble changed; measure "
             f"it again with `chorus ensemble effort`, or use --effort full"
         )
-    for name in ("tile", "overlap", "grid", "augmentations"):
+    for name in ("tile", "overlap", "augmentations"):
         if getattr(settings, name) != getattr(bound, name):
             raise RefusedError(
                 f"{ensemble.url}: --effort adaptive was measured with {name} {getattr(bound, name)}, not "

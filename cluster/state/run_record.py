@@ -239,8 +239,7 @@ def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str
 
 def setting_differences(settings: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """Settings that are not those of an earlier ``run.json``, in words."""
-    # What earlier versions did not know, they did so.
-    earlier = {"backend": "eager", "effort": "full", "threads": 1, "grid": "margin"} | known.get("settings", {})
+    earlier = known.get("settings", {})
     return [f"{k} was {earlier.get(k)}, now {value}" for k, value in settings.items() if earlier.get(k) != value]
 
 

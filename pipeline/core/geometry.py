@@ -18,13 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-GridStart = Literal["edge", "margin"]
-"""Where tiles begin: at the image's edge, as said above, or half an overlap before it, as they did at first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Make an ensemble, add members to it, take them out, bring its file to the present format."""
+"""Make an ensemble, add members to it, take them out."""
 
 from __future__ import annotations
 
@@ -119,12 +119,6 @@ def remove(url: str, which: Sequence[str], *, delete: bool = False) -> Edited:
     return Edited(ensemble, removed=tuple(gone), notes=tuple(_stale(ensemble)))
 
 
-def migrate(url: str) -> Edited:
-    """Write ``ensemble.yaml`` in the present format; what it says, and its hash, stay the same."""
-    old = read_ensemble(url)
-    return Edited(_write(old.url, written(old.spec), trust_code=False))
-
-
 def set_sentinel(url: str, sentinel: Sentinel) -> Edited:
     """Write a sentinel into ``ensemble.yaml``, in place of one of the same name; the ensemble's hash stays the same."""
     old = read_ensemble(url)
@@ -138,11 +132,6 @@ def set_effort(url: str, bound: EffortBound) -> Edited:
     """Write the bound of adaptive effort into ``ensemble.yaml``; the ensemble's hash stays the same."""
     old = read_ensemble(url)
     return Edited(_write(old.url, written(old.spec) | {"effort": bound.model_dump(mode="json")}, trust_code=False))
-
-
-def file_format(ensemble: Ensemble) -> str:
-    """The format that the file of `ensemble` is written in, perhaps an older one."""
-    return str(yaml.safe_load(storage.read_bytes(ensemble.url))["format"])
 
 
 def written(spec: EnsembleSpec) -> dict[str, Any]:

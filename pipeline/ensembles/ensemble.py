@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, migrated, newer
+from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo
@@ -141,7 +141,7 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
                 f"{url}: written by a newer Chorus (format {content['format']}, this one knows {FORMAT}); update "
                 f"Chorus with `pip install --upgrade chorus-bioimage`"
             )
-        spec = EnsembleSpec.model_validate(migrated(content))
+        spec = EnsembleSpec.model_validate(content)
     except OSError as error:
         raise RefusedError(f"ensemble {storage.explain(error, url)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,14 +1,14 @@
-"""``ensemble.yaml`` as it is written: its fields, what they may hold, and how older formats are read."""
+"""``ensemble.yaml`` as it is written: its fields, and what they may hold."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
-from chorus.pipeline.core.geometry import GridStart
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -19,15 +19,22 @@ from chorus.pipeline.preprocessing.normalisation import Normalisation
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 
+
+def _of_known_kind(content: Any) -> Any:
+    """Say which kinds there are, in place of the longer sentence of the union."""
+    if isinstance(content, dict) and content.get("kind") not in list(registry().kinds):
+        raise PydanticCustomError("unknown_kind", "{reason}", {"reason": registry().unknown})
+    return content
+
+
 if TYPE_CHECKING:
     AnyMember = MemberEntry
 else:
     # Of every kind that is installed, by its field `kind`.
     AnyMember = Annotated[
-        Union[tuple(kind.entry for kind in registry().kinds.values())],  # noqa: UP007 - of a number that is known here
-        Discriminator(
-            "kind", custom_error_type="unknown_kind", custom_error_message=registry().unknown.replace("{", "{{")
-        ),
+        Union[tuple(kind.entry for kind in registry().kinds.values())],  # noqa: UP007 - a number that is known here
+        Field(discriminator="kind"),
+        BeforeValidator(_of_known_kind),
     ]
 
 
@@ -61,13 +68,12 @@ class SentinelSettings(Strict):
 
     Attributes
     ----------
-    tile, overlap, grid, augmentations : with others Dice may be another, and shows no fault
+    tile, overlap, augmentations : with others Dice may be another, and shows no fault
     precision, device : for people; another one must not move Dice by more than the tolerance
     """
 
     tile: int
     overlap: float
-    grid: GridStart = "margin"  # as where it is not said
     augmentations: list[str]
     precision: str = "fp32"
     device: str = "cpu"
@@ -142,17 +148,6 @@ class EnsembleSpec(Strict):
             if unknown := sorted(sentinel.dice.keys() - foreground):
                 raise ValueError(f"sentinels: {sentinel.name} has a Dice of {unknown[0]}, which is no foreground class")
         return self
-
-
-def migrated(content: Any) -> Any:
-    """`content` of an ``ensemble.yaml`` of any format so far, in the present one; anything else as it is.
-
-    ``chorus-ensemble/1`` knew neither flows, nor a member's own activation, nor where an ensemble comes from: all of
-    it is valid now and means the same.
-    """
-    if isinstance(content, dict) and content.get("format") == "chorus-ensemble/1":
-        return content | {"format": FORMAT}
-    return content
 
 
 def newer(content: Any) -> bool:

@@ -21,7 +21,6 @@ import torch
 from pydantic import Field, model_validator
 
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.geometry import GridStart
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.errors import RefusedError
 
@@ -43,7 +42,7 @@ class EffortBound(Strict):
     risk : largest share of tiles for which `factors` or `shift` may be exceeded
     confidence : with which that was found, all looks together
     ensemble : hash of the ensemble that it was measured with
-    tile, overlap, grid, augmentations : it was measured with; it holds for these alone
+    tile, overlap, augmentations : it was measured with; it holds for these alone
     images, tiles : of the reference set
     stopped : how many of its tiles are done at each look
     reference : what the images are
@@ -57,7 +56,6 @@ class EffortBound(Strict):
     ensemble: str
     tile: int
     overlap: float
-    grid: GridStart = "margin"  # as in bounds that do not say it
     augmentations: list[str] = Field(min_length=2)
     images: int = Field(ge=1)
     tiles: int = Field(ge=1)

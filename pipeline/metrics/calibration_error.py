@@ -195,13 +195,6 @@ def temperatures(histogram: PixelHistogram) -> dict[str, float]:
     return found
 
 
-def tempered(probability: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    """Probabilities of one class against all others after temperature scaling: sigmoid(logit(p) / T)."""
-    from scipy.special import expit, logit
-
-    return np.asarray(expit(logit(np.asarray(probability, np.float64)) / temperature), np.float64)
-
-
 def _sums(bins: Counts, fixed: Counts) -> list[int]:
     """Exact sums by bin, in two halves: float64 adds up integers exactly up to 2^53, so of 2^36 pixels at once."""
     high = np.bincount(bins, weights=fixed >> 16, minlength=BINS)

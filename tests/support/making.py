@@ -133,7 +133,7 @@ def write_light_ensemble(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
     content: dict[str, Any] = {
-        "format": "chorus-ensemble/1",
+        "format": "chorus-ensemble/2",
         "name": "light",
         "classes": [{"name": "background"}, {"name": "nucleus"}],
         "input": {"channels": ["dna"], "normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]}},

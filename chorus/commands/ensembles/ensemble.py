@@ -56,13 +56,10 @@ def show(ensemble: ToRead, as_json: Json = False) -> None:
 @app.command()
 def check(
     ensemble: ToRead,
-    migrate: Annotated[
-        bool, typer.Option("--migrate", help="Then write the file in the present format; its comments are lost.")
-    ] = False,
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Load every member, show it a tile, measure the sentinels, and print what the ensemble is and its file's format.
+    """Load every member, show it a tile, measure the sentinels, and print what the ensemble is.
 
     Exit code 2 where something does not fit, or the Dice of a sentinel moved.
 
@@ -70,30 +67,23 @@ def check(
 
     `chorus ensemble check nuclei/`
 
-    `chorus ensemble check nuclei/ --migrate`
+    `chorus ensemble check nuclei/ --json`
     """
     from chorus.cluster.commands.sentinels import compare_sentinels
     from chorus.cluster.planning.device_probe import calibrate
     from chorus.cluster.planning.plan import resolve
     from chorus.cluster.planning.settings import ResultSettings
-    from chorus.pipeline.ensembles import editing as ensemble_editing
     from chorus.pipeline.ensembles.ensemble import read_ensemble
-    from chorus.pipeline.ensembles.spec import FORMAT
 
     read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
     measured = calibrate(read, resolve(ResultSettings(), read))
     sentinels = compare_sentinels(read)
-    found = ensemble_editing.file_format(read)
-    if migrate and found != FORMAT:
-        ensemble_editing.migrate(read.url)
     if as_json:
-        migrated = {"file_format": found, "migrated": migrate and found != FORMAT}
-        _print_json(_content(read) | migrated | {"calibration": asdict(measured), "sentinels_found": sentinels})
+        _print_json(_content(read) | {"calibration": asdict(measured), "sentinels_found": sentinels})
         return
     classes = ", ".join(entry.name for entry in read.classes)
     _print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}")
     _print(f"hash {read.hash}")
-    _print(f"format {found}{_format_remark(found, FORMAT, migrated=migrate)}")
     _print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile")
     for name, dice in sentinels.items():
         _print(f"sentinel {name}: Dice {', '.join(f'{key} {value:.4f}' for key, value in dice.items())}, as stored")
@@ -224,12 +214,6 @@ def _print_edited(edited: Edited, *, as_json: bool) -> None:
 
 def _content(ensemble: Ensemble) -> dict[str, Any]:
     return ensemble.spec.model_dump(mode="json") | {"url": ensemble.url, "hash": ensemble.hash}
-
-
-def _format_remark(found: str, present: str, *, migrated: bool) -> str:
-    if found == present:
-        return ""
-    return f", now {present}" if migrated else f", read as {present}; `--migrate` writes it so"
 
 
 def _print(line: str) -> None:

@@ -249,7 +249,7 @@ def test_members_that_no_package_can_hold_are_refused(tmp_path: Path) -> None:
         format="chorus-ensemble/2",
         members=[{"kind": "cellpose", "weights": "cpsam", "sha256": "0" * 64}],
     )
-    with pytest.raises(RefusedError, match=r"is of kind cellpose, which BioImage.IO has no words for"):
+    with pytest.raises(RefusedError, match=r"is of kind cellpose, which cannot be a BioImage.IO package"):
         pack_members(cellpose, cellpose.spec.about, tmp_path / "out", [0])
 
 

@@ -61,6 +61,7 @@ def refusal(folder: Path, *names: str) -> None:
         ("format", "chorus-ensemble/x", "field format"),
         ("format", "chorus-ensemble/0", "field format"),
         ("format", "chorus-ensemble/99", "written by a newer Chorus"),
+        ("format", "chorus-ensemble/1", "field format"),
         ("format", DELETE, "field format"),
         ("members", [], "field members"),
         (

@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import save_file
 
 from chorus.pipeline.ensembles.creation import Wanted
-from chorus.pipeline.ensembles.editing import Edited, add, file_format, migrate, remove
-from chorus.pipeline.ensembles.ensemble import content_hash, read_ensemble
+from chorus.pipeline.ensembles.editing import Edited, add, remove
+from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.ensembles.schema import json_schema
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry
 from chorus.pipeline.errors import RefusedError
@@ -313,16 +313,6 @@ def test_members_are_removed_by_index_or_name_and_weights_on_request(tmp_path: P
     refused(lambda: remove(url, ["0"]), "needs a member")
     refused(lambda: remove(url, ["7"]), "no member 7", "0 (member-3.safetensors)")
     assert tree(tmp_path) == before
-
-
-def test_migration_changes_the_format_and_nothing_else(tmp_path: Path) -> None:
-    path = write_ensemble(tmp_path, members=1, tile=32, format="chorus-ensemble/1")
-    content = yaml.safe_load(path.read_text())
-    old = read_ensemble(str(path))
-    assert file_format(old) == "chorus-ensemble/1"
-    assert migrate(str(path)).ensemble.hash == old.hash
-    assert yaml.safe_load(path.read_text()) == content | {"format": FORMAT}
-    assert content_hash(read_ensemble(str(path)).spec) == old.hash
 
 
 def test_the_schema_in_docs_is_that_of_the_code() -> None:

@@ -16,7 +16,6 @@ from chorus.pipeline.metrics.calibration_error import (
     pixel_histogram,
     reliability,
     temperatures,
-    tempered,
 )
 from chorus.pipeline.scores.image_scores import FIXED_POINT
 
@@ -82,7 +81,8 @@ def test_the_temperature_of_probabilities_that_are_too_bold_is_found_and_mends_t
         lambda t: np.mean(np.logaddexp(0, np.where(hits, -1, 1) * logit(said) / t)), bounds=(0.1, 10), method="bounded"
     )
     assert found == pytest.approx(unbinned.x, rel=0.02)
-    assert expected_calibration_error(histogram_of(tempered(said, found), hits, ["n"]))["n"] < 0.01
+    mended = expit(logit(said) / found)
+    assert expected_calibration_error(histogram_of(mended, hits, ["n"]))["n"] < 0.01
 
 
 def test_certain_pixels_and_absent_classes_are_no_error() -> None:

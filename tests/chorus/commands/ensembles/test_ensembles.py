@@ -14,7 +14,6 @@ import yaml
 from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
 from chorus.console import options
 from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.ensembles.spec import FORMAT
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile, Unchanged
 from tests.support.making import LightNetwork, pixels, write_image, write_light_ensemble
@@ -173,19 +172,6 @@ def test_show_does_not_need_the_weights(chorus: Chorus, ensemble: Path) -> None:
     (ensemble.parent / "member-0.pt").unlink()
     assert chorus("ensemble", "show", ensemble).code == 0
     refused(chorus("ensemble", "check", ensemble), "member-0.pt: not found")
-
-
-def test_check_tells_the_format_and_migrates(chorus: Chorus, ensemble: Path) -> None:
-    content = yaml.safe_load(ensemble.read_text())
-    ensemble.write_text(yaml.safe_dump(content | {"format": "chorus-ensemble/1"}))
-    result = chorus("ensemble", "check", ensemble)
-    assert f"chorus-ensemble/1, read as {FORMAT}" in result.out
-    assert "chorus-ensemble/1" in ensemble.read_text()
-    before = read_ensemble(str(ensemble)).hash
-    migrated = json.loads(chorus("ensemble", "check", ensemble, "--migrate", "--json").out)
-    assert (migrated["file_format"], migrated["migrated"], migrated["hash"]) == ("chorus-ensemble/1", True, before)
-    assert yaml.safe_load(ensemble.read_text()) == content | {"format": FORMAT}
-    assert f"format {FORMAT}" in chorus("ensemble", "check", ensemble).out
 
 
 def test_an_ensemble_of_a_newer_chorus_asks_for_an_update(chorus: Chorus, ensemble: Path) -> None:
