@@ -229,7 +229,7 @@ def driver_run(blocks: int, size: int, actors: int) -> dict[str, float | int]:
     from chorus.cluster.regions.ray_executor import RayExecutor
 
     placement = Placement((range(1),), actors, actors, 1, 0, size, 3, 2)
-    settings = ResolvedSettings(tile=256, overlap=0.5, augmentations=["identity"], batch=1)
+    settings = ResolvedSettings(tile=256, overlap=0.5, augmentations=["identity"], batch=1, backend="eager")
     context = RunContext(
         out="memory://none", ensemble="", ensemble_hash="", ensemble_name="none", settings=settings, session="bench"
     )

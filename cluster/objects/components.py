@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from chorus.cluster.objects.job import ObjectJob
 from chorus.cluster.objects.rows import region_table, write_rows
+from chorus.cluster.planning.image_table import RegionPlace
 from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
 from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.instances.shapes import LARGEST, shape_rows
+from chorus.pipeline.instances.table import insert_shapes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.writer import open_labels
 
 _SIDES = ("top", "bottom", "left", "right")
 
@@ -65,15 +69,41 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
         large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
         of[np.isin(of, sums["name"][~large].to_numpy(np.uint64))] = 0
         rows = measured_rows(sums[large].reset_index(drop=True), job.plane, columns)
-        tables.append(region_table(rows, value, columns))
         order = np.argsort(pieces["name"].to_numpy(np.uint64))
+        joined = np.stack([pieces["name"].to_numpy(np.uint64)[order], of[order]])
+        tables.append(region_table(_with_shapes(job, place, name, rows, joined), value, columns))
         buffer = io.BytesIO()
-        np.save(buffer, np.stack([pieces["name"].to_numpy(np.uint64)[order], of[order]]), allow_pickle=False)
+        np.save(buffer, joined, allow_pickle=False)
         joined_url = job.joined_url(name, place.t, place.z)
         with storage_errors(joined_url):
             storage.write_bytes(joined_url, buffer.getvalue())
     write_rows(url, pa.concat_tables(tables))
     return url
+
+
+def _with_shapes(
+    job: ObjectJob, place: RegionPlace, name: str, rows: pd.DataFrame, joined: NDArray[np.uint64]
+) -> pd.DataFrame:
+    """`rows` of objects that span regions with their shapes, from the names of pieces that the regions wrote.
+
+    Parameters
+    ----------
+    joined : (2, pieces) uint64 names of pieces, sorted, and of their objects
+    """
+
+    def mask(index: int) -> NDArray[np.bool_] | None:
+        y0, x0, y1, x1 = boxes[index]
+        if (y1 - y0) * (x1 - x0) > LARGEST:
+            return None
+        at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": slice(y0, y1), "x": slice(x0, x1)}
+        with storage_errors(job.scratch):
+            stored = np.asarray(names[tuple(at[axis] for axis in job.layout.axes)], dtype=np.uint64)
+        found: NDArray[np.bool_] = _replaced(stored, *joined) == objects[index]
+        return found
+
+    boxes, objects = rows[["y0", "x0", "y1", "x1"]].to_numpy(np.int64).tolist(), rows["name"].to_numpy(np.uint64)
+    names = open_labels(job.scratch, 0, name)
+    return insert_shapes(rows, shape_rows(mask, len(rows), job.spacing))
 
 
 def _objects_of(

@@ -10,7 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.volume_views import spacing_of
 from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.models import ImageLayout
@@ -51,6 +53,11 @@ class ObjectJob:
     @property
     def plane(self) -> tuple[int, int]:
         return self.image.height, self.image.width
+
+    @property
+    def spacing(self) -> Spacing:
+        """Of the pixels of a plane."""
+        return spacing_of(self.image, "yx")
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from chorus.pipeline.instances.shapes import PLANE_COLUMNS
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
@@ -31,6 +32,7 @@ _MEASURED = [
     *((name, pa.int64()) for name in ("area", "y0", "x0", "y1", "x1")),
     *((name, pa.float64()) for name in ("y", "x", "eccentricity", "major_axis", "minor_axis", "orientation")),
     ("perimeter", pa.float64()),
+    *((name, pa.float64()) for name in PLANE_COLUMNS),
     ("touches_border", pa.bool_()),
     ("flow_error", pa.float64()),
 ]

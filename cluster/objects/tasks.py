@@ -45,7 +45,7 @@ from chorus.pipeline.instances.components import around, label_pieces
 from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.regions import label_region
 from chorus.pipeline.instances.stored import StoredPlane
-from chorus.pipeline.instances.table import numbered, object_rows
+from chorus.pipeline.instances.table import numbered, object_rows, with_shapes
 from chorus.pipeline.instances.watershed import distance_crop
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage, label_plan
@@ -125,7 +125,8 @@ def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: i
         maps = _maps(job, plane, place, found.crop, value)
     else:  # nothing is read where there is nothing to measure
         maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
-    rows = object_rows(found, place.window, job.plane, {str(index): values for index, values in enumerate(maps)})
+    named = {str(index): values for index, values in enumerate(maps)}
+    rows = object_rows(found, place.window, job.plane, named, job.spacing)
     if job.method == "watershed":
         rows["flow_error"] = np.nan  # there are no flows to be wrong
     return region_table(rows, value, columns)
@@ -141,8 +142,12 @@ def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: 
         _write_names(job, name, place, found[value].names)
     if job.image.grid.count > 1:
         write_pieces(job, region, found)
-    rows = {value: measured_rows(one.whole, job.plane, columns) for value, one in found.items()}
-    return [region_table(frame, value, columns) for value, frame in rows.items()]
+    tables = []
+    for value, one in found.items():
+        rows = measured_rows(one.whole, job.plane, columns)
+        rows = with_shapes(rows, one.names, rows["name"].to_numpy(np.uint64), place.window, job.spacing)
+        tables.append(region_table(rows, value, columns))
+    return tables
 
 
 def columns_of(job: ObjectJob) -> list[str]:

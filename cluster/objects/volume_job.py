@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from chorus.cluster.objects.job import ObjectJob
-from chorus.cluster.planning.volume_views import anisotropy
+from chorus.cluster.planning.volume_views import anisotropy, spacing_of
 from chorus.cluster.runs.volume_merging import slab_grid
+from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.instances.volume import BlockGrid, Box
 from chorus.pipeline.instances.volume_regions import VolumeSettings
 from chorus.pipeline.io import storage
@@ -25,6 +26,11 @@ class VolumeJob(ObjectJob):
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.image.planes[1], self.image.height, self.image.width
+
+    @property
+    def spacing(self) -> Spacing:
+        """Of the voxels."""
+        return spacing_of(self.image, "zyx")
 
     @property
     def dynamics(self) -> VolumeSettings:

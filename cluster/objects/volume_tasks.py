@@ -28,6 +28,7 @@ from chorus.cluster.objects.rows import find_rows, known_names, sorted_rows, tab
 from chorus.cluster.objects.tasks import at_once, channel_names, columns_of, read_objects, write_json, write_known
 from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.instances.shapes import VOLUME_COLUMNS
 from chorus.pipeline.instances.table import numbered
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_regions import label_block
@@ -41,7 +42,7 @@ from chorus.pipeline.io.writer import prepare_labels, put_array, remove_labels, 
 
 _MEASURED = [
     *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),
-    *((name, pa.float64()) for name in "zyx"),
+    *((name, pa.float64()) for name in ("z", "y", "x", *VOLUME_COLUMNS)),
     ("touches_border", pa.bool_()),
     ("flow_error", pa.float64()),
 ]
@@ -79,7 +80,8 @@ def find_in_block(job: VolumeJob, index: int) -> None:
         plan = job.names_plan(name, t)
         put_documents(job.scratch, plan.documents())
         put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, found.names)
-        rows = volume_rows(found, box, job.shape, columns, partial(_maps, job, stored, source, t, found.crop))
+        maps = partial(_maps, job, stored, source, t, found.crop)
+        rows = volume_rows(found, box, job.shape, columns, maps, job.spacing)
         tables.append(_table(rows.assign(**{"class": value}), volume_schema(columns, _KEY)))
     write_rows(job.rows_url(index), pa.concat_tables(tables))
 

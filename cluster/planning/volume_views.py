@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.errors import ImageError
+from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.io.reading import SAME_SIZE, micrometres
 
 VIEWS = ("yx", "zx", "zy")
@@ -34,14 +35,21 @@ def require_volume(image: PlannedImage) -> None:
         raise ImageError(f"{image.url}: has one z plane, of which there is no volume; leave --volumes out")
 
 
-def anisotropy(image: PlannedImage) -> float:
-    """How many pixels planes are apart; 1 where the scales of z and y say nothing."""
+def anisotropy(image: PlannedImage, axis: str = "z") -> float:
+    """How many pixels along y planes are apart, or pixels along another axis; 1 where their scales say nothing."""
     sizes = dict(zip(image.output_axes, zip(image.scale, image.units, strict=True), strict=True))
-    (z, unit_z), (y, unit_y) = sizes["z"], sizes["y"]
-    if unit_z != unit_y:
-        z, y = z * micrometres(unit_z), y * micrometres(unit_y)
-    ratio = z / y if y else math.nan
+    (size, unit), (y, unit_y) = sizes[axis], sizes["y"]
+    if unit != unit_y:
+        size, y = size * micrometres(unit), y * micrometres(unit_y)
+    ratio = size / y if y else math.nan
     return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
+
+
+def spacing_of(image: PlannedImage, axes: str) -> Spacing:
+    """How far the pixels of `image` are apart along `axes`, and what a pixel along y is in micrometres."""
+    y = image.output_axes.index("y")
+    pixel = image.scale[y] * micrometres(image.units[y])
+    return Spacing(tuple(anisotropy(image, axis) for axis in axes), pixel if pixel > 0 else math.nan)
 
 
 def turned(image: PlannedImage, view: str) -> PlannedImage:

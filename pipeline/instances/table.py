@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,15 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.measures import corners, measured_rows, pixel_sums
 from chorus.pipeline.instances.regions import RegionObjects
+from chorus.pipeline.instances.shapes import SQUARE, Spacing, cut_out, shape_rows
 
 
 def object_rows(
-    found: RegionObjects, region: Window, plane: tuple[int, int], maps: Mapping[str, NDArray[np.floating]]
+    found: RegionObjects,
+    region: Window,
+    plane: tuple[int, int],
+    maps: Mapping[str, NDArray[np.floating]],
+    spacing: Spacing = SQUARE,
 ) -> pd.DataFrame:
     """Rows of the objects whose first pixel, from the top left, is in the region: each object is in one region's rows.
 
@@ -28,7 +34,8 @@ def object_rows(
     -------
     Columns: ``name`` (uint64, of the anchor), ``area`` (pixels), ``y0 x0 y1 x1`` (bounding box, half-open), ``y x``
     (centroid), ``eccentricity`` (0 to 1), ``major_axis minor_axis`` (pixels, of the ellipse of equal second moments),
-    ``orientation`` (radians), ``perimeter`` (pixels), ``touches_border``, ``flow_error`` and the means; sorted by name.
+    ``orientation`` (radians), ``perimeter`` (pixels), those of `chorus.pipeline.instances.shapes.shape_rows`,
+    ``touches_border``, ``flow_error`` and the means; sorted by name.
     """
     chosen = _first_pixels_inside(found, region)
     numbers = np.zeros(len(found.anchors), np.int32)
@@ -39,7 +46,37 @@ def object_rows(
     sums = pixel_sums(labels, pixels, found.anchors[chosen], found.crop, of_perimeter, list(maps.values()))
     rows = measured_rows(sums, plane, list(maps))
     rows["flow_error"] = found.flow_errors[chosen]
-    return rows
+    return with_shapes(rows, labels, np.arange(1, len(chosen) + 1), found.crop, spacing)
+
+
+def with_shapes(
+    rows: pd.DataFrame,
+    labels: NDArray[np.integer[Any]],
+    values: NDArray[np.integer[Any]],
+    window: Window,
+    spacing: Spacing,
+) -> pd.DataFrame:
+    """`rows` of objects that are whole in a window of the plane, with the columns of their shapes.
+
+    Parameters
+    ----------
+    labels : (y, x) of the window
+    values : (rows,) of each object in `labels`
+    """
+
+    def mask(index: int) -> NDArray[np.bool_] | None:
+        y0, x0, y1, x1 = boxes[index]
+        return cut_out(labels, values[index], (slice(y0, y1), slice(x0, x1)))
+
+    origin = np.array([window.y.start, window.x.start] * 2)
+    boxes = rows[["y0", "x0", "y1", "x1"]].to_numpy(np.int64) - origin
+    return insert_shapes(rows, shape_rows(mask, len(rows), spacing))
+
+
+def insert_shapes(rows: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with the columns of `shapes` before what follows on measurements, so that the means stay the last ones."""
+    at = list(rows.columns).index("touches_border")
+    return pd.concat([rows.iloc[:, :at], shapes.set_axis(rows.index), rows.iloc[:, at:]], axis=1)
 
 
 def _first_pixels_inside(found: RegionObjects, region: Window) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from chorus.pipeline.instances.shapes import CUBIC, Spacing, cut_out, shape_rows
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_regions import BlockObjects
 
@@ -19,6 +20,7 @@ def volume_rows(
     volume: tuple[int, int, int],
     maps: Sequence[str],
     read: Callable[[int], Sequence[NDArray[np.number]]],
+    spacing: Spacing = CUBIC,
 ) -> pd.DataFrame:
     """Rows of the objects whose first voxel, in the order z, y, x, is in the block: each is in one block's rows.
 
@@ -31,8 +33,9 @@ def volume_rows(
     Returns
     -------
     Columns: ``name`` (uint64, of the anchor), ``volume`` (voxels), ``z0 y0 x0 z1 y1 x1`` (bounding box, half-open),
-    ``z y x`` (centroid, voxels), ``touches_border``, ``flow_error`` (none) and the means; sorted by name. Sums are
-    taken plane by plane over the object alone, so that they are the same whatever the crop.
+    ``z y x`` (centroid, voxels), those of `chorus.pipeline.instances.shapes.shape_rows`, ``touches_border``,
+    ``flow_error`` (none) and the means; sorted by name. Sums are taken plane by plane over the object alone, so that
+    they are the same whatever the crop.
     """
     chosen = _first_voxels_inside(found, block)
     numbers = np.zeros(len(found.anchors), np.int32)
@@ -60,6 +63,8 @@ def volume_rows(
     for total, letter, start in zip(sums[1:, 1:], "zyx", starts, strict=True):
         # From the volume's origin before the division: the same number whatever the crop.
         rows[letter] = (total + start * voxels) / voxels
+    shapes = shape_rows(lambda index: cut_out(labels, index + 1, boxes[index]), count, spacing)
+    rows[list(shapes.columns)] = shapes
     rows["touches_border"] = ((sides[..., 0] == 0) | (sides[..., 1] == np.array(volume))).any(axis=1)
     rows["flow_error"] = np.nan
     for name, total in zip(maps, totals, strict=True):

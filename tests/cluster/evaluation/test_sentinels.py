@@ -170,7 +170,7 @@ def test_who_asks_for_it_is_only_warned_or_not_told_at_all(folder: Path, caplog:
 
 def test_a_dice_of_other_tiles_only_warns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     known = spec(folder)["sentinels"][0]
-    assert known["measured"].pop("grid") == "edge"  # those of before do not say where their tiles began
+    known["measured"]["tile"] *= 2
     edit(folder, sentinels=[known | {"dice": {"nucleus": 0.1}}])
     with caplog.at_level(logging.WARNING, logger="chorus"):
         assert run(folder).state == "complete"

@@ -51,12 +51,3 @@ def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
     assert start(source, ensemble, tmp_path / "new").state == "complete"
     new = read_run(str(tmp_path / "new"))["settings"]
     assert (new["backend"], new["batch"]) == ("openvino", 2)
-
-
-def test_outputs_of_versions_without_backends_go_on_as_eager(source: Path, ensemble_url: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    start(source, Path(ensemble_url), out)
-    run = out / "run.json"
-    run.write_text(run.read_text().replace('"backend": "eager",', ""))
-    assert "backend" not in read_run(str(out))["settings"]
-    assert start(source, Path(ensemble_url), out).state == "complete"

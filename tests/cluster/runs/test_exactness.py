@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +62,6 @@ def test_threads_of_an_actor_are_a_setting_as_last_bits_may_depend_on_them(two_m
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     with pytest.raises(RefusedError, match="threads was 1, now 2"):
         start(source, two_members, tmp_path / "1", threads=2, dtype="float32")
-
-
-def test_a_run_whose_tiles_lay_elsewhere_does_not_go_on(two_members: Path, tmp_path: Path) -> None:
-    source, out = write_image(tmp_path / "image.zarr", pixels((70, 65))), tmp_path / "out"
-    run(source, two_members, out)
-    content = json.loads((out / "run.json").read_text())
-    del content["settings"]["grid"]
-    (out / "run.json").write_text(json.dumps(content))
-    with pytest.raises(RefusedError, match="grid was margin, now edge"):
-        start(source, two_members, out)
 
 
 def test_flows_keep_the_law(tmp_path: Path) -> None:
