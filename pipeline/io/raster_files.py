@@ -86,7 +86,7 @@ def _stamp(info: dict[str, Any]) -> str:
 
 
 def _kinds() -> str:
-    return "TIFF, PNG or JPEG" + f" ({', '.join(SUFFIXES[3:])})"
+    return "TIFF, PNG, JPEG, NIfTI, NRRD or MHA" + f" ({', '.join(SUFFIXES[3:])})"
 
 
 LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")

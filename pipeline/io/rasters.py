@@ -1,4 +1,4 @@
-"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG and JPEG: what images a file holds, and windows of them.
+"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG, NIfTI, NRRD and MHA: what images a file holds, and windows of them.
 
 Axes become those of OME-Zarr, in the order t, c, z, y, x (those that the file has). Samples (RGB) become channels.
 Axes whose meaning a TIFF does not say (``I``, ``Q``, ...) are taken as z, then t, then c, the last one first.
@@ -24,12 +24,12 @@ from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
-from chorus.pipeline.io import storage
+from chorus.pipeline.io import itk_files, storage
 from chorus.pipeline.io.ngff import DTYPES
 from chorus.pipeline.io.tiff_metadata import Described, describe
 
 TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
-SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg")
+SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg", *itk_files.SUFFIXES)
 
 _MEND = "copy or export the file again, or leave it out"
 _SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
@@ -98,6 +98,11 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
     ------
     ImageError : it cannot be read, or holds what OME-Zarr or Chorus cannot take; reading a window raises it, too
     """
+    if url.lower().endswith(itk_files.SUFFIXES):
+        with _errors(url):
+            raster = _raster(url, *itk_files.read_itk(url, data))
+        yield [raster]
+        return
     if not url.lower().endswith(TIFF_SUFFIXES):
         yield _flat(url, data)
         return

@@ -89,6 +89,11 @@ def _resolution(series: tifffile.TiffPageSeries, factor: float | None) -> dict[s
     return scale
 
 
+def in_micrometers(size: float, unit: str) -> float | None:
+    """A length in `unit`, as files write it; None where that is no unit of length, or the length not positive."""
+    return _positive("", size, _MICROMETERS.get(unit.strip())).get("")
+
+
 def _positive(axis: str, value: object, factor: float | None) -> dict[str, float]:
     if factor is None or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def convert(
     sources: Annotated[
-        list[str], typer.Argument(help="TIFF, OME-TIFF, PNG or JPEG files, folders, globs, or a .txt of URLs.")
+        list[str], typer.Argument(help="TIFF, PNG, JPEG, NIfTI, NRRD or MHA files, folders, globs, or a .txt of URLs.")
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="Gets an OME-Zarr per file: a folder or a URL.")],
     pixel_size: Annotated[
@@ -35,7 +35,7 @@ def convert(
     ),
     as_json: Json = False,
 ) -> None:
-    """Make OME-Zarr 0.5 (sharded, with pyramid) of TIFF, PNG and JPEG; the same command again goes on.
+    """Make OME-Zarr 0.5 (sharded, with pyramid) of images in other formats; the same command again goes on.
 
     A file becomes `OUT/<path below its folder>.ome.zarr`, one of several series a collection of images. Exit code 0:
     all done, 1: finished with failed files, 2: refused, 3: cut short and resumable.
