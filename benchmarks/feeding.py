@@ -21,7 +21,6 @@ import numpy as np
 import psutil
 import torch
 import typer
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +35,7 @@ from chorus.cluster.runs.setup import make_ready, open_record
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 

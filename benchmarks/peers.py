@@ -27,7 +27,6 @@ import torch
 import typer
 import yaml
 import zarr
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +35,7 @@ from skimage.measure import label
 
 from benchmarks.records import keep
 from chorus.pipeline.bioimageio.export import pack_members
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.io.writer import open_posterior
 from chorus.pipeline.metrics.objects import components, count_objects

@@ -15,7 +15,6 @@ import pytest
 import ray
 import tifffile
 import zarr
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
@@ -27,6 +26,7 @@ from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.training.folds import FoldReporter
 from chorus.cluster.training.run import TrainOutcome, TrainRequest, hold_out, train
 from chorus.pipeline.core.provenance import About, DataReference
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.training.evaluation import dice

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, D4
 from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.instances.whole_image import flows_of, label_image

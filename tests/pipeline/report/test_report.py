@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chorus.pipeline.demo.synthetic_data import simulate_field
 
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.report.page import write_report

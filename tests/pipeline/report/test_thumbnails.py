@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from numpy.typing import NDArray
 from PIL import Image
 
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.errors import OutputError
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.report.thumbnails import SIDE, draw_thumbnail, thumbnail_url, thumbnails_present, write_thumbnail

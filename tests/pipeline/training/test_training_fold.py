@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from chorus.pipeline.demo.synthetic_data import simulate_field
 from safetensors.torch import load_file
 
 from chorus.pipeline.core.provenance import About
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.members.smp import SmpMember

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tifffile
-from chorus.pipeline.demo.synthetic_data import simulate_field
 
+from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from tests.support.making import write_ensemble, write_light_ensemble
 from tests.support.running import Chorus
