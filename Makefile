@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 # Python compiles what it imports, once: of what is installed most is never imported, the rest hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
 
-.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate score-tables clean
+.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate
+.PHONY: score-tables docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -15,6 +18,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(DOCS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $(DOCS_READY)
 
 # A sample plate, a small ensemble trained on the spot, predict on Ray, the ranking and a page to look at.
 demo: $(READY)
@@ -72,5 +81,9 @@ bench-scaling: $(READY)
 simulate: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/simulate.py main
 
+# The documentation, into site/: read it from there, no server is needed. A warning is an error.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) demo site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

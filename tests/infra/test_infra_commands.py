@@ -7,25 +7,12 @@ import re
 import click
 import pytest
 import ray.scripts.scripts
-import typer
 
-from chorus.cli import app
 from chorus.console.options import builtin_ensembles
+from tests.support.commands import CHORUS, parse
 from tests.support.manifests import DOCS, INFRA, ROOT, code_blocks, command_lines, run
 
-CHORUS: click.Group = typer.main.get_command(app)  # type: ignore[assignment]
 RAY: click.Group = ray.scripts.scripts.cli
-# What the calls stand for.
-STANDS_FOR = {"$@": ["images/", "--ensemble", "nuclei-fluo", "--out", "out/"]}
-
-
-def parse(group: click.Group, words: list[str]) -> click.Context:
-    """The words as the program parses them; nothing is run."""
-    words = [word for given in words for word in STANDS_FOR.get(given, [given])]
-    name, command, rest = group.resolve_command(click.Context(group), words)
-    assert command is not None
-    assert name is not None
-    return command.make_context(name, rest)
 
 
 def label(call: tuple[str, list[str]]) -> str:

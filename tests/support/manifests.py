@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,11 +102,16 @@ def code_blocks(page: Path) -> list[str]:
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+def calls_in(pages: Iterable[Path], program: str) -> list[tuple[str, str]]:
+    """Every line of the pages' code blocks that calls `program`, also in quotes: the page's name, and the line."""
+    lines = [(path.name, line.split(" #")[0]) for path in pages for line in code_blocks(path)]
+    calls = [(name, line) for name, line in lines if line.startswith(f"{program} ")]
+    return calls + [(name, text) for name, line in lines for text in re.findall(rf"'({program} [^']*)'", line)]
+
+
 def command_lines(program: str) -> list[tuple[str, list[str]]]:
     """Every call of `program` in `infra/` and the docs: the file's name, and the words after the program's own."""
-    lines = [(path.name, line.split(" #")[0]) for path in DOCS for line in code_blocks(path)]
-    calls = [(name, line) for name, line in lines if line.startswith(f"{program} ")]
-    calls += [(name, text) for name, line in lines for text in re.findall(rf"'({program} [^']*)'", line)]
+    calls = calls_in(DOCS, program)
     if program == "chorus":
         calls.append(("rayjob.yaml", run()["entrypoint"]))
     launcher = yaml_documents(INFRA / "ray" / "gcp.yaml")[0]
