@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -48,19 +49,74 @@ def test_a_run_on_ray_ends_well_in_a_strangers_folder(stranger: Path) -> None:
     assert (stranger / "out" / "scores.parquet").exists()
 
 
-def test_a_wheel_holds_one_package(tmp_path: Path) -> None:
-    """With the files of the three floors, not links to them."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What packages are built of, without weights, in a folder of its own."""
+    tree = tmp_path_factory.mktemp("tree")
     for name in ("chorus", "cluster", "pipeline", "serving"):
         ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "constraints.txt",
+    ):
         shutil.copy(ROOT / name, tree)
-    done = python(tree, "-c", "from setuptools.build_meta import build_wheel; print(build_wheel('.'))")
+    (tree / ".github").mkdir()
+    shutil.copy(ROOT / ".github" / "check_wheel.py", tree / ".github")
+    return tree
+
+
+def build(tree: Path, kind: str) -> Path:
+    """Build a wheel or an sdist of the tree, as `python -m build` does."""
+    done = python(tree, "-c", f"from setuptools.build_meta import build_{kind} as build; print(build('.'))")
     assert done.returncode == 0, done.stderr
-    names = zipfile.ZipFile(tree / done.stdout.split()[-1]).namelist()
+    return tree / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path) -> Path:
+    return build(tree, "wheel")
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def test_a_wheel_holds_one_package_with_the_files_of_all_floors(tree: Path, wheel: Path) -> None:
+    """With the files of the three floors, not links to them."""
+    done = python(tree, ".github/check_wheel.py", str(wheel), "--version", "0.1.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = set(contents(wheel))
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"chorus"}
     for folder in ("cluster", "pipeline", "serving"):
         files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
-        assert {f"chorus/{file}" for file in files} <= set(names)
+        assert {f"chorus/{file}" for file in files} <= names
+
+
+def test_the_check_of_a_wheel_notices_what_is_wrong(tree: Path, wheel: Path, tmp_path: Path) -> None:
+    bad = tmp_path / wheel.name
+    with zipfile.ZipFile(bad, "w") as file:
+        for name, content in contents(wheel).items():
+            if name != "chorus/pipeline/core/geometry.py":
+                file.writestr(name, content)
+        file.writestr("pipeline/__init__.py", "")
+    done = python(tree, ".github/check_wheel.py", str(bad), "--version", "7.0")
+    assert done.returncode == 1
+    for fault in ("not 7.0", "it installs chorus, pipeline", "1 files are missing, the first is chorus/pipeline/core/"):
+        assert fault in done.stdout
+
+
+def test_a_wheel_from_the_sdist_is_that_from_the_tree(tree: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(build(tree, "sdist")) as sdist:
+        assert not [member.name for member in sdist if member.issym() or member.islnk()]
+        sdist.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert (unpacked / "CITATION.cff").exists()
+    # Where links were, both have the same files: nothing is missing, and nothing is there twice.
+    assert contents(build(unpacked, "wheel")) == contents(wheel)
