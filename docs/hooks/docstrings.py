@@ -1,6 +1,6 @@
 """An extension of griffe: ``name : what it is`` in a docstring is a description, and the type is the signature's.
 
-A paragraph that ends with ``::`` ends with a colon in Markdown.
+A paragraph that ends with ``::`` ends with a colon in Markdown, and one of nothing else is left out.
 
 NumPy's form is ``name : type`` with the description below. Where a type stands in the signature already, our docstrings
 put the description after the colon, where it may go on in indented lines that begin in lower case.
@@ -31,7 +31,8 @@ def described(docstring: str) -> str:
         head, body = match[0][: match.start(2) - match.start()], match[2]
         return head + _ITEM.sub(item, body)
 
-    return re.sub(r"::$", ":", _SECTION.sub(section, docstring), flags=re.MULTILINE)
+    text = re.sub(r"^[ \t]*::$", "", _SECTION.sub(section, docstring), flags=re.MULTILINE)
+    return re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
 
 class Descriptions(Extension):

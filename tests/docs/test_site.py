@@ -87,10 +87,10 @@ def test_descriptions_after_a_colon_stand_below_the_name(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Module=object, Object=object))  # type: ignore[arg-type]
     described = hook("docstrings").described
     docstring = (
-        "Do it::\n\nParameters\n----------\nurl : of its weights\ntile : edge of a tile\n    in pixels\n"
+        "Do it::\n\n::\n\nParameters\n----------\nurl : of its weights\ntile : edge of a tile\n    in pixels\n"
         "image : (y, x) float32\n    The image.\n\nReturns\n-------\nint : that stays\n"
     )
     assert described(docstring) == (
-        "Do it:\n\nParameters\n----------\nurl\n    of its weights\ntile\n    edge of a tile\n    in pixels\n"
+        "Do it:\n\n\n\nParameters\n----------\nurl\n    of its weights\ntile\n    edge of a tile\n    in pixels\n"
         "image : (y, x) float32\n    The image.\n\nReturns\n-------\nint : that stays\n"
     )
