@@ -33,6 +33,7 @@ from chorus.cluster.regions.batch_queue import Answered
 from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runs.setup import make_ready, open_record
 from chorus.cluster.runtime.reporting import Silent
+from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, PROBABILITY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.demo.synthetic_data import simulate_field
@@ -135,16 +136,15 @@ def made_posterior() -> Posterior:
     probability = np.stack([1 - foreground, foreground]).clip(0, 1)
     variance = probability[0] * probability[1]
     labels = (probability[1] > 0.5).astype(np.uint8)
-    nothing = np.empty((0, *field.shape), np.float32)
     return Posterior(
-        probability=probability,
-        epistemic=variance / 4,
-        aleatoric=variance * 3 / 4,
+        fields={
+            PROBABILITY.name: probability,
+            EPISTEMIC.name: (variance / 4)[None],
+            ALEATORIC.name: (variance * 3 / 4)[None],
+        },
         labels=labels,
         masks=labels,
         member_masks=np.stack([labels] * MEMBERS),
-        flows=nothing,
-        flow_variance=nothing,
     )
 
 

@@ -16,6 +16,7 @@ from chorus.cluster.planning.requests import PredictRequest
 from chorus.pipeline.core.augmentation import D4, FLIPS
 from chorus.pipeline.core.device import DeviceChoice, DeviceKind
 from chorus.pipeline.core.devices import best
+from chorus.pipeline.core.fields import CHOICES, DEFAULTS
 from chorus.pipeline.errors import RefusedError
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ Objects = Annotated[
 ClusterFileOption = Annotated[
     str | None, typer.Option("--cluster", help="A YAML file of node types and what they cost; see infra/cost.")
 ]
-Maps = "probability,uncertainty,epistemic,aleatoric"
+Maps = ",".join(DEFAULTS)
+MoreMaps = " and ".join(f"`{name}`" for name in CHOICES if name not in DEFAULTS)
 
 
 @dataclass
@@ -80,9 +82,7 @@ class RequestOptions:
     ] = 1
     region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
     chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
-    save: Annotated[
-        str, typer.Option(help="Maps to keep, comma-separated (`flow_variance` and `flows`, too), or `none`.")
-    ] = Maps
+    save: Annotated[str, typer.Option(help=f"Maps to keep, comma-separated ({MoreMaps}, too), or `none`.")] = Maps
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
     strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
     trust_code: TrustCode = False

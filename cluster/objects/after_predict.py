@@ -5,8 +5,8 @@ from __future__ import annotations
 from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
 from chorus.cluster.objects.run import make_objects
 from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
-from chorus.cluster.planning.settings import MAPS
 from chorus.cluster.state.run_record import RunRecord
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 
@@ -31,8 +31,8 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     if method == "flows" and not ensemble.spec.flows:
         raise RefusedError(f"{ensemble.url}: its members give no flows; choose --objects watershed or components")
     check_class_names(ensemble)
-    needed = {*settings.save, *(["flows"] if method == "flows" else []), *(["probability"] * ensemble.multilabel)}
-    kept = settings.model_copy(update={"save": [name for name in MAPS if name in needed]})
+    needed = {*settings.save, *([FLOW.name] if method == "flows" else []), *([PROBABILITY.name] * ensemble.multilabel)}
+    kept = settings.model_copy(update={"save": in_order(needed)})
     return request.model_copy(update={"objects": method, "settings": kept})
 
 

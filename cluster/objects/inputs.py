@@ -15,11 +15,11 @@ from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of
-from chorus.cluster.planning.settings import MAPS
 from chorus.cluster.runs.run import Job
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import planned_images
 from chorus.cluster.state.run_record import read_run
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.regions import ObjectSettings
@@ -95,7 +95,7 @@ class Results:
         """What was asked for, or what the run allows."""
         if self.request.method != "auto":
             return self.request.method
-        return "flows" if self.second or "flows" in self.settings.save else "watershed"
+        return "flows" if self.second or FLOW.name in self.settings.save else "watershed"
 
     def _second(self) -> SecondEnsemble | None:
         """The ensemble that gives the flows, where it is not that of the run; raises RefusedError where it cannot."""
@@ -116,19 +116,19 @@ class Results:
 
     def _require_maps(self) -> None:
         """Raise RefusedError where the run did not keep what the method needs."""
-        needed = {"flows"} if self.method == "flows" and self.second is None else set()
-        needed |= {"probability"} if self.ensemble.multilabel or self.second else set()
+        needed = {FLOW.name} if self.method == "flows" and self.second is None else set()
+        needed |= {PROBABILITY.name} if self.ensemble.multilabel or self.second else set()
         missing = needed - set(self.settings.save)
         if not missing:
             return
         out, what = self.request.out, " and no ".join(sorted(missing))
-        if missing == {"flows"}:
+        if missing == {FLOW.name}:
             gives = self.ensemble.spec.flows
             mend = "run chorus predict with --objects flows to another --out, or " if gives else ""
             raise RefusedError(f"{out}: holds no flows; {mend}choose --method watershed or components")
         raise RefusedError(
             f"{out}: holds no {what}, of which objects are made; run chorus predict with "
-            f"--save {','.join(kind for kind in MAPS if kind in {*self.settings.save, *missing})}"
+            f"--save {','.join(in_order({*self.settings.save, *missing}))}"
         )
 
     @cached_property

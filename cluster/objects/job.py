@@ -11,17 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import spacing_of
+from chorus.pipeline.core.fields import FLOWS, OF_OBJECTS
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.models import ImageLayout
-from chorus.pipeline.scores.image_scores import FLOW_VARIANCE
 
 Method = Literal["flows", "watershed", "components"]
-
-# Doubt that an object gets the mean of, where the run saved it.
-DOUBTS = ("uncertainty", "epistemic", FLOW_VARIANCE)
 
 
 @dataclass(frozen=True)
@@ -131,4 +128,4 @@ class ImageObjects(BaseModel):
 
 def doubts_of(saved: Collection[str], *, second_flows: bool) -> tuple[str, ...]:
     """Doubts that objects have of a run that kept the maps `saved`; flows of a second ensemble bring their own."""
-    return tuple(name for name in DOUBTS if name in saved or (second_flows and name == FLOW_VARIANCE))
+    return tuple(field.name for field in OF_OBJECTS if field.name in saved or (second_flows and field.role is FLOWS))

@@ -18,6 +18,7 @@ from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runs.run import Job
 from chorus.cluster.runs.setup import predict_jobs
+from chorus.pipeline.core.fields import FIELDS, FLOWS, PROBABILITY
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
@@ -77,7 +78,7 @@ class SecondEnsemble:
             device=first.device,
             region=first.region,
             chunk=first.chunk,
-            save=["flow_variance", "flows"],
+            save=[name for name, field in FIELDS.items() if field.role is FLOWS],
             dtype=first.dtype,
         )
         return cls(ensemble, out, settings)
@@ -133,7 +134,7 @@ class SecondEnsemble:
         return Job(request, self.ensemble, settings, table, later)
 
     def _settings(self, class_name: str) -> ResolvedSettings:
-        channel = {"channel": [f"probability:{class_name}"]}
+        channel = {"channel": [PROBABILITY.channel(class_name)]}
         return resolve(self.settings.model_copy(update=channel), self.ensemble)
 
     def _out(self, class_name: str) -> str:

@@ -101,8 +101,9 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     windows = [_largest_window(image, settings.tile) for image in table.kinds[0]]
     pixels = max((height * width for height, width in windows), default=0)
     widest = max((width for _, width in windows), default=0)
-    per_pixel = channels * 8 + (classes + 3) * 8 + (members + 2)
-    sums = 4 * (members * classes + classes + 2) * 2
+    blended = inference_settings(settings, ensemble).maps
+    per_pixel = channels * 8 + (blended + 1) * 8 + (members + 2)
+    sums = 4 * (members * classes + blended) * 2
     at_once = _GPU_BLOCKS if device_of(settings.device).accelerated else _CPU_BLOCKS
     regions = at_once * per_pixel * pixels + sums * settings.tile * widest + _wave(ensemble, settings)
     return Memory(measured.weights, measured.activations, regions, measured.process)

@@ -10,10 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.settings import SAMPLES, ResultSettings
+from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.pipeline.backends.choice import Backend, check_backend
 from chorus.pipeline.backends.choosing import Workload, choose
+from chorus.pipeline.core.fields import EFFORT, FIELDS, SAMPLES, Outputs, in_order
 from chorus.pipeline.core.geometry import Grid, RegionGrid, TileAxis, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
@@ -28,8 +29,6 @@ from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
 
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
-FLOW_NAMES = ("flow:y", "flow:x")
-VOLUME_FLOW_NAMES = ("flow:z", *FLOW_NAMES)
 
 
 class ResolvedSettings(ResultSettings):
@@ -87,9 +86,12 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
     """Fill in what the ensemble or the device decides; raises RefusedError where more is asked for than it has."""
     spec = ensemble.spec
     _rescaling(settings, ensemble)
-    for name in ("flows", "flow_variance"):
-        if name in settings.save and not spec.flows:
-            raise RefusedError(f"{ensemble.url}: its members give no flows; leave `{name}` out of --save")
+    given = outputs_of(settings, ensemble)
+    for field in (FIELDS[name] for name in settings.save):
+        if not field.given(given) and field.role is not EFFORT:
+            raise RefusedError(
+                f"{ensemble.url}: its members give no {field.role.name}; leave `{field.name}` out of --save"
+            )
     if settings.volumes and not spec.flows:
         raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
     tile = settings.tile or spec.tile
@@ -127,13 +129,13 @@ def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSetting
             )
     if settings.volumes:
         raise RefusedError("--effort adaptive: results of volumes get full effort; leave --effort or --volumes out")
-    save = [*settings.save, SAMPLES] if settings.save and SAMPLES not in settings.save else settings.save
+    save = in_order({*settings.save, SAMPLES.name}) if settings.save else []
     return settings.model_copy(update={"bound": bound, "save": save})
 
 
 def _full(settings: ResolvedSettings) -> ResolvedSettings:
-    if SAMPLES in settings.save:
-        raise RefusedError(f"--save {SAMPLES}: is the same everywhere with full effort; use --effort adaptive")
+    if SAMPLES.name in settings.save:
+        raise RefusedError(f"--save {SAMPLES.name}: is the same everywhere with full effort; use --effort adaptive")
     return settings
 
 
@@ -214,8 +216,7 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
     """Where the results of `image` go."""
     url = storage.join(out, "images", image.name)
-    names = {"probability": [f"probability:{name}" for name in ensemble.probability_names]}
-    names["flows"] = list(flow_names(settings))
+    given = outputs_of(settings, ensemble)
     return ImageLayout(
         url=url,
         labels_url=image.url if settings.in_place else url,
@@ -226,17 +227,23 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
         scale=image.scale,
         translation=image.translation,
         units=image.units,
-        channels=tuple(channel for kind in settings.save for channel in names.get(kind, [kind])),
+        channels=tuple(channel for name in settings.save for channel in FIELDS[name].channels(given)),
         dtype=settings.dtype,
         classes=ensemble.classes,
+        samples=len(ensemble.spec.members) * len(settings.augmentations or ensemble.spec.augmentations),
         chunk=settings.chunk,
         region=settings.region,
     )
 
 
-def flow_names(settings: ResultSettings) -> tuple[str, ...]:
-    """Channels of the flows that are kept."""
-    return VOLUME_FLOW_NAMES if settings.volumes == "all" else FLOW_NAMES
+def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
+    """What the results of a run may hold."""
+    axes = "zyx" if settings.volumes == "all" else "yx"
+    return Outputs.of(
+        ensemble.probability_names,
+        flows=axes if ensemble.spec.flows else "",
+        adaptive=settings.effort == "adaptive",
+    )
 
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
@@ -278,8 +285,8 @@ def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> C
     """The cost of all images of `table`."""
     tiles, unique, most = tile_counts(table, settings)
     pixels = bytes_in = bytes_out = 0
-    channels_out = len(ensemble.probability_names) * ("probability" in settings.save)
-    channels_out += sum(len(flow_names(settings)) if m == "flows" else 1 for m in settings.save if m != "probability")
+    given = outputs_of(settings, ensemble)
+    channels_out = sum(len(FIELDS[name].channels(given)) for name in settings.save)
     item = np.dtype(settings.dtype).itemsize * channels_out + 1
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):

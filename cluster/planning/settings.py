@@ -10,12 +10,8 @@ from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.core.augmentation import AUGMENTATIONS
 from chorus.pipeline.core.device import DeviceKind
+from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS, in_order
 from chorus.pipeline.inference.posterior_builder import Precision
-
-MAPS = ("probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows")
-DEFAULT_MAPS = MAPS[:4]
-SAMPLES = "samples"
-"""Kept beside other maps where effort is adaptive, and there alone: how many samples the tiles got."""
 
 
 class ResultSettings(BaseModel):
@@ -54,7 +50,7 @@ class ResultSettings(BaseModel):
     threads: int = Field(default=1, ge=1)
     region: int = Field(default=2048, ge=64)
     chunk: int = Field(default=512, ge=16)
-    save: list[str] = Field(default_factory=lambda: list(DEFAULT_MAPS))
+    save: list[str] = Field(default_factory=lambda: list(DEFAULTS))
     dtype: Literal["float16", "float32"] = "float16"
     strict: bool = False
     in_place: bool = False
@@ -63,10 +59,10 @@ class ResultSettings(BaseModel):
     @field_validator("save")
     @classmethod
     def _known_maps(cls, names: list[str]) -> list[str]:
-        unknown = [n for n in names if n not in (*MAPS, SAMPLES)]
+        unknown = [n for n in names if n not in FIELDS]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not a map; choose out of {', '.join(MAPS)}, or `none`")
-        return [n for n in (*MAPS, SAMPLES) if n in names]
+            raise ValueError(f"{unknown[0]!r} is not a map; choose out of {', '.join(CHOICES)}, or `none`")
+        return in_order(names)
 
     @field_validator("augmentations")
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.cluster.planning.image_table import PlannedImage
+from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.preprocessing.resampling import AxisMap, nearest, resample
@@ -29,11 +30,6 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
     """The posterior of `target`, of the model's plane, on the pixels of `window` of the image: maps linear, labels and
     masks nearest."""
     y, x = axis_maps(image)
-    classes, flows, directions = len(posterior.probability), len(posterior.flows), len(posterior.flow_variance)
-    variances = posterior.epistemic[None], posterior.aleatoric[None]
-    rest = posterior.flows, posterior.flow_variance, posterior.samples
-    maps = np.concatenate([posterior.probability, *variances, *rest])
-    maps = resample(maps, target, window, y, x)
 
     def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         planes = labels.reshape(-1, *labels.shape[-2:])
@@ -41,15 +37,10 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
         return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
 
     return Posterior(
-        probability=maps[:classes],
-        epistemic=maps[classes],
-        aleatoric=maps[classes + 1],
+        fields={name: resample(maps, target, window, y, x) for name, maps in posterior.fields.items()},
         labels=pick(posterior.labels),
         masks=pick(posterior.masks),
         member_masks=pick(posterior.member_masks),
-        flows=maps[classes + 2 : classes + 2 + flows],
-        flow_variance=maps[classes + 2 + flows : classes + 2 + flows + directions],
-        samples=maps[classes + 2 + flows + directions :],
     )
 
 
@@ -57,16 +48,7 @@ def saved_maps(posterior: Posterior, save: list[str], dtype: str = "float32") ->
     """The posterior's channels in the order of the layout, (channels, y, x) of `dtype`; None where none are kept."""
     if not save:
         return None
-    maps = {
-        "probability": posterior.probability,
-        "uncertainty": posterior.uncertainty[None],
-        "epistemic": posterior.epistemic[None],
-        "aleatoric": posterior.aleatoric[None],
-        "flow_variance": posterior.flow_variance,
-        "flows": posterior.flows,
-        "samples": posterior.samples,
-    }
-    chosen = [maps[name] for name in save]
+    chosen = [posterior.maps(FIELDS[name]) for name in save]
     kept = np.empty((sum(map(len, chosen)), *posterior.labels.shape), dtype)
     # Torch rounds to float16 as NumPy does, in a quarter of the time.
     for target, source in zip(torch.from_numpy(kept), itertools.chain(*chosen), strict=True):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import LETTERS, VIEWS
 from chorus.cluster.state.ledger import ImageRecord, Ledger
+from chorus.pipeline.core.fields import field_of
 from chorus.pipeline.core.posterior import predicted_labels
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import BlockGrid, Box
@@ -38,12 +39,6 @@ from chorus.pipeline.report.thumbnails import write_thumbnail
 WORK = ("work", "volumes")
 # Voxels of a slab, at most, but one plane at least: its maps are held at once.
 _VOXELS = 1 << 24
-# View and channel in it of each component of the flows.
-_SEEN_BY = {
-    "flow:z": (("zx", "flow:y"), ("zy", "flow:y")),
-    "flow:y": (("yx", "flow:y"), ("zy", "flow:x")),
-    "flow:x": (("yx", "flow:x"), ("zx", "flow:x")),
-}
 
 
 def view_url(out: str, view: str) -> str:
@@ -136,11 +131,23 @@ def merge_slab(job: MergeJob, index: int) -> float:
 
 def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int, box: Box) -> NDArray[np.float32]:
     """A channel of the volume, (z, y, x), added up in the order of the views."""
-    seen = _SEEN_BY.get(name) or tuple((view, name) for view in VIEWS)
+    seen = seen_by(name)
     total = np.zeros(box.shape, np.float32)
     for view, channel in seen:
         total += _of_view(views[view], job.views[view], view, channel, t, box)
     return total / np.float32(len(seen))
+
+
+def seen_by(channel: str) -> list[tuple[str, str]]:
+    """Views that tell a channel of a volume, and which of their channels it is there.
+
+    A component of a vector is seen by the views whose planes have its axis, all else by each of them.
+    """
+    field = field_of(channel)
+    if field is None or field.role.symmetry == "scalar":
+        return [(view, channel) for view in VIEWS]
+    axis = channel.removeprefix(field.channel(""))
+    return [(view, field.channel(LETTERS[view][axis])) for view in VIEWS if LETTERS[view][axis] in "yx"]
 
 
 def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: str, t: int, box: Box) -> NDArray[Any]:

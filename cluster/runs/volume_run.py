@@ -9,7 +9,6 @@ import numpy as np
 
 from chorus.cluster.planning.plan import RunContext, layout_of
 from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
-from chorus.cluster.planning.settings import MAPS
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.run import Job, Run
@@ -17,6 +16,7 @@ from chorus.cluster.runs.volume_merging import WORK, MergeJob, finish_volume, me
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.run_record import RunRecord
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.errors import CutShortError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder
@@ -24,8 +24,8 @@ from chorus.pipeline.io.storage import remove_folder
 
 def view_request(request: PredictRequest, view: str) -> PredictRequest:
     """The run over the planes of a view that is a part of a run over volumes."""
-    kept = {*request.settings.save, "probability", "flows"}
-    settings = {"volumes": view, "save": [name for name in MAPS if name in kept]}
+    kept = {*request.settings.save, PROBABILITY.name, FLOW.name}
+    settings = {"volumes": view, "save": in_order(kept)}
     run = {"thumbnails": False, "sentinels": "skip", "metrics_port": None}
     return request.model_copy(
         update={
@@ -124,7 +124,7 @@ class VolumeRun(Run):
             image=image,
             layout=layout_of(image, ensemble, settings, self._context.out),
             views=views,
-            probabilities=tuple(f"probability:{name}" for name in ensemble.probability_names),
+            probabilities=tuple(map(PROBABILITY.channel, ensemble.probability_names)),
             multilabel=ensemble.multilabel,
             thumbnails=self._context.thumbnails,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.pipeline.bioimageio.export_weights import IMAGE, PREDICTION
+from chorus.pipeline.core.fields import FLOW
 from chorus.pipeline.ensembles.spec import EnsembleSpec
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Activation
@@ -89,7 +90,7 @@ def output_names(spec: EnsembleSpec, count: int, activation: Activation, *, flow
     names = [entry.name for entry in spec.classes][-count:]
     if flows and activation != "none":
         names = [f"logit:{name}" for name in names]
-    return [*names, "flow:y", "flow:x"] if flows else names
+    return [*names, *map(FLOW.channel, _PLANE)] if flows else names
 
 
 def postprocessing(activation: Activation, *, flows: bool) -> list[Any]:
@@ -138,7 +139,7 @@ def tensors(
         test_tensor=FileDescr(source=files[IMAGE][0]),
         sample_tensor=FileDescr(source=files[IMAGE][1]),
     )
-    flows = "flow:y" in names
+    flows = FLOW.channel("y") in names
     taken = io.OutputTensorDescr(
         id=PREDICTION,
         description="Classes, then flows: 5 times the unit vector to the object's centre." if flows else "Classes.",

@@ -1,4 +1,5 @@
-"""Geometry, symmetries, the posterior, provenance: pure. No reading, no writing, no networks.
+"""Geometry, symmetries, fields, the posterior, provenance: pure. No reading, no writing, no networks.
 
-Begin with `geometry` (where tiles and regions lie), then `posterior` (what samples say per pixel).
+Begin with `geometry` (where tiles and regions lie), then `fields` (what is kept of each pixel) and `posterior` (how it
+follows from samples).
 """

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from chorus.pipeline.core.fields import CLASSES, FLOWS, Role
+
 Transform = Callable[[torch.Tensor], torch.Tensor]
 _AS_IT_IS = ((0, 1), (1, 1))
 
@@ -29,6 +31,10 @@ class Augmentation:
     forward: Transform
     backward: Transform
     turn: tuple[tuple[int, int], tuple[int, int]]
+
+    def restore(self, x: torch.Tensor, role: Role) -> torch.Tensor:
+        """What a member said of a role for an augmented tile, (..., channels, y, x), in the plane."""
+        return self.vectors_backward(x) if role.symmetry == "vector" else self.backward(x)
 
     def vectors_backward(self, x: torch.Tensor) -> torch.Tensor:
         """Vectors (..., 2, y, x) that a member gave for an augmented tile, in the plane."""
@@ -84,7 +90,7 @@ Sample = tuple[torch.Tensor, torch.Tensor]
 
 def sample_of(augmentation: Augmentation, probability: torch.Tensor, flows: torch.Tensor) -> Sample:
     """What a member said of augmented tiles, in the plane."""
-    return augmentation.backward(probability), augmentation.vectors_backward(flows) if flows.shape[1] else flows
+    return augmentation.restore(probability, CLASSES), augmentation.restore(flows, FLOWS) if flows.shape[1] else flows
 
 
 def plain_augmentation(augmentations: tuple[str, ...]) -> int:

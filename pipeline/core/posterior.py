@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from chorus.pipeline.core.fields import (
+    ALEATORIC,
+    EPISTEMIC,
+    FIELDS,
+    FLOW,
+    FLOW_VARIANCE,
+    PROBABILITY,
+    SAMPLES,
+    UNCERTAINTY,
+    Field,
+)
 
 
 @dataclass(frozen=True)
@@ -16,34 +28,77 @@ class Posterior:
 
     Attributes
     ----------
-    probability : (classes, y, x) float32, mean over members and augmentations; foreground classes only where the
-        ensemble is multi-label
-    epistemic, aleatoric : (y, x) float32, variances averaged over those classes, 0 to 0.25
+    fields : by name, (channels, y, x) float32 of each field that is blended and that the run has, see
+        `chorus.pipeline.core.fields`; foreground classes only where the ensemble is multi-label
     labels : (y, x) uint8 or uint16, the predicted class, 0 is background
     masks : (y, x) what `labels` says, or bit k - 1 set for class k where the ensemble is multi-label
     member_masks : (members, y, x) the same of each member's own mean
-    flows : (2, y, x) float32, mean flow (dy, dx) towards the middle of a pixel's object, about 5 times the unit
-        vector as Cellpose has it; (0, y, x) where the ensemble gives none
-    flow_variance : (1, y, x) float32, how far members and augmentations disagree about the direction of the flow: 0 all
-        say the same, 1 they say nothing in common; (0, y, x) where the ensemble gives none
-    samples : (1, y, x) float32, how many samples the tiles got that a pixel is the mean of, weighted as they are;
-        (0, y, x) with full effort, where all get the same
     """
 
-    probability: NDArray[np.float32]
-    epistemic: NDArray[np.float32]
-    aleatoric: NDArray[np.float32]
+    fields: Mapping[str, NDArray[np.float32]]
     labels: NDArray[np.unsignedinteger]
     masks: NDArray[np.unsignedinteger]
     member_masks: NDArray[np.unsignedinteger]
-    flows: NDArray[np.float32]
-    flow_variance: NDArray[np.float32]
-    samples: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+
+    def maps(self, field: Field) -> NDArray[np.float32]:
+        """The maps of a field, (channels, y, x) float32; (0, y, x) where the run has none."""
+        if field.name in self.fields:
+            return self.fields[field.name]
+        if not field.parts or not all(name in self.fields for name in field.parts):
+            return np.empty((0, *self.labels.shape), np.float32)
+        first, *more = (self.fields[name] for name in field.parts)
+        total = first
+        for part in more:
+            total = total + part
+        return total
+
+    def _single(self, field: Field) -> NDArray[np.float32]:
+        only: NDArray[np.float32] = self.maps(field)[0]
+        return only
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """(classes, y, x) float32, mean over members and augmentations."""
+        return self.maps(PROBABILITY)
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
         """Predictive variance, epistemic + aleatoric, (y, x) float32, 0 to 0.25."""
-        return self.epistemic + self.aleatoric
+        return self._single(UNCERTAINTY)
+
+    @property
+    def epistemic(self) -> NDArray[np.float32]:
+        """(y, x) float32, variance between samples, averaged over the classes, 0 to 0.25."""
+        return self._single(EPISTEMIC)
+
+    @property
+    def aleatoric(self) -> NDArray[np.float32]:
+        """(y, x) float32, variance within samples, averaged over the classes, 0 to 0.25."""
+        return self._single(ALEATORIC)
+
+    @property
+    def flow_variance(self) -> NDArray[np.float32]:
+        """(1, y, x) float32, how far members and augmentations disagree about the direction of the flow.
+
+        0 all say the same, 1 they say nothing in common; (0, y, x) where the ensemble gives none.
+        """
+        return self.maps(FLOW_VARIANCE)
+
+    @property
+    def flows(self) -> NDArray[np.float32]:
+        """(2, y, x) float32, mean flow (dy, dx) towards the middle of a pixel's object.
+
+        About 5 times the unit vector, as Cellpose has it; (0, y, x) where the ensemble gives none.
+        """
+        return self.maps(FLOW)
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """(1, y, x) float32, how many samples the tiles got that a pixel is the mean of, weighted as they are.
+
+        (0, y, x) with full effort, where all get the same.
+        """
+        return self.maps(SAMPLES)
 
 
 @dataclass
@@ -99,9 +154,8 @@ class SampleSums:
         self.flows += flows
         self.directions += unit_vectors(flows)
 
-    def maps(self) -> torch.Tensor:
-        """(batch, classes + 2, y, x): mean probability, epistemic and aleatoric variance; with flows three more: the
-        mean flow and the circular variance of its direction.
+    def statistics(self) -> dict[Field, torch.Tensor]:
+        """Of each field that is blended and follows from the sums, (batch, channels, y, x) float32.
 
         References
         ----------
@@ -120,12 +174,21 @@ class SampleSums:
             square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
         epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
         aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
-        maps = [mean, epistemic[:, None], aleatoric[:, None]]
+        found = {PROBABILITY: mean, EPISTEMIC: epistemic[:, None], ALEATORIC: aleatoric[:, None]}
         if self.flows.shape[1]:
             direction = self.directions / self.samples
             variance = (1 - _length(direction)).clamp_(min=0)
-            maps += [self.flows / self.samples, variance]
-        return torch.cat(maps, dim=1)
+            found |= {FLOW: self.flows / self.samples, FLOW_VARIANCE: variance}
+        return found
+
+    def maps(self) -> torch.Tensor:
+        """`statistics` as one tensor, (batch, channels, y, x), see `chorus.pipeline.core.fields.FieldLayout`."""
+        return stacked(self.statistics())
+
+
+def stacked(maps: Mapping[Field, torch.Tensor]) -> torch.Tensor:
+    """Maps (batch, channels, y, x) of some fields as one tensor, in the order of the fields."""
+    return torch.cat([maps[field] for field in FIELDS.values() if field in maps], dim=1)
 
 
 def unit_vectors(flows: torch.Tensor) -> torch.Tensor:

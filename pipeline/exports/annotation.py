@@ -12,15 +12,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
-
-MAPS = ("uncertainty", "epistemic", "aleatoric")
-"""Maps by which a window is chosen, the first that a run saved."""
 
 # Edge of the blocks in which maps are read; sums of integers are the same for any value.
 _BLOCK = 2048
@@ -98,7 +96,7 @@ def _place(image: Drafted, size: int) -> Place:
     if image.planes == (1, 1) and max(image.height, image.width) <= size:
         return Place(0, 0, whole)
     results = open_image(image.results_url, "image", "", image.name)
-    name = next((name for name in MAPS if name in results.channels), None)
+    name = next((field.name for field in CLASS_VARIANCES if field.name in results.channels), None)
     if name is None:
         raise ImageError(
             f"{image.results_url}: holds no map of doubt by which {size} x {size} pixels of it could be chosen; run "

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import FIELDS, OF_OBJECTS
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.exports.contours import Polygon, polygons
@@ -22,12 +23,6 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
-
-DOUBTS = {"uncertainty": "U", "epistemic": "E"}
-"""Columns that objects are sorted by, the first that there is, and their letters in names."""
-
-TOP = 0.25
-"""Of a variance of probabilities: the doubt at which colours end."""
 
 # Edge of the blocks in which labels are read; any value gives the same outlines.
 _BLOCK = 1024
@@ -135,7 +130,7 @@ class ObjectTable:
 
 def doubt_column(columns: Sequence[str]) -> str | None:
     """The column that objects are sorted by; None where none of the doubts was saved."""
-    return next((name for name in DOUBTS if name in columns), None)
+    return next((field.name for field in OF_OBJECTS if field.name in columns), None)
 
 
 def by_doubt(doubt: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -153,7 +148,7 @@ def ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def object_name(rank: int, count: int, column: str | None, doubt: float, label: int) -> str:
     """What an object is called; names sort as ranks do."""
-    said = "" if column is None or np.isnan(doubt) else f"_{DOUBTS[column]}{doubt:.3f}"
+    said = "" if column is None or np.isnan(doubt) else f"_{FIELDS[column].letter}{doubt:.3f}"
     return f"{rank:0{max(4, len(str(count)))}d}{said}_label{label}"
 
 
@@ -165,21 +160,21 @@ def outlines(
     Parameters
     ----------
     column : they are ranked by
-    color : by class, or by doubt from 0 to `TOP`
+    color : by class, or by doubt, over the range of its field
 
     Raises
     ------
     ImageError : the label images cannot be read, or are not those of the table
     """
     places = ranks(by_doubt(table.doubt(column)))
-    palette = _palette()
+    palette, (low, high) = _palette(), FIELDS[column or OF_OBJECTS[0].name].window(1)
     first = 0
     for group in table.groups():
         rows = group.to_pylist()
         for index, parts in _outlines(image, group):
             row, rank = rows[index], int(places[first + index])
             doubt = float("nan") if column is None or row[column] is None else float(row[column])
-            shade = 0 if np.isnan(doubt) else min(max(round(doubt / TOP * 255), 0), 255)
+            shade = 0 if np.isnan(doubt) else min(max(round((doubt - low) / (high - low) * 255), 0), 255)
             painted = image.color(row["class"]) if color == "class" else palette[shade]
             yield Outline(rank, object_name(rank, len(table), column, doubt, row["label"]), row, parts, painted)
         first += len(rows)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 
+from chorus.pipeline.core.fields import OF_OBJECTS
 from chorus.pipeline.exports.files import Parts, whole_file
 from chorus.pipeline.exports.outlines import LabelledImage, Outline, full_resolution
 
@@ -65,7 +66,7 @@ def roi(image: LabelledImage, one: Outline) -> ImagejRoi:
 
 
 def _doubts(one: Outline) -> list[str]:
-    return [name for name in ("uncertainty", "epistemic") if one.row.get(name) is not None]
+    return [field.name for field in OF_OBJECTS if one.row.get(field.name) is not None]
 
 
 def _path(ring: np.ndarray) -> np.ndarray:

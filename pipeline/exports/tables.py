@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import OF_OBJECTS
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.exports.outlines import ObjectTable, by_doubt, object_name
@@ -23,7 +24,7 @@ from chorus.pipeline.exports.outlines import ObjectTable, by_doubt, object_name
 FORMATS = (".csv", ".parquet", ".json")
 # Rows that are held while the objects of a run are put in order.
 _AT_ONCE = 1 << 21
-_SHOWN = ["image", "t", "z", "class", "label", "area", "y", "x", "uncertainty", "epistemic"]
+_SHOWN = ["image", "t", "z", "class", "label", "area", "y", "x", *(field.name for field in OF_OBJECTS)]
 
 
 class _Writer(Protocol):

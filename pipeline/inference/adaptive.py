@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, Sample, plain_augmentation, sample_of
-from chorus.pipeline.core.posterior import SampleSums, class_masks
+from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, PROBABILITY, SAMPLES, Field
+from chorus.pipeline.core.posterior import SampleSums, class_masks, stacked
 from chorus.pipeline.inference.adaptive_bound import TileEffort, difference, doubtful_pixels, looks_of, spread_within
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _CALLS = 2
 Held = dict[int, Sample]
 """A member's samples of some tiles, by the index of the augmentation."""
+Maps = dict[Field, torch.Tensor]
+"""Of some tiles, (tiles, channels, tile, tile) float32 of each field, see `SampleSums.statistics`."""
 
 
 def tiles_in_wave(settings: InferenceSettings) -> int:
@@ -46,7 +49,7 @@ class WaveAnswers:
 
     Attributes
     ----------
-    maps : (tiles, maps, tile, tile) float32, as of `SampleSums.maps`, then how many samples the tile got
+    maps : (tiles, maps, tile, tile) float32, as `InferenceSettings.layout` has them
     means : each member's own mean probability, (tiles, classes, tile, tile) float32
     features : (tiles, features) int64
     samples : of each tile
@@ -81,7 +84,7 @@ class Rounds:
         """Of (tiles, channels, tile, tile), at most `tiles_in_wave` of them."""
         held, features = self._drawn(wave, self._draws[0], [{} for _ in range(self._group.count)])
         sums, means = self._sums(held)
-        maps, samples = sums.maps(), torch.full((len(wave),), float(sums.samples), device=self._device)
+        maps, samples = sums.statistics(), torch.full((len(wave),), float(sums.samples), device=self._device)
         at, found = torch.arange(len(wave), device=self._device), maps
         for look, draw in enumerate(self._draws[1:]):
             on = torch.nonzero(self._doubtful(look, found, held) > self._most[look])[:, 0]
@@ -91,12 +94,13 @@ class Rounds:
             held = [{index: (p[on], f[on]) for index, (p, f) in of_member.items()} for of_member in held]
             held, _ = self._drawn(wave[at], draw, held)
             sums, of_members = self._sums(held)
-            found = sums.maps()
-            maps[at], samples[at] = found, float(sums.samples)
+            found, samples[at] = sums.statistics(), float(sums.samples)
+            for field, values in found.items():
+                maps[field][at] = values
             for mean, anew in zip(means, of_members, strict=True):
                 mean[at] = anew
-        counts = samples[:, None, None, None].expand(-1, 1, *maps.shape[2:])
-        return WaveAnswers(torch.cat([maps, counts], dim=1), means, features, [int(n) for n in samples.tolist()])
+        maps[SAMPLES] = samples[:, None, None, None].expand(-1, 1, *wave.shape[2:])
+        return WaveAnswers(stacked(maps), means, features, [int(n) for n in samples.tolist()])
 
     def measure(self, wave: torch.Tensor) -> list[TileEffort]:
         """What full effort changes of each tile of (tiles, channels, tile, tile), at each look."""
@@ -104,32 +108,31 @@ class Rounds:
         looks, shares = [], []
         for look, draw in enumerate(self._draws):
             held, _ = self._drawn(wave, draw, held)
-            looks.append(self._sums(held)[0].maps())
+            looks.append(self._sums(held)[0].statistics())
             if look < looks_of(len(self._augmentations)):
                 shares.append((self._doubtful(look, looks[-1], held) / self._settings.tile**2).tolist())
         efforts = []
         for tile in range(len(wave)):
-            *early, full = (self._judged(maps[tile]) for maps in looks)
+            *early, full = (self._judged(maps, tile) for maps in looks)
             changed, shift, empty = zip(*(difference(one, full) for one in early), strict=True)
             efforts.append(TileEffort(tuple(share[tile] for share in shares), changed, shift, empty[0]))
         return efforts
 
-    def _judged(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictive variance and classes of a tile's maps, (y, x) each."""
-        classes = self._settings.classes
-        masks = class_masks(maps[:classes], multilabel=self._settings.multilabel)
-        return maps[classes] + maps[classes + 1], masks
+    def _judged(self, maps: Maps, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictive variance and classes of a tile, (y, x) each."""
+        masks = class_masks(maps[PROBABILITY][tile], multilabel=self._settings.multilabel)
+        return maps[EPISTEMIC][tile, 0] + maps[ALEATORIC][tile, 0], masks
 
-    def _doubtful(self, look: int, maps: torch.Tensor, held: list[Held]) -> torch.Tensor:
+    def _doubtful(self, look: int, maps: Maps, held: list[Held]) -> torch.Tensor:
         """Pixels in doubt of each tile: by what members say apart, and from the second look on by what each does."""
         settings = self._settings
         if look == 0:
-            variance = maps[:, settings.classes] / self._group.count
+            variance = maps[EPISTEMIC][:, 0] / self._group.count
         else:
             drawn = [self._draws[0][0], self._draws[1][0]]
             first, second = ([of_member[index][0] for of_member in held] for index in drawn)
             variance = spread_within(first, second, len(self._augmentations))
-        return doubtful_pixels(maps, variance, settings.classes, multilabel=settings.multilabel)
+        return doubtful_pixels(maps[PROBABILITY], variance, settings.classes, multilabel=settings.multilabel)
 
     def _drawn(self, tiles: torch.Tensor, draw: list[int], held: list[Held]) -> tuple[list[Held], torch.Tensor]:
         """What is held with every member's samples of these augmentations, and the features of the first of them."""

@@ -83,7 +83,9 @@ def looks_of(augmentations: int) -> int:
     return min(LOOKS, augmentations - 1)
 
 
-def doubtful_pixels(maps: torch.Tensor, variance: torch.Tensor, classes: int, *, multilabel: bool) -> torch.Tensor:
+def doubtful_pixels(
+    probability: torch.Tensor, variance: torch.Tensor, classes: int, *, multilabel: bool
+) -> torch.Tensor:
     """How many pixels of each tile are in doubt, (batch,) int64.
 
     A pixel is in doubt where ``margin^2 < v``: margin is the difference of its two largest mean probabilities, and v
@@ -93,18 +95,18 @@ def doubtful_pixels(maps: torch.Tensor, variance: torch.Tensor, classes: int, *,
 
     Parameters
     ----------
-    maps : (batch, classes or more, y, x) float32, mean probabilities first
+    probability : (batch, classes, y, x) float32, the mean
     variance : (batch, y, x) float32, squared standard error of them, mean over the K classes
     """
     if multilabel:
-        margin = (2 * maps[:, 0] - 1).abs()
+        margin = (2 * probability[:, 0] - 1).abs()
         for k in range(1, classes):
-            margin = torch.minimum(margin, (2 * maps[:, k] - 1).abs())
+            margin = torch.minimum(margin, (2 * probability[:, k] - 1).abs())
     else:
-        best, second = maps[:, 0], torch.full_like(maps[:, 0], -1)
+        best, second = probability[:, 0], torch.full_like(probability[:, 0], -1)
         for k in range(1, classes):
-            second = torch.maximum(second, torch.minimum(best, maps[:, k]))
-            best = torch.maximum(best, maps[:, k])
+            second = torch.maximum(second, torch.minimum(best, probability[:, k]))
+            best = torch.maximum(best, probability[:, k])
         margin = best - second
     return (margin * margin < (4 if multilabel else 2) * classes * variance).sum(dim=(1, 2))
 

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.fields import PROBABILITY, FieldLayout, Outputs
 from chorus.pipeline.core.geometry import Span, Window
 from chorus.pipeline.core.posterior import Posterior, class_masks, predicted_labels
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.device_transfer import host_array, to_host
-from chorus.pipeline.members.contract import FLOWS, Activation
+from chorus.pipeline.members.contract import Activation
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -45,10 +46,16 @@ class InferenceSettings:
     effort: EffortBound | None = None
 
     @property
+    def layout(self) -> FieldLayout:
+        """Where each field is among the maps that are blended."""
+        flows = "yx" if self.flows else ""
+        given = Outputs.of(map(str, range(self.classes)), flows=flows, adaptive=self.effort is not None)
+        return FieldLayout.blended(given)
+
+    @property
     def maps(self) -> int:
-        """Quantities that are blended: probabilities, two variances, flows and the variance of their direction; how
-        many samples there were, where that differs."""
-        return self.classes + 2 + (FLOWS + 1) * self.flows + (self.effort is not None)
+        """How many maps are blended: all channels of `layout`."""
+        return self.layout.channels
 
 
 def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
@@ -68,31 +75,22 @@ class PosteriorCanvas:
         def maps(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return host_array((count, *target.shape), dtype, device)
 
-        # In the order in which `take_ensemble` gets them.
-        self._maps = [
-            maps(settings.classes),
-            maps(2),
-            maps(FLOWS * settings.flows),
-            maps(int(settings.flows)),
-            maps(int(settings.effort is not None)),
-        ]
+        self._layout = settings.layout
+        self._maps = {name: maps(part.stop - part.start) for name, part in self._layout.slices.items()}
         self._labels, self._masks = maps(1, labels), maps(1, masks)
         self._member_masks = maps(members, masks)
 
     def take(self, rows: Span, maps: torch.Tensor) -> None:
         """What `take_ensemble` and `take_members` get, one after the other."""
-        self.take_ensemble(rows, maps[: self._settings.maps])
-        self.take_members(rows, maps[self._settings.maps :])
+        self.take_ensemble(rows, maps[: self._layout.channels])
+        self.take_members(rows, maps[self._layout.channels :])
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of what `chorus.pipeline.core.posterior.SampleSums.maps` gives, then the number of samples where that
-        differs, (maps, rows, x)."""
+        """Rows of the blended fields, (maps, rows, x) as `InferenceSettings.layout` has them."""
         inside = self._inside(rows)
-        first = 0
-        for target in self._maps:
-            to_host(target[:, inside], maps[first : first + len(target)])
-            first += len(target)
-        probability, multilabel = maps[: self._settings.classes], self._settings.multilabel
+        for name, values in self._layout.split(maps).items():
+            to_host(self._maps[name][:, inside], values)
+        probability, multilabel = maps[self._layout[PROBABILITY]], self._settings.multilabel
         to_host(self._labels[:, inside], predicted_labels(probability, multilabel=multilabel)[None])
         to_host(self._masks[:, inside], class_masks(probability, multilabel=multilabel)[None])
 
@@ -107,17 +105,11 @@ class PosteriorCanvas:
         return self._member_masks.numpy()
 
     def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
-        probability, variances, flows, flow_variance, samples = (maps.numpy() for maps in self._maps)
         return Posterior(
-            probability=probability,
-            epistemic=variances[0],
-            aleatoric=variances[1],
+            fields={name: maps.numpy() for name, maps in self._maps.items()},
             labels=self._labels[0].numpy(),
             masks=self._masks[0].numpy(),
             member_masks=self.member_masks if member_masks is None else member_masks,
-            flows=flows,
-            flow_variance=flow_variance,
-            samples=samples,
         )
 
     def _inside(self, rows: Span) -> slice:

@@ -121,8 +121,7 @@ class RegionOnItsWay:
 
         Parameters
         ----------
-        maps : (tiles, maps, tile, tile) of `SampleSums.maps`, with adaptive effort how many samples there were, then
-            each member's mean probability
+        maps : (tiles, maps, tile, tile) as `InferenceSettings.layout` has them, then each member's mean probability
         features : (tiles, features) int64
         samples : that each tile got
         """

@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import FIELDS, FLOW, FLOWS, PROBABILITY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.dynamics import Crop
@@ -17,9 +18,8 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import posterior_axes
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.writer import open_labels, open_posterior
-from chorus.pipeline.scores.image_scores import FLOW_VARIANCE
 
-FLOW_CHANNELS = ("flow:y", "flow:x")
+FLOW_CHANNELS = tuple(map(FLOW.channel, "yx"))
 
 
 class _StoredArrays:
@@ -87,16 +87,16 @@ class StoredPlane:
     def foreground(self, window: Window, value: int) -> NDArray[np.bool_]:
         """Where class `value` is, (y, x) bool of a window; raises ImageError as `crop`."""
         if self._labels is None:
-            name = f"probability:{self._own.layout.classes[value].name}"
+            name = PROBABILITY.channel(self._own.layout.classes[value].name)
             return np.asarray(self._own.channel(name, window) >= 0.5)
         return np.asarray(self._own.read(self._labels, self._own.layout.axes, window) == value)
 
     def doubt(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:
         """A map of doubt about objects of class `value`, (y, x) of a window; raises ImageError as `crop`.
 
-        The variance of flows is that of the flows that make the objects.
+        What is said of flows is said of those that make the objects.
         """
-        arrays = self._arrays_of_flows(value) if name == FLOW_VARIANCE else self._own
+        arrays = self._arrays_of_flows(value) if FIELDS[name].role is FLOWS else self._own
         return arrays.channel(name, window)
 
     def _arrays_of_flows(self, value: int) -> _StoredArrays:

@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import FLOW, PROBABILITY
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_dynamics import VolumeCrop
@@ -18,7 +19,7 @@ from chorus.pipeline.io.arrays import posterior_axes
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.writer import open_labels, open_posterior
 
-FLOW_CHANNELS = ("flow:z", "flow:y", "flow:x")
+FLOW_CHANNELS = tuple(map(FLOW.channel, "zyx"))
 
 
 class StoredVolume:
@@ -61,7 +62,7 @@ class StoredVolume:
     def foreground(self, box: Box, value: int) -> NDArray[np.bool_]:
         """Where class `value` is, (z, y, x) bool of a box; raises ImageError as `crop`."""
         if self._labels is None:
-            name = f"probability:{self._layout.classes[value].name}"
+            name = PROBABILITY.channel(self._layout.classes[value].name)
             return np.asarray(self.maps(box, [name])[0] >= 0.5)
         return np.asarray(self._read(self._labels, self._layout.axes, box, {}) == value)
 

@@ -94,6 +94,7 @@ class ImageLayout:
     channels : names of the posterior's channels; empty where no posterior is kept
     dtype : of the posterior
     classes : background first
+    samples : of a pixel at most: members times augmentations
     chunk, region : edge in pixels of a chunk and of a shard (a multiple of it) on y and x
     """
 
@@ -111,6 +112,7 @@ class ImageLayout:
     classes: tuple[ClassInfo, ...]
     chunk: int
     region: int
+    samples: int = 1
 
     @property
     def height(self) -> int:

@@ -19,13 +19,13 @@ from ome_zarr_models.v05.image_label import ImageLabelAttrs
 from ome_zarr_models.v05.image_label_types import Label
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 
+from chorus.pipeline.core.fields import field_of, shown_first
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage, label_plan, posterior_axes, semantic_labels
 from chorus.pipeline.io.groups import dump, group_documents
 from chorus.pipeline.io.models import ImageLayout
 
 AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
-VARIANCE_COLORS = {"uncertainty": "FFFFFF", "epistemic": "FFB000", "aleatoric": "00B7FF"}
 BACKGROUND_COLOR = "808080"
 
 
@@ -93,14 +93,20 @@ def multiscale(
 
 
 def _channel(layout: ImageLayout, name: str) -> Channel:
-    """How a viewer first shows a channel: in its class's colour over its range; background is switched off."""
-    colors = {info.name: info.color.removeprefix("#") for info in layout.classes}
-    colors[layout.classes[0].name] = BACKGROUND_COLOR
-    kind, _, class_name = name.partition(":")
-    color = VARIANCE_COLORS.get(kind) or colors.get(class_name, "FFFFFF")
-    top = 1.0 if kind in ("probability", "flow_variance") else 0.25
-    window = ContrastWindow(min=0.0, max=top, start=0.0, end=top)
-    active = class_name != layout.classes[0].name
+    """How a viewer first shows a channel: over its field's range, in its class's colour or that of its field."""
+    field = field_of(name)
+    if field is None:
+        raise ValueError(f"{layout.url}: {name!r} is a channel of no field")
+    low, high = field.window(layout.samples)
+    background = layout.classes[0].name
+    if field.display.colors:
+        own = [layout.channels[index] for index in field.among(layout.channels)]
+        color = field.display.colors[own.index(name) % len(field.display.colors)]
+    else:
+        colors = {field.channel(info.name): info.color.removeprefix("#") for info in layout.classes}
+        color = (colors | {field.channel(background): BACKGROUND_COLOR})[name]
+    window = ContrastWindow(min=low, max=high, start=low, end=high)
+    active = name in shown_first(layout.channels, background)
     return Channel.model_validate({"label": name, "color": color, "active": active, "window": window})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import PROBABILITY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io.discovery import find_images
@@ -32,7 +33,7 @@ def open_probability(result_url: str, classes: Sequence[str]) -> ReadProbability
     image = next(iter(find_images([result_url], workers=1)))
     if isinstance(image, FailedImage):
         raise ImageError(image.message)
-    names = [f"probability:{name}" for name in classes]
+    names = [PROBABILITY.channel(name) for name in classes]
     if missing := [name for name in names if name not in image.channels]:
         raise ImageError(f"{result_url}: the run kept no {missing[0]}; run predict with --save probability")
     array, channels = open_level(image.url, image.levels[0].path), [image.channels.index(name) for name in names]

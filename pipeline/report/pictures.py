@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, Level, SourceImage
 from chorus.pipeline.io.ngff import open_image
 
 LONGEST_SIDE = 512
-UNCERTAINTY_TOP = 0.25  # of a variance of probabilities, so the scale is the same in every report
-
-# Maps that show doubt, the one that says most first.
-_DOUBT = ("uncertainty", "epistemic", "aleatoric")
+# The scale of all variances of classes, the same in every report.
+UNCERTAINTY_TOP = CLASS_VARIANCES[0].window(1)[1]
+_DOUBT = tuple(field.name for field in CLASS_VARIANCES)
 
 # Of larger levels nothing is read, not even in steps.
 _READ_PIXELS = 2**28

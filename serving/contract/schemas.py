@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
+from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.scores.registry import column_of
 
 JSON, NPZ, TIFF, ZIP = "application/json", "application/x-npz", "image/tiff", "application/zip"
 ANSWERS = (JSON, NPZ, TIFF, ZIP)
-MAP_OUTPUTS = ("probability", "uncertainty", "epistemic", "aleatoric", "flows", "samples")
+OUTPUTS = ("labels", "objects", *FIELDS)
 
-Output = Literal["labels", "objects", "probability", "uncertainty", "epistemic", "aleatoric", "flows", "samples"]
+
+def _known_output(name: str) -> str:
+    if name not in OUTPUTS:
+        raise ValueError(f"{name!r} is no output; choose out of {', '.join(OUTPUTS)}")
+    return name
+
+
+Output = Annotated[str, AfterValidator(_known_output), WithJsonSchema({"type": "string", "enum": list(OUTPUTS)})]
+"""What an answer can hold beside the scores: labels, objects, and every field of `chorus.pipeline.core.fields`."""
 Augmentation = Literal["identity", "hflip", "vflip", "hvflip", "rot90", "rot270", "transpose", "antitranspose"]
 ChannelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -45,7 +54,7 @@ class PredictOptions(_Strict):
     window: str | None = Field(default=None, pattern=r"^\d{1,9}:\d{1,9},\d{1,9}:\d{1,9}$", examples=["0:512,128:640"])
     level: int | None = Field(default=None, ge=0, le=32)
     diameter: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False)
-    outputs: list[Output] = Field(default=[], max_length=8, examples=[["labels", "uncertainty"]])
+    outputs: list[Output] = Field(default=[], max_length=len(OUTPUTS), examples=[["labels", "uncertainty"]])
 
     @field_validator("augmentations")
     @classmethod

@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.pyramid import write_label_pyramid, write_pyramid
@@ -56,8 +57,9 @@ def arrays(result: Result, outputs: list[str]) -> dict[str, NDArray[np.generic]]
         elif output == "objects":
             found |= {f"objects-{_UNSAFE.sub('_', name)}": labels for name, labels in result.objects.items()}
         else:
-            maps = result.channels(output)
-            found[output] = maps if output in ("probability", "flows") else maps[0]
+            field = FIELDS[output]
+            maps = result.channels(field)
+            found[output] = maps if field.per_channel else maps[0]
     return found
 
 
@@ -77,8 +79,8 @@ def _tiff(result: Result, outputs: list[str]) -> bytes:
     values = values.astype(np.float32) if values.dtype.kind == "f" else values
     metadata: dict[str, object] = {"axes": "CYX"[3 - values.ndim :], "Name": name}
     if values.ndim == 3:
-        prefix = {"flows": "flow:"}.get(name, f"{name}:")
-        metadata["Channel"] = {"Name": [c for c in result.layout.channels if c.startswith(prefix)]}
+        own = FIELDS[name].among(result.layout.channels)
+        metadata["Channel"] = {"Name": [result.layout.channels[index] for index in own]}
     size, units = result.layout.scale, result.layout.units
     if units[0] == units[1] == "micrometer":
         metadata |= {"PhysicalSizeY": size[0], "PhysicalSizeX": size[1]}

@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 
 from chorus.cluster.objects.after_predict import with_objects
-from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, resolve
+from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, outputs_of, resolve
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.scores import scores_frame
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.inference.engine import Engine
@@ -27,7 +28,7 @@ from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
 from chorus.pipeline.scores.registry import STATED
-from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, Output, PredictOptions
+from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, PredictOptions
 from chorus.serving.contract.settings import ServeSettings
 
 
@@ -100,9 +101,9 @@ class Hosted:
     def info(self) -> EnsembleInfo:
         """What clients may know of it."""
         spec = self.ensemble.spec
-        outputs: list[Output] = ["labels", "probability", "uncertainty", "epistemic", "aleatoric"]
-        outputs += ["objects", "flows"] if spec.flows else []
-        outputs += ["samples"] if self.effort == "adaptive" else []
+        given = outputs_of(ResultSettings(effort=self.effort), self.ensemble)
+        outputs = ["labels", *(["objects"] if spec.flows else [])]
+        outputs += [name for name, field in FIELDS.items() if field.given(given)]
         return EnsembleInfo(
             name=self.name,
             hash=self.ensemble.hash,
@@ -124,6 +125,7 @@ class Hosted:
         Other augmentations than the ensemble's get full effort: its bound holds for its own.
         """
         own = options.augmentations in (None, self.ensemble.spec.augmentations)
+        asked = set(options.outputs) & set(self.info.outputs) & set(CHOICES)
         wanted = ResultSettings(
             channel=list(options.channels),
             level=options.level,
@@ -133,6 +135,7 @@ class Hosted:
             backend=self.backend,
             effort=self.effort if own else "full",
             threads=self.threads,
+            save=[*DEFAULTS, *asked],
             device=device_of(self.device).kind,
         )
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects="auto")

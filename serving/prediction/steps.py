@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from chorus.cluster.objects.inputs import diameter_in, typical_diameter
 from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image
-from chorus.cluster.planning.settings import SAMPLES
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runs.finish_image import image_record
 from chorus.cluster.state.ledger import ImageRecord
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, SAMPLES, Field
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble
@@ -79,10 +79,9 @@ class Result:
     objects: Mapping[str, Labels]
     layout: ImageLayout
 
-    def channels(self, kind: str) -> NDArray[np.floating]:
-        """The maps of one kind, (channels, y, x)."""
-        prefix = {"flows": "flow:"}.get(kind, f"{kind}:")
-        return self.maps[[i for i, name in enumerate(self.layout.channels) if name == kind or name.startswith(prefix)]]
+    def channels(self, field: Field) -> NDArray[np.floating]:
+        """The maps of a field, (channels, y, x)."""
+        return self.maps[field.among(self.layout.channels)]
 
 
 def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits) -> Planned:
@@ -94,7 +93,7 @@ def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits
     ChorusError : channels, level or diameter do not fit
     """
     settings = hosted.settings(options)
-    given = [name for name in hosted.info.outputs if name != SAMPLES or settings.bound is not None]
+    given = [name for name in hosted.info.outputs if name != SAMPLES.name or settings.bound is not None]
     for output in options.outputs:
         if output not in given:
             raise RequestError(422, f"ensemble {hosted.name} gives no {output}; ask for {', '.join(given)}")
@@ -202,12 +201,12 @@ def _objects(planned: Planned, layout: ImageLayout, maps: NDArray[np.floating], 
     ensemble: Ensemble = planned.hosted.ensemble
     diameter = planned.settings.diameter or diameter_in(planned.image, typical_diameter(ensemble))
     settings, plane = ObjectSettings(max(1.0, diameter)), labels.shape
-    flows = maps[[layout.channels.index(name) for name in ("flow:y", "flow:x")]]
+    flows = maps[FLOW.among(layout.channels)]
     found = {}
     for value, entry in enumerate(ensemble.spec.classes[1:], 1):
         foreground = labels == value
         if ensemble.multilabel:
-            foreground = maps[layout.channels.index(f"probability:{entry.name}")] >= 0.5
+            foreground = maps[layout.channels.index(PROBABILITY.channel(entry.name))] >= 0.5
 
         def read(window: Window, foreground: NDArray[np.bool_] = foreground) -> Crop:
             y, x = window.y.slice, window.x.slice

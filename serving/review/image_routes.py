@@ -13,6 +13,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi import Query as Parameter
 from fastapi.responses import Response
 
+from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
@@ -79,7 +80,8 @@ def image_routes(run: Run, *, writable: bool) -> APIRouter:
             if shown.kind == "channel" and (low is None or high is None):
                 look = Look(*views.contrast(snapshot, name, shown), color, style)
             colors = [info.color for info in snapshot.classes]
-            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), look, colors, suffix)
+            samples = snapshot.document.samples
+            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), look, colors, samples, suffix)
 
         media = MEDIA["png" if layer.startswith("labels-") else suffix]
         return _cached(request, snapshot.version, media, draw)
@@ -160,9 +162,11 @@ class _Views:
         }
         if layer.kind == "channel":
             content["contrast"] = self.contrast(snapshot, name, layer)
-        elif layer.kind == "map":
-            low, high, colors = scale(layer)
+        elif layer.field is not None:
+            low, high, colors = scale(layer.field, snapshot.document.samples)
             content |= {"contrast": (low, high), "colors": colors}
+            content |= {"label": layer.field.channel_label(layer.name), "unit": layer.field.display.unit}
+            content["uncertainty"] = layer.field in CLASS_VARIANCES
         return content
 
     def values(self, snapshot: Snapshot, name: str, t: int, z: int, y: float, x: float) -> dict[str, float]:

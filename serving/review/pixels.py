@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import Field, field_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
@@ -58,6 +59,7 @@ class Layer:
     image : the multiscales that it is in
     index : on the c axis
     color : of the source, ``rrggbb``; empty where it says nothing
+    field : of a map
     """
 
     id: str
@@ -66,6 +68,7 @@ class Layer:
     image: SourceImage
     index: int
     color: str = ""
+    field: Field | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -182,7 +185,11 @@ def open_layers(source_url: str, result_url: str, labels_url: str) -> Opened:
             layers.append(Layer(f"channel-{index}", "channel", name, source, index, colors.get(index, "")))
     results = _attempt(result_url, notes)
     if results is not None and not results.levels[0].path.startswith("labels/"):
-        layers += [Layer(f"map-{name}", "map", name, results, i) for i, name in enumerate(results.channels)]
+        for index, name in enumerate(results.channels):
+            if (field := field_of(name)) is None:
+                notes.append(f"{result_url}: its channel {name!r} is of no field that this version knows")
+            else:
+                layers.append(Layer(f"map-{name}", "map", name, results, index, field=field))
     for name in _label_names(labels_url, notes):
         labels = _attempt(storage.join(labels_url, "labels", name), notes)
         if labels is not None:

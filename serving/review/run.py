@@ -50,6 +50,7 @@ class _Ensemble(_Read):
 
 class _Settings(_Read):
     in_place: bool = False
+    augmentations: list[str] = []
 
 
 class RunDocument(_Read):
@@ -68,6 +69,12 @@ class RunDocument(_Read):
         """Names the results: those of another ensemble, or that were made anew, have another; a resumed run has not."""
         made = f"{self.ensemble.hash if self.ensemble else ''} {self.started}"
         return hashlib.sha256(made.encode()).hexdigest()[:12]
+
+    @property
+    def samples(self) -> int:
+        """Of a pixel at most, members times augmentations; 1 where the run does not say it."""
+        members = self.ensemble.members if self.ensemble else None
+        return max(1, (members or 1) * len(self.settings.augmentations))
 
     @property
     def classes(self) -> list[ClassInfo]:

@@ -1,6 +1,6 @@
 """Tiles as pictures: channels in grey or a colour between two values, labels filled or as lines, maps in colours.
 
-Colours and scales are those of the report: variances in inferno from 0 to 0.25, the same in every run.
+Colours and scales of maps are those of their fields, see `chorus.pipeline.core.fields`: the same in every run.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from chorus.pipeline.core.fields import Colormap, Field
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP
+from chorus.pipeline.report.pictures import INFERNO
 from chorus.serving.review.pixels import TILE, Layer, Pixels, Step
 
 Style = Literal["fill", "line"]
 
 MEDIA = {"webp": "image/webp", "png": "image/png"}
-# matplotlib's viridis at 0, 0.1, ..., 1, for probabilities.
+# matplotlib's viridis at 0, 0.1, ..., 1.
 VIRIDIS = (
     "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c",
     "#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725",
 )  # fmt: skip
 # Blue, white, red: flows have a sign.
 _SIGNED = ("#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b")
+COLORMAPS: dict[Colormap, tuple[str, ...]] = {"viridis": VIRIDIS, "inferno": INFERNO, "diverging": _SIGNED}
 _HUES = 251  # prime, so that neighbours' numbers rarely share a colour
 
 
@@ -49,13 +51,9 @@ class Look:
     style: Style = "line"
 
 
-def scale(layer: Layer) -> tuple[float, float, tuple[str, ...]]:
-    """Least and greatest value of a map's colours, and these colours."""
-    if layer.name.startswith("probability"):
-        return 0.0, 1.0, VIRIDIS
-    if layer.name.startswith("flow:"):
-        return -1.0, 1.0, _SIGNED
-    return 0.0, 1.0 if layer.name == "flow_variance" else UNCERTAINTY_TOP, INFERNO
+def scale(field: Field, samples: int) -> tuple[float, float, tuple[str, ...]]:
+    """Least and greatest value of a field's colours, and these colours, in a run of so many samples of a pixel."""
+    return *field.window(samples), COLORMAPS[field.display.colormap]
 
 
 def contrast(values: NDArray[Any]) -> tuple[float, float]:
@@ -71,6 +69,7 @@ def draw_tile(
     place: tuple[int, int, int, int],
     look: Look,
     colors: list[str],
+    samples: int,
     suffix: str,
 ) -> bytes:
     """A tile as a picture file.
@@ -79,6 +78,7 @@ def draw_tile(
     ----------
     place : time point, z plane, and row and column of the tile
     colors : of classes, background first, ``#rrggbb``
+    samples : of a pixel at most
     suffix : ``webp`` or ``png``
 
     Raises
@@ -91,10 +91,10 @@ def draw_tile(
     if layer.kind == "labels":
         return _encode(_labels(pixels, layer, step, t, z, window, look.style, colors), "png")
     values = pixels.window(layer, step, t, z, window)
-    if layer.kind == "channel":
+    if layer.field is None:
         low, high = (look.low or 0.0, look.high if look.high is not None else 1.0)
         return _encode(paint_channel(values, low, high, look.color), suffix)
-    low, high, anchors = scale(layer)
+    low, high, anchors = scale(layer.field, samples)
     low, high = (low if look.low is None else look.low, high if look.high is None else look.high)
     return _encode(paint_map(values, low, high, anchors), suffix)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Grid, Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.engine import PlaneWindow
@@ -38,10 +40,28 @@ def plane_window(image: NDArray[np.float32], grid: Grid, target: Window) -> Plan
 
 
 def assert_same_bytes(a: Posterior, b: Posterior) -> None:
-    for field in fields(Posterior):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        assert (left.dtype, left.shape) == (right.dtype, right.shape), field.name
-        assert left.tobytes() == right.tobytes(), field.name
+    ours, theirs = arrays_of(a), arrays_of(b)
+    assert ours.keys() == theirs.keys()
+    for name, left in ours.items():
+        right = theirs[name]
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), name
+        assert left.tobytes() == right.tobytes(), name
+
+
+def arrays_of(posterior: Posterior) -> dict[str, NDArray[Any]]:
+    """All arrays of a posterior, (..., y, x), by name."""
+    labels = {"labels": posterior.labels, "masks": posterior.masks, "member_masks": posterior.member_masks}
+    return dict(posterior.fields) | labels
+
+
+def posterior_of(arrays: Mapping[str, NDArray[Any]]) -> Posterior:
+    """The posterior of such arrays."""
+    return Posterior(
+        fields={name: array for name, array in arrays.items() if name in FIELDS},
+        labels=arrays["labels"],
+        masks=arrays["masks"],
+        member_masks=arrays["member_masks"],
+    )
 
 
 def noise(shape: tuple[int, int], seed: int) -> NDArray[np.float32]:

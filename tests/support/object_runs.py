@@ -15,10 +15,11 @@ from chorus.cluster.objects.run import find_objects
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
 from chorus.cluster.planning.requests import Outcome, PredictRequest
-from chorus.cluster.planning.settings import MAPS, ResultSettings
+from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord
+from chorus.pipeline.core.fields import CHOICES
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.io.pyramid import write_pyramid
 from chorus.pipeline.io.writer import prepare_image, write_region
@@ -63,7 +64,7 @@ def write_results(
     **settings: Any,
 ) -> Path:
     """Results of a run that saved everything; objects of label n are of class 1 + n % (foreground classes)."""
-    chosen = resolve(ResultSettings(**({"region": region, "chunk": 32, "save": list(MAPS)} | settings)), ensemble)
+    chosen = resolve(ResultSettings(**({"region": region, "chunk": 32, "save": list(CHOICES)} | settings)), ensemble)
     images = [image for image in plan_images([str(source)], ensemble, chosen) if isinstance(image, PlannedImage)]
     table = ImageTable.collect(images)
     request = PredictRequest(sources=[str(source)], ensemble=ensemble.url, out=str(out))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import circvar
 
+from chorus.pipeline.core.fields import FLOW_VARIANCE
 from chorus.pipeline.core.posterior import SampleSums, unit_vectors
 from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference, calibrate_from
@@ -28,7 +29,7 @@ def variance(*flows: tuple[float, float]) -> float:
     for flow in flows:
         sums.add_flows(torch.tensor(flow).reshape(1, 2, 1, 1))
         sums.samples += 1
-    return float(sums.maps()[0, -1])
+    return float(sums.statistics()[FLOW_VARIANCE])
 
 
 @pytest.mark.parametrize(

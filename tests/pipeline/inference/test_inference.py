@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.engine import Engine, InferenceSettings, StageState
 from chorus.pipeline.members.contract import Member, ModuleMember
 from chorus.pipeline.scores.image_scores import RegionSums, region_sums
-from tests.support.engines import CPU, Filter, assert_same_bytes, noise, plane_window
+from tests.support.engines import CPU, Filter, arrays_of, assert_same_bytes, noise, plane_window, posterior_of
 from tests.support.making import network
 
 
@@ -56,16 +55,15 @@ def stitch(
 ) -> tuple[Posterior, RegionSums]:
     whole: dict[str, NDArray[Any]] = {}
     for window, part in zip(windows, parts, strict=True):
-        for field in fields(Posterior):
-            values = getattr(part, field.name)
-            full = whole.setdefault(field.name, np.zeros((*values.shape[:-2], *shape), values.dtype))
+        for name, values in arrays_of(part).items():
+            full = whole.setdefault(name, np.zeros((*values.shape[:-2], *shape), values.dtype))
             full[..., window.y.slice, window.x.slice] = values
     # Patches of one pixel: regions begin anywhere here.
     sums = [region_sums(part, classes=part_classes(part), multilabel=False, patch=1) for part in parts]
     total = sums[0]
     for more in sums[1:]:
         total = total + more
-    return Posterior(**whole), total
+    return posterior_of(whole), total
 
 
 def part_classes(posterior: Posterior) -> int:

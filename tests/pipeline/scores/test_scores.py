@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.scores.image_scores import FIXED_POINT, RegionSums, image_scores, patch_edge, region_sums
 from tests.support import reference
+from tests.support.engines import arrays_of, posterior_of
 
 NAMES = ["cell", "nucleus"]
 
@@ -26,19 +27,21 @@ def posterior(shape: tuple[int, int], seed: int, *, classes: int = 3, members: i
     rng = np.random.default_rng(seed)
     high = 2**bits if bits else classes
     return Posterior(
-        probability=rng.random((classes, *shape)).astype(np.float32),
-        epistemic=(rng.random(shape) / 8).astype(np.float32),
-        aleatoric=(rng.random(shape) / 8).astype(np.float32),
+        fields={
+            "probability": rng.random((classes, *shape)).astype(np.float32),
+            "epistemic": (rng.random((1, *shape)) / 8).astype(np.float32),
+            "aleatoric": (rng.random((1, *shape)) / 8).astype(np.float32),
+            "flows": np.zeros((2, *shape), np.float32),
+            "flow_variance": rng.random((1, *shape)).astype(np.float32),
+        },
         labels=rng.integers(0, classes, shape).astype(np.uint8),
         masks=rng.integers(0, high, shape).astype(np.uint8),
         member_masks=rng.integers(0, high, (members, *shape)).astype(np.uint8),
-        flows=np.zeros((2, *shape), np.float32),
-        flow_variance=rng.random((1, *shape)).astype(np.float32),
     )
 
 
 def part(whole: Posterior, rows: slice, columns: slice) -> Posterior:
-    return Posterior(**{name: values[..., rows, columns] for name, values in vars(whole).items()})
+    return posterior_of({name: values[..., rows, columns] for name, values in arrays_of(whole).items()})
 
 
 @given(
@@ -180,7 +183,7 @@ def test_a_single_member_has_no_pairwise_dice() -> None:
 
 def test_flow_variance_is_unknown_without_flows_and_where_a_region_was_done_by_an_earlier_chorus() -> None:
     whole = posterior((6, 6), 0)
-    without = replace(whole, flows=whole.flows[:0], flow_variance=whole.flow_variance[:0])
+    without = replace(whole, fields={name: whole.fields[name] for name in ("probability", "epistemic", "aleatoric")})
     known, unknown = (region_sums(one, 3, multilabel=False, patch=1) for one in (whole, without))
     earlier = RegionSums.model_validate(known.model_dump(exclude={"flow_variance"}))
     assert image_scores([unknown], NAMES)["flow_variance"] is None

@@ -36,12 +36,9 @@ export function request(layer, look, plane) {
 }
 
 export function words(layer) {
-  const [kind, ...rest] = layer.name.split(":");
   if (layer.kind === "labels") return layer.name === "semantic" ? "Classes" : `Objects: ${layer.name}`;
-  if (layer.kind === "channel") return /^\d+$/.test(layer.name) ? `Channel ${layer.name}` : layer.name;
-  const known = {probability: `Probability: ${rest.join(":")}`, uncertainty: "Uncertainty", epistemic: "Members' disagreement (epistemic)",
-    aleatoric: "Aleatoric", flow: `Flow ${rest.join(":")}`, flow_variance: "Flows' disagreement"};
-  return known[kind] ?? layer.name;
+  if (layer.kind === "map") return layer.label;
+  return /^\d+$/.test(layer.name) ? `Channel ${layer.name}` : layer.name;
 }
 
 export const dtypeTop = (layer) => ({uint8: 255, uint16: 65535, int8: 127, int16: 32767}[layer.dtype] ?? null);

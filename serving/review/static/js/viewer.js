@@ -107,7 +107,7 @@ function Shown({run, image, step}) {
     setSplit(!split);
     // Something is to be seen on the right.
     const maps = image.layers.filter((one) => one.kind === "map"), shown = image.layers.some((one) => looks.get(one.id).on && looks.get(one.id).side !== "left");
-    const doubt = maps.find((one) => one.name === "uncertainty") ?? maps[0];
+    const doubt = maps.find((one) => one.uncertainty) ?? maps[0];
     if (!split && !shown && doubt) change(doubt, {on: true, side: "right"});
   };
   // Before anything is painted: whoever sees the image may decide on it.
@@ -143,7 +143,7 @@ function Shown({run, image, step}) {
       <${Layers} image=${image} looks=${looks} change=${change} split=${split} />
       <section class="values" aria-live="polite" aria-label="Values where you clicked">${values
         ? html`<h3>At y ${values.y}, x ${values.x}</h3><dl>${image.layers.filter((one) => one.id in values.values).map((one) => html`
-            <dt>${words(one)}</dt><dd>${values.values[one.id]}</dd>`)}</dl>` : html`<p class="soft">Click in the image for its values there.</p>`}</section>
+            <dt>${words(one)}</dt><dd>${values.values[one.id]}${one.unit && ` ${one.unit}`}</dd>`)}</dl>` : html`<p class="soft">Click in the image for its values there.</p>`}</section>
       ${image.notes.map((note) => html`<p class="soft">${note}</p>`)}
     </aside>`;
 }
