@@ -144,7 +144,7 @@ def seen_by(channel: str) -> list[tuple[str, str]]:
     A component of a vector is seen by the views whose planes have its axis, all else by each of them.
     """
     field = field_of(channel)
-    if field is None or field.role.symmetry == "scalar":
+    if field is None or field.symmetry == "scalar":
         return [(view, channel) for view in VIEWS]
     axis = channel.removeprefix(field.channel(""))
     return [(view, field.channel(LETTERS[view][axis])) for view in VIEWS if LETTERS[view][axis] in "yx"]

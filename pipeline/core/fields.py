@@ -125,6 +125,11 @@ class Field:
         """Whether it has a map per channel of its role."""
         return bool(self.prefix)
 
+    @property
+    def symmetry(self) -> Symmetry:
+        """How its maps change under a flip or a turn: as those of its role, or as a scalar where it has one map."""
+        return self.role.symmetry if self.prefix else "scalar"
+
     def given(self, outputs: Outputs) -> bool:
         """Whether a run has it."""
         return self.role in outputs.channels

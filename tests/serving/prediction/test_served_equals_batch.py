@@ -90,6 +90,21 @@ def test_a_served_image_has_the_bytes_and_scores_of_a_run(with_flows: Path, tmp_
     assert objects.max() > 0
 
 
+def test_the_variance_of_flows_is_served_as_a_run_keeps_it(with_flows: Path, tmp_path: Path) -> None:
+    image = pixels((90, 80))
+    saved = ["probability", "uncertainty", "epistemic", "aleatoric", "flow_variance", "flows"]
+    run(write_image(tmp_path / "a.zarr", image), with_flows, tmp_path / "out", save=saved)
+    stored = np.asarray(zarr.open_array(tmp_path / "out/images/a.ome.zarr/s0", mode="r"))
+    with server(ensemble=str(with_flows)) as (client, _):
+        headers = NPY | {"Accept": "application/x-npz"}
+        answer = client.post("/v1/predict?outputs=flow_variance&outputs=flows", content=npy(image), headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert "flow_variance" in client.get("/v1/ensembles").json()["ensembles"][0]["outputs"]
+    found = npz(answer.content)
+    assert found["flow_variance"].tobytes() == stored[5].tobytes()
+    assert found["flows"].tobytes() == stored[6:8].tobytes()
+
+
 def test_several_clients_at_once_get_what_each_would_get_alone(ensemble_url: str, tmp_path: Path) -> None:
     """Their tiles share batches of four on a server where each call has room for them."""
     images = [pixels((90 + 20 * i, 100), seed=i) for i in range(3)]
