@@ -84,7 +84,10 @@ class RequestOptions:
     chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
     save: Annotated[str, typer.Option(help=f"Maps to keep, comma-separated ({MoreMaps}, too), or `none`.")] = Maps
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
-    strict: Annotated[bool, typer.Option("--strict", help="A missing chunk is an error, not fill value.")] = False
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="A missing chunk is an error, not fill value; ome-zarr reads results back."),
+    ] = False
     trust_code: TrustCode = False
     in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
     volumes: Annotated[

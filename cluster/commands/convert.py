@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,7 @@ class ConvertRequest(BaseModel):
     out : URL of the folder that gets an OME-Zarr per file
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     overwrite : start anew where `out` holds the results of other settings
+    strict : read each image back by ome-zarr
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class ConvertRequest(BaseModel):
     executor: Literal["ray", "serial"] = "ray"
     address: str | None = None
     overwrite: bool = False
+    strict: bool = False
 
 
 def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
@@ -76,7 +79,8 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
     finished = read_converted(request.out)
     rows = {file.url: _row(file, finished.get(file.url)) for file in files}
     todo = [index for index, file in enumerate(files) if file.url not in finished]
-    calls = [(index, convert_and_record, (request.out, files[index], request.settings)) for index in todo]
+    task = partial(convert_and_record, strict=request.strict)
+    calls = [(index, task, (request.out, files[index], request.settings)) for index in todo]
 
     def take(result: TaskResult) -> dict[str, Any]:
         file = files[result.key]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.state.ledger import record_file, recorded_files
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.peer_check import check_image
 from chorus.pipeline.io.raster_files import RasterFile
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
@@ -40,8 +41,10 @@ class ConvertedFile(BaseModel):
     part_of: str = ""
 
 
-def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings) -> ConvertedFile:
+def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *, strict: bool = False) -> ConvertedFile:
     """Convert a file and record it; what an earlier attempt left of it is removed first.
+
+    With `strict` each image is read back by ome-zarr before that.
 
     Raises
     ------
@@ -53,6 +56,9 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings) ->
     with storage_errors(target):
         remove_folder(target)
     made = convert_file(file.url, target, settings)
+    if strict and not made.part_of:
+        for image in [target] if made.images == 1 else [storage.join(target, str(i)) for i in range(made.images)]:
+            check_image(image)
     seconds = round(time.perf_counter() - started, 3)
     record = ConvertedFile(
         name=file.name,

@@ -14,6 +14,7 @@ from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
 from chorus.cluster.telemetry.timeline import span
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.encoder_features import FeatureTotal
+from chorus.pipeline.io.peer_check import check_image
 from chorus.pipeline.io.pyramid import write_pyramid
 from chorus.pipeline.preprocessing.preparation import Statistics, without_spread
 from chorus.pipeline.report.thumbnails import write_thumbnail
@@ -40,6 +41,9 @@ def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dic
     layout = layout_of(image, ensemble, context.settings, context.out)
     with span("pyramid"):
         write_pyramid(layout)
+        if context.settings.strict:
+            for url in dict.fromkeys((layout.url, layout.labels_url)):
+                check_image(url)
     if context.thumbnails:
         with span("thumbnail"):
             write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])

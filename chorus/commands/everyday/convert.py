@@ -29,6 +29,7 @@ def convert(
     region: Annotated[int, typer.Option(help="Edge of a shard (one object) in pixels.")] = 2048,
     chunk: Annotated[int, typer.Option(help="Edge of a chunk in pixels; a region is a multiple of it.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Read each finished image back by ome-zarr.")] = False,
     executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
         None
@@ -52,6 +53,7 @@ def convert(
     err = Console(stderr=True)
     settings = {"pixel_size": pixel_size, "channel_name": channel_name or [], "region": region, "chunk": chunk}
     content = {"sources": sources, "out": out, "executor": executor, "address": address, "overwrite": overwrite}
+    content |= {"strict": strict}
     request = validated(run.ConvertRequest, content | {"settings": settings}, "convert")
     outcome = run.convert(request, ConsoleReporter(err, units="files", devices="cores"))
     if as_json:

@@ -95,7 +95,7 @@ def test_an_ensemble_of_a_plug_in_is_made_checked_and_predicts(tmp_path: Path) -
     lines = [
         f"ensemble add {tmp_path}/e {tmp_path}/m0.threshold {tmp_path}/m1.threshold --pixel-size 0.5",
         f"ensemble check {tmp_path}/e",
-        f"predict {tmp_path}/a.ome.zarr --ensemble {tmp_path}/e --out {tmp_path}/out --executor serial",
+        f"predict {tmp_path}/a.ome.zarr --ensemble {tmp_path}/e --out {tmp_path}/out --executor serial --strict",
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PLUG_IN), str(ROOT)])}
     done = subprocess.run(
