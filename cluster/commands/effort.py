@@ -120,7 +120,7 @@ def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
     """Of adaptive effort, so that it has a first round; with a bound that is never asked."""
     device = torch.device(settings.device)
     count = range(len(ensemble.spec.members))
-    members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision)
+    members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision, check=True)
     bound = EffortBound(
         factors=[1.0] * looks_of(len(settings.augmentations)),
         ensemble=ensemble.hash,

@@ -29,7 +29,8 @@ def load_members(
     ----------
     indices : of the ensemble's members
     tile : edge in pixels
-    check : whether each is shown an empty tile first, see `chorus.pipeline.ensembles.ensemble.check_answer`
+    check : whether each is tried first, and shown an empty tile (`chorus.pipeline.ensembles.ensemble.check_answer`);
+        without it, the run has done so
 
     Raises
     ------
@@ -38,7 +39,7 @@ def load_members(
     """
     found = []
     for index in indices:
-        member = ensemble.load_member(index, device, tile)
+        member = ensemble.load_member(index, device, tile, tried=not check)
         if check:
             check_answer(ensemble, index, member, tile, device)
         found.append(on_backend(member, backend, precision, device))

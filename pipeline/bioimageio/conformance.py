@@ -31,6 +31,8 @@ from chorus.pipeline.members.bioimageio.package import (
 )
 from chorus.pipeline.members.bioimageio.shapes import nearest_tile, port, tile_fits
 from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.members.script import check_source
+from chorus.pipeline.members.trial import check_trial
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
@@ -157,6 +159,10 @@ def _test_format(package: Package, described: Any, name: str, trust_code: bool) 
     try:
         files = weight_files(package, format)
         # Before bioimageio.core makes the network: it would call whatever the package names.
+        if name == "torchscript" and not trust_code:
+            where = f"{package.url}: {files.entry.source}"
+            check_source(where, files.weights)
+            check_trial(where, files.weights, [_array(package, tensor).shape for tensor in package.description.inputs])
         load_network(package, files, CPU, trust_code=trust_code)
     except RefusedError as error:
         failed = Outcome("failed", str(error))

@@ -73,7 +73,7 @@ def add(
         raise RefusedError(
             f"{url} exists; options of a new ensemble ({', '.join(wanted.options())}) do not change it: edit the file"
         )
-    described = _described(files, kind, network)
+    described = _described(files, kind, network, trust_code)
     _refuse_repeated(url, old, described)
     if old is None:
         content, before = new_content(_name(url, described), described[0], wanted), []
@@ -139,10 +139,10 @@ def written(spec: EnsembleSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_unset=True)
 
 
-def _described(files: Sequence[str], kind: str | None, network: Network | None) -> list[Described]:
+def _described(files: Sequence[str], kind: str | None, network: Network | None, trust_code: bool) -> list[Described]:
     # A name in a collection, such as BioImage.IO's, is no path.
     found = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
-    return [each for url in found for each in describe(url, kind, network)]
+    return [each for url in found for each in describe(url, kind, network, trust_code=trust_code)]
 
 
 def _name(url: str, described: Sequence[Described]) -> str:

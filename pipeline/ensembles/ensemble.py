@@ -77,15 +77,18 @@ class Ensemble:
         names = [c.name for c in self.spec.classes]
         return tuple(names[1:] if self.multilabel else names)
 
-    def asked(self, index: int, tile: int | None = None) -> Asked:
+    def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> Asked:
         """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
         spec = self.spec
         weights = spec.members[index].weights
         url = weights if "://" in weights or weights.startswith("/") else storage.join(self.folder, weights)
-        return Asked(url, len(spec.input.channels), self.outputs, spec.flows, tile or spec.tile, self.trust_code)
+        channels, tile = len(spec.input.channels), tile or spec.tile
+        return Asked(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried)
 
-    def load_member(self, index: int, device: torch.device, tile: int | None = None) -> Member:
+    def load_member(self, index: int, device: torch.device, tile: int | None = None, *, tried: bool = False) -> Member:
         """Member `index` on `device`, which is repeatable from then on.
+
+        `tried` spares a stranger's program its trial under limits, where the run made one before.
 
         Raises
         ------
@@ -93,7 +96,7 @@ class Ensemble:
             Its weights are missing, wrong or do not fit.
         """
         device_of(device).be_repeatable()
-        return self.spec.members[index].load(self.asked(index, tile), device)
+        return self.spec.members[index].load(self.asked(index, tile, tried=tried), device)
 
     def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:
         """What these members see; raises RefusedError where a member's own preparation cannot be had."""

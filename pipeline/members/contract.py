@@ -33,6 +33,7 @@ class Asked:
     flows : whether the flows (dy, dx) follow them
     tile : edge of a tile in pixels
     trust_code : whether code that the file brings along may run
+    tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.trial`)
     """
 
     url: str
@@ -41,6 +42,7 @@ class Asked:
     flows: bool
     tile: int
     trust_code: bool = False
+    tried: bool = False
 
 
 class Member(Protocol):

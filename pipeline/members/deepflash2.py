@@ -12,7 +12,6 @@ import codecs
 import hashlib
 import io
 import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +29,8 @@ from chorus.pipeline.members import smp
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
 from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.script import check_source, is_script, load_script
+from chorus.pipeline.members.trial import check_trial
 from chorus.pipeline.members.weight_file import WeightFile
 from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply, dtype_divisor
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
@@ -54,7 +55,7 @@ class Deepflash2Member(MemberEntry):
 
     def preparation(self, asked: Asked) -> Preparation | None:
         """As deepflash2 normalises, with the statistics in the file; None where a checkpoint was saved without."""
-        return _facts(asked.url, self.sha256, self.model).preparation
+        return _facts(asked.url, self.sha256, self.model, asked.trust_code).preparation
 
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is not deepflash2's or does not fit the ensemble."""
@@ -62,7 +63,11 @@ class Deepflash2Member(MemberEntry):
         if asked.flows:
             raise RefusedError(f"{url}: deepflash2 networks give no flows; remove `flows: true` from ensemble.yaml")
         data = fetch_weights(url, self.sha256)
-        module, facts = _read(url, data, self.model)
+        if is_script(data) and not asked.trust_code:
+            check_source(url, data)
+            if not asked.tried:
+                check_trial(url, data, [(1, asked.channels, asked.tile, asked.tile)], child=self.model or 0)
+        module, facts = _read(url, data, self.model, asked.trust_code)
         if facts.channels is not None and facts.channels != asked.channels:
             raise RefusedError(
                 f"{url}: was trained on {facts.channels} channels, ensemble.yaml has {asked.channels}; correct "
@@ -112,8 +117,10 @@ class _Facts:
     remark: str = ""
 
 
-def describe(url: str) -> tuple[Described, ...]:
+def describe(url: str, *, trust_code: bool = False) -> tuple[Described, ...]:
     """The members in a file of deepflash2: one of a checkpoint, each network of an inference ensemble.
+
+    An inference ensemble is a program; one that does more than compute is read with `trust_code` alone.
 
     Raises
     ------
@@ -125,7 +132,7 @@ def describe(url: str) -> tuple[Described, ...]:
     except OSError as error:
         raise RefusedError(f"weights {storage.explain(error, url) or url}; correct the path") from error
     digest = hashlib.sha256(data).hexdigest()
-    script = _script(data)
+    script = _script(url, data, trust_code)
     if script is None:
         return (_described(url, digest, None, _of_checkpoint(url, data)[1]),)
     networks = range(len(list(script.models.children())))
@@ -149,13 +156,13 @@ def _described(url: str, digest: str, model: int | None, facts: _Facts) -> Descr
 
 
 @lru_cache(maxsize=256)
-def _facts(url: str, sha256: str | None, model: int | None) -> _Facts:
+def _facts(url: str, sha256: str | None, model: int | None, trust_code: bool) -> _Facts:
     """Read once in a process: a preparation is asked for more often than weights are loaded."""
-    return _read(url, fetch_weights(url, sha256), model)[1]
+    return _read(url, fetch_weights(url, sha256), model, trust_code)[1]
 
 
-def _read(url: str, data: bytes, model: int | None) -> tuple[torch.nn.Module, _Facts]:
-    script = _script(data)
+def _read(url: str, data: bytes, model: int | None, trust_code: bool) -> tuple[torch.nn.Module, _Facts]:
+    script = _script(url, data, trust_code)
     if script is not None:
         return _of_inference_ensemble(url, script, model)
     if model is not None:
@@ -207,15 +214,11 @@ def _of_inference_ensemble(
     return networks[model], facts
 
 
-def _script(data: bytes) -> torch.jit.ScriptModule | None:
+def _script(url: str, data: bytes, trust_code: bool) -> torch.jit.ScriptModule | None:
     """The TorchScript module in a file if there is one and it is deepflash2's ensemble."""
-    try:
-        with warnings.catch_warnings():
-            # Deprecated for what is written anew; these files exist and must go on loading.
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
-    except (RuntimeError, ValueError):
+    if not is_script(data):
         return None  # a checkpoint, or nothing of deepflash2's: reading it as one says which
+    module = load_script(url, data, torch.device("cpu"), trust_code=trust_code)
     needed = ("models", "norm", "num_classes", "tile_shape")
     return module if all(hasattr(module, name) for name in needed) else None
 
@@ -280,7 +283,7 @@ def _recognises(file: WeightFile) -> bool:
 
 KIND = MemberKind(
     entry=Deepflash2Member,
-    describe=lambda url, _: describe(url),
+    describe=lambda url, network: describe(url, trust_code=network.trust_code),
     suffixes=(".pt", ".pth"),
     recognises=_recognises,
 )

@@ -5,6 +5,8 @@ A kind is recognised by the name of the file, or by names within it; nothing of 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.described import Described
@@ -41,13 +43,16 @@ def members_in(url: str) -> list[str]:
     return weights
 
 
-def describe(url: str, kind: str | None = None, network: Network | None = None) -> tuple[Described, ...]:
+def describe(
+    url: str, kind: str | None = None, network: Network | None = None, *, trust_code: bool = False
+) -> tuple[Described, ...]:
     """What the networks in one file or package say of themselves; several of an inference ensemble of deepflash2.
 
     Parameters
     ----------
     kind : of the network; None recognises it from the file
     network : for a plain state dict
+    trust_code : whether a program that does more than compute may be read, see `deepflash2.describe`
 
     Raises
     ------
@@ -59,7 +64,7 @@ def describe(url: str, kind: str | None = None, network: Network | None = None) 
     declared = registry().kinds.get(name)
     if declared is None:
         raise RefusedError(f"--kind {name}: {registry().unknown}")
-    return declared.describe(url, network)
+    return declared.describe(url, replace(network, trust_code=trust_code))
 
 
 def recognise(url: str) -> str:

@@ -17,11 +17,12 @@ Entry = TypeVar("Entry", bound=MemberEntry)
 
 @dataclass(frozen=True)
 class Network:
-    """What a plain state dict does not say of its network, for segmentation-models-pytorch."""
+    """What a file does not say of its network: architecture, of segmentation-models-pytorch, and whether it may run."""
 
     architecture: str | None = None
     encoder: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    trust_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from typing import Literal
 
 import torch
 
-from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
 from chorus.pipeline.members.kind import MemberKind, PackedTorchScript
+from chorus.pipeline.members.script import check_source, load_script
 from chorus.pipeline.members.selection import ExportEntry, describe_export
+from chorus.pipeline.members.trial import check_trial
 
 
 class TorchScriptMember(ExportEntry):
-    """``{kind: torchscript, weights: m.pt, sha256: ...}``; loading reads a graph, it unpickles no Python."""
+    """``{kind: torchscript, weights: m.pt, sha256: ...}``; a program, see `chorus.pipeline.members.script`."""
 
     kind: Literal["torchscript"]
 
     def load(self, asked: Asked, device: torch.device) -> Member:
-        """The network; raises RefusedError where the file is no TorchScript."""
+        """The network; raises RefusedError where the file is no TorchScript, or more than a network."""
         url = asked.url
         data = fetch_weights(url, self.sha256)
-        try:
-            with warnings.catch_warnings():
-                # Deprecated for what is written anew; these files exist and must go on loading.
-                warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-                module = torch.jit.load(io.BytesIO(data), map_location=device)
-        except (RuntimeError, ValueError) as error:
-            raise RefusedError(
-                f"{url}: not a TorchScript file; export it with `torch.jit.save`, or name its architecture with "
-                f"`kind: smp`"
-            ) from error
+        if not asked.trust_code:
+            check_source(url, data)
+            if not asked.tried:
+                tile = torch.zeros((1, asked.channels, asked.tile, asked.tile))
+                check_trial(url, data, [self.given(tile).shape])
+        module = load_script(url, data, device, trust_code=asked.trust_code)
         return _TorchScript(module, device, self, url)
 
 

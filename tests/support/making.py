@@ -94,13 +94,9 @@ def write_ensemble(
 
 
 class LightNetwork(torch.nn.Module):
-    """A few convolutions: TorchScript, so that processes that host it start in half the time of a U-Net's.
+    """A few convolutions: TorchScript, so that processes that host it start in half the time of a U-Net's."""
 
-    With `poison` a tile that is brighter than any other image's takes its process down with it, as a fault in a
-    library does: the network reads memory that is not there.
-    """
-
-    def __init__(self, seed: int, width: int, poison: bool) -> None:
+    def __init__(self, seed: int, width: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.layers = torch.nn.Sequential(
@@ -110,10 +106,19 @@ class LightNetwork(torch.nn.Module):
             torch.nn.ReLU(),
             torch.nn.Conv2d(width, 2, 5, padding=2),
         )
-        self.poison = poison
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        if self.poison and bool(tiles.max() > 100.0):
+        return 10 * self.layers(tiles)
+
+
+class PoisonedNetwork(LightNetwork):
+    """A tile that is brighter than any other image's takes its process down with it, as a fault in a library does.
+
+    It reads memory that is not there, so that it needs ``--trust-code``.
+    """
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        if bool(tiles.max() > 100.0):
             nowhere = torch.full([1, 1], 1 << 40, dtype=torch.int64)
             return torch.ops.aten._sparse_coo_tensor_unsafe(nowhere, torch.ones(1), [2]).to_dense()
         return 10 * self.layers(tiles)
@@ -129,7 +134,7 @@ def write_light_ensemble(
         path = folder / f"member-{index}.pt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(LightNetwork(index, width, poison)), path)
+            torch.jit.save(torch.jit.script((PoisonedNetwork if poison else LightNetwork)(index, width)), path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
     content: dict[str, Any] = {

@@ -22,6 +22,8 @@ from chorus.pipeline.members.bioimageio.package import (
 from chorus.pipeline.members.bioimageio.processing import PackagePreparation, Step, postprocessing, preparation
 from chorus.pipeline.members.bioimageio.shapes import Port, check_output, check_tile, port
 from chorus.pipeline.members.contract import Activation, Asked, Member, MemberEntry
+from chorus.pipeline.members.script import check_source
+from chorus.pipeline.members.trial import check_trial
 
 
 class BioimageioMember(MemberEntry):
@@ -73,6 +75,12 @@ class BioimageioMember(MemberEntry):
         self._check_channels(package, out, flows=asked.flows)
         files = weight_files(package, choose_format(package, self.format))
         check_files(package, files, self.sha256)
+        if files.format == "torchscript" and not asked.trust_code:
+            where = f"{package.url}: {files.entry.source}"
+            check_source(where, files.weights)
+            if not asked.tried:
+                laid = [one.lay(torch.zeros((1, one.channels, asked.tile, asked.tile))) for one in ports]
+                check_trial(where, files.weights, [tensor.shape for tensor in laid])
         network = load_network(package, files, device, trust_code=asked.trust_code)
         types = [_last_dtype(tensor) for tensor in inputs]
         return PackageMember(network, ports, types, index, out, post, self.channels, self.activation or "none")

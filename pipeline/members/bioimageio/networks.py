@@ -11,7 +11,6 @@ import inspect
 import io
 import pickle
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ import torch
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.bioimageio.package import Package, WeightFiles
 from chorus.pipeline.members.onnx_session import open_session, session_errors
+from chorus.pipeline.members.script import load_script
 
 LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")
 _MAKERS = {("segmentation_models_pytorch", "create_model"), ("timm", "create_model")}
@@ -80,21 +80,9 @@ def load_network(package: Package, files: WeightFiles, device: torch.device, *, 
     if files.format == "onnx":
         return _onnx(package, files, device)
     if files.format == "torchscript":
-        return TorchNetwork(_torchscript(package, files, device), device)
+        where = f"{package.url}: {files.entry.source}"
+        return TorchNetwork(load_script(where, files.weights, device, trust_code=trust_code), device)
     return TorchNetwork(_state_dict(package, files, trust_code), device)
-
-
-def _torchscript(package: Package, files: WeightFiles, device: torch.device) -> torch.nn.Module:
-    try:
-        with warnings.catch_warnings():
-            # Deprecated for what is written anew; packages hold it and must go on loading.
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-            module: torch.nn.Module = torch.jit.load(io.BytesIO(files.weights), map_location=device)
-    except (RuntimeError, ValueError) as error:
-        raise RefusedError(
-            f"{package.url}: {files.entry.source} is no TorchScript ({first_line(error)}); get the package anew"
-        ) from error
-    return module
 
 
 def _onnx(package: Package, files: WeightFiles, device: torch.device) -> OnnxNetwork:

@@ -257,7 +257,7 @@ def test_region_that_always_kills_its_actor_is_set_aside_and_takes_no_other_with
             data[:8, :8] = np.iinfo("uint16").max
         write_image(tmp_path / "images" / f"{index}.ome.zarr", data)
     poisoned = Dataset(tmp_path / "images", ensemble, {}, pd.DataFrame())
-    run = Disturbed(poisoned, tmp_path / "out", "--address", cluster.address)
+    run = Disturbed(poisoned, tmp_path / "out", "--address", cluster.address, "--trust-code")
     code, said = run.end()
     assert code == 1, said
     table = scores(tmp_path / "out")

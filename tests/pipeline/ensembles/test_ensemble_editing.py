@@ -62,7 +62,7 @@ def write_deepflash2(
 def write_script(path: Path, seed: int) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and yet what users have
-        torch.jit.save(torch.jit.script(LightNetwork(seed, 4, False)), path)
+        torch.jit.save(torch.jit.script(LightNetwork(seed, 4)), path)
     return path
 
 

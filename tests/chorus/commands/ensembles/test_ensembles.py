@@ -40,7 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(LightNetwork(seed, 4, False)), folder / f"net-{seed}.pt")
+            torch.jit.save(torch.jit.script(LightNetwork(seed, 4)), folder / f"net-{seed}.pt")
     return folder
 
 
