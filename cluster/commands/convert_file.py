@@ -13,8 +13,8 @@ import time
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.state.ledger import record_file, recorded_files
-from chorus.pipeline.io import storage
 from chorus.pipeline.io.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.peer_check import check_image
 from chorus.pipeline.io.raster_files import RasterFile
 from chorus.pipeline.io.storage import remove_folder, storage_errors
@@ -52,7 +52,7 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *,
     OutputError : storage does not take it
     """
     started = time.perf_counter()
-    target = storage.join(out, file.name)
+    target = inside(out, file.name)
     with storage_errors(target):
         remove_folder(target)
     made = convert_file(file.url, target, settings)

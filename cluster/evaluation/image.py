@@ -19,6 +19,7 @@ from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LABEL_NAME
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.saved_probability import ReadProbability, open_probability
 from chorus.pipeline.metrics.baseline import otsu_mask, watershed_objects
@@ -163,7 +164,7 @@ def _stored_objects(job: EvaluationJob) -> dict[int, ReadLabels]:
     """By class the label images of objects that the run has."""
     found = {}
     for k, name in enumerate(job.classes):
-        group = storage.join(job.labels_url, "labels", name)
+        group = inside(storage.join(job.labels_url, "labels"), name)
         if k and any(storage.exists(storage.join(group, file)) for file in ("zarr.json", ".zattrs")):
             found[k] = _stored_labels(job, name)
     return found

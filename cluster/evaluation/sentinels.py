@@ -24,6 +24,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
 FOLDER, TABLE = "sentinels", "sentinels.json"
@@ -125,7 +126,7 @@ def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSetting
 
 def sentinel_url(sentinel: Sentinel, ensemble: Ensemble) -> str:
     """Of its image."""
-    return storage.normalise(storage.join(ensemble.folder, sentinel.image))
+    return storage.normalise(inside(ensemble.folder, sentinel.image, what=f"the image of sentinel {sentinel.name}"))
 
 
 def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[str, float]:
@@ -144,7 +145,7 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
         image=found[0],
         labels_url=storage.join(out, "images", found[0].name),
         maps_url="",
-        truth=Drawing(TRUTH, storage.join(image_url, "labels", label), "zarr"),
+        truth=Drawing(TRUTH, inside(storage.join(image_url, "labels"), label, what="the label"), "zarr"),
         experts=(),
         classes=tuple(entry.name for entry in ensemble.spec.classes),
         settings=EvaluationSettings(baseline=False),

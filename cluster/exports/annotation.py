@@ -27,6 +27,7 @@ from chorus.pipeline.exports.files import remove_file
 from chorus.pipeline.exports.tables import write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LABEL_NAME
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.reading import pixel_size_um
 from chorus.pipeline.io.storage import storage_errors
@@ -165,8 +166,8 @@ def _clear(request: AnnotationRequest) -> None:
         if PACKAGE in present:
             earlier = pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(request.to, PACKAGE))))
             for name in earlier["file"]:
-                remove_file(storage.join(request.to, "images", str(name)))
-                remove_file(storage.join(request.to, "labels", str(name)))
+                remove_file(inside(storage.join(request.to, "images"), str(name)))
+                remove_file(inside(storage.join(request.to, "labels"), str(name)))
 
 
 def _row(score: dict[Any, Any], as_objects: bool, run: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _draft(
     started = time.perf_counter()
     source = open_image(planned.root, planned.kind, planned.path, planned.name)  # type: ignore[arg-type]
     level = next(index for index, one in enumerate(source.levels) if one.path == planned.level_path)
-    results = storage.join(request.out, "images", planned.name)
+    results = inside(storage.join(request.out, "images"), planned.name)
     image = Drafted(
         name=planned.name,
         source_url=planned.url,
@@ -200,7 +201,7 @@ def _draft(
         width=planned.width,
         pixel_size_um=pixel_size_um(source, level),
     )
-    files = [storage.join(request.to, folder, row["file"]) for folder in ("images", "labels")]
+    files = [inside(storage.join(request.to, folder), row["file"]) for folder in ("images", "labels")]
     place: Place = draft(image, request.size, files[0], files[1])
     y, x = place.window.y, place.window.x
     found = {"level": level, "t": place.t, "z": place.z, "y": y.start, "x": x.start, "height": len(y), "width": len(x)}

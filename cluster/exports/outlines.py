@@ -28,6 +28,7 @@ from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, doubt_c
 from chorus.pipeline.exports.rois import write_rois
 from chorus.pipeline.exports.tables import write_by_doubt, write_table
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.storage import storage_errors
@@ -186,8 +187,8 @@ def _jobs(request: ExportRequest, run: dict[str, Any], objects: Objects) -> list
     for row in objects.images:
         name = row["name"]
         if row["status"] == "done":
-            labels = storage.join(request.out, "images", name)
-            url = storage.join(request.to, file_name(name, SUFFIX[request.kind]))
+            labels = inside(storage.join(request.out, "images"), name)
+            url = inside(request.to, file_name(name, SUFFIX[request.kind]))
             image = plan.image(places[name])
             jobs.append(ExportJob(image, classes, objects.of(name), objects.column, labels, url, request))
     return jobs

@@ -23,6 +23,7 @@ from chorus.pipeline.inference.encoder_features import centres_in
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
 from chorus.pipeline.io.reading import choose_channels, choose_level
 from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
@@ -75,7 +76,7 @@ class RunContext(BaseModel):
         return storage.join(self.out, *PLAN)
 
     def statistics_url(self, image: str) -> str:
-        return storage.join(self.out, "plan", "statistics", image + ".json")
+        return inside(storage.join(self.out, "plan", "statistics"), image + ".json")
 
     @property
     def dataset_url(self) -> str:
@@ -215,7 +216,7 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
 
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
     """Where the results of `image` go."""
-    url = storage.join(out, "images", image.name)
+    url = inside(storage.join(out, "images"), image.name)
     given = outputs_of(settings, ensemble)
     return ImageLayout(
         url=url,

@@ -22,6 +22,7 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.pipeline.errors import ImageError, OutputError
 from chorus.pipeline.inference.encoder_features import FeatureSums, ImageFeatures
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 from chorus.pipeline.scores.image_quality import Appearance
 from chorus.pipeline.scores.image_scores import RegionSums
@@ -69,14 +70,14 @@ class Ledger:
 
     def record_region(self, image: str, record: RegionRecord) -> None:
         """Say that a region is done; its shards must have been written before."""
-        _write(storage.join(self._url, image, f"region-{record.region:08d}.json"), record)
+        _write(storage.join(inside(self._url, image), f"region-{record.region:08d}.json"), record)
 
     def has_region(self, image: str, region: int) -> bool:
         return storage.exists(storage.join(self._url, image, f"region-{region:08d}.json"))
 
     def record_image(self, image: str, record: ImageRecord) -> None:
         """Say that an image is done: all regions, and its pyramid."""
-        _write(storage.join(self._url, image, "image.json"), record)
+        _write(storage.join(inside(self._url, image), "image.json"), record)
 
     def region_records(self, image: str, count: int) -> Iterator[RegionRecord]:
         """The records of an image's `count` regions, in order.

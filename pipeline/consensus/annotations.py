@@ -19,6 +19,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.raster_files import find_files, is_zarr
@@ -217,6 +218,6 @@ def _drawings(expert: str, folder: str, label: str | None) -> Iterator[tuple[str
         if isinstance(image, FailedImage):
             yield name, Drawing(expert, image.root, "zarr", "", image.message)
         else:
-            url = storage.join(image.url, "labels", label) if label else image.url
+            url = inside(storage.join(image.url, "labels"), label, what="the label") if label else image.url
             if not label or any(storage.exists(storage.join(url, file)) for file in ("zarr.json", ".zattrs")):
                 yield name, Drawing(expert, url, "zarr")

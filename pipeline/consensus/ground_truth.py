@@ -24,7 +24,7 @@ from chorus.pipeline.consensus.votes import Ties, intersection, majority, union
 from chorus.pipeline.consensus.writer import places, write_objects, write_pixels
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.metrics.objects import average_precision
 
 
@@ -157,7 +157,7 @@ def _pixels(image: DrawnImage, drawings: Sequence[Labels], out: str, settings: T
     assert patterns is not None  # an image has pixels
     estimate, notes = decide(patterns, settings)
     file = truth_file(image, settings)
-    write_pixels(drawings, storage.join(out, file), settings.classes, lambda *place: estimate.apply(read(*place)))
+    write_pixels(drawings, inside(out, file), settings.classes, lambda *place: estimate.apply(read(*place)))
     found = expert_agreement(patterns.votes, estimate.labels, patterns.counts, settings.classes)
     notes = [*_degenerate(image, patterns, estimate.labels), *notes]
     foreground = int(patterns.counts[estimate.labels != 0].sum()) / patterns.pixels
@@ -176,7 +176,7 @@ def _objects(image: DrawnImage, drawings: Sequence[Labels], out: str, settings: 
     assert settings.method != "staple"  # as the settings have it
     estimate = vote_on_objects(labels, settings.method, settings.ties).labels
     file = truth_file(image, settings)
-    write_objects(estimate, storage.join(out, file))
+    write_objects(estimate, inside(out, file))
     patterns = VotePatterns.count([one != 0 for one in [*labels, estimate]], 2)
     votes = patterns.votes
     found = expert_agreement(votes[:-1], votes[-1], patterns.counts, 2)

@@ -16,6 +16,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage
 from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
 from chorus.pipeline.io.reading import open_level, read_window
@@ -85,7 +86,9 @@ def find_truths(images: Mapping[str, str], truth: str | None, label: str | None)
     if truth is None:
         if label is None:
             raise RefusedError("no truth is given; use --truth FOLDER, or --truth-label NAME for labels in the sources")
-        truths = _existing({name: storage.join(source, "labels", label) for name, source in images.items()})
+        truths = _existing(
+            {name: inside(storage.join(source, "labels"), label, what="the label") for name, source in images.items()}
+        )
         found = FoundTruths(truths, [name for name in images if name not in truths])
         where = f"labels/{label} of the sources"
     else:
@@ -173,7 +176,7 @@ def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> Fo
         elif isinstance(one, FailedImage):
             failed[name] = one.message
         else:
-            urls[name] = one.url if label is None else storage.join(one.url, "labels", label)
+            urls[name] = one.url if label is None else inside(storage.join(one.url, "labels"), label, what="the label")
     truths = _existing(urls)
     missing = [name for name in images if name not in truths and name not in failed]
     return FoundTruths(truths, missing, sorted(unused), failed)

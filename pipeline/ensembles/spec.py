@@ -12,6 +12,7 @@ from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.io.inside import fault
 from chorus.pipeline.members.contract import Activation, MemberEntry
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
@@ -43,6 +44,14 @@ class ClassEntry(Strict):
 
     name: str = Field(min_length=1)
     color: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$")
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        # It names arrays, columns and the folders of label images.
+        if fault(f"x/{name.strip('/')}") or len(name.encode()) > 200:
+            raise ValueError("give a plain name, of at most 200 bytes")
+        return name
 
 
 class InputEntry(Strict):

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import zarr
 import zarr.errors
 
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import fault, shown
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import MEND, Kind, collection_series, open_group, open_image, plate_metadata, well_metadata
 
@@ -190,6 +191,11 @@ def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]
     """The images of a root, in the order of its metadata."""
 
     def entry(path: str, failure: ChorusError | None = None) -> _Entry:
+        path = path.removesuffix("/")
+        if path and fault(path):
+            # Its results and records would lie elsewhere: they get a name of ours.
+            failure = ImageError(f"{place.url}: lists the image {shown(path)}, which {fault(path)}; {MEND}")
+            path = f"refused-{hashlib.sha256(path.encode(errors='surrogatepass')).hexdigest()[:12]}"
         return _Entry(place.url, place.kind or "image", path, f"{name}/{path}" if path else name, failure)
 
     def fields(well: str) -> list[_Entry]:
@@ -208,7 +214,21 @@ def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]
             found = [entry(path) for path in collection_series(place.url)]
     except ChorusError as error:
         return [entry("", error)]
-    return found or [entry("", ImageError(f"{place.url}: the {place.kind} lists no image; {MEND}"))]
+    return _apart(found) or [entry("", ImageError(f"{place.url}: the {place.kind} lists no image; {MEND}"))]
+
+
+def _apart(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Each once, and a failure for one that lies within another, as its results would."""
+    once = {entry.path: entry for entry in entries}
+    for path, entry in once.items():
+        above = path
+        while above := above.rpartition("/")[0]:
+            if above in once:
+                within = ImageError(f"{entry.root}: the image {shown(path)} lies within {shown(above)}; {MEND}")
+                tag = hashlib.sha256(path.encode()).hexdigest()[:12]
+                name = f"{entry.name.removesuffix(path)}refused-{tag}"
+                once[path] = replace(entry, name=name, failure=within)
+    return list(once.values())
 
 
 def _open_entry(entry: _Entry) -> SourceImage | FailedImage:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside, shown
 from chorus.pipeline.io.models import Level, Ngff, SourceImage
 
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
@@ -52,7 +53,7 @@ def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
     ImageError : its metadata are not valid, or an array is missing
     RefusedError : storage does not give them
     """
-    url = storage.join(root, path)
+    url = inside(root, path, ImageError, what="the path of an image") if path else root
     ngff, metadata = _metadata(url)
     multiscale = _multiscale(metadata, ngff, url)
     axes = _letters(multiscale.axes, url)
@@ -81,7 +82,7 @@ def plate_metadata(root: str) -> Plate:
 
 def well_metadata(root: str, well_path: str) -> Well:
     """Metadata of one well of the plate at `root`, as of NGFF 0.5; raises ImageError where they are not valid."""
-    url = storage.join(root, well_path)
+    url = inside(root, well_path, ImageError, what="the path of a well")
     ngff, metadata = _metadata(url)
     model = Well04 if ngff == "0.4" else Well
     well = _validated(model, _section(metadata, "well", url), url, "well")
@@ -186,12 +187,12 @@ def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dat
 
 
 def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:
-    where = storage.join(url, path)
+    where = inside(url, path, ImageError, what="the path of an array")
     try:
         store = storage.store(where, read_only=True)
         return zarr.open_array(store, mode="r", zarr_format=2 if ngff == "0.4" else 3)
     except FileNotFoundError as error:
-        message = f"{url}: array {path!r}, listed in multiscales.0.datasets, is missing"
+        message = f"{url}: array {shown(path)}, listed in multiscales.0.datasets, is missing"
         raise ImageError(f"{message}; copy the image again or mend the metadata") from error
     except Exception as error:
         raise _unopened(error, where) from error

@@ -11,6 +11,7 @@ from typing import Any
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import expand
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.rasters import SUFFIXES, stem
 
 
@@ -77,6 +78,7 @@ def _files(url: str) -> Iterator[tuple[str, str, str]]:
     for path, info in sorted(listed, key=lambda item: item[0]):
         relative = stem(path)
         if relative is not None and storage.basename(relative):
+            inside(url, relative, what="the key")  # of a bucket, where .. is a name like any other
             yield relative, storage.join(url, path), _stamp(info)
 
 

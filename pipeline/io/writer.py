@@ -45,6 +45,7 @@ from chorus.pipeline.io.arrays import (
     semantic_labels,
 )
 from chorus.pipeline.io.groups import dump, group_documents, put_documents
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.ngff_metadata import image_attributes, label_documents
 from chorus.pipeline.io.storage import remove_folder, storage_errors
@@ -201,7 +202,7 @@ def remove_labels(layout: ImageLayout, label: str = LABEL_NAME) -> None:
     OutputError : storage does not allow it
     """
     with storage_errors(layout.labels_url):
-        remove_folder(storage.join(layout.labels_url, "labels", label))
+        remove_folder(inside(storage.join(layout.labels_url, "labels"), label))
         _list_labels(layout, lambda names: [name for name in names if name != label])
         fs, folder = storage.filesystem(storage.join(layout.labels_url, "labels"))
         if all(file.rpartition("/")[0] == folder for file in fs.find(folder)):

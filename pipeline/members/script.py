@@ -127,7 +127,7 @@ def _check_nodes(url: str, nodes: Iterable[Any]) -> None:
 
 def _not_script(url: str) -> RefusedError:
     return RefusedError(
-        f"{url}: not a TorchScript file; export it with `torch.jit.save`, or name its architecture with `kind: smp`"
+        f"{url}: is no TorchScript file; export it with `torch.jit.save`, or name its architecture with `kind: smp`"
     )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.pictures import Panels, encode, paint_panels
@@ -39,7 +40,7 @@ def thumbnails_url(out: str) -> str:
 
 def thumbnail_url(out: str, name: str) -> str:
     """Where the thumbnail of the image called `name` is."""
-    return storage.join(thumbnails_url(out), name + _SUFFIX)
+    return inside(thumbnails_url(out), name + _SUFFIX)
 
 
 def draw_thumbnail(

@@ -13,6 +13,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
@@ -169,7 +170,7 @@ def _zarr_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
         if isinstance(source, FailedImage):
             failed.append((source.name, source.message))
             continue
-        url = storage.join(source.url, "labels", labels)
+        url = inside(storage.join(source.url, "labels"), labels, what="the label")
         if not any(storage.exists(storage.join(url, file)) for file in ("zarr.json", ".zattrs")):
             without_label.append(source.name)
             continue

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
 from chorus.serving.review.cache import Cache
@@ -119,7 +120,7 @@ class _Views:
 
     def opened(self, snapshot: Snapshot, name: str) -> Opened:
         source, labels = self._urls(snapshot, name)
-        results = storage.join(self._run.out, "images", name)
+        results = inside(storage.join(self._run.out, "images"), name)
         return self._opened.get((snapshot.version, name), lambda: open_layers(source, results, labels))
 
     def layer(self, snapshot: Snapshot, name: str, layer: str) -> Layer:
@@ -141,7 +142,7 @@ class _Views:
         with self._drawing:
             if self._writable and not failed:
                 return write_thumbnail(self._run.out, name, source, labels, snapshot.classes)
-            return draw_thumbnail(source, storage.join(self._run.out, "images", name), labels, snapshot.classes)
+            return draw_thumbnail(source, inside(storage.join(self._run.out, "images"), name), labels, snapshot.classes)
 
     def contrast(self, snapshot: Snapshot, name: str, layer: Layer) -> tuple[float, float]:
         key = (snapshot.version, name, layer.id)
@@ -184,7 +185,7 @@ class _Views:
         """Groups of the source and of its labels."""
         source = str(snapshot.gallery.images.table["source_url"].iat[self.place(snapshot, name)])
         in_place = snapshot.document.settings.in_place
-        return source, source if in_place else storage.join(self._run.out, "images", name)
+        return source, source if in_place else inside(storage.join(self._run.out, "images"), name)
 
 
 def _cached(request: Request, version: str, media: str, make: Callable[[], bytes]) -> Response:

@@ -14,6 +14,7 @@ from chorus.pipeline.core.fields import Field, field_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import fault
 from chorus.pipeline.io.models import Ngff, SourceImage
 from chorus.pipeline.io.ngff import open_group, open_image
 from chorus.pipeline.io.reading import open_level, read_window
@@ -217,7 +218,8 @@ def _label_names(url: str, notes: list[str]) -> Sequence[str]:
     attributes = {} if group is None else group.attrs.asdict()
     ome = attributes.get("ome", attributes)
     names = ome.get("labels", []) if isinstance(ome, dict) else []
-    return sorted((str(name) for name in names if isinstance(name, str)), key=lambda name: name == "semantic")
+    plain = (name for name in names if isinstance(name, str) and fault(name) is None)
+    return sorted(plain, key=lambda name: name == "semantic")
 
 
 def _colors(image: SourceImage) -> dict[int, str]:

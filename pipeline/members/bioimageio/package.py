@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import fault, shown
 
 WeightFormat: TypeAlias = Literal["pytorch_state_dict", "torchscript", "onnx"]
 RUNNABLE: tuple[WeightFormat, ...] = ("pytorch_state_dict", "torchscript", "onnx")
@@ -46,8 +47,8 @@ class Package:
     def read(self, file: Any) -> bytes:
         """What a file of the package holds (`bioimageio.spec.common.FileDescr`); raises RefusedError without it."""
         name = str(file.source)
-        if "://" not in name and ".." in Path(name).parts:
-            raise RefusedError(f"{self.url}: {name} lies outside of the package; correct its rdf")
+        if "://" not in name and fault(name):
+            raise RefusedError(f"{self.url}: {shown(name)} lies outside of the package; correct its rdf")
         try:
             data: bytes = file.get_reader(progressbar=False).read()
         except _library_errors() as error:

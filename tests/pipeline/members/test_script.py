@@ -172,12 +172,12 @@ def test_no_operator_outside_of_tensors_and_the_language_is_allowed() -> None:
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(60), b"xxxxPTMF" + bytes(80), b"\x80\x02}."])
 def test_garbage_is_no_script(data: bytes) -> None:
     assert not is_script(data)
-    assert "not a TorchScript file" in refusal(data)
+    assert "is no TorchScript file" in refusal(data)
 
 
 def test_a_mobile_module_in_front_of_an_archive_is_refused() -> None:
     """A flatbuffer is told by its first bytes, an archive by its last: a file may be both."""
-    assert "not a TorchScript file" in refusal(b"\x00\x00\x00\x00PTMF" + scripted(Plain()))
+    assert "is no TorchScript file" in refusal(b"\x00\x00\x00\x00PTMF" + scripted(Plain()))
 
 
 @pytest.mark.parametrize(
