@@ -13,6 +13,7 @@ import time
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.state.ledger import record_file, recorded_files
+from chorus.pipeline.io import storage
 from chorus.pipeline.io.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.peer_check import check_image

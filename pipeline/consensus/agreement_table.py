@@ -25,7 +25,7 @@ class ExpertSummary:
     Attributes
     ----------
     images, missing : drawn, and not
-    dice, least_dice : mean and least Dice with the estimate; None where the expert drew nothing that could be used
+    dice, minimum_dice : mean and minimum Dice with the estimate; None where the expert drew nothing that could be used
     dice_others : mean over images of the mean Dice with the other experts; None where nobody else drew any
     share : median of that as a share of the others' own Dice where the expert stands apart, else None
     """
@@ -34,7 +34,7 @@ class ExpertSummary:
     images: int
     missing: int
     dice: float | None
-    least_dice: float | None
+    minimum_dice: float | None
     dice_others: float | None
     share: float | None
 
@@ -73,7 +73,7 @@ def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[Expe
                 images=len(rows),
                 missing=missing,
                 dice=float(np.mean(dices)) if dices else None,
-                least_dice=min(dices, default=None),
+                minimum_dice=min(dices, default=None),
                 dice_others=float(np.mean(others)) if others else None,
                 share=shares.get(expert),
             )

@@ -43,7 +43,7 @@
     const image = make("img");
     image.loading = "lazy";
     image.decoding = "async";
-    image.alt = `${row[0]}: image, predicted outlines, map of doubt`;
+    image.alt = `${row[0]}: image, predicted outlines, uncertainty map`;
     image.src = info.thumbnails ? info.thumbnails[row[0]]
       : `thumbnails/${row[0].split("/").map(encodeURIComponent).join("/")}.webp`;
     image.onerror = () => box.replaceChildren(make("p", "missing", "no thumbnail"));

@@ -1,6 +1,6 @@
 """Thumbnails: one small file per image, made when the image is finished, so that a report of 10^5 images is quick.
 
-A thumbnail is a strip of three panels: the image, the image with its predicted outlines, the map of doubt::
+A thumbnail is a strip of three panels: the image, the image with its predicted outlines, the uncertainty map::
 
     OUT/report/thumbnails/<name of the image>.webp
 

@@ -95,6 +95,14 @@ SAMPLES = Score(
     doubtful="neither",
     table="run",
 )
+TILES = Score(
+    name="tiles",
+    label="tiles",
+    meaning="number of tiles that were evaluated; those that two regions share count twice",
+    digits=0,
+    doubtful="neither",
+    table="run",
+)
 TOGETHER = Score(
     name="scores_together",
     label="relation of the scores",
@@ -141,4 +149,4 @@ EMPTY = Score(
 
 ESTIMATES = (EXPECTED_DICE, DICE_BOUND, RISK, MEASURED_DICE, P_VALUE)
 """In the order in which they are shown, before all other scores."""
-FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)
+FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, TILES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)

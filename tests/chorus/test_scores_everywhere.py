@@ -110,10 +110,9 @@ def test_rows_of_images_have_a_column_for_every_score(run: Path) -> None:
     ensemble = read_ensemble(str(run.parent / "ensemble"))
     row = base_row("", "/nowhere", "a", ensemble)
     columns = [column.key for column in score_columns(CLASSES, ensemble.spec.input.channels)]
-    assert [name for name in row if column_of(name)] == columns
+    assert [name for name in row if column_of(name)] == [*columns, "tiles"]
     assert {column.score for column in map(column_of, columns) if column} == set(IMAGE_TABLE)
-    assert list(numbers(row)) == columns
-    assert all(value is None for value in numbers(row).values())
+    assert numbers(row) == dict.fromkeys(columns) | {"tiles": 0}
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.key)

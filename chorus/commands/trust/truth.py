@@ -89,10 +89,10 @@ def truth(
 def _table(outcome: Outcome) -> Table:
     """A row per expert."""
     table = Table(title="Experts", title_justify="left")
-    for name in ("expert", "images", "missing", "Dice with the truth", "least", "Dice with the others"):
+    for name in ("expert", "images", "missing", "Dice with the truth", "minimum", "Dice with the others"):
         table.add_column(name, justify="left" if name == "expert" else "right")
     for one in outcome.summary["experts"]:
-        numbers = [one["dice"], one["least_dice"], one["dice_others"]]
+        numbers = [one["dice"], one["minimum_dice"], one["dice_others"]]
         texts = ["" if number is None else f"{number:.4f}" for number in numbers]
         table.add_row(escape(one["expert"]), str(one["images"]), str(one["missing"]), *texts)
     return table

@@ -131,7 +131,7 @@ def test_the_table_has_a_row_per_image_and_expert_and_the_missing() -> None:
     assert "ap50" not in table
     summaries = summarise(truths, ["e0", "e1", "e2", "e3"])
     assert [(one.images, one.missing) for one in summaries] == [(2, 0), (2, 0), (2, 0), (1, 1)]
-    assert summaries[0].least_dice == 0.1
+    assert summaries[0].minimum_dice == 0.1
     (said,) = warnings(truths, summaries)
     assert said.startswith("one: the drawing of e0 agrees with nobody (Dice 0.05 with the others, who have 0.80")
 

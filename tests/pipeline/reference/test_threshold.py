@@ -13,7 +13,7 @@ U = np.array([0.01, 0.05, 0.03, 0.08, 0.02])
 DICE = np.array([0.95, 0.70, 0.90, 0.60, 0.85])
 
 
-def test_u_min_is_the_least_uncertainty_of_an_image_below_tau() -> None:
+def test_u_min_is_the_minimum_uncertainty_of_an_image_below_tau() -> None:
     found = threshold(U, DICE, 0.8)
     assert found.minimum == 0.05
     assert found.beyond(np.array([0.049, 0.05, 0.2, np.nan])).tolist() == [False, True, True, False]
