@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chorus.cluster.state.ledger import Ledger
-from chorus.pipeline.errors import RefusedError
+from chorus.cluster.state.score_table import read_file
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.io import storage
@@ -44,7 +44,7 @@ def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def read_scores(out: str) -> pd.DataFrame:
     """``scores.parquet`` of an output; raises RefusedError where there is none yet."""
-    return _read_table(out, "scores.parquet", "scores")
+    return with_current_names(pd.read_parquet(read_file(out, "scores.parquet", "scores")))
 
 
 def write_features(out: str, rows: list[dict[str, Any]]) -> None:
@@ -71,12 +71,4 @@ def write_features(out: str, rows: list[dict[str, Any]]) -> None:
 
 def read_features(out: str) -> pd.DataFrame:
     """``features.parquet`` of an output; raises RefusedError where there is none yet."""
-    return _read_table(out, "features.parquet", "features")
-
-
-def _read_table(out: str, name: str, what: str) -> pd.DataFrame:
-    url = storage.join(storage.normalise(out), name)
-    try:
-        return with_current_names(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
-    except OSError as error:
-        raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
+    return pd.read_parquet(read_file(out, "features.parquet", "features"))

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import fsspec
 import fsspec.asyn
-import zarr.core.sync
 from fsspec.config import set_conf_env
 
 from chorus.pipeline.core.retries import RETRIES
@@ -95,6 +94,8 @@ def _close(fs: fsspec.AbstractFileSystem) -> None:
         await session.close()
 
     if fs.asynchronous:
+        import zarr.core.sync
+
         zarr.core.sync.sync(close(), timeout=5)
     else:
         fsspec.asyn.sync(fs.loop, close, timeout=5)

@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import fsspec
-import zarr.storage
 from fsspec.implementations.local import LocalFileSystem
-from zarr.abc.store import Store
 
 from chorus.pipeline.errors import OutputError, RefusedError
 from chorus.pipeline.io import object_stores as buckets
+
+# Small files are read without Zarr, which takes a second to import.
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 SCHEMES = ("file", "memory", "gs", "s3", "http", "https")
 # Of presigned URLs of Amazon, Google and Azure.
@@ -89,6 +92,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def store(url: str, *, read_only: bool) -> Store:
     """The Zarr store whose root is `url`."""
+    import zarr.storage
+
     kind = scheme(url)
     if kind == "file":
         return zarr.storage.LocalStore(normalise(url), read_only=read_only)

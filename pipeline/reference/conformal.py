@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.isotonic import isotonic_regression
 
 ASSUMPTION = (
     "the images come from the same source as the reference images (exchangeable); over many reference sets and images "
@@ -100,5 +99,7 @@ def failure_probability(
     order = np.argsort(reference, kind="stable")
     ordered, outcomes = reference[order], failed[order].astype(np.float64)
     positions, of_image = np.unique(np.searchsorted(ordered, values, side="left"), return_inverse=True)
+    from sklearn.isotonic import isotonic_regression  # takes a second to import
+
     upper = [isotonic_regression(np.insert(outcomes, place, 1.0))[place] for place in positions]
     return np.where(np.isnan(values), np.nan, np.asarray(upper, np.float64)[of_image])

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
 
 from chorus.pipeline.errors import RefusedError
 
@@ -37,6 +35,8 @@ class Ellipsoid:
     @classmethod
     def fit(cls, points: NDArray[np.float64]) -> Ellipsoid:
         """Of (images, d) points."""
+        from sklearn.covariance import LedoitWolf  # takes a second to import
+
         found = LedoitWolf().fit(points)
         return cls(np.asarray(found.location_, np.float64), np.asarray(found.precision_, np.float64))
 
@@ -69,6 +69,8 @@ class FeatureSpace:
         mean, scale = features.mean(axis=0), features.std(axis=0)
         scale = np.where(scale > 1e-9 * np.maximum(np.abs(mean), 1e-3), scale, 1.0)
         standardised = (features - mean) / scale
+        from sklearn.decomposition import PCA  # takes a second to import
+
         pca = PCA(n_components=components, svd_solver="full").fit(standardised)
         axes = np.asarray(pca.components_, np.float64)
         return cls(mean, scale, axes, Ellipsoid.fit(standardised @ axes.T))

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.isotonic import IsotonicRegression
 
 from chorus.pipeline.reference.conformal import fold_numbers
 from chorus.pipeline.reference.marginals import is_constant, numbers, side_of
@@ -84,6 +83,8 @@ def fit_quality(scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str
     badness = _badness(scores, usable)
     location, scale = badness.mean(axis=0), badness.std(axis=0)
     z, loss = (badness - location) / scale, 1 - dice
+    from sklearn.isotonic import IsotonicRegression  # takes a second to import
+
     isotonic = IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip")
     isotonic.fit(_out_of_fold(z, loss), dice)
     return QualityModel(

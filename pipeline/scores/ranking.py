@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.scores.registry import column_of, current_name
+
+# Takes long to import, and is not needed to put rows in order.
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class Ranking:
     failed: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class RankedRows:
+    """As `Ranking`, in plain rows."""
+
+    ranked: list[dict[str, object]]
+    empty: list[dict[str, object]]
+    failed: list[dict[str, object]]
+
+
 def rank(scores: pd.DataFrame, score: str = "uncertainty", above: float | None = None) -> Ranking:
     """Rank the rows of ``scores.parquet`` by `score`; `above` flags those beyond it (below, where low is doubtful).
 
@@ -37,18 +50,58 @@ def rank(scores: pd.DataFrame, score: str = "uncertainty", above: float | None =
     RefusedError
         If there is no such score.
     """
+    import pandas as pd
+
     score = current_name(score)
-    numeric = [name for name in scores.columns if pd.api.types.is_numeric_dtype(scores[name])]
-    if score not in numeric:
-        raise RefusedError(f"no score {score!r}; choose out of {', '.join(numeric)}")
-    column = column_of(score)
-    low_is_bad = column is not None and column.low_is_bad
-    done = scores[(scores["status"] == "done") & scores[score].notna()]
-    # Names break ties, so that the order is the same in every run.
-    ranked = done.sort_values([score, "name"], ascending=[low_is_bad, True]).reset_index(drop=True)
+    require_score(score, [name for name in scores.columns if pd.api.types.is_numeric_dtype(scores[name])])
+    values = [None if pd.isna(value) else value for value in scores[score].tolist()]
+    parts = _order(scores["name"].tolist(), scores["status"].tolist(), values, score)
+    ranked, empty, failed = (scores.iloc[part].reset_index(drop=True) for part in parts)
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
     if above is not None:
-        ranked["flagged"] = ranked[score] < above if low_is_bad else ranked[score] > above
-    failed = scores["status"] == "failed"
-    unscored = ~failed & ~scores["name"].isin(ranked["name"])
-    return Ranking(score, ranked, scores[unscored].reset_index(drop=True), scores[failed].reset_index(drop=True))
+        ranked["flagged"] = ranked[score] < above if _low_is_bad(score) else ranked[score] > above
+    return Ranking(score, ranked, empty, failed)
+
+
+def rank_rows(
+    columns: Mapping[str, Sequence[Any]], score: str = "uncertainty", above: float | None = None
+) -> RankedRows:
+    """As `rank`, of columns with ``name``, ``status`` and `score`, for whom pandas takes too long to import."""
+    values = columns[score]
+    parts = _order(columns["name"], columns["status"], values, score)
+    ranked, empty, failed = ([{name: columns[name][row] for name in columns} for row in part] for part in parts)
+    ranked = [{"rank": place, **row} for place, row in enumerate(ranked, 1)]
+    if above is not None:
+        low = _low_is_bad(score)
+        for row in ranked:
+            row["flagged"] = row[score] < above if low else row[score] > above
+    return RankedRows(ranked, empty, failed)
+
+
+def require_score(score: str, numeric: Sequence[str]) -> None:
+    """Raise RefusedError where `score` is none of the columns of numbers."""
+    if score not in numeric:
+        raise RefusedError(f"no score {score!r}; choose out of {', '.join(numeric)}")
+
+
+def _low_is_bad(score: str) -> bool:
+    column = column_of(score)
+    return column is not None and column.low_is_bad
+
+
+def _order(
+    names: Sequence[str], status: Sequence[str], values: Sequence[float | None], score: str
+) -> tuple[list[int], list[int], list[int]]:
+    """Rows with a score, worst first; those without one; those that failed."""
+    sign = 1 if _low_is_bad(score) else -1
+    # Names break ties, so that the order is the same in every run.
+    scored = [
+        (sign * value, name, row)
+        for row, (name, state, value) in enumerate(zip(names, status, values, strict=True))
+        if state == "done" and value is not None and value == value
+    ]
+    ranked = [row for _, _, row in sorted(scored)]
+    known = set(ranked)
+    failed = [row for row, state in enumerate(status) if state == "failed"]
+    empty = [row for row, state in enumerate(status) if state != "failed" and row not in known]
+    return ranked, empty, failed
