@@ -142,6 +142,7 @@ def measure_run(work: Path, out: Path, threads: int, options: list[str]) -> None
     """``chorus predict`` on all images; maps and ``result.json`` as the workers leave them."""
     sources = sorted(str(path) for path in (work / "images").glob("*.zarr"))
     command = [sys.executable, "-m", "chorus.cli", "predict", *sources, "--ensemble", str(work / "ensemble")]
+    command += ["--executor", "ray"]
     command += ["--out", str(out / "run"), "--overwrite", *options]
     before = os.getloadavg()[0]
     whole = call(command, out, threads)

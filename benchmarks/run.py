@@ -158,7 +158,7 @@ def _predict(
         ensemble=ensemble,
         out=out,
         settings=ResultSettings(**how),
-        run=RunSettings(profile=True, actors=actors),
+        run=RunSettings(executor="ray", profile=True, actors=actors),
     )
     started = time.monotonic()
     with Memory() as memory:

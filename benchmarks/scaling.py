@@ -138,7 +138,7 @@ def weak_run(
         ensemble=str(ensemble),
         out=str(folder / f"out-{actors}"),
         settings=settings,
-        run=RunSettings(actors=actors, trust_code=True, thumbnails=False),
+        run=RunSettings(executor="ray", actors=actors, trust_code=True, thumbnails=False),
     )
     shutil.rmtree(folder / "notes", ignore_errors=True)
     (folder / "notes").mkdir()

@@ -54,6 +54,7 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
         with output_lock(request.out, name), served(request.run.metrics_port):
             record, fresh = open_record(job, started)
             with executor_of(job, reporter) as (executor, made):
+                record.content["run"]["executor"] = made.executor
                 record.content["calibration"] = calibration_content(made.calibration, job.settings)
                 account = _account(job, made, reporter, begun)
                 # Nothing is removed before the ensemble was tried.

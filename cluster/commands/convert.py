@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.commands.convert_file import ConvertedFile, convert_and_record, read_converted
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.command import Command, plan_files, resumable
 from chorus.pipeline.io import storage
@@ -36,7 +36,7 @@ class ConvertRequest(BaseModel):
     sources: list[str]
     out: str
     settings: ConvertSettings = ConvertSettings()
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
     overwrite: bool = False
     strict: bool = False

@@ -15,14 +15,14 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from chorus.cluster.commands.truth_image import EstimatedImage, digest, estimate_and_record, read_estimated
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.command import Command, plan_files, resumable
 from chorus.pipeline.consensus.agreement_plot import draw_agreement
@@ -56,7 +56,7 @@ class TruthRequest(BaseModel):
     expert: list[str] = []
     label: str | None = None
     settings: TruthSettings = TruthSettings()
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
     overwrite: bool = False
 

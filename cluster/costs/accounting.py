@@ -118,6 +118,9 @@ class Account:
         self._pay()
         self.reporter.begin(regions, pixels, devices)
 
+    def devices(self, count: int) -> None:
+        self.reporter.devices(count)
+
     def region(self, status: RegionStatus) -> None:
         self._device_seconds += status.device_seconds
         self._tiles += status.tiles

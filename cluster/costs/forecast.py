@@ -12,8 +12,7 @@ from chorus.cluster.planning.placement import Placement, estimate_memory, place,
 from chorus.cluster.planning.plan import Cost, ResolvedSettings
 from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
 from chorus.cluster.runs.run import Job
-from chorus.cluster.runtime.nodes import USABLE_MEMORY
-from chorus.cluster.runtime.session import Resources
+from chorus.cluster.runtime.resources import USABLE_MEMORY, Resources
 from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError
 

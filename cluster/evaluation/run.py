@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.evaluation.image import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
 from chorus.cluster.objects.run import RECORD as OBJECTS
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.ray_tasks import started_tasks
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.started_tasks import Executor, started_tasks
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.results import finished_run, planned_images
@@ -58,7 +58,7 @@ class EvaluateRequest(BaseModel):
     experts: str | None = None
     expert: list[str] = []
     settings: EvaluationSettings = EvaluationSettings()
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
 
 

@@ -16,8 +16,8 @@ from chorus.cluster.exports.tables import image_table
 from chorus.cluster.objects.run import RECORD
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.started_tasks import rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.cluster.state.scores import read_scores

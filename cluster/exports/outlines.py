@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.objects.run import RECORD, TABLE
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.requests import Outcome
-from chorus.cluster.runtime.ray_tasks import rows_of_calls
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult, attempt
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.pipeline.errors import OutputError, RefusedError
@@ -62,7 +62,7 @@ class ExportRequest(BaseModel):
     kind: Literal["rois", "geojson"]
     color: Literal["class", "doubt"] | None = None
     object_type: Literal["detection", "annotation"] = "detection"
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
 
 

@@ -16,6 +16,7 @@ from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of
 from chorus.cluster.runs.run import Job
+from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import planned_images
 from chorus.cluster.state.run_record import read_run
@@ -56,7 +57,7 @@ class ObjectsRequest(BaseModel):
     flow_error: float | None = Field(default=None, gt=0, le=4)
     flows_from: str | None = None
     trust_code: bool = False
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
 
 

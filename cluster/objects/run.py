@@ -40,8 +40,8 @@ from chorus.cluster.objects.volume_tasks import (
 from chorus.cluster.planning.requests import Outcome, PlanReporter
 from chorus.cluster.runs.volume_merging import WORK as VOLUMES
 from chorus.cluster.runtime.output_lock import output_lock
-from chorus.cluster.runtime.ray_tasks import started_tasks
 from chorus.cluster.runtime.signals import STOPPED, stoppable
+from chorus.cluster.runtime.started_tasks import started_tasks
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
 from chorus.cluster.state.run_record import surroundings

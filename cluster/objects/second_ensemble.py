@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from chorus.cluster.planning.image_statistics import measures_of
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
@@ -18,6 +18,7 @@ from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runs.run import Job
 from chorus.cluster.runs.setup import predict_jobs
+from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.core.fields import FIELDS, FLOWS, PROBABILITY
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
@@ -103,7 +104,7 @@ class SecondEnsemble:
         images: Iterable[tuple[str, ImageLayout]],
         others: list[str],
         class_name: str,
-        executor: Literal["ray", "serial"],
+        executor: Executor,
         address: str | None,
     ) -> Job:
         """The run for a class.

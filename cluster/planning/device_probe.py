@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from chorus.cluster.planning.plan import ResolvedSettings, inference_settings
-from chorus.cluster.runtime.nodes import USABLE_MEMORY
+from chorus.cluster.runtime.resources import USABLE_MEMORY
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.posterior import SampleSums

@@ -10,8 +10,7 @@ from chorus.cluster.planning.device_probe import Calibration
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import Cost, ResolvedSettings, inference_settings
 from chorus.cluster.planning.settings import RunSettings
-from chorus.cluster.runtime.nodes import Machine
-from chorus.cluster.runtime.session import Resources
+from chorus.cluster.runtime.resources import Machine, Resources
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError

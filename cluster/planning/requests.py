@@ -45,6 +45,7 @@ class Forecast:
     seconds : expected, from the calibration; start-up and reading not counted
     failures : images that cannot be done, name and reason
     advice : how it could be had for less; mostly empty
+    executor : what carries it out
     """
 
     cost: Cost
@@ -54,6 +55,7 @@ class Forecast:
     seconds: float
     failures: list[tuple[str, str]]
     advice: str = ""
+    executor: Literal["ray", "serial"] = "ray"
 
 
 class PlanReporter(Reporter, Protocol):

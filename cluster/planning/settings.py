@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from chorus.cluster.planning.cluster_file import ClusterFile
+from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.core.augmentation import AUGMENTATIONS
 from chorus.pipeline.core.device import DeviceKind
@@ -86,7 +87,7 @@ class RunSettings(BaseModel):
 
     Attributes
     ----------
-    executor : ``ray``, or ``serial`` in this process (debugging)
+    executor : ``ray``, ``serial`` in this process, or ``auto``: see `chorus.cluster.runtime.break_even`
     address : a running Ray cluster; None starts one on this machine
     actors : member actors; None takes what the machine has room for
     placement : all members in every actor, or groups of members in stages; None lets the planner choose
@@ -101,7 +102,7 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    executor: Literal["ray", "serial"] = "ray"
+    executor: Executor = "auto"
     address: str | None = None
     actors: int | None = Field(default=None, ge=1)
     placement: Literal["replicated", "staged"] | None = None

@@ -10,7 +10,7 @@ import torch
 from chorus.cluster.planning.placement import member_groups
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.regions.worker import RegionWorker
-from chorus.cluster.runtime.ray_tasks import SerialTasks
+from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 

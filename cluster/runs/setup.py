@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import psutil
 
@@ -17,8 +18,8 @@ from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.regions.serial_executor import SerialExecutor
 from chorus.cluster.runs.run import Job, Run
-from chorus.cluster.runtime import session
-from chorus.cluster.runtime.nodes import with_gpu_memory
+from chorus.cluster.runtime.break_even import IMAGE_SECONDS, SERIAL_SECONDS, TRIED_TILES, ray_is_up
+from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.state.ledger import clear_attempts, unended_regions
 from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
 from chorus.cluster.telemetry.timeline import span
@@ -93,16 +94,19 @@ def predict_jobs(jobs: Sequence[Job], reporter: PlanReporter) -> list[Outcome]:
 def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Forecast]]:
     """What carries the run out, once the ensemble was tried and a placement found that fits."""
     run = job.request.run
-    if run.executor == "serial":
+    measured = _small(job, reporter) if run.executor == "auto" else None
+    if run.executor == "serial" or measured is not None:
         stages = run.stages if run.placement == "staged" else 1
         keep_freed_memory()
         device_of(job.settings.device).require()
         # As many places for members as there are stages, though one after the other.
-        resources = session.Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
-        measured = calibrate(job.ensemble, job.settings)
-        yield SerialExecutor(stages), _forecast(job, resources, measured, reporter)
+        resources = Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
+        measured = measured or calibrate(job.ensemble, job.settings)
+        yield SerialExecutor(stages), _forecast(job, resources, measured, reporter, "serial")
         return
     from chorus.cluster.regions.ray_executor import RayExecutor, calibrate_on_ray
+    from chorus.cluster.runtime import session
+    from chorus.cluster.runtime.nodes import with_gpu_memory
 
     reporter.phase("starting Ray" if run.address is None else f"connecting to Ray at {run.address}")
     own_port = None if run.metrics_port is None else run.metrics_port + 1
@@ -128,7 +132,37 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
             session.stop()
 
 
-def _forecast(job: Job, resources: session.Resources, measured: Calibration, reporter: PlanReporter) -> Forecast:
+def _small(job: Job, reporter: PlanReporter) -> Calibration | None:
+    """What was measured here of an ensemble whose run is small enough for this process; None: it belongs on Ray.
+
+    See `chorus.cluster.runtime.break_even`.
+    """
+    run, settings = job.request.run, job.settings
+    if run.address is not None or (run.actors or 1) > 1 or run.placement == "staged" or ray_is_up():
+        return None
+    device = device_of(settings.device)
+    if device.accelerated and device.count() != 1:
+        return None
+    work = cost(job.table, job.ensemble, settings)
+    beside = IMAGE_SECONDS * work.images
+    if work.tiles > TRIED_TILES or beside > SERIAL_SECONDS:
+        return None
+    reporter.phase("trying the ensemble")
+    with span("try the ensemble"):
+        measured = calibrate(job.ensemble, settings)
+    # What was tried on a GPU stays there: this process would keep some of its memory from the actors.
+    if device.accelerated or beside + work.tiles * measured.seconds_per_tile <= SERIAL_SECONDS:
+        return measured
+    return None
+
+
+def _forecast(
+    job: Job,
+    resources: Resources,
+    measured: Calibration,
+    reporter: PlanReporter,
+    executor: Literal["ray", "serial"] = "ray",
+) -> Forecast:
     expected = cost(job.table, job.ensemble, job.settings)
     memory = estimate_memory(job.table, job.ensemble, job.settings, measured)
     there, of_a_tile = measured.device_memory, measured.seconds_per_tile
@@ -136,7 +170,7 @@ def _forecast(job: Job, resources: session.Resources, measured: Calibration, rep
     seconds = expected.tiles * of_a_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
     advice = [*_faster_networks(job), *larger_regions(job, expected, placement.actors)] if seconds > _LONG else []
-    made = Forecast(expected, measured, memory, placement, seconds, failures, "\n".join(advice))
+    made = Forecast(expected, measured, memory, placement, seconds, failures, "\n".join(advice), executor)
     reporter.forecast(made)
     return made
 

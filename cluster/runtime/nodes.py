@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -12,38 +12,15 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chorus.cluster.runtime.cancellation import cancel_running
+from chorus.cluster.runtime.resources import USABLE_MEMORY, Machine
 from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.devices import device_of
 
 # For a process to start on every node with GPUs and to look at one; those of a node that is busy stay unknown.
 _PROBE_SECONDS = 60.0
-# Of the memory that is free: the rest is for the object store, the system and what others do meanwhile.
-USABLE_MEMORY = 0.8
 # Of a resource that a node with accelerators has beside their number.
 _TYPE = "accelerator_type:"
 log = logging.getLogger("chorus")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A node.
-
-    Attributes
-    ----------
-    id, host : how Ray knows it, and its address
-    cpus, gpus : that Ray gives out
-    memory : bytes that Ray gives out to those who ask for memory
-    gpu_memory : bytes that may be used of each of its GPUs; 0 where that is not known
-    gpu_type : what Ray calls its GPUs, where it knows that
-    """
-
-    id: str
-    host: str
-    cpus: int
-    gpus: int
-    memory: int
-    gpu_memory: int = 0
-    gpu_type: str = ""
 
 
 def machines() -> tuple[Machine, ...]:

@@ -7,18 +7,16 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
 
 from chorus.cluster.runtime import versions
-from chorus.cluster.runtime.nodes import Machine, machines
+from chorus.cluster.runtime.nodes import machines
 from chorus.cluster.runtime.ray_logging import keep_ray_data_off_the_terminal, use_up_the_notice
+from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.telemetry import logs
-from chorus.pipeline.core.device import DeviceKind
-from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.inference.allocation import ENVIRONMENT
 
@@ -40,26 +38,6 @@ _ENVIRONMENT = {
 # For a local Ray. It ends idle processes as soon as there are more than cores, and the members' actors are as many as
 # these: each image would be finished by a new process that imports torch, which takes longer than what it does then.
 _LIMITS = {"RAY_num_workers_soft_limit": str(2 * (psutil.cpu_count() or 1) + 4)}
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the cluster has: cores, GPUs, nodes, and bytes of memory; `logs` is the folder of Ray's own logs.
-
-    `machines` are its nodes one by one, where they are known.
-    """
-
-    cpus: int
-    gpus: int
-    nodes: int
-    memory: int
-    logs: str = ""
-    machines: tuple[Machine, ...] = ()
-
-    @property
-    def device(self) -> DeviceKind:
-        """What ``--device auto`` takes there."""
-        return of_cluster(self.gpus, [machine.gpu_type for machine in self.machines if machine.gpu_type])
 
 
 def start(address: str | None, *, staged: bool, metrics_port: int | None = None) -> Resources:

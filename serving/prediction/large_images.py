@@ -21,8 +21,8 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.worker import Answering, RegionWorker
 from chorus.cluster.runs.run import Job, Run
-from chorus.cluster.runtime.ray_tasks import SerialTasks
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run

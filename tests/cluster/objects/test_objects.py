@@ -266,6 +266,6 @@ def test_channels_that_an_image_does_not_have_are_null(tmp_path: Path, ensemble:
 @pytest.mark.ray
 def test_ray_gives_the_bytes_of_one_process(source: Path, ensemble: Ensemble, whole: Path, tmp_path: Path) -> None:
     out = write_results(tmp_path / "out", source, ensemble, PLANES)
-    request = ObjectsRequest(out=str(out), diameter=10.0)
+    request = ObjectsRequest(out=str(out), diameter=10.0, executor="ray")
     assert objects.find_objects(request, Silent()).state == "complete"
     assert_same(out, whole)

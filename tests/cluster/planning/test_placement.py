@@ -15,7 +15,7 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.placement import Memory, Placement, estimate_memory, place, require_devices
 from chorus.cluster.planning.plan import Cost, ResolvedSettings, resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
-from chorus.cluster.runtime.session import Resources
+from chorus.cluster.runtime.resources import Resources
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from tests.support.making import write_light_ensemble

@@ -16,7 +16,7 @@ from chorus.cluster.planning.image_statistics import image_statistics
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import RunContext, plan_images, resolve
 from chorus.cluster.planning.settings import ResultSettings
-from chorus.cluster.runtime.ray_tasks import SerialTasks
+from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.preprocessing.preparation import ALL_CHANNELS, Measure

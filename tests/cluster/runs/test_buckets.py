@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from chorus.cluster.planning.requests import PredictRequest
-from chorus.cluster.planning.settings import ResultSettings
+from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.scores import read_scores
@@ -180,6 +180,7 @@ def test_a_run_on_ray_through_failing_servers_is_the_local_one(
         ensemble=uploaded[1],
         out=storage.join(bucket.url, "ray"),
         settings=ResultSettings(region=64, chunk=32),
+        run=RunSettings(executor="ray"),
     )
     assert predict(request, Silent()).state == "complete"
     assert sum(bucket.proxy.faults().values()) > 3

@@ -26,6 +26,7 @@ from chorus.cluster.regions import ray_executor as stream
 from chorus.cluster.regions.ray_executor import RayExecutor
 from chorus.cluster.runtime import session
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.scores import read_features
@@ -72,7 +73,7 @@ def run(images: Path, ensemble: Path, out: Path, **settings: Any) -> Outcome:
         ensemble=str(ensemble),
         out=str(out),
         settings=ResultSettings(region=64, chunk=32),
-        run=RunSettings(**settings),
+        run=RunSettings.model_validate({"executor": "ray"} | settings),
     )
     return predict(request, Silent())
 
@@ -155,6 +156,7 @@ def test_terminal_shows_our_lines_only(images: Path, ensemble: Path, serial: Pat
     """With a Ray of its own, which starts and stops with the run."""
     program = [sys.executable, "-m", "chorus.cli", "predict", str(images), "-e", str(ensemble), "-o"]
     program += [str(tmp_path / "out"), "--region", "64", "--chunk", "32", "--actors", "1", "--no-report"]
+    program += ["--executor", "ray"]
     environment = os.environ | {"COLUMNS": "300"}
     done = subprocess.run(program, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
@@ -208,14 +210,14 @@ def context(ensemble: Path, tmp_path: Path) -> RunContext:
 
 
 @pytest.fixture
-def connected(cluster: Cluster) -> Iterator[session.Resources]:
+def connected(cluster: Cluster) -> Iterator[Resources]:
     yield session.start(cluster.address, staged=False)
     session.stop()
 
 
 @pytest.mark.long
 def test_actors_that_cannot_start_cut_the_run_short_and_say_why(
-    connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
+    connected: Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "RETRIES", replace(RETRIES, streams=1))
     with pytest.raises(CutShortError) as caught:
@@ -225,7 +227,7 @@ def test_actors_that_cannot_start_cut_the_run_short_and_say_why(
     assert "\n" not in str(caught.value)
 
 
-def test_task_that_fails_or_dies_is_a_result(connected: session.Resources) -> None:
+def test_task_that_fails_or_dies_is_a_result(connected: Resources) -> None:
     executor = RayExecutor(PLACEMENT, 1.0, connected.logs)
     executor.submit(0, sum, [1, 2])
     executor.submit(1, storage.scheme, "ftp://elsewhere")
@@ -249,7 +251,7 @@ def test_every_region_is_in_one_block_and_all_actors_have_blocks_to_the_end(regi
 
 
 def test_stream_that_hangs_is_broken_off_and_begun_anew(
-    connected: session.Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
+    connected: Resources, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No actor can ever start: each asks for more cores than the cluster has."""
     monkeypatch.setattr(stream, "RETRIES", replace(RETRIES, stream_start_seconds=5.0))

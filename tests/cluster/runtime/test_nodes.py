@@ -31,8 +31,8 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.regions.ray_executor import calibrate_on_ray
 from chorus.cluster.regions.worker import Here, RegionWorker
 from chorus.cluster.runtime import session
-from chorus.cluster.runtime.nodes import Machine, machines, with_gpu_memory
-from chorus.cluster.runtime.session import Resources
+from chorus.cluster.runtime.nodes import machines, with_gpu_memory
+from chorus.cluster.runtime.resources import Machine, Resources
 from chorus.cluster.state.ledger import Attempts
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError

@@ -121,6 +121,7 @@ def test_prometheus_finds_the_counts_of_the_summary(started: tuple[Prometheus, i
     command = [sys.executable, "-m", "chorus.cli", "predict", tmp_path / "images", "-o", out, "--region", REGION]
     # Wide networks: the run must last longer than the 10 seconds after which Ray first shows what actors count.
     command += ["-e", write_light_ensemble(tmp_path / "ensemble", width=48), "--chunk", 32, "--metrics-port", port]
+    command += ["--executor", "ray"]
     subprocess.run([str(part) for part in command], check=True, timeout=500, capture_output=True)
 
     summary = json.loads((out / "run.json").read_text())["summary"]
