@@ -25,7 +25,7 @@ $(DOCS_READY): pyproject.toml constraints.txt
 	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
 	touch $(DOCS_READY)
 
-# A sample plate, a small ensemble trained on the spot, predict on Ray, the ranking and a page to look at.
+# A sample plate, a small ensemble trained on the spot, predict (it says whether on Ray), the ranking and a page to look at.
 demo: $(READY)
 	$(BIN)/python -m chorus.demo demo
 

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from chorus.api import predict
     from chorus.cluster.planning.requests import Outcome, PredictRequest
     from chorus.cluster.planning.settings import ResultSettings, RunSettings
@@ -40,6 +41,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for from its home."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("chorus-bioimage")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -47,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What can be imported from here."""
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "__version__"])

@@ -1,277 +1,146 @@
-"""What a person types: ``chorus predict``, ``plan``, ``convert``, ``rank``, ``report``, ``train``, ``ensemble``."""
+"""What a person types: the tree of commands, each imported when it is called."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-from chorus.cluster.runtime.signals import resumable
-from chorus.cluster.runtime.versions import require_submitter
-from chorus.cluster.telemetry.logs import about_run, is_structured, log, structured
-from chorus.commands.cluster import cost as costs
-from chorus.commands.cluster import jobs
-from chorus.commands.cluster import serve as servers
-from chorus.commands.cluster.profile import profile
-from chorus.commands.ensembles import bench, models
-from chorus.commands.ensembles import ensemble as ensembles
-from chorus.commands.ensembles.train import train
-from chorus.commands.everyday import export as exports
-from chorus.commands.everyday.convert import convert
-from chorus.commands.everyday.objects import objects
-from chorus.commands.everyday.review import review
-from chorus.commands.trust.calibrate import calibrate
-from chorus.commands.trust.evaluate import compare, evaluate
-from chorus.commands.trust.flag import flag
-from chorus.commands.trust.shift import shift
-from chorus.commands.trust.truth import truth
-from chorus.console import format as layout
-from chorus.console.options import ClusterFileOption, Json, Objects, RequestOptions, with_options
-from chorus.console.progress import ConsoleReporter
-from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
+from chorus.console.lazy import MARKUP, Command, commands_of
+from chorus.pipeline.errors import ChorusError, CutShortError
 
-if TYPE_CHECKING:
-    import pandas as pd
+_EVERYDAY, _TRUST = "chorus.commands.everyday", "chorus.commands.trust"
+_ENSEMBLES, _CLUSTER = "chorus.commands.ensembles", "chorus.commands.cluster"
 
-    from chorus.cluster.planning.requests import PredictRequest
+COMMANDS: dict[str | None, tuple[Command, ...]] = {
+    "Everyday": (
+        Command("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of TIFF, PNG and JPEG."),
+        Command("predict", f"{_EVERYDAY}.predict:predict", "Segment images with an ensemble."),
+        Command("plan", f"{_EVERYDAY}.plan:plan", "Print what predict would do and cost."),
+        Command("rank", f"{_EVERYDAY}.rank:rank", "List images, the most doubtful first."),
+        Command("objects", f"{_EVERYDAY}.objects:objects", "Make objects anew, or by another method."),
+        Command("review", f"{_EVERYDAY}.review:review", "Look at results in the browser and decide."),
+        Command("report", f"{_EVERYDAY}.report:report", "Write the report of results anew."),
+        Command(
+            "export",
+            "",
+            "Write results for ImageJ, QuPath, as tables, to correct.",
+            (
+                Command("rois", f"{_EVERYDAY}.export:rois", "Objects as sets of ImageJ ROIs."),
+                Command("geojson", f"{_EVERYDAY}.export:geojson", "Objects as GeoJSON for QuPath."),
+                Command("tables", f"{_EVERYDAY}.export:tables", "All that is known of images and objects."),
+                Command("annotation", f"{_EVERYDAY}.export:annotation", "The worst images with draft labels."),
+            ),
+        ),
+    ),
+    "How far to trust results": (
+        Command("evaluate", f"{_TRUST}.evaluate:evaluate", "Measure results against annotations."),
+        Command("compare", f"{_TRUST}.evaluate:compare", "Say whether one of several ensembles is better."),
+        Command("calibrate", f"{_TRUST}.calibrate:calibrate", "Measure an ensemble on images with a truth."),
+        Command("flag", f"{_TRUST}.flag:flag", "Flag images that are not to be trusted."),
+        Command("shift", f"{_TRUST}.shift:shift", "Compare a run with the reference images."),
+        Command("truth", f"{_TRUST}.truth:truth", "Make one truth of several experts' drawings."),
+    ),
+    "Ensembles": (
+        Command("train", f"{_ENSEMBLES}.train:train", "Train an ensemble on labelled images."),
+        Command(
+            "ensemble",
+            "",
+            "Look at ensembles, check, make and edit them.",
+            (
+                Command("list", f"{_ENSEMBLES}.builtin:list_builtin", "The ensembles that Chorus brings."),
+                Command("show", f"{_ENSEMBLES}.ensemble:show", "What an ensemble says of itself."),
+                Command("check", f"{_ENSEMBLES}.ensemble:check", "Load and try every member."),
+                Command("add", f"{_ENSEMBLES}.ensemble:add", "Make an ensemble, or add members."),
+                Command("remove", f"{_ENSEMBLES}.ensemble:remove", "Take members out."),
+                Command("pack", f"{_ENSEMBLES}.models:pack", "Write members as BioImage.IO packages."),
+                Command("sentinel", f"{_TRUST}.sentinels:sentinel", "Add an image on which runs are tried."),
+                Command("effort", f"{_TRUST}.effort:effort", "Measure what adaptive effort may leave out."),
+                Command("schema", f"{_ENSEMBLES}.ensemble:schema", "The JSON schema of ensemble.yaml."),
+            ),
+        ),
+        Command(
+            "models",
+            "",
+            "Test packages of trained networks.",
+            (Command("test", f"{_ENSEMBLES}.models:run_test", "Run a package's own test tensors."),),
+        ),
+        Command(
+            "bench",
+            "",
+            "Measure which backend is fastest here.",
+            (Command("engine", f"{_ENSEMBLES}.bench:engine", "Try each backend with an ensemble."),),
+        ),
+    ),
+    "Clusters and servers": (
+        Command("submit", f"{_CLUSTER}.jobs:submit", "Run a command on a Ray cluster.", options_first=True),
+        Command(
+            "jobs",
+            "",
+            "Look at submitted jobs, stop and resume them.",
+            (
+                Command("list", f"{_CLUSTER}.jobs:list_jobs", "The cluster's jobs, the latest first."),
+                Command("status", f"{_CLUSTER}.jobs:status", "How a job is and how far it has come."),
+                Command("logs", f"{_CLUSTER}.jobs:logs", "What a job has said."),
+                Command("stop", f"{_CLUSTER}.jobs:stop", "Stop a job; what is recorded stays."),
+                Command("resume", f"{_CLUSTER}.jobs:resume", "Resume a job that was cut short."),
+            ),
+        ),
+        Command("profile", f"{_CLUSTER}.profile:profile", "Show where the time of a run went."),
+        Command("serve", f"{_CLUSTER}.serve:app", "Answer images one by one over HTTP."),
+    ),
+}  # fmt: skip
+
+
+class _Tree(TyperGroup):
+    """The group of all commands."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands.update(commands_of(COMMANDS))
+
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
+    cls=_Tree,
+    invoke_without_command=True,
+    no_args_is_help=True,
+    rich_markup_mode=MARKUP,
+    pretty_exceptions_enable=False,
 )
-app.add_typer(ensembles.app, name="ensemble", help="Look at ensembles, check them, make and edit them.")
-app.add_typer(bench.app, name="bench", help="Measure this machine: which backend carries out an ensemble fastest.")
-app.add_typer(models.app, name="models", help="Test packages of trained networks.")
-app.add_typer(jobs.app, name="jobs", help="Look at jobs of `chorus submit` on a Ray cluster, stop and resume them.")
-app.add_typer(servers.app, name="serve", help="Answer images one by one over HTTP; `serve token` makes tokens.")
-app.add_typer(exports.app, name="export", help="Write results for ImageJ and QuPath, as tables, as images to correct.")
-err = Console(stderr=True)
-out_console = Console()
 
 
-@app.command()
-@with_options(RequestOptions)
-def predict(
-    options: RequestOptions,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop, as `chorus plan`.")] = False,
-    report: Annotated[
-        bool, typer.Option(help="Write report/index.html at the end, and thumbnails for it on the way.")
-    ] = True,
-    objects: Objects = "auto",
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65534, help="Port for Prometheus while the run goes on; a local Ray takes the next one."
-        ),
-    ] = None,
-    cluster: ClusterFileOption = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Keep when what was done, for `chorus profile OUT`.")
+def _version(wanted: bool) -> None:
+    if wanted:
+        import chorus
+
+        print(f"chorus {chorus.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def chorus(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
-    as_json: Json = False,
 ) -> None:
-    """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
+    """Segment microscopy images with an ensemble of networks, and say how far to trust the result.
 
-    Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT. Exit
-    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
+    **Example**
 
-    **Examples**
-
-    `chorus predict plate.ome.zarr --ensemble nuclei/ --out results/`
-
-    `chorus predict 's3://bucket/screen/*.zarr' -e s3://bucket/ensemble.yaml -o s3://bucket/out --address auto`
-
-    `chorus predict slide.zarr -e tumour/ -o out/ --channel HE --save probability,epistemic --region 4096`
+    `chorus predict images/ --ensemble nuclei-fluo --out results/`, then `chorus rank results/`
     """
-    request = options.request().model_copy(update={"objects": objects})
-    if dry_run:
-        _print_forecast(request, cluster, None, as_json=as_json)
-        return
-    from chorus.cluster import predict as reprocess
-    from chorus.cluster.planning.cluster_file import read_cluster
-    from chorus.cluster.telemetry.metrics import run_label
-    from chorus.pipeline.io import storage
-    from chorus.pipeline.report.page import write_report
-
-    about_run(run_label(storage.normalise(request.out)))
-    prices = None if cluster is None else read_cluster(cluster)
-    carried_out = {"thumbnails": report, "metrics_port": metrics_port, "cluster": prices, "profile": profile}
-    request = request.model_copy(update={"run": request.run.model_copy(update=carried_out)})
-    of_objects = ConsoleReporter(err, units="steps", devices="cores")
-    outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)
-    if report and outcome.state != "interrupted":
-        write_report(outcome.out)
-    if as_json:
-        _print_json({name: getattr(outcome, name) for name in ("out", "state", "message", "summary")})
-    for line in layout.summary_lines(outcome, with_report=report):
-        err.print(line, highlight=False, soft_wrap=True, markup=False)
-    raise typer.Exit(outcome.exit_code)
-
-
-@app.command()
-@with_options(RequestOptions)
-def plan(
-    options: RequestOptions,
-    objects: Objects = "auto",
-    cluster: ClusterFileOption = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="Results of a run that measured this ensemble, for --cluster; by default it is tried here."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Print what `chorus predict` would do and cost: images, regions, tiles, passes, bytes, memory, placement, time.
-
-    With --cluster it says time and cost on nodes that need not be at hand, by simulation; see docs/scale.md.
-
-    **Examples**
-
-    `chorus plan plate.ome.zarr --ensemble nuclei/ --out results/`
-
-    `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o gs://lab/out --cluster infra/cost/cluster.yaml`
-
-    `chorus plan 'gs://lab/screen/*.zarr' -e nuclei/ -o out/ --cluster cluster.yaml --calibration gs://lab/pilot`
-    """
-    from chorus.cluster.costs.accounting import calibration_device
-
-    if calibration is not None:
-        if cluster is None:
-            raise RefusedError("--calibration is for --cluster; give both, or leave it out")
-        options.device = calibration_device(calibration) if options.device == "auto" else options.device
-    request = options.request().model_copy(update={"objects": objects})
-    _print_forecast(request, cluster, calibration, as_json=as_json)
-
-
-def _print_forecast(request: PredictRequest, cluster: str | None, calibration: str | None, *, as_json: bool) -> None:
-    """What a run would do; where a cluster is described, what it would take and cost there."""
-    if cluster is None:
-        _print_plan(request, as_json=as_json)
-        return
-    from chorus.cluster import predict as reprocess
-    from chorus.cluster.planning.cluster_file import read_cluster
-    from chorus.cluster.runtime.reporting import Silent
-
-    found = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
-    if as_json:
-        _print_json(asdict(found))
-        return
-    for part in costs.tables(found):
-        out_console.print(part, highlight=False)
-    _print_failures(found.failures)
-
-
-def _print_plan(request: PredictRequest, *, as_json: bool) -> None:
-    from chorus.cluster import predict as reprocess
-    from chorus.cluster.runtime.reporting import Silent
-
-    forecast = reprocess.forecast(request, Silent())
-    if as_json:
-        _print_json(asdict(forecast))
-        return
-    out_console.print(layout.plan_table(forecast))
-    _print_failures(forecast.failures)
-
-
-def _print_failures(failures: Sequence[tuple[str, str]]) -> None:
-    for name, message in failures:
-        out_console.print(f"cannot be done: {name}: {message}", highlight=False, soft_wrap=True, markup=False)
-
-
-@app.command()
-def rank(
-    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
-    by: Annotated[str, typer.Option(help="Score to rank by, a numeric column of scores.parquet.")] = "uncertainty",
-    above: Annotated[
-        float | None,
-        typer.Option(help="Flag images beyond this value (below, for scores of which low values are doubtful)."),
-    ] = None,
-    top: Annotated[int, typer.Option(help="Rows to print; 0 prints all.")] = 20,
-    export: Annotated[str | None, typer.Option(help="Write the ranking to a .csv, .parquet or .json file.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the images, the most doubtful first; empty predictions and failures stand apart.
-
-    **Examples**
-
-    `chorus rank results/`
-
-    `chorus rank results/ --by pairwise_dice --above 0.8 --export look-at-these.csv`
-    """
-    from chorus.cluster.state.scores import read_scores
-    from chorus.pipeline.scores.ranking import rank as order
-    from chorus.pipeline.scores.registry import IMAGE_TABLE, phrase_of
-
-    ranking = order(read_scores(out), by, above)
-    if export:
-        _export(ranking.ranked, export)
-    if as_json:
-        frames = {"ranked": ranking.ranked, "empty": ranking.empty, "failed": ranking.failed}
-        _print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()})
-        return
-    beside = [score.name for score in IMAGE_TABLE if score.listed and score.per == "image"]
-    columns = ["rank", "name", ranking.score, *(name for name in beside if name != ranking.score)]
-    shown = ranking.ranked.head(top) if top else ranking.ranked
-    extra = ["flagged"] if above is not None else []
-    title = f"{len(ranking.ranked)} images by {phrase_of(ranking.score)}, worst first"
-    out_console.print(layout.score_table(shown, columns + extra, title))
-    if above is not None:
-        out_console.print(f"{int(ranking.ranked['flagged'].sum())} images flagged")
-    for title, frame in (("without a score (no foreground)", ranking.empty), ("failed", ranking.failed)):
-        if len(frame):
-            out_console.print(layout.score_table(frame, ["name", "message"], f"{len(frame)} {title}"))
-
-
-@app.command()
-def report(
-    out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
-    top: Annotated[
-        int, typer.Option(min=0, help="Images to show large of those to look at first; half of the last.")
-    ] = 8,
-    as_json: Json = False,
-) -> None:
-    """Write OUT/report/index.html anew, with what `chorus flag`, `evaluate` and `shift` have left since.
-
-    Up to 60 images it is one file; of more, the list of all images loads from `report/data` and `report/thumbnails`
-    beside it.
-
-    **Examples**
-
-    `chorus report results/`
-
-    `chorus report gs://bucket/results --top 20`
-    """
-    from chorus.pipeline.report.page import write_report
-
-    page = write_report(out, top=top)
-    if as_json:
-        _print_json({"page": page})
-    else:
-        out_console.print(page, highlight=False, soft_wrap=True)
-
-
-app.command()(convert)
-app.command()(calibrate)
-app.command()(profile)
-app.command()(flag)
-app.command()(shift)
-app.command()(train)
-app.command()(truth)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(objects)
-app.command()(review)
-# What comes after the command's name is the command's.
-app.command(context_settings={"allow_interspersed_args": False})(jobs.submit)
 
 
 def main() -> None:
     """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
+    from chorus.cluster.runtime.signals import resumable
+    from chorus.cluster.runtime.versions import require_submitter
+    from chorus.cluster.telemetry.logs import structured
+
     with _errors_as_sentences(), structured(), _errors_as_sentences(), resumable():
         require_submitter()
         app()
@@ -291,29 +160,15 @@ def _errors_as_sentences() -> Iterator[None]:
 
 
 def _say(error: Exception) -> None:
+    from rich.console import Console
+
+    from chorus.cluster.telemetry.logs import is_structured, log
+
     if is_structured():
         log.error("%s", error)
         return
-    err.print(f"chorus: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
-
-
-def _export(frame: pd.DataFrame, path: str) -> None:
-    from chorus.pipeline.errors import OutputError
-    from chorus.pipeline.exports.tables import write_table
-    from chorus.pipeline.io import storage
-
-    if storage.scheme(path) == "file" and not Path(path).absolute().parent.is_dir():
-        raise RefusedError(f"--export {path}: there is no such folder; choose another place")
-    try:
-        write_table(frame, path)
-    except OutputError as error:
-        raise RefusedError(f"--export {error}") from error
-
-
-def _print_json(content: object) -> None:
-    print(
-        json.dumps(content, default=lambda value: [value.start, value.stop] if isinstance(value, range) else str(value))
-    )
+    console = Console(stderr=True)
+    console.print(f"chorus: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
         write_foreign_images(str(images / "foreign"))
     step("2. The ensemble that comes with Chorus: five small U-Nets trained on real nuclei")
     command("ensemble", "show", ENSEMBLE)
-    step("3. Segment everything on Ray, and make every nucleus an object")
+    step("3. Segment everything, and make every nucleus an object")
     command("predict", str(images), "--ensemble", ENSEMBLE, "--out", str(results))
     step("4. What to look at first")
     command("rank", str(results), "--top", "8")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.filesize import decimal
 from rich.table import Table
 
-from chorus.cluster.planning.requests import Forecast, Outcome
+if TYPE_CHECKING:
+    from chorus.cluster.planning.requests import Forecast, Outcome
+
+
+def print_json(content: object) -> None:
+    """Print one JSON document on standard output."""
+    print(
+        json.dumps(content, default=lambda value: [value.start, value.stop] if isinstance(value, range) else str(value))
+    )
 
 
 def duration(seconds: float) -> str:
@@ -65,7 +74,9 @@ def plan_table(forecast: Forecast) -> Table:
         "memory per actor": f"{decimal(memory.total)} of {decimal(forecast.calibration.device_memory)} on the {where} "
         f"(weights {decimal(memory.weights)}, activations {decimal(memory.activations)}, "
         f"regions {decimal(memory.regions)}, process {decimal(memory.process)})",
-        "placement": f"{placement.kind}: {placement.actors_per_stage} actors each with {groups}",
+        "placement": "in this process, without Ray"
+        if forecast.executor == "serial"
+        else f"{placement.kind}: {placement.actors_per_stage} actors of Ray each with {groups}",
         "expected time": f"{duration(forecast.seconds)} of forward passes "
         f"({forecast.calibration.seconds_per_tile * 1000:.0f} ms a tile on {forecast.calibration.device})",
     }
@@ -75,15 +86,15 @@ def plan_table(forecast: Forecast) -> Table:
     return table
 
 
-def score_table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
+def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], title: str) -> Table:
     """Rows of scores under their labels, numbers to four digits."""
     from chorus.pipeline.scores.registry import phrase_of
 
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(phrase_of(name), overflow="fold")
-    for row in frame[list(columns)].itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in columns))
     return table
 
 
@@ -136,5 +147,5 @@ def _expectation(summary: Mapping[str, Any]) -> list[str]:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.4f}"
+        return "" if math.isnan(value) else f"{value:.4f}"
     return "" if value is None else str(value)

@@ -7,21 +7,25 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
-from pydantic import BaseModel, ValidationError
 
-from chorus.cluster.planning.requests import PredictRequest
-from chorus.pipeline.core.augmentation import D4, FLIPS
 from chorus.pipeline.core.device import DeviceChoice, DeviceKind
-from chorus.pipeline.core.devices import best
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS
 from chorus.pipeline.errors import RefusedError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from chorus.cluster.planning.requests import PredictRequest
+
 T = TypeVar("T")
-Request = TypeVar("Request", bound=BaseModel)
+Request = TypeVar("Request", bound="BaseModel")
 BUILTIN = Path(__file__).parents[1] / "builtin"
+# Panels of `--help`, below that of the options that people need first.
+IMAGES, MEMBERS, WRITTEN = "How images are read", "How members are asked", "What is written"
+RUNNING = "Where and how it runs"
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document on standard output.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
@@ -34,7 +38,19 @@ Objects = Annotated[
     ),
 ]
 ClusterFileOption = Annotated[
-    str | None, typer.Option("--cluster", help="A YAML file of node types and what they cost; see infra/cost.")
+    str | None,
+    typer.Option("--cluster", help="YAML file of node types and prices; see infra/cost.", rich_help_panel=RUNNING),
+]
+Executor = Annotated[
+    Literal["auto", "ray", "serial"],
+    typer.Option(
+        help="Ray, or serial in this process; auto takes Ray where work takes longer than its start.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster, e.g. `auto`; by default this machine.", rich_help_panel=RUNNING),
 ]
 Maps = ",".join(DEFAULTS)
 MoreMaps = " and ".join(f"`{name}`" for name in CHOICES if name not in DEFAULTS)
@@ -42,7 +58,7 @@ MoreMaps = " and ".join(f"`{name}`" for name in CHOICES if name not in DEFAULTS)
 
 @dataclass
 class RequestOptions:
-    """What `chorus predict` and `chorus plan` ask for."""
+    """What `chorus predict` and `chorus plan` ask for: first the options that people need first."""
 
     sources: Annotated[
         list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
@@ -57,69 +73,124 @@ class RequestOptions:
     channel: Annotated[
         list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
     ] = None
-    level: Annotated[int | None, typer.Option(help="Resolution level; by default chosen by pixel size.")] = None
     diameter: Annotated[
         float | None, typer.Option(help="Of the objects, in pixels of the image; then pixel sizes are not used.")
     ] = None
-    tile: Annotated[int | None, typer.Option(help="Edge of a tile in pixels; by default the ensemble's.")] = None
-    overlap: Annotated[float | None, typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.")] = None
-    augment: Annotated[
-        str | None, typer.Option(help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.")
-    ] = None
-    effort: Annotated[
-        Literal["full", "adaptive"],
-        typer.Option(help="All augmentations for every tile, or only where they matter, by the ensemble's bound."),
-    ] = "full"
-    batch: Annotated[int | None, typer.Option(help="Tiles per call of a member; by default by device.")] = None
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32"
-    backend: Annotated[
-        Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
-        typer.Option(help="What carries out the networks; auto takes what `chorus bench engine` found, else eager."),
-    ] = "auto"
-    device: Annotated[DeviceChoice, typer.Option(help="Where members run; auto takes GPUs if there are any.")] = "auto"
-    threads: Annotated[
-        int, typer.Option(min=1, help="Of an actor on a CPU; more than 1 where there are fewer regions than cores.")
-    ] = 1
-    region: Annotated[int, typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.")] = 2048
-    chunk: Annotated[int, typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.")] = 512
     save: Annotated[str, typer.Option(help=f"Maps to keep, comma-separated ({MoreMaps}, too), or `none`.")] = Maps
-    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.")] = "float16"
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="A missing chunk is an error, not fill value; ome-zarr reads results back."),
-    ] = False
-    trust_code: TrustCode = False
-    in_place: Annotated[bool, typer.Option("--in-place", help="Write labels into the source images instead.")] = False
+    device: Annotated[DeviceChoice, typer.Option(help="Where members run; auto takes GPUs if there are any.")] = "auto"
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
+    level: Annotated[
+        int | None, typer.Option(help="Resolution level; by default chosen by pixel size.", rich_help_panel=IMAGES)
+    ] = None
     volumes: Annotated[
         bool,
         typer.Option(
             "--volumes",
             help="Stacks as volumes: planes in three directions, their mean, and objects in 3D (an ensemble with "
             "flows).",
+            rich_help_panel=IMAGES,
         ),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False
-    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone (for debugging).")] = (
-        "ray"
-    )
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
-        None
-    )
-    actors: Annotated[
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A missing chunk is an error, not fill value; ome-zarr reads results back.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False
+    tile: Annotated[
         int | None,
-        typer.Option(help="Member actors; by default what there is room for, and on a cluster more as nodes join."),
+        typer.Option(help="Edge of a tile in pixels; by default the ensemble's.", rich_help_panel=MEMBERS),
     ] = None
-    placement: Annotated[
-        Literal["auto", "replicated", "staged"], typer.Option(help="All members in each actor, or a chain of stages.")
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.", rich_help_panel=MEMBERS),
+    ] = None
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.", rich_help_panel=MEMBERS
+        ),
+    ] = None
+    effort: Annotated[
+        Literal["full", "adaptive"],
+        typer.Option(
+            help="All augmentations for every tile, or only where they matter, by the ensemble's bound.",
+            rich_help_panel=MEMBERS,
+        ),
+    ] = "full"
+    batch: Annotated[
+        int | None, typer.Option(help="Tiles per call of a member; by default by device.", rich_help_panel=MEMBERS)
+    ] = None
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Arithmetic within the members.", rich_help_panel=MEMBERS),
+    ] = "fp32"
+    backend: Annotated[
+        Literal["auto", "eager", "cudagraphs", "inductor", "onnxruntime", "openvino"],
+        typer.Option(
+            help="What carries out the networks; auto takes what `chorus bench engine` found, else eager.",
+            rich_help_panel=MEMBERS,
+        ),
     ] = "auto"
-    stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.")] = 2
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of an actor on a CPU; more than 1 where there are fewer regions than cores.",
+            rich_help_panel=MEMBERS,
+        ),
+    ] = 1
     sentinels: Annotated[
         Literal["check", "warn", "skip"],
-        typer.Option(help="Where the Dice of an ensemble's sentinels moved: stop, warn, or do not look."),
+        typer.Option(
+            help="Where the Dice of an ensemble's sentinels moved: stop, warn, or do not look.",
+            rich_help_panel=MEMBERS,
+        ),
     ] = "check"
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code",
+            help="Let code that a package or an export brings along run on this machine.",
+            rich_help_panel=MEMBERS,
+        ),
+    ] = False
+    region: Annotated[
+        int,
+        typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.", rich_help_panel=WRITTEN),
+    ] = 2048
+    chunk: Annotated[
+        int,
+        typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.", rich_help_panel=WRITTEN),
+    ] = 512
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.", rich_help_panel=WRITTEN)] = (
+        "float16"
+    )
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Write labels into the source images instead.", rich_help_panel=WRITTEN),
+    ] = False
+    executor: Executor = "auto"
+    address: Address = None
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            help="Member actors; by default what there is room for, and on a cluster more as nodes join.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None
+    placement: Annotated[
+        Literal["auto", "replicated", "staged"],
+        typer.Option(help="All members in each actor, or a chain of stages.", rich_help_panel=RUNNING),
+    ] = "auto"
+    stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.", rich_help_panel=RUNNING)] = 2
 
     def request(self) -> PredictRequest:
         """The validated request; raises RefusedError naming the option."""
+        from chorus.cluster.planning.requests import PredictRequest
+
         settings = {
             "channel": self.channel or [],
             "level": self.level,
@@ -157,6 +228,8 @@ class RequestOptions:
 
 def validated(request: type[Request], content: dict[str, Any], command: str) -> Request:
     """The request of a command; raises RefusedError naming the option that is at fault."""
+    from pydantic import ValidationError
+
     try:
         return request.model_validate(content)
     except ValidationError as error:
@@ -225,6 +298,8 @@ def names(text: str) -> list[str]:
 
 def augmentation_names(text: str | None) -> list[str] | None:
     """What `--augment` means; None where the ensemble decides."""
+    from chorus.pipeline.core.augmentation import D4, FLIPS
+
     named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
     return None if text is None else named.get(text) or names(text)
 
@@ -239,4 +314,6 @@ def _device(device: DeviceChoice, address: str | None) -> DeviceKind:
 
 def device_here(device: DeviceChoice) -> DeviceKind:
     """What `--device` means where this machine computes; whether it has what was named shows when that is taken."""
+    from chorus.pipeline.core.devices import best
+
     return best() if device == "auto" else device

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from chorus.cluster.planning.requests import Forecast
-from chorus.cluster.runtime.status import RegionStatus
 from chorus.console.format import duration
+
+if TYPE_CHECKING:
+    from chorus.cluster.planning.requests import Forecast
+    from chorus.cluster.runtime.status import RegionStatus
 
 _LINE_SECONDS = 15.0
 # A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.
@@ -32,6 +34,19 @@ def last_progress(log: str) -> Reached | None:
     """The last line of progress in what a run has said, None where it has not come so far."""
     found = _LINE.findall(log)
     return Reached(int(found[-1][0]), int(found[-1][1]), *found[-1][2:]) if found else None
+
+
+def _where(forecast: Forecast) -> str:
+    """What carries a run out, and on which device."""
+    if forecast.executor == "serial":
+        return f"in this process, without Ray ({forecast.calibration.device})"
+    placement = forecast.placement
+    return f"on {placement.actors} actors of Ray ({placement.kind}, {forecast.calibration.device})"
+
+
+def remaining(seconds: float) -> str:
+    """As `duration`, of what is yet to come: never nothing while anything is, however short."""
+    return duration(max(1.0, seconds))
 
 
 class _Rates(ProgressColumn):
@@ -58,15 +73,17 @@ class ConsoleReporter:
         self._regions = self._pixels = self._devices = 0
         self._done = self._failed = self._done_pixels = 0
         self._busy = self._started = self._printed = 0.0
+        # Seconds of all devices until `_since`, when their number changed last.
+        self._available = self._since = 0.0
 
     def phase(self, text: str) -> None:
         self._console.print(f"[dim]{text} ...[/dim]", highlight=False, soft_wrap=True)
 
     def forecast(self, forecast: Forecast) -> None:
-        cost, placement = forecast.cost, forecast.placement
+        cost = forecast.cost
         self._console.print(
             f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.forward_passes} forward passes "
-            f"on {placement.actors} actors ({placement.kind}, {forecast.calibration.device}); about "
+            f"{_where(forecast)}; about "
             f"{duration(forecast.seconds)} for all of it",
             highlight=False,
             soft_wrap=True,
@@ -77,8 +94,8 @@ class ConsoleReporter:
     def begin(self, regions: int, pixels: int, devices: int) -> None:
         self._regions, self._pixels, self._devices = regions, pixels, devices
         self._done = self._failed = self._done_pixels = 0  # a run may have several parts
-        self._busy = 0.0
-        self._started = self._printed = time.monotonic()
+        self._busy = self._available = 0.0
+        self._started = self._printed = self._since = time.monotonic()
         if not regions:
             self._console.print(f"all {self._units} are recorded already", highlight=False, soft_wrap=True)
         elif self._console.is_terminal:
@@ -87,6 +104,11 @@ class ConsoleReporter:
             )
             self._task = self._progress.add_task(self._units, total=regions, rates="")
             self._progress.start()
+
+    def devices(self, count: int) -> None:
+        now = time.monotonic()
+        self._available += self._devices * (now - self._since)
+        self._devices, self._since = count, now
 
     def region(self, status: RegionStatus) -> None:
         self._done += 1
@@ -107,11 +129,15 @@ class ConsoleReporter:
             self._progress = None
 
     def _rates(self) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        left = seconds / self._done * (self._regions - self._done)
+        now = time.monotonic()
+        seconds = max(now - self._started, 1e-9)
+        more = self._regions - self._done
+        # Of the last one nothing is said: other parts of the run may come.
+        left = f"{remaining(seconds / self._done * more)} left  " if more > 0 else ""
+        available = max(self._available + max(1, self._devices) * (now - self._since), 1e-9)
         # A region's device time may have begun before the bar did, on an actor that started earlier.
-        busy = min(1.0, self._busy / (seconds * max(1, self._devices)))
+        busy = min(1.0, self._busy / available)
         return (
             f"{self._done / seconds:.2f} {self._units}/s  {self._done_pixels / seconds / 1e6:.2f} Mpx/s  "
-            f"{duration(left)} left  {self._device_name} {busy:.0%} busy  {self._failed} failed"
+            f"{left}{self._device_name} {busy:.0%} busy  {self._failed} failed"
         )

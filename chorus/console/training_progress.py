@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from chorus.console.format import duration
+from chorus.console.progress import remaining
 from chorus.pipeline.training.records import FoldResult, Step
 
 _LINE_SECONDS = 15.0
@@ -78,7 +79,8 @@ class TrainingReporter:
 
     def _rates(self, step: Step, seconds: float, done: int) -> str:
         """Rate, time left, loss, and Dice of the last validation."""
-        left = f"{duration(seconds / done * (step.steps - step.step))} left  " if done > 0 else ""
+        more = step.steps - step.step
+        left = f"{remaining(seconds / done * more)} left  " if done > 0 and more > 0 else ""
         dice = f"  Dice {self._dice[step.fold]:.3f}" if step.fold in self._dice else ""
         return f"{step.images_per_second:.1f} patches/s  {left}loss {step.loss:.4f}{dice}"
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from chorus.cluster.state.progress import RunState
     from chorus.console.progress import Reached
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
 Address = Annotated[
     str,
@@ -72,7 +71,6 @@ def submit(
     _begin(jobs, jobs.submit(command), follow=follow, as_json=as_json)
 
 
-@app.command("list")
 def list_jobs(address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None:
     """List the cluster's jobs, the latest first; it forgets them when its head goes.
 
@@ -94,7 +92,6 @@ def list_jobs(address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None
     Console().print(table)
 
 
-@app.command()
 def status(
     name: Annotated[str | None, typer.Argument(help="The job; by default the latest.")] = None,
     address: Address = DEFAULT_ADDRESS,
@@ -130,7 +127,6 @@ def status(
     out.print(_next(jobs, job), highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command()
 def logs(
     name: Annotated[str | None, typer.Argument(help="The job; by default the latest.")] = None,
     address: Address = DEFAULT_ADDRESS,
@@ -151,7 +147,6 @@ def logs(
     print(jobs.log(job.name), end="")
 
 
-@app.command()
 def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None:
     """Stop a job in order: what is recorded stays, what is in hand is handed back, and the output is free.
 
@@ -167,7 +162,6 @@ def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) 
     _end(jobs, jobs.stop(name), as_json=as_json)
 
 
-@app.command()
 def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True, as_json: Json = False) -> None:
     """Start the command of a job that was stopped or cut short again, as a new job; what is recorded is not done again.
 

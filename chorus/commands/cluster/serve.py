@@ -15,7 +15,9 @@ from chorus.pipeline.errors import RefusedError
 if TYPE_CHECKING:
     from chorus.serving.contract.settings import ServeSettings
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
+app = typer.Typer(
+    invoke_without_command=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False
+)
 err = Console(stderr=True)
 
 
@@ -28,7 +30,7 @@ def serve(
     ] = None,
     results: Annotated[str | None, typer.Option(help="Results of `chorus predict` for the page at /review.")] = None,
     host: Annotated[str, typer.Option(help="Where to listen; off this machine only with --token-file.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 8000,
     token_file: Annotated[str | None, typer.Option(help="Hashes of tokens, of `chorus serve token`.")] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="URL below which images may be read, e.g. gs://bucket/; none by default.")

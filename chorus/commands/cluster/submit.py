@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chorus.cluster.runtime.job_command import Command
+from chorus.console.lazy import resolved
 from chorus.console.options import named_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -45,7 +46,7 @@ def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) 
     """
     command: Any = context.find_root().command
     names = 0
-    while hasattr(command, "commands"):
+    while hasattr(command := resolved(command), "commands"):
         name = words[names] if names < len(words) else ""
         if name not in command.commands:
             known = ", ".join(command.commands)

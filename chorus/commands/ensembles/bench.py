@@ -21,16 +21,9 @@ if TYPE_CHECKING:
 
     Measured = tuple[list[EnsembleTimings], tuple[Backend, int]]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 err = Console(stderr=True)
 
 
-@app.callback()
-def _bench() -> None:
-    """Measure this machine."""
-
-
-@app.command()
 def engine(
     ensemble: Annotated[str, typer.Argument(help="Folder or ensemble.yaml, by path or URL, or a built-in name.")],
     tile: Annotated[int | None, typer.Option(help="Edge of a tile in pixels; by default the ensemble's.")] = None,

@@ -10,20 +10,13 @@ import typer
 from rich.console import Console
 
 from chorus.commands.ensembles import view as ensemble_view
-from chorus.commands.ensembles.models import pack
 from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
-from chorus.commands.trust.effort import effort
-from chorus.commands.trust.sentinels import sentinel
-from chorus.console.options import Json, TrustCode, builtin_ensembles, named_ensemble, with_options
+from chorus.console.options import Json, TrustCode, named_ensemble, with_options
 
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.editing import Edited
     from chorus.pipeline.ensembles.ensemble import Ensemble
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-app.command()(pack)
-app.command()(sentinel)
-app.command()(effort)
 out_console = Console()
 err = Console(stderr=True)
 
@@ -33,13 +26,20 @@ ToRead = Annotated[
 ToWrite = Annotated[str, typer.Argument(help="ensemble.yaml, or its folder, or a URL of either.")]
 
 
-@app.command()
-def show(ensemble: ToRead, as_json: Json = False) -> None:
-    """Print what an ensemble says of itself: classes, input, members, provenance and scores. Nothing is loaded.
+def show(
+    ensemble: ToRead,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every member, where it comes from, and scores of folds, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what an ensemble says of itself: classes, input, members, use and scores. Nothing is loaded.
 
     **Examples**
 
     `chorus ensemble show nuclei/`
+
+    `chorus ensemble show nuclei/ --all`
 
     `chorus ensemble show s3://bucket/nuclei/ensemble.yaml --json`
     """
@@ -49,11 +49,10 @@ def show(ensemble: ToRead, as_json: Json = False) -> None:
     if as_json:
         _print_json(_content(read))
         return
-    for part in ensemble_view.view(read):
+    for part in ensemble_view.view(read, everything=everything):
         out_console.print(part, highlight=False, crop=False)
 
 
-@app.command()
 def check(
     ensemble: ToRead,
     trust_code: TrustCode = False,
@@ -89,7 +88,6 @@ def check(
         _print(f"sentinel {name}: Dice {', '.join(f'{key} {value:.4f}' for key, value in dice.items())}, as stored")
 
 
-@app.command()
 @with_options(NewEnsembleOptions)
 def add(
     options: NewEnsembleOptions,
@@ -98,13 +96,11 @@ def add(
     kind: Annotated[
         str | None, typer.Option(help="What kind of network it is, such as onnx; by default what the file looks like.")
     ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="Of a plain state dict, by its name in segmentation-models-pytorch.")
-    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="Of a plain state dict, by its name in smp.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Of a plain state dict.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Further argument of the architecture, e.g. `decoder_channels=[64,32,16,8,8]`; repeated."),
+        typer.Option(help="NAME=VALUE of the architecture, e.g. `encoder_depth=4`; repeated."),
     ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Keep the URL or path of the weights instead of copying them.")
@@ -138,7 +134,6 @@ def add(
     _print_edited(edited, as_json=as_json)
 
 
-@app.command()
 def remove(
     ensemble: ToWrite,
     members: Annotated[list[str], typer.Argument(help="Members by index, or by the name of their weights.")],
@@ -160,31 +155,6 @@ def remove(
     _print_edited(ensemble_editing.remove(ensemble, members, delete=delete), as_json=as_json)
 
 
-@app.command("list")
-def list_builtin(as_json: Json = False) -> None:
-    """List the ensembles that Chorus brings; each is taken by its name, as in `chorus predict --ensemble NAME`.
-
-    **Example**
-
-    `chorus ensemble list`
-    """
-    from chorus.pipeline.ensembles.ensemble import read_ensemble
-
-    read = {name: read_ensemble(url) for name, url in builtin_ensembles().items()}
-    if as_json:
-        keys = {"description", "licence", "scores"}
-        _print_json([
-            {"name": name, "hash": one.hash, **one.spec.about.model_dump(mode="json", include=keys)}
-            for name, one in read.items()
-        ])  # fmt: skip
-        return
-    if not read:
-        _print("none")
-        return
-    out_console.print(ensemble_view.builtin_table(read), highlight=False)
-
-
-@app.command()
 def schema() -> None:
     """Print the JSON schema of ensemble.yaml, for editors and for programs in other languages.
 

@@ -21,16 +21,9 @@ if TYPE_CHECKING:
     from chorus.pipeline.core.provenance import About
     from chorus.pipeline.ensembles.ensemble import Ensemble
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 out_console = Console()
 
 
-@app.callback()
-def models() -> None:
-    """Look at packages of trained networks."""
-
-
-@app.command("test")
 def run_test(
     package: Annotated[str, typer.Argument(help="A BioImage.IO package: folder, zip, URL, or id of the collection.")],
     format: Annotated[

@@ -74,15 +74,17 @@ class TrainOptions:
         bool,
         typer.Option("--strict", help="An image without label, or the reverse, is an error.", rich_help_panel=_DATA),
     ] = False
-    architecture: Annotated[str, typer.Option(help="Of segmentation-models-pytorch.", rich_help_panel=_NETWORK)] = (
+    architecture: Annotated[str, typer.Option(help="By its name in the smp library.", rich_help_panel=_NETWORK)] = (
         _DEFAULT.architecture
     )
-    encoder: Annotated[
-        str, typer.Option(help="Of segmentation-models-pytorch; `tu-...` are timm's.", rich_help_panel=_NETWORK)
-    ] = _DEFAULT.encoder
+    encoder: Annotated[str, typer.Option(help="By its name in smp; `tu-...` are timm's.", rich_help_panel=_NETWORK)] = (
+        _DEFAULT.encoder
+    )
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Of the architecture, e.g. decoder_channels=[64,48,32,24,16].", rich_help_panel=_NETWORK),
+        typer.Option(
+            help="NAME=VALUE of the architecture, the value in JSON, e.g. encoder_depth=4.", rich_help_panel=_NETWORK
+        ),
     ] = None
     imagenet: Annotated[
         bool, typer.Option(help="Begin with ImageNet weights where they can be reached.", rich_help_panel=_NETWORK)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -10,22 +12,25 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from chorus.pipeline.core.provenance import About, TrainingSummary
+from chorus.commands.ensembles.builtin import numbers, of_the_ensemble
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile
 
 if TYPE_CHECKING:
+    from chorus.pipeline.core.provenance import About, TrainingSummary
     from chorus.pipeline.ensembles.ensemble import Ensemble
     from chorus.pipeline.ensembles.spec import Sentinel
     from chorus.pipeline.inference.adaptive_bound import EffortBound
     from chorus.pipeline.members.contract import MemberEntry
 
+# Of members and of sets of images that are shown unless all are asked for.
+_ROWS = 5
 # Of a member: what its own columns of the table, or those of all, show already.
 _SHOWN = {"kind", "weights", "sha256", "activation", "architecture", "encoder"}
 
 
-def view(ensemble: Ensemble) -> Iterator[RenderableType]:
-    """The parts of the view, from top to bottom."""
+def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[RenderableType]:
+    """The parts of the view, from top to bottom: what fits a screen, or `everything`."""
     spec = ensemble.spec
     yield Text(spec.name, style="bold")
     # To be copied: never broken, however narrow the terminal.
@@ -47,21 +52,12 @@ def view(ensemble: Ensemble) -> Iterator[RenderableType]:
             "effort": None if spec.effort is None else Text(_effort(spec.effort)),
         }
     )
-    yield _members(ensemble)
+    yield _members(ensemble) if everything else _kinds(ensemble)
     if spec.sentinels:
         yield _sentinels(spec.sentinels)
-    yield from _about(spec.about)
-
-
-def builtin_table(ensembles: Mapping[str, Ensemble]) -> Table:
-    """The ensembles that Chorus brings."""
-    table = _table("name", "members", "description", "scores")
-    for name, ensemble in ensembles.items():
-        about = ensemble.spec.about
-        scores = "; ".join(f"{data}: {_numbers(_of_the_ensemble(values))}" for data, values in about.scores.items())
-        cells = (name, f"{len(ensemble.spec.members)}", about.description, scores)
-        table.add_row(*map(Text, cells))
-    return table
+    yield from _about(spec.about, everything=everything)
+    if not everything:
+        yield Text("\n--all says more of members, training, data and scores", style="dim")
 
 
 def normalisation(settings: Normalisation) -> str:
@@ -109,10 +105,25 @@ def _members(ensemble: Ensemble) -> RenderableType:
     return Group(Text(f"\n{len(ensemble.spec.members)} members", style="bold"), table)
 
 
+def _kinds(ensemble: Ensemble) -> RenderableType:
+    """How many members there are of a kind and a network."""
+    table = _table("", "kind", "network")
+    counts = Counter((member.kind, _named(member)) for member in ensemble.spec.members)
+    for (kind, network), count in counts.most_common(_ROWS):
+        table.add_row(*map(Text, (f"{count}", kind, network)))
+    return Group(Text(f"\n{len(ensemble.spec.members)} members", style="bold"), table)
+
+
+def _named(member: MemberEntry) -> str:
+    """Architecture and encoder, or the weights of a member that names none."""
+    content = member.model_dump(mode="json", exclude_defaults=True)
+    return "/".join(str(content[key]) for key in ("architecture", "encoder") if key in content) or member.weights
+
+
 def _sentinels(sentinels: Iterable[Sentinel]) -> RenderableType:
     table = _table("", "Dice", "tolerance", "image", "label")
     for one in sentinels:
-        cells = (one.name, _numbers(one.dice), f"{one.tolerance:g}", one.image, one.label)
+        cells = (one.name, numbers(one.dice), f"{one.tolerance:g}", one.image, one.label)
         table.add_row(*map(Text, cells))
     return Group(Text("\nsentinels, on which every run is tried", style="bold"), table)
 
@@ -126,7 +137,7 @@ def _network(member: MemberEntry) -> str:
     return ", ".join([*([names] if names else []), *others, *own])
 
 
-def _about(about: About) -> Iterator[RenderableType]:
+def _about(about: About, *, everything: bool) -> Iterator[RenderableType]:
     data = [
         ", ".join(filter(None, [d.name, d.url, d.licence, f"{d.images} images" if d.images is not None else None]))
         for d in about.data
@@ -136,33 +147,33 @@ def _about(about: About) -> Iterator[RenderableType]:
         "intended use": about.intended_use,
         "limits": about.limits,
         "licence": about.licence or "",
+    }
+    origin = {
         "authors": ", ".join(person.name for person in about.authors),
         "cite": "\n".join(" ".join(filter(None, [c.text, c.doi or c.url])) for c in about.cite),
         "data": "\n".join(data),
     }
+    rows |= origin if everything else {}
     if any(rows.values()):
         yield Text("\nabout", style="bold")
         yield _facts({name: Text(text) for name, text in rows.items() if text})
     if about.training is not None:
-        yield _training(about.training)
+        yield _training(about.training, everything=everything)
     if about.scores:
-        of_sets = {data: _of_the_ensemble(values) for data, values in about.scores.items()}
-        yield _scores("scores on images that nobody trained on", "data", of_sets)
+        of_sets = {data: of_the_ensemble(values) for data, values in about.scores.items()}
+        shown = of_sets if everything else dict(islice(of_sets.items(), _ROWS))
+        yield _scores("scores on images that nobody trained on", "data", shown)
+        if len(shown) < len(of_sets):
+            yield Text(f"and {len(of_sets) - len(shown)} more")
 
 
-def _training(training: TrainingSummary) -> RenderableType:
+def _training(training: TrainingSummary, *, everything: bool) -> RenderableType:
     objects = "" if training.objects is None else f" with {training.objects} objects"
     text = Text(f"\ntrained on {training.images} images{objects}")
-    if not training.folds:
+    if not training.folds or not everything:
         return text
     folds = {f"fold {index}": scores for index, scores in enumerate(training.folds)}
     return Group(text, _scores("validation scores", "", folds))
-
-
-def _of_the_ensemble(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """The scores of all members together, where single ones have some, too; `--json` has them all."""
-    whole = {name.removesuffix(":ensemble"): value for name, value in scores.items() if name.endswith(":ensemble")}
-    return whole or scores
 
 
 def _scores(title: str, what: str, rows: Mapping[str, Mapping[str, float]]) -> RenderableType:
@@ -192,10 +203,6 @@ def _facts(rows: Mapping[str, Text | None]) -> Table:
 
 def _pixel_size(size: float | None) -> str:
     return "as the image is" if size is None else f"{size:g} micrometers"
-
-
-def _numbers(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 def _listed(values: Iterable[float]) -> str:

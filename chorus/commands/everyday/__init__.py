@@ -1,4 +1,4 @@
-"""Convert, objects, export, review: what comes before and after `chorus predict`.
+"""Convert, predict, plan, rank, objects, report, export, review: what people do with images every day.
 
-`predict`, `plan`, `rank` and `report` themselves stand in `chorus.cli`.
+Begin with `predict`.
 """

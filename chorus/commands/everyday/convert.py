@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from chorus.console.format import duration, failures
-from chorus.console.options import Json, validated
+from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Outcome
@@ -30,10 +30,8 @@ def convert(
     chunk: Annotated[int, typer.Option(help="Edge of a chunk in pixels; a region is a multiple of it.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Read each finished image back by ome-zarr.")] = False,
-    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
-        None
-    ),
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Make OME-Zarr 0.5 (sharded, with pyramid) of images in other formats; the same command again goes on.

@@ -11,12 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from chorus.console.format import SHOWN, duration, failures
-from chorus.console.options import Json, validated
+from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Outcome
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 err = Console(stderr=True)
 
 _Run = Annotated[str, typer.Argument(help="Results of `chorus predict`.")]
@@ -30,18 +29,15 @@ _Decided = Annotated[
     Literal["accept", "reject", "correct-later"] | None,
     typer.Option(help="Only images that were decided so in `chorus review`."),
 ]
-_Executor = Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")]
-_Address = Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")]
 
 
-@app.command()
 def rois(
     results: _WithObjects,
     out: _To,
     color: _Color = None,
     decided: _Decided = None,
-    executor: _Executor = "ray",
-    address: _Address = None,
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Write the objects of each image as a set of ImageJ ROIs (.zip), the most doubtful first.
@@ -61,7 +57,6 @@ def rois(
     _objects(content, _only(results, decided), as_json)
 
 
-@app.command()
 def geojson(
     results: _WithObjects,
     out: _To,
@@ -71,8 +66,8 @@ def geojson(
     ] = "detection",
     color: _Color = None,
     decided: _Decided = None,
-    executor: _Executor = "ray",
-    address: _Address = None,
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, the most doubtful first.
@@ -89,7 +84,6 @@ def geojson(
     _objects(content | {"executor": executor, "address": address}, _only(results, decided), as_json)
 
 
-@app.command()
 def tables(
     results: _Run,
     out: _To,
@@ -112,7 +106,6 @@ def tables(
         Console().print(f"{out.rstrip('/')}/{name}.{kind}  {count} rows", highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command()
 def annotation(
     results: _Run,
     out: _To,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.console.format import SHOWN, counted, failures
-from chorus.console.options import Json, TrustCode, named_ensemble, validated
+from chorus.console.options import Address, Executor, Json, TrustCode, named_ensemble, validated
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Outcome
@@ -43,10 +43,8 @@ def objects(
         ),
     ] = None,
     trust_code: TrustCode = False,
-    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
-        None
-    ),
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Number the objects of every image and list them, anew or by another method than `chorus predict` did.

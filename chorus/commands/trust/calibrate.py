@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from chorus.console.options import Json, RequestOptions, with_options
-from chorus.console.progress import ConsoleReporter
 
 
 @with_options(RequestOptions)
@@ -41,6 +40,7 @@ def calibrate(
     `chorus calibrate plate.ome.zarr -e nuclei/ --truth-label nuclei -o calibration/ --tau 0.9`
     """
     from chorus.cluster.commands.calibrate import CalibrateRequest, calibrate_ensemble
+    from chorus.console.progress import ConsoleReporter
 
     err = Console(stderr=True)
     request = CalibrateRequest(run=options.request(), truth=truth, truth_label=truth_label, tau=tau, alpha=alpha)

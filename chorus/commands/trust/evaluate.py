@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.console.options import Json, validated
+from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
     from chorus.cluster.evaluation.compare import RunComparison
@@ -23,8 +23,6 @@ _Truth = Annotated[
 _TruthLabel = Annotated[
     str | None, typer.Option(help="Name of the label image inside each source OME-Zarr (of TRUTH, where given).")
 ]
-_Executor = Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")]
-_Address = Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")]
 _METRICS = {
     "dice": "Dice",
     "ap50": "AP at IoU 0.5",
@@ -45,19 +43,19 @@ def evaluate(
     truth: _Truth = None,
     truth_label: _TruthLabel = None,
     experts: Annotated[
-        str | None, typer.Option(help="Experts' drawings, <expert>/<image>: their own scores beside.")
+        str | None, typer.Option(help="Experts' drawings, EXPERT/IMAGE: their own scores beside.")
     ] = None,
     expert: Annotated[
         list[str] | None, typer.Option(help="Folder or pattern of EXPERTS to take, e.g. `expert_*`; by default all.")
     ] = None,
     objects: Annotated[
         Literal["labels", "components"],
-        typer.Option(help="Objects: the run's labels/<class>, or connected components of its semantic labels."),
+        typer.Option(help="Objects: the run's `labels/<class>`, or connected components of its semantic labels."),
     ] = "labels",
     minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are left out.")] = 0,
     baseline: Annotated[bool, typer.Option(help="Measure Otsu's threshold beside.")] = True,
-    executor: _Executor = "ray",
-    address: _Address = None,
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Measure predictions against a truth: Dice, IoU, boundaries, objects; beside experts and a simple baseline.
@@ -95,8 +93,8 @@ def compare(
     outs: Annotated[list[str], typer.Argument(help="Two or more results of `chorus predict` for the same images.")],
     metric: Annotated[str, typer.Option(help="A column of evaluation.parquet, e.g. `dice`, `ap50`.")] = "dice",
     truth: Annotated[str | None, typer.Option(help="Evaluate each run against it first, as `chorus evaluate`.")] = None,
-    executor: _Executor = "ray",
-    address: _Address = None,
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one of several ensembles is better on the same images, or only luckier.

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from chorus.console.format import counted, failures, some
-from chorus.console.options import Json, validated
+from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Outcome
@@ -20,7 +20,7 @@ _WHERE = "run.json and agreement.csv"
 
 
 def truth(
-    experts: Annotated[str, typer.Argument(help="A folder with a folder of drawings per expert: <expert>/<image>.")],
+    experts: Annotated[str, typer.Argument(help="A folder with a folder of drawings per expert: EXPERT/IMAGE.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Gets the truth of each image: a folder or a URL.")],
     expert: Annotated[
         list[str] | None,
@@ -40,10 +40,8 @@ def truth(
     classes: Annotated[int, typer.Option(help="Classes with background; of two, all that is not 0 is foreground.")] = 2,
     instances: Annotated[bool, typer.Option("--instances", help="Labels are objects, one value each.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
-    executor: Annotated[Literal["ray", "serial"], typer.Option(help="Ray, or this process alone.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. `auto`; by default a local Ray.")] = (
-        None
-    ),
+    executor: Executor = "auto",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Make one ground truth of several experts' drawings, and say who agrees with whom; the same command goes on.

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+import typer
 from ray.job_submission import JobStatus
 
 from chorus.cli import app
@@ -18,6 +20,7 @@ from chorus.cluster.runtime import ray_jobs as room
 from chorus.cluster.runtime import session
 from chorus.cluster.runtime.ray_jobs import Jobs
 from chorus.commands.cluster.submit import PLACES
+from chorus.console.lazy import resolved
 from chorus.console.progress import last_progress
 from chorus.pipeline.io import storage
 from tests.support.jobs import FakeClient
@@ -101,8 +104,7 @@ def test_every_text_that_a_command_on_ray_takes_is_known_as_a_place_or_as_none()
     no_places |= {"architecture", "encoder", "option", "learning_rate", "name", "save", "truth_label"}
     no_places |= {"description", "intended_use", "limits", "licence", "data_name", "data_url", "data_licence"}
     found = set()
-    groups = [app, *(group.typer_instance for group in app.registered_groups)]
-    for command in (command for group in groups if group is not None for command in group.registered_commands):
+    for command in commands(typer.main.get_command(app)):
         assert command.callback is not None
         parameters = inspect.signature(command.callback, eval_str=True).parameters
         if "executor" in parameters:
@@ -110,6 +112,16 @@ def test_every_text_that_a_command_on_ray_takes_is_known_as_a_place_or_as_none()
     assert {"sources", "out", "ensemble", "truth", "labels"} <= found
     assert found - set(PLACES) - no_places == set()
     assert set(PLACES) <= found
+
+
+def commands(command: Any) -> Iterator[Any]:
+    """All commands of a tree, each imported."""
+    command = resolved(command)
+    if not hasattr(command, "commands"):
+        yield command
+        return
+    for one in command.commands.values():
+        yield from commands(one)
 
 
 def is_text(hint: Any) -> bool:

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from chorus.cli import app
 from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
 from chorus.console import options
+from chorus.console.options import builtin_ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile, Unchanged
@@ -153,7 +156,7 @@ def test_options_of_an_architecture_are_read_as_yaml() -> None:
 
 
 def test_show_says_what_an_ensemble_is(chorus: Chorus, ensemble: Path) -> None:
-    result = chorus("ensemble", "show", ensemble.parent)
+    result = chorus("ensemble", "show", ensemble.parent, "--all")
     assert result.code == 0, result.err
     flat = " ".join(result.out.split())
     read = read_ensemble(str(ensemble))
@@ -166,6 +169,34 @@ def test_show_says_what_an_ensemble_is(chorus: Chorus, ensemble: Path) -> None:
     content = json.loads(chorus("ensemble", "show", ensemble, "--json").out)
     assert content["hash"] == read.hash
     assert content["about"]["scores"] == ABOUT["scores"]
+
+
+def test_show_fits_a_screen_unless_all_is_asked_for(chorus: Chorus, ensemble: Path) -> None:
+    result = chorus("ensemble", "show", ensemble)
+    flat = " ".join(result.out.split())
+    for text in ("2 members", "torchscript", "Nuclei in fluorescence", "CC-BY-4.0", "80 images", "--all says more"):
+        assert text in flat, (text, result.out)
+    assert "fold 1" not in flat
+    assert "BBBC039, " not in flat
+
+
+@pytest.mark.parametrize("words", [["show", "nuclei-fluo"], ["list"]], ids=" ".join)
+def test_the_builtin_ensemble_fits_a_screen(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, ["ensemble", *words], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert 4 <= len(lines) <= 40
+    assert not any("…" in line for line in lines)
+
+
+def test_the_list_of_ensembles_says_what_their_files_say(chorus: Chorus) -> None:
+    """It reads them without the networks' classes."""
+    shown = " ".join(chorus("ensemble", "list").out.split())
+    for name, url in builtin_ensembles().items():
+        read = read_ensemble(url)
+        about = read.spec.about
+        assert f"{name} {len(read.spec.members)} {about.description}" in shown
+        assert f"{next(iter(about.scores))}: dice" in shown
 
 
 def test_show_does_not_need_the_weights(chorus: Chorus, ensemble: Path) -> None:

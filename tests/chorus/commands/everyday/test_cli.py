@@ -310,3 +310,11 @@ def test_an_output_on_the_web_is_refused(predict: Chorus, dataset: Path, web: st
     assert result.code == 2
     assert "http" in result.err
     assert "cannot be written" in result.err
+
+
+def test_rank_above_exports_only_what_it_flags(chorus: Chorus, tmp_path: Path) -> None:
+    out, path = made_scores(tmp_path / "out"), tmp_path / "ranking.csv"
+    assert chorus("rank", out, "--above", 0.15, "--export", path).code == 0
+    assert pd.read_csv(path)["name"].tolist() == ["b"]
+    assert chorus("rank", out, "--by", "pairwise_dice", "--above", 0.95, "--export", path).code == 0
+    assert pd.read_csv(path)["name"].tolist() == ["b", "a"]

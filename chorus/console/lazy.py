@@ -1,0 +1,112 @@
+"""Commands that are imported when they are called: whoever asks for help or for a version waits for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+MARKUP: Literal["markdown"] = "markdown"
+# Characters of a list of choices, or of a default, that may not be broken.
+_WIDEST = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, or a group of commands, as the tree of commands names it.
+
+    Attributes
+    ----------
+    name : as typed
+    home : ``module:name`` of its function, or of the `typer.Typer` of a group that takes options of its own; empty
+        where it is a group without
+    summary : what it does, in a line of the list of commands
+    commands : of a group
+    options_first : what comes after the first word that is no option belongs to that word
+    """
+
+    name: str
+    home: str
+    summary: str
+    commands: tuple[Command, ...] = ()
+    options_first: bool = False
+
+
+class LazyCommand(TyperCommand):
+    """A name and a line of help; the command itself is imported when its arguments are to be read."""
+
+    def __init__(self, command: Command, panel: str | None = None) -> None:
+        super().__init__(command.name, help=command.summary, rich_help_panel=panel, rich_markup_mode=MARKUP)
+        self._home, self._options_first = command.home, command.options_first
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The command itself."""
+        module, _, name = self._home.partition(":")
+        home = getattr(import_module(module), name)
+        if isinstance(home, typer.Typer):
+            return _narrow(get_command(home))
+        app = typer.Typer(rich_markup_mode=MARKUP, pretty_exceptions_enable=False, add_completion=False)
+        app.command(self.name, context_settings={"allow_interspersed_args": not self._options_first})(home)
+        return _narrow(get_command(app))
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Read the arguments of the command itself."""
+        return self.loaded.make_context(info_name, args, parent, **extra)
+
+
+def _narrow(command: Any) -> Any:
+    """Have the help of a command fit 80 columns: long lists may be broken between their words, and only there."""
+    for param in command.params:
+        choices = _choices(param.type_descriptor.annotation)
+        if len("|".join(choices)) > _WIDEST and not param.metavar:
+            param.metavar = "CHOICE"
+            param.help = f"{param.help} One of {', '.join(choices)}."
+        if isinstance(param.default, str) and "," in param.default and len(param.default) > _WIDEST:
+            param.show_default = param.default.replace(",", ", ")
+    for one in getattr(command, "commands", {}).values():
+        _narrow(one)
+    return command
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Of a parameter that takes one of several words, or none; empty for others."""
+    if get_origin(annotation) is Literal:
+        return [str(one) for one in get_args(annotation)]
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    return _choices(parts[0]) if len(parts) == 1 and NoneType in get_args(annotation) else []
+
+
+def commands_of(panels: Mapping[str | None, Sequence[Command]]) -> dict[str, Any]:
+    """The commands of a group by name; none of them is imported.
+
+    Parameters
+    ----------
+    panels : commands by the panel of the help in which they stand
+    """
+    return {one.name: _made(one, panel) for panel, commands in panels.items() for one in commands}
+
+
+def _made(command: Command, panel: str | None) -> TyperCommand | TyperGroup:
+    if command.home:
+        return LazyCommand(command, panel)
+    return TyperGroup(
+        name=command.name,
+        commands=commands_of({None: command.commands}),
+        help=command.summary,
+        no_args_is_help=True,
+        rich_help_panel=panel,
+        rich_markup_mode=MARKUP,
+    )
+
+
+def resolved(command: Any) -> Any:
+    """A command with its options, of one that may not be imported yet."""
+    return command.loaded if isinstance(command, LazyCommand) else command
