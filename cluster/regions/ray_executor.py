@@ -23,7 +23,8 @@ from chorus.cluster.planning.device_probe import Calibration, calibrate
 from chorus.cluster.planning.placement import Placement
 from chorus.cluster.planning.plan import ResolvedSettings, RunContext
 from chorus.cluster.planning.schedule import Schedule, block_regions
-from chorus.cluster.regions.worker import Here, RegionWorker
+from chorus.cluster.regions.guard import NodeInfo
+from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime.cancellation import cancel_running
 from chorus.cluster.runtime.ray_tasks import RayTasks
 from chorus.cluster.runtime.status import Passed, RegionStatus
@@ -233,7 +234,7 @@ def _worker(context: str, members: range | None) -> RegionWorker:
     begin_in_ray()
     parsed = RunContext.model_validate_json(context)
     device = device_of(parsed.settings.device).torch_device
-    return RegionWorker(parsed, device, members, Here(ray.get_runtime_context().get_node_id(), _nodes))
+    return RegionWorker(parsed, device, members, NodeInfo(ray.get_runtime_context().get_node_id(), _nodes))
 
 
 def _nodes() -> set[str]:

@@ -5,13 +5,12 @@ Several threads may call `process` at once: while one holds the device, others r
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,42 +21,29 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import RunContext, inference_settings, layout_of
 from chorus.cluster.regions.batch_queue import Answered
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
-from chorus.cluster.regions.exclusive_gate import Gate
+from chorus.cluster.regions.guard import NodeInfo, RegionGuard
 from chorus.cluster.regions.maps import saved_maps
-from chorus.cluster.regions.retry import suspicion
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runtime.status import Passed, RegionStatus
-from chorus.cluster.state.ledger import Attempts, Ledger
-from chorus.cluster.telemetry.logs import about, log_of_regions
-from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
-from chorus.cluster.telemetry.timeline import note_shared, noted, packed, span, unpacked
+from chorus.cluster.state.ledger import Ledger
+from chorus.cluster.telemetry.metrics import WorkMetrics
+from chorus.cluster.telemetry.timeline import note_shared, span
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.errors import ChorusError, OutputError, RefusedError
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.encoder_features import TileFeatures
-from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.inference.oom_splitting import is_out_of_memory
+from chorus.pipeline.inference.engine import Engine, StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.writer import prepare_image, write_region
 
-log = logging.getLogger("chorus")
 # Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
 _OPEN_ARRAYS = 64
 T = TypeVar("T")
-Ended = TypeVar("Ended", bound="RegionStatus | Passed")
-
-
-@dataclass(frozen=True)
-class Here:
-    """Where a worker is: its node, and the nodes that are there now, itself included."""
-
-    node: str = ""
-    nodes: Callable[[], Collection[str]] = lambda: ("",)
 
 
 class Answering(Protocol):
@@ -70,13 +56,21 @@ class Answering(Protocol):
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A region of the run that is being worked on, and where its results go."""
+class _Task:
+    """A region of the run with its pixels, and where its results go."""
 
     region: int
     index: int
     layout: ImageLayout
-    of: RegionWork
+    work: RegionWork
+
+
+class _Inferred(NamedTuple):
+    """What the members answer for a region: its posterior, sums of features, seconds that the device was held."""
+
+    posterior: Posterior
+    features: NDArray[np.int64]
+    seconds: float
 
 
 class RegionWorker:
@@ -87,7 +81,7 @@ class RegionWorker:
     context : what the run is
     device : torch device
     members : indices of the ensemble's members that live here; all by default
-    here : this node and which nodes are there, by names that are not given twice
+    node : where this process is
     answering : has the whole ensemble on the device already, as in serving; then no member is loaded
     """
 
@@ -96,7 +90,7 @@ class RegionWorker:
         context: RunContext,
         device: torch.device,
         members: range | None = None,
-        here: Here | None = None,
+        node: NodeInfo | None = None,
         answering: Answering | None = None,
     ) -> None:
         device_of(device).use_threads(context.settings.threads)
@@ -126,141 +120,47 @@ class RegionWorker:
         self._open_level = lru_cache(maxsize=_OPEN_ARRAYS)(open_level)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
-        self._gate = Gate()
-        self._here = here or Here()
-
-    @cached_property
-    def _attempts(self) -> Attempts:
-        return Attempts(self._context.out, self._context.session, self._here.node)
+        self._guard = RegionGuard(context, self._table, self._metrics, node or NodeInfo())
 
     def process(self, region: int) -> RegionStatus:
-        """A region from its pixels to its record."""
+        """Do a region from its pixels to its record."""
         started = time.perf_counter()
-        index, place = self._table.find(region)
 
         def work() -> RegionStatus:
-            read = self._read(region)
-            of = read.of
-            posterior, busy = self._answer(of)
-            return self._write(read, posterior, of.features.sums(), busy, started)
+            task = self._read(region)
+            return self._write(task, self._infer(task.work), started)
 
-        return self._guarded(region, index, place, work)
+        return self._guard.run(region, work)
 
     def start(self, region: int) -> RegionStatus | Passed:
-        """The first stage of a region: nothing was added before."""
-        return self._stage(region, None)
+        """Do the first stage of a region: nothing was added before."""
+        return self._pass_on(region, None)
 
     def proceed(self, region: int, before: Passed) -> RegionStatus | Passed:
-        """A middle stage: add these members' samples to what came before."""
-        return self._stage(region, before)
+        """Do a middle stage: add these members' samples to what came before."""
+        return self._pass_on(region, before)
 
     def conclude(self, region: int, before: Passed) -> RegionStatus:
-        """The last stage: add these members' samples, then write and record the region."""
+        """Do the last stage: add these members' samples, then write and record the region."""
         started = time.perf_counter()
-        index, place = self._table.find(region)
 
         def work() -> RegionStatus:
-            read = self._read(region)
-            of = read.of
+            task = self._read(region)
+            return self._write(task, self._infer_last(task.work, before.state), started)
 
-            def infer() -> tuple[Posterior, NDArray[np.int64]]:
-                last = self._engine.stage(of.plane, of.target, before.state, of.features)
-                return self._engine.conclude(of.plane, of.target, last), last.features
+        return self._guard.run(region, work, before.spans)
 
-            (posterior, features), busy = self._on_device(infer)
-            return self._write(read, posterior, features, busy, started)
-
-        return self._guarded(region, index, place, work, before.spans)
-
-    def _stage(self, region: int, before: Passed | None) -> RegionStatus | Passed:
-        index, place = self._table.find(region)
+    def _pass_on(self, region: int, before: Passed | None) -> RegionStatus | Passed:
         state = None if before is None else before.state
 
         def work() -> Passed:
-            of = self._read(region).of
+            of = self._read(region).work
             return Passed(self._on_device(lambda: self._engine.stage(of.plane, of.target, state, of.features))[0])
 
-        return self._guarded(region, index, place, work, "" if before is None else before.spans)
+        return self._guard.run(region, work, "" if before is None else before.spans)
 
-    def _guarded(
-        self, region: int, index: int, place: int, work: Callable[[], Ended], before: str = ""
-    ) -> Ended | RegionStatus:
-        """`_attempt`; its end is logged, and its stages are noted, after those of `before`, where that is asked for."""
-        with about(run=run_label(self._context.out), image=self._table.image(index).name, region=place):
-            with noted(self._context.profile) as spans:
-                ended = self._attempt(region, index, place, work)
-            if spans:
-                ended = replace(ended, spans=packed([*unpacked(before), *spans]))
-            if isinstance(ended, RegionStatus):
-                level = logging.INFO if ended.state == "done" else logging.WARNING
-                fields = {"tiles": ended.tiles, "seconds": round(ended.seconds, 3), "attempts": ended.attempts}
-                reason = f": {ended.message}" if ended.message else ""
-                log_of_regions.log(level, "region %s%s", ended.state, reason, extra={"fields": fields})
-            return ended
-
-    def _attempt(self, region: int, index: int, place: int, work: Callable[[], Ended]) -> Ended | RegionStatus:
-        """What `work` gives, or how it failed: errors are data, so that one region never stops the others."""
-        try:
-            with span("look up"):
-                recorded = self._ledger.has_region(self._table.image(index).name, place)
-                begun = [] if recorded else self._attempts.unended(region)
-            if recorded:
-                # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
-                return RegionStatus(region, index, place, "done")
-            if reason := suspicion(begun, self._here.nodes):
-                message = f"region {place} {reason} and is set aside; look into the logs of Ray"
-                return RegionStatus(region, index, place, "quarantined", message, attempts=len(begun))
-            # Whatever was in the hands of a worker that died is tried alone: so the guilty takes no other with it.
-            with self._gate.enter(alone=bool(begun)):
-                with span("look up"):
-                    self._attempts.begin(region, begun)
-                try:
-                    result = work()
-                    return replace(result, attempts=len(begun) + 1) if isinstance(result, RegionStatus) else result
-                finally:
-                    with span("record"):
-                        self._attempts.end(region)
-        except OutputError as error:
-            return RegionStatus(region, index, place, "unwritable", str(error))
-        except ChorusError as error:
-            return RegionStatus(region, index, place, "failed", str(error))
-        except Exception as error:
-            if is_out_of_memory(error):
-                message = (
-                    f"region {place} needs more memory than there is ({self._settings.device}), also with one tile a "
-                    f"call; use a smaller --region or --tile, or fewer --actors on a machine"
-                )
-                return RegionStatus(region, index, place, "failed", message)
-            log.exception("region %d of image %d", place, index)
-            message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
-            return RegionStatus(region, index, place, "failed", message)
-
-    def _answer(self, of: RegionWork) -> Answered:
-        """The posterior of a region by the whole ensemble."""
-        if self._answering is None:
-            return self._on_device(lambda: self._engine.posterior(of.plane, of.target, of.features))
-        begun = time.time_ns()
-        with self._metrics.seconds("infer"):
-            answered = self._answering.answer(of.plane, of.target, of.features)
-        note_shared(begun, answered[1])
-        return answered
-
-    def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
-        with self._metrics.seconds("wait"), span("wait"):
-            self._device_lock.acquire()
-        try:
-            started = time.perf_counter()
-            with self._metrics.seconds("infer"), span("infer"):
-                result = compute()
-            return result, time.perf_counter() - started
-        finally:
-            self._device_lock.release()
-
-    def _read(self, region: int) -> _Work:
-        with self._metrics.seconds("read"):
-            return self._work(region)
-
-    def _work(self, region: int) -> _Work:
+    def _read(self, region: int) -> _Task:
+        """Read and prepare the pixels of all tiles that touch a region."""
         index, place = self._table.find(region)
         image = self._table.image(index)
         where = image.locate(place)
@@ -274,39 +174,65 @@ class RegionWorker:
         with span("look up"):
             known = image_statistics(self._context, image, self._ensemble)
             layout = layout_of(image, self._ensemble, self._settings, self._context.out)
-        return _Work(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
+        return _Task(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
 
-    def _write(
-        self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
-    ) -> RegionStatus:
-        with self._metrics.seconds("write"):
-            return self._record(work, posterior, features, busy, started)
+    def _infer(self, work: RegionWork) -> _Inferred:
+        """Ask the whole ensemble for the posterior of a region."""
+        if self._answering is None:
+            posterior, seconds = self._on_device(lambda: self._engine.posterior(work.plane, work.target, work.features))
+        else:
+            begun = time.time_ns()
+            posterior, seconds = self._answering.answer(work.plane, work.target, work.features)
+            note_shared(begun, seconds)
+        return _Inferred(posterior, work.features.sums(), seconds)
 
-    def _record(
-        self, work: _Work, posterior: Posterior, features: NDArray[np.int64], busy: float, started: float
-    ) -> RegionStatus:
-        of = work.of
+    def _infer_last(self, work: RegionWork, before: StageState) -> _Inferred:
+        """Add the samples of the last members to what earlier stages passed on."""
+
+        def compute() -> tuple[Posterior, NDArray[np.int64]]:
+            last = self._engine.stage(work.plane, work.target, before, work.features)
+            return self._engine.conclude(work.plane, work.target, last), last.features
+
+        (posterior, features), seconds = self._on_device(compute)
+        return _Inferred(posterior, features, seconds)
+
+    def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
+        """Compute while no other region does; return the result and the seconds that it took."""
+        with span("wait"):
+            self._device_lock.acquire()
+        try:
+            started = time.perf_counter()
+            with span("infer"):
+                result = compute()
+            return result, time.perf_counter() - started
+        finally:
+            self._device_lock.release()
+
+    def _write(self, task: _Task, inferred: _Inferred, started: float) -> RegionStatus:
+        """Score a region and write its maps, its labels and, last, its record."""
+        work, busy = task.work, inferred.seconds
         with span("score"):
-            posterior, record = region_result(of, posterior, features, self._ensemble, self._settings, busy)
+            posterior, record = region_result(
+                work, inferred.posterior, inferred.features, self._ensemble, self._settings, busy
+            )
         with span("prepare output"):
-            self._prepare(work.layout)
+            self._prepare(task.layout)
         with span("write"):
-            maps, window = saved_maps(posterior, self._settings.save, work.layout.dtype), of.where.window
-            write_region(work.layout, of.where.t, of.where.z, window, maps, posterior.labels)
+            maps, window = saved_maps(posterior, self._settings.save, task.layout.dtype), work.where.window
+            write_region(task.layout, work.where.t, work.where.z, window, maps, posterior.labels)
         self._metrics.written((0 if maps is None else maps.nbytes) + posterior.labels.nbytes)
         with span("record"):
-            self._ledger.record_region(of.image.name, record)
-        seconds = time.perf_counter() - started
+            self._ledger.record_region(work.image.name, record)
         return RegionStatus(
-            region=work.region,
-            image=work.index,
-            place=of.place,
+            region=task.region,
+            image=task.index,
+            place=work.place,
             state="done",
             tiles=record.tiles,
             pixels=window.pixels,
             device_seconds=busy,
-            seconds=seconds,
-            passes=of.features.passes,
+            seconds=time.perf_counter() - started,
+            passes=work.features.passes,
             tiles_per_call=(self._answering or self._engine).tiles_per_call,
         )
 

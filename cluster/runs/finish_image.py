@@ -11,7 +11,7 @@ from chorus.cluster.planning.plan import RunContext, layout_of
 from chorus.cluster.state.ledger import ImageRecord, Ledger, RegionRecord
 from chorus.cluster.telemetry.logs import about
 from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
-from chorus.cluster.telemetry.timeline import span
+from chorus.cluster.telemetry.timeline import keep, noted, span
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.encoder_features import FeatureTotal
 from chorus.pipeline.io.peer_check import check_image
@@ -26,11 +26,12 @@ from chorus.pipeline.scores.registry import score_columns
 
 def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
     """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
-    with (
-        about(run=run_label(context.out), image=image.name),
-        WorkMetrics(context.out, context.ensemble_name).seconds("finish"),
-    ):
-        return _finish(context, image, ensemble)
+    with about(run=run_label(context.out), image=image.name):
+        with noted() as spans:
+            row = _finish(context, image, ensemble)
+        WorkMetrics(context.out, context.ensemble_name).stages(spans)
+        keep(spans)
+        return row
 
 
 def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +18,21 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
 
+from chorus.cluster.telemetry.timeline import Span
 from chorus.pipeline.errors import RefusedError
 
-Stage = Literal["read", "wait", "infer", "write", "finish"]
+STAGE_OF = {
+    "look up": "read",
+    "prepare": "read",
+    "score": "write",
+    "prepare output": "write",
+    "record": "write",
+    "image scores": "finish",
+    "pyramid": "finish",
+    "thumbnail": "finish",
+    "image record": "finish",
+}
+"""The stage of the metrics that a span of the timeline is part of, where it is not one itself."""
 ImageState = Literal["done", "empty", "failed"]
 
 REGISTRY = CollectorRegistry()
@@ -137,14 +148,10 @@ class WorkMetrics:
         labels = {"run": run_label(out), "ensemble": ensemble, "node": socket.gethostname()}
         self._recorder = Recorder(ray=_inside_ray, **labels)
 
-    @contextmanager
-    def seconds(self, stage: Stage) -> Iterator[None]:
-        """Time what is done inside."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._recorder.add(STAGE_SECONDS, time.perf_counter() - started, stage=stage)
+    def stages(self, spans: Iterable[Span]) -> None:
+        """Count the seconds of stages that were noted (`chorus.cluster.telemetry.timeline.span`)."""
+        for one in spans:
+            self._recorder.add(STAGE_SECONDS, (one.end - one.begin) / 1e9, stage=STAGE_OF.get(one.stage, one.stage))
 
     def read(self, size: int) -> None:
         """Pixels were read, in bytes."""

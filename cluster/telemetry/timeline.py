@@ -97,6 +97,13 @@ def note_shared(begin: int, busy: float) -> None:
         ]
 
 
+def keep(spans: Iterable[Span]) -> None:
+    """Note stages that were noted apart, where stages are noted."""
+    noted_here = _NOTED.get()
+    if noted_here is not None:
+        noted_here += spans
+
+
 @contextmanager
 def profiled(out: str, session: str, wanted: bool) -> Iterator[None]:
     """Note the stages of what this thread, the driver's, does inside, and write them down if that comes to its end."""

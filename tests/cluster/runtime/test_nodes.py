@@ -28,8 +28,9 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.placement import Memory, Placement, place
 from chorus.cluster.planning.plan import Cost, RunContext, plan_images, resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
+from chorus.cluster.regions.guard import NodeInfo
 from chorus.cluster.regions.ray_executor import calibrate_on_ray
-from chorus.cluster.regions.worker import Here, RegionWorker
+from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime import session
 from chorus.cluster.runtime.nodes import machines, with_gpu_memory
 from chorus.cluster.runtime.resources import Machine, Resources
@@ -247,7 +248,7 @@ def test_region_is_not_to_blame_for_nodes_that_went(
     ImageTable.collect(found for found in plan_images([str(image)], light, settings)).write(context.table_url)
     for index, node in enumerate(begun):
         Attempts(context.out, "s", node).begin(0, begun[:index])
-    worker = RegionWorker(context, torch.device("cpu"), here=Here("here", lambda: {"here", "there"}))
+    worker = RegionWorker(context, torch.device("cpu"), node=NodeInfo("here", lambda: {"here", "there"}))
     status = worker.process(0)
     assert (status.state, status.attempts) == (state, len(begun) + (state == "done"))
     assert ("set aside" in status.message) == (state == "quarantined")
