@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
 from chorus.pipeline.core.device import DeviceChoice, DeviceKind
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound="BaseModel")
-BUILTIN = Path(__file__).parents[1] / "builtin"
 # Panels of `--help`, below that of the options that people need first.
 IMAGES, MEMBERS, WRITTEN = "How images are read", "How members are asked", "What is written"
 RUNNING = "Where and how it runs"
@@ -238,28 +237,6 @@ def validated(request: type[Request], content: dict[str, Any], command: str) -> 
         reason = first["msg"].removeprefix("Value error, ")
         option = f"--{field}: " if field else ""
         raise RefusedError(f"{option}{reason}; see `chorus {command} --help`") from error
-
-
-def builtin_ensembles() -> dict[str, str]:
-    """The ensembles that Chorus brings, by name: their URLs."""
-    return {path.parent.name: str(path) for path in sorted(BUILTIN.glob("*/ensemble.yaml"))}
-
-
-def named_ensemble(text: str) -> str:
-    """What `text` means where an ensemble is read: itself, or the built-in ensemble of that name.
-
-    A name has neither a slash nor a suffix; a file or folder of that name goes first.
-    """
-    if "/" in text or Path(text).suffix or Path(text).exists():
-        return text
-    known = builtin_ensembles()
-    if text not in known:
-        brought = f" ({', '.join(known)})" if known else ""
-        raise RefusedError(
-            f"ensemble {text}: neither a folder here nor an ensemble that Chorus brings{brought}; correct the path or "
-            f"the name"
-        )
-    return known[text]
 
 
 def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_statistics import measured, measures_of
+from chorus.cluster.planning.image_statistics import measured, measures_of, stored_pixels
 from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
 from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, plan_images, resolve
 from chorus.cluster.planning.settings import ResultSettings
@@ -139,7 +139,7 @@ def _efforts(
     engine: Engine, ensemble: Ensemble, settings: ResolvedSettings, image: PlannedImage
 ) -> Iterator[list[TileEffort]]:
     """What every tile of an image came to, region by region, each tile once."""
-    known = measured(image, measures_of(ensemble, settings.tile, "image"), strict=settings.strict)
+    known = measured(image, measures_of(ensemble, settings.tile, "image"), stored_pixels(image, strict=settings.strict))
     array = open_level(image.url, image.level_path, image.ngff)
     for place in range(image.regions):
         where = image.locate(place)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from chorus.cluster.objects.job import Method, ObjectJob, doubts_of
+from chorus.cluster.objects.job import ObjectJob, doubts_of
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
@@ -23,6 +23,7 @@ from chorus.cluster.state.run_record import read_run
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LABEL_NAME

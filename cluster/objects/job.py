@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -12,13 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import spacing_of
 from chorus.pipeline.core.fields import FLOWS, OF_OBJECTS
+from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.models import ImageLayout
-
-Method = Literal["flows", "watershed", "components"]
 
 
 @dataclass(frozen=True)

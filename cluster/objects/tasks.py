@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -43,10 +43,9 @@ from chorus.cluster.planning.image_table import RegionPlace
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.components import around, label_pieces
 from chorus.pipeline.instances.measures import measured_rows
-from chorus.pipeline.instances.regions import label_region
+from chorus.pipeline.instances.plane_objects import converging_objects, converging_rows
 from chorus.pipeline.instances.stored import StoredPlane
-from chorus.pipeline.instances.table import numbered, object_rows, with_shapes
-from chorus.pipeline.instances.watershed import distance_crop
+from chorus.pipeline.instances.table import numbered, with_shapes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LabelImage, label_plan
 from chorus.pipeline.io.groups import put_documents
@@ -114,21 +113,11 @@ def find_in_region(job: ObjectJob, region: int) -> None:
 
 def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: int, name: str) -> pa.Table:
     """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
-    read = partial(plane.crop, value=value)
-    if job.method == "watershed":
-        foreground = partial(plane.foreground, value=value)
-        read = partial(distance_crop, foreground, plane=job.plane, diameter=job.settings.diameter)
-    found = label_region(read, place.window, job.plane, job.settings)
+    found = converging_objects(plane, place.window, job.plane, value, job.method, job.settings)
     _write_names(job, name, place, found.names)
     columns = columns_of(job)
-    if found.around.any():
-        maps = _maps(job, plane, place, found.crop, value)
-    else:  # nothing is read where there is nothing to measure
-        maps = [np.broadcast_to(np.float64(0), found.crop.shape)] * len(columns)
-    named = {str(index): values for index, values in enumerate(maps)}
-    rows = object_rows(found, place.window, job.plane, named, job.spacing)
-    if job.method == "watershed":
-        rows["flow_error"] = np.nan  # there are no flows to be wrong
+    maps = partial(_maps, job, plane, place, value=value)
+    rows = converging_rows(found, place.window, job.plane, job.method, maps, len(columns), job.spacing)
     return region_table(rows, value, columns)
 
 
@@ -208,8 +197,12 @@ def number_objects(job: ObjectJob) -> None:
 def channel_names(job: ObjectJob) -> list[str]:
     """Names of the source's channels; with their number where two have the same."""
     image = job.image
-    found = open_image(image.root, image.kind, image.path, image.name).channels  # type: ignore[arg-type]
-    return [name if found.count(name) == 1 else f"{name}:{index}" for index, name in enumerate(found)]
+    return distinct(open_image(image.root, image.kind, image.path, image.name).channels)  # type: ignore[arg-type]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of channels, with their number where two have the same."""
+    return [name if names.count(name) == 1 else f"{name}:{index}" for index, name in enumerate(names)]
 
 
 def write_known(url: str, known: NDArray[np.uint64]) -> None:

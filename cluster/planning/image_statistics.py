@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext
-from chorus.pipeline.core.geometry import RegionGrid
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Survey
 
+ReadPlane = Callable[[int, int, Window], NDArray[Any]]
+"""Gives (channels, y, x) of a window of plane (t, z), those channels that the members see."""
 _FOUND = TypeAdapter(list[tuple[Measure, float]])
 # Edge of the blocks in which an image is read for its statistics; any value gives the same ones.
 _BLOCK = 2048
@@ -35,14 +37,19 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
     if storage.exists(url):
         return
     measures = measures_of(ensemble, context.settings.tile, "image")
-    _write(url, measured(image, measures, strict=context.settings.strict))
+    _write(url, measured(image, measures, stored_pixels(image, strict=context.settings.strict)))
 
 
-def measured(image: PlannedImage, measures: frozenset[Measure], *, strict: bool) -> Statistics:
-    """What `measures` are over all planes of an image; raises ImageError where a pixel is not a number."""
+def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane) -> Statistics:
+    """What `measures` are over all planes of an image; raises ImageError where a pixel is not a number.
+
+    Parameters
+    ----------
+    read : gives its pixels; see `stored_pixels`
+    """
     survey = Survey.begin(measures, len(image.channels), image.dtype)
     while not survey.complete:
-        for block in _blocks(image, strict=strict):
+        for block in _blocks(image, read):
             survey.update(block)
         survey = survey.conclude()
     return survey.found
@@ -51,7 +58,7 @@ def measured(image: PlannedImage, measures: frozenset[Measure], *, strict: bool)
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
     """A copy of `survey` (empty) after one pass over an image; raises ImageError where a pixel is not a number."""
     survey = copy.deepcopy(survey)
-    for block in _blocks(image, strict=context.settings.strict):
+    for block in _blocks(image, stored_pixels(image, strict=context.settings.strict)):
         survey.update(block)
     return survey
 
@@ -72,15 +79,23 @@ def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensembl
     return known
 
 
-def _blocks(image: PlannedImage, *, strict: bool) -> Iterator[NDArray[np.generic]]:
+def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
+    """Gives the pixels of an image that lies in storage; see `chorus.pipeline.io.reading.read_window`."""
     array = open_level(image.url, image.level_path, image.ngff)
+
+    def read(t: int, z: int, window: Window) -> NDArray[Any]:
+        return read_window(array, image.axes, t, z, image.channels, window, strict=strict)
+
+    return read
+
+
+def _blocks(image: PlannedImage, read: ReadPlane) -> Iterator[NDArray[Any]]:
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, _BLOCK)
     for t in range(times):
         for z in range(depths):
             for index in range(grid.count):
-                window = grid.window(index)
-                yield read_window(array, image.axes, t, z, image.channels, window, strict=strict)
+                yield read(t, z, grid.window(index))
 
 
 def _write(url: str, found: Statistics) -> None:

@@ -13,6 +13,9 @@ from chorus.cluster.planning.plan import Cost
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.reporting import Reporter
 
+ObjectsMethod = Literal["auto", "none", "flows", "watershed", "components"]
+"""What makes objects of results; ``auto`` is flows where the ensemble gives them, else none."""
+
 
 class PredictRequest(BaseModel):
     """One run of an ensemble over sources.
@@ -33,7 +36,7 @@ class PredictRequest(BaseModel):
     settings: ResultSettings = ResultSettings()
     run: RunSettings = RunSettings()
     overwrite: bool = False
-    objects: Literal["auto", "none", "flows", "watershed", "components"] = "none"
+    objects: ObjectsMethod = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,15 +54,25 @@ class Engine:
         views = 1 if self._rounds is None else len(self._settings.augmentations)
         return max(1, self._group.calls.tiles // views)
 
-    def posterior(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Posterior:
+    def posterior(
+        self,
+        plane: PlaneWindow,
+        target: Window,
+        features: TileFeatures | None = None,
+        answered: Callable[[int], None] = lambda tiles: None,
+    ) -> Posterior:
         """The posterior of `target`, a window of the plane, with all members of the ensemble here.
 
-        Their encoders' features are added to `features`.
+        Parameters
+        ----------
+        features : gets those of the members' encoders
+        answered : is told of how many more tiles, after each batch
         """
         with torch.inference_mode():
             region = self.begin(plane, target, features)
-            while region.waiting:
+            while waiting := region.waiting:
                 self.answer([(region, self.batch)])
+                answered(waiting - region.waiting)
             self._land()
             return region.posterior()
 

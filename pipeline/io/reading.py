@@ -222,7 +222,7 @@ def read_window(
         pixels, order = pixels[np.newaxis], "c" + order
     pixels = pixels.transpose([order.index(axis) for axis in "cyx"])
     pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-    _check_finite(pixels, channels, place, window)
+    check_finite(pixels, channels, place, window)
     return pixels
 
 
@@ -278,7 +278,8 @@ def _damage(error: Exception, array: zarr.Array[Any], place: str) -> str:
     return f"{place}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
 
 
-def _check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, window: Window) -> None:
+def check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, window: Window) -> None:
+    """Raise ImageError where pixels, (channels, y, x) of `window`, are NaN or infinite; `place` says whose."""
     if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
         return
     number = finite.size - int(np.count_nonzero(finite))

@@ -30,6 +30,7 @@ _DOUBT = tuple(field.name for field in CLASS_VARIANCES)
 
 # Of larger levels nothing is read, not even in steps.
 _READ_PIXELS = 2**28
+_GAP = 4  # pixels between panels
 # In smaller pictures an outline of two pixels would hide what it surrounds.
 _THIN = 256
 
@@ -141,6 +142,45 @@ def paint_panels(
     return Panels((grey, outlines, shown), *names, tuple(dict.fromkeys(notes)))
 
 
+def paint_result(
+    pixels: NDArray[Any],
+    labels: NDArray[Any],
+    objects: Sequence[NDArray[Any]],
+    doubt: NDArray[Any] | None,
+    classes: Sequence[ClassInfo],
+    longest: int,
+) -> NDArray[np.uint8]:
+    """An image with the outlines of what was found, beside its map of doubt: (y, x, 3) uint8.
+
+    Parameters
+    ----------
+    pixels, labels : (y, x) of a plane and its classes; they may be of different sizes
+    objects : (y, x) numbered objects of each class but the background; empty where there are none
+    doubt : (y, x), 0 to `UNCERTAINTY_TOP`; without it there is the image alone
+    longest : pixels on the longer side of a panel
+    """
+    grey = _stretch(_shrink(pixels, longest))
+    drawn = _outline(grey, labels, classes)
+    if objects:
+        drawn = grey.copy()
+        for numbers, info in zip(objects, classes[1:], strict=True):
+            drawn[_borders(_sampled(numbers, grey.shape))] = _rgb(info.color)
+    return drawn if doubt is None else beside(drawn, _inferno(_shrink(doubt, longest)))
+
+
+def beside(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two pictures of one size, (y, x, 3), next to each other."""
+    gap = np.full((len(left), _GAP, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (y, x, 3) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def draw_image(source_url: str) -> tuple[Picture | None, tuple[str, ...]]:
     """The picture of a source image alone, and notes on it."""
     notes: list[str] = []
@@ -232,10 +272,7 @@ def _stretch(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:
     """`grey` (y, x, 3) with the outlines of each class of `labels` (any size, same extent) in its colour."""
-    height, width = grey.shape[:2]
-    rows = (np.arange(height) + 0.5) * labels.shape[0] / height
-    columns = (np.arange(width) + 0.5) * labels.shape[1] / width
-    labels = labels[np.ix_(rows.astype(int), columns.astype(int))]
+    labels = _sampled(labels, grey.shape)
     drawn = grey.copy()
     for value, info in enumerate(classes):
         mask = labels == value
@@ -243,6 +280,24 @@ def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[Cl
             outer = mask if max(mask.shape) <= _THIN else binary_dilation(mask)
             drawn[outer & ~binary_erosion(mask, border_value=1)] = _rgb(info.color)
     return drawn
+
+
+def _sampled(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """`labels` (y, x) at the nearest pixels of a picture of `shape`."""
+    rows = (np.arange(shape[0]) + 0.5) * labels.shape[0] / shape[0]
+    columns = (np.arange(shape[1]) + 0.5) * labels.shape[1] / shape[1]
+    return np.asarray(labels[np.ix_(rows.astype(int), columns.astype(int))])
+
+
+def _borders(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Pixels of an object of which a side touches something else, (y, x) bool."""
+    wide = np.pad(numbers, 1, mode="edge")
+    inner = (slice(1, -1), slice(1, -1))
+    touching = np.zeros(numbers.shape, bool)
+    for axis in (0, 1):
+        for step in (-1, 1):
+            touching |= np.roll(wide, step, axis)[inner] != numbers
+    return np.asarray(touching & (numbers != 0))
 
 
 def _inferno(plane: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_statistics import measured
+from chorus.cluster.planning.image_statistics import measured, stored_pixels
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, RefusedError
@@ -137,7 +137,7 @@ class Stored:
 
     def measure(self, image: PlannedImage, measures: frozenset[Measure]) -> Statistics:
         """As `Uploaded.measure`, in one or more passes over the image."""
-        return measured(image, measures, strict=False)
+        return measured(image, measures, stored_pixels(image, strict=False))
 
     def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
         """As `Uploaded.reader`."""

@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.inputs import diameter_in, typical_diameter
+from chorus.cluster.arrays.object_labels import object_settings, plane_in_memory
+from chorus.cluster.arrays.segmenting import of_one_image
 from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runs.finish_image import image_record
 from chorus.cluster.state.ledger import ImageRecord
-from chorus.pipeline.core.fields import FLOW, PROBABILITY, SAMPLES, Field
+from chorus.pipeline.core.fields import SAMPLES, Field
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
-from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.instances.dynamics import Crop
-from chorus.pipeline.instances.regions import ObjectSettings, label_region
+from chorus.pipeline.instances.plane_objects import converging_objects
 from chorus.pipeline.instances.table import numbered
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.preprocessing.preparation import Statistics
@@ -127,10 +126,7 @@ def prepare(planned: Planned) -> Prepared:
     ChorusError, RequestError : pixels cannot be read, or are no numbers
     """
     image, settings, inputs = planned.image, planned.settings, planned.hosted.ensemble.all_inputs
-    measures = inputs.measures
-    # Of a data set of this one image.
-    known = planned.source.measure(image, frozenset(replace(m, per="image") for m in measures)) if measures else {}
-    statistics = {measure: known[replace(measure, per="image")] for measure in measures}
+    statistics = of_one_image(inputs.measures, lambda measures: planned.source.measure(image, measures))
     read = planned.source.reader(image, planned.where.t, planned.where.z)
     return Prepared(planned, statistics, region_work(image, 0, planned.where, settings, inputs, statistics, read))
 
@@ -198,21 +194,13 @@ def _layout(planned: Planned) -> ImageLayout:
 
 def _objects(planned: Planned, layout: ImageLayout, maps: NDArray[np.floating], labels: Labels) -> dict[str, Labels]:
     """Label images of the objects of each class, as `chorus objects` makes them of what a run has kept."""
-    ensemble: Ensemble = planned.hosted.ensemble
-    diameter = planned.settings.diameter or diameter_in(planned.image, typical_diameter(ensemble))
-    settings, plane = ObjectSettings(max(1.0, diameter)), labels.shape
-    flows = maps[FLOW.among(layout.channels)]
+    ensemble = planned.hosted.ensemble
+    settings = object_settings(planned.image, ensemble, planned.settings)
+    plane, window = labels.shape, Window.of(0, labels.shape[0], 0, labels.shape[1])
+    memory = plane_in_memory(maps, labels, layout, multilabel=ensemble.multilabel)
     found = {}
     for value, entry in enumerate(ensemble.spec.classes[1:], 1):
-        foreground = labels == value
-        if ensemble.multilabel:
-            foreground = maps[layout.channels.index(PROBABILITY.channel(entry.name))] >= 0.5
-
-        def read(window: Window, foreground: NDArray[np.bool_] = foreground) -> Crop:
-            y, x = window.y.slice, window.x.slice
-            return Crop(foreground[y, x], flows[:, y, x], window, plane)
-
-        names = label_region(read, Window.of(0, plane[0], 0, plane[1]), plane, settings).names
+        names = converging_objects(memory, window, plane, value, "flows", settings).names
         known = np.unique(names)
         found[entry.name] = numbered(names, known[known > 0])
     return found

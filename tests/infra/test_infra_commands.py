@@ -8,7 +8,7 @@ import click
 import pytest
 import ray.scripts.scripts
 
-from chorus.console.options import builtin_ensembles
+from chorus.pipeline.ensembles.builtin import builtin_ensembles
 from tests.support.commands import CHORUS, parse
 from tests.support.manifests import DOCS, INFRA, ROOT, code_blocks, command_lines, run
 

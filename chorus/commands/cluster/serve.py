@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from chorus.console.options import TrustCode, device_here, named_ensemble
+from chorus.console.options import TrustCode, device_here
 from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chorus.cluster.runtime.job_command import Command
 from chorus.console.lazy import resolved
-from chorus.console.options import named_ensemble
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 

@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from chorus.console.options import Json, TrustCode, augmentation_names, named_ensemble, names
+from chorus.console.options import Json, TrustCode, augmentation_names, names
 from chorus.pipeline.core.device import DeviceChoice
 from chorus.pipeline.core.devices import chosen
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:

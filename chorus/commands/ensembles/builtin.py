@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chorus.console.options import Json, builtin_ensembles
+from chorus.console.options import Json
+from chorus.pipeline.ensembles.builtin import builtin_ensembles
 
 
 def list_builtin(as_json: Json = False) -> None:

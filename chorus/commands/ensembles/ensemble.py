@@ -11,7 +11,8 @@ from rich.console import Console
 
 from chorus.commands.ensembles import view as ensemble_view
 from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
-from chorus.console.options import Json, TrustCode, named_ensemble, with_options
+from chorus.console.options import Json, TrustCode, with_options
+from chorus.pipeline.ensembles.builtin import named_ensemble
 
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.editing import Edited

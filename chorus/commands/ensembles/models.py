@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from chorus.console.options import Json, TrustCode, named_ensemble
+from chorus.console.options import Json, TrustCode
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from chorus.console.options import named_ensemble
 from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.training.settings import LossName, TrainSettings
 

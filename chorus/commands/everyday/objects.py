@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.console.format import SHOWN, counted, failures
-from chorus.console.options import Address, Executor, Json, TrustCode, named_ensemble, validated
+from chorus.console.options import Address, Executor, Json, TrustCode, validated
+from chorus.pipeline.ensembles.builtin import named_ensemble
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Outcome

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chorus.console.options import Json, named_ensemble
+from chorus.console.options import Json
+from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:

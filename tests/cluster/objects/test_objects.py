@@ -146,9 +146,9 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
     assert (outcome.state, outcome.exit_code) == ("interrupted", 3)
     assert not (out / "objects.parquet").exists()
     computed: list[Any] = []
-    label_region = object_tasks.label_region
+    converging_objects = object_tasks.converging_objects
     with monkeypatch.context() as patch:
-        patch.setattr(object_tasks, "label_region", lambda *a: computed.append(a) or label_region(*a))
+        patch.setattr(object_tasks, "converging_objects", lambda *a: computed.append(a) or converging_objects(*a))
         assert run(out).state == "complete"
     assert_same(out, whole)
     # No region is done twice: 2 were done of 9 of the first image, and none of the 5 of the others.

@@ -21,7 +21,7 @@ from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.run_record import read_run
 from chorus.cluster.state.scores import read_scores
-from chorus.console.options import builtin_ensembles
+from chorus.pipeline.ensembles.builtin import builtin_ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from tests.support.efforts import half_of_the_tiles

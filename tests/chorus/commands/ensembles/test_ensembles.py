@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from chorus.cli import app
 from chorus.commands.ensembles.options import NewEnsembleOptions, member_options
 from chorus.console import options
-from chorus.console.options import builtin_ensembles
+from chorus.pipeline.ensembles import builtin as builtin_names
+from chorus.pipeline.ensembles.builtin import builtin_ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile, Unchanged
@@ -55,7 +56,7 @@ def ensemble(tmp_path: Path) -> Path:
 @pytest.fixture
 def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of built-in ensembles, with one called `light`; away from it, so that its name is no path."""
-    monkeypatch.setattr(options, "BUILTIN", tmp_path / "builtin")
+    monkeypatch.setattr(builtin_names, "BUILTIN", tmp_path / "builtin")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     write_light_ensemble(tmp_path / "builtin/light", members=2, width=4, about=ABOUT)

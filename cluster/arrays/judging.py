@@ -1,0 +1,42 @@
+"""What a reference set says of one image: flags, reasons, and what Dice to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from chorus.cluster.state.scores import scores_frame
+from chorus.pipeline.inference.encoder_features import ImageFeatures
+from chorus.pipeline.reference.flags import flag_images
+from chorus.pipeline.reference.reference import Reference
+from chorus.pipeline.scores.registry import STATED
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `chorus flag` says of an image.
+
+    Attributes
+    ----------
+    flags : what is the matter; empty where nothing is
+    reasons : the same in words
+    expected_dice, dice_bound, risk, p_value : `chorus.pipeline.scores.registry.STATED`; None where there is none
+    """
+
+    flags: tuple[str, ...]
+    reasons: tuple[str, ...]
+    expected_dice: float | None
+    dice_bound: float | None
+    risk: float | None
+    p_value: float | None
+
+
+def judged(row: Mapping[str, Any], features: ImageFeatures, reference: Reference) -> Judgement:
+    """Compare an image, by its row of scores and its features, with a reference set."""
+    known = pd.DataFrame({"name": [row["name"]], "features": [features.mean]})
+    found = flag_images(scores_frame([dict(row)]), reference, known).iloc[0]
+    said = {one.name: None if pd.isna(found[one.name]) else float(found[one.name]) for one in STATED}
+    return Judgement(flags=tuple(found["flags"]), reasons=tuple(found["reasons"]), **said)

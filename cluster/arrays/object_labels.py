@@ -1,0 +1,88 @@
+"""Objects of an image whose results are in memory, as `chorus predict` makes them of what it has stored."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from chorus.cluster.arrays.segmenting import Computed, Labels
+from chorus.cluster.arrays.sources import ArraySource
+from chorus.cluster.objects.inputs import diameter_in, typical_diameter
+from chorus.cluster.objects.job import doubts_of
+from chorus.cluster.objects.labels import ObjectLabels
+from chorus.cluster.objects.rows import labelled, object_schema, region_table
+from chorus.cluster.objects.tasks import distinct
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.plan import ResolvedSettings
+from chorus.cluster.planning.volume_views import spacing_of
+from chorus.pipeline.core.fields import FLOW, PROBABILITY
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.instances.plane_objects import Method, PlaneInMemory, ReadMaps, plane_objects
+from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.instances.table import numbered
+from chorus.pipeline.io.models import ImageLayout
+
+
+def object_settings(image: PlannedImage, ensemble: Ensemble, settings: ResolvedSettings) -> ObjectSettings:
+    """What defines the objects of an image."""
+    return ObjectSettings(max(1.0, settings.diameter or diameter_in(image, typical_diameter(ensemble))))
+
+
+def plane_in_memory(
+    maps: NDArray[np.floating[Any]], labels: Labels, layout: ImageLayout, *, multilabel: bool
+) -> PlaneInMemory:
+    """A plane by its maps, (channels, y, x), and its labels, (y, x)."""
+    names = layout.channels
+    flows = maps[of_flows] if (of_flows := FLOW.among(names)) else None
+    probability = {}
+    if multilabel:
+        classes = enumerate(layout.classes[1:], 1)
+        probability = {value: maps[names.index(PROBABILITY.channel(entry.name))] for value, entry in classes}
+    return PlaneInMemory(labels, probability, flows)
+
+
+def make_objects(
+    computed: Computed,
+    image: PlannedImage,
+    source: ArraySource,
+    ensemble: Ensemble,
+    settings: ResolvedSettings,
+    method: Method,
+) -> ObjectLabels:
+    """Objects of all planes of an image."""
+    layout, chosen = computed.layout, object_settings(image, ensemble, settings)
+    doubts = doubts_of(layout.channels, second_flows=False)
+    columns = [*doubts, *(f"mean:{name}" for name in distinct(source.image.channels))]
+    schema, spacing = object_schema(columns), spacing_of(image, "yx")
+    found: dict[str, Labels] = {entry.name: np.zeros(layout.shape, np.uint32) for entry in layout.classes[1:]}
+    tables = [schema.empty_table()]
+    for t, z in np.ndindex(image.planes):
+        at = tuple({"t": t, "z": z}[axis] for axis in layout.axes[:-2])
+        maps = computed.maps[at[:1]] if layout.axes.startswith("t") else computed.maps
+        maps = maps[:, z] if "z" in layout.axes else maps
+        plane = plane_in_memory(maps, computed.labels[at], layout, multilabel=ensemble.multilabel)
+        means = _means(source, t, z, [maps[layout.channels.index(name)] for name in doubts])
+        shape = (image.height, image.width)
+        for value, entry in enumerate(layout.classes[1:], 1):
+            objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)
+            known = objects.rows["name"].to_numpy(np.uint64)
+            found[entry.name][at] = numbered(objects.names, known)
+            rows = region_table(objects.rows, value, columns)
+            tables.append(labelled(rows, 1, schema, image=image.name, t=t, z=z, class_name=entry.name))
+    return ObjectLabels(found, pa.concat_tables(tables).to_pandas())
+
+
+def _means(source: ArraySource, t: int, z: int, doubts: list[NDArray[np.floating[Any]]]) -> ReadMaps:
+    """Gives doubts and all channels of windows of a plane; those of the last one are kept for the next class."""
+
+    @lru_cache(maxsize=1)
+    def read(window: Window) -> list[NDArray[Any]]:
+        own = [values[window.y.slice, window.x.slice] for values in doubts]
+        return [*own, *source.all_channels(t, z, window)]
+
+    return read

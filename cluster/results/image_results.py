@@ -1,0 +1,172 @@
+"""One image of a run: its arrays, opened and not yet read, its objects and its picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from chorus.cluster.objects.labels import ObjectLabels
+from chorus.cluster.planning.image_table import PlannedImage
+from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FIELDS, PROBABILITY, UNCERTAINTY
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.arrays import LABEL_NAME
+from chorus.pipeline.io.models import ClassInfo, SourceImage
+from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.reading import open_level
+from chorus.pipeline.io.writer import open_labels
+from chorus.pipeline.report.pictures import beside, data_uri, encode, paint_panels, png
+from chorus.pipeline.scores.registry import phrase_of
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+_PANEL = 288
+_SHOWN = ("uncertainty", "epistemic", "pairwise_dice", "expected_dice")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageResults:
+    """What a run says of one image. Arrays are dask arrays of what is stored: ``numpy.asarray(image.labels)`` reads.
+
+    Attributes
+    ----------
+    name : of the image in the run
+    url : of its results, an OME-Zarr image
+    classes : of the ensemble, background first
+    scores : its row of `scores.parquet`
+    """
+
+    name: str
+    url: str
+    classes: tuple[ClassInfo, ...]
+    scores: pd.Series[Any]
+    _planned: PlannedImage
+    _labels_url: str
+    _table: pd.DataFrame | None
+
+    @property
+    def axes(self) -> str:
+        """Axes of `labels` and of the maps of one channel: those of the image without c."""
+        return self._planned.output_axes
+
+    @cached_property
+    def labels(self) -> da.Array:
+        """The most probable class of each pixel, of the axes `axes`."""
+        return _lazy(open_labels(self._labels_url))
+
+    @property
+    def probability(self) -> da.Array:
+        """Mean probability of each class, 0 to 1: axes `axes` with c before z, y and x."""
+        return self.maps(PROBABILITY.name)
+
+    @property
+    def uncertainty(self) -> da.Array:
+        """Epistemic and aleatoric variance together, 0 to 0.25."""
+        return self.maps(UNCERTAINTY.name)
+
+    @property
+    def epistemic(self) -> da.Array:
+        """Variance between members and augmentations, 0 to 0.25."""
+        return self.maps(EPISTEMIC.name)
+
+    @property
+    def aleatoric(self) -> da.Array:
+        """Variance that each sample states itself, 0 to 0.25."""
+        return self.maps(ALEATORIC.name)
+
+    def maps(self, kind: str) -> da.Array:
+        """A kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
+
+        Raises
+        ------
+        KeyError
+            The run did not keep it.
+        """
+        stored = self._posterior
+        names = stored.channels if stored.levels[0].path == "s0" else ()
+        found = FIELDS[kind].among(names) if kind in FIELDS else []
+        if not found:
+            raise KeyError(f"{kind!r} was not kept, of {', '.join(names) or 'no maps'}; name it in `save` of the run")
+        array: da.Array = _lazy(open_level(stored.url, "s0", stored.ngff))
+        at: dict[str, int | slice] = {"c": slice(found[0], found[-1] + 1) if FIELDS[kind].per_channel else found[0]}
+        chosen: da.Array = array[tuple(at.get(axis, slice(None)) for axis in stored.axes)]
+        return chosen
+
+    @cached_property
+    def _posterior(self) -> SourceImage:
+        return open_image(self.url, "image", "", self.name)
+
+    @cached_property
+    def objects(self) -> ObjectLabels | None:
+        """Label image of each class, not yet read, and the table of the image's objects; None where there are none."""
+        if self._table is None:
+            return None
+        names = [entry.name for entry in self.classes[1:]]
+        labels = {name: _lazy(open_labels(self.url, 0, name)) for name in names if name != LABEL_NAME}
+        return ObjectLabels(labels, self._table)
+
+    def __repr__(self) -> str:
+        return f"<ImageResults {'; '.join(self._sentences())}>"
+
+    def _sentences(self) -> list[str]:
+        shape = "x".join(map(str, self._planned.output_shape))
+        row = self.scores.to_dict()
+        found = [f"{self.name}, {self.axes} {shape}", *([row["message"]] if row["message"] else [])]
+        known = [score for score in _SHOWN if score in row and not pd.isna(row[score])]
+        found += [f"{phrase_of(score)} {row[score]:.3g}" for score in known]
+        if self.objects is not None:
+            found += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
+        return found
+
+    def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
+        """The image with the outlines of what was found, beside its uncertainty: (y, x, 3) uint8, from coarse levels.
+
+        Parameters
+        ----------
+        longest : pixels on the longer side of each of the two
+
+        Raises
+        ------
+        RefusedError
+            The image or its results cannot be read any more.
+        """
+        planned = self._planned
+        panels = paint_panels(planned.url, self.url, self._labels_url, self.classes, planned.channels[0], longest)
+        _, outlines, doubt = panels.pixels
+        if outlines is None:
+            raise RefusedError(f"{self.name}: no picture; {'; '.join(panels.notes)}")
+        if doubt is None or doubt.shape != outlines.shape:
+            return outlines
+        return beside(outlines, doubt)
+
+    def _repr_png_(self) -> bytes:
+        return png(self.picture())
+
+    def _repr_html_(self) -> str:
+        said = f"Outlines in {self.name}, beside the map of uncertainty; brighter means more uncertain"
+        title, *others = map(escape, self._sentences())
+        try:
+            drawn = f'<img alt="{escape(said)}" src="{data_uri(encode(self.picture()))}"><br>'
+        except RefusedError as error:
+            drawn, others = "", [*others, escape(str(error))]
+        return f"<div>{drawn}<b>{title}</b>; {'; '.join(others)}</div>"
+
+
+def _lazy(array: zarr.Array[Any]) -> da.Array:
+    import dask.array
+
+    lazy: da.Array = dask.array.from_zarr(array)  # type: ignore[no-untyped-call]
+    return lazy
+
+
+def labels_place(url: str, planned: PlannedImage, *, in_place: bool) -> str:
+    """URL of the group that has the labels of an image: its results, or the source itself."""
+    return storage.normalise(planned.url) if in_place else url

@@ -1,0 +1,145 @@
+"""A run of ``chorus predict``, opened: its tables, and its images by name."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from functools import cached_property
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.results.image_results import ImageResults, labels_place
+from chorus.cluster.state.results import finished_run, planned_images
+from chorus.cluster.state.scores import read_scores
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.scores.ranking import rank
+
+_COLUMNS = ("rank", "name", "uncertainty", "epistemic", "pairwise_dice")
+_ROWS = 5
+
+
+class RunResults:
+    """What a run has left in `out`.
+
+    Tables are read when they are first asked for, arrays of images when they are used.
+
+    Parameters
+    ----------
+    out : folder or URL of the results of `chorus predict`
+
+    Raises
+    ------
+    RefusedError
+        There are none.
+
+    Examples
+    --------
+    >>> results = chorus.open_results("results")
+    >>> results.rank().head()
+    >>> results.image("plate.ome.zarr/A/01/0").uncertainty[:100, :100].compute()
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = storage.normalise(str(out))
+        self._run = finished_run(self.out)
+
+    @property
+    def state(self) -> str:
+        """How the run ended: ``complete``, ``failures`` (some images failed), ``interrupted`` or ``running``."""
+        return str(self._run["outcome"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts and times, as `run.json` has them."""
+        return dict(self._run.get("summary", {}))
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """A row per image: `scores.parquet`."""
+        return read_scores(self.out)
+
+    @cached_property
+    def objects(self) -> pd.DataFrame | None:
+        """A row per object: `objects.parquet`; None where none were made."""
+        return self._table("objects.parquet")
+
+    @cached_property
+    def flags(self) -> pd.DataFrame | None:
+        """What `chorus flag` said of each image, the riskiest first; None where it was not asked."""
+        return self._table("flags.parquet")
+
+    def _table(self, name: str) -> pd.DataFrame | None:
+        url = storage.join(self.out, name)
+        with storage_errors(url):
+            return pd.read_parquet(io.BytesIO(storage.read_bytes(url))) if storage.exists(url) else None
+
+    def rank(self, by: str = "uncertainty") -> pd.DataFrame:
+        """Images by a score, the worst first; those without it (no foreground, failed) are left out.
+
+        Parameters
+        ----------
+        by : a column of numbers of `scores`
+
+        Raises
+        ------
+        RefusedError
+            There is no such score.
+        """
+        return rank(self.scores, by).ranked
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images, in the order of the run."""
+        return list(self.scores["name"])
+
+    def image(self, name: str) -> ImageResults:
+        """The results of one image.
+
+        Parameters
+        ----------
+        name : as in the column ``name`` of `scores`
+
+        Raises
+        ------
+        RefusedError
+            There is no such image, or it failed.
+        """
+        found = self.scores[self.scores["name"] == name]
+        if not len(found):
+            near = difflib.get_close_matches(name, self.names, 3, 0.4) or self.names[:3]
+            raise RefusedError(f"{self.out}: no image {name!r}; names are such as {', '.join(near)}")
+        row = found.iloc[0]
+        if row["status"] == "failed":
+            raise RefusedError(f"{self.out}: image {name} has no results: {row['message']}")
+        planned = self._planned.image(self._planned.names.index(name))
+        url = inside(storage.join(self.out, "images"), name)
+        objects = None if self.objects is None else self.objects[self.objects["image"] == name].reset_index(drop=True)
+        classes = tuple(ClassInfo(entry["name"], entry["color"]) for entry in self._run["ensemble"]["classes"])
+        labels = labels_place(url, planned, in_place=self._run["settings"]["in_place"])
+        return ImageResults(name, url, classes, row, planned, labels, objects)
+
+    @cached_property
+    def _planned(self) -> ImageTable:
+        return planned_images(self.out)
+
+    def __repr__(self) -> str:
+        return f"<RunResults {self._sentence()}>"
+
+    def _sentence(self) -> str:
+        summary = self.summary
+        counts = [f"{summary[key]} {key}" for key in ("done", "empty", "failed") if summary.get(key)]
+        objects = summary.get("objects", {}).get("counts", {})
+        counts += [f"{count} objects of {name}" for name, count in objects.items()]
+        return f"{self.out}: {self.state}, {summary.get('images', 0)} images ({', '.join(counts)})"
+
+    def _repr_html_(self) -> str:
+        worst = self.rank().head(_ROWS)
+        table = worst[[name for name in _COLUMNS if name in worst]].to_html(index=False, float_format="{:.4f}".format)
+        return f"<div>{escape(self._sentence())}; the most uncertain first:{table}</div>"

@@ -1,0 +1,37 @@
+"""The ensembles that Chorus brings, and what a person may type in place of a URL."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from chorus.pipeline.errors import RefusedError
+
+BUILTIN = Path(str(files("chorus"))) / "builtin"
+
+
+def builtin_ensembles() -> dict[str, str]:
+    """The ensembles that Chorus brings, by name: their URLs."""
+    return {path.parent.name: str(path) for path in sorted(BUILTIN.glob("*/ensemble.yaml"))}
+
+
+def named_ensemble(text: str) -> str:
+    """What `text` means where an ensemble is read: itself, or the built-in ensemble of that name.
+
+    A name has neither a slash nor a suffix; a file or folder of that name goes first.
+
+    Raises
+    ------
+    RefusedError
+        where there is neither
+    """
+    if "/" in text or Path(text).suffix or Path(text).exists():
+        return text
+    known = builtin_ensembles()
+    if text not in known:
+        brought = f" ({', '.join(known)})" if known else ""
+        raise RefusedError(
+            f"ensemble {text}: neither a folder here nor an ensemble that Chorus brings{brought}; correct the path or "
+            f"the name"
+        )
+    return known[text]
