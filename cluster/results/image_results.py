@@ -42,12 +42,14 @@ class ImageResults:
     url : of its results, an OME-Zarr image
     classes : of the ensemble, background first
     scores : its row of `scores.parquet`
+    kept : names of the maps that were kept
     """
 
     name: str
     url: str
     classes: tuple[ClassInfo, ...]
     scores: pd.Series[Any]
+    kept: tuple[str, ...]
     _planned: PlannedImage
     _labels_url: str
     _table: pd.DataFrame | None
@@ -90,11 +92,12 @@ class ImageResults:
         KeyError
             The run did not keep it.
         """
+        if kind not in self.kept:
+            raise KeyError(
+                f"{kind!r} was not kept, of {', '.join(self.kept) or 'no maps'}; name it in `save` of the run"
+            )
         stored = self._posterior
-        names = stored.channels if stored.levels[0].path == "s0" else ()
-        found = FIELDS[kind].among(names) if kind in FIELDS else []
-        if not found:
-            raise KeyError(f"{kind!r} was not kept, of {', '.join(names) or 'no maps'}; name it in `save` of the run")
+        found = FIELDS[kind].among(stored.channels)
         array: da.Array = _lazy(open_level(stored.url, "s0", stored.ngff))
         at: dict[str, int | slice] = {"c": slice(found[0], found[-1] + 1) if FIELDS[kind].per_channel else found[0]}
         chosen: da.Array = array[tuple(at.get(axis, slice(None)) for axis in stored.axes)]

@@ -123,7 +123,8 @@ class RunResults:
         objects = None if self.objects is None else self.objects[self.objects["image"] == name].reset_index(drop=True)
         classes = tuple(ClassInfo(entry["name"], entry["color"]) for entry in self._run["ensemble"]["classes"])
         labels = labels_place(url, planned, in_place=self._run["settings"]["in_place"])
-        return ImageResults(name, url, classes, row, planned, labels, objects)
+        kept = tuple(self._run["settings"]["save"])
+        return ImageResults(name, url, classes, row, kept, planned, labels, objects)
 
     @cached_property
     def _planned(self) -> ImageTable:
