@@ -35,7 +35,7 @@ def load(
     Parameters
     ----------
     ensemble : name of a built-in ensemble (`chorus ensemble list`), or path or URL of `ensemble.yaml` or its folder
-    device : ``auto`` takes a GPU if there is one
+    device : ``cpu``, ``cuda``, ``mps`` or ``xpu``; ``auto`` takes the best that is there
     backend : what carries out the networks; ``auto`` takes what `chorus bench engine` found fastest here, else PyTorch
     precision : arithmetic within the members
     effort : ``adaptive`` gives tiles all augmentations only where they matter, by the ensemble's bound

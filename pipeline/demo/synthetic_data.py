@@ -112,10 +112,11 @@ def simulate_field(
     return np.clip(np.rint(counts), 0, 65535).astype(np.uint16), labels
 
 
-def write_sample_plate(folder: str, seed: int) -> None:
+def write_sample_plate(folder: str, seed: int, shape: tuple[int, int] = FIELD_SHAPE) -> None:
     """Write a simulated plate as OME-Zarr 0.5 (HCS): 2 rows, 3 columns, 2 fields a well, channel "dna".
 
-    `folder` becomes the plate itself, e.g. ``demo/plate.ome.zarr``; what was there is replaced.
+    `folder` becomes the plate itself, e.g. ``demo/plate.ome.zarr``; what was there is replaced. Fields are of `shape`,
+    (y, x) pixels.
     """
     plate = create_group(storage.store(folder, read_only=False), overwrite=True)
     wells = [(r, c) for r in range(len(_PLATE_ROWS)) for c in range(len(_PLATE_COLUMNS))]
@@ -133,7 +134,7 @@ def write_sample_plate(folder: str, seed: int) -> None:
         images = [WellImage(path=str(field), acquisition=None) for field in range(len(qualities))]
         _describe(well, WellAttrs(well=WellMeta(images=images, version="0.5"), version="0.5"))
         for field, quality in enumerate(qualities):
-            image, _ = simulate_field((seed, index, field), quality=quality)
+            image, _ = simulate_field((seed, index, field), shape, quality)
             _write_image(well.create_group(str(field)), image, f"{entry.path}/{field}")
 
 

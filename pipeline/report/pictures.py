@@ -31,6 +31,7 @@ _DOUBT = tuple(field.name for field in CLASS_VARIANCES)
 # Of larger levels nothing is read, not even in steps.
 _READ_PIXELS = 2**28
 _GAP = 4  # pixels between panels
+_COLORS = 64
 # In smaller pictures an outline of two pixels would hide what it surrounds.
 _THIN = 256
 
@@ -175,9 +176,10 @@ def beside(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels (y, x, 3) as a PNG file."""
+    """Pixels (y, x, 3) as a PNG file of `_COLORS` colours: a third of the size, and the eye sees no difference."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    few = Image.fromarray(pixels).quantize(_COLORS, dither=Image.Dither.NONE)
+    few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

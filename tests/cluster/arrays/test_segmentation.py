@@ -75,7 +75,7 @@ def test_an_image_without_foreground_says_so() -> None:
 def test_the_picture_is_the_image_with_outlines_beside_its_uncertainty(loaded: LoadedEnsemble) -> None:
     data = pixels((3, 120, 90))
     result = loaded.segment(data, axes="zyx", progress=False, objects="components")
-    picture = np.asarray(Image.open(io.BytesIO(result._repr_png_())))
+    picture = np.asarray(Image.open(io.BytesIO(result._repr_png_())).convert("RGB"))
     assert picture.shape == (288, 2 * 216 + 4, 3)
     left, right = picture[:, :216].astype(int), picture[:, 220:].astype(int)
     colored = (left.max(axis=-1) - left.min(axis=-1)) > 20
@@ -107,5 +107,5 @@ def test_without_the_map_of_uncertainty_the_picture_is_the_image_alone(loaded: L
 
 
 def test_a_device_that_is_not_there_is_refused(loaded: LoadedEnsemble) -> None:
-    with pytest.raises(RefusedError, match="this machine has no .* that PyTorch can use; use --device cpu"):
+    with pytest.raises(RefusedError, match="this machine has no GPU that PyTorch can use; use --device cpu"):
         LoadedEnsemble.load(loaded.ensemble.url, ResultSettings(device="cuda"))

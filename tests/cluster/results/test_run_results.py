@@ -81,7 +81,7 @@ def test_arrays_of_an_image_are_what_is_stored_and_are_not_read_before_they_are_
 
 def test_an_image_has_a_picture_and_a_sentence(results: RunResults) -> None:
     image = results.image("plane.ome.zarr")
-    picture = np.asarray(Image.open(io.BytesIO(image._repr_png_())))
+    picture = np.asarray(Image.open(io.BytesIO(image._repr_png_())).convert("RGB"))
     assert picture.shape == (240, 2 * 288 + 4, 3)
     assert repr(image).startswith("<ImageResults plane.ome.zarr, yx 50x60; uncertainty ")
     assert "data:image/webp" in image._repr_html_()
