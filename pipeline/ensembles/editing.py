@@ -85,7 +85,10 @@ def add(
     tried = _spec(url, content | {"members": before + entries})
     for each in described:
         check_fit(url, tried, each)
-    _try(Ensemble(url, tried, content_hash(tried), trust_code), range(len(before), len(before) + len(entries)))
+    _try(
+        Ensemble(url, tried, content_hash(tried), trust_code, named=True),
+        range(len(before), len(before) + len(entries)),
+    )
     for entry in entries:
         is_id = "://" not in entry["weights"] and not entry["weights"].startswith("/")
         if not link and not is_id:

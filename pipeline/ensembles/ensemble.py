@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import yaml
 from pydantic import ValidationError
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.members.contract import FLOWS, Asked, Member
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
@@ -47,12 +48,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """An ensemble that was read from a URL: what it says, and the hash that names it in every output."""
+    """An ensemble that was read from a URL: what it says, and the hash that names it in every output.
+
+    Attributes
+    ----------
+    trust_code : whether code that a member brings along may run, and its weights may lie at any address
+    named : whether the user named the weights, so that they may lie anywhere
+    """
 
     url: str
     spec: EnsembleSpec
     hash: str
     trust_code: bool = False
+    named: bool = False
 
     @property
     def multilabel(self) -> bool:
@@ -81,9 +89,26 @@ class Ensemble:
         """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
         spec = self.spec
         weights = spec.members[index].weights
-        url = weights if "://" in weights or weights.startswith("/") else storage.join(self.folder, weights)
+        beside = fault(weights) is None
+        url = storage.join(self.folder, weights) if beside else self._elsewhere(weights)
         channels, tile = len(spec.input.channels), tile or spec.tile
-        return Asked(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried)
+        return Asked(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried, beside)
+
+    def _elsewhere(self, weights: str) -> str:
+        """URL of weights that do not lie beside ``ensemble.yaml``: of its own scheme, or by word of the user.
+
+        A stranger's file must not make this machine call addresses that the stranger chose.
+        """
+        local = storage.scheme(self.url) == "file"
+        if local and "://" not in weights and not has_control_characters(weights):
+            return weights if weights.startswith("/") else storage.join(self.folder, weights)
+        there = storage.scheme(weights) == storage.scheme(self.url) and not has_control_characters(weights)
+        if not (self.named or self.trust_code or ("://" in weights and there)):
+            raise RefusedError(
+                f"{self.url}: the weights {shown(weights)} lie elsewhere; put them beside ensemble.yaml, or run with "
+                f"--trust-code if you trust its author"
+            )
+        return weights
 
     def load_member(self, index: int, device: torch.device, tile: int | None = None, *, tried: bool = False) -> Member:
         """Member `index` on `device`, which is repeatable from then on.
@@ -138,7 +163,7 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
     """
     url = ensemble_url(url)
     try:
-        content = yaml.safe_load(storage.read_bytes(url).decode())
+        content = plain_yaml(storage.read_bytes(url))
         if newer(content):
             raise RefusedError(
                 f"{url}: written by a newer Chorus (format {content['format']}, this one knows {FORMAT}); update "
@@ -147,8 +172,8 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
         spec = EnsembleSpec.model_validate(content)
     except OSError as error:
         raise RefusedError(f"ensemble {storage.explain(error, url)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RefusedError(f"{url}: not YAML ({str(error).splitlines()[0]}); see the README for an example") from error
+    except NotPlainError as error:
+        raise RefusedError(f"{url}: not YAML ({first_line(error)}); see the README for an example") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"

@@ -26,7 +26,7 @@ def fault(path: str) -> str | None:
     ----------
     path : with ``/`` between its parts; one at its end is let through
     """
-    if any(c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in path):
+    if has_control_characters(path):
         return "has control characters or is not Unicode"
     # A web server takes %2e%2e for two dots.
     for written in (path, unquote(path)):
@@ -40,6 +40,11 @@ def fault(path: str) -> str | None:
         if "\0" in written:
             return "has control characters or is not Unicode"
     return None
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text has characters that are not shown, turn the direction of others, or are no Unicode."""
+    return any(c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
 def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, what: str = "name") -> str:

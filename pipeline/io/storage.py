@@ -10,6 +10,7 @@ import errno
 import gzip
 import os
 import re
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -104,9 +105,20 @@ def store(url: str, *, read_only: bool) -> Store:
 
 
 def read_bytes(url: str) -> bytes:
+    """The content of a file; raises RefusedError for a pipe or a device, which may never end."""
     fs, path = filesystem(url)
+    check_regular(fs, path)
     data: bytes = fs.cat_file(path)
     return data
+
+
+def check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Raise RefusedError where a local path is a pipe, a socket or a device: opening one may wait for ever."""
+    if isinstance(fs, LocalFileSystem):
+        with suppress(OSError, ValueError):  # what is missing is told by who opens it
+            mode = os.stat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise RefusedError(f"{path}: is a pipe, a socket or a device, not a file; leave it out")
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import io
 import pickle
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
 from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile
 from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation, Statistics
@@ -59,7 +59,7 @@ class CellposeMember(MemberEntry):
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is no Cellpose 4 network or does not take the tiles."""
         url = asked.url
-        state = _state_dict(url, fetch_weights(url, self.sha256))
+        state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
         design = Design.of(url, state)
         if not design.takes(asked.tile):
             raise RefusedError(
@@ -204,8 +204,8 @@ def import_cellpose(part: str) -> Any:
 
 def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
     try:
-        loaded: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        loaded: Any = load_tensors(data)
+    except pickle.UnpicklingError as error:
         raise RefusedError(
             f"{url}: not a plain state dict, and Chorus never runs pickled code; take a file as Cellpose saves it"
         ) from error

@@ -34,6 +34,7 @@ class Asked:
     tile : edge of a tile in pixels
     trust_code : whether code that the file brings along may run
     tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.trial`)
+    beside : whether it lies beside ``ensemble.yaml``; of other files of the user nothing is told, not even a hash
     """
 
     url: str
@@ -43,6 +44,7 @@ class Asked:
     tile: int
     trust_code: bool = False
     tried: bool = False
+    beside: bool = True
 
 
 class Member(Protocol):
@@ -173,8 +175,11 @@ def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:
     return encoder, int(channels[-1])
 
 
-def fetch_weights(url: str, sha256: str | None) -> bytes:
-    """The bytes of a weight file; raises RefusedError where it is missing or not the one that was meant."""
+def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes:
+    """The bytes of a weight file; raises RefusedError where it is missing or not the one that was meant.
+
+    `beside`: see `Asked`.
+    """
     try:
         data = storage.read_bytes(url)
     except OSError as error:
@@ -182,6 +187,10 @@ def fetch_weights(url: str, sha256: str | None) -> bytes:
             f"weights {storage.explain(error, url) or url}; a member's `weights` is relative to ensemble.yaml"
         ) from error
     found = hashlib.sha256(data).hexdigest()
+    if not beside and found != (sha256 or "").lower():
+        raise RefusedError(
+            f"{url}: is not the file that ensemble.yaml names, whose sha256 it gives; correct the path or the hash"
+        )
     if sha256 is None:
         raise RefusedError(f"{url}: its member has no sha256 in ensemble.yaml; add `sha256: {found}`")
     if found != sha256.lower():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from chorus.pipeline.members import smp
 from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
 from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.script import check_source, is_script, load_script
 from chorus.pipeline.members.trial import check_trial
 from chorus.pipeline.members.weight_file import WeightFile
@@ -55,14 +55,14 @@ class Deepflash2Member(MemberEntry):
 
     def preparation(self, asked: Asked) -> Preparation | None:
         """As deepflash2 normalises, with the statistics in the file; None where a checkpoint was saved without."""
-        return _facts(asked.url, self.sha256, self.model, asked.trust_code).preparation
+        return _facts(asked.url, self.sha256, self.model, asked.trust_code, asked.beside).preparation
 
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is not deepflash2's or does not fit the ensemble."""
         url = asked.url
         if asked.flows:
             raise RefusedError(f"{url}: deepflash2 networks give no flows; remove `flows: true` from ensemble.yaml")
-        data = fetch_weights(url, self.sha256)
+        data = fetch_weights(url, self.sha256, beside=asked.beside)
         if is_script(data) and not asked.trust_code:
             check_source(url, data)
             if not asked.tried:
@@ -156,9 +156,9 @@ def _described(url: str, digest: str, model: int | None, facts: _Facts) -> Descr
 
 
 @lru_cache(maxsize=256)
-def _facts(url: str, sha256: str | None, model: int | None, trust_code: bool) -> _Facts:
+def _facts(url: str, sha256: str | None, model: int | None, trust_code: bool, beside: bool) -> _Facts:
     """Read once in a process: a preparation is asked for more often than weights are loaded."""
-    return _read(url, fetch_weights(url, sha256), model, trust_code)[1]
+    return _read(url, fetch_weights(url, sha256, beside=beside), model, trust_code)[1]
 
 
 def _read(url: str, data: bytes, model: int | None, trust_code: bool) -> tuple[torch.nn.Module, _Facts]:
@@ -227,8 +227,8 @@ def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
     """The dictionary that was saved: tensors, plain values and NumPy's numbers; nothing that runs code."""
     try:
         with torch.serialization.safe_globals(_NUMPY):
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+            content = load_tensors(data)
+    except pickle.UnpicklingError as error:
         raise RefusedError(
             f"{url}: not a checkpoint or inference ensemble of deepflash2, or one with more than tensors and numbers "
             f"in it, which Chorus does not run; save it again with deepflash2's `save_smp_model`"

@@ -28,7 +28,7 @@ class ExportedMember(ExportEntry):
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where it is not trusted, is no such file or does not fit the ensemble."""
         url = asked.url
-        data = fetch_weights(url, self.sha256)
+        data = fetch_weights(url, self.sha256, beside=asked.beside)
         if not asked.trust_code:
             raise RefusedError(
                 f"{url}: a torch.export file may run code when it is loaded; run with --trust-code if you trust its "

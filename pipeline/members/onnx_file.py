@@ -33,7 +33,7 @@ class OnnxMember(ExportEntry):
         """The network; raises RefusedError where it cannot be run or does not fit the ensemble."""
         url = asked.url
         onnx = _onnx(url)
-        data = fetch_weights(url, self.sha256)
+        data = fetch_weights(url, self.sha256, beside=asked.beside)
         size = _bytes_of_weights(url, data, onnx)
         mend = "export it with operators and an opset that it knows"
         session = open_session(url, data, device, what="it", mend=mend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import Described
 from chorus.pipeline.members.kind import MemberKind, Network, PackedModule
+from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile, read, stem
 
 # Some of `torch.nn.init` are seen by a mode themselves, of others what they call.
@@ -47,7 +47,7 @@ class SmpMember(MemberEntry):
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network with its weights; raises RefusedError where they do not fit it."""
         outputs = asked.outputs + FLOWS * asked.flows
-        state = state_dict(asked.url, fetch_weights(asked.url, self.sha256))
+        state = state_dict(asked.url, fetch_weights(asked.url, self.sha256, beside=asked.beside))
         module = filled(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options, state)
         return ModuleMember(module, device, self.activation)
 
@@ -138,11 +138,7 @@ def state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
     """The tensors by name of a file of weights; raises RefusedError where it holds anything else."""
     loaded: Any
     try:
-        if url.endswith(".safetensors"):
-            loaded = load_safetensors(data)
-        else:
-            # weights_only: tensors and plain containers; anything that would run code is refused by torch.
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        loaded = load_safetensors(data) if url.endswith(".safetensors") else load_tensors(data)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         # What torch says of a pickle is a page on how to run it all the same.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"

@@ -21,7 +21,7 @@ class TorchScriptMember(ExportEntry):
     def load(self, asked: Asked, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is no TorchScript, or more than a network."""
         url = asked.url
-        data = fetch_weights(url, self.sha256)
+        data = fetch_weights(url, self.sha256, beside=asked.beside)
         if not asked.trust_code:
             check_source(url, data)
             if not asked.tried:

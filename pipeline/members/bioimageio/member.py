@@ -74,7 +74,7 @@ class BioimageioMember(MemberEntry):
         out = port(package.url, output)
         self._check_channels(package, out, flows=asked.flows)
         files = weight_files(package, choose_format(package, self.format))
-        check_files(package, files, self.sha256)
+        check_files(package, files, self.sha256, beside=asked.beside)
         if files.format == "torchscript" and not asked.trust_code:
             where = f"{package.url}: {files.entry.source}"
             check_source(where, files.weights)

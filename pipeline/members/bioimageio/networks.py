@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import pickle
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import torch
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.bioimageio.package import Package, WeightFiles
 from chorus.pipeline.members.onnx_session import open_session, session_errors
+from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.script import load_script
 
 LIBRARIES = ("segmentation_models_pytorch", "torchvision", "monai", "timm", "cellpose")
@@ -111,8 +111,7 @@ def _state_dict(package: Package, files: WeightFiles, trust_code: bool) -> torch
     if not isinstance(module, torch.nn.Module):
         raise RefusedError(f"{where} makes no torch module; mend the package")
     try:
-        # weights_only: tensors and plain containers; anything that would run code is refused by torch.
-        state = torch.load(io.BytesIO(files.weights), map_location="cpu", weights_only=True)
+        state = load_tensors(files.weights)
         module.load_state_dict(state, strict=files.entry.strict)
     except pickle.UnpicklingError as error:
         raise RefusedError(

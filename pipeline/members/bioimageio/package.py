@@ -224,9 +224,14 @@ def weight_files(package: Package, format: WeightFormat) -> WeightFiles:
     return WeightFiles(format, package.read(entry), read, entry)
 
 
-def check_files(package: Package, files: WeightFiles, sha256: str | None) -> None:
+def check_files(package: Package, files: WeightFiles, sha256: str | None, *, beside: bool = True) -> None:
     """Refuse a package that is not the one that was meant, as `contract.fetch_weights` does a file."""
     found = files.sha256(package)
+    if not beside and found != (sha256 or "").lower():
+        raise RefusedError(
+            f"{package.url}: is not the package that ensemble.yaml names, whose sha256 it gives; correct the path or "
+            "the hash"
+        )
     if sha256 is None:
         raise RefusedError(f"{package.url}: its member has no sha256 in ensemble.yaml; add `sha256: {found}`")
     if found != sha256.lower():
