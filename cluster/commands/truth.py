@@ -30,6 +30,7 @@ from chorus.pipeline.consensus.agreement_table import agreement_table, summarise
 from chorus.pipeline.consensus.annotations import Drawings, DrawnImage, find_drawings
 from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, truth_file
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
@@ -146,7 +147,7 @@ def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, seconds:
 def _write_tables(out: str, truths: Sequence[ImageTruth], experts: Sequence[str]) -> None:
     table, buffer = agreement_table(truths), io.BytesIO()
     table.to_parquet(buffer, index=False)
-    content = (table.to_csv(index=False).encode(), buffer.getvalue(), draw_agreement(truths, experts))
+    content = (csv_bytes(table), buffer.getvalue(), draw_agreement(truths, experts))
     for name, data in zip(_TABLES, content, strict=True):
         url = storage.join(out, name)
         with storage_errors(url):

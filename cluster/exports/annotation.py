@@ -24,6 +24,7 @@ from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.annotation import Drafted, Place, draft
 from chorus.pipeline.exports.files import remove_file
+from chorus.pipeline.exports.spreadsheet import original
 from chorus.pipeline.exports.tables import write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.arrays import LABEL_NAME
@@ -165,7 +166,7 @@ def _clear(request: AnnotationRequest) -> None:
             )
         if PACKAGE in present:
             earlier = pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(request.to, PACKAGE))))
-            for name in earlier["file"]:
+            for name in earlier["file"].astype(str).map(original):
                 remove_file(inside(storage.join(request.to, "images"), str(name)))
                 remove_file(inside(storage.join(request.to, "labels"), str(name)))
 

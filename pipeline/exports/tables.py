@@ -20,6 +20,7 @@ from chorus.pipeline.core.fields import OF_OBJECTS
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.exports.outlines import ObjectTable, by_doubt, object_name
+from chorus.pipeline.exports.spreadsheet import harmless_schema, harmless_table
 
 FORMATS = (".csv", ".parquet", ".json")
 # Rows that are held while the objects of a run are put in order.
@@ -47,6 +48,16 @@ class _Json:
         self._file.write((b"[" if self._between == b"[\n" else b"\n") + b"]\n")
 
 
+class _Csv:
+    """Rows of CSV without formulas."""
+
+    def __init__(self, rows: pa.csv.CSVWriter) -> None:
+        self._rows = rows
+
+    def write_table(self, table: pa.Table) -> None:
+        self._rows.write_table(harmless_table(table))
+
+
 @contextmanager
 def table_file(url: str, schema: pa.Schema) -> Iterator[_Writer]:
     """What writes tables of `schema` one after the other to `url`, in the format of its suffix.
@@ -64,12 +75,13 @@ def table_file(url: str, schema: pa.Schema) -> Iterator[_Writer]:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 yield writer
         elif suffix == ".csv":
-            with pa.csv.CSVWriter(file, schema, write_options=pa.csv.WriteOptions(quoting_style="needed")) as writer:
-                yield writer
+            options = pa.csv.WriteOptions(quoting_style="needed")
+            with pa.csv.CSVWriter(file, harmless_schema(schema), write_options=options) as rows:
+                yield _Csv(rows)
         else:
-            rows = _Json(file)
-            yield rows
-            rows.close()
+            records = _Json(file)
+            yield records
+            records.close()
 
 
 def write_table(frame: pd.DataFrame, url: str) -> None:

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response
 
+from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.serving.review.decisions import DECISIONS, DecisionLog
+from chorus.serving.review.origin import require_own_page
 from chorus.serving.review.run import Run, Snapshot
 from chorus.serving.review.schemas import DecideRequest, UndoRequest
-
-# What spreadsheets take for the begin of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def decision_routes(run: Run, *, writable: bool) -> APIRouter:
@@ -28,7 +27,7 @@ def decision_routes(run: Run, *, writable: bool) -> APIRouter:
         counts = run.snapshot().gallery.counts(run.log.states())
         return {"log": run.log.version, "images": changed, "counts": counts}
 
-    @router.post("/decisions")
+    @router.post("/decisions", dependencies=[Depends(require_own_page)])
     def decide(request: Request, body: DecideRequest) -> dict[str, Any]:
         _check_writable(writable)
         gallery = run.snapshot().gallery
@@ -38,7 +37,7 @@ def decision_routes(run: Run, *, writable: bool) -> APIRouter:
         entry = run.log.decide(_reviewer(request, body.reviewer), body.image, body.decision, body.note.strip())
         return _answer(run.log, run.snapshot(), body.image, entry.id)
 
-    @router.post("/undo")
+    @router.post("/undo", dependencies=[Depends(require_own_page)])
     def undo(request: Request, body: UndoRequest) -> dict[str, Any]:
         _check_writable(writable)
         run.log.refresh()
@@ -48,7 +47,7 @@ def decision_routes(run: Run, *, writable: bool) -> APIRouter:
     @router.get("/decisions.csv")
     def table() -> Response:
         run.log.refresh(now=True)
-        data = decision_table(run.log, run.snapshot()).to_csv(index=False).encode()
+        data = csv_bytes(decision_table(run.log, run.snapshot()))
         headers = {"Content-Disposition": 'attachment; filename="decisions.csv"', "Cache-Control": "no-store"}
         return Response(data, media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -65,8 +64,8 @@ def decision_table(log: DecisionLog, snapshot: Snapshot) -> pd.DataFrame:
         state = decided[row["name"]]
         last = state.verdicts[0]
         said = "; ".join(f"{v.reviewer}: {v.decision}" for v in state.verdicts) if state.conflict else ""
-        head = {"name": row["name"], "decision": state.decision, "reviewer": _plain(last.reviewer)}
-        head |= {"time": last.time, "note": _plain(last.note), "conflict": _plain(said), "status": row["status"]}
+        head = {"name": row["name"], "decision": state.decision, "reviewer": last.reviewer}
+        head |= {"time": last.time, "note": last.note, "conflict": said, "status": row["status"]}
         rows.append(head | {"flags": "; ".join(row["flags"]), "reasons": "; ".join(row["reasons"])} | row["values"])
     first = ["name", "decision", "reviewer", "time", "note", "conflict", "status", "flags", "reasons"]
     return pd.DataFrame(rows, columns=[*first, *(quantity.key for quantity in gallery.quantities)])
@@ -86,7 +85,3 @@ def _reviewer(request: Request, given: str) -> str:
 def _check_writable(writable: bool) -> None:
     if not writable:
         raise HTTPException(403, f"this page is for looking only; {', '.join(DECISIONS)} are not taken here")
-
-
-def _plain(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text

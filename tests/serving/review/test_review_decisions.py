@@ -203,3 +203,26 @@ def test_what_is_not_allowed_is_refused(out: Path) -> None:
     assert not (out / "review").exists()
     assert client.get("/api/images", params={"decision": "any"}).json()["total"] == 0
     assert FIELDS[0] in {row["name"] for row in client.get("/api/images").json()["rows"]}
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Origin": "http://testserver"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://testserver.evil.example"}, 403),
+        ({"Origin": "http://testserver:81"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://testserver"}, 403),
+    ],
+)
+def test_pages_of_other_sites_decide_nothing(out: Path, headers: dict[str, str], status: int) -> None:
+    client = TestClient(review_app(str(out)))
+    body = {"image": SLIDE, "decision": "accept", "reviewer": "ann"}
+    answer = client.post("/api/decisions", json=body, headers=headers)
+    assert answer.status_code == status
+    undo = client.post("/api/undo", json={"id": "none", "reviewer": "ann"}, headers=headers)
+    assert (undo.status_code == 403) == (status == 403)
