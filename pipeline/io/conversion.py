@@ -8,6 +8,7 @@ document comes last: what is cut short is not taken for an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
             for place, raster in zip(places, rasters, strict=True):
                 convert_raster(raster, storage.join(target, place), settings)
             prepare_collection(target, places)
-        return Converted(len(rasters), sum(int(np.prod(raster.shape)) for raster in rasters))
+        return Converted(len(rasters), sum(math.prod(map(int, raster.shape)) for raster in rasters))
 
 
 class _Image:

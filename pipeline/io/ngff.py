@@ -6,6 +6,7 @@ is missing or not valid is an error that names the group and the field.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -31,6 +32,9 @@ from chorus.pipeline.io.inside import inside, shown
 from chorus.pipeline.io.models import Level, Ngff, SourceImage
 
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+_LEVELS = 64
+_PLANE, _PLANES, _CHUNK = 1 << 40, 1 << 20, 1 << 32
+"""Pixels of a plane, planes of a channel and bytes of a chunk (or a shard's inner one): no microscope gives more."""
 MEND = "mend the metadata or write the image anew"
 
 Kind: TypeAlias = Literal["image", "plate", "collection"]
@@ -137,6 +141,9 @@ def _multiscale(metadata: Mapping[str, Any], ngff: Ngff, url: str) -> Multiscale
     if not (isinstance(listed, list) and listed and isinstance(listed[0], dict)):
         raise ImageError(f"{url}: multiscales is missing or empty; {MEND}")
     raw = dict(listed[0])
+    # Before the models look at each of them.
+    if isinstance(raw.get("datasets"), list) and len(raw["datasets"]) > _LEVELS:
+        raise ImageError(f"{url}: lists {len(raw['datasets'])} levels, more than {_LEVELS}; {MEND}")
     if isinstance(raw.get("axes"), list):
         raw["axes"] = [
             {**axis, "type": axis.get("type") or _AXIS_TYPES.get(str(axis.get("name")).lower())}
@@ -171,6 +178,7 @@ def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dat
     where = f"{storage.join(url, dataset.path)}"
     if array.ndim != len(axes) or 0 in array.shape:
         raise ImageError(f"{where}: shape {array.shape} does not go with the axes {axes!r}; {MEND}")
+    _check_size(where, axes, array)
     if array.dtype.name not in DTYPES:
         mend = f"store the image as one of {', '.join(DTYPES)}"
         raise ImageError(f"{where}: data type {array.dtype.name} is not supported; {mend}")
@@ -184,6 +192,21 @@ def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dat
         scale=tuple((scale * scale_all).tolist()),
         translation=tuple((translation * scale_all + translation_all).tolist()),
     )
+
+
+def _check_size(where: str, axes: str, array: zarr.Array[Any]) -> None:
+    """Refuse what only says that it is large, before anything is planned or decoded; all in integers without end."""
+    lengths = dict(zip(axes, (int(length) for length in array.shape), strict=True))
+    plane = lengths["y"] * lengths["x"]
+    planes = lengths.get("t", 1) * lengths.get("z", 1)
+    chunk = math.prod(int(length) for length in array.chunks) * array.dtype.itemsize
+    if plane > _PLANE or planes > _PLANES or lengths.get("c", 1) > _PLANES:
+        raise ImageError(f"{where}: claims the shape {array.shape}, more than any image has; {MEND}")
+    if chunk > _CHUNK:
+        raise ImageError(
+            f"{where}: its chunks {array.chunks} take {chunk >> 20} MiB each, more than the {_CHUNK >> 20} that are "
+            "read at once; store it in smaller chunks"
+        )
 
 
 def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:

@@ -123,6 +123,7 @@ def _opened(url: str, data: bytes | None, stack: ExitStack) -> Any:
     if data is not None:
         return BytesIO(data)
     fs, path = storage.filesystem(url)
+    storage.check_regular(fs, path)
     return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
 
 

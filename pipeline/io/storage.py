@@ -95,9 +95,11 @@ def store(url: str, *, read_only: bool) -> Store:
     """The Zarr store whose root is `url`."""
     import zarr.storage
 
+    from chorus.pipeline.io.local_files import LocalFiles
+
     kind = scheme(url)
     if kind == "file":
-        return zarr.storage.LocalStore(normalise(url), read_only=read_only)
+        return LocalFiles(normalise(url), read_only=read_only)
     if kind == "memory":
         return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
     fs = buckets.bucket(kind, asynchronous=True)

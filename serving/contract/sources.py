@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import socket
 from collections.abc import Callable, Iterable
@@ -124,7 +125,7 @@ class Stored:
         for level in image.levels:
             if not _is_plain(level.path):
                 raise RequestError(422, "the image's metadata name an array outside of it")
-            if int(np.prod(level.chunks)) * np.dtype(level.dtype).itemsize > _CHUNK_BYTES:
+            if math.prod(map(int, level.chunks)) * np.dtype(level.dtype).itemsize > _CHUNK_BYTES:
                 raise RequestError(422, f"the image's chunks {level.chunks} are larger than is read here")
         _check_codecs(open_level(image.url, image.levels[0].path, image.ngff).metadata.to_dict())
         return image
