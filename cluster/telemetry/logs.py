@@ -1,6 +1,7 @@
-"""Logs for machines: with ``CHORUS_LOG=json`` every line of the driver and of the workers is one JSON object.
+"""Structured logs: with ``CHORUS_LOG=json`` the driver and the workers write each log line as one JSON object.
 
-It says which run, image and region it is about, as far as it is about one. Without it a person is spoken to as usual.
+A line names the run, the image and the region that it belongs to, where it belongs to one. Without the variable, logs
+are plain text for people.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ VARIABLE = "CHORUS_LOG"
 _KINDS = ("plain", "json")
 _ABOUT: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039 - never changed in place
 log = logging.getLogger("chorus")
-# Of each region how it ended. To a person the summary says so.
+# The outcome of every region. On a terminal it is silent: there the summary tells the outcomes.
 log_of_regions = logging.getLogger("chorus.regions")
 log_of_regions.setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def about(**names: str | int) -> Iterator[None]:
-    """Lines that are logged inside are about `run`, `image` and `region`, as far as they are given."""
+    """Add `run`, `image` and `region`, as far as they are given, to all lines that are logged inside the context."""
     token = _ABOUT.set(_ABOUT.get() | names)
     try:
         yield
@@ -42,10 +43,14 @@ def about(**names: str | int) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC), ``level``, ``message``, ``run``, ``image``, ``region``, ``node``,
-    ``process``, what the record has in ``fields``, and ``error`` with the trace of an exception."""
+    """Format a log record as one line of JSON.
+
+    Keys are ``time`` (UTC), ``level``, ``message``, ``run``, ``image``, ``region``, ``node``, ``process``, those of the
+    record's attribute ``fields``, and ``error`` with the traceback of an exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a JSON object on one line."""
         content: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -61,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def wanted() -> bool:
-    """Whether logs are for machines; raises RefusedError where the environment says neither."""
+    """Return whether logs are to be JSON; raise RefusedError if ``CHORUS_LOG`` has an unknown value."""
     kind = os.environ.get(VARIABLE) or "plain"
     if kind not in _KINDS:
         raise RefusedError(f"{VARIABLE}={kind}: is not a kind of log; set it to {' or '.join(_KINDS)}")
@@ -69,19 +74,19 @@ def wanted() -> bool:
 
 
 def configure() -> None:
-    """Have this process, a worker, log as the environment says."""
+    """Configure the logging of this worker process as the environment demands."""
     if wanted() and not is_structured():
         _add_handler()
 
 
 def is_structured() -> bool:
-    """Whether this process logs for machines."""
+    """Return whether this process logs JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in log.handlers)
 
 
 @contextmanager
 def structured() -> Iterator[None]:
-    """All that is said on standard error inside, by whom ever, comes as the environment says."""
+    """Turn all that is written to standard error inside the context into JSON lines, if the environment asks for it."""
     if not wanted():
         yield
         return
@@ -99,7 +104,7 @@ def structured() -> Iterator[None]:
 
 
 def about_run(run: str) -> None:
-    """From here on lines of this process are about `run`, until what is `structured` ends."""
+    """Add `run` to all further lines of this process, until the surrounding `structured` context ends."""
     _ABOUT.set(_ABOUT.get() | {"run": run})
 
 
@@ -114,15 +119,17 @@ def _add_handler() -> logging.Handler:
 
 
 class _Lines(io.TextIOBase):
-    """A standard error whose lines become lines of the log: what consoles and libraries print."""
+    """A stand-in for standard error that logs each line that consoles and libraries print."""
 
     def __init__(self) -> None:
         self._begun = ""
 
     def writable(self) -> bool:
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
+        """Log all complete lines and keep the rest until its line is complete."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             if said := Text.from_ansi(line).plain.strip():

@@ -1,8 +1,9 @@
 """All metrics of Chorus by name, and how they are counted (`docs/metrics.md`).
 
-Each has one home. The driver counts what a run has come to, exactly, from the statuses of its regions, and serves it
-itself. Processes of Ray count what work is made of, and Ray's exporter serves that, with ``ray_`` before each name;
-where there is no Ray the driver serves it, too, without. No label is an image or a region.
+Each metric is served by exactly one exporter. The driver counts the results of a run exactly, from the statuses of its
+regions, and serves them itself. Ray's worker processes count the work (time per stage, bytes), and Ray's exporter
+serves that with the prefix ``ray_``; without Ray the driver serves it too, without a prefix. No label is an image or a
+region.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ REGISTRY = CollectorRegistry()
 
 @dataclass(frozen=True)
 class Metric:
-    """A name, as Prometheus sees it but for Ray's prefix, and what it means.
+    """A metric: its name in Prometheus, without Ray's prefix, and its meaning.
 
     Attributes
     ----------
-    labels : beside those of its home
+    labels : in addition to the common labels of the driver's or the workers' metrics
     """
 
     name: str
@@ -53,7 +54,7 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-# What the driver counts; labels run and ensemble.
+# Counted by the driver; common labels: run and ensemble.
 REGIONS = Metric("chorus_regions_total", "counter", "Regions that ended, by how.", ("state",))
 TILES = Metric("chorus_tiles_total", "counter", "Tiles evaluated for regions that ended.")
 PIXELS = Metric("chorus_pixels_total", "counter", "Pixels written of regions that ended.")
@@ -76,7 +77,7 @@ DRIVER = (
     SENTINEL_DICE, SENTINELS_MOVED, FLAGGED,
 )  # fmt: skip
 
-# What processes count that do the work; labels run, ensemble and node.
+# Counted by the processes that do the work; common labels: run, ensemble and node.
 STAGE_SECONDS = Metric(
     "chorus_stage_seconds_total", "counter",
     "Seconds in each stage; infer is the time that a device was held. Its rate is how many are in a stage at once.",
@@ -91,32 +92,32 @@ _inside_ray = False
 
 
 def export_by_ray() -> None:
-    """Called in every process of Ray before it works: Ray's exporter is the home of its metrics, not this process."""
+    """Have the metrics of this process exported by Ray; every Ray process calls it before it works."""
     global _inside_ray
     _inside_ray = True
 
 
 def run_label(out: str) -> str:
-    """How a run is called in metrics and logs: the URL of its output, without a login."""
+    """Return the name of a run in metrics and logs: the URL of its output, without credentials."""
     return re.sub(r"(?<=://)[^/@]*@", "", out)
 
 
 class Recorder:
-    """Adds to metrics with labels that stay the same."""
+    """Adds values to metrics under a fixed set of labels."""
 
     def __init__(self, *, ray: bool, **labels: str) -> None:
         self._ray, self._labels = ray, labels
 
     def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
-        """Count on; a counter that was never added to, by 0 at least, is not there."""
+        """Increase a counter by `value`; a counter is exported only after its first increment, which may be 0."""
         instrument = self._instrument(metric)
         if not self._ray:
             instrument.labels(**self._labels, **labels).inc(value)
-        elif value > 0:  # what Ray asks for
+        elif value > 0:  # Ray accepts no others
             instrument.inc(value, tags={**self._labels, **labels})
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        """Of a gauge, in a process that is not Ray's."""
+        """Set a gauge; only in a process that is not Ray's."""
         self._instrument(metric).labels(**self._labels, **labels).set(value)
 
     def _instrument(self, metric: Metric) -> Any:
@@ -142,7 +143,7 @@ def _of_ray(metric: Metric, labels: tuple[str, ...]) -> Any:
 
 
 class WorkMetrics:
-    """What a process that works on a run counts: URL of its output and name of its ensemble."""
+    """Counts the work of one process of a run, labelled with the run's output URL and the name of its ensemble."""
 
     def __init__(self, out: str, ensemble: str) -> None:
         labels = {"run": run_label(out), "ensemble": ensemble, "node": socket.gethostname()}
@@ -154,25 +155,25 @@ class WorkMetrics:
             self._recorder.add(STAGE_SECONDS, (one.end - one.begin) / 1e9, stage=STAGE_OF.get(one.stage, one.stage))
 
     def read(self, size: int) -> None:
-        """Pixels were read, in bytes."""
+        """Count `size` bytes of source pixels that were read."""
         self._recorder.add(READ_BYTES, size)
 
     def written(self, size: int) -> None:
-        """Maps and labels were written, in bytes."""
+        """Count `size` bytes of maps and labels that were written."""
         self._recorder.add(WRITTEN_BYTES, size)
 
     def out_of_memory(self) -> None:
-        """The device had too little."""
+        """Count that the device ran out of memory."""
         self._recorder.add(OOM)
 
 
 def driver_recorder(out: str, ensemble: str) -> Recorder:
-    """Adds to the driver's metrics of a run: URL of its output and name of its ensemble."""
+    """Return the recorder of the driver's metrics of a run, from its output URL and the name of its ensemble."""
     return Recorder(ray=False, run=run_label(out), ensemble=ensemble)
 
 
 def write_textfile(path: str) -> None:
-    """Leave what this process counted in a file, for the textfile collector of Prometheus' node exporter.
+    """Write the metrics of this process to a file, for the textfile collector of Prometheus' node exporter.
 
     Raises
     ------
@@ -187,7 +188,7 @@ def write_textfile(path: str) -> None:
 
 @contextmanager
 def served(port: int | None) -> Iterator[None]:
-    """Answer Prometheus at ``http://HOST:port/metrics`` while what is inside goes on; with None do nothing.
+    """Serve metrics at ``http://HOST:port/metrics`` inside the context; do nothing if `port` is None.
 
     Raises
     ------

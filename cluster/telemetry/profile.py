@@ -1,15 +1,16 @@
-"""Where the time of a profiled run went: seconds of each stage, and why devices stood idle.
+"""Where the time of a profiled run went: seconds of each stage, and why devices were idle.
 
-An actor has one device. At any moment of the stream it is in one of these states, which add up to the stream's time:
+An actor has one device. At any moment of the stream the device is in one of these states, whose times add up to the
+stream's time:
 
 ======== ==============================================================================================
-busy     a region holds the device
-hand     one is ready and waits for it: the lock is passed on, or the machine's cores are taken
-read     none is ready, and one at least is being looked up, read or prepared
-write    all that the actor takes at once are being scored, written or recorded
-queue    it could take another region, and none has come: Ray, or the driver, is behind
+busy     a region uses the device
+hand     a region is ready but waits: the lock is being passed on, or the machine's cores are taken
+read     no region is ready, and at least one is being looked up, read or prepared
+write    all regions that the actor may hold at once are being scored, written or recorded
+queue    the actor could take another region and none has arrived: Ray or the driver is behind
 start    before its first region: its process and its members' weights are being loaded
-end      after its last one, while other actors or the tasks that finish images are at work
+end      after its last region, while other actors, or the tasks that finish images, are at work
 ======== ==============================================================================================
 """
 
@@ -29,7 +30,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
-# Of regions, in the order of the work; of images; all others are the driver's.
+# Stages of regions, in the order of the work, and of images; all others are the driver's.
 READING, WAITING, INFERRING = ("look up", "read", "prepare"), ("wait",), ("infer",)
 WRITING = ("score", "prepare output", "write", "record")
 REGION_STAGES = (*READING, *WAITING, *INFERRING, *WRITING)
@@ -40,15 +41,15 @@ NANOSECONDS = 1e9
 
 
 class Stage(BaseModel):
-    """All there was of a stage.
+    """Statistics of one stage.
 
     Attributes
     ----------
     of : ``region``, ``image`` or ``run``
-    count : regions, images or sessions that had it
-    seconds : in all of them
-    share : of the time of all workers' (or the driver's) stages
-    median, p95 : seconds of one region, image or session
+    count : number of regions, images or sessions that had the stage
+    seconds : total over all of them
+    share : fraction of the total time of all workers' (or the driver's) stages
+    median, p95 : seconds per region, image or session
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +64,7 @@ class Stage(BaseModel):
 
 
 class Device(BaseModel):
-    """An actor's device in a session: `seconds` of its stream, and how many of them in each of `STATES`."""
+    """The device of one actor in one session: `seconds` of its stream, and the seconds in each of `STATES`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,8 +79,8 @@ class Profile(BaseModel):
 
     Attributes
     ----------
-    sessions : that were profiled; more than one where the run was cut short
-    seconds : of all their streams, one after the other
+    sessions : profiled sessions; more than one if the run was interrupted and resumed
+    seconds : sum of the durations of all their streams
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,8 +98,11 @@ class Profile(BaseModel):
 
 
 def read_timeline(out: str) -> pd.DataFrame:
-    """All stages of a run in the order in which they began: the columns of `chorus.cluster.telemetry.timeline`, and
-    `session`.
+    """Return all stages of a run, sorted by the time they began.
+
+    Returns
+    -------
+    Columns are those of `chorus.cluster.telemetry.timeline` and `session`.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def read_timeline(out: str) -> pd.DataFrame:
 
 
 def profile(timeline: pd.DataFrame) -> Profile:
-    """What the stages of a run come to; see `read_timeline`."""
+    """Summarise the stages of a run, as `read_timeline` returns them."""
     devices: list[Device] = []
     seconds = 0.0
     for session, part in timeline.groupby("session", sort=False):
@@ -138,7 +142,10 @@ def profile(timeline: pd.DataFrame) -> Profile:
 
 
 def window(part: pd.DataFrame) -> tuple[int, int]:
-    """When a session's stream began and ended; where its driver was killed, the first and the last of its stages."""
+    """Return when a session's stream began and ended, in nanoseconds since 1970.
+
+    If the driver was killed, these are the begin of the first and the end of the last stage of its workers.
+    """
     stream = part[(part.stage == STREAM) & (part.region < 0)]
     if stream.empty:
         work = part[(part.region >= 0) | (part.image >= 0)]
@@ -147,9 +154,16 @@ def window(part: pd.DataFrame) -> tuple[int, int]:
 
 
 def device_states(own: pd.DataFrame, begin: int, end: int) -> NDArray[np.int64]:
-    """Nanoseconds from `begin` to `end` that an actor's device was in each of `STATES`; they add up to all of them.
+    """Measure how long an actor's device was in each state between `begin` and `end`; see `device_changes`.
 
-    See `device_changes`.
+    Parameters
+    ----------
+    own : stages of regions in that actor
+    begin, end : nanoseconds since 1970
+
+    Returns
+    -------
+    (states,) int64, nanoseconds in the order of `STATES`; their sum is ``end - begin``
     """
     times, chosen = device_changes(own, begin, end)
     spent = np.zeros(len(STATES), np.int64)
@@ -158,15 +172,17 @@ def device_states(own: pd.DataFrame, begin: int, end: int) -> NDArray[np.int64]:
 
 
 def device_changes(own: pd.DataFrame, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """The states of an actor's device one after the other, from `begin` to `end`.
+    """Return the sequence of states of an actor's device from `begin` to `end`.
 
     Parameters
     ----------
     own : stages of regions in that actor
+    begin, end : nanoseconds since 1970
 
     Returns
     -------
-    Times, nanoseconds in order, and of each interval between them its index in `STATES`.
+    times : (2 * stages + 2,) int64, nanoseconds, ascending
+    states : (2 * stages + 1,) intp, index in `STATES` for each interval between two times
     """
     kinds = (INFERRING, WAITING, READING, WRITING)
     of_kind = {stage: index for index, kind in enumerate(kinds) for stage in kind}
@@ -190,7 +206,7 @@ def device_changes(own: pd.DataFrame, begin: int, end: int) -> tuple[NDArray[np.
 
 
 def _stages(timeline: pd.DataFrame) -> list[Stage]:
-    """Of regions and of images in the order of the work, then of the driver as they came."""
+    """Summarise stages of regions and of images in the order of the work, then those of the driver as they came."""
     length = timeline.end - timeline.begin
     is_region, is_image = timeline.region >= 0, (timeline.region < 0) & (timeline.image >= 0)
     worked = float(length[is_region | is_image].sum())
@@ -205,7 +221,7 @@ def _stages(timeline: pd.DataFrame) -> list[Stage]:
         seen = part.stage.unique().tolist()
         for stage in [*(name for name in known if name in seen), *(name for name in seen if name not in known)]:
             rows = part[part.stage == stage]
-            # A region that was begun anew has a stage more than once.
+            # A region that was retried has a stage more than once.
             each = ((rows.end - rows.begin) / NANOSECONDS).groupby(rows[by]).sum()
             found.append(
                 Stage(

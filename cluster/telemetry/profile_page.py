@@ -1,8 +1,8 @@
-"""A profile to look at: a page with the states of all devices over time and the stages of each actor, and a trace.
+"""The profile for people: a page with the states of all devices and the stages of each actor over time, and a trace.
 
 ::
 
-    OUT/profile/index.html    stands by itself
+    OUT/profile/index.html    self-contained
     OUT/profile/trace.json    all stages, for https://ui.perfetto.dev or chrome://tracing
 """
 
@@ -28,9 +28,9 @@ from chorus.pipeline.io.storage import storage_errors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the stream's time, in the picture of states; and what the picture of actors has room for.
+# Time bins in the plot of states; and the limits of the plot of actors: threads and stages.
 _BINS, _MOST_LANES, _MOST_DRAWN = 300, 24, 3_000
-# Told apart by people who do not see red and green alike: after Okabe and Ito.
+# Safe for colour-blind readers: after Okabe and Ito.
 _COLORS = {
     "busy": "#009e73", "hand": "#56b4e9", "read": "#e69f00", "write": "#cc79a7", "queue": "#d55e00", "start": "#999999",
     "end": "#cccccc",
@@ -41,12 +41,12 @@ _COLORS = {
 
 
 def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
-    """Write the page and the trace of the run `out`; returns the page's URL.
+    """Write the page and the trace of the run `out`; return the page's URL.
 
     Raises
     ------
     OutputError
-        Where storage does not take them.
+        If they cannot be written.
     """
     folder = storage.join(storage.normalise(out), FOLDER)
     environment = jinja2.Environment(
@@ -68,7 +68,7 @@ def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
 
 
 def trace(timeline: pd.DataFrame) -> dict[str, Any]:
-    """All stages as complete events ("ph": "X") of the Trace Event Format: microseconds since the first one.
+    """Return all stages as complete events ("ph": "X") of the Trace Event Format, in microseconds since the first one.
 
     References
     ----------
@@ -100,7 +100,18 @@ def trace(timeline: pd.DataFrame) -> dict[str, Any]:
 
 
 def binned_states(part: pd.DataFrame, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How a session's devices spent their time: edges of bins in seconds, and (states, bins) devices in each state."""
+    """Bin the states of a session's devices over time.
+
+    Parameters
+    ----------
+    part : stages of one session
+    bins : number of bins
+
+    Returns
+    -------
+    edges : (bins + 1,) float64, seconds since the stream began
+    devices : (states, bins) float64, mean number of devices in each of `STATES` within each bin
+    """
     begin, end = window(part)
     edges = np.linspace(0, end - begin, bins + 1)
     devices = np.zeros((len(STATES), bins))
@@ -113,7 +124,7 @@ def binned_states(part: pd.DataFrame, bins: int) -> tuple[NDArray[np.float64], N
 
 
 def draw_states(part: pd.DataFrame) -> str:
-    """Devices in each state over the time of a session's stream, as inline SVG."""
+    """Draw the number of devices in each state over the time of a session's stream, as inline SVG."""
     edges, devices = binned_states(part, _BINS)
 
     def draw(axes: Axes) -> None:
@@ -125,7 +136,12 @@ def draw_states(part: pd.DataFrame) -> str:
 
 
 def draw_actors(part: pd.DataFrame) -> tuple[str, str]:
-    """The stages of regions and images, a line for each thread of an actor, as inline SVG; and how many of them."""
+    """Draw the stages of regions and images, one line per thread of an actor.
+
+    Returns
+    -------
+    The inline SVG, and a sentence part that says how many threads and stages it shows.
+    """
     begin, _ = window(part)
     work = part[(part.region >= 0) | (part.image >= 0)]
     lanes = list(dict.fromkeys(zip(work.actor, work.thread, strict=True)))
@@ -150,7 +166,7 @@ def draw_actors(part: pd.DataFrame) -> tuple[str, str]:
 
 
 def _named(lanes: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """Lanes with the first thread of their actor."""
+    """Add to each lane the first thread of its actor."""
     first: dict[str, int] = {}
     return [(actor, thread, first.setdefault(actor, thread)) for actor, thread in lanes]
 

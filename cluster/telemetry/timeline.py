@@ -1,10 +1,10 @@
-"""When what was done: stages of regions and of tasks, noted by whoever does them, kept where a run is profiled.
+"""The timeline of a run: begin and end of every stage of regions and tasks, written only if the run is profiled.
 
-Each is a pair of readings of the clock in one thread. They travel with the status of a region and the result of a task,
-and the driver writes them down::
+A stage is a pair of clock readings in one thread. Stages travel with the status of a region or the result of a task to
+the driver, which writes them::
 
     OUT/profile/<session>-0000.parquet, ...     stages of workers
-    OUT/profile/<session>-driver.parquet        of the driver, when the session ends
+    OUT/profile/<session>-driver.parquet        stages of the driver, written when the session ends
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
 FOLDER = "profile"
-# A file holds so many stages at most, and is written when it is so old: what a driver that is killed loses.
+# A file is written at this many stages or this age: a driver that is killed loses no more than that.
 _MOST_SPANS, _MOST_SECONDS = 50_000, 60.0
 _SCHEMA = pa.schema(
     [
@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
 
 
 class Span(NamedTuple):
-    """A stage in the process `actor` and a thread of it; `begin` and `end` are its clock's nanoseconds since 1970."""
+    """A stage in a thread of the process `actor`; `begin` and `end` are nanoseconds since 1970."""
 
     actor: str
     thread: int
@@ -53,7 +53,7 @@ _NOTED: ContextVar[list[Span] | None] = ContextVar("noted", default=None)
 
 @contextmanager
 def noted(wanted: bool = True) -> Iterator[list[Span]]:
-    """The stages of what this thread does inside, in the order in which they end; none where they are not `wanted`."""
+    """Collect the stages that this thread runs inside the context, ordered by their end; none if `wanted` is False."""
     spans: list[Span] = []
     token = _NOTED.set(spans if wanted else None)
     try:
@@ -63,7 +63,7 @@ def noted(wanted: bool = True) -> Iterator[list[Span]]:
 
 
 class span:  # noqa: N801 - reads as the function that it stands for; a generator would cost ten times as much
-    """Note what is done inside as `stage`, where stages are noted; else look at a variable and nothing more."""
+    """Record the code inside the context as `stage` if stages are collected; otherwise only read one variable."""
 
     __slots__ = ("_begin", "_spans", "_stage")
 
@@ -77,15 +77,21 @@ class span:  # noqa: N801 - reads as the function that it stands for; a generato
 
     def __exit__(self, *raised: object) -> None:
         if self._spans is not None:
-            # The clock may be set back meanwhile.
+            # The clock may have been set back in the meantime.
             ended = max(time.time_ns(), self._begin)
             self._spans.append(Span(_actor(), threading.get_ident(), self._stage, self._begin, ended))
 
 
 def note_shared(begin: int, busy: float) -> None:
-    """Note ``wait`` and ``infer`` of a region that was answered just now by a device that works for several at once.
+    """Record ``wait`` and ``infer`` of a region that was just answered by a device that serves several regions at once.
 
-    Regions take turns there: the `busy` seconds that it had are taken to be the last ones since `begin`, nanoseconds.
+    The regions take turns on the device. Its `busy` seconds for this one are placed at the end of the time since
+    `begin`.
+
+    Parameters
+    ----------
+    begin : nanoseconds since 1970
+    busy : seconds
     """
     spans = _NOTED.get()
     if spans is not None:
@@ -106,7 +112,7 @@ def keep(spans: Iterable[Span]) -> None:
 
 @contextmanager
 def profiled(out: str, session: str, wanted: bool) -> Iterator[None]:
-    """Note the stages of what this thread, the driver's, does inside, and write them down if that comes to its end."""
+    """Collect the stages of the driver's thread inside the context; write them if the context ends without an error."""
     with noted(wanted) as spans:
         yield
     if spans:
@@ -121,18 +127,18 @@ def _actor() -> str:
 
 
 def packed(spans: Iterable[Span]) -> str:
-    """Stages as one text, for a row of a stream; empty where there are none."""
+    """Serialise stages to one text for a row of a stream; empty if there are none."""
     found = list(spans)
     return json.dumps(found) if found else ""
 
 
 def unpacked(text: str) -> list[Span]:
-    """What was `packed`."""
+    """Return the stages that `packed` serialised."""
     return [Span(*one) for one in json.loads(text)] if text else []
 
 
 class TimelineWriter:
-    """Writes stages down for a session of the run in `out`."""
+    """Writes the stages of one session of the run in `out`."""
 
     def __init__(self, out: str, session: str) -> None:
         self._url = storage.join(out, FOLDER, session)
@@ -141,13 +147,13 @@ class TimelineWriter:
         self._parts = 0
 
     def add(self, spans: Iterable[Span], *, region: int = -1, image: int = -1) -> None:
-        """Keep stages of a region, by its number in the run, or of an image; raises OutputError as `write` does."""
+        """Keep stages of a region, by its number in the run, or of an image; raise OutputError as `write` does."""
         self._spans.extend((one, region, image) for one in spans)
         if len(self._spans) >= _MOST_SPANS or time.monotonic() - self._written > _MOST_SECONDS:
             self.write()
 
     def write(self, part: str | None = None) -> None:
-        """Write what is kept; raises OutputError where storage does not take it."""
+        """Write the kept stages; raise OutputError if they cannot be written."""
         if self._spans:
             columns = [[*one, region, image] for one, region, image in self._spans]
             table = pa.table(list(map(list, zip(*columns, strict=True))), schema=_SCHEMA)
