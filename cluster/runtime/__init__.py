@@ -1,4 +1,4 @@
 """Ray itself: sessions, nodes, tasks, locks, signals, versions, jobs.
 
-Begin with `session` (starting or joining Ray) and `tasks` (work beside the regions). `reporting` tells progress.
+Begin with `session` (starts or joins Ray) and `tasks` (work other than regions). `reporting` is about progress.
 """

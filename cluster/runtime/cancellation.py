@@ -1,4 +1,4 @@
-"""Ends tasks of Ray that nobody waits for any more."""
+"""Cancels Ray tasks whose results nobody needs any more."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import ray
 
 
 def cancel_running(tasks: Iterable[Any]) -> None:
-    """End those of `tasks` that are still going on, with their processes; a cluster outlives its drivers.
+    """Cancel the tasks that are still running, with their processes: a cluster outlives its drivers.
 
-    Not those that have ended: the driver dies where a cancellation meets the end of a task (ray-project/ray#54785).
+    Finished tasks are left alone: the driver crashes if a cancellation meets the end of a task (ray-project/ray#54785).
     """
     asked = list(tasks)
     if asked:

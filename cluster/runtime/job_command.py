@@ -1,4 +1,4 @@
-"""What is sent to a cluster, a command of Chorus, and the job that it becomes there."""
+"""A command of Chorus that is sent to a cluster, and the job that it becomes there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 DEFAULT_ADDRESS = "http://localhost:8265"
-# Either of them would go before an address that is given to Ray's own client.
+# Ray's own client prefers either of them to the address that it is given.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 State = Literal["waiting", "running", "done", "failures", "refused", "cut short", "stopped"]
 _ENDED: dict[int | None, State] = {0: "done", 1: "failures", 2: "refused"}
@@ -24,9 +24,9 @@ class Command:
     Attributes
     ----------
     words : as typed after ``chorus``, the name of the command first
-    names : how many of them name it, 2 for ``export rois``
-    out, ensemble : what it writes or works on, and with which ensemble, if any: told to whoever lists jobs
-    folder : where relative paths begin, on a file system that the cluster shares; None where there are none
+    names : how many of `words` are its name, 2 for ``export rois``
+    out, ensemble : what it writes or works on, and with which ensemble, if any; shown in lists of jobs
+    folder : base of relative paths, on a file system that the cluster shares; None if there are none
     """
 
     words: tuple[str, ...]
@@ -37,11 +37,12 @@ class Command:
 
     @property
     def name(self) -> str:
+        """Name of the command, as typed."""
         return " ".join(self.words[: self.names])
 
     @property
     def entrypoint(self) -> str:
-        """What the cluster's shell is given; by `exec` a signal reaches Chorus itself, and only once."""
+        """The cluster's shell command; with `exec` a signal reaches Chorus itself, and only once."""
         words = ["chorus", *self.words[: self.names], "--address", "auto", *self.words[self.names :]]
         begin = f"cd {shlex.quote(self.folder)} && " if self.folder else ""
         return f"{begin}exec {shlex.join(words)}"
@@ -49,13 +50,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job of Chorus: of `chorus submit`, or a RayJob or whatever else has ``chorus`` as its entrypoint.
+    """A job of Chorus: started by `chorus submit`, a RayJob, or any other job whose entrypoint is ``chorus``.
 
     Attributes
     ----------
-    state : ``done``, ``failures`` (done, some images failed), ``refused`` and ``cut short`` say how it ended by itself
+    state : ``done``, ``failures`` (done, some images failed), ``refused`` and ``cut short`` are ends by itself
     started, ended : seconds since the epoch
-    message : what Ray says of it, in a line; of a job that failed its last words are in the log
+    message : one line of Ray's on the job; the last output of a failed job is in its log
     """
 
     name: str
@@ -71,7 +72,7 @@ class Job:
 
     @classmethod
     def of(cls, details: JobDetails) -> Job | None:
-        """A job of Ray as one of ours; None where it is somebody else's."""
+        """Convert a Ray job; return None if it is not a job of Chorus."""
         told = details.metadata or {}
         if "chorus" not in told:
             told = _read(details.entrypoint)
@@ -99,19 +100,20 @@ class Job:
 
     @property
     def alive(self) -> bool:
+        """Whether it waits or runs."""
         return self.state in ("waiting", "running")
 
     @property
     def result(self) -> int:
-        """The exit code of the command; 3, cut short, where it was stopped, killed, or lost with its machine."""
+        """The command's exit code; 3, cut short, if it was stopped, killed, or lost with its machine."""
         return self.exit_code if self.exit_code in (0, 1, 2) else 3
 
 
 def _read(entrypoint: str) -> dict[str, str]:
-    """What a command line of Chorus says of its job, nothing for that of another program."""
+    """Parse command, output and ensemble from a command line of Chorus; return nothing for other programs."""
     try:
         words = shlex.split(entrypoint)
-    except ValueError:  # only its own shell can read it
+    except ValueError:  # only a shell can parse it
         return {}
     if len(words) < 2 or words[0] != "chorus":
         return {}

@@ -1,4 +1,4 @@
-"""The nodes of a cluster, one by one: they need not be alike, and more may come."""
+"""The nodes of a cluster, one by one: they may differ, and more may join."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chorus.cluster.runtime.resources import USABLE_MEMORY, Machine
 from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.devices import device_of
 
-# For a process to start on every node with GPUs and to look at one; those of a node that is busy stay unknown.
+# Time for a process to start on every node with GPUs and to measure one; busy nodes stay unknown.
 _PROBE_SECONDS = 60.0
 # Of a resource that a node with accelerators has beside their number.
 _TYPE = "accelerator_type:"
@@ -24,7 +24,7 @@ log = logging.getLogger("chorus")
 
 
 def machines() -> tuple[Machine, ...]:
-    """The nodes that are there. Ray must have been started."""
+    """Return the nodes that are alive; Ray must have been started."""
     return tuple(_machine(node) for node in ray.nodes() if node["Alive"])
 
 
@@ -41,7 +41,7 @@ def _machine(node: dict[str, Any]) -> Machine:
 
 
 def with_gpu_memory(found: Iterable[Machine], kind: DeviceKind) -> tuple[Machine, ...]:
-    """The same, with the memory of their GPUs where there are several nodes that have some: each is asked."""
+    """Return the nodes with their GPU memory filled in, measured on each node if several nodes have GPUs."""
     found = tuple(found)
     tasks: dict[Any, Machine] = {}
     if sum(machine.gpus > 0 for machine in found) > 1:

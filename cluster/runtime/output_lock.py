@@ -1,4 +1,4 @@
-"""One run at a time in one output."""
+"""A lock on an output, so that only one run at a time writes there."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from chorus.pipeline.io.storage import storage_errors
 
 log = logging.getLogger("chorus")
 
-# A run on a bucket says that it lives this often; one that has been silent for much longer is dead.
+# A run renews its lock in a bucket this often; one that has been silent for much longer counts as dead.
 _HEARTBEAT_SECONDS = 15.0
 _SILENCE_SECONDS = 90.0
 
 
 @contextmanager
 def output_lock(out: str, session: str) -> Iterator[None]:
-    """Hold `out` for this process.
+    """Hold the lock of `out` inside the context.
 
-    On a local disk the operating system holds the lock and drops it when the process dies, however it dies. On a
-    bucket an object says who holds it and since when; the holder renews it, and a silent one is overtaken.
-    A holder that was overtaken although it lives stops as if it were interrupted.
+    On a local disk the operating system holds the lock and releases it when the process dies, however it dies. In a
+    bucket, an object names the holder and the time of its last sign of life. The holder renews it; a holder that has
+    been silent for too long loses the lock to the next run. If that holder is alive after all, it stops as if
+    interrupted.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def output_lock(out: str, session: str) -> Iterator[None]:
     OutputError
         If the output cannot be written.
     CutShortError
-        If another run took over meanwhile.
+        If another run took the lock in the meantime.
     """
     url = storage.join(out, "run.lock")
     if storage.scheme(out) == "file":
@@ -97,22 +98,22 @@ def _remote(url: str, session: str) -> Iterator[None]:
         if lost.is_set():
             raise CutShortError(f"{url}: another run took over, as this one had not been heard of; let one of them end")
         fs, path = storage.filesystem(url)
-        with suppress(OSError):  # what stays is overtaken by the next run
+        with suppress(OSError):  # the next run replaces a lock that stays
             fs.rm_file(path)
 
 
 def _take(url: str, me: str) -> None:
-    """Make the object that names the holder; on a bucket only one of many can."""
+    """Create the object that names the holder; only one of several processes can create it."""
     fs, path = storage.filesystem(url)
     try:
         fs.pipe_file(path, _entry(me), mode="create")
     except FileExistsError:
         held = _held(url)
-        if held.get("holder") == me:  # made, and asked again since the answer was lost
+        if held.get("holder") == me:  # created by a first attempt whose answer was lost
             return
         if time.time() - held.get("alive", 0) < _SILENCE_SECONDS and not _dead(held["holder"]):
             raise RefusedError(_busy(url)) from None
-        # Two runs that overtake a dead one at once: the second to write wins, the first learns of it at its next beat.
+        # If two runs replace a dead one at once, the second to write wins; the first notices at its next renewal.
         storage.write_bytes(url, _entry(me))
 
 
@@ -121,7 +122,7 @@ def _entry(holder: str) -> bytes:
 
 
 def _held(url: str) -> dict[str, Any]:
-    """Who holds the lock and when that was last said; empty where nobody does."""
+    """Return who holds the lock and when it was last renewed; empty if nobody does."""
     try:
         held: dict[str, Any] = json.loads(storage.read_bytes(url))
     except FileNotFoundError:
@@ -130,7 +131,7 @@ def _held(url: str) -> dict[str, Any]:
 
 
 def _dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
+    """Return whether the holder was a process of this machine that no longer exists."""
     host, _, process = holder.rpartition("@")[2].rpartition(":")
     if host != socket.gethostname():
         return False

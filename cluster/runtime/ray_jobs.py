@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster, by Ray's Jobs API: a command is sent, nothing else; the image there holds the rest."""
+"""Runs as jobs of a Ray cluster through Ray's Jobs API: only a command is sent; the image there holds all else."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
 
-# Ray kills a job that is told to stop after three seconds, unless its environment says otherwise.
+# Ray kills a job three seconds after it was told to stop, unless the job's environment says otherwise.
 STOP_SECONDS = 90
 _ANSWER_SECONDS = 10.0
-# The log is asked for again after so long without a word, since a connection may be dead without anyone saying so.
+# The log is requested again after this much silence, since a connection may be dead without an error.
 _SILENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
@@ -39,38 +39,38 @@ class Jobs:
 
     Parameters
     ----------
-    address : of Ray's dashboard, ``http://HEAD:8265``; or of its head, or ``auto``, where this machine is part of it
+    address : of Ray's dashboard, ``http://HEAD:8265``; or of its head, or ``auto`` on a machine of the cluster
 
     Raises
     ------
     RefusedError
-        If no cluster answers there, or it has another version of Ray, or does not let us in.
+        If no cluster answers there, it has another version of Ray, or it denies access.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         with self._refusing():
             self._client = _connect(address)
-            there = self._client._server_ray_version  # nothing public tells what it learnt when it connected
+            there = self._client._server_ray_version  # no public attribute has the version of the server
         if there != ray.__version__:
             raise RefusedError(
                 f"--address {address}: ray is {there} on the cluster and {ray.__version__} here; install the cluster's"
             )
 
     def call(self, verb: str, name: str = "") -> str:
-        """The command line that does something with a job of this cluster, for people."""
+        """Return the command line, for messages, that applies `verb` to a job of this cluster."""
         known = self.address in (DEFAULT_ADDRESS, *map(os.environ.get, ADDRESS_VARIABLES))
         return " ".join(filter(None, ["`chorus jobs", verb, name, "" if known else f"--address {self.address}"])) + "`"
 
     def submitted(self) -> list[Job]:
-        """Jobs of Chorus, the latest first."""
+        """Return the jobs of Chorus, the latest first."""
         with self._refusing():
             details = self._client.list_jobs()
         ours = [job for one in details if (job := Job.of(one)) is not None]
         return sorted(ours, key=lambda job: job.started or 0, reverse=True)
 
     def job(self, name: str) -> Job:
-        """A job by its name; raises RefusedError where there is none."""
+        """Return a job by its name; raise RefusedError if there is none."""
         with self._refusing():
             try:
                 found = Job.of(self._client.get_job_info(name))
@@ -86,7 +86,7 @@ class Jobs:
         return found
 
     def latest(self) -> Job:
-        """The job that was submitted last; raises RefusedError where there is none."""
+        """Return the job that was submitted last; raise RefusedError if there is none."""
         jobs = self.submitted()
         if not jobs:
             raise RefusedError(
@@ -95,12 +95,12 @@ class Jobs:
         return jobs[0]
 
     def submit(self, command: Command) -> Job:
-        """Start a command on the cluster; raises RefusedError where the same one is on with the same output."""
+        """Start a command on the cluster; raise RefusedError if the same command is running with the same output."""
         metadata = {"command": command.name, "out": command.out, "ensemble": command.ensemble}
         return self._start(command.entrypoint, metadata)
 
     def resume(self, name: str) -> Job:
-        """Start the command of a job that ended once more; raises RefusedError where there is nothing to go on with."""
+        """Start the command of an ended job again; raise RefusedError if it still runs or is done."""
         job = self.job(name)
         if job.alive:
             raise RefusedError(f"{name}: has not ended; follow it with {self.call('logs --follow', name)}")
@@ -109,7 +109,15 @@ class Jobs:
         return self._start(job.entrypoint, {"command": job.command, "out": job.out, "ensemble": job.ensemble})
 
     def stop(self, name: str) -> Job:
-        """Tell a job to stop and wait until it has: it puts down where it is, or is killed after `STOP_SECONDS`."""
+        """Stop a job and wait until it has ended; after `STOP_SECONDS` Ray kills it.
+
+        Raises
+        ------
+        RefusedError
+            If it has ended already.
+        CutShortError
+            If it does not end.
+        """
         job = self.job(name)
         if not job.alive:
             raise RefusedError(f"{name}: has ended already ({job.state})")
@@ -123,18 +131,18 @@ class Jobs:
         return job
 
     def log(self, name: str) -> str:
-        """All that a job has said so far."""
+        """Return the log of a job so far."""
         with self._refusing():
             said: str = self._client.get_job_logs(name)
         return said
 
     def follow(self, name: str, write: Callable[[str], object]) -> Job:
-        """Pass on what a job says, from its beginning, until it ends.
+        """Pass the log of a job to `write`, from its beginning, until the job ends.
 
         Raises
         ------
         CutShortError
-            If the cluster does not answer any more; the job may go on.
+            If the cluster no longer answers; the job may still run.
         """
         seen, heard = 0, time.monotonic()
 
@@ -160,7 +168,7 @@ class Jobs:
             time.sleep(_POLL_SECONDS)
 
     async def _tail(self, name: str, skip: int, write: Callable[[str], object]) -> None:
-        """Pass on what comes after the first `skip` characters of a log, until it ends or nothing comes for a while."""
+        """Pass on the log after its first `skip` characters, until it ends or nothing arrives for a while."""
         async with aclosing(self._client.tail_job_logs(name)) as parts:  # type: ignore[type-var]
             while True:
                 try:
@@ -193,7 +201,7 @@ class Jobs:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What Ray's client raises, as one sentence."""
+        """Turn errors of Ray's client into RefusedError."""
         try:
             yield
         except AuthenticationError as error:
@@ -213,7 +221,7 @@ class Jobs:
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    """A client of just this address, where Ray prefers the environment's; one that is silent is not waited for."""
+    """Connect to exactly this address, although Ray prefers the environment's; do not wait for one that is silent."""
     if "://" not in address and address != "auto":
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
@@ -224,7 +232,7 @@ def _connect(address: str) -> JobSubmissionClient:
         port_of = {"http": 80, "https": 443, "ray": 10001}
         place = (parts.hostname or "", parts.port or port_of.get(parts.scheme, 0))
         socket.create_connection(place, _ANSWER_SECONDS).close()
-    # It tells everyone that it closed a connection.
+    # It logs that it closed a connection.
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     kept = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
     try:
@@ -234,7 +242,7 @@ def _connect(address: str) -> JobSubmissionClient:
 
 
 def _is_web(address: str) -> bool:
-    """Whether a dashboard listens there, and not a head: Ray would ask it as a head for 40 seconds."""
+    """Return whether a dashboard listens there, not a head; Ray would try to reach it as a head for 40 seconds."""
     try:
         requests.get(f"http://{address}/api/version", timeout=_ANSWER_SECONDS)
     except requests.RequestException:
@@ -243,7 +251,7 @@ def _is_web(address: str) -> bool:
 
 
 def _free_name(out: str, known: list[Job]) -> str:
-    """A name that no job has, as Ray asks: the output's, and how often there was one."""
+    """Return a name that no job has yet, as Ray requires: the output's, and a running number."""
     stem = _UNUSUAL.sub("-", storage.basename(out)).strip("-") or "run"
     taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", job.name) for job in known]
     return f"{stem}-{1 + max((int(match[1]) for match in taken if match), default=0)}"

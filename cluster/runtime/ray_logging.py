@@ -1,4 +1,4 @@
-"""The terminal is ours: what Ray says of itself goes to its logs, what fails becomes a sentence of ours."""
+"""Keeps Ray's own messages off the terminal: they go to its logs, and failures become errors of Chorus."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
-# Ray's core says at the first actor that may be restarted and was given an object that the object would better
-# stay alive (ray#53727). Ray Data makes its actors so, and the driver keeps the object for as long as they live.
+# At the first restartable actor that is given an object, Ray's core warns that the object must stay alive
+# (ray#53727). Ray Data creates its actors this way, and the driver keeps the object as long as they live.
 _NOTICE = b"ray/issues/53727"
 
 
 def keep_ray_data_off_the_terminal() -> None:
-    """Ray Data's news go to its log file alone; what fails there is raised, and that is not lost.
+    """Send the messages of Ray Data to its log file only; its failures are raised as exceptions, so none is lost.
 
-    What others hung on its logger (a test, a log shipper) goes on, and so does a console that a user set up by
-    ``RAY_DATA_LOGGING_CONFIG`` under another name.
+    Handlers that others added to its logger (a test, a log shipper) keep working, and so does a console that a user
+    configured by ``RAY_DATA_LOGGING_CONFIG`` under another name.
     """
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
@@ -28,22 +28,24 @@ def keep_ray_data_off_the_terminal() -> None:
 
 
 def use_up_the_notice() -> None:
-    """Have Ray's core say its notice now, where nobody reads it: it says it once in the life of a process.
+    """Trigger a notice of Ray's core now, while standard error is captured: it is printed once per process.
 
-    The core writes to the terminal itself, and its log level cannot be set without a line about that.
+    The core writes to the terminal itself, and setting its log level prints a line as well.
     """
     never = ray.remote(num_cpus=0, max_restarts=1, resources={"chorus-never": 1})(_Nobody)
     with _native_errors_without(_NOTICE):
-        never.remote(ray.put(None))  # fits on no node; gone with its handle, before it is looked for
+        never.remote(ray.put(None))  # fits on no node, and is deleted with its handle before it starts
 
 
 class _Nobody:
+    """An actor that never starts."""
+
     def __init__(self, anything: object) -> None: ...
 
 
 @contextmanager
 def _native_errors_without(notice: bytes) -> Iterator[None]:
-    """Hold back what is written to file descriptor 2, and pass on at the end every line that has no `notice`."""
+    """Hold back what is written to file descriptor 2; at the end pass on every line that does not contain `notice`."""
     with tempfile.TemporaryFile() as held:
         terminal = os.dup(2)
         os.dup2(held.fileno(), 2)

@@ -14,11 +14,11 @@ from chorus.pipeline.core.retries import RETRIES
 
 
 class RayTasks:
-    """See `chorus.cluster.runtime.tasks.Tasks`. Ray must have been started (`chorus.cluster.runtime.session`).
+    """Implements `chorus.cluster.runtime.tasks.Tasks` on Ray, which must have been started.
 
     Parameters
     ----------
-    most : tasks that are handed to Ray at once
+    most : tasks that are submitted to Ray at once
     cpus : cores that a task reserves
     """
 
@@ -26,15 +26,17 @@ class RayTasks:
         self._most = most
         self._running: dict[Any, int] = {}
         self._waiting: deque[tuple[int, Callable[..., Any], tuple[Any, ...]]] = deque()
-        # Spread: those that reserve no core would all be put on the driver's node.
+        # Spread: tasks that reserve no core would all be placed on the driver's node.
         remote = ray.remote(attempt_in_ray)
         self._attempt = remote.options(num_cpus=cpus, max_retries=RETRIES.task_retries, scheduling_strategy="SPREAD")
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Queue a task; start it if fewer than `most` are running."""
         self._waiting.append((key, function, arguments))
         self._begin()
 
     def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        """Yield results of tasks that have ended; with `wait` until all have."""
         while self._running:
             ended, _ = ray.wait(list(self._running), num_returns=1, timeout=None if wait else 0)
             if not ended:
@@ -43,7 +45,7 @@ class RayTasks:
             self._begin()
             try:
                 result: TaskResult = ray.get(ended[0])
-            except RayError as error:  # its process died again and again, as of memory or of a fault in a decoder
+            except RayError as error:  # its process died repeatedly, such as of memory or of a fault in a decoder
                 reason = str(error).strip().splitlines()[-1]
                 result = TaskResult(key, None, f"the process that worked on it died ({reason}); see the logs of Ray")
             yield result

@@ -1,4 +1,4 @@
-"""Whoever shows how long work goes on: a terminal, a log, or nobody."""
+"""The interface through which work reports its progress: to a terminal, a log, or nobody."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from chorus.cluster.runtime.status import RegionStatus
 
 
 class Reporter(Protocol):
-    """Is told how work goes on."""
+    """Receives the progress of work."""
 
     def phase(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Report that something begins that takes a while."""
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
-        """The stream begins: regions and pixels still to do."""
+        """Report that the stream begins: regions and pixels that are left, and devices."""
 
     def devices(self, count: int) -> None:
         """From here on so many devices work on the stream: what was left was handed to Ray."""
 
     def region(self, status: RegionStatus) -> None:
-        """A region ended."""
+        """Report that a region ended."""
 
     def end(self) -> None:
-        """The stream ended."""
+        """Report that the stream ended."""
 
 
 class Silent:
-    """A reporter for programs and tests."""
+    """A reporter for programs and tests that ignores everything."""
 
     def phase(self, text: str) -> None: ...
     def forecast(self, forecast: object) -> None: ...

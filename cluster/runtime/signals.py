@@ -1,4 +1,4 @@
-"""A run that is told to stop ends with a sentence, not with a trace."""
+"""Signals: a run that is told to stop ends with a message, not with a traceback."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ STOPPED = "stopped; run the same command again to go on"
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Take SIGTERM, which batch systems and Kubernetes send, as Ctrl-C, and both as a run that was cut short.
+    """Treat SIGTERM, which batch systems and Kubernetes send, like Ctrl-C, and raise CutShortError for both.
 
     Raises
     ------
     CutShortError
-        If the process was told to stop and nothing inside dealt with it.
+        If the process was told to stop and nothing inside handled it.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
@@ -35,7 +35,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Take SIGTERM as a run that was cut short wherever no `stoppable` does: before it begins, and at its very end.
+    """Raise CutShortError on SIGTERM outside of `stoppable`: before a run begins, and at its very end.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def resumable() -> Iterator[None]:
 
 
 def _cut_short(number: int, frame: FrameType | None) -> None:
-    # Not as Ctrl-C, of which the command line makes exit code 1: some images failed.
+    # Not KeyboardInterrupt, for which the command line exits with code 1: some images failed.
     raise CutShortError(STOPPED)
 
 

@@ -1,4 +1,4 @@
-"""What is told of a region's way through the actors: how it ended, or what one stage passes on to the next."""
+"""The state of a region as it is passed between processes: how it ended, or what one stage passes to the next."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RegionStatus:
-    """How a region ended, a row of the stream.
+    """How a region ended; a row of the stream.
 
     Attributes
     ----------
-    region, image, place : of the run, of the table, of the image
-    state : ``done``; ``failed``, its image cannot be done; ``quarantined``, it took its actor with it too often;
-        ``unwritable``, the output cannot take it
+    region, image, place : index of the region in the run, of its image in the table, of the region in its image
+    state : ``done``; ``failed``, its image cannot be processed; ``quarantined``, it crashed its actor too often;
+        ``unwritable``, the output cannot be written
     message : the reason, empty when done
     tiles, pixels : evaluated, written
     device_seconds, seconds : that it held the device, and in all
-    attempts : how often it was begun; more than once where the process that worked on it died
-    passes : samples that the tiles got; 0 where their members are in several actors
-    tiles_per_call : that members got when it ended; fewer than a batch where memory was short
-    spans : when its stages were, `chorus.cluster.telemetry.timeline.packed`; empty unless the run is profiled
+    attempts : how often it was begun; more than once if the process that worked on it died
+    passes : samples (forward passes) that its tiles got; 0 if their members are in several actors
+    tiles_per_call : tiles that members got per call when it ended; fewer than a batch if memory was short
+    spans : its stages, as `chorus.cluster.telemetry.timeline.packed` text; empty unless the run is profiled
     """
 
     region: int
@@ -44,7 +44,7 @@ class RegionStatus:
 
 @dataclass(frozen=True)
 class Passed:
-    """What one stage of a region passes on to the next: the members' sums so far, and `RegionStatus.spans` so far."""
+    """What one stage of a region passes to the next: the members' sums and `RegionStatus.spans` so far."""
 
     state: StageState
     spans: str = ""

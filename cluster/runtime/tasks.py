@@ -1,4 +1,4 @@
-"""Where work is carried out, behind one small interface: Ray, or this process."""
+"""The interface behind which tasks run: on Ray, or in this process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger("chorus")
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What became of a task: its value, or the sentence that says why there is none.
+    """The result of a task: its value, or the message that says why there is none.
 
     Attributes
     ----------
-    unwritable : the output is at fault, not the image
-    spans : when its stages were
+    unwritable : whether the output could not be written; the image is not at fault
+    spans : its stages
     """
 
     key: int
@@ -33,19 +33,19 @@ class TaskResult:
 
 
 class Tasks(Protocol):
-    """Carries out tasks. They end in any order; nothing may depend on it."""
+    """Runs tasks. They end in any order; nothing may depend on it."""
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin a task; it must be safe to run twice."""
+        """Start a task; it must be safe to run twice."""
         ...
 
     def results(self, *, wait: bool) -> Iterator[TaskResult]:
-        """Tasks that have ended, each once; with `wait` until all have."""
+        """Yield the results of tasks that have ended, each once; with `wait` until all have."""
         ...
 
 
 def attempt(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
-    """Call a task's function; its failure is a result like any other."""
+    """Call a task's function; an exception becomes a result, too."""
     with noted() as spans:
         result = _attempted(key, function, *arguments)
     return replace(result, spans=tuple(spans))
@@ -62,12 +62,12 @@ def _attempted(key: int, function: Callable[..., Any], *arguments: Any) -> TaskR
 
 
 def attempt_in_ray(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
-    """`attempt` in a process of Ray."""
+    """Call `attempt` in a process of Ray."""
     begin_in_ray()
     return attempt(key, function, *arguments)
 
 
 def begin_in_ray() -> None:
-    """Called by whatever works in a process of Ray, as often as it likes: where its metrics and its log go."""
+    """Set where the metrics and logs of a Ray process go; safe to call repeatedly."""
     export_by_ray()
     configure()

@@ -1,4 +1,4 @@
-"""The same software everywhere: who submits, the driver and every node of its cluster, compared before any work."""
+"""Compares software versions before any work: of the submitter, the driver and every node of its cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chorus.pipeline.errors import RefusedError
 Versions = Mapping[str, str]
 """Version by package; ``python`` is one of them, and ``missing`` the version of what is not there."""
 
-# What bytes of results depend on, and what a driver and its workers must agree on.
+# Packages on which the bytes of results depend, or that must be the same in a driver and its workers.
 PACKAGES = (
     "chorus-bioimage",
     "numpy",
@@ -28,20 +28,20 @@ PACKAGES = (
 SUBMITTED_WITH = "CHORUS_SUBMITTED_WITH"
 """In the environment of a submitted job: the version of Chorus that checked its arguments."""
 _MEND = "use the same image, or the same constraints.txt, everywhere"
-# For a process to start on every node; one that takes longer is busy or about to vanish.
+# Time for a process to start on every node; a node that takes longer is busy or about to vanish.
 _ANSWER_SECONDS = 60.0
-# How Ray says that itself, or Python, is another one there.
+# Ray's message that the cluster has another version of Ray or Python.
 _SAID_BY_RAY = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 log = logging.getLogger("chorus")
 
 
 def installed() -> dict[str, str]:
-    """The versions of this process."""
+    """Return the versions of this process."""
     return _probe(_packages())()
 
 
 def _packages() -> tuple[str, ...]:
-    """Those of Chorus, and those that bring kinds of members."""
+    """Return the packages of Chorus, and those that add kinds of members."""
     # Imported here: it needs torch, and not every command asks for versions.
     from chorus.pipeline.members.registry import plug_in_versions
 
@@ -49,7 +49,7 @@ def _packages() -> tuple[str, ...]:
 
 
 def _probe(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
-    """What finds the versions of a process: made here, so that Ray sends it whole, also to nodes without Chorus."""
+    """Return a function that finds the versions of a process; nested, so that Ray sends it to nodes without Chorus."""
 
     def probe() -> dict[str, str]:
         import importlib.metadata
@@ -58,7 +58,7 @@ def _probe(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
         found = {"python": ".".join(platform.python_version_tuple()[:2])}
         for package in packages:
             try:
-                # Without what comes after a +: wheels for CUDA and for CPU are the same release.
+                # Without the local version after a +: wheels for CUDA and for CPU are the same release.
                 found[package] = importlib.metadata.version(package).partition("+")[0]
             except importlib.metadata.PackageNotFoundError:
                 found[package] = "missing"
@@ -68,7 +68,7 @@ def _probe(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
 
 
 def require_submitter() -> None:
-    """Raise RefusedError where this process is a job that another version of Chorus submitted."""
+    """Raise RefusedError if this process is a job that another version of Chorus submitted."""
     theirs = os.environ.get(SUBMITTED_WITH)
     if theirs is not None and theirs != (ours := version("chorus-bioimage")):
         raise RefusedError(
@@ -78,7 +78,7 @@ def require_submitter() -> None:
 
 
 def require_same(address: str, ours: Versions, nodes: Sequence[tuple[str, Versions]]) -> None:
-    """Raise RefusedError where a node of the cluster, by name, has another version of a package than `ours`."""
+    """Raise RefusedError if a node of the cluster, by name, has another version of a package than `ours`."""
     for package, here in ours.items():
         other = [(name, found.get(package, "missing")) for name, found in nodes]
         differing = [(name, there) for name, there in other if there != here]
@@ -92,8 +92,12 @@ def require_same(address: str, ours: Versions, nodes: Sequence[tuple[str, Versio
 
 
 def mismatch(address: str, said: str) -> str | None:
-    """The sentence for what Ray says when it will not join a cluster of another Ray or Python; None: it says no such
-    thing."""
+    """Return the error message for Ray's own report of another version of Ray or Python on the cluster.
+
+    Returns
+    -------
+    None if `said` is no such report.
+    """
     told = _SAID_BY_RAY.findall(said)
     if "ersion mismatch" not in said or len(told) != 2:
         return None
@@ -103,7 +107,7 @@ def mismatch(address: str, said: str) -> str | None:
 
 
 def of_nodes() -> list[tuple[str, Versions]]:
-    """Address and versions of every node of the cluster that Ray is connected to; nodes may vanish meanwhile."""
+    """Return address and versions of every node of the cluster that Ray is connected to; nodes may vanish meanwhile."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -124,6 +128,6 @@ def of_nodes() -> list[tuple[str, Versions]]:
     for one in answered:
         try:
             found.append((asked[one], ray.get(one)))
-        except RayError as error:  # gone just now
+        except RayError as error:  # the node has just vanished
             log.warning("node %s did not say what it runs: %s", asked[one], str(error).strip().splitlines()[-1])
     return found
