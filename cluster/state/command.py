@@ -1,13 +1,13 @@
-"""The record of a command other than ``chorus predict``, by which the same call resumes where an earlier one stopped.
+"""The record of a command other than ``chorus predict``, from which the same call resumes an earlier one.
 
 ::
 
-    OUT/run.json             what was asked, and how it ended (`CommandRecord`)
+    OUT/run.json             settings and outcome (`CommandRecord`)
     OUT/plan/files.json      names of all results that this call and earlier ones may leave
     OUT/ledger/<name>.json   one per finished item, written after its results
 
-Convert, truth and train leave one in an output of their own; each says what its items are, when an earlier result is
-stale, and what it leaves behind.
+Convert, truth and train write one to an output of their own. Each defines what its items are, when an earlier result
+is stale, and which files it makes.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ Stale = Callable[[Mapping[str, JsonValue]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Command:
-    """What a call asks for.
+    """A call of a command.
 
     Attributes
     ----------
     name : as typed, ``convert``
     out : URL of its output
     settings : that define the results
-    run : how it is carried out; changes no result
+    run : how it is executed; changes no result
     sources : as typed
     inputs : what was found in the sources
-    also : what else its record says
-    of_sources : what the sources are called in a sentence
+    also : further entries of its record
+    of_sources : word for the sources in messages
     """
 
     name: str
@@ -84,7 +84,7 @@ class CommandRecord:
         return round((datetime.now(UTC) - began).total_seconds(), 1)
 
     def close(self, state: str, summary: Mapping[str, JsonValue], **more: JsonValue) -> None:
-        """Write how the command ended; an interrupted one stays as it was begun, so that it is resumed."""
+        """Write how the command ended; the record of an interrupted command stays as it is, so that it is resumed."""
         self.content |= {"finished": datetime.now(UTC).isoformat(), "outcome": state, **more}
         self.content["summary"] = dict(summary)
         if state != "interrupted":
@@ -100,12 +100,13 @@ def resumable(
     made: Callable[[], Sequence[str]] = tuple,
     owns_output: bool = False,
 ) -> Iterator[CommandRecord]:
-    """Hold the output of a command: new, resumed, or cleared where `overwrite` says so.
+    """Hold the output of a command inside the context: new, resumed, or cleared if `overwrite` is set.
 
     Parameters
     ----------
-    stale : takes the earlier record and gives sentences on results that are wrong now, beside settings and sources
-    made : names below the output that are made of all items; removed after the ledger and the planned files
+    stale : takes the earlier record and returns messages on results that are wrong now for other reasons than settings
+        and sources
+    made : returns names below the output that are made from all items; removed after the ledger and the planned files
     owns_output : refuse to replace results of other commands, also with `overwrite`
 
     Raises
@@ -131,13 +132,13 @@ def resumable(
             _clear(command, made, owns_output=owns_output)
         else:
             content["started"] = known["started"]
-        # The record first: an output with anything in it is known as ours however soon the command ends.
+        # The record first: it marks an output with anything in it as ours, however early the command ends.
         write_run(content, command.out)
         yield record
 
 
 def planned_files(out: str) -> list[str]:
-    """Names of all results that calls so far may have left in `out`."""
+    """Return the names of all results that calls so far may have left in `out`."""
     url = storage.join(out, *PLAN)
     with storage_errors(url):
         names: list[str] = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
@@ -145,14 +146,14 @@ def planned_files(out: str) -> list[str]:
 
 
 def plan_files(out: str, names: Iterable[str]) -> None:
-    """Add to `planned_files`, before any of these results is made."""
+    """Add names to `planned_files`, before any of these results is made."""
     url = storage.join(out, *PLAN)
     with storage_errors(url):
         storage.write_bytes(url, json.dumps(sorted({*planned_files(out), *names}), indent=2).encode())
 
 
 def _differences(record: CommandRecord, known: Mapping[str, JsonValue], stale: Stale) -> list[str]:
-    """What would make the results of an earlier call wrong, in words. Items may be added, mended or taken away."""
+    """Describe what makes the results of an earlier call wrong; items may be added, corrected or removed."""
     command, content = record.command, record.content
     if known.get("command") != command.name:
         return [f"it is not of `chorus {command.name}`"]
@@ -166,7 +167,7 @@ def _differences(record: CommandRecord, known: Mapping[str, JsonValue], stale: S
 
 
 def _clear(command: Command, made: Callable[[], Sequence[str]], *, owns_output: bool) -> None:
-    """Remove what an earlier call made and nothing else; ``run.json``, by which an output is ours, goes last."""
+    """Remove what an earlier call made and nothing else; ``run.json``, which marks an output as ours, goes last."""
     out = command.out
     with storage_errors(out):
         if not storage.exists(storage.join(out, "run.json")):
@@ -176,7 +177,7 @@ def _clear(command: Command, made: Callable[[], Sequence[str]], *, owns_output: 
                 raise RefusedError(f"{out}: holds results of another command; choose another --out")
             clear_output(out)
             return
-        # The ledger goes first: what it names must be there, also where removing is cut short.
+        # The ledger goes first: what it names must exist, even if removal is interrupted.
         for name in ("ledger", *planned_files(out), *made(), PLAN[0]):
             remove_folder(storage.join(out, name))
         fs, path = storage.filesystem(storage.join(out, "run.json"))

@@ -1,10 +1,10 @@
-"""What is finished, readable with ``ls``: one small JSON record per region, one per image, grouped by image.
+"""The ledger of finished work, readable with ``ls``: one small JSON record per region and per image, grouped by image.
 
 ::
 
     OUT/ledger/<image name>/region-00000003.json    its sums; written after its shards: the only sign of completion
     OUT/ledger/<image name>/image.json              its scores; written after the pyramid
-    OUT/attempts/<session>/<region>                 where it was begun and did not (yet) end; gone when a run ends
+    OUT/attempts/<session>/<region>                 where it was begun and has not ended; removed when a run ends
 """
 
 from __future__ import annotations
@@ -29,14 +29,20 @@ from chorus.pipeline.scores.image_scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
 _REGION = re.compile(r"region-(\d{8,})\.json")
-# Records that are held at once while many are read: with features they are tens of kilobytes each.
+# Records in memory at once while many are read: with features they are tens of kilobytes each.
 _AT_ONCE = 256
 
 
 class RegionRecord(BaseModel):
-    """A finished region: its sums, its looks, its features, how many tiles it took and the seconds that they took.
+    """The record of a finished region.
 
-    `samples` are those that the tiles got of which the features are, where effort was adaptive.
+    Attributes
+    ----------
+    sums : partial sums of the image's scores
+    appearance : partial sums of image quality
+    features : sums of encoder features
+    tiles, seconds : number of tiles, and the time that they took
+    samples : with adaptive effort, number of samples over all tiles that count in `features`
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,9 +57,9 @@ class RegionRecord(BaseModel):
 
 
 class ImageRecord(BaseModel):
-    """A finished image: the row that it gets in ``scores.parquet``, and its features for ``features.parquet``.
+    """The record of a finished image: its row of ``scores.parquet``, and its features for ``features.parquet``.
 
-    Images that an earlier Chorus finished have no features.
+    Images that were finished by an earlier version of Chorus have no features.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,23 +75,24 @@ class Ledger:
         self._url = storage.join(out, "ledger")
 
     def record_region(self, image: str, record: RegionRecord) -> None:
-        """Say that a region is done; its shards must have been written before."""
+        """Record that a region is done; its shards must have been written before."""
         _write(storage.join(inside(self._url, image), f"region-{record.region:08d}.json"), record)
 
     def has_region(self, image: str, region: int) -> bool:
+        """Return whether a region is recorded."""
         return storage.exists(storage.join(self._url, image, f"region-{region:08d}.json"))
 
     def record_image(self, image: str, record: ImageRecord) -> None:
-        """Say that an image is done: all regions, and its pyramid."""
+        """Record that an image is done: all regions, and its pyramid."""
         _write(storage.join(inside(self._url, image), "image.json"), record)
 
     def region_records(self, image: str, count: int) -> Iterator[RegionRecord]:
-        """The records of an image's `count` regions, in order.
+        """Yield the records of an image's `count` regions, in order.
 
         Raises
         ------
         ImageError
-            Where one was written by an earlier Chorus and lacks what is summed now.
+            If one was written by an earlier version of Chorus and lacks a sum that is needed now.
         """
         folder = storage.join(self._url, image)
         urls = [storage.join(folder, f"region-{index:08d}.json") for index in range(count)]
@@ -101,12 +108,12 @@ class Ledger:
                 ) from error
 
     def image_records(self, images: list[str]) -> Iterator[ImageRecord]:
-        """The records of finished images."""
+        """Yield the records of finished images."""
         for data in _contents([storage.join(self._url, image, "image.json") for image in images]):
             yield ImageRecord.model_validate_json(data)
 
     def scan(self, table: ImageTable) -> Finished:
-        """What is finished of the images of `table`, from one listing."""
+        """Return what is finished of the images of `table`, from one listing."""
         fs, path = storage.filesystem(self._url)
         index_of = {name: index for index, name in enumerate(table.names)}
         regions, images = np.zeros(table.regions, dtype=bool), np.zeros(len(table), dtype=bool)
@@ -125,10 +132,14 @@ class Ledger:
 class Finished:
     """Which regions and which images are recorded.
 
-    Attributes
+    Parameters
     ----------
     regions : (regions of the run,) bool
     images : (images of the run,) bool
+
+    Attributes
+    ----------
+    regions, images : as given
     """
 
     def __init__(self, regions: np.ndarray, images: np.ndarray) -> None:
@@ -136,25 +147,35 @@ class Finished:
         self.images = images
 
     def todo(self, table: ImageTable) -> np.ndarray:
-        """Regions without a record, in order, int64; none of an image that is finished."""
+        """Return regions without a record; none of an image that is finished.
+
+        Returns
+        -------
+        (open regions,) int64, ascending numbers of regions in the run
+        """
         open_regions = ~self.regions & ~np.repeat(self.images, table.region_counts)
         return np.flatnonzero(open_regions)
 
     def remaining(self, table: ImageTable) -> np.ndarray:
-        """Regions without a record per image, int64."""
+        """Count the regions without a record per image.
+
+        Returns
+        -------
+        (images,) int64
+        """
         ends = np.cumsum(table.region_counts)
         done = np.concatenate([[0], np.cumsum(self.regions)])
         return np.asarray(table.region_counts - (done[ends] - done[ends - table.region_counts]))
 
 
 class Attempts:
-    """Which regions were begun in this session, written down before the device is touched.
+    """Regions that were begun in this session, recorded before the device is touched.
 
-    A region that kills its actor would be handed to the next one for ever; `chorus.cluster.regions.retry` ends that.
+    Without it, a region that kills its actor would be retried forever; `chorus.cluster.regions.retry` sets the limit.
 
     Parameters
     ----------
-    node : where this process is
+    node : the node of this process
     """
 
     def __init__(self, out: str, session: str, node: str = "") -> None:
@@ -162,7 +183,7 @@ class Attempts:
         self._node = node
 
     def unended(self, region: int) -> list[str]:
-        """The nodes on which `region` was begun and did not come to an end, one for each time."""
+        """Return the nodes on which `region` was begun and did not end, one entry per attempt."""
         with storage_errors(self._url):
             try:
                 return storage.read_bytes(self._place(region)).decode().splitlines()
@@ -170,15 +191,15 @@ class Attempts:
                 return []
 
     def begin(self, region: int, unended: Sequence[str]) -> None:
-        """Note that `region`, which was begun `unended` before, is begun here."""
+        """Record that `region` is begun on this node, after the `unended` attempts before."""
         with storage_errors(self._url):
             storage.write_bytes(self._place(region), "".join(f"{node}\n" for node in (*unended, self._node)).encode())
 
     def end(self, region: int) -> None:
-        """Note that `region` came to an end, good or bad."""
+        """Record that `region` ended, successfully or not."""
         with storage_errors(self._url):
             fs, path = storage.filesystem(self._place(region))
-            with suppress(FileNotFoundError):  # removed, and asked again since the answer was lost
+            with suppress(FileNotFoundError):  # removed by a first attempt whose answer was lost
                 fs.rm_file(path)
 
     def _place(self, region: int) -> str:
@@ -186,7 +207,7 @@ class Attempts:
 
 
 def unended_regions(out: str) -> set[int]:
-    """Regions that earlier sessions began and did not end, as of a driver that was killed."""
+    """Return regions that earlier sessions began and did not end, such as those of a driver that was killed."""
     url = storage.join(out, "attempts")
     with storage_errors(url):
         fs, path = storage.filesystem(url)
@@ -194,24 +215,24 @@ def unended_regions(out: str) -> set[int]:
 
 
 def clear_attempts(out: str) -> None:
-    """Forget the attempts of earlier sessions: a new run tries every open region again."""
+    """Remove the attempts of earlier sessions: a new run tries every open region again."""
     remove_folder(storage.join(out, "attempts"))
 
 
 def _contents(urls: Sequence[str]) -> Iterator[bytes]:
-    """What is in these files, in order; some are read at once."""
+    """Yield the contents of these files, in order; some are read at once."""
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(urls), _AT_ONCE):
             yield from pool.map(storage.read_bytes, urls[start : start + _AT_ONCE])
 
 
 def record_file(out: str, name: str, record: BaseModel) -> None:
-    """Say that `name` is done, of a command whose results are independent files; they must have been written before."""
+    """Record that `name` is done, for a command whose results are independent files, after they were written."""
     _write(storage.join(out, "ledger", name + ".json"), record)
 
 
 def recorded_files(out: str, kind: type[Record]) -> list[Record]:
-    """What `record_file` has recorded in `out`."""
+    """Return the records that `record_file` wrote to `out`."""
     ledger = storage.join(out, "ledger")
     with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
         fs, path = storage.filesystem(ledger)

@@ -1,4 +1,4 @@
-"""How far a run of ``chorus predict`` has come, from what it wrote down: for those who did not see it run."""
+"""The progress of a run of ``chorus predict``, read from its output by others than the run itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from chorus.pipeline.io.storage import storage_errors
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes
     ----------
-    outcome : ``open``, as it goes on or was cut short; ``complete``; ``failures``, done but for images that failed
-    images, regions : planned, and how many of them are recorded; None where nobody counted them
-    failed : images that could not be planned or, at the end, done
+    outcome : ``open``, it is running or was interrupted; ``complete``; ``failures``, done but some images failed
+    images, regions : planned
+    images_done, regions_done : recorded; None if not counted
+    failed : images that could not be planned or, at the end, not processed
     """
 
     outcome: Literal["open", "complete", "failures"]
@@ -34,12 +35,12 @@ class RunState:
 
 
 def run_state(out: str, *, count: bool) -> RunState | None:
-    """The state of the run in `out`, None where there is none (yet) or it is of another command.
+    """Return the state of the run in `out`; None if there is none (yet) or it is of another command.
 
     Parameters
     ----------
-    count : whether to count the records of a run that is open: a listing of its ledger, a second per 10^4 regions or so
-        in a bucket
+    count : whether to count the records of a run that is open: a listing of its ledger, about one second per 10^4
+        regions in a bucket
 
     Raises
     ------
@@ -65,6 +66,6 @@ def _state(run: dict[str, Any], out: str, *, count: bool) -> RunState:
         return RunState("open", images, inputs["regions"], None, None, failed)
     table = planned_images(out)
     finished = Ledger(out).scan(table)
-    # Of a finished image every region is.
+    # All regions of a finished image are finished.
     regions = finished.regions | np.repeat(finished.images, table.region_counts)
     return RunState("open", images, inputs["regions"], int(finished.images.sum()), int(regions.sum()), failed)

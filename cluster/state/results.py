@@ -1,4 +1,4 @@
-"""What a run of ``chorus predict`` left, for the commands that come after it."""
+"""The results of a run of ``chorus predict``, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chorus.pipeline.io import storage
 
 
 def finished_run(out: str) -> dict[str, Any]:
-    """``run.json`` of a run; raises RefusedError where `out` holds none of ``chorus predict``."""
+    """Return ``run.json`` of a run; raise RefusedError if `out` holds none of ``chorus predict``."""
     run = read_run(out)
     if "ensemble" not in run:
         raise RefusedError(f"{out}: holds no predictions, it is of `chorus {run.get('command')}`; give those of a run")
@@ -20,7 +20,7 @@ def finished_run(out: str) -> dict[str, Any]:
 
 
 def planned_images(out: str) -> ImageTable:
-    """The images of a run that could be planned; raises RefusedError where there is no plan."""
+    """Return the images of a run that could be planned; raise RefusedError if there is no plan."""
     url = storage.join(out, *PLAN)
     try:
         return ImageTable.read(url)

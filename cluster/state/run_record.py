@@ -1,4 +1,4 @@
-"""``run.json``: what was run, on what, with which outcome; and what of an output is ours."""
+"""``run.json``: settings, inputs and outcome of a run; and the list of what Chorus owns in an output."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 from chorus.pipeline.members.registry import plug_in_versions
 
-# What a run makes below its output; --overwrite removes these and nothing else.
-# The ledger goes first: what it names must be there, also where removing is cut short.
+# Results of a run below its output; --overwrite removes these and nothing else.
+# The ledger goes first: what it names must exist, even if removal is interrupted.
 ENTRIES = (
     "ledger",
     "images",
@@ -53,7 +53,7 @@ _LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-
 class RunRecord:
     """The content of ``run.json``. The result is defined by `defining` and `table`; a rerun must have the same.
 
-    `failed` names images that could not be planned: a rerun may find them mended, or others broken.
+    `failed` names images that could not be planned: in a rerun they may be repaired, or others may fail.
     """
 
     defining: dict[str, Any]
@@ -71,6 +71,7 @@ class RunRecord:
         failed: list[str],
         started: float,
     ) -> RunRecord:
+        """Create the record of a run that begins."""
         defining = {
             "settings": settings.model_dump(mode="json"),
             "ensemble": ensemble.hash,
@@ -102,11 +103,11 @@ class RunRecord:
         return cls(defining, table, failed, content)
 
     def repeat(self, times: int) -> None:
-        """Note that regions were begun anew, so many times in all: what they had come to was lost."""
+        """Add to the number of times that regions were retried and their unfinished work was lost."""
         self.content["repeated"] += times
 
     def close(self, outcome: Outcome, table: ImageTable) -> dict[str, Any]:
-        """Fill in how the run ended; returns the summary."""
+        """Fill in how the run ended; return the summary."""
         finished = datetime.now(UTC)
         counts = {state: sum(row["status"] == state for row in outcome.rows) for state in ("done", "empty", "failed")}
         summary = {
@@ -123,11 +124,12 @@ class RunRecord:
         return summary
 
     def write(self, out: str) -> None:
+        """Write ``run.json``; raise OutputError if it cannot be written."""
         write_run(self.content, out)
 
 
 def surroundings() -> dict[str, Any]:
-    """What a run was made with: versions and machine."""
+    """Return the versions and the machine of this process."""
     return {
         "chorus": version("chorus-bioimage"),
         "versions": {"python": platform.python_version()}
@@ -138,12 +140,12 @@ def surroundings() -> dict[str, Any]:
 
 
 def write_run(content: dict[str, Any], out: str) -> None:
-    """Write ``run.json`` of an output; raises OutputError where storage does not take it."""
+    """Write ``run.json`` of an output; raise OutputError if it cannot be written."""
     _write(storage.join(out, "run.json"), json.dumps(content, indent=2).encode())
 
 
 def read_run(out: str) -> dict[str, Any]:
-    """``run.json`` of an output; raises RefusedError where there is none."""
+    """Return ``run.json`` of an output; raise RefusedError if there is none."""
     url = storage.join(storage.normalise(out), "run.json")
     try:
         content: dict[str, Any] = json.loads(storage.read_bytes(url))
@@ -153,7 +155,7 @@ def read_run(out: str) -> dict[str, Any]:
 
 
 def earlier_choice(out: str) -> tuple[Backend, int | None] | None:
-    """The backend and the tiles a call of the run that is in `out`; None where there is none."""
+    """Return the backend and the tiles per call of the run that is in `out`; None if there is none."""
     if not storage.exists(storage.join(out, "run.json")):
         return None
     settings = read_run(out).get("settings", {})
@@ -161,12 +163,12 @@ def earlier_choice(out: str) -> tuple[Backend, int | None] | None:
 
 
 def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
-    """Make sure that `out` is new, or holds a run of the same settings; True where it is new.
+    """Check that `out` is new, or holds a run of the same settings; return whether it is new.
 
     Raises
     ------
     RefusedError
-        If it holds other results: what differs, and the two ways out.
+        If it holds other results; the message says what differs, and the two ways out.
     """
     known = earlier_run(out, lambda known: _differences(record, known, out), overwrite=overwrite)
     if known is not None:
@@ -179,14 +181,16 @@ def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
 def earlier_run(
     out: str, differences: Callable[[dict[str, Any]], list[str]], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """``run.json`` of the run that goes on in `out`, None where `out` is new or to be made new.
+    """Return ``run.json`` of the run to resume in `out`; None if `out` is new or to be cleared.
 
-    `differences` says of an earlier ``run.json`` what defines its results and is not the same now.
+    Parameters
+    ----------
+    differences : takes an earlier ``run.json`` and describes what defines its results and differs now
 
     Raises
     ------
     RefusedError
-        If it holds other results: what differs, and the two ways out.
+        If it holds other results; the message says what differs, and the two ways out.
     """
     with storage_errors(out):
         present = storage.entries(out)
@@ -200,7 +204,7 @@ def earlier_run(
                 f"{out}: holds results of another run ({'; '.join(found)}); use --overwrite to replace them, or "
                 f"another --out"
             )
-    elif set(present) - {"run.lock"}:  # --overwrite never removes what is not ours
+    elif set(present) - {"run.lock"}:  # --overwrite never removes files of others
         raise RefusedError(f"{out}: is not empty and holds no run of Chorus; choose another --out")
     return None
 
@@ -215,7 +219,7 @@ def clear_output(out: str) -> None:
 
 
 def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:
-    """The share of forward passes that adaptive effort left out, by the tiles of each image; none with full effort."""
+    """Return the share of forward passes that adaptive effort saved, by tiles; nothing with full effort."""
     rows = [row for row in outcome.rows if row.get("samples") is not None]
     if content["settings"]["effort"] != "adaptive" or not rows:
         return {}
@@ -226,7 +230,7 @@ def _saved(outcome: Outcome, content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str]:
-    """What defines the result and is not the same, in words."""
+    """Describe what defines the result and differs."""
     found = setting_differences(record.defining["settings"], known)
     if known.get("ensemble", {}).get("hash") != record.defining["ensemble"]:
         found.append(f"ensemble was {known.get('ensemble', {}).get('name')}, now another or changed")
@@ -238,13 +242,13 @@ def _differences(record: RunRecord, known: dict[str, Any], out: str) -> list[str
 
 
 def setting_differences(settings: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """Settings that are not those of an earlier ``run.json``, in words."""
+    """Describe the settings that differ from those of an earlier ``run.json``."""
     earlier = known.get("settings", {})
     return [f"{k} was {earlier.get(k)}, now {value}" for k, value in settings.items() if earlier.get(k) != value]
 
 
 def _same_images(record: RunRecord, inputs: dict[str, Any], out: str) -> bool:
-    """Whether the images are those of the earlier run, but for what could not be planned then or now."""
+    """Return whether the images are those of the earlier run, apart from those that could not be planned."""
     if inputs.get("sha256") == record.table.digest:
         return True
     try:

@@ -1,4 +1,4 @@
-"""``scores.parquet`` and ``features.parquet``: a row per image."""
+"""``scores.parquet`` and ``features.parquet``: one row per image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from chorus.pipeline.scores.registry import current_name, with_current_names
 # Columns of the scores that are not numbers.
 _TEXTS = ["image", "source", "name", "status", "message"]
 _FEATURES = pa.schema([("name", pa.string()), ("tiles", pa.int64()), ("features", pa.list_(pa.float64()))])
-# Images whose features are held at once while they are written: of 10^5 images they are gigabytes.
+# Images whose features are in memory at once while they are written: for 10^5 images they are gigabytes.
 _FEATURE_ROWS = 1_000
 
 
 def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
-    """One row per image, in the order of the plan."""
+    """Write ``scores.parquet``: one row per image, in the order of the plan."""
     buffer, url = io.BytesIO(), storage.join(out, "scores.parquet")
     scores_frame(rows).to_parquet(buffer, index=False)
     with storage_errors(url):
@@ -33,11 +33,11 @@ def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
 
 
 def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of scores as ``scores.parquet`` has them."""
+    """Return rows of scores as a table with the columns and types of ``scores.parquet``."""
     # Rows of images that an earlier version finished may have former names.
     frame = pd.DataFrame([{current_name(name): value for name, value in row.items()} for row in rows])
     for name in frame.columns.difference(_TEXTS):
-        # A score that no image has is a column of numbers all the same.
+        # A score that no image has is still a numeric column.
         frame[name] = pd.to_numeric(frame[name])
     return frame
 
@@ -48,11 +48,10 @@ def read_scores(out: str) -> pd.DataFrame:
 
 
 def write_features(out: str, rows: list[dict[str, Any]]) -> None:
-    """What the members' encoders make of each image (`chorus.pipeline.inference.encoder_features`), in the order of
-    `rows`, the scores.
+    """Write ``features.parquet``: each image's encoder features (`chorus.pipeline.inference.encoder_features`).
 
-    Columns are `name`; `tiles`, how many the mean is of, 0 for images that failed; and `features`, those of all members
-    one after the other, empty where no member has an encoder.
+    Rows are in the order of `rows`, the scores. Columns are `name`; `tiles`, over which the mean is taken, 0 for images
+    that failed; and `features`, those of all members concatenated, empty if no member has an encoder.
     """
     ledger, url = Ledger(out), storage.join(out, "features.parquet")
     with whole_file(url) as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
