@@ -1,4 +1,4 @@
-"""Money and time: what a run has cost, will cost, and would cost on other clusters.
+"""Time and money: what a run has cost, will cost, and would cost on other clusters.
 
-Begin with `accounting` and `forecast`; `simulation` plays a run through with discrete events.
+Begin with `accounting` and `forecast`; `simulation` simulates a run with discrete events.
 """

@@ -1,4 +1,4 @@
-"""What a session of a run takes and costs, beside what was expected of it."""
+"""Time and cost of a session of a run, compared with the forecast."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from chorus.cluster.telemetry.metrics import COST, Recorder
 from chorus.pipeline.core.device import KINDS, DeviceKind
 from chorus.pipeline.errors import RefusedError
 
-# What seconds per tile depend on, beside ensemble and device.
+# Settings on which seconds per tile depend, in addition to ensemble and device.
 _DECIDES = ("tile", "augmentations", "precision", "backend", "threads")
 
 
 def calibration_content(measured: Calibration, settings: ResolvedSettings) -> dict[str, Any]:
-    """What ``run.json`` keeps of a calibration."""
+    """Return the entry of ``run.json`` that keeps a calibration."""
     return asdict(measured) | {"kind": settings.device}
 
 
 def calibration_device(out: str) -> DeviceKind:
-    """On which the run in `out` was calibrated; raises RefusedError where it keeps none."""
+    """Return the kind of device on which the run in `out` was calibrated; raise RefusedError if it keeps none."""
     kept = _kept(out)["kind"]
     known = [kind for kind in KINDS if kind == kept]
     if not known:
@@ -35,7 +35,7 @@ def calibration_device(out: str) -> DeviceKind:
 
 
 def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> Calibration:
-    """What an earlier run in `out` measured: where it came to an end, seconds per tile are those of the whole run.
+    """Return the calibration of an earlier run in `out`; if that run ended, with the seconds per tile of the whole run.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
     Raises
     ------
     RefusedError
-        If that run was of another ensemble, or of settings that tell of another speed.
+        If that run was of another ensemble, or of settings that imply another speed.
     """
     content = dict(_kept(out))
     known = read_run(out)
@@ -77,13 +77,14 @@ def _kept(out: str) -> dict[str, Any]:
 
 @dataclass
 class Account:
-    """A reporter that counts what a session takes, and tells another one all that it hears.
+    """A reporter that counts time and cost of a session and passes all reports on to another reporter.
 
     Attributes
     ----------
-    forecast : of all regions
-    device : that members run on
-    cluster : with the prices, None where they are not known
+    reporter : receives all reports
+    forecast_made : for all regions
+    device : kind of device of the members
+    cluster : with the prices, None if they are unknown
     recorder : of the driver's metrics
     started : when the session began, `time.monotonic`
     """
@@ -104,12 +105,15 @@ class Account:
     _paid_until: float = 0.0
 
     def phase(self, text: str) -> None:
+        """Pass it on."""
         self.reporter.phase(text)
 
     def forecast(self, forecast: Forecast) -> None:
+        """Pass it on."""
         self.reporter.forecast(forecast)
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
+        """Add the expected time of the regions that are left, and pass it on."""
         if not self._streams:
             self._devices, self._paid_until = devices, self.started
         self._streams += 1
@@ -122,18 +126,20 @@ class Account:
         self.reporter.devices(count)
 
     def region(self, status: RegionStatus) -> None:
+        """Add device time and tiles of the region, and pass it on."""
         self._device_seconds += status.device_seconds
         self._tiles += status.tiles
         self._pay()
         self.reporter.region(status)
 
     def end(self) -> None:
+        """Add the time of the stream, and pass it on."""
         self._measured += time.monotonic() - self._begun
         self._pay()
         self.reporter.end()
 
     def _pay(self) -> None:
-        """Count on what devices cost since this was last done; start-up is paid for, too."""
+        """Add the cost of the devices since the last call; start-up is included."""
         if self.cluster is None:
             return
         now = time.monotonic()
@@ -146,7 +152,7 @@ class Account:
         return seconds / 3600 * self._devices * self.cluster.price_of_a_device(self.device)
 
     def summary(self) -> dict[str, Any]:
-        """For ``run.json``: what was expected and what was, of this session; nothing where it had nothing to do.
+        """Return time and cost, expected and measured, for ``run.json``; empty if the session had nothing to do.
 
         Volumes are not predicted: their directions are runs of their own.
         """

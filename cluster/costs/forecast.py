@@ -1,4 +1,4 @@
-"""What a run takes and costs on clusters that need not be at hand: the plan, a calibration and prices, simulated."""
+"""Forecast of a run's time and cost on clusters that need not exist yet, from plan, calibration and prices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from chorus.cluster.runtime.resources import USABLE_MEMORY, Resources
 from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError
 
-# For Ray to be joined, the ensemble tried, and actors to load it, on nodes that are there (measured: 18 to 40 s).
+# Time to join Ray, check the ensemble and load it in actors, on nodes that are running (measured: 18 to 40 s).
 _ACTOR_SECONDS = 30.0
-# Of one core, beside what storage takes: to decode and prepare a megapixel of one channel, to encode and record one,
+# Seconds of one core, without storage: to decode and prepare a megapixel of one channel, to encode and record one,
 # to finish an image and a megapixel of it (measured: docs/scale.md).
 _READ_SECONDS, _WRITE_SECONDS = 0.02, 0.15
 _FINISH_SECONDS, _FINISH_SECONDS_PER_MEGAPIXEL = 0.15, 0.10
-# Requests of a region and of an image beside the chunks of the source (docs/buckets.md).
+# Requests per region and per image in addition to the chunks of the source (docs/buckets.md).
 _REGION_READS, _REGION_WRITES, _IMAGE_READS, _IMAGE_WRITES = 3, 4, 12, 13
 _PYRAMID = 4 / 3
 _SEEDS = 5
@@ -30,13 +30,13 @@ _SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """What nodes of one type do and cost.
+    """Work and cost of the nodes of one type.
 
     Attributes
     ----------
-    devices : actors at work on them
-    regions : that they do
-    device_hours, node_hours : at work; paid for
+    devices : actors on them
+    regions : that they process
+    device_hours, node_hours : hours of device work; hours that are paid for
     preemptions : nodes that are taken away
     cost : of the nodes
     """
@@ -58,14 +58,15 @@ class Prediction:
     Attributes
     ----------
     title : of the nodes
-    seconds : in all: until the first region begins, the stream, and what is finished after it; `tail_seconds` are those
-        of the stream in which some devices have nothing left
-    busy : share of the devices' time in the stream
-    repeated : share of the device hours that preemptions cost
+    problem : why the run is impossible there; empty if it is possible
+    seconds : in total: `start_seconds` until the first region begins, `stream_seconds`, and `finish_seconds` after it;
+        `tail_seconds` is the part of the stream in which some devices have nothing left to do
+    busy : fraction of the devices' time in the stream
+    repeated : fraction of the device hours that preemptions cost
     nodes : by type
-    beside, requests, reading : cost of what runs beside, of requests, of bytes read
-    cost : all of it; None where the run cannot be done, and `problem` says why
-    per_gigapixel : `cost` by what is segmented
+    beside, requests, reading : cost of other services, of requests, of bytes read
+    cost : total; None if the run is impossible
+    per_gigapixel : `cost` per gigapixel segmented
     """
 
     title: str
@@ -87,16 +88,16 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class CostForecast:
-    """What a run takes and costs.
+    """Forecast of time and cost of a run.
 
     Attributes
     ----------
-    alone : each type of nodes by itself, at its least and its most nodes where it may have several
-    together : all types that can do the work; None where there is but one
-    output_bytes : before they are compressed, pyramids counted in
-    kept_per_month : cost of keeping them as they are; compressed they take less
-    calibration : that seconds are from
-    failures : images that cannot be done, name and reason
+    alone : each type of nodes by itself, at its minimum and maximum number of nodes if it may have several
+    together : all types that can do the work; None if there is only one
+    output_bytes : uncompressed, including pyramids
+    kept_per_month : cost of storing them uncompressed; compressed they take less
+    calibration : source of the seconds per tile
+    failures : images that cannot be processed, name and reason
     """
 
     currency: str
@@ -150,7 +151,7 @@ class _Nodes:
 
 
 def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: int) -> _Nodes:
-    """Raises RefusedError where members do not fit."""
+    """Place the members on nodes of one type; raise RefusedError if they do not fit."""
     device = of_cluster(one.gpus)
     settings: ResolvedSettings = job.settings.model_copy(update={"device": device})
     usable = int(USABLE_MEMORY * 1e9 * (one.gpu_memory_gb or one.memory_gb))
@@ -163,7 +164,7 @@ def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: 
 
 
 def _predict(title: str, all_nodes: list[_Nodes], job: Job, cost: Cost, cluster: ClusterFile) -> Prediction:
-    """Simulate the run on these nodes: the mean of a few runs, as machines vanish by chance."""
+    """Simulate the run on these nodes; where nodes may be preempted, average over several seeds."""
     kinds = [_devices(nodes, cost) for nodes in all_nodes]
     work, schedule = _work(job, cost, cluster.storage), _schedule(all_nodes, cluster.storage)
     by_chance = any(kind.preemptions_per_hour for kind in kinds)
@@ -212,7 +213,10 @@ def _devices(nodes: _Nodes, cost: Cost) -> Devices:
 
 
 def _work(job: Job, cost: Cost, storage: StoragePrices) -> Work:
-    """Regions differ: at most by `most_tiles`, taken to be spread evenly as far below their mean as above."""
+    """Describe the work per region.
+
+    The work of regions is taken as uniformly distributed around its mean, with `most_tiles` as its maximum.
+    """
     mean_tiles = cost.tiles / cost.regions
     megapixels = cost.megapixels / cost.regions
     read, written = (
@@ -257,7 +261,7 @@ def _node_cost(nodes: _Nodes, kind: Devices, index: int, runs: list[Simulated], 
 
 
 def _requests(job: Job, cost: Cost, storage: StoragePrices) -> float:
-    """Cost of requests; a chunk of the source is taken to be as large as one of the output."""
+    """Return the cost of requests, if chunks of the source are as large as those of the output."""
     chunks = cost.megapixels * 1e6 / job.settings.chunk**2 * len(job.ensemble.spec.input.channels)
     reads = cost.regions * _REGION_READS + cost.images * _IMAGE_READS + chunks
     writes = cost.regions * _REGION_WRITES + cost.images * _IMAGE_WRITES

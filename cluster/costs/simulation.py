@@ -1,10 +1,10 @@
-"""The schedule of a run as a simulation of discrete events: from one device to thousands, in seconds, without any.
+"""A discrete-event simulation of a run's schedule: from one device to thousands, within seconds, without any hardware.
 
-What is simulated are the blocks of the stream (`chorus.cluster.regions.ray_executor`): the driver makes and hands out
-one after the other, an actor holds a few of them, whose regions take turns on its device, and machines vanish and come
-back. Regions within a block are not events of their own; their seconds are summed, so that 10^7 of them take moments.
-Curves are drawn by `benchmarks/simulate.py`, the same is measured on Ray by `benchmarks/scaling.py`, and
-`docs/scale.md` tells both.
+It simulates the blocks of the stream (`chorus.cluster.regions.ray_executor`): the driver creates and assigns one after
+the other, an actor holds a few of them, whose regions take turns on its device, and nodes are preempted and come back.
+Regions within a block are not separate events; their seconds are summed, so that 10^7 regions take moments.
+`benchmarks/simulate.py` draws the curves, `benchmarks/scaling.py` measures the same on Ray, and `docs/scale.md`
+compares both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work,
 
 
 def simulate(devices: Sequence[Devices], work: Work, schedule: Schedule, seed: int = 0) -> Simulated:
-    """Carry a run out in thought; the same arguments give the same answer.
+    """Simulate a run with discrete events; deterministic for a seed.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ def simulate(devices: Sequence[Devices], work: Work, schedule: Schedule, seed: i
     return _Simulation(devices, work, schedule, np.random.default_rng(seed)).run()
 
 
-# Regions and seconds less than this are none: what is left by rounding.
+# Regions and seconds below this are rounding errors and count as zero.
 _NOTHING = 1e-6
 
 
 @dataclass(slots=True)
 class _Block:
-    """A block: its regions, its work in units of a mean region, what of it is left, and seconds to wait before."""
+    """A block: its regions, its work and what is left of it in units of a mean region, and seconds to wait before."""
 
     regions: float
     units: float
@@ -46,7 +46,7 @@ class _Block:
 
 @dataclass(slots=True)
 class _Actor:
-    """An actor and the blocks in its hands; events made for an earlier version of it count no more."""
+    """An actor and the blocks that it holds; events for an earlier `version` of it are ignored."""
 
     kind: int
     seconds: float
@@ -57,7 +57,10 @@ class _Actor:
 
 
 class _Simulation:
-    """Events are (time, number, kind of event, whom it is for, version of the actor that it was made for)."""
+    """The state of a simulation.
+
+    Events are (time, number, kind of event, index of its target, version of that actor).
+    """
 
     def __init__(self, devices: Sequence[Devices], work: Work, schedule: Schedule, random: np.random.Generator) -> None:
         self._devices, self._work, self._schedule, self._random = devices, work, schedule, random
@@ -88,6 +91,7 @@ class _Simulation:
         self._preemptions = 0
 
     def run(self) -> Simulated:
+        """Run all events and return the result."""
         for node, (kind, _) in enumerate(self._nodes):
             self._later(max(self._devices[kind].start_seconds, self._driver_free), "start", node)
         while self._open:
@@ -118,7 +122,12 @@ class _Simulation:
         )
 
     def _drawn(self, sizes: np.ndarray) -> list[float]:
-        """Work of each block in units of a mean region: gamma, as a sum of as many regions has it."""
+        """Draw the work of each block in units of a mean region, gamma distributed like a sum over its regions.
+
+        Parameters
+        ----------
+        sizes : (blocks,) float64, regions of each block
+        """
         spread = self._work.spread
         if spread < _NOTHING:
             return [float(size) for size in sizes]
@@ -140,7 +149,7 @@ class _Simulation:
             self._fill(now, index)
 
     def _node_lost(self, now: float, node: int) -> None:
-        """Its regions in hand are lost, and its blocks wait until it is back, as Ray has it."""
+        """Lose the regions in progress; the node's blocks wait until it is back, as in Ray."""
         kind, actors = self._nodes[node]
         self._preemptions += 1
         for index in actors:
@@ -149,7 +158,7 @@ class _Simulation:
             actor.alive, actor.version = False, actor.version + 1
             if not actor.blocks:
                 continue
-            # Half of the region on the device, and those that are being written (Little's law).
+            # Lost: half of the region on the device, and those that are being written (Little's law).
             rate = self._rate(actor) * len(actor.blocks)
             done = [block.units - block.left for block in actor.blocks]
             lost = min(0.5 + rate * self._work.write_seconds, sum(done))
@@ -157,12 +166,15 @@ class _Simulation:
             self._device -= lost * actor.seconds
             for block, own in zip(actor.blocks, done, strict=True):
                 block.left += lost * own / sum(done) if lost else 0.0
-                # What is recorded is looked up and passed over: time of a thread, not of the device.
+                # Recorded regions are looked up and skipped, which takes time of a thread, not of the device.
                 block.wait = (block.units - block.left) * self._schedule.check_seconds
         self._later(now + self._devices[kind].start_seconds, "start", node)
 
     def _rate(self, actor: _Actor) -> float:
-        """Regions a second of each block in hand: its share of the device, its thread's own pace, storage's limit."""
+        """Return regions per second of each held block.
+
+        The lowest of its share of the device, the pace of its thread, and the limit of storage.
+        """
         work, blocks = self._work, len(actor.blocks)
         share = 1 / (blocks * actor.seconds) if actor.seconds else math.inf
         thread = work.read_seconds + actor.seconds + work.write_seconds
@@ -170,7 +182,7 @@ class _Simulation:
         return min(share, 1 / thread if thread else math.inf, allowed)
 
     def _advance(self, now: float, actor: _Actor) -> None:
-        """Do what an actor did since it was last looked at."""
+        """Account for the work that an actor did since it was last updated."""
         passed = now - actor.since
         actor.since = now
         if not actor.alive or not actor.blocks or passed <= 0:
@@ -196,12 +208,12 @@ class _Simulation:
         self._fill(now, index)
 
     def _fill(self, now: float, index: int) -> None:
-        """Hand out blocks to an actor that has room, and say when its next one will end."""
+        """Assign blocks to an actor that has room, and schedule the end of its next one."""
         actor = self._actors[index]
         while len(actor.blocks) < self._at_once and self._waiting:
             block = self._waiting.popleft()
             self._at_driver(now, self._schedule.block_seconds)
-            # Until the driver comes to it, this thread of the actor waits; the others do not.
+            # This thread of the actor waits for the driver; the others do not.
             block.wait = self._driver_free - now
             actor.blocks.append(block)
         actor.version += 1
@@ -213,12 +225,12 @@ class _Simulation:
         self._later(now + following, "block", index, actor.version)
 
     def _at_driver(self, now: float, seconds: float) -> None:
-        """The driver does one thing after the other."""
+        """Occupy the driver, which does one thing after the other."""
         self._driver_free = max(now, self._driver_free) + seconds
         self._driver += seconds
 
     def _finish(self, now: float, regions: float) -> None:
-        """Images of a block that ended are finished, so many at once; parts of images count as such."""
+        """Finish the images of a block that ended, several at once; parts of images count as fractions."""
         work, schedule = self._work, self._schedule
         images = regions * work.images / work.regions
         if not work.finish_seconds:
