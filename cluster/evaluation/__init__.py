@@ -1,4 +1,4 @@
-"""Results against annotations, runs against each other, sentinels.
+"""Results against annotations, runs against each other, and sentinels.
 
 Begin with `run`; `image` measures one image.
 """

@@ -15,12 +15,12 @@ from chorus.pipeline.metrics.comparison import Comparison, compare
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What was compared.
+    """Result of a comparison.
 
     Attributes
     ----------
-    comparison : the runs are called by their folders
-    left_out : by name of the image, the runs that have no value for it; it was compared in none
+    comparison : the runs are named by their folders
+    left_out : by image name, the runs that have no value for it; such an image is excluded from all comparisons
     """
 
     comparison: Comparison
@@ -33,7 +33,7 @@ def compare_runs(outs: Sequence[str], metric: str) -> RunComparison:
     Raises
     ------
     RefusedError
-        Fewer than two runs, one is not evaluated, has no such metric, or they have no image in common.
+        If there are fewer than two runs, one is not evaluated or has no such metric, or they share no image.
     """
     urls = [storage.normalise(out) for out in outs]
     if len(set(urls)) < 2 or len(set(urls)) < len(urls):
@@ -50,7 +50,7 @@ def compare_runs(outs: Sequence[str], metric: str) -> RunComparison:
 
 
 def _names(urls: Sequence[str]) -> list[str]:
-    """Last parts of the URLs, as many as it takes to tell them apart."""
+    """Return the last parts of the URLs, as many as are needed to distinguish them."""
     for parts in range(1, max(url.count("/") for url in urls) + 1):
         names = ["/".join(url.split("/")[-parts:]) for url in urls]
         if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""One image of an evaluation: what was predicted, against the truth, beside the experts and a simple baseline."""
+"""Evaluation of one image: prediction against the truth, with annotators and a simple baseline for comparison."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from chorus.pipeline.metrics.segmentation import (
 )
 
 LARGEST_PLANE = 4096 * 4096
-"""Pixels of the largest plane of which boundaries and objects are looked at, and of the largest image of which the
-baseline is made: they need it whole."""
+"""Maximum of pixels of a plane whose boundaries and objects are measured, and of an image that gets a baseline.
+Both need the plane or image in memory as a whole.
+"""
 
 # Edge of the blocks in which larger planes are counted; any value gives the same counts.
 _BLOCK = 2048
@@ -46,10 +47,10 @@ class EvaluationSettings(BaseModel):
 
     Attributes
     ----------
-    objects : where predicted objects come from: the label images ``labels/<class>`` of the run where it has them, or
+    objects : source of the predicted objects: the label images ``labels/<class>`` of the run where they exist, or
         connected components of its semantic labels
-    minimum_size : objects of fewer pixels are left out, predicted ones and those of the truth
-    baseline : whether Otsu's threshold (and a watershed) are measured beside
+    minimum_size : objects of fewer pixels are left out, both predicted and true ones
+    baseline : whether Otsu's threshold (and a watershed) is measured as well
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,13 +62,13 @@ class EvaluationSettings(BaseModel):
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What a worker is told of an image.
+    """The evaluation of one image, as a worker receives it.
 
     Attributes
     ----------
     labels_url : group whose ``labels`` hold the prediction
-    maps_url : group that holds its maps; empty where the run kept none of its probability
-    experts : drawings of the image
+    maps_url : group that holds its maps; empty if the run saved no probabilities
+    experts : the annotators' drawings of the image
     classes : names, background first
     """
 
@@ -82,8 +83,14 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics of an image by column of ``evaluation.parquet``; `pixels`, how often probabilities are right; `notes` say
-    what could not be measured, and why."""
+    """The result of one image.
+
+    Attributes
+    ----------
+    values : metrics by column of ``evaluation.parquet``
+    pixels : counts for the calibration of probabilities; None if there are no probabilities
+    notes : what could not be measured, and why
+    """
 
     values: dict[str, Any]
     pixels: PixelHistogram | None
@@ -93,7 +100,13 @@ class Evaluated:
 
 @dataclass
 class _Tally:
-    """What is summed up over the planes of an image."""
+    """Sums over the planes of an image.
+
+    Attributes
+    ----------
+    counts, baseline_counts : (classes, classes) int64, confusion matrices, see `confusion`
+    boundaries : by class, for each plane the boundary distances in pixels, float64, or None
+    """
 
     counts: NDArray[np.int64]
     baseline_counts: NDArray[np.int64]
@@ -104,7 +117,7 @@ class _Tally:
 
 
 def metric_columns(classes: tuple[str, ...]) -> list[str]:
-    """Columns of ``evaluation.parquet`` that are numbers, in order."""
+    """Return the numeric columns of ``evaluation.parquet``, in order."""
     per_class = ("dice", "iou", "precision", "recall", "boundary_median", "boundary_p95", "boundary_mean")
     columns = ["dice", *(f"{metric}:{name}" for name in classes[1:] for metric in per_class)]
     columns += ["ap50", "map", "panoptic_quality", "objects_truth", "objects_predicted", "splits", "merges"]
@@ -118,7 +131,7 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     Raises
     ------
     ImageError
-        where prediction or truth cannot be read, differ in size, or the truth has values that no class has
+        If prediction or truth cannot be read, differ in size, or the truth has values that no class has.
     """
     started = time.perf_counter()
     notes: list[str] = []
@@ -146,7 +159,7 @@ def _whole(image: PlannedImage) -> bool:
 
 
 def _windows(image: PlannedImage) -> Iterator[tuple[int, int, Window]]:
-    """All of an image: its planes, or where these are large, blocks of them."""
+    """Yield t, z and window of all parts of an image: its planes, or blocks of planes that are large."""
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, max(image.height, image.width) if _whole(image) else _BLOCK)
     for t in range(times):
@@ -161,7 +174,7 @@ def _stored_labels(job: EvaluationJob, name: str) -> ReadLabels:
 
 
 def _stored_objects(job: EvaluationJob) -> dict[int, ReadLabels]:
-    """By class the label images of objects that the run has."""
+    """Return readers of the label images of objects that the run has, by class."""
     found = {}
     for k, name in enumerate(job.classes):
         group = inside(storage.join(job.labels_url, "labels"), name)
@@ -171,9 +184,13 @@ def _stored_objects(job: EvaluationJob) -> dict[int, ReadLabels]:
 
 
 def _baseline_mask(job: EvaluationJob, notes: list[str]) -> NDArray[np.bool_] | None:
-    """(planes, y, x) what Otsu's threshold of the first channel takes for foreground; None where there is none.
+    """Return the foreground by Otsu's threshold of the first channel; None if there is no baseline.
 
-    It knows foreground and background alone, so that it is no match for an ensemble of several classes.
+    It knows only foreground and background, so it cannot be compared with an ensemble of several classes.
+
+    Returns
+    -------
+    (planes, y, x) bool
     """
     image = job.image
     if len(job.classes) != 2 or image.pixels > LARGEST_PLANE:
@@ -235,7 +252,13 @@ def _add_objects(
     predicted: NDArray[np.integer],
     mask: NDArray[np.bool_] | None,
 ) -> None:
-    """Count a plane's objects of class `k`, and those that a watershed makes of the baseline's mask."""
+    """Count a plane's objects of class `k`, and those of a watershed of the baseline's mask.
+
+    Parameters
+    ----------
+    truth, predicted : (y, x) integer, 0 is background, every other value an object
+    mask : (y, x) bool, the baseline's foreground
+    """
     least = job.settings.minimum_size
     counts = count_objects(truth, predicted, minimum_size=least)
     tally.objects[k] = tally.objects.get(k, ObjectCounts(0, 0)) + counts
@@ -255,7 +278,7 @@ def _class_values(job: EvaluationJob, tally: _Tally) -> dict[str, Any]:
 
 
 def _object_values(counts: list[ObjectCounts]) -> dict[str, Any]:
-    """Means over classes of what is a share, sums of what is a number; nothing where no objects were looked at."""
+    """Average rates over classes and sum counts; return nothing if no objects were measured."""
     if not counts:
         return {}
     return {
@@ -270,7 +293,7 @@ def _object_values(counts: list[ObjectCounts]) -> dict[str, Any]:
 
 
 def _expert_values(job: EvaluationJob, notes: list[str]) -> dict[str, Any]:
-    """The range of the experts' own Dice against the truth."""
+    """Return the range of the annotators' own Dice against the truth."""
     dices = []
     for drawing in job.experts:
         try:

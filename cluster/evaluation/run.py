@@ -1,4 +1,4 @@
-"""A run of ``chorus evaluate``: match the images of a run and their truth, measure them in parallel, sum up."""
+"""A run of ``chorus evaluate``: match the images of a run with their truth, measure them in parallel, summarise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from chorus.pipeline.report.reliability import draw_reliability
 TABLE, SUMMARY, DIAGRAM = "evaluation.parquet", "evaluation.json", "reliability.svg"
 NO_TRUTH = "no truth"
 BASELINE = "Otsu's threshold"
-# Metrics of which the summary gives the mean; those of each class beside the first.
+# Prefixes of the metrics, besides those of Dice, whose means are in the summary.
 _SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "calibration_error", "expert_")
 
 
@@ -46,7 +46,8 @@ class EvaluateRequest(BaseModel):
     ----------
     out : URL of the results of a run
     truth, truth_label : see `chorus.pipeline.consensus.truths.find_truths`
-    experts : folder of the experts' drawings, ``<expert>/<image>``; `expert` are names or patterns of those to take
+    experts : folder of the annotators' drawings, ``<expert>/<image>``
+    expert : names or patterns of the annotators to include
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
 
@@ -63,12 +64,12 @@ class EvaluateRequest(BaseModel):
 
 
 def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
-    """Measure a run's predictions against a truth; leaves ``evaluation.parquet`` and ``evaluation.json`` in it, and
-    ``reliability.svg`` where it kept its probabilities.
+    """Measure a run's predictions against a truth.
 
-    A row is an image of the run: ``name``; ``status`` as the run gave it (``done``, ``empty``), ``failed`` where run or
-    evaluation failed it (no metrics), ``no truth``; ``message``; and the columns of `metric_columns`, null where they
-    are not defined or were not measured.
+    Writes ``evaluation.parquet`` and ``evaluation.json`` to the run's output, and ``reliability.svg`` if it saved
+    probabilities. A row is an image of the run: ``name``; ``status``, that of the run (``done``, ``empty``), ``failed``
+    if the run or the evaluation of the image failed (no metrics), or ``no truth``; ``message``; and the columns of
+    `metric_columns`, null if they are undefined or were not measured.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
 
 
 def read_evaluation(out: str) -> pd.DataFrame:
-    """``evaluation.parquet`` of a run; raises RefusedError where there is none yet."""
+    """Return ``evaluation.parquet`` of a run; raise RefusedError if there is none yet."""
     url = storage.join(storage.normalise(out), TABLE)
     try:
         return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
@@ -106,7 +107,7 @@ def read_evaluation(out: str) -> pd.DataFrame:
 def _jobs(
     request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
 ) -> list[EvaluationJob]:
-    """A job per image that has a prediction and a truth."""
+    """Return a job for each image that has a prediction and a truth."""
     table = planned_images(request.out)
     places = {name: index for index, name in enumerate(table.names)}
     known = [name for name in names if name in found.truths]
@@ -122,7 +123,7 @@ def _jobs(
 
 
 def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The row of an image of which nothing is measured yet."""
+    """Return the row of an image before it is measured."""
     name, status, message = score["name"], score["status"], ""
     if status == "failed":
         message = f"the run failed it: {score['message']}"
@@ -136,7 +137,12 @@ def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...])
 def _carry_out(
     request: EvaluateRequest, jobs: Sequence[EvaluationJob], rows: dict[str, dict[str, Any]], reporter: Reporter
 ) -> PixelHistogram | None:
-    """Measure, and fill in the rows; gives the counts of all images' pixels, None where no probability was saved."""
+    """Measure the images and fill in the rows.
+
+    Returns
+    -------
+    The pixel counts of all images; None if no probabilities were saved.
+    """
     histogram: PixelHistogram | None = None
     with started_tasks(request.executor, request.address, len(jobs), reporter) as (tasks, cores):
         for index, job in enumerate(jobs):
@@ -186,7 +192,7 @@ def _summary(
     rows: Sequence[dict[str, Any]],
     pixels: PixelCalibration | None,
 ) -> dict[str, Any]:
-    """The content of ``evaluation.json``."""
+    """Return the content of ``evaluation.json``."""
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "empty", "failed", NO_TRUTH)}
     summary: dict[str, Any] = {
         "finished": datetime.now(UTC).isoformat(),
@@ -213,7 +219,7 @@ def _summary(
 
 
 def _made_by(request: EvaluateRequest) -> str | None:
-    """What made the objects that were measured: a method of `chorus objects`, or None where the run has no objects."""
+    """Return the method of the measured objects, as of `chorus objects`; None if the run has no objects."""
     if request.settings.objects == "components":
         return "components of the semantic labels"
     url = storage.join(request.out, OBJECTS)
@@ -225,7 +231,7 @@ def _made_by(request: EvaluateRequest) -> str | None:
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per metric the mean over the images that have it, its 95 % interval, and how many they are."""
+    """Return for each metric its mean over the images that have it, the 95 % interval, and the number of images."""
     means: dict[str, dict[str, Any]] = {}
     names = [name for name in (rows[0] if rows else {}) if name.startswith(("dice", *_SUMMED))]
     for name in names:
@@ -240,7 +246,7 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any], pixels: PixelCalibration | None) -> None:
     frame = pd.DataFrame(rows)
     for name in frame.columns.difference(["name", "status", "message"]):
-        # A metric that no image has is a column of numbers all the same.
+        # A metric that no image has is still a numeric column.
         frame[name] = pd.to_numeric(frame[name])
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)

@@ -1,4 +1,4 @@
-"""The sentinels of an ensemble: before a run begins, labelled images show that it still gives what it gave.
+"""Sentinels of an ensemble: labelled images that show, before a run begins, that its results have not changed.
 
 They are a small run of their own in ``OUT/sentinels``, with the settings, the devices and the processes of the run.
 """
@@ -37,7 +37,7 @@ class SentinelDice(BaseModel):
     Attributes
     ----------
     name, class_name : of the sentinel and of the class; ``class`` in the file
-    stored, found : Dice, in the ensemble and now; None where the sentinel could not be processed
+    stored, found : Dice in the ensemble and now; `found` is None if the sentinel could not be processed
     moved : whether they differ by more than `tolerance`
     """
 
@@ -58,7 +58,7 @@ def check_sentinels(
     reporter: Reporter,
     carry_out: Callable[[PredictRequest], Outcome],
 ) -> None:
-    """Process the sentinels of `ensemble`, if it has any, and leave ``sentinels.json``; not again where that is done.
+    """Process the sentinels of `ensemble`, if it has any, and write ``sentinels.json``; skip those already checked.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def check_sentinels(
     Raises
     ------
     RefusedError
-        If the Dice of one moved, it was measured with the same tiles and augmentations, and the run asks for it.
+        If the Dice of one moved, it was measured with the same tiles and augmentations, and the run asks for the check.
     CutShortError
         If the process is told to stop.
     """
@@ -79,7 +79,7 @@ def check_sentinels(
     url = storage.join(request.out, TABLE)
     rows = _read(url, sentinels)
     reasons: dict[str, str] = {}
-    # A fault may have been mended since.
+    # The fault may have been fixed since.
     if rows is None or any(row.moved and row.name in strict for row in rows):
         reporter.phase("checking the sentinels")
         rows, reasons = _measured(request, ensemble, carry_out)
@@ -106,7 +106,7 @@ def _count(request: PredictRequest, ensemble: Ensemble, rows: Sequence[SentinelD
 
 
 def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapping[str, str]) -> RefusedError:
-    """What to say of sentinels whose Dice moved; `reasons` by name, why one could not be processed."""
+    """Return the error for sentinels whose Dice moved; `reasons` by name say why one could not be processed."""
     return RefusedError(
         f"{ensemble.url}: {'; '.join(_sentence(row, reasons) for row in moved)}; the ensemble does not give what it "
         f"gave: look at its weights, its normalisation, the driver of the device and --precision; if it was changed on "
@@ -115,7 +115,7 @@ def moved_error(ensemble: Ensemble, moved: Sequence[SentinelDice], reasons: Mapp
 
 
 def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSettings) -> bool:
-    """Whether a run sees a sentinel in the same tiles, turned the same ways, as when its Dice was measured."""
+    """Return whether a run uses the same tiles and augmentations as the measurement of a sentinel's Dice did."""
     spec = ensemble.spec
     known = sentinel.measured or SentinelSettings(
         tile=spec.tile, overlap=spec.overlap, augmentations=spec.augmentations
@@ -125,17 +125,17 @@ def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSetting
 
 
 def sentinel_url(sentinel: Sentinel, ensemble: Ensemble) -> str:
-    """Of its image."""
+    """Return the URL of a sentinel's image."""
     return storage.normalise(inside(ensemble.folder, sentinel.image, what=f"the image of sentinel {sentinel.name}"))
 
 
 def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[str, float]:
-    """Dice by foreground class of an image of the run in `out`, against a label image inside the source.
+    """Return Dice by foreground class of an image of the run in `out`, against a label image inside the source.
 
     Raises
     ------
     ImageError
-        where the run has no result for it, or the label image is missing or does not fit
+        If the run has no result for it, or the label image is missing or does not fit.
     """
     table = planned_images(out)
     found = [image for image in map(table.image, range(len(table))) if storage.normalise(image.url) == image_url]
@@ -157,10 +157,10 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
 def _measured(
     request: PredictRequest, ensemble: Ensemble, carry_out: Callable[[PredictRequest], Outcome]
 ) -> tuple[list[SentinelDice], dict[str, str]]:
-    """The rows of all sentinels, and by name why one could not be processed."""
+    """Return the rows of all sentinels, and by name why one could not be processed."""
     sentinels = ensemble.spec.sentinels
     inner = _inner(request, [sentinel_url(sentinel, ensemble) for sentinel in sentinels])
-    if storage.exists(storage.join(request.out, TABLE)):  # done before, of other sentinels or with a fault
+    if storage.exists(storage.join(request.out, TABLE)):  # an earlier check, of other sentinels or with a fault
         remove_folder(inner.out)
     outcome = carry_out(inner)
     if outcome.state == "interrupted":
@@ -181,7 +181,7 @@ def _measured(
 
 
 def _inner(request: PredictRequest, urls: list[str]) -> PredictRequest:
-    """The run over the sentinels: the run's settings, but for what is chosen for its own images and for viewers."""
+    """Return the run over the sentinels: the run's settings without those for its own images and for viewers."""
     own: dict[str, Any] = {"channel": [], "level": None, "diameter": None, "save": [], "in_place": False}
     return PredictRequest(
         sources=urls,
@@ -194,7 +194,7 @@ def _inner(request: PredictRequest, urls: list[str]) -> PredictRequest:
 
 
 def rows_of(sentinel: Sentinel, found: Mapping[str, float]) -> list[SentinelDice]:
-    """A row per class of a sentinel, of the Dice that was found now; of none where it could not be processed."""
+    """Return a row per class of a sentinel with the Dice found now; `found` is empty if it could not be processed."""
     return [
         SentinelDice(
             name=sentinel.name,
@@ -209,7 +209,7 @@ def rows_of(sentinel: Sentinel, found: Mapping[str, float]) -> list[SentinelDice
 
 
 def _read(url: str, sentinels: Sequence[Sentinel]) -> list[SentinelDice] | None:
-    """What an earlier session found of the same sentinels; None where there is nothing."""
+    """Return the rows that an earlier session measured of the same sentinels; None if there are none."""
     with storage_errors(url):
         data = storage.read_bytes(url) if storage.exists(url) else b"[]"
     try:
