@@ -1,4 +1,4 @@
-"""``chorus export annotation``: a folder of the images that most need a person, which ``chorus train`` takes back."""
+"""``chorus export annotation``: a folder of the images that most need correction, which ``chorus train`` reads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from chorus.pipeline.scores.registry import columns_in
 PACKAGE, README = "package.csv", "README.txt"
 RISK = RISK_SCORE.name
 _IMAGES = 20
-# What is said of an image besides its scores.
+# Columns of an image other than scores.
 _PLACE = ["file", "name", "source", "level", "t", "z", "y", "x", "height", "width", "labels"]
 
 
@@ -50,11 +50,11 @@ class AnnotationRequest(BaseModel):
     ----------
     out : URL of the results of a run
     to : URL of the folder that becomes the package
-    images : how many; None is 20, or all of `only`
+    images : number of images; None is 20, or all of `only`
     only : names of images to choose from; None is all of the run
     by : score (see `chorus.pipeline.scores.ranking.rank`), or ``risk``, the order of `chorus flag`; None is ``risk``
-        where there are flags, else ``uncertainty``
-    size : of larger images this many pixels squared are taken
+        if there are flags, else ``uncertainty``
+    size : larger images are cropped to this edge, pixels
     overwrite : replace a package
     """
 
@@ -78,7 +78,7 @@ def export_annotation(request: AnnotationRequest, reporter: Reporter) -> Outcome
     Raises
     ------
     RefusedError
-        Before any work: no such score, or a package is there already: it may hold corrections.
+        Before any work: there is no such score, or a package exists already, which may hold corrections.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out), "to": storage.normalise(request.to)})
     check_apart(request.out, request.to)
@@ -116,9 +116,11 @@ def export_annotation(request: AnnotationRequest, reporter: Reporter) -> Outcome
 
 
 def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequest) -> tuple[str, pd.DataFrame]:
-    """By what images are chosen, and those that are, the one that needs it most first.
+    """Return the score by which images are chosen, and their rows, the most urgent first.
 
-    `scores` are the columns of ``scores.parquet``; of some other columns nobody knows which end is the bad one.
+    Parameters
+    ----------
+    scores : columns of ``scores.parquet``; of other columns it is unknown whether high or low is bad
     """
     flagged = "flags" in table.columns
     by = request.by or (RISK if flagged else "uncertainty")
@@ -135,7 +137,7 @@ def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequ
         scored = [name for name in table.columns if name in known or name in scores]
         names = rank(table[scored], by).ranked["name"]
         ordered = table.set_index("name", drop=False).loc[names]
-        if request.only is not None:  # a person asked for them, also for those without a score
+        if request.only is not None:  # a person asked for them, including those without a score
             rest = table[~table["name"].isin(names) & (table["status"] != "failed")]
             ordered = pd.concat([ordered, rest])
     if not len(ordered):
@@ -153,7 +155,7 @@ def _with_objects(out: str) -> set[str]:
 
 
 def _clear(request: AnnotationRequest) -> None:
-    """Remove an earlier package where that is asked for; raises RefusedError where it is not."""
+    """Remove an earlier package if `overwrite` is set; else raise RefusedError."""
     with storage_errors(request.to):
         fs, path = storage.filesystem(request.to)
         present = [storage.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
@@ -181,7 +183,7 @@ def _row(score: dict[Any, Any], as_objects: bool, run: dict[str, Any]) -> dict[s
 def _draft(
     request: AnnotationRequest, run: dict[str, Any], planned: PlannedImage, row: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the two files of an image; returns what its row gets."""
+    """Write the two files of an image; return the new values of its row."""
     started = time.perf_counter()
     source = open_image(planned.root, planned.kind, planned.path, planned.name)  # type: ignore[arg-type]
     level = next(index for index, one in enumerate(source.levels) if one.path == planned.level_path)
@@ -213,7 +215,7 @@ def _draft(
 def _write_package(
     request: AnnotationRequest, chosen: pd.DataFrame, rows: list[dict[str, Any]], kept: list[int]
 ) -> None:
-    """Where every file comes from, and why it is there."""
+    """Write the table of the origin of every file, and why it was chosen."""
     place = pd.DataFrame([{key: rows[index][key] for key in _PLACE} for index in kept], columns=_PLACE)
     said = (
         chosen.iloc[kept]

@@ -36,9 +36,9 @@ from chorus.pipeline.io.storage import storage_errors
 SUFFIX = {"rois": ".zip", "geojson": ".geojson"}
 IMAGES, BY_DOUBT = "images.csv", "by_doubt.csv"
 _COLUMNS = ["image", "file", "status", "objects", "message"]
-# Images that a task does at most: they share what is read of the table.
+# Maximum of images per task: they share what is read of the table.
 _MOST = 64
-# Rows of a task that are read at once.
+# Maximum of rows of a task that are read at once.
 _HELD = 1 << 17
 
 
@@ -50,7 +50,7 @@ class ExportRequest(BaseModel):
     out : URL of the results of a run, after `chorus objects`
     to : URL of the folder that gets a file per image
     kind : of the files
-    color : of objects; None is by doubt where the run saved it, else by class
+    color : of objects; None is by uncertainty (``doubt``) if the run saved it, else by class
     object_type : of QuPath
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
@@ -68,7 +68,7 @@ class ExportRequest(BaseModel):
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a worker is told of an image: which rows of ``objects.parquet`` are its own, and where its file goes."""
+    """The export of one image, as a worker receives it: its rows of ``objects.parquet``, and the URL of its file."""
 
     image: PlannedImage
     classes: tuple[ClassInfo, ...]
@@ -80,18 +80,19 @@ class ExportJob:
 
 
 def check_apart(out: str, to: str) -> None:
-    """Raises RefusedError where exports cannot be written to `to`, or would lie among the results themselves."""
+    """Raise RefusedError if exports cannot be written to `to`, or `to` is the folder of the results itself."""
     storage.check_writable(to)
     if to == out:
         raise RefusedError(f"--out {to}: is the folder of the results; choose another one")
 
 
 class Objects:
-    """What ``chorus objects`` left in `out`.
+    """The results of ``chorus objects`` in `out`.
 
     Raises
     ------
-    RefusedError : it has not been run, or not to its end
+    RefusedError
+        If it has not been run, or not to its end.
     """
 
     def __init__(self, out: str) -> None:
@@ -117,22 +118,24 @@ class Objects:
         self.all = ObjectTable(self.url, 0, rows)
 
     def of(self, image: str) -> ObjectTable:
-        """The rows of an image whose objects are done."""
+        """Return the rows of an image whose objects are done."""
         return ObjectTable(self.url, *self._rows[image])
 
 
 def export_objects(request: ExportRequest, reporter: Reporter, only: Collection[str] | None = None) -> Outcome:
-    """Write a file per image, and beside them ``images.csv``, and ``by_doubt.csv``, a list of all objects.
+    """Write a file per image, ``images.csv``, and ``by_doubt.csv``, a list of all objects.
 
-    With `only` the images of these names, and no list.
+    A row of the outcome is an image: ``image``, ``file`` (below `to`, None if there is none), ``status`` (``done``;
+    ``empty``, it has no objects; ``failed``; ``open`` if the run was interrupted before it), ``objects``, ``message``.
 
-    A row of the outcome is an image: ``image``, ``file`` (below `to`, none where there is none), ``status`` (``done``;
-    ``empty``, it has no objects; ``failed``; ``open`` where the run was cut short before it), ``objects``, ``message``.
+    Parameters
+    ----------
+    only : names of the images to export, without ``by_doubt.csv``; None is all
 
     Raises
     ------
     RefusedError
-        Before any work: `out` has no objects, or none of the doubt that is asked for.
+        Before any work: `out` has no objects, or not the uncertainty that is asked for.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out), "to": storage.normalise(request.to)})
     check_apart(request.out, request.to)
@@ -167,12 +170,12 @@ def export_objects(request: ExportRequest, reporter: Reporter, only: Collection[
 
 
 def file_name(image: str, suffix: str) -> str:
-    """Path of an image's file: that of its results without ``.ome.zarr``, within which nobody looks for files."""
+    """Return the path of an image's file: that of its results without ``.ome.zarr``, where nobody looks for files."""
     return image.replace(".ome.zarr", "", 1) + suffix
 
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
-    """The row of an image that is not exported yet, or cannot be."""
+    """Return the row of an image that is not exported yet, or cannot be."""
     row = {"image": found["name"], "file": None, "status": "open", "objects": 0, "message": ""}
     if found["status"] != "done":
         row |= {"status": "failed", "message": found["message"]}
@@ -197,7 +200,7 @@ def _jobs(request: ExportRequest, run: dict[str, Any], objects: Objects) -> list
 def _carry_out(
     request: ExportRequest, jobs: Sequence[ExportJob], rows: dict[str, dict[str, Any]], reporter: Reporter
 ) -> tuple[str, str]:
-    """Export, and fill in the rows."""
+    """Export the images and fill in the rows."""
     size = min(max(len(jobs) // _MOST, 1), _MOST)
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
@@ -222,35 +225,42 @@ def _carry_out(
 
 
 def export_batch(jobs: Sequence[ExportJob]) -> tuple[list[TaskResult], float]:
-    """Export images one after the other: what became of each, and the seconds that it took.
+    """Export images one after the other.
+
+    Returns
+    -------
+    The result of each image, and the seconds of all
 
     Raises
     ------
-    OutputError : storage does not take the files
+    OutputError
+        If the files cannot be written.
     """
     started = time.perf_counter()
     ends = []
     first, last = jobs[0].table, jobs[-1].table
     shared = ObjectTable(first.url, first.start, last.stop)
-    if len(shared) <= _HELD:  # or every image would read the group of rows that it has some of
+    if len(shared) <= _HELD:  # otherwise every image would read all row groups that it has rows in
         shared = shared.in_memory()
     for index, job in enumerate(jobs):
         end = attempt(index, export_image, replace(job, table=shared.part(job.table.start, job.table.stop)))
         if end.unwritable:
             raise OutputError(end.error or "")
         if end.error is not None:
-            remove_file(job.url)  # of an earlier export; it is not what the table lists now
+            remove_file(job.url)  # of an earlier export; it no longer matches the table
         ends.append(end)
     return ends, time.perf_counter() - started
 
 
 def export_image(job: ExportJob) -> None:
-    """Write the file of one image; without objects it has no set of ROIs.
+    """Write the file of one image; an image without objects gets no set of ROIs.
 
     Raises
     ------
-    ImageError : its labels or its source's metadata cannot be read
-    OutputError : storage does not take the file
+    ImageError
+        If its labels or its source's metadata cannot be read.
+    OutputError
+        If the file cannot be written.
     """
     request, count = job.request, len(job.table)
     if not count and request.kind == "rois":

@@ -1,4 +1,4 @@
-"""``chorus export tables``: what a run and the commands after it know of every image and every object."""
+"""``chorus export tables``: the results of a run and of later commands for every image and every object."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _KEY = "name"
 
 
 def image_table(out: str) -> pd.DataFrame:
-    """A row per image in the order of the run: its scores, with what `flag` and `evaluate` said of it.
+    """Return a row per image in the order of the run: its scores, with the results of `flag` and `evaluate`.
 
     Columns of ``flags.parquet`` keep their names; those of ``evaluation.parquet`` that the scores have as well
     (``status``, ``message``) are called ``evaluation_...``.
 
     Raises
     ------
-    RefusedError : there are no scores, or flags or evaluation are of other images
+    RefusedError
+        If there are no scores, or flags or evaluation are of other images.
     """
     table = read_scores(out)
     flags, evaluation = _beside(out, FLAGS, table), _beside(out, EVALUATION, table)
@@ -42,7 +43,7 @@ def image_table(out: str) -> pd.DataFrame:
 
 
 def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
-    """A table of the same images, if there is one."""
+    """Return a table of the same images, if there is one."""
     url = storage.join(out, name)
     with storage_errors(url):
         if not storage.exists(url):
@@ -55,12 +56,14 @@ def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def export_tables(out: str, to: str, kind: Literal["csv", "parquet", "json"]) -> dict[str, Any]:
-    """Write ``images.<kind>`` and, where there are objects, ``objects.<kind>``; returns the number of rows of each.
+    """Write ``images.<kind>`` and, if there are objects, ``objects.<kind>``; return the number of rows of each.
 
     Raises
     ------
-    RefusedError : see `image_table`
-    OutputError : storage does not take them
+    RefusedError
+        See `image_table`.
+    OutputError
+        If the files cannot be written.
     """
     out, to = storage.normalise(out), storage.normalise(to)
     check_apart(out, to)
