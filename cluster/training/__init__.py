@@ -1,4 +1,4 @@
-"""Folds of a training on devices, and the ensemble that they become.
+"""Training of folds on devices, and the ensemble that they form.
 
 Begin with `run`.
 """

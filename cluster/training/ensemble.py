@@ -1,4 +1,4 @@
-"""What comes of a training when its folds are done: scores on images that nobody saw, curves, ``ensemble.yaml``."""
+"""The result of a training whose folds are done: scores on unseen images, curves, ``ensemble.yaml``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Written:
 
     Attributes
     ----------
-    hash : names it in every output
+    hash : identifies it in every output
     scores, verdicts : by data set
     failed : test images that could not be evaluated, and why
     """
@@ -79,7 +79,7 @@ def write_ensemble(
 def _evaluated(
     job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair], runner: FoldRunner, reporter: FoldReporter
 ) -> Evaluated:
-    """The scores of this very ensemble on these very pairs, taken now or by an earlier session."""
+    """Return the scores of exactly this ensemble on exactly these pairs, from an earlier session or measured now."""
     url = storage.join(job.out, *SCORES)
     key = {"ensemble": ensemble.hash, "pairs": [json.loads(json.dumps(asdict(pair))) for pair in pairs]}
     with storage_errors(url):
@@ -95,7 +95,7 @@ def _evaluated(
 
 
 def curves(job: FoldJob, results: Sequence[FoldResult]) -> str:
-    """Loss and validation Dice of every fold over its steps, as SVG."""
+    """Return loss and validation Dice of every fold over its steps, as SVG."""
     loss, dice = [], []
     for result in results:
         steps = read_log(job.out, result.fold)

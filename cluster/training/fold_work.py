@@ -1,4 +1,4 @@
-"""What a process of a training does: a fold, or the evaluation of some images. Knows nothing of Ray."""
+"""The work of a training process: a fold, or the evaluation of some images. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from chorus.pipeline.training.settings import TrainSettings
 
 log = logging.getLogger("chorus")
 
-# How often a fold asks whether it is to stop.
+# Interval at which a fold checks whether it is to stop.
 _STOP_SECONDS = 1.0
-# Of torch, per fold on cores: several processes with several threads each would wait for one another.
+# Torch threads per fold on a CPU: several processes with several threads each would wait for one another.
 THREADS = 1
 
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What every fold of a training is told.
+    """The settings that all folds of a training share.
 
     Attributes
     ----------
@@ -43,44 +43,44 @@ class FoldJob:
     device: DeviceKind
 
     def torch_device(self) -> torch.device:
-        """The device of this process; on Ray a process sees its own GPU alone."""
+        """Return the device of this process and set torch's threads; on Ray a process sees only its own GPU."""
         device = device_of(self.device)
         device.use_threads(THREADS)
         return device.torch_device
 
     @property
     def stop_url(self) -> str:
-        """Exists where the folds are to write a checkpoint and end."""
+        """Exists if the folds are to write a checkpoint and end."""
         return storage.join(self.out, "folds", "stop")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Scores of images, and why those that have none could not be evaluated, by name."""
+    """Scores of images, and by name why others could not be evaluated."""
 
     scores: list[Score]
     failed: list[tuple[str, str]]
 
 
 class LogTail:
-    """Reads a fold's log while it grows; one that was cut back to a checkpoint is read on from there.
+    """Reads a fold's log while it grows; if the log was truncated to a checkpoint, reading continues from there.
 
     Attributes
     ----------
-    reached : the last step that the log tells of, 0 where there is none
+    reached : the last step in the log, 0 if there is none
     """
 
     def __init__(self, folder: str, fold: int) -> None:
         self._folder, self._fold = folder, fold
-        # What an earlier session said is known; its last line tells where the fold goes on.
+        # The lines of an earlier session are known; its last line tells where the fold resumes.
         self._seen = max(0, len(read_log(folder, fold)) - 1)
         self.reached = 0
 
     def news(self) -> list[Step]:
-        """Lines that were not given before."""
+        """Return the lines that were not returned before."""
         try:
             steps = read_log(self._folder, self._fold)
-        except OSError as error:  # of a bucket; the next look may do
+        except OSError as error:  # of a bucket; the next attempt may succeed
             log.warning("the log of fold %d could not be read (%s); trying again", self._fold, error)
             return []
         new = steps[self._seen :]
@@ -90,7 +90,7 @@ class LogTail:
 
 
 def train_until_asked_to_stop(job: FoldJob, fold: int) -> FoldResult | RefusedError:
-    """The fold's result, or what is to be mended before it can go on."""
+    """Return the fold's result, or the error to fix before it can continue."""
     try:
         return train_here(job, fold, lambda step: None, _asked_to_stop(job.stop_url))
     except RefusedError as error:
@@ -98,6 +98,7 @@ def train_until_asked_to_stop(job: FoldJob, fold: int) -> FoldResult | RefusedEr
 
 
 def train_here(job: FoldJob, fold: int, progress: Callable[[Step], None], stop: Callable[[], bool]) -> FoldResult:
+    """Train a fold in this process; raise RefusedError if the device is out of memory."""
     try:
         return train_fold(job.settings, job.pairs, fold, job.out, progress, stop, job.torch_device(), THREADS)
     except torch.OutOfMemoryError as error:
@@ -107,7 +108,7 @@ def train_here(job: FoldJob, fold: int, progress: Callable[[Step], None], stop: 
 
 
 def _asked_to_stop(url: str) -> Callable[[], bool]:
-    """Looks for `url` now and then."""
+    """Return a function that checks now and then whether `url` exists."""
     looked = time.monotonic()
 
     def stop() -> bool:
@@ -121,6 +122,7 @@ def _asked_to_stop(url: str) -> Callable[[], bool]:
 
 
 def evaluate_here(job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair]) -> Evaluated:
+    """Score every member and the ensemble on `pairs` in this process."""
     evaluator = Evaluator(ensemble, job.torch_device())
     done = Evaluated([], [])
     for pair in pairs:

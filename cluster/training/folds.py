@@ -1,7 +1,7 @@
-"""Carries out the folds of a training, and its evaluation: on Ray, a fold per device side by side, or one by one here.
+"""Runs the folds of a training and its evaluation: on Ray, one fold per device in parallel, or one by one here.
 
-A fold's process says how it goes on in its own ``log.jsonl``, which is read while it grows: so whatever dies, what was
-said stays. A fold whose process dies is begun again and goes on from its last checkpoint; the others never notice.
+A fold's process writes its progress to its own ``log.jsonl``, which is read while it grows, so no progress is lost when
+a process dies. A fold whose process dies is restarted and resumes from its last checkpoint; the others are unaffected.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.training.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, Step
 
-# How often logs are read: of a local folder, and of a bucket.
+# Interval at which logs are read: in a local folder, and in a bucket.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
-# That folds may take to write their checkpoints and end (Kubernetes waits for 30 s).
+# Time for folds to write their checkpoints and end (Kubernetes waits for 30 s).
 _PATIENCE_SECONDS = 20.0
 
 
 class FoldReporter(Protocol):
-    """Is told how folds go on."""
+    """Receives the progress of folds."""
 
     def phase(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Report that something begins that takes a while."""
 
     def note(self, text: str) -> None:
-        """Something happened that a person should know."""
+        """Report an event that a person should know."""
 
     def begin(self, folds: Sequence[int], steps: int, devices: int) -> None:
-        """Training begins: folds that are still to do."""
+        """Report that training begins: the folds that are left, steps per fold, and devices."""
 
     def step(self, step: Step) -> None:
-        """A fold wrote a line of its log."""
+        """Report that a fold wrote a line of its log."""
 
     def fold(self, result: FoldResult) -> None:
-        """A fold is done."""
+        """Report that a fold is done."""
 
     def end(self) -> None:
-        """Training ended."""
+        """Report that training ended."""
 
 
 class FoldRunner(Protocol):
-    """Carries out folds and evaluations."""
+    """Runs folds and evaluations."""
 
     def folds(self, job: FoldJob, folds: Sequence[int], reporter: FoldReporter) -> list[FoldResult]:
-        """Train `folds`; raises CutShortError or RefusedError where one of them cannot be."""
+        """Train `folds`; raise CutShortError or RefusedError if one of them cannot be trained."""
         ...
 
     def evaluate(self, job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair]) -> Evaluated:
@@ -71,9 +71,10 @@ class FoldRunner(Protocol):
 
 
 class SerialFolds:
-    """See `FoldRunner`: one fold after the other in this process."""
+    """Implements `FoldRunner`: one fold after the other in this process."""
 
     def folds(self, job: FoldJob, folds: Sequence[int], reporter: FoldReporter) -> list[FoldResult]:
+        """Train `folds`; raise RefusedError if one of them cannot be trained."""
         reporter.begin(folds, job.settings.steps, 1)
         results = []
         for fold in folds:
@@ -82,31 +83,34 @@ class SerialFolds:
         return results
 
     def evaluate(self, job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair]) -> Evaluated:
+        """Score every member and the ensemble on `pairs`."""
         return evaluate_here(job, ensemble, pairs)
 
 
 class RayFolds:
-    """See `FoldRunner`. Ray must have been started (`chorus.cluster.runtime.session`).
+    """Implements `FoldRunner` on Ray, which must have been started (`chorus.cluster.runtime.session`).
 
     Parameters
     ----------
     workers : folds at a time
-    reserved : by each fold, see `chorus.pipeline.core.device.Device.ray_options`
-    logs : folder of Ray's logs, named where processes die
+    reserved : resources of each fold, see `chorus.pipeline.core.device.Device.ray_options`
+    logs : folder of Ray's logs, named in messages when processes die
     """
 
     def __init__(self, workers: int, reserved: dict[str, int], logs: str) -> None:
         self._workers = workers
         self._logs = logs
-        # Retries are ours: a death is to be told, and to be counted only where it brought nothing.
+        # Chorus itself retries: a death must be reported, and counted only if the fold made no progress.
         self._options = reserved | {"max_retries": 0}
         self._attempt = ray.remote(attempt)
 
     def folds(self, job: FoldJob, folds: Sequence[int], reporter: FoldReporter) -> list[FoldResult]:
+        """Train `folds`; raise CutShortError or RefusedError if one of them cannot be trained."""
         reporter.begin(folds, job.settings.steps, self._workers)
         return _RayTraining(self._submit, job, folds, reporter, self._workers, self._logs).carry_out()
 
     def evaluate(self, job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair]) -> Evaluated:
+        """Score every member and the ensemble on `pairs`; raise CutShortError if a process dies."""
         count = min(self._workers, len(pairs))
         shares = [pairs[start::count] for start in range(count)]
         running = [self._submit("evaluate", i, evaluate_here, job, ensemble, share) for i, share in enumerate(shares)]
@@ -122,7 +126,7 @@ class RayFolds:
         return Evaluated([s for part in parts for s in part.scores], [f for part in parts for f in part.failed])
 
     def _submit(self, name: str, key: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A task on a device of its own; its process is called as it is."""
+        """Submit a task on a device of its own; its process has the name `name`."""
         return self._attempt.options(name=name, **self._options).remote(key, function, *arguments)
 
 
@@ -149,7 +153,7 @@ class _RayTraining:
         self._errors: dict[int, ChorusError] = {}
 
     def carry_out(self) -> list[FoldResult]:
-        """The results; what failed is raised when all others have ended."""
+        """Return the results; raise the error of a failed fold only when all others have ended."""
         self._allow()
         local = storage.scheme(self._job.out) == "file"
         poll = _POLL_SECONDS if local else _REMOTE_POLL_SECONDS
@@ -190,13 +194,13 @@ class _RayTraining:
             self._reporter.fold(ended.value)
 
     def _fail(self, fold: int, error: ChorusError) -> None:
-        """A fold cannot go on; the others may, and what they have stays."""
+        """Record that a fold cannot continue; the others may, and their results are kept."""
         self._errors[fold] = error
         if self._running or self._waiting:
             self._reporter.note(f"fold {fold} cannot go on, the others do: {error}")
 
     def _bury(self, fold: int, error: RayError) -> None:
-        """The process of a fold died: begin it again, unless it dies again and again at the same step."""
+        """Restart a fold whose process died, unless it dies repeatedly at the same step."""
         reached = self._tails[fold].reached
         self._deaths[fold] = 1 if reached > self._reached[fold] else self._deaths[fold] + 1
         self._reached[fold] = max(reached, self._reached[fold])
@@ -216,14 +220,14 @@ class _RayTraining:
                 self._reporter.step(step)
 
     def _allow(self) -> None:
-        """Take back the word to stop that an earlier session left."""
+        """Remove the stop request of an earlier session."""
         with storage_errors(self._job.stop_url):
             if storage.exists(self._job.stop_url):
                 fs, path = storage.filesystem(self._job.stop_url)
                 fs.rm_file(path)
 
     def _stop(self) -> None:
-        """Have the folds write their checkpoints and end, for as long as one may wait for that."""
+        """Ask the folds to write their checkpoints and end, and wait for that a limited time."""
         self._reporter.phase("stopping, folds write their checkpoints")
         with storage_errors(self._job.stop_url):
             storage.write_bytes(self._job.stop_url, b"")

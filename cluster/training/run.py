@@ -1,6 +1,6 @@
-"""A whole training: pairs, folds side by side, and the ensemble that comes out; resumable at any point of it.
+"""A whole training: pairs, folds in parallel, and the resulting ensemble; resumable at any point.
 
-``ensemble.yaml`` is written last, when every member is there and evaluated; what a fold has so far lies beside it.
+``ensemble.yaml`` is written last, when all members are trained and evaluated; the progress of a fold is kept beside it.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from chorus.pipeline.training.pairs import Pairs, TrainingPair, find_pairs
 from chorus.pipeline.training.records import FoldResult, read_result
 from chorus.pipeline.training.settings import TrainSettings
 
-# What a training makes in its output besides the members; --overwrite removes these and the members.
+# Results of a training besides the members; --overwrite removes these and the members.
 _FILES, _FOLDERS = ("ensemble.yaml",), ("folds", "training")
 _SHOWN = 10
 
 
 class TrainRequest(BaseModel):
-    """Annotated images that become an ensemble.
+    """Annotated images from which an ensemble is trained.
 
     Attributes
     ----------
     images, labels : see `chorus.pipeline.training.pairs.find_pairs`
     out : URL of the folder that becomes the ensemble
-    name : of the ensemble; None takes the folder's
+    name : of the ensemble; None is the folder's
     about : description, intended use, licence, data reference
-    test_images, test_labels : nobody trains on them; they are scored at the end
-    hold_out : share of the images that is kept from training and scored at the end
+    test_images, test_labels : excluded from training and scored at the end
+    hold_out : fraction of the images that is excluded from training and scored at the end
     strict : an image without label, or a label without image, is an error
-    device : ``auto`` takes GPUs where there are any
-    workers : folds at a time; None takes as many as there are devices
-    overwrite : start anew where `out` holds a training of other settings
+    device : ``auto`` takes GPUs if there are any
+    workers : folds at a time; None is the number of devices
+    overwrite : start anew if `out` holds a training of other settings
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,8 +92,8 @@ class TrainOutcome:
     out : URL of the ensemble
     state : ``complete``, or ``failures``: done, though some images could not be used
     hash : of the ensemble
-    folds : what became of each
-    scores : on images that nobody trained on, by data set and metric; empty where there were none
+    folds : result of each
+    scores : on images outside of training, by data set and metric; empty if there were none
     verdicts : by data set, whether the ensemble is at least as good as its best member
     skipped : names of images and labels that were left out, by reason
     seconds : since the training was first begun
@@ -110,12 +110,13 @@ class TrainOutcome:
 
     @property
     def exit_code(self) -> int:
+        """Exit code of the command."""
         return {"complete": 0, "failures": 1}[self.state]
 
 
 @dataclass
 class _Data:
-    """What there is to learn from, and to be tested on."""
+    """The pairs for training and for testing."""
 
     train: list[TrainingPair]
     test: list[TrainingPair]
@@ -125,14 +126,14 @@ class _Data:
 
 @stoppable()
 def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
-    """Train an ensemble; the same call again goes on where an earlier one was cut short.
+    """Train an ensemble; the same call again resumes an interrupted one.
 
     Raises
     ------
     RefusedError
         Before any work: images, labels, settings or machine do not fit, or `out` is taken.
     CutShortError
-        If a fold cannot go on, or the process is told to stop; what is done stays.
+        If a fold cannot continue, or the process is told to stop; finished work is kept.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
@@ -152,7 +153,7 @@ def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
 
 
 def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
-    """Find the pairs, name what is left out, and keep apart what is tested on."""
+    """Find the pairs, report what is left out, and separate the test images."""
     reporter.phase("looking for images and labels")
     channels = request.settings.channels
     found = find_pairs(request.images, request.labels, channels)
@@ -186,7 +187,10 @@ def _leave_out(found: Pairs, request: TrainRequest, skipped: dict[str, list[str]
 
 
 def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Pairs to train on, and a share of the images, at least one, to test on; planes of an image stay together."""
+    """Split the pairs into those for training and a share of the images, at least one, for testing.
+
+    Planes of an image stay together.
+    """
     groups = sorted({pair.group for pair in pairs})
     count = max(1, round(share * len(groups)))
     kept = set(np.random.default_rng(seed).choice(groups, size=min(count, len(groups)), replace=False).tolist())
@@ -207,13 +211,13 @@ def _command(request: TrainRequest, pairs: Sequence[TrainingPair]) -> Command:
 
 
 def _stale(command: Command, known: Mapping[str, JsonValue]) -> Iterator[str]:
-    """Say what else defines the members and is not the same."""
+    """Describe what else defines the members and differs."""
     if known.get("sources") == list(command.sources) and known.get("inputs") != command.inputs:
         yield "the images that are trained on changed (their number, names or sizes)"
 
 
 def _made(out: str) -> list[str]:
-    """Name what an earlier training left, ``ensemble.yaml`` before what it names."""
+    """Return the names of what an earlier training left, ``ensemble.yaml`` before the files that it names."""
     members = [n for n in storage.entries(out) if n.startswith("member-") and n.endswith(".safetensors")]
     return [*_FILES, *members, *_FOLDERS]
 
@@ -245,7 +249,7 @@ def _carry_out(request: TrainRequest, data: _Data, record: CommandRecord, report
 
 
 def _finished(request: TrainRequest) -> dict[int, FoldResult]:
-    """Folds that are done."""
+    """Return the results of the folds that are done."""
     with storage_errors(request.out):
         read = {fold: read_result(request.out, fold) for fold in range(request.settings.folds)}
     return {fold: result for fold, result in read.items() if result is not None}
@@ -255,7 +259,7 @@ def _finished(request: TrainRequest) -> dict[int, FoldResult]:
 def _runner(
     request: TrainRequest, data: _Data, folds: int, reporter: FoldReporter
 ) -> Iterator[tuple[FoldRunner, DeviceKind]]:
-    """What carries `folds` and the evaluation out, and on which kind of device."""
+    """Provide what runs `folds` and the evaluation, and the kind of device."""
     if request.executor == "serial" or not (folds or data.test):
         keep_freed_memory()
         if folds:
