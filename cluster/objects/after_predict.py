@@ -1,4 +1,4 @@
-"""Objects as a part of ``chorus predict``: what must be kept for them, and making them when the images are done."""
+"""Objects as a part of ``chorus predict``: which maps must be saved for them, and their making after all images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from chorus.pipeline.errors import RefusedError
 
 
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
-    """The request with its method decided, and the maps that objects are made of among those that are kept.
+    """Return the request with its method resolved, and the maps that this method needs among those to save.
 
-    ``auto`` is flows where the ensemble gives them and anything is kept beside the images, else no objects.
+    ``auto`` is flows if the ensemble predicts them and anything is saved outside of the source images, else no objects.
 
     Raises
     ------
     RefusedError
-        where objects are asked for that cannot be made
+        If objects are asked for that cannot be made.
     """
     settings, method = request.settings, request.objects
     if method == "auto":
@@ -37,9 +37,9 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
 
 
 def add_objects(request: PredictRequest, outcome: Outcome, record: RunRecord, reporter: PlanReporter) -> None:
-    """Make the objects of a run that is done, and say in its outcome and in ``run.json`` how that went.
+    """Make the objects of a run that is done, and write their outcome to the run's outcome and ``run.json``.
 
-    Objects that `chorus objects` has made of this run meanwhile, with settings of its own, stay.
+    Complete objects that `chorus objects` has made of this run with other settings are kept.
     """
     reporter.phase(f"making objects ({request.objects})")
     run = request.run

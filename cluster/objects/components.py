@@ -1,4 +1,4 @@
-"""Pieces of connected components on their way to objects: by region, then of a plane."""
+"""Pieces of connected components before they become objects: per region, then per plane."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ _SIDES = ("top", "bottom", "left", "right")
 
 
 def write_pieces(job: ObjectJob, region: int, found: Mapping[int, RegionPieces]) -> None:
-    """Keep what a region has of objects that may go on in others; `found` by class.
+    """Write a region's pieces of objects that may extend into other regions.
+
+    Parameters
+    ----------
+    found : pieces by class
 
     Raises
     ------
-    OutputError : storage does not take it
+    OutputError
+        If they cannot be written.
     """
     cut = pd.concat([one.cut.assign(**{"class": value}) for value, one in found.items()], ignore_index=True)
     lists = pa.schema([(name, pa.list_(pa.float64())) for name in cut.columns if name.startswith("map:")])
@@ -47,15 +52,22 @@ def write_pieces(job: ObjectJob, region: int, found: Mapping[int, RegionPieces])
 
 
 def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
-    """Make one object of pieces that touch across borders, in the plane whose first region is `first`.
+    """Join pieces that touch across borders into objects, in the plane whose first region is `first`.
+
+    The mapping from names of pieces to names of objects is written as well.
+
+    Parameters
+    ----------
+    columns : names of the columns of means
 
     Returns
     -------
-    URL of rows of these objects, as those of a region; what the pieces are called then is kept beside
+    URL of the rows of these objects, in the format of a region's rows
 
     Raises
     ------
-    OutputError : storage does not give the pieces, or does not take the objects
+    OutputError
+        If the pieces cannot be read, or the objects not written.
     """
     place, grid = job.image.locate(first), job.image.grid
     url, tables = job.rows_url(first).replace(".parquet", "-joined.parquet"), []
@@ -84,7 +96,7 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
 def _with_shapes(
     job: ObjectJob, place: RegionPlace, name: str, rows: pd.DataFrame, joined: NDArray[np.uint64]
 ) -> pd.DataFrame:
-    """`rows` of objects that span regions with their shapes, from the names of pieces that the regions wrote.
+    """Add their shapes to `rows` of objects that span regions, from the names of pieces that the regions wrote.
 
     Parameters
     ----------
@@ -109,7 +121,16 @@ def _with_shapes(
 def _objects_of(
     job: ObjectJob, first: int, grid: RegionGrid, value: int, names: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """Names of the objects that pieces of these names are of."""
+    """Return the names of the objects to which pieces belong.
+
+    Parameters
+    ----------
+    names : (pieces,) uint64
+
+    Returns
+    -------
+    (pieces,) uint64
+    """
 
     def edges(index: int) -> Edges:
         with storage_errors(job.scratch):
@@ -121,11 +142,21 @@ def _objects_of(
 
 
 def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Names of objects in place of those of pieces, 0 for what is too small; `url` is of `ObjectJob.joined_url`.
+    """Replace names of pieces by names of objects.
+
+    Parameters
+    ----------
+    url : of `ObjectJob.joined_url`
+    names : (y, x) uint64 names of pieces, 0 for background
+
+    Returns
+    -------
+    (y, x) uint64 names of objects, 0 for background and for objects that are too small
 
     Raises
     ------
-    OutputError : storage does not give it
+    OutputError
+        If the mapping cannot be read.
     """
     with storage_errors(url):
         pieces, objects = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
@@ -133,7 +164,13 @@ def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _replaced(names: NDArray[np.uint64], old: NDArray[np.uint64], new: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`names` with each of `old`, which is sorted, replaced by the `new` one."""
+    """Replace in `names` each of `old`, which is sorted, by the `new` one at the same index.
+
+    Parameters
+    ----------
+    names : (...) uint64
+    old, new : (n,) uint64
+    """
     if not len(old):
         return names.copy()
     place = np.minimum(np.searchsorted(old, names), len(old) - 1)

@@ -1,4 +1,4 @@
-"""What ``chorus objects`` is asked, and what a run of ``chorus predict`` left for it."""
+"""The request of ``chorus objects``, and the results of ``chorus predict`` that it works on."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class ObjectsRequest(BaseModel):
 
     Attributes
     ----------
-    method : what makes objects of foreground; ``auto`` follows the flows where the run kept them, and else cuts by the
+    method : how foreground becomes objects; ``auto`` follows the flows if the run saved them, else splits by the
         distance to the background
-    diameter : typical one, in pixels of the images; None takes what the ensemble was trained on
-    minimum_size : objects of fewer pixels are removed
+    diameter : typical one, in pixels of the images; None is that of the ensemble's training data
+    minimum_size : smaller objects are removed, pixels
     flow_error : objects of a larger flow error are removed; None keeps all
-    flows_from : URL of a second ensemble, which gives flows where it sees the probability of a class; None takes the
-        flows that the run kept
-    trust_code : whether code that a member of that ensemble brings along may run
+    flows_from : URL of a second ensemble, which predicts flows from the probability of a class; None takes the flows
+        that the run saved
+    trust_code : whether code that comes with a member of that ensemble may run
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
 
@@ -63,11 +63,12 @@ class ObjectsRequest(BaseModel):
 
 
 class Results:
-    """What a run left, as far as objects are made of it.
+    """The results of a run, as far as objects are made from them.
 
     Raises
     ------
-    RefusedError : they cannot be made of it, and what to do
+    RefusedError
+        If they do not allow objects; the message says what to do.
     """
 
     def __init__(self, request: ObjectsRequest) -> None:
@@ -94,13 +95,13 @@ class Results:
 
     @property
     def method(self) -> Method:
-        """What was asked for, or what the run allows."""
+        """The method that was asked for, or the one that the run allows."""
         if self.request.method != "auto":
             return self.request.method
         return "flows" if self.second or FLOW.name in self.settings.save else "watershed"
 
     def _second(self) -> SecondEnsemble | None:
-        """The ensemble that gives the flows, where it is not that of the run; raises RefusedError where it cannot."""
+        """Return the ensemble that predicts the flows, if not the run's; raise RefusedError if it is unsuitable."""
         request = self.request
         if request.flows_from is None:
             return None
@@ -113,11 +114,11 @@ class Results:
 
     @property
     def of_volumes(self) -> bool:
-        """Whether objects go through planes: flows lead from one to the next."""
+        """Whether objects extend through planes: flows lead from one plane to the next."""
         return self.settings.volumes == "all" and self.method == "flows" and self.second is None
 
     def _require_maps(self) -> None:
-        """Raise RefusedError where the run did not keep what the method needs."""
+        """Raise RefusedError if the run did not save what the method needs."""
         needed = {FLOW.name} if self.method == "flows" and self.second is None else set()
         needed |= {PROBABILITY.name} if self.ensemble.multilabel or self.second else set()
         missing = needed - set(self.settings.save)
@@ -140,21 +141,27 @@ class Results:
 
     @cached_property
     def finished(self) -> np.ndarray:
-        """Which images of the table the run has finished, (images,) bool."""
+        """Whether the run has finished each image of the table.
+
+        Returns
+        -------
+        (images,) bool
+        """
         return Ledger(self.request.out).scan(self.table).images
 
     @property
     def classes(self) -> list[str]:
-        """Those that have objects: all but the background."""
+        """Classes that have objects: all but the background."""
         return [entry.name for entry in self.ensemble.spec.classes[1:]]
 
     @property
     def doubts(self) -> tuple[str, ...]:
+        """Names of the uncertainty columns of objects."""
         return doubts_of(self.settings.save, second_flows=self.second is not None)
 
     @property
     def diameter(self) -> float:
-        """Of objects, in pixels of the ensemble that gives the flows."""
+        """Typical diameter of objects, in pixels of the ensemble that predicts the flows."""
         return typical_diameter((self.second or self).ensemble)
 
     @property
@@ -168,15 +175,15 @@ class Results:
         return {"settings": chosen, "of": of}
 
     def work(self, image: str) -> str:
-        """Folder of the work on an image."""
+        """Return the folder of the work on an image."""
         return storage.join(self.request.out, *WORK, image)
 
     def layout(self, index: int) -> ImageLayout:
-        """Where the run's results of an image are."""
+        """Return where the run's results of an image are."""
         return layout_of(self.table.image(index), self.ensemble, self.settings, self.request.out)
 
     def flow_jobs(self, todo: Collection[int]) -> list[Job]:
-        """Runs of the second ensemble, class by class, over the images `todo`; none where the run has the flows."""
+        """Return the runs of the second ensemble, one per class, over the images `todo`; none if the run has flows."""
         if self.second is None or not todo:
             return []
         names, executor = self.table.names, (self.request.executor, self.request.address)
@@ -189,7 +196,7 @@ class Results:
         return [self.second.job(images(), later, name, *executor) for name in self.classes]
 
     def job(self, index: int) -> ObjectJob:
-        """What a worker needs to know of an image."""
+        """Return the job of an image for a worker."""
         image, layout = self.table.image(index), self.layout(index)
         seen, flows = image, []
         if self.second is not None:
@@ -212,19 +219,19 @@ class Results:
 
 
 def typical_diameter(ensemble: Ensemble) -> float:
-    """Of objects, in pixels of the ensemble: what it says, or was trained on, or 30."""
+    """Return the diameter of objects, in pixels of the ensemble: declared, or of its training data, or 30."""
     training = ensemble.spec.about.training
     trained_on = training.object_diameter_px.get("median") if training else None
     return ensemble.spec.input.diameter_px or trained_on or 30.0
 
 
 def diameter_in(image: PlannedImage, diameter: float) -> float:
-    """A diameter in pixels of the ensemble in those of the image."""
+    """Convert a diameter from pixels of the ensemble to pixels of the image."""
     return diameter * math.sqrt(image.height * image.width / (image.model_height * image.model_width))
 
 
 def check_class_names(ensemble: Ensemble) -> None:
-    """Raise RefusedError where a class cannot give its name to a label image."""
+    """Raise RefusedError if the name of a class cannot be the name of a label image."""
     for entry in ensemble.spec.classes[1:]:
         if "/" in entry.name or entry.name == LABEL_NAME:
             raise RefusedError(

@@ -1,7 +1,7 @@
-"""Rows of objects on their way to ``objects.parquet``: by region, by image, of the whole run; never all in memory.
+"""Rows of objects before they are in ``objects.parquet``: per region, image and run; never all in memory.
 
-The rows of an image are sorted by plane, class and label, in groups of a fixed number, so that its table does not say
-how it was cut into regions.
+The rows of an image are sorted by plane, class and label, in groups of a fixed size, so that its table does not depend
+on how it was divided into regions.
 """
 
 from __future__ import annotations
@@ -40,26 +40,29 @@ _PLACE = [("image", pa.string()), ("t", pa.int64()), ("z", pa.int64()), ("class"
 
 
 def region_schema(maps: Sequence[str]) -> pa.Schema:
-    """Of the rows of a region: `maps` are columns of means."""
+    """Return the schema of a region's rows; `maps` are columns of means."""
     key = [("class", pa.int64()), ("name", pa.uint64())]
     return pa.schema([*key, *_MEASURED, *((name, pa.float64()) for name in maps)])
 
 
 def object_schema(maps: Sequence[str]) -> pa.Schema:
-    """Of ``objects.parquet``."""
+    """Return the schema of ``objects.parquet``; `maps` are columns of means."""
     return pa.schema([*_PLACE, *_MEASURED, *((name, pa.float64()) for name in maps)])
 
 
 def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Table:
-    """Rows of `chorus.pipeline.instances.table.object_rows` of class `value`; the last columns are means of `maps`."""
+    """Convert rows of `chorus.pipeline.instances.table.object_rows` of class `value` to a region's table.
+
+    The last columns of `frame` are the means of `maps`.
+    """
     schema = region_schema(maps)
     frame = frame.set_axis([*frame.columns[: len(frame.columns) - len(maps)], *maps], axis=1).assign(**{"class": value})
-    # What is no number, as the flow error of objects without flows, is null.
+    # NaN, such as the flow error of objects without flows, becomes null.
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata()
 
 
 def write_rows(url: str, table: pa.Table) -> None:
-    """Put a small table whole; raises OutputError where storage does not take it."""
+    """Write a small table in one piece; raise OutputError if it cannot be written."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     with storage_errors(url):
@@ -68,11 +71,12 @@ def write_rows(url: str, table: pa.Table) -> None:
 
 @dataclass(frozen=True)
 class RegionRows:
-    """Where the rows of a region are, and the key that they are sorted by.
+    """URL of a region's rows, and the keys that they are sorted by.
 
     Attributes
     ----------
-    classes, names : (rows,) of each
+    classes : (rows,) int64
+    names : (rows,) uint64
     """
 
     url: str
@@ -80,12 +84,12 @@ class RegionRows:
     names: NDArray[np.uint64]
 
     def of_class(self, value: int) -> slice:
-        """The rows of a class."""
+        """Return the slice of the rows of a class."""
         return slice(*np.searchsorted(self.classes, [value, value + 1]).tolist())
 
 
 def find_rows(urls: Sequence[str]) -> list[RegionRows]:
-    """The keys of all rows of a plane: 16 bytes an object."""
+    """Read the keys of all rows of a plane: 16 bytes per object."""
 
     def read(url: str) -> RegionRows:
         table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["class", "name"])
@@ -96,7 +100,12 @@ def find_rows(urls: Sequence[str]) -> list[RegionRows]:
 
 
 def known_names(regions: Sequence[RegionRows], value: int) -> NDArray[np.uint64]:
-    """Names of all objects of a class in a plane, sorted; raises RuntimeError where two rows are of the same one."""
+    """Return the names of all objects of a class in a plane; raise RuntimeError if two rows are of the same object.
+
+    Returns
+    -------
+    (objects,) uint64, ascending
+    """
     names = [np.zeros(0, np.uint64), *(region.names[region.of_class(value)] for region in regions)]
     known: NDArray[np.uint64] = np.sort(np.concatenate(names))
     if (known[1:] == known[:-1]).any():
@@ -105,7 +114,14 @@ def known_names(regions: Sequence[RegionRows], value: int) -> NDArray[np.uint64]
 
 
 def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uint64]) -> Iterator[pa.Table]:
-    """Rows of a class in a plane by name, `GROUP` at a time: a region is read for every group that it has a row of."""
+    """Yield the rows of a class in a plane sorted by name, `GROUP` at a time.
+
+    A region's rows are read once for every group that they contribute to.
+
+    Parameters
+    ----------
+    known : (objects,) uint64, ascending names, see `known_names`
+    """
     for start in range(0, len(known), GROUP):
         first, last = known[start], known[start : start + GROUP][-1]
         parts = []
@@ -119,7 +135,7 @@ def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uin
 
 
 def labelled(rows: pa.Table, first: int, schema: pa.Schema, *, image: str, t: int, z: int, class_name: str) -> pa.Table:
-    """Rows of ``objects.parquet`` of sorted rows of regions, whose labels count from `first`.
+    """Convert sorted rows of regions to rows of ``objects.parquet``, whose labels count from `first`.
 
     The columns of means are the last of both, in the same order.
     """
@@ -137,11 +153,12 @@ def labelled(rows: pa.Table, first: int, schema: pa.Schema, *, image: str, t: in
 
 @contextmanager
 def table_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Write a table of any length part by part; it is at `url` when all of it is written.
+    """Write a table of any length part by part; it appears at `url` only when it is complete.
 
     Raises
     ------
-    OutputError : storage does not take it
+    OutputError
+        If it cannot be written.
     """
     fs, path = storage.filesystem(url)
     part = f"{path}.part"
@@ -158,11 +175,11 @@ def table_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def unite(urls: Sequence[str], counts: Sequence[int], url: str, schema: pa.Schema) -> None:
-    """One table of the tables of images, in order; means that an image does not have are null.
+    """Concatenate the tables of images, in order; columns of means that an image does not have are null.
 
     Parameters
     ----------
-    urls, counts : of each image, where its table is and how many rows it has
+    urls, counts : of each image, the URL of its table and its number of rows
     schema : with the columns of means of all images
     """
     with table_writer(url, schema) as writer:
@@ -179,7 +196,7 @@ def unite(urls: Sequence[str], counts: Sequence[int], url: str, schema: pa.Schem
 
 
 def _tables(urls: Sequence[str], counts: Sequence[int]) -> Iterator[pa.Table]:
-    """The tables, read some ahead; a long one part by part."""
+    """Yield the tables, read some ahead; a long one part by part."""
 
     def read(index: int) -> pa.Table | None:
         return pq.read_table(io.BytesIO(storage.read_bytes(urls[index]))) if counts[index] <= GROUP else None

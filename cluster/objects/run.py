@@ -1,6 +1,6 @@
-"""A run of ``chorus objects``: the objects of what ``chorus predict`` left, on Ray or in this process.
+"""A run of ``chorus objects``: the objects of a run of ``chorus predict``, on Ray or in this process.
 
-``OUT/objects.json`` says what was asked and how it ended; ``OUT/work`` is there until all images are done.
+``OUT/objects.json`` keeps settings and outcome; ``OUT/work`` exists until all images are done.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ from chorus.pipeline.io.storage import remove_folder, storage_errors
 
 RECORD = "objects.json"
 TABLE = "objects.parquet"
-# An image of at most so many regions is one task.
+# An image of at most this many regions is one task.
 _AT_ONCE = 4
 _STAGES = ("regions", "numbers", "labels", "end")
 
 
 @stoppable()
 def find_objects(request: ObjectsRequest, reporter: PlanReporter) -> Outcome:
-    """Label images and table of objects; the same call again goes on where an earlier one was cut short.
+    """Make label images and table of objects; the same call again resumes an interrupted one.
 
-    A row of the outcome is an image: ``name``, ``status`` (``done``; ``failed``; ``open`` where the run was cut short
+    A row of the outcome is an image: ``name``, ``status`` (``done``; ``failed``; ``open`` if the run was interrupted
     before it), ``message``, and ``objects``, their number per class.
 
     Raises
     ------
     RefusedError
-        Before any work: `out` has no results of `chorus predict`, or none that objects can be made of.
+        Before any work: `out` has no results of `chorus predict`, or none from which objects can be made.
     CutShortError
         If the process is told to stop before the first region.
     """
@@ -78,11 +78,11 @@ def find_objects(request: ObjectsRequest, reporter: PlanReporter) -> Outcome:
 
 
 def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool = False) -> Outcome:
-    """As `find_objects`, for a caller that holds the output.
+    """Do what `find_objects` does, for a caller that holds the output's lock.
 
     Parameters
     ----------
-    keep_other : whether objects of this very run stay as they are where they are complete, whatever their settings
+    keep_other : whether complete objects of this very run are kept, whatever their settings
     """
     request = results.request
     content = _earlier(results, keep_other=keep_other)
@@ -99,14 +99,14 @@ def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool =
     content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
     if outcome.state != "interrupted":
         _write(request.out, content | {"summary": outcome.summary, "images": outcome.rows})
-    if outcome.state == "complete":  # or else another run goes on with the images that are open
+    if outcome.state == "complete":  # otherwise another run resumes with the images that are open
         with storage_errors(request.out):
             remove_folder(storage.join(request.out, WORK[0]))
     return outcome
 
 
 def _earlier(results: Results, *, keep_other: bool) -> dict[str, Any] | None:
-    """The record of an earlier run that this one goes on with, or that leaves nothing to do."""
+    """Return the record of an earlier run that this one resumes, or that leaves nothing to do."""
     out = results.request.out
     url = storage.join(out, RECORD)
     with storage_errors(url):
@@ -133,7 +133,7 @@ def _clear(out: str) -> None:
             if fs.exists(path):
                 fs.rm_file(path)
         work = storage.join(out, WORK[0])
-        for name in set(storage.entries(work)) - {VOLUMES[-1]}:  # images that are not finished need what is there
+        for name in set(storage.entries(work)) - {VOLUMES[-1]}:  # needed by images that are not finished
             remove_folder(storage.join(work, name))
 
 
@@ -152,7 +152,7 @@ def _summary(results: Results, rows: list[dict[str, Any]], started: str) -> dict
 
 
 def _finished(results: Results) -> dict[int, ImageObjects]:
-    """Images whose objects are done, by their index."""
+    """Return the images whose objects are done, by their index."""
     fs, path = storage.filesystem(storage.join(results.request.out, *WORK))
     with storage_errors(path), ThreadPoolExecutor(16) as pool:
         files = fs.find(path) if fs.exists(path) else []
@@ -186,7 +186,7 @@ def _carry_out(results: Results, reporter: PlanReporter) -> Outcome:
 
 
 def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, str]) -> list[dict[str, Any]]:
-    """A row per image in the order of the plan, then those that could not be planned."""
+    """Return a row per image in the order of the plan, then those that could not be planned."""
     rows = []
     for index, name in enumerate(results.table.names):
         row: dict[str, Any] = {"name": name, "status": "open", "message": "", "objects": {}}
@@ -216,7 +216,7 @@ def _unite(results: Results, found: dict[int, ImageObjects]) -> None:
 
 
 def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
-    """What a worker does in each stage."""
+    """Return the worker's function of each stage."""
     stages = ("all", *_STAGES)
     if isinstance(job, VolumeJob):
         of_volumes = (find_all_in_volume, find_in_block, number_volume, label_voxels, finish_objects)
@@ -227,7 +227,7 @@ def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
 
 @dataclass
 class _Progress:
-    """Where an image is: how many tasks of a stage have not ended, and the stages after it."""
+    """Progress of an image: the number of unfinished tasks of its stage, and the stages that follow."""
 
     job: ObjectJob
     stages: list[str]
@@ -235,11 +235,11 @@ class _Progress:
 
 
 class _Stream:
-    """Hands tasks out, image by image: of each the regions, then what needs all of them.
+    """Submits tasks image by image: first the regions of an image, then the stages that need all of them.
 
     Parameters
     ----------
-    found, errors : get what became of an image; of several errors that of the first region
+    found, errors : receive the result of each image; of several errors, that of the first region
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class _Stream:
         self._submitted = 0
 
     def carry_out(self, todo: list[int], reporter: PlanReporter) -> None:
-        """Work through the images `todo`; raises OutputError where the output cannot take what was found."""
+        """Process the images `todo`; raise OutputError if results cannot be written."""
         steps = self._steps(todo)
         reporter.begin(steps, int(self._results.table.pixels[todo].sum()), self._cores)
         waiting = iter(todo)
@@ -272,7 +272,7 @@ class _Stream:
             reporter.end()
 
     def _steps(self, todo: list[int]) -> int:
-        """Tasks of all images `todo`; of planes by arithmetic, since there may be very many."""
+        """Count the tasks of all images `todo`; for planes arithmetically, since there may be very many."""
         if self._results.of_volumes:
             counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, todo)]
             return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
@@ -280,7 +280,7 @@ class _Stream:
         return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
 
     def _fill(self, waiting: Iterator[int]) -> None:
-        """Begin images until all cores have enough to do: what is known of the others need not be held."""
+        """Begin images until all cores have enough to do; the jobs of the others are not created yet."""
         while len(self._running) < 4 * self._cores and (index := next(waiting, None)) is not None:
             job = self._results.job(index)
             small = job.tasks("regions") <= _AT_ONCE
@@ -300,7 +300,7 @@ class _Stream:
             self._submitted += 1
 
     def _take(self, result: TaskResult) -> RegionStatus:
-        """Note what became of a task, and go on with its image where it was the last of a stage."""
+        """Record the result of a task, and submit the next stage of its image if it was the last task of one."""
         index, stage, place = self._running.pop(result.key)
         image = self._images[index]
         image.running -= 1

@@ -1,4 +1,4 @@
-"""Flows by a second ensemble that reads the probability of a class: what it is asked, and where it leaves them.
+"""Flows by a second ensemble that reads the probability of a class: its runs and their outputs.
 
 ::
 
@@ -31,12 +31,12 @@ WORK = ("work", "flows")
 
 @dataclass(frozen=True)
 class SecondEnsemble:
-    """An ensemble that gives flows where it sees the probability of a class.
+    """An ensemble that predicts flows from the probability of a class.
 
     Attributes
     ----------
     out : URL of the first run, whose probabilities it reads
-    settings : of the runs over these, but for the channel
+    settings : of the runs over these, without the channel
     """
 
     ensemble: Ensemble
@@ -47,15 +47,16 @@ class SecondEnsemble:
     def read(
         cls, url: str, out: str, first: ResolvedSettings, diameter: float | None, *, trust_code: bool
     ) -> SecondEnsemble:
-        """The ensemble at `url`, on the kind of device of the `first` run and in its regions.
+        """Read the ensemble at `url`, for the kind of device and the regions of the `first` run.
 
         Parameters
         ----------
-        diameter : of objects in pixels of the images, where it is known
+        diameter : of objects in pixels of the images, if known
 
         Raises
         ------
-        RefusedError : it gives no flows, does not take one channel, or normalises by all images
+        RefusedError
+            If it predicts no flows, does not take exactly one channel, or normalises by all images.
         """
         ensemble = read_ensemble(url, trust_code=trust_code)
         spec = ensemble.spec
@@ -91,11 +92,11 @@ class SecondEnsemble:
         return {"ensemble": self.ensemble.spec.name, "hash": self.ensemble.hash, "settings": settings}
 
     def planned(self, first: ImageLayout, name: str, class_name: str) -> PlannedImage:
-        """Image `name` of the first run, of the layout `first`, as one that this ensemble reads."""
+        """Return image `name` of the first run, with the layout `first`, as an image that this ensemble reads."""
         return plan_image(_probabilities(first, name), self.ensemble, self._settings(class_name))
 
     def layout(self, first: ImageLayout, name: str, class_name: str) -> ImageLayout:
-        """Where the flows of a class in an image are."""
+        """Return where the flows of a class in an image are."""
         planned = self.planned(first, name, class_name)
         return layout_of(planned, self.ensemble, self._settings(class_name), self._out(class_name))
 
@@ -107,7 +108,7 @@ class SecondEnsemble:
         executor: Executor,
         address: str | None,
     ) -> Job:
-        """The run for a class.
+        """Return the run for a class.
 
         Parameters
         ----------
@@ -143,11 +144,12 @@ class SecondEnsemble:
 
 
 def make_flows(jobs: Sequence[Job], reporter: PlanReporter) -> dict[str, str]:
-    """Carry out the runs of a second ensemble; names of the images that are without flows then, and why.
+    """Execute the runs of a second ensemble; return the names of images without flows, and why.
 
     Raises
     ------
-    CutShortError : one was cut short; the same again goes on
+    CutShortError
+        If one was interrupted; the same call resumes it.
     """
     if not jobs:
         return {}
@@ -163,7 +165,7 @@ def make_flows(jobs: Sequence[Job], reporter: PlanReporter) -> dict[str, str]:
 
 
 def _probabilities(layout: ImageLayout, name: str) -> SourceImage:
-    """The posterior of an image as a source, without a look at its metadata."""
+    """Return the posterior of an image as a source, without reading its metadata."""
     axes, array = posterior_axes(layout), posterior_plan(layout, 0)
     scale = dict(zip(layout.axes, layout.scale, strict=True))
     translation = dict(zip(layout.axes, layout.translation, strict=True))

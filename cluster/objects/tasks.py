@@ -1,11 +1,11 @@
-"""What a worker does for the objects of an image; knows nothing of Ray. Every task may be carried out again.
+"""The tasks of a worker for the objects of an image; independent of Ray. Every task may safely be repeated.
 
 ::
 
     OUT/work/objects/<image name>/
       labels/<class>/s0        names of the objects of a region, one shard each
       rows/00000003.parquet    rows of a region's objects; written after its names: the sign that it is done
-      pieces/00000003.*        of connected components: what those at the region's borders add to their objects
+      pieces/00000003.*        for connected components: sums of the pieces at the region's borders
       known/<class>-<t>-<z>    names of all objects of a plane, sorted: the first is label 1
       objects.parquet          the image's rows
       counts.json              objects per class; written after these: labels are known
@@ -60,28 +60,28 @@ Job = TypeVar("Job", bound=ObjectJob)
 
 @dataclass(frozen=True)
 class Done:
-    """What a task comes back with: the seconds that it took, and the image's objects if it was the image's last."""
+    """The result of a task: its seconds, and the image's objects if it was the image's last task."""
 
     seconds: float
     objects: ImageObjects | None
 
 
 def timed(function: Callable[..., ImageObjects | None], *arguments: Any) -> Done:
-    """Call a task's function."""
+    """Call a task's function and measure its time."""
     started = time.perf_counter()
     objects = function(*arguments)
     return Done(time.perf_counter() - started, objects)
 
 
 def find_all(job: ObjectJob) -> ImageObjects:
-    """All of an image of few regions."""
+    """Run all stages of an image of few regions."""
     return at_once(job, find_in_region, number_objects, label_pixels)
 
 
 def at_once(
     job: Job, find: Callable[[Job, int], None], number: Callable[[Job], None], label: Callable[[Job, int], None]
 ) -> ImageObjects:
-    """All stages of an image in this process; what is only needed on the way stays on this machine."""
+    """Run all stages of an image in this process; temporary files stay on this machine."""
     with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder:
         inside = replace(job, scratch=folder)
         for region in range(job.tasks("regions")):
@@ -93,12 +93,14 @@ def at_once(
 
 
 def find_in_region(job: ObjectJob, region: int) -> None:
-    """Names and rows of the objects of a region.
+    """Write names and rows of the objects of a region.
 
     Raises
     ------
-    ImageError : results or source cannot be read
-    OutputError : storage does not take what was found
+    ImageError
+        If results or source cannot be read.
+    OutputError
+        If the result cannot be written.
     """
     if storage.exists(job.rows_url(region)):
         return
@@ -122,7 +124,7 @@ def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: i
 
 
 def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: int) -> list[pa.Table]:
-    """Rows of the components that are within the region; what it has of others is kept until all regions are done."""
+    """Return rows of components inside the region; write pieces of others, which are joined after all regions."""
     read = cache(lambda: _maps(job, plane, place, place.window, job.classes[0][0]))  # the same for all classes
     columns, wide, found = columns_of(job), around(place.window, job.plane), {}
     for value, name in job.classes:
@@ -140,7 +142,7 @@ def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: 
 
 
 def columns_of(job: ObjectJob) -> list[str]:
-    """Of means, channels by their numbers."""
+    """Return the columns of means, channels by their numbers."""
     return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
 
 
@@ -151,19 +153,21 @@ def _write_names(job: ObjectJob, name: str, place: RegionPlace, names: NDArray[n
 
 
 def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window, value: int) -> list[NDArray[Any]]:
-    """What objects of a class get the means of, (y, x) each: doubts, and the channels of the source."""
+    """Read the maps whose means objects get, (y, x) each: uncertainties, and the channels of the source."""
     array = open_level(job.image.url, job.image.level_path)
     pixels = read_window(array, job.image.axes, place.t, place.z, job.channels, window, strict=job.strict)
     return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
 
 
 def number_objects(job: ObjectJob) -> None:
-    """The image's table, with labels, once all of its regions are done; and its label images, still empty.
+    """Write the image's table with labels, after all of its regions, and create its empty label images.
 
     Raises
     ------
-    ImageError : the source does not say what its channels are
-    OutputError : storage does not take it
+    ImageError
+        If the source's metadata do not describe its channels.
+    OutputError
+        If the result cannot be written.
     """
     if storage.exists(storage.join(job.scratch, "counts.json")):
         return
@@ -189,13 +193,13 @@ def number_objects(job: ObjectJob) -> None:
                 most[name] = max(most[name], len(known))
     found = ImageObjects(counts=counts, most=most, maps=columns)
     for _, name in job.classes:
-        remove_labels(job.layout, name)  # of other settings
+        remove_labels(job.layout, name)  # made with other settings
         prepare_labels(job.layout, found.label_image(name))
     write_json(storage.join(job.scratch, "counts.json"), found)
 
 
 def channel_names(job: ObjectJob) -> list[str]:
-    """Names of the source's channels; with their number where two have the same."""
+    """Return the names of the source's channels; with their number if two have the same."""
     image = job.image
     return distinct(open_image(image.root, image.kind, image.path, image.name).channels)  # type: ignore[arg-type]
 
@@ -206,7 +210,12 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def write_known(url: str, known: NDArray[np.uint64]) -> None:
-    """Keep the sorted names of a plane or volume; raises OutputError where storage does not take them."""
+    """Write the sorted names of the objects of a plane or volume; raise OutputError if they cannot be written.
+
+    Parameters
+    ----------
+    known : (objects,) uint64, ascending
+    """
     buffer = io.BytesIO()
     np.save(buffer, known, allow_pickle=False)
     with storage_errors(url):
@@ -214,11 +223,12 @@ def write_known(url: str, known: NDArray[np.uint64]) -> None:
 
 
 def label_pixels(job: ObjectJob, region: int) -> None:
-    """Write a region of the label images, once the image's objects are numbered.
+    """Write a region of the label images, after the image's objects are numbered.
 
     Raises
     ------
-    OutputError : storage does not give the names, or does not take the labels
+    OutputError
+        If the names cannot be read, or the labels not written.
     """
     found, place = read_objects(job.scratch, "counts.json"), job.image.locate(region)
     at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": place.window.y.slice, "x": place.window.x.slice}
@@ -236,11 +246,12 @@ def label_pixels(job: ObjectJob, region: int) -> None:
 
 
 def finish_objects(job: ObjectJob) -> ImageObjects:
-    """The pyramids of the label images and the sign that the image is done; what led there is removed.
+    """Write the pyramids of the label images and the sign that the image is done; remove temporary files.
 
     Raises
     ------
-    OutputError : storage does not take it
+    OutputError
+        If the result cannot be written.
     """
     found = read_objects(job.scratch, "counts.json")
     for _, name in job.classes:
@@ -253,13 +264,13 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
 
 
 def read_objects(work: str, name: str = "done.json") -> ImageObjects:
-    """How many objects an image has, by the folder of its work."""
+    """Return the number of objects of an image from its work folder."""
     url = storage.join(work, name)
     with storage_errors(url):
         return ImageObjects.model_validate_json(storage.read_bytes(url))
 
 
 def write_json(url: str, content: BaseModel) -> None:
-    """Put a small document; raises OutputError where storage does not take it."""
+    """Write a small document; raise OutputError if it cannot be written."""
     with storage_errors(url):
         storage.write_bytes(url, content.model_dump_json().encode())

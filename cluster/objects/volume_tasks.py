@@ -1,4 +1,4 @@
-"""What a worker does for the objects of a volume; as `chorus.cluster.objects.tasks` for those of planes, in blocks.
+"""The tasks of a worker for the objects of a volume: as `chorus.cluster.objects.tasks` for planes, in blocks.
 
 ::
 
@@ -7,7 +7,7 @@
       rows/00000003.parquet    rows of a block's objects; written after its names: the sign that it is done
       known/<class>-<t>-0      names of all objects of a time point, sorted: the first is label 1
       objects.parquet          the image's rows
-      counts.json, done.json   as of planes
+      counts.json, done.json   as for planes
 """
 
 from __future__ import annotations
@@ -51,22 +51,24 @@ _PLACE = [("image", pa.string()), ("t", pa.int64()), ("class", pa.string()), ("l
 
 
 def volume_schema(maps: Sequence[str], first: Sequence[tuple[str, pa.DataType]] = _PLACE) -> pa.Schema:
-    """Of ``objects.parquet`` of volumes."""
+    """Return the schema of ``objects.parquet`` for volumes; `maps` are columns of means."""
     return pa.schema([*first, *_MEASURED, *((name, pa.float64()) for name in maps)])
 
 
 def find_all_in_volume(job: VolumeJob) -> ImageObjects:
-    """All of an image of few blocks."""
+    """Run all stages of an image of few blocks."""
     return at_once(job, find_in_block, number_volume, label_voxels)
 
 
 def find_in_block(job: VolumeJob, index: int) -> None:
-    """Names and rows of the objects of a block.
+    """Write names and rows of the objects of a block.
 
     Raises
     ------
-    ImageError : results or source cannot be read
-    OutputError : storage does not take what was found
+    ImageError
+        If results or source cannot be read.
+    OutputError
+        If the result cannot be written.
     """
     if storage.exists(job.rows_url(index)):
         return
@@ -87,14 +89,14 @@ def find_in_block(job: VolumeJob, index: int) -> None:
 
 
 def _table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    # What is no number, as the flow error, is null.
+    # NaN, such as that of the flow error, becomes null.
     return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata()
 
 
 def _maps(
     job: VolumeJob, stored: StoredVolume, source: Callable[[], zarr.Array[Any]], t: int, crop: Box, plane: int
 ) -> list[NDArray[Any]]:
-    """What objects get the means of, (y, x) each of a plane of a crop: doubts, and the channels of the source."""
+    """Read the maps whose means objects get, (y, x) each of a plane of `crop`: uncertainties, and source channels."""
     z = crop.z.start + plane
     pixels = read_window(source(), job.image.axes, t, z, job.channels, crop.window, strict=job.strict)
     box = Box.of(z, z + 1, crop.y.start, crop.y.stop, crop.x.start, crop.x.stop)
@@ -102,12 +104,14 @@ def _maps(
 
 
 def number_volume(job: VolumeJob) -> None:
-    """The image's table, with labels, once all of its blocks are done; and its label images, still empty.
+    """Write the image's table with labels, after all of its blocks, and create its empty label images.
 
     Raises
     ------
-    ImageError : the source does not say what its channels are
-    OutputError : storage does not take it
+    ImageError
+        If the source's metadata do not describe its channels.
+    OutputError
+        If the result cannot be written.
     """
     if storage.exists(storage.join(job.scratch, "counts.json")):
         return
@@ -128,13 +132,13 @@ def number_volume(job: VolumeJob) -> None:
                 most[name] = max(most[name], len(known))
     objects = ImageObjects(counts=counts, most=most, maps=columns)
     for _, name in job.classes:
-        remove_labels(job.layout, name)  # of other settings
+        remove_labels(job.layout, name)  # made with other settings
         prepare_labels(job.layout, objects.label_image(name))
     write_json(storage.join(job.scratch, "counts.json"), objects)
 
 
 def _labelled(rows: pa.Table, first: int, schema: pa.Schema, place: tuple[Any, ...]) -> pa.Table:
-    """Rows of ``objects.parquet`` of sorted rows of blocks, whose labels count from `first`."""
+    """Convert sorted rows of blocks to rows of ``objects.parquet``, whose labels count from `first`."""
     count = len(rows)
     columns = [pa.repeat(pa.scalar(value), count) for value in place]
     labels = pa.array(np.arange(first, first + count, dtype=np.uint64))
@@ -143,11 +147,12 @@ def _labelled(rows: pa.Table, first: int, schema: pa.Schema, place: tuple[Any, .
 
 
 def label_voxels(job: VolumeJob, index: int) -> None:
-    """Write a slab of the label images, once the image's objects are numbered.
+    """Write a slab of the label images, after the image's objects are numbered.
 
     Raises
     ------
-    OutputError : storage does not give the names, or does not take the labels
+    OutputError
+        If the names cannot be read, or the labels not written.
     """
     found, (t, box) = read_objects(job.scratch, "counts.json"), job.slab(index)
     for _, name in job.classes:
