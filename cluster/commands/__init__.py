@@ -1,1 +1,1 @@
-"""Work that is neither a run nor its results: convert, truth, calibrate, effort, sentinels."""
+"""Commands that are neither a run nor work on its results: convert, truth, calibrate, effort, sentinels."""

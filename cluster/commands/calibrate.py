@@ -1,4 +1,4 @@
-"""``chorus calibrate``: run an ensemble on images with a truth, and keep with it what that says of its scores."""
+"""``chorus calibrate``: run an ensemble on images with a truth, and store what that tells about its scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CalibrateRequest(BaseModel):
     run : images, ensemble, and where the results go
     truth, truth_label : see `chorus.pipeline.consensus.truths.find_truths`
     tau : Dice that is asked for
-    alpha : share of images whose Dice may be below their bound
+    alpha : fraction of images whose Dice may lie below their bound
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,11 +35,11 @@ class CalibrateRequest(BaseModel):
 
 
 def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> tuple[Outcome, Reference | None, str]:
-    """Predict, evaluate, and write the reference beside the ensemble; the same call goes on where it was cut short.
+    """Predict, evaluate, and write the reference beside the ensemble; the same call resumes an interrupted one.
 
     Returns
     -------
-    The outcome of the run, or of the evaluation; the reference and its URL (None and empty where the run was cut short)
+    The outcome of the run, or of the evaluation; the reference and its URL (None and empty if the run was interrupted)
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A run of ``chorus convert``: find the files, leave out those that are recorded, convert the others in parallel."""
+"""A run of ``chorus convert``: find the files, skip those that are recorded, convert the others in parallel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ConvertRequest(BaseModel):
     sources : paths and URLs as typed
     out : URL of the folder that gets an OME-Zarr per file
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
-    overwrite : start anew where `out` holds the results of other settings
+    overwrite : start anew if `out` holds the results of other settings
     strict : read each image back by ome-zarr
     """
 
@@ -43,10 +43,10 @@ class ConvertRequest(BaseModel):
 
 
 def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
-    """Make OME-Zarrs of raster files; the same call again goes on where an earlier one was cut short.
+    """Convert raster files to OME-Zarr; the same call again resumes an interrupted one.
 
     A row of the outcome is a file: ``name`` of the result, ``source``, ``status`` (``done``; ``part``, its planes are
-    in another file's images; ``failed``; ``open`` where the run was cut short before it), ``message``, ``images``,
+    in another file's images; ``failed``; ``open`` if the run was interrupted before it), ``message``, ``images``,
     ``pixels`` and ``seconds``.
 
     Raises
@@ -102,7 +102,7 @@ def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:
 
 
 def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The row of a file whose task has ended; `rows` are those of all files."""
+    """Return the row of a file whose task has ended; `rows` are those of all files."""
     if result.error is not None:
         status = "open" if result.unwritable else "failed"
         return _row(file, None) | {"status": status, "message": result.error}
@@ -116,7 +116,7 @@ def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, 
 
 
 def _stale(files: Sequence[RasterFile], out: str) -> Iterator[str]:
-    """Say which results of an earlier call are wrong now."""
+    """Describe which results of an earlier call are wrong now."""
     finished = read_converted(out)
     for file in files:
         done = finished.get(file.url)

@@ -1,4 +1,4 @@
-"""The ledger of ``chorus convert``, readable with ``ls``, and the task that adds a line to it.
+"""The ledger of ``chorus convert``, readable with ``ls``, and the task that adds a record to it.
 
 ::
 
@@ -27,7 +27,7 @@ class ConvertedFile(BaseModel):
     Attributes
     ----------
     name, source, stamp : see `chorus.pipeline.io.raster_files.RasterFile`
-    images, pixels : that it held
+    images, pixels : number of images in it, and of their pixels
     part_of : the file of the same set that has its planes; such a file is not recorded
     """
 
@@ -43,14 +43,18 @@ class ConvertedFile(BaseModel):
 
 
 def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *, strict: bool = False) -> ConvertedFile:
-    """Convert a file and record it; what an earlier attempt left of it is removed first.
+    """Convert a file and record it; first remove what an earlier attempt left.
 
-    With `strict` each image is read back by ome-zarr before that.
+    Parameters
+    ----------
+    strict : read each image back by ome-zarr before it is recorded
 
     Raises
     ------
-    ImageError : the file is at fault
-    OutputError : storage does not take it
+    ImageError
+        If the file is at fault.
+    OutputError
+        If the result cannot be written.
     """
     started = time.perf_counter()
     target = inside(out, file.name)
@@ -76,5 +80,5 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *,
 
 
 def read_converted(out: str) -> dict[str, ConvertedFile]:
-    """What is finished in `out`, by the URL of the source."""
+    """Return what is finished in `out`, by the URL of the source."""
     return {record.source: record for record in recorded_files(out, ConvertedFile)}

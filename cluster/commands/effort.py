@@ -1,4 +1,4 @@
-"""``chorus ensemble effort``: on reference images, what augmentations change, and the bound that follows from it."""
+"""``chorus ensemble effort``: the effect of augmentations on reference images, and the bound derived from it."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def add_effort(
     trust_code: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Ensemble, EffortBound]:
-    """Give reference images full effort, and write what that says of their tiles into ``ensemble.yaml``.
+    """Process reference images with full effort, and write the resulting bound to ``ensemble.yaml``.
 
     Parameters
     ----------
-    sources : OME-Zarr images of the kind that will come
+    sources : OME-Zarr images that represent those to be processed later
     changed, shift, risk, confidence : see `chorus.pipeline.inference.adaptive_bound.EffortBound`
-    reference : what the images are, for people
-    note : told how it goes on
+    reference : description of the images, for people
+    note : receives messages on the progress
 
     Raises
     ------
     RefusedError
-        Where an image cannot be done, the ensemble has nothing that could be left out, or no bound keeps what is asked.
+        If an image cannot be processed, the ensemble has no passes to save, or no bound meets the request.
     """
     ensemble = read_ensemble(ensemble_url, trust_code=trust_code)
     storage.check_writable(ensemble.url)
@@ -79,12 +79,16 @@ def add_effort(
 def tile_efforts(
     ensemble: Ensemble, settings: ResolvedSettings, sources: Sequence[str], note: Callable[[str], None]
 ) -> Iterator[list[TileEffort]]:
-    """What full effort changes of each tile of each image, each tile once; settings are of full effort.
+    """Yield for each image what full effort changes in each of its tiles, each tile once.
+
+    Parameters
+    ----------
+    settings : of full effort
 
     Raises
     ------
     RefusedError
-        Where an image cannot be done, or the ensemble has nothing that could be left out.
+        If an image cannot be processed, or the ensemble has no passes to save.
     """
     _check(ensemble, settings)
     images = tiles = 0
@@ -103,7 +107,7 @@ def tile_efforts(
 
 
 def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
-    """Raises RefusedError where there is nothing to leave out, or nothing to judge by."""
+    """Raise RefusedError if there is nothing to leave out, or nothing to decide by."""
     if len(ensemble.spec.members) < 2 or len(settings.augmentations) < 2:
         raise RefusedError(
             f"{ensemble.url}: has {len(ensemble.spec.members)} members and {len(settings.augmentations)} "
@@ -117,7 +121,7 @@ def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
 
 
 def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
-    """Of adaptive effort, so that it has a first round; with a bound that is never asked."""
+    """Return an engine of adaptive effort, so that it has a first round; its bound is never used."""
     device = torch.device(settings.device)
     count = range(len(ensemble.spec.members))
     members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision, check=True)

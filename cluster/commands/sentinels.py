@@ -1,4 +1,4 @@
-"""Make a sentinel of a labelled image, and measure those of an ensemble outside a run."""
+"""Makes a sentinel of a labelled image, and measures those of an ensemble outside of a run."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ def add_sentinel(
     tolerance: float = 0.01,
     trust_code: bool = False,
 ) -> tuple[Ensemble, Sentinel]:
-    """Predict a labelled image with the ensemble's own settings on the CPU, copy it beside ``ensemble.yaml``, list it.
+    """Predict a labelled image on the CPU, copy it beside ``ensemble.yaml``, and add it to the ensemble.
 
-    A sentinel of the same name is replaced. Nothing is written before the image was predicted and compared.
+    The ensemble's own settings are used. A sentinel of the same name is replaced. Nothing is written before the image
+    was predicted and compared.
 
     Raises
     ------
     RefusedError
-        Where the image is none or too large, its label image is missing or does not fit, or the ensemble cannot have
-        sentinels.
+        If there is no such image or it is too large, its label image is missing or does not fit, or the ensemble cannot
+        have sentinels.
     """
     if not 0 < tolerance < 1:
         raise RefusedError(f"--tolerance {tolerance:g}: give a difference of Dice between 0 and 1, such as 0.01")
@@ -72,12 +73,12 @@ def add_sentinel(
 
 
 def compare_sentinels(ensemble: Ensemble) -> dict[str, dict[str, float]]:
-    """Dice by class of each sentinel of `ensemble`, by name, measured now on the CPU of this machine.
+    """Return Dice by class of each sentinel of `ensemble`, by name, measured now on the CPU of this machine.
 
     Raises
     ------
     RefusedError
-        As `measure` does; and where one moved that was measured with the ensemble's own tiles and augmentations.
+        As `measure` does; and if one moved that was measured with the ensemble's own tiles and augmentations.
     """
     sentinels = ensemble.spec.sentinels
     if not sentinels:
@@ -92,12 +93,18 @@ def compare_sentinels(ensemble: Ensemble) -> dict[str, dict[str, float]]:
 
 
 def measure(ensemble: Ensemble, images: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-    """Dice by foreground class of images, (URL, name of the label image inside), with the ensemble's own settings.
+    """Return Dice by foreground class of images, predicted with the ensemble's own settings.
+
+    Parameters
+    ----------
+    images : URL and name of the label image inside
 
     Raises
     ------
     RefusedError
-        where an image cannot be processed, or its label image is missing or does not fit
+        If an image cannot be processed, or its label image is missing or does not fit.
+    CutShortError
+        If the process is told to stop.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = storage.join(folder, "out")
@@ -123,9 +130,9 @@ def measure(ensemble: Ensemble, images: Sequence[tuple[str, str]]) -> list[dict[
 
 
 def _bring(url: str, folder: str, name: str) -> str:
-    """Copy an image into `folder`, in place of an older one of that name; its path there.
+    """Copy an image into `folder`, replacing an older one of that name; return its path there.
 
-    What lies in `folder` already stays where it is.
+    An image that is in `folder` already is not copied.
     """
     if url.startswith(f"{folder}/"):
         return url.removeprefix(f"{folder}/")
@@ -140,7 +147,7 @@ def _bring(url: str, folder: str, name: str) -> str:
 
 
 def _one_image(url: str) -> SourceImage:
-    """The image at `url`, if it may become a sentinel."""
+    """Return the image at `url`; raise RefusedError if it cannot become a sentinel."""
     if storage.is_web(url):
         raise RefusedError(f"{url}: a folder on the web cannot be copied; download the image first")
     found = list(find_images([url]))

@@ -1,11 +1,11 @@
-"""A run of ``chorus truth``: find the experts' drawings, leave out images that are recorded, estimate the others.
+"""A run of ``chorus truth``: find the annotators' drawings, skip recorded images, estimate the others.
 
 ::
 
     OUT/run.json                          settings, versions, experts, warnings
     OUT/<image>.tif, <image>.ome.zarr     the estimate of each image
-    OUT/agreement.csv, agreement.parquet  a row per image and expert
-    OUT/agreement.svg                     who agrees with whom, and on which images not
+    OUT/agreement.csv, agreement.parquet  a row per image and annotator
+    OUT/agreement.svg                     agreement of the annotators with each other, and per image
     OUT/ledger/<image>.json               see `chorus.cluster.commands.truth_image`
 """
 
@@ -34,20 +34,20 @@ from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
-# What is made of all images together.
+# Files made from all images together.
 _TABLES = ("agreement.csv", "agreement.parquet", "agreement.svg")
 
 
 class TruthRequest(BaseModel):
-    """Drawings of experts to make a ground truth of.
+    """Drawings of annotators from which a ground truth is estimated.
 
     Attributes
     ----------
-    experts : folder with a folder of drawings per expert
+    experts : folder with a folder of drawings per annotator
     out : URL of the folder that gets the truth
     expert, label : see `chorus.pipeline.consensus.annotations.find_drawings`
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
-    overwrite : start anew where `out` holds the results of other settings
+    overwrite : start anew if `out` holds the results of other settings
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,11 +63,11 @@ class TruthRequest(BaseModel):
 
 
 def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
-    """Make the ground truth of all images; the same call again goes on where an earlier one was cut short.
+    """Estimate the ground truth of all images; the same call again resumes an interrupted one.
 
-    A row of the outcome is an image: ``name``, ``status`` (``done``, ``failed``, ``open`` where the run was cut short
+    A row of the outcome is an image: ``name``, ``status`` (``done``, ``failed``, ``open`` if the run was interrupted
     before it), ``message`` (why it failed, or what is unusual), ``file``, ``experts`` (how many drew it), ``missing``
-    (names of those who did not), ``foreground``, ``pixels`` and ``seconds``. The summary has, beside counts,
+    (names of those who did not), ``foreground``, ``pixels`` and ``seconds``. In addition to counts, the summary has
     ``experts`` (see `chorus.pipeline.consensus.agreement_table.ExpertSummary`), ``left_out`` (folders) and
     ``warnings``.
 
@@ -93,7 +93,7 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     )
     stale = partial(_stale, found.images, request.out)
     with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as record:
-        # Noted before they are made, so that they can be removed.
+        # Recorded before they are made, so that they can be removed.
         plan_files(request.out, [truth_file(image, request.settings) for image in found.images])
         outcome = _carry_out(request, found, reporter)
         _conclude(request, found, outcome, record.seconds)
@@ -126,7 +126,7 @@ def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Ou
 
 
 def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, seconds: float) -> None:
-    """Tables, picture and summary of the images that are done."""
+    """Write tables and plot of the images that are done, and fill in the summary."""
     known = {image.name for image in found.images}
     records = read_estimated(request.out) if outcome.state != "interrupted" else {}
     truths = [record.truth for name, record in sorted(records.items()) if name in known]
@@ -172,7 +172,7 @@ def _result_row(image: DrawnImage, result: TaskResult) -> dict[str, Any]:
 
 
 def _stale(images: Sequence[DrawnImage], out: str, known: Mapping[str, JsonValue]) -> Iterator[str]:
-    """Say which estimates of an earlier call are wrong now."""
+    """Describe which estimates of an earlier call are wrong now."""
     finished = read_estimated(out)
     for image in images:
         done = finished.get(image.name)

@@ -1,4 +1,4 @@
-"""The ledger of ``chorus truth``, readable with ``ls``, and the task that adds a line to it.
+"""The ledger of ``chorus truth``, readable with ``ls``, and the task that adds a record to it.
 
 ::
 
@@ -19,7 +19,7 @@ from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, es
 
 
 class EstimatedImage(BaseModel):
-    """A finished image; `drawings` is a digest of the drawings that its truth was estimated from."""
+    """A finished image; `drawings` is a digest of the drawings from which its truth was estimated."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +29,7 @@ class EstimatedImage(BaseModel):
 
 
 def digest(image: DrawnImage) -> str:
-    """Differs where other experts drew an image, or a file changed."""
+    """Return a digest of an image's drawings; it changes if other annotators drew the image, or a file changed."""
     lines = [f"{drawing.expert} {drawing.url} {drawing.stamp}" for drawing in image.drawings]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -39,8 +39,10 @@ def estimate_and_record(out: str, image: DrawnImage, settings: TruthSettings) ->
 
     Raises
     ------
-    ImageError : a drawing is at fault
-    OutputError : storage does not take it
+    ImageError
+        If a drawing is at fault.
+    OutputError
+        If the result cannot be written.
     """
     started = time.perf_counter()
     truth = estimate_truth(image, out, settings)
@@ -50,5 +52,5 @@ def estimate_and_record(out: str, image: DrawnImage, settings: TruthSettings) ->
 
 
 def read_estimated(out: str) -> dict[str, EstimatedImage]:
-    """What is finished in `out`, by the image's name."""
+    """Return what is finished in `out`, by the image's name."""
     return {record.truth.name: record for record in recorded_files(out, EstimatedImage)}
