@@ -1,4 +1,4 @@
-"""The review page as an application of its own: no Ray, no sign-in, both are of whoever serves it."""
+"""The review page as an application of its own: without Ray and sign-in, which belong to the surrounding server."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from chorus.serving.review.table_routes import table_routes
 
 
 def review_app(results: str, *, writable: bool = True, places: bool = False) -> FastAPI:
-    """What shows the results of a run and takes decisions on them; to be mounted at any path that ends with a slash.
+    """Create the application that shows the results of a run and records decisions.
 
-    Where the server in front knows who asks, it sets ``request.state.reviewer``, and decisions carry that name
-    whatever the page says; else it is the name that the person gave.
+    It can be mounted at any path that ends with a slash. If the server in front authenticates users, it sets
+    ``request.state.reviewer``, and decisions carry that name whatever the page sends; else the name is the one that the
+    person gave.
 
     Parameters
     ----------
     results : the --out of ``chorus predict``, a folder or a URL
-    writable : whether decisions are taken and thumbnails that are missing are kept
-    places : whether sentences say where on this machine, or in which bucket, things are
+    writable : whether decisions are recorded and missing thumbnails are stored
+    places : whether messages may contain paths on this machine and URLs of buckets
 
     Raises
     ------
-    RefusedError : there are no results
-    OutputError : storage does not give them
+    RefusedError
+        If there are no results.
+    OutputError
+        If they cannot be read.
     """
     run = Run(results, places=places)
     app = FastAPI(title="Chorus review", docs_url=None, redoc_url=None, openapi_url=None)
@@ -52,7 +55,7 @@ def review_app(results: str, *, writable: bool = True, places: bool = False) -> 
 
 
 class _Static(StaticFiles):
-    """Files of the page: browsers ask each time whether they are the same, so that an update is seen."""
+    """Files of the page; browsers revalidate them each time, so that updates are visible."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]

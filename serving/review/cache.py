@@ -1,4 +1,4 @@
-"""A bounded memory of what was read, shared by threads: each thing is read once, also when many ask at once."""
+"""A bounded cache shared by threads: each value is read once, even if several threads request it at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Value = TypeVar("Value")
 
 
 class Cache(Generic[Value]):
-    """The values that were used last, up to a sum of sizes.
+    """The most recently used values, up to a total size.
 
     Parameters
     ----------
-    limit : what `size` of all values may add up to; a value that is larger than a quarter of it is not kept
+    limit : maximum of the sum of `size` over all values; a value larger than a quarter of it is not kept
     size : of a value; by default each counts one
     """
 
@@ -28,7 +28,10 @@ class Cache(Generic[Value]):
         self._held = 0
 
     def get(self, key: Hashable, read: Callable[[], Value]) -> Value:
-        """The value of `key`; `read` gives it where it is not here, and its errors go to all who wait for it."""
+        """Return the value of `key`, by `read` if it is not cached.
+
+        An error of `read` is raised in all threads that wait for the value.
+        """
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -57,6 +60,7 @@ class Cache(Generic[Value]):
         return self._held
 
     def clear(self) -> None:
+        """Remove all values."""
         with self._lock:
             self._values.clear()
             self._held = 0

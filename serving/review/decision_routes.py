@@ -1,4 +1,4 @@
-"""What the page asks of decisions: what holds, deciding, undoing, and a table of it all."""
+"""Routes of decisions: the current ones, deciding, undoing, and a table of all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chorus.serving.review.schemas import DecideRequest, UndoRequest
 
 
 def decision_routes(run: Run, *, writable: bool) -> APIRouter:
-    """``api/decisions`` (GET, POST), ``api/undo``, ``api/decisions.csv``."""
+    """Return the routes ``api/decisions`` (GET, POST), ``api/undo`` and ``api/decisions.csv``."""
     router = APIRouter(prefix="/api")
 
     @router.get("/decisions")
@@ -33,7 +33,7 @@ def decision_routes(run: Run, *, writable: bool) -> APIRouter:
         gallery = run.snapshot().gallery
         if body.image not in gallery.places:
             raise HTTPException(404, "no image of that name in this run; look for it in the gallery")
-        run.log.refresh()  # so that the answer says who disagrees
+        run.log.refresh()  # so that the answer includes decisions of others
         entry = run.log.decide(_reviewer(request, body.reviewer), body.image, body.decision, body.note.strip())
         return _answer(run.log, run.snapshot(), body.image, entry.id)
 
@@ -55,7 +55,7 @@ def decision_routes(run: Run, *, writable: bool) -> APIRouter:
 
 
 def decision_table(log: DecisionLog, snapshot: Snapshot) -> pd.DataFrame:
-    """A row per decided image, in the order of the gallery: what was decided, by whom, when and why, and its scores."""
+    """Return a row per decided image, in the order of the gallery: decision, reviewer, time, note, and scores."""
     gallery, states = snapshot.gallery, log.states()
     decided = {name: state for name, state in states.items() if state.decision and name in gallery.places}
     places = np.array(sorted(gallery.places[name] for name in decided), np.int64)
@@ -78,7 +78,7 @@ def _answer(log: DecisionLog, snapshot: Snapshot, image: str, entry: str) -> dic
 
 
 def _reviewer(request: Request, given: str) -> str:
-    """Who decides: as the server in front says, or the person."""
+    """Return who decides: the name from the server in front, or the one that the person gave."""
     return str(getattr(request.state, "reviewer", "") or given)
 
 

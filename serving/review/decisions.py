@@ -1,13 +1,13 @@
-"""What reviewers decided: an append-only log of small objects beside the results, safe with many writers.
+"""The reviewers' decisions: an append-only log of small objects beside the results, safe with many writers.
 
 ::
 
     OUT/review/decisions/<day>/<time>-<random>.json
 
-One object per decision, with a name that nobody else takes and that sorts by time: object stores do not append, and two
-reviewers never write the same object. Nothing is changed or removed: undoing is an entry, too, that names another one.
-What holds follows from all entries, whatever the order in which they are seen: of each reviewer the last decision of an
-image that was not undone, and for the image that of the reviewer who spoke last.
+One object per decision, with a unique name that sorts by time: object stores cannot append, and two reviewers never
+write the same object. Nothing is changed or removed: undoing is an entry that refers to another one. The current state
+follows from all entries, in whatever order they are read: for each reviewer the last decision on an image that was not
+undone, and for the image the decision of the reviewer who decided last.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ DECISIONS: tuple[Decision, ...] = ("accept", "reject", "correct-later")
 
 _SUFFIX = ".json"
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-# Listing is not asked for more often, however many pages are open.
+# Minimum of seconds between listings, however many pages are open.
 _PAUSE = 1.0
-# Clocks of reviewers differ, and a page is open past midnight.
+# Clocks of reviewers differ, and a page may be open past midnight.
 _LATE = timedelta(days=1)
 
 
@@ -44,11 +44,11 @@ class Entry(BaseModel):
 
     Attributes
     ----------
-    id : its time and something random, unique; entries sort by it
-    run : of which results it speaks (`RunDocument.identity`): results that replace others are to be looked at anew
+    id : its time and random digits, unique; entries sort by it
+    run : identity of its results (`RunDocument.identity`): results that replace others are to be reviewed anew
     image : name
     decision : None in an entry that undoes
-    undoes : id of the reviewer's own entry that holds no more
+    undoes : id of the reviewer's own entry that is undone
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -69,6 +69,7 @@ class Entry(BaseModel):
 
     @property
     def stamp(self) -> str:
+        """The time part of `id`."""
         return self.id.partition("-")[0]
 
     @property
@@ -78,7 +79,7 @@ class Entry(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What one reviewer says of an image now."""
+    """The current decision of one reviewer on an image."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,13 +91,13 @@ class Verdict(BaseModel):
 
 
 class State(BaseModel):
-    """What holds of an image.
+    """The current state of an image.
 
     Attributes
     ----------
-    decision : of the reviewer who spoke last; None where all was undone
+    decision : of the reviewer who decided last; None if all was undone
     verdicts : of each reviewer, the latest first
-    conflict : whether reviewers say different things
+    conflict : whether reviewers disagree
     """
 
     model_config = ConfigDict(frozen=True)
@@ -107,12 +108,12 @@ class State(BaseModel):
 
 
 class DecisionLog:
-    """The log of a run; reads what others wrote when `refresh` is called.
+    """The log of a run; reads entries of others when `refresh` is called.
 
     Parameters
     ----------
     out : URL of the results
-    run : entries of other runs, whose results were in the same place, are left out
+    run : identity of the run; entries of other runs, whose results were in the same place, are left out
     """
 
     def __init__(self, out: str, run: str) -> None:
@@ -131,7 +132,7 @@ class DecisionLog:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, in sentences."""
+        """Messages on entries that were left out."""
         with self._reading:
             damaged, earlier = sorted(self._damaged), len(self._earlier)
         found = [
@@ -141,30 +142,32 @@ class DecisionLog:
 
     @property
     def version(self) -> int:
-        """Entries that were seen: grows with each."""
+        """Number of entries read so far; grows with each."""
         return len(self._seen)
 
     def states(self) -> dict[str, State]:
-        """By image, those that somebody decided, undone ones included."""
+        """Return the states by image, of all images that were ever decided, including undone ones."""
         with self._lock:
             return dict(self._states)
 
     def state(self, image: str) -> State | None:
+        """Return the state of an image; None if nobody has decided on it."""
         with self._lock:
             return self._states.get(image)
 
     def since(self, version: int) -> dict[str, State]:
-        """The images of which entries were seen after `version`; all where it is none of this log's."""
+        """Return the states of images whose entries were read after `version`; all if `version` is unknown."""
         with self._lock:
             start = version if 0 <= version <= len(self._seen) else 0
             return {image: self._states[image] for image in dict.fromkeys(self._seen[start:])}
 
     def refresh(self, *, now: bool = False) -> None:
-        """Read entries that are new, of the last days alone after the first time; at most once a second, or `now`.
+        """Read new entries, at most once a second unless `now`; after the first call only those of the last days.
 
         Raises
         ------
-        OutputError : storage does not give them
+        OutputError
+            If they cannot be read.
         """
         with self._reading:
             if not now and time.monotonic() - self._looked < _PAUSE:
@@ -187,16 +190,18 @@ class DecisionLog:
         self._add(entry for entry in found if entry is not None)
 
     def decide(self, reviewer: str, image: str, decision: Decision, note: str = "") -> Entry:
-        """Write a decision; raises OutputError where storage does not take it."""
+        """Write a decision; raise OutputError if it cannot be written."""
         return self._write(reviewer, image, decision, note, None)
 
     def undo(self, reviewer: str, entry_id: str) -> Entry:
-        """Take one's own decision back: what one said of the image before holds again.
+        """Undo one's own decision: one's previous decision on the image is valid again.
 
         Raises
         ------
-        RefusedError : it is another's, or not known
-        OutputError : storage does not take it
+        RefusedError
+            If it is of another reviewer, or unknown.
+        OutputError
+            If it cannot be written.
         """
         with self._lock:
             entry = self._entries.get(entry_id)
@@ -210,7 +215,7 @@ class DecisionLog:
 
     def _write(self, reviewer: str, image: str, decision: Decision | None, note: str, undoes: str | None) -> Entry:
         with self._lock:
-            # After all that was seen, also where another's clock is ahead: who spoke last is who saw the most.
+            # After all entries read so far, even if another clock is ahead: a later decision must sort last.
             stamp = max(datetime.now(UTC).strftime(_STAMP), _after(self._last))
             self._last = stamp
         content = {"reviewer": reviewer, "image": image, "decision": decision, "note": note, "undoes": undoes}
@@ -252,7 +257,7 @@ class DecisionLog:
 
 
 def state_of(entries: Iterable[Entry]) -> State:
-    """What holds after the entries of one image, in any order."""
+    """Return the state that follows from the entries of one image, in any order."""
     ordered = sorted(entries, key=lambda entry: entry.id)
     undone = {(entry.reviewer, entry.undoes) for entry in ordered if entry.undoes}
     current: dict[str, Entry] = {}
@@ -270,7 +275,7 @@ def state_of(entries: Iterable[Entry]) -> State:
 
 
 def _after(stamp: str) -> str:
-    """The stamp a microsecond later; empty for an empty one."""
+    """Return the stamp a microsecond later; empty for an empty one."""
     if not stamp:
         return ""
     return (datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC) + timedelta(microseconds=1)).strftime(_STAMP)

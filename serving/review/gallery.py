@@ -1,4 +1,4 @@
-"""The images of a run as a person goes through them: in an order, narrowed to some, page by page."""
+"""The images of a run for review: sorted, filtered, and in pages."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ RANK, NAME = "rank", "name"
 """Orders besides scores: as of the report (by risk after ``chorus flag``, else by uncertainty), and by name."""
 
 _NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
-# Numbers of a run's making, not of what it found.
+# Numbers on the run itself, not scores.
 _NOT_SCORES = ("rank", "regions", "tiles", "seconds")
 _REASONS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which images, and in which order; what is None or empty does not narrow.
+    """Which images, and in which order; None or empty does not filter.
 
     Attributes
     ----------
     sort : ``rank``, ``name`` or a score
-    order : ``worst`` first, or ``best``; of names ``worst`` is ascending
-    flags : all of these were raised; ``review`` is what `chorus flag --budget` marked
+    order : ``worst`` first, or ``best``; for names ``worst`` is ascending
+    flags : all of these are set; ``review`` is what `chorus flag --budget` marked
     statuses : one of these
     reason : as listed by `Gallery.reasons`
     plate, well : as of `chorus.pipeline.shift.batch_effects.plate_places`; a well is ``row/column``
     class_name : the class covers some of the image
     decision : ``accept``, ``reject``, ``correct-later``, ``any``, ``none`` or ``conflict``
-    search : part of the name, of a reason or of the message, whatever the case
-    beyond : per score a value; images at or beyond it, on the side that is bad
+    search : part of the name, of a reason or of the message, case-insensitive
+    beyond : limits by score; images at or beyond it, on the bad side
     """
 
     sort: str = RANK
@@ -66,7 +66,10 @@ class Query:
 
 
 class Gallery:
-    """The images in memory, as columns."""
+    """The images in memory, as columns.
+
+    In its methods a place is the index of an image in the table.
+    """
 
     def __init__(self, images: Images, classes: list[str]) -> None:
         self.images = images
@@ -95,47 +98,63 @@ class Gallery:
 
     @cached_property
     def plates(self) -> list[str]:
+        """Names of the plates, sorted."""
         return sorted(set(self._plates.tolist()) - {""})
 
     @cached_property
     def flags(self) -> dict[str, int]:
-        """Images of each flag that some have."""
+        """Number of images of each flag that is set on any."""
         return {name: len(places) for name, places in self._flags.items() if len(places)}
 
     @cached_property
     def statuses(self) -> dict[str, int]:
+        """Number of images of each status."""
         return dict(Counter(self._statuses.tolist()))
 
     @cached_property
     def reasons(self) -> dict[str, int]:
-        """The commonest kinds of reasons (numbers left out) and their images."""
+        """Number of images of the most common kinds of reasons (without numbers in them)."""
         counts = {name: len(places) for name, places in self._reasons.items()}
         return dict(sorted(counts.items(), key=lambda item: -item[1])[:_REASONS])
 
     def quantity(self, key: str) -> Column:
-        """A score; raises RefusedError where there is none of that name."""
+        """Return a score; raise RefusedError if there is none of that name."""
         key = current_name(key)
         if key not in self._by_key:
             raise RefusedError(f"no score {key!r}; choose out of {', '.join(self._by_key)}")
         return self._by_key[key]
 
     def values(self, key: str) -> NDArray[np.float64]:
-        """(images,) of a score, NaN without."""
+        """Return the values of a score.
+
+        Returns
+        -------
+        (images,) float64, NaN if an image has none
+        """
         return self._values[self.quantity(key).key]
 
     def find(self, query: Query, states: Mapping[str, State], version: int) -> NDArray[np.int64]:
-        """Places of the images of a query, in its order.
+        """Return the images of a query, in its order.
 
         Parameters
         ----------
-        states : what is decided
-        version : of the decisions; who goes on with the one of the first page sees the same list while deciding
+        states : decisions by image
+        version : of the decisions; with the version of the first page, the list stays the same while deciding
+
+        Returns
+        -------
+        (images found,) int64, places
         """
         key = (query, version if query.decision else None)
         return self._found.get(key, lambda: self._find(query, states))
 
     def rows(self, places: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The images at some places as records."""
+        """Return images as records.
+
+        Parameters
+        ----------
+        places : (rows,) int64
+        """
         found = []
         for place, row in zip(places.tolist(), self.images.rows(places.tolist()), strict=True):
             plate = self._plates[place]
@@ -191,7 +210,7 @@ class Gallery:
             places = np.argsort(np.asarray(self.names), kind="stable")
             return places if order == "worst" else places[::-1]
         doubt = self.values(sort) * (1 if self.quantity(sort).low_is_bad else -1)
-        # NaN goes last either way.
+        # NaN sorts last in both orders.
         return np.argsort(doubt if order == "worst" else -doubt, kind="stable")
 
     def _decided(self, wanted: str, states: Mapping[str, State]) -> NDArray[np.bool_]:
@@ -209,7 +228,7 @@ class Gallery:
         return mask
 
     def counts(self, states: Mapping[str, State]) -> dict[str, int]:
-        """Images of each decision, of a conflict, and undecided ones."""
+        """Count the images of each decision, with a conflict, and undecided."""
         known = [state for name, state in states.items() if name in self.places]
         counts: dict[str, int] = {name: sum(state.decision == name for state in known) for name in DECISIONS}
         counts["none"] = len(self) - sum(counts.values())
@@ -218,12 +237,21 @@ class Gallery:
 
 
 def beyond(values: NDArray[np.float64], limit: float, *, low_is_bad: bool) -> NDArray[np.bool_]:
-    """Which values reach a limit on the side that is bad; never those that are NaN."""
+    """Return which values are at or beyond a limit on the bad side; never those that are NaN.
+
+    Parameters
+    ----------
+    values : (images,) float64
+
+    Returns
+    -------
+    (images,) bool
+    """
     return values <= limit if low_is_bad else values >= limit
 
 
 def _others(images: Images) -> list[Column]:
-    """Further columns of numbers of the table, of another program; they stand after the scores."""
+    """Return further numeric columns of the table, from other programs; they follow the scores."""
     known = {quantity.key for quantity in images.quantities} | set(_NOT_SCORES)
     found = []
     for name in images.table.columns:
@@ -236,13 +264,13 @@ def _others(images: Images) -> list[Column]:
 
 
 def _membership(said: pd.Series) -> dict[str, NDArray[np.int64]]:
-    """By what is said of images, the places of those of which it is."""
+    """Invert a column of labels per image: return for each label the places of its images, (n,) int64."""
     exploded = said.reset_index(drop=True).explode().dropna()
     return {str(name): group.index.to_numpy(np.int64) for name, group in exploded.groupby(exploded, sort=False)}
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, such that those of many images are the same."""
+    """Return a reason without its numbers, so that equal reasons of many images are counted together."""
     return _NUMBER.sub("…", reason)
 
 

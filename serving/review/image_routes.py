@@ -1,4 +1,4 @@
-"""What the page asks of images: thumbnails, layers, tiles, and the values under the pointer."""
+"""Routes of images: thumbnails, layers, tiles, and the values under the pointer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layer
 from chorus.serving.review.run import Run, Snapshot
 from chorus.serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
 
-# Drawing a thumbnail reads three images: not all at once where a run has none.
+# Drawing a thumbnail reads three images: only a few at once if a run has no thumbnails.
 _DRAWING = 2
 _OPEN = 256
 
@@ -33,7 +33,7 @@ _Suffix = Literal["webp", "png"]
 
 
 def image_routes(run: Run, *, writable: bool) -> APIRouter:
-    """``api/thumbnails``, ``api/image``, ``api/tiles``, ``api/values``."""
+    """Return the routes ``api/thumbnails``, ``api/image``, ``api/tiles`` and ``api/values``."""
     router, views = APIRouter(prefix="/api"), _Views(run, writable)
 
     @router.get("/thumbnails/{name:path}")
@@ -102,7 +102,7 @@ def image_routes(run: Run, *, writable: bool) -> APIRouter:
 
 
 class _Views:
-    """Opened images of a run, and pictures of them."""
+    """The opened images of a run, and pictures of them."""
 
     def __init__(self, run: Run, writable: bool) -> None:
         self._run, self._writable = run, writable
@@ -112,25 +112,27 @@ class _Views:
         self._drawing = threading.Semaphore(_DRAWING)
 
     def place(self, snapshot: Snapshot, name: str) -> int:
-        """Where an image is in the table; only what is there is ever opened."""
+        """Return the index of an image in the table; raise HTTPException 404 if it is not there."""
         place = snapshot.gallery.places.get(name)
         if place is None:
             raise HTTPException(404, "no image of that name in this run; look for it in the gallery")
         return place
 
     def opened(self, snapshot: Snapshot, name: str) -> Opened:
+        """Open the layers of an image."""
         source, labels = self._urls(snapshot, name)
         results = inside(storage.join(self._run.out, "images"), name)
         return self._opened.get((snapshot.version, name), lambda: open_layers(source, results, labels))
 
     def layer(self, snapshot: Snapshot, name: str, layer: str) -> Layer:
+        """Return a layer of an image; raise HTTPException 404 if there is none of that id."""
         layers = self.opened(snapshot, name).layers
         if layer not in layers:
             raise HTTPException(404, f"{name}: has no layer {layer!r}; choose out of {', '.join(layers)}")
         return layers[layer]
 
     def thumbnail(self, snapshot: Snapshot, name: str) -> bytes:
-        """That of the run; drawn where it has none, and kept for the next who asks."""
+        """Return the run's thumbnail; if there is none, draw it and store it for the next request."""
         url = thumbnail_url(self._run.out, name)
         with storage_errors(url):
             try:
@@ -145,11 +147,12 @@ class _Views:
             return draw_thumbnail(source, inside(storage.join(self._run.out, "images"), name), labels, snapshot.classes)
 
     def contrast(self, snapshot: Snapshot, name: str, layer: Layer) -> tuple[float, float]:
+        """Return the values of a channel that become black and white."""
         key = (snapshot.version, name, layer.id)
         return self._contrasts.get(key, lambda: contrast(self.pixels.sample(layer)))
 
     def describe(self, snapshot: Snapshot, name: str, layer: Layer) -> dict[str, Any]:
-        """What the viewer must know of a layer."""
+        """Return the properties of a layer that the viewer needs."""
         steps, (times, depths) = layer.steps, layer.planes
         content: dict[str, Any] = {
             "id": layer.id,
@@ -171,7 +174,7 @@ class _Views:
         return content
 
     def values(self, snapshot: Snapshot, name: str, t: int, z: int, y: float, x: float) -> dict[str, float]:
-        """Of every layer the value at a place, given as shares of height and width."""
+        """Return the value of every layer at a position, given as fractions of height and width."""
         found = {}
         for layer in self.opened(snapshot, name).layers.values():
             step, (times, depths) = layer.steps[0], layer.planes
@@ -182,14 +185,14 @@ class _Views:
         return found
 
     def _urls(self, snapshot: Snapshot, name: str) -> tuple[str, str]:
-        """Groups of the source and of its labels."""
+        """Return the groups of the source and of its labels."""
         source = str(snapshot.gallery.images.table["source_url"].iat[self.place(snapshot, name)])
         in_place = snapshot.document.settings.in_place
         return source, source if in_place else inside(storage.join(self._run.out, "images"), name)
 
 
 def _cached(request: Request, version: str, media: str, make: Callable[[], bytes]) -> Response:
-    """What `make` gives, or that the browser has it already: a picture follows from the run and the request alone."""
+    """Answer with the result of `make`, or 304 if the browser has it: a picture depends only on run and request."""
     key = f"{version} {request.url.path}?{request.url.query}"
     etag = f'"{hashlib.sha256(key.encode()).hexdigest()[:24]}"'
     headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}

@@ -1,4 +1,4 @@
-"""Outlines of the objects of decided images, as `chorus export` writes them, in an archive that is sent while made."""
+"""Outlines of objects of decided images, as `chorus export` writes them, in an archive that is streamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chorus.serving.review.decisions import Decision
 from chorus.serving.review.run import Run
 
 Kind = Literal["geojson", "rois"]
-# More is for the command, which does it on the cluster and beside the results.
+# Larger exports are left to the command, which runs on the cluster and writes to storage.
 MOST_IMAGES, MOST_OBJECTS = 2_000, 1_000_000
 # Images whose files are on disk at once.
 _BATCH = 32
@@ -30,7 +30,7 @@ _COLUMNS = ["image", "file", "status", "objects", "message"]
 
 
 def outline_routes(run: Run) -> APIRouter:
-    """``api/outlines.zip``."""
+    """Return the route ``api/outlines.zip``."""
     router, busy = APIRouter(prefix="/api"), threading.Lock()
 
     @router.get("/outlines.zip")
@@ -38,7 +38,7 @@ def outline_routes(run: Run) -> APIRouter:
         run.log.refresh(now=True)
         names = _decided(run, decided)
         parts = _archive(run, names, kind, busy)
-        next(parts)  # once begun it ends in order, whatever becomes of the client
+        next(parts)  # once started, its cleanup runs even if the client disconnects
         headers = {"Content-Disposition": f'attachment; filename="{decided}-{kind}.zip"', "Cache-Control": "no-store"}
         return StreamingResponse(parts, media_type="application/zip", headers=headers)
 
@@ -46,12 +46,14 @@ def outline_routes(run: Run) -> APIRouter:
 
 
 def _decided(run: Run, decided: Decision) -> list[str]:
-    """Names of the images that were decided so and have objects, in the order of the gallery.
+    """Return the names of images with this decision that have objects, in the order of the gallery.
 
     Raises
     ------
-    RefusedError : `chorus objects` has not been run
-    RequestError : 404, there is none; 413, there are more than are sent from here
+    RefusedError
+        If `chorus objects` has not been run.
+    RequestError
+        404, there is none; 413, there are more than the server sends.
     """
     places = run.snapshot().gallery.places
     known = {name for name, state in run.log.states().items() if state.decision == decided}
@@ -68,12 +70,14 @@ def _decided(run: Run, decided: Decision) -> list[str]:
 
 
 def _archive(run: Run, names: Sequence[str], kind: Kind, busy: threading.Lock) -> Iterator[bytes]:
-    """A ZIP archive with a file per image and ``images.csv``, after nothing at first.
+    """Yield a ZIP archive with a file per image and ``images.csv``; the first part is empty.
 
     Raises
     ------
-    RequestError : 503, before the first part: `busy` is held by another archive
-    OutputError : an image or the place for its file cannot be used; what was sent is no whole archive
+    RequestError
+        503, before the first part: `busy` is held by another archive.
+    OutputError
+        If an image cannot be read or its file not be written; what was sent is an incomplete archive.
     """
     if not busy.acquire(blocking=False):
         raise RequestError(503, "another export is being made; try again when it is done", 10)
@@ -101,19 +105,21 @@ def _archive(run: Run, names: Sequence[str], kind: Kind, busy: threading.Lock) -
 
 
 class _Sink(io.RawIOBase):
-    """What an archive was written to since one looked."""
+    """A buffer of what an archive has written since the last read."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def writable(self) -> bool:
+        """Return True."""
         return True
 
     def write(self, data: Any) -> int:
+        """Append `data`."""
         self._data += data
         return len(data)
 
     def taken(self) -> bytes:
-        """The bytes, which are here no more."""
+        """Return the bytes and empty the buffer."""
         data, self._data = bytes(self._data), bytearray()
         return data

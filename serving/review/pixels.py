@@ -1,4 +1,4 @@
-"""What of an image can be shown, layer by layer, and its pixels: the source's channels, maps and labels of the run."""
+"""The layers of an image and their pixels: the source's channels, and the run's maps and labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kind = Literal["channel", "labels", "map"]
 TILE = 512
 """Edge of a tile in pixels."""
 
-# Coarser levels than those that are stored are made of at most so many of their pixels per tile and axis.
+# A subsampled step reads at most this many stored pixels per tile and axis.
 _FAR = 4096
 _COARSEST = 1024
 _BLOCK = 512
@@ -34,12 +34,12 @@ _SAMPLE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A resolution that can be shown: a stored level, or one thinned out from the last that is stored.
+    """A resolution to show: a stored level, or a subsampled one of the last stored level.
 
     Attributes
     ----------
     stored : index of the level
-    thin : every how many of its pixels
+    thin : subsampling factor, every `thin`-th pixel is taken
     height, width : in pixels
     """
 
@@ -51,15 +51,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Layer:
-    """Something that can be shown of an image.
+    """A layer of an image.
 
     Attributes
     ----------
     id : in URLs, such as ``channel-0``, ``labels-semantic``, ``map-uncertainty``
     name : in words
-    image : the multiscales that it is in
+    image : the multiscales that contains it
     index : on the c axis
-    color : of the source, ``rrggbb``; empty where it says nothing
+    color : declared by the source, ``rrggbb``; empty if undeclared
     field : of a map
     """
 
@@ -73,7 +73,7 @@ class Layer:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Finest first."""
+        """Resolutions, finest first."""
         y, x = self.image.axes.index("y"), self.image.axes.index("x")
         found = [Step(index, 1, one.shape[y], one.shape[x]) for index, one in enumerate(self.image.levels)]
         last = found[-1]
@@ -84,25 +84,25 @@ class Layer:
 
     @property
     def planes(self) -> tuple[int, int]:
-        """Numbers of time points and of z planes."""
+        """Number of time points and of z planes."""
         lengths = dict(zip(self.image.axes, self.image.levels[0].shape, strict=True))
         return lengths.get("t", 1), lengths.get("z", 1)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image with its layers: channels, then maps, then labels; and what cannot be shown, in sentences."""
+    """An image with its layers: channels, then maps, then labels; `notes` say what cannot be shown."""
 
     layers: dict[str, Layer]
     notes: tuple[str, ...]
 
 
 class Pixels:
-    """Opens images and reads them, with a bounded memory.
+    """Opens images and reads them, with a bounded cache.
 
     Parameters
     ----------
-    held : bytes of decoded pixels that are kept
+    held : maximum of bytes of decoded pixels in the cache
     """
 
     def __init__(self, held: int = 256 << 20) -> None:
@@ -110,11 +110,21 @@ class Pixels:
         self.blocks: Cache[NDArray[Any]] = Cache(held, lambda block: block.nbytes)
 
     def window(self, layer: Layer, step: Step, t: int, z: int, window: Window) -> NDArray[Any]:
-        """Pixels (y, x) of a window of a step, within it; thinned out, the first of each `thin` is taken.
+        """Return the pixels of a window of a step; a subsampled step takes the first of every `thin` pixels.
+
+        Parameters
+        ----------
+        t, z : the plane
+        window : in pixels of the step, within it
+
+        Returns
+        -------
+        (y, x), in the layer's data type
 
         Raises
         ------
-        ImageError : they cannot be read
+        ImageError
+            If they cannot be read.
         """
         thin = step.thin
         level = layer.image.levels[step.stored]
@@ -139,11 +149,16 @@ class Pixels:
         return found[::thin, ::thin]
 
     def sample(self, layer: Layer, t: int = 0, z: int = 0) -> NDArray[Any]:
-        """Pixels (y, x) all over a plane of the coarsest step that shows some detail, for statistics.
+        """Return the pixels of a plane at a coarse step, for statistics.
+
+        Returns
+        -------
+        (y, x), in the layer's data type
 
         Raises
         ------
-        ImageError : they cannot be read
+        ImageError
+            If they cannot be read.
         """
         steps = layer.steps
         step = next((one for one in steps if max(one.height, one.width) <= _SAMPLE), steps[-1])
@@ -165,7 +180,7 @@ class Pixels:
 
 
 def open_layers(source_url: str, result_url: str, labels_url: str) -> Opened:
-    """The layers of an image; what cannot be opened is a note.
+    """Open the layers of an image; what cannot be opened becomes a note.
 
     Parameters
     ----------
@@ -175,7 +190,8 @@ def open_layers(source_url: str, result_url: str, labels_url: str) -> Opened:
 
     Raises
     ------
-    ImageError : nothing of it can be opened
+    ImageError
+        If nothing of it can be opened.
     """
     notes: list[str] = []
     layers: list[Layer] = []
@@ -209,7 +225,7 @@ def _attempt(url: str, notes: list[str]) -> SourceImage | None:
 
 
 def _label_names(url: str, notes: list[str]) -> Sequence[str]:
-    """Objects first: they lie over the semantic labels."""
+    """Return the names of label images, objects first: they lie over the semantic labels."""
     try:
         group = open_group(storage.join(url, "labels"))
     except ChorusError as error:
@@ -223,7 +239,7 @@ def _label_names(url: str, notes: list[str]) -> Sequence[str]:
 
 
 def _colors(image: SourceImage) -> dict[int, str]:
-    """Colours of channels that ``omero`` gives, ``rrggbb``."""
+    """Return the channel colours that ``omero`` declares, ``rrggbb``."""
     group = open_group(image.url)
     attributes: dict[str, Any] = {} if group is None else group.attrs.asdict()
     ome = attributes.get("ome", attributes)
@@ -238,5 +254,5 @@ def _colors(image: SourceImage) -> dict[int, str]:
 
 
 def _edge(chunk: int) -> int:
-    """Edge of the blocks that are kept: whole chunks, and not many small ones."""
+    """Return the edge of cached blocks: whole chunks, several if they are small."""
     return chunk * max(1, _BLOCK // chunk)

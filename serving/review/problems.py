@@ -1,4 +1,4 @@
-"""Errors as one sentence (``application/problem+json``, RFC 9457) and headers that keep the page to its own server."""
+"""Errors as messages (``application/problem+json``, RFC 9457), and headers that restrict the page to its own server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chorus.pipeline.io import storage
 from chorus.serving.contract.problems import GUARDS, RequestError, problem_response, request_id, unexpected
 from chorus.serving.review.run import Run
 
-# Of the one style that OpenSeadragon adds (no outline where there is no mouse).
+# Hash of the one inline style that OpenSeadragon adds (no outline without a mouse).
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 HEADERS = GUARDS | {
     "Content-Security-Policy": f"default-src 'self'; style-src 'self' {_STYLE}; img-src 'self' data: blob:; "
@@ -23,7 +23,7 @@ HEADERS = GUARDS | {
 
 
 def explain_problems(app: FastAPI, run: Run) -> None:
-    """Let `app` answer errors as problems, in sentences for whoever looks at `run`."""
+    """Make `app` answer errors as problems, with messages for the reviewers of `run`."""
 
     def chorus_error(request: Request, error: Exception) -> Response:
         status = 422 if isinstance(error, ImageError) else 503 if isinstance(error, OutputError) else 400
@@ -58,5 +58,5 @@ def explain_problems(app: FastAPI, run: Run) -> None:
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """An answer of one sentence."""
+    """Return an error response with a message."""
     return problem_response(RequestError(status, detail), headers=headers)

@@ -1,4 +1,4 @@
-"""The tables of a run in memory, read again when their files change."""
+"""The tables of a run in memory, reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chorus.serving.review.cache import Cache
 from chorus.serving.review.decisions import DecisionLog
 from chorus.serving.review.gallery import Gallery
 
-# Files are not asked for their age more often.
+# Minimum of seconds between two checks whether files changed.
 _PAUSE = 5.0
 _TABLES = ("run.json", "scores.parquet", "flags.parquet", "evaluation.parquet", "objects.parquet")
 
@@ -54,7 +54,7 @@ class _Settings(_Read):
 
 
 class RunDocument(_Read):
-    """What is needed of ``run.json``."""
+    """The parts of ``run.json`` that the review needs."""
 
     chorus: str | None = None
     started: str | None = None
@@ -66,19 +66,19 @@ class RunDocument(_Read):
 
     @property
     def identity(self) -> str:
-        """Names the results: those of another ensemble, or that were made anew, have another; a resumed run has not."""
+        """Identity of the results: changes with the ensemble and with a new run, not when a run is resumed."""
         made = f"{self.ensemble.hash if self.ensemble else ''} {self.started}"
         return hashlib.sha256(made.encode()).hexdigest()[:12]
 
     @property
     def samples(self) -> int:
-        """Of a pixel at most, members times augmentations; 1 where the run does not say it."""
+        """Maximum of samples per pixel, members times augmentations; 1 if the run does not state it."""
         members = self.ensemble.members if self.ensemble else None
         return max(1, (members or 1) * len(self.settings.augmentations))
 
     @property
     def classes(self) -> list[ClassInfo]:
-        """Background first; a colour that is none is replaced by one that is."""
+        """Classes, background first; an invalid colour is replaced."""
         entries = self.ensemble.classes if self.ensemble else []
         return [
             ClassInfo(
@@ -90,7 +90,7 @@ class RunDocument(_Read):
 
 
 class Snapshot:
-    """A run as it was read: what it says, its images in order, and notes on what was left out."""
+    """A run at one time: its document, its images in order, and notes on what was left out."""
 
     def __init__(self, out: str, version: str) -> None:
         self.out, self.version = out, version
@@ -102,12 +102,12 @@ class Snapshot:
 
     @cached_property
     def has_objects(self) -> bool:
-        """Whether `chorus objects` left any."""
+        """Whether `chorus objects` has made any."""
         with storage_errors(self.out):
             return storage.exists(storage.join(self.out, "objects.parquet"))
 
     def once(self, key: str, make: Callable[[], Found]) -> Found:
-        """What `make` gives, made at the first call and kept with the snapshot."""
+        """Return the result of `make`, computed at the first call and kept with the snapshot."""
         found: Found = self._made.get(key, make)
         return found
 
@@ -117,11 +117,12 @@ class Run:
 
     Parameters
     ----------
-    places : whether whoever looks may know where on this machine, or in which bucket, things are
+    places : whether messages may contain paths on this machine and URLs of buckets
 
     Raises
     ------
-    RefusedError : there is no run
+    RefusedError
+        If there is no run.
     """
 
     def __init__(self, out: str, *, places: bool = False) -> None:
@@ -132,7 +133,7 @@ class Run:
         self._looked = time.monotonic()
 
     def snapshot(self) -> Snapshot:
-        """The tables; read anew, by one request at a time, when a file of theirs has changed."""
+        """Return the tables; one request at a time reloads them when one of their files has changed."""
         if time.monotonic() - self._looked < _PAUSE or not self._lock.acquire(blocking=False):
             return self._snapshot
         try:
@@ -147,21 +148,21 @@ class Run:
             self._lock.release()
 
     def said(self, sentence: str, *names: str) -> str:
-        """A sentence for whoever looks: places within the results by their paths there, others if they may be known.
+        """Return a message for reviewers: results by their relative paths, other places only if `places` allows them.
 
         Parameters
         ----------
-        names : of images, which stay whatever they look like
+        names : of images, which are kept whatever they look like
         """
         sentence = sentence.replace(f"{self.out}/", "")
         if self.places:
             return sentence
-        for name in filter(None, names):  # without what lies before it
+        for name in filter(None, names):  # without the path before it
             sentence = re.sub(rf"[^\s'\"`(]*/(?={re.escape(name)})", "", sentence)
         return said(sentence.replace(self.out, "OUT"), *names)
 
     def _version(self) -> str:
-        """Changes when a table does; made of what storage says of the files, without reading them."""
+        """Return a digest that changes with the tables, from the file metadata of storage alone."""
         said = []
         with storage_errors(self.out):
             for name in _TABLES:
@@ -171,11 +172,12 @@ class Run:
 
 
 def decided_images(out_url: str, decision: str) -> list[str]:
-    """Names of the images of a run of which `decision` holds, sorted.
+    """Return the names of the images of a run whose current decision is `decision`, sorted.
 
     Raises
     ------
-    RefusedError : there is no run, or no such image
+    RefusedError
+        If there is no run, or no such image.
     """
     out = storage.normalise(out_url)
     log = DecisionLog(out, _read_document(out).identity)

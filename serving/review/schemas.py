@@ -1,4 +1,4 @@
-"""What the page sends, checked."""
+"""Requests of the page, validated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DecideRequest(BaseModel):
 
 
 class UndoRequest(BaseModel):
-    """Take back one's own decision."""
+    """The undoing of one's own decision."""
 
     model_config = ConfigDict(extra="forbid")
 

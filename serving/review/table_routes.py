@@ -1,4 +1,4 @@
-"""What the page asks of tables: the run, pages of images, distributions of scores, plates."""
+"""Routes of tables: the run, pages of images, distributions of scores, plates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Name = Annotated[str | None, Parameter()]
 
 
 def table_routes(run: Run, *, writable: bool) -> APIRouter:
-    """``api/run``, ``api/images``, ``api/distribution``, ``api/plate``."""
+    """Return the routes ``api/run``, ``api/images``, ``api/distribution`` and ``api/plate``."""
     router = APIRouter(prefix="/api")
 
     @router.get("/run")
@@ -108,7 +108,7 @@ def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     document, gallery, log = snapshot.document, snapshot.gallery, run.log
     ensemble = document.ensemble
     notes = [*snapshot.notes, *log.notes]
-    if ensemble is not None and ensemble.url:  # whoever looks knows it by its name
+    if ensemble is not None and ensemble.url:  # reviewers know it by its name
         notes = [note.replace(ensemble.url.removesuffix("/ensemble.yaml"), ensemble.name) for note in notes]
     return {
         "version": snapshot.version,
@@ -142,7 +142,7 @@ def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _limit(text: str) -> tuple[str, float]:
-    """``score:value``, where a score's name may have colons."""
+    """Parse ``score:value``, where a score's name may contain colons."""
     key, colon, value = text.rpartition(":")
     try:
         number = float(value)
@@ -160,7 +160,7 @@ def _position(gallery: Gallery, found: np.ndarray, name: str) -> int | None:
 
 
 def _distribution(snapshot: Snapshot, score: str) -> dict[str, Any]:
-    """Histogram of a score, of the reference set on the same bins, and thresholds that the reference gives."""
+    """Return the histogram of a score, that of the reference set with the same bins, and the reference's thresholds."""
     quantity, values = snapshot.gallery.quantity(score), snapshot.gallery.values(score)
     own = values[np.isfinite(values)]
     reference = snapshot.once("reference", lambda: _reference(snapshot))
@@ -198,7 +198,10 @@ def _distribution(snapshot: Snapshot, score: str) -> dict[str, Any]:
 
 
 def _reference(snapshot: Snapshot) -> Any:
-    """The reference set of the run's ensemble, if it is there; takes seconds to import, so only where it is asked."""
+    """Return the reference set of the run's ensemble, if there is one.
+
+    Its import takes seconds, so it is done on request.
+    """
     from chorus.pipeline.report.sections import known_of
 
     ensemble = snapshot.document.ensemble

@@ -1,6 +1,6 @@
-"""Tiles as pictures: channels in grey or a colour between two values, labels filled or as lines, maps in colours.
+"""Tiles as pictures: channels in grey or a colour between two values, labels filled or as outlines, maps in colours.
 
-Colours and scales of maps are those of their fields, see `chorus.pipeline.core.fields`: the same in every run.
+Colours and ranges of maps are those of their fields, see `chorus.pipeline.core.fields`: the same in every run.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ VIRIDIS = (
     "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c",
     "#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725",
 )  # fmt: skip
-# Blue, white, red: flows have a sign.
+# Blue, white, red: for signed values such as flows.
 _SIGNED = ("#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b")
 COLORMAPS: dict[Colormap, tuple[str, ...]] = {"viridis": VIRIDIS, "inferno": INFERNO, "diverging": _SIGNED}
-_HUES = 251  # prime, so that neighbours' numbers rarely share a colour
+_HUES = 251  # prime, so that numbers of neighbouring objects rarely share a colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Look:
 
     Attributes
     ----------
-    low, high : values that become black and white, or the ends of the colours; None takes those of `scale`
+    low, high : values that become black and white, or the ends of the colour map; None takes those of `scale`
     color : of a channel, ``rrggbb``
     style : of labels
     """
@@ -52,12 +52,21 @@ class Look:
 
 
 def scale(field: Field, samples: int) -> tuple[float, float, tuple[str, ...]]:
-    """Least and greatest value of a field's colours, and these colours, in a run of so many samples of a pixel."""
+    """Return the minimum and maximum of a field's colour map, and its colours, for this many samples per pixel."""
     return *field.window(samples), COLORMAPS[field.display.colormap]
 
 
 def contrast(values: NDArray[Any]) -> tuple[float, float]:
-    """Values between which a channel shows what is in it: the 1st and the 99.8th percentile, as in the report."""
+    """Return the contrast limits of a channel: the 1st and the 99.8th percentile, as in the report.
+
+    Parameters
+    ----------
+    values : (...) of any real dtype, at least one
+
+    Returns
+    -------
+    low and high, low < high
+    """
     low, high = (float(value) for value in np.percentile(values, (1, 99.8)))
     return (low, high) if high > low else (low, low + 1.0)
 
@@ -72,18 +81,19 @@ def draw_tile(
     samples: int,
     suffix: str,
 ) -> bytes:
-    """A tile as a picture file.
+    """Return a tile as a picture file.
 
     Parameters
     ----------
     place : time point, z plane, and row and column of the tile
     colors : of classes, background first, ``#rrggbb``
-    samples : of a pixel at most
+    samples : maximum per pixel
     suffix : ``webp`` or ``png``
 
     Raises
     ------
-    ImageError : the pixels cannot be read
+    ImageError
+        If the pixels cannot be read.
     """
     t, z, row, column = place
     top, left = row * TILE, column * TILE
@@ -100,7 +110,17 @@ def draw_tile(
 
 
 def paint_channel(values: NDArray[Any], low: float, high: float, color: str) -> NDArray[np.uint8]:
-    """Grey (y, x), or a colour (y, x, 3), in proportion between `low` (black) and `high`."""
+    """Map values linearly from black at `low` to white, or to a colour, at `high`.
+
+    Parameters
+    ----------
+    values : (y, x) of any real dtype
+    color : ``rrggbb``
+
+    Returns
+    -------
+    uint8, (y, x) if `color` is white, else (y, x, 3)
+    """
     share = np.clip((values.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)
     if color.lower() == "ffffff":
         return np.asarray(np.rint(255 * share), np.uint8)
@@ -109,27 +129,48 @@ def paint_channel(values: NDArray[Any], low: float, high: float, color: str) -> 
 
 
 def paint_map(values: NDArray[Any], low: float, high: float, anchors: tuple[str, ...]) -> NDArray[np.uint8]:
-    """Colours (y, x, 3) of values, `anchors` evenly from `low` to `high`."""
+    """Map values to colours, with `anchors` evenly spaced from `low` to `high`.
+
+    Parameters
+    ----------
+    values : (y, x) of any real dtype
+    anchors : ``#rrggbb``
+
+    Returns
+    -------
+    (y, x, 3) uint8
+    """
     share = np.clip((values.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)
     return np.asarray(lookup(anchors)[np.rint(255 * share).astype(np.uint8)])
 
 
 @cache
 def lookup(anchors: tuple[str, ...]) -> NDArray[np.uint8]:
-    """(256, 3) colours, linear between the anchors."""
+    """Interpolate a colour table linearly between the anchors, ``#rrggbb``.
+
+    Returns
+    -------
+    (256, 3) uint8
+    """
     known = np.array([tuple(bytes.fromhex(color[1:])) for color in anchors], np.float64)
     at, places = np.linspace(0, len(anchors) - 1, 256), np.arange(len(anchors))
     return np.asarray(np.rint(np.stack([np.interp(at, places, band) for band in known.T], axis=-1)), np.uint8)
 
 
 def paint_labels(labels: NDArray[Any], colors: NDArray[np.uint8], style: Style, rim: int) -> NDArray[np.uint8]:
-    """Labels (y, x) with `rim` more pixels on each side as (y - 2 rim, x - 2 rim, 4), transparent where nothing is.
+    """Paint labels, transparent where there are none.
 
-    A line is drawn inside an object, where a neighbour above, below, left or right is another.
+    An outline is drawn inside an object, at pixels whose neighbour above, below, left or right has another label.
 
     Parameters
     ----------
-    colors : (values, 3), by label; 0 is background
+    labels : (y + 2 * rim, x + 2 * rim) integer, 0 is background
+    colors : (values, 3) uint8, by label
+    rim : additional pixels on each side, at least 1 for outlines
+
+    Returns
+    -------
+    (y, x, 4) uint8, RGBA
     """
     inner = labels[rim : labels.shape[0] - rim, rim : labels.shape[1] - rim]
     seen = inner != 0
@@ -148,7 +189,10 @@ def paint_labels(labels: NDArray[Any], colors: NDArray[np.uint8], style: Style, 
 def _labels(
     pixels: Pixels, layer: Layer, step: Step, t: int, z: int, window: Window, style: Style, colors: list[str]
 ) -> NDArray[np.uint8]:
-    """Tiles get a rim of a pixel of their neighbours, so that lines meet; the image's own border is no line."""
+    """Paint labels with a rim of one pixel of the neighbouring tiles, so that outlines meet.
+
+    The border of the image itself is no outline.
+    """
     wide = Window.of(
         max(window.y.start - 1, 0),
         min(window.y.stop + 1, step.height),
@@ -167,7 +211,12 @@ def _labels(
 
 @cache
 def _object_colors() -> NDArray[np.uint8]:
-    """(252, 3): by the golden angle, so that successive numbers look different; light enough on black."""
+    """Return colours by the golden angle, so that successive numbers differ; light enough on black.
+
+    Returns
+    -------
+    (252, 3) uint8, the first is the background's
+    """
     found = [(0.0, 0.0, 0.0)]
     found += [colorsys.hsv_to_rgb(i * 0.61803398875 % 1, 0.55 + 0.15 * (i % 3), 1.0) for i in range(_HUES)]
     return np.asarray(np.rint(255 * np.array(found)), np.uint8)
@@ -178,6 +227,6 @@ def _encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
     if suffix == "png":
         Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     else:
-        # Without loss: what a person decides on must not be a trace of the coding.
+        # Lossless: decisions must not be based on compression artefacts.
         Image.fromarray(picture).save(buffer, format="WEBP", lossless=True, quality=0, method=0)
     return buffer.getvalue()
