@@ -1,4 +1,4 @@
 """The web application, without Ray: routes, bodies, tokens.
 
-Begin with `api`; `request_gate` is what every request passes first.
+Begin with `api`; every request passes `request_gate` first.
 """

@@ -1,4 +1,4 @@
-"""The web application: routes, their documents, and nothing of Ray."""
+"""The web application: routes and their documentation, independent of Ray."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from chorus.serving.web.tokens import Gatekeeper, read_tokens
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
-# How often it is looked whether a client that waits is still there.
+# Interval of the checks whether a waiting client is still connected.
 _LOOK_SECONDS = 0.2
 
 
 def create_app(
     settings: ServeSettings, predictors: Predictors, metrics: ApplicationMetrics, *, names_requests: bool = True
 ) -> Any:
-    """The ASGI application of a server.
+    """Create the ASGI application of a server.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def create_app(
 
     Raises
     ------
-    RefusedError : the file of tokens cannot be read
+    RefusedError
+        If the file of tokens cannot be read.
     """
     api = FastAPI(
         title="Chorus",
@@ -153,7 +154,7 @@ def _add_about(api: FastAPI, settings: ServeSettings, predictors: Predictors, me
 
 
 def known_name(predictors: Predictors, name: str | None) -> str:
-    """The ensemble that is meant; raises RequestError 404 where there is none of that name."""
+    """Return the name of the ensemble that is meant; raise RequestError 404 if there is none of that name."""
     names = predictors.names
     if name is not None and name not in names:
         raise RequestError(404, f"there is no ensemble of that name; choose one of {', '.join(names)}")
@@ -180,7 +181,7 @@ def _add_predict(api: FastAPI, settings: ServeSettings, predictors: Predictors, 
 
 
 async def while_there(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives; it is cancelled when the client goes away."""
+    """Return the result of `work`; cancel it if the client disconnects."""
     task = asyncio.ensure_future(work)
     try:
         while True:

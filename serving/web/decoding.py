@@ -1,4 +1,4 @@
-"""An uploaded file becomes pixels: what its header says is checked against the bounds before anything is decoded."""
+"""Decodes an uploaded file; sizes in its header are checked against the limits before anything is decoded."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ from chorus.serving.contract.settings import Limits
 from chorus.serving.contract.sources import Uploaded
 
 MEDIA = ("image/tiff", "image/png", "application/x-npy")
-# Pages of a TIFF: planes times channels.
+# Maximum of pages of a TIFF: planes times channels.
 _PAGES = 4096
-# A file of a set of OME-TIFFs names others, which would be looked for on this machine.
+# A file of a set of OME-TIFFs names others, which would be opened on this machine.
 _OTHER_FILES = re.compile(r"<\s*(?:\w+:)?(?:BinaryOnly|UUID[^>]*FileName)", re.IGNORECASE)
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# How much a decoder of a segment may give beyond what the page says before it is a bomb.
+# Maximum of bytes of a tile or strip, against decompression bombs.
 _SEGMENT_BYTES = 1 << 28
 
 
 def decode(data: bytes, name: str, limits: Limits) -> Uploaded:
-    """The image of a file; its kind is told by its first bytes.
+    """Decode the image of a file; its first bytes tell the format.
 
     Parameters
     ----------
     data : the file
-    name : as the client calls it; only its stem is used, for messages and for the results of jobs
+    name : the client's name of the file; only its stem is used, for messages and for the results of jobs
     limits : of pixels
 
     Raises
     ------
-    RequestError : 413 too large, 415 no known kind, 422 damaged or of a form that is not read
+    RequestError
+        413, too large; 415, unknown format; 422, damaged or of an unsupported form.
     """
     if data.startswith(_NPY):
         pixels = _decode_npy(data, limits)
@@ -63,7 +64,7 @@ def decode(data: bytes, name: str, limits: Limits) -> Uploaded:
 
 
 def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
-    """(y, x) or (c, y, x) of an NPY file; objects, which would be pickled, are refused by their header."""
+    """Return (y, x) or (c, y, x) of an NPY file; refuse object arrays, which would be unpickled, by their header."""
     stream = io.BytesIO(data)
     try:
         version = npy.read_magic(stream)
@@ -71,7 +72,7 @@ def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shape, _, dtype = read(stream, max_header_size=10_000)
-    except Exception as error:  # the header is a literal of Python, and its parser raises types of many kinds
+    except Exception as error:  # the header is a literal of Python, and its parser raises many types of exceptions
         raise RequestError(422, "the NPY file's header is damaged") from error
     if dtype.hasobject or dtype.newbyteorder("=").name not in (*DTYPES, "bool"):
         raise RequestError(422, f"the NPY file holds {dtype}; save one of {', '.join(DTYPES)}")
@@ -92,13 +93,13 @@ def _check_png(data: bytes, limits: Limits) -> None:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 width, height = image.size
                 channels = len(image.getbands())
-    except Exception as error:  # Pillow raises types of many kinds for damaged files
+    except Exception as error:  # Pillow raises many types of exceptions for damaged files
         raise RequestError(422, "the PNG file's header is damaged") from error
     _check_pixels(width * height * channels, limits)
 
 
 def _check_tiff(data: bytes, limits: Limits) -> None:
-    """What pages say of themselves; nothing is decoded, and no other file is looked for."""
+    """Check the headers of all pages; nothing is decoded, and no other file is opened."""
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             total = 0
@@ -119,7 +120,7 @@ def _check_tiff(data: bytes, limits: Limits) -> None:
                 raise RequestError(422, "the TIFF file holds no image")
     except RequestError:
         raise
-    except Exception as error:  # tifffile raises types of many kinds for damaged files
+    except Exception as error:  # tifffile raises many types of exceptions for damaged files
         raise RequestError(422, "the TIFF file's header is damaged") from error
 
 
@@ -134,7 +135,7 @@ def _check_segments(page: tifffile.TiffPage) -> None:
 
 
 def _check_alone(description: str) -> None:
-    """Refuse a file of a set: an OME-TIFF whose planes are in more files than one, or in another."""
+    """Refuse a file of a set: an OME-TIFF whose planes are in several files, or in another one."""
     names = set(re.findall(r"FileName\s*=\s*[\"']([^\"']*)", description))
     if "BinaryOnly" in description or len(names) > 1:
         raise RequestError(422, "the OME-TIFF is one of a set of files; save it as one file, or convert the set")
@@ -146,7 +147,7 @@ def _check_pixels(pixels: int, limits: Limits) -> None:
 
 
 def _raster(data: bytes, name: str, limits: Limits) -> Uploaded:
-    """A TIFF or PNG as `chorus convert` reads it."""
+    """Read a TIFF or PNG as `chorus convert` does."""
     try:
         with open_rasters(name, data) as found:
             if isinstance(found, PartOf):
@@ -183,7 +184,12 @@ def _uploaded(
     scale: Any,
     units: Any,
 ) -> Uploaded:
-    """With the levels that `chorus convert` would make, each half of the one before."""
+    """Add the levels that `chorus convert` would create, each half of the one before.
+
+    Parameters
+    ----------
+    pixels : (t, c, z, y, x)
+    """
     lengths = dict(zip(axes, shape, strict=True))
     levels = []
     for index in range(pyramid_levels(lengths["y"], lengths["x"])):
@@ -215,6 +221,6 @@ def _uploaded(
 
 
 def _stem(name: str) -> str:
-    """A file's name without folders, suffix and whatever could mean something elsewhere."""
+    """Return a file's name without folders, suffix, and characters that have a meaning elsewhere."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(name.replace("\\", "/")).name.split(".")[0])
     return stem.strip("-")[:80] or "image"

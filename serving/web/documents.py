@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of routes whose bodies FastAPI does not read by itself."""
+"""The OpenAPI documentation of routes whose bodies FastAPI does not parse itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TAGS = [
 
 
 def problem(status: int) -> dict[str, Any]:
-    """An answer without a result, as `problem+json`."""
+    """Return the documentation of an error response, `problem+json`."""
     content = {MEDIA: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     headers = {"Retry-After": {"schema": {"type": "integer"}}} if status in (429, 503) else {}
     return {"description": TITLES[status], "content": content, "headers": headers}
@@ -31,12 +31,12 @@ _EXAMPLE = {"source": {"url": "https://example.org/public/plate.ome.zarr", "imag
 
 
 def _fields() -> dict[str, Any]:
-    """The options one by one, as fields of a form."""
+    """Return the options one by one, as fields of a form."""
     return dict(PredictOptions.model_json_schema()["properties"])
 
 
 def _parameters() -> list[dict[str, Any]]:
-    """The options in the query, of a body that is the image; and the headers."""
+    """Return the options as query parameters, for a body that is the image, and the headers."""
     found = [
         {"name": name, "in": "query", "required": False, "schema": schema, "explode": True}
         for name, schema in _fields().items()

@@ -1,4 +1,4 @@
-"""Routes of large images: how far they are, as a document or a stream of events, and what came of them."""
+"""Routes of large images: their progress, as a document or a stream of events, and their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chorus.serving.web.documents import problem
 
 _EVERY_SECONDS = 1.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-# Of a file that is sent in one piece; larger ones, as shards, are asked for in ranges.
+# Maximum of a file that is sent in one piece; larger ones, such as shards, are requested in ranges.
 _MOST_BYTES = 1 << 28
 
 
@@ -35,7 +35,7 @@ async def begin_job(
     size: TooLarge,
     client: str,
 ) -> JobState:
-    """Have a large image done; raises RequestError where it is not taken."""
+    """Start a job for a large image; raise RequestError if it is not accepted."""
     info = await predictors.info(name)
     try:
         record = await asyncio.to_thread(store.create, EnsembleName(name=name, hash=info.hash), size.regions, client)
@@ -53,7 +53,7 @@ async def begin_job(
 
 
 def add_job_routes(api: FastAPI, store: JobStore) -> None:
-    """What clients do with large images."""
+    """Add the routes of large images."""
     missing = {404: problem(404)}
 
     @api.get("/v1/predictions/{job}", tags=["jobs"], summary="How far a large image is", responses=missing)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ async def _states(store: JobStore, job: str, client: str) -> AsyncIterator[Serve
 
 
 def _read_file(url: str, asked: str | None) -> Response:
-    """All of a file, or a range of it."""
+    """Return all of a file, or a range of it."""
     try:
         with storage_errors(url):
             fs, path = storage.filesystem(url)
@@ -123,7 +123,7 @@ def _read_file(url: str, asked: str | None) -> Response:
 
 
 def _range(asked: str | None, size: int) -> tuple[int, int]:
-    """First byte and the one after the last; raises RequestError 416 for what is no single range of the file."""
+    """Return the first byte and the one after the last; raise RequestError 416 unless it is one range of the file."""
     if asked is None:
         return 0, size
     match = _RANGE.fullmatch(asked.strip())

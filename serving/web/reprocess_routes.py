@@ -1,4 +1,4 @@
-"""Routes that begin, look at and stop runs of `chorus predict` on the cluster that the server is part of."""
+"""Routes that start, show and stop runs of `chorus predict` on the cluster that the server is part of."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class RunState(BaseModel):
     Attributes
     ----------
     state : ``waiting``, ``running``, ``done``, ``failures`` (done, some images failed), ``refused``, ``cut short`` or
-        ``stopped``; after the last two the same request goes on where it was
+        ``stopped``; after the last two the same request resumes the run
     started, ended : seconds since the epoch
     images, regions : planned, null before the plan is made
-    images_done, regions_done : of them; null where nobody counted
-    failed : images that cannot be done
+    images_done, regions_done : finished ones; null if they were not counted
+    failed : images that cannot be processed
     detail : why it was refused
     """
 
@@ -56,25 +56,26 @@ class RunState(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> RunState:
+        """Convert a job of the cluster."""
         return cls(name=job.name, state=job.state, out=job.out, started=job.started, ended=job.ended)
 
 
 def connect() -> Jobs:
-    """The jobs of the cluster that this process is part of; raises RefusedError where they cannot be had."""
+    """Return the jobs of the cluster that this process is part of; raise RefusedError if they cannot be reached."""
     import ray
 
     from chorus.cluster.runtime.ray_jobs import Jobs
 
-    # By its own address: another cluster on this machine may have been started later.
+    # By this cluster's own address: another one may have been started later on this machine.
     return Jobs(ray.get_runtime_context().gcs_address)
 
 
 def add_reprocess_routes(api: FastAPI, settings: ServeSettings, jobs: Callable[[], Jobs] = connect) -> None:
-    """Runs over images below `settings.reprocess`; others of the cluster are neither shown nor stopped.
+    """Add the routes of runs over images below `settings.reprocess`; other runs are neither shown nor stopped.
 
     Parameters
     ----------
-    jobs : gives those of the cluster
+    jobs : returns those of the cluster
     """
     body = {"content": {"application/json": {"schema": ReprocessRequest.model_json_schema()}}, "required": True}
     answers: dict[int | str, dict[str, Any]] = {status: problem(status) for status in (400, 403, 404, 409, 422, 502)}
@@ -97,7 +98,7 @@ def add_reprocess_routes(api: FastAPI, settings: ServeSettings, jobs: Callable[[
 
     @api.get("/v1/jobs/{name}", tags=["jobs"], summary="How a run goes on", responses=answers)
     async def state(name: str, count: bool = True) -> RunState:
-        """Counting what is done takes a second per 10,000 regions or so."""
+        """Return the progress; counting finished regions takes about a second per 10,000."""
 
         def look() -> RunState:
             known = jobs()
@@ -120,7 +121,7 @@ def add_reprocess_routes(api: FastAPI, settings: ServeSettings, jobs: Callable[[
 
 
 def _command(asked: ReprocessRequest, settings: ServeSettings) -> Command:
-    """What the cluster is given; raises RequestError for URLs and ensembles that it may not have."""
+    """Return the command for the cluster; raise RequestError for URLs and ensembles that are not allowed."""
     name = asked.ensemble or next(iter(settings.ensembles))
     if name not in settings.ensembles:
         raise RequestError(404, f"there is no ensemble of that name; choose one of {', '.join(settings.ensembles)}")
@@ -131,7 +132,7 @@ def _command(asked: ReprocessRequest, settings: ServeSettings) -> Command:
 
 
 def _known(jobs: Jobs, name: str, settings: ServeSettings) -> Job:
-    """A run whose results are where this server may write; raises RequestError 404 where there is none."""
+    """Return a run whose results are where this server may write; raise RequestError 404 if there is none."""
     for job in jobs.submitted():
         if job.name == name and job.command == "predict" and f"{job.out}/".startswith(tuple(settings.reprocess)):
             return job
@@ -139,7 +140,7 @@ def _known(jobs: Jobs, name: str, settings: ServeSettings) -> Job:
 
 
 def _progress(job: Job, *, count: bool) -> RunState:
-    """A run with what its results say of it."""
+    """Return the state of a run with the progress that its results show."""
     found = run_state(job.out, count=count)
     if found is None:
         return RunState.of(job)
@@ -148,13 +149,13 @@ def _progress(job: Job, *, count: bool) -> RunState:
 
 
 def _last_words(text: str, job: Job) -> str:
-    """The sentence that a run ended with, without paths of the cluster."""
+    """Return the last message of a run, without paths of the cluster."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return said(lines[-1].removeprefix("chorus: "), job.out) if lines else ""
 
 
 async def _ask(question: Callable[[], T]) -> T:
-    """The answer of the cluster and of storage, which take their time."""
+    """Run a slow question to the cluster or storage in a thread, and turn its errors into RequestError."""
     try:
         return await asyncio.to_thread(question)
     except OutputError as error:

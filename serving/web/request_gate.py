@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: who asks, how often, how much; and what every answer carries."""
+"""Checks that every request passes before its route: client, rate, size; and headers of every answer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Answered to whoever asks: they say nothing but that the server is there.
+# Answered without a token: they tell only that the server is running.
 _PUBLIC = ("/v1/health", "/v1/ready", SIGN_IN, SIGN_OUT)
 _PUBLIC_FILES = f"{REVIEW}/static/"
-# The page itself, which a browser asks for without any token at first.
+# The page itself, which a browser first requests without a token.
 _PAGE = (REVIEW, f"{REVIEW}/")
-# A viewer asks for tiles by the hundred: people may ask for so much more than programs.
+# A viewer requests hundreds of tiles: GET requests of the review page have this many times the rate limit.
 _TIMES = 20
 _CLOSED = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Cache-Control": "no-store"}
 
@@ -40,10 +40,10 @@ class Door:
 
     Parameters
     ----------
-    app : what lies behind
+    app : the application behind
     gatekeeper : knows the tokens
     metrics : counts requests
-    names_requests : whether answers get ``X-Request-ID`` here; Ray Serve does it for itself
+    names_requests : whether answers get ``X-Request-ID`` here; Ray Serve does that itself
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Door:
         self._gatekeeper, self._metrics, self.names_requests = gatekeeper, metrics, names_requests
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request after its checks."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -66,11 +67,11 @@ class Door:
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody is asked who they are."""
+        """Whether the server works without tokens."""
         return self._gatekeeper.open
 
     def admit(self, scope: Message, headers: Headers) -> str:
-        """Who asks; raises RequestError for whom is not answered."""
+        """Return the client's name; raise RequestError if it is not authorised."""
         path, method = scope["path"], scope["method"]
         if self.is_open:
             _require_this_machine(scope, headers)
@@ -103,12 +104,13 @@ class _Visit:
         scope.setdefault("state", {})["request_id"] = self._id
 
     async def carry_out(self) -> None:
+        """Admit the request, pass it on, and count and log its answer."""
         door, path, method = self._door, self._scope["path"], self._scope["method"]
         door._metrics.began()
         try:
             self._who = door.admit(self._scope, self._headers)
             self._scope["state"]["client"] = self._who
-            if not door.is_open:  # the review page then signs decisions by it
+            if not door.is_open:  # the review page then signs decisions with it
                 self._scope["state"]["reviewer"] = self._who
             await door._app(self._scope, self._take, self._give)
         except RequestError as error:
@@ -137,9 +139,9 @@ class _Visit:
         await response(self._scope, self._receive, self._give)
 
     async def _take(self) -> Message:
-        """A part of the body; too much of it, or too slowly, ends the request."""
+        """Receive a part of the body; raise RequestError if it is too large or too slow."""
         limits = self._door._limits
-        if self._complete:  # then only the client's leaving is waited for
+        if self._complete:  # from here on only the client's disconnection is awaited
             return await self._receive()
         left = limits.upload_seconds - (time.monotonic() - self._began)
         try:
@@ -165,7 +167,10 @@ class _Visit:
 
 
 def _require_this_machine(scope: Message, headers: Headers) -> None:
-    """Without tokens only this machine is answered, by a name of its own: a page elsewhere may let others lead here."""
+    """Without tokens, answer only this machine, and only under a local host name.
+
+    The name matters: a page elsewhere may use a host name that resolves to this machine (DNS rebinding).
+    """
     client = (scope.get("client") or ("", 0))[0]
     host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
     if not is_loopback(client) or not is_loopback(host):
@@ -173,7 +178,7 @@ def _require_this_machine(scope: Message, headers: Headers) -> None:
 
 
 def _require_same_site(method: str, headers: Headers, allowed: list[str]) -> None:
-    """A page of another site must not have a browser that is signed in change something here."""
+    """Refuse changes from pages of other sites, which could use the sign-in of a browser."""
     origin, host = headers.get("origin"), headers.get("host", "")
     if method in ("GET", "HEAD", "OPTIONS") or origin in allowed:
         return
@@ -184,7 +189,7 @@ def _require_same_site(method: str, headers: Headers, allowed: list[str]) -> Non
 
 
 def _require_own_page(method: str, headers: Headers) -> None:
-    """What a browser changes by its cookie alone must come from a page of this server, and say so."""
+    """Refuse changes that a browser makes with its cookie alone, unless they come from a page of this server."""
     if method in ("GET", "HEAD"):
         return
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")

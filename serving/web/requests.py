@@ -1,4 +1,4 @@
-"""What a request asks: its image out of a form, a body or a URL, its options, and the form of its answer."""
+"""Parses a request: its image from a form, a body or a URL, its options, and the format of its answer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _RAW = (*MEDIA, "application/octet-stream")
 
 
 async def read_request(request: Request, settings: ServeSettings) -> tuple[Source, PredictOptions]:
-    """The image and the options of a request.
+    """Return the image and the options of a request.
 
     Raises
     ------
-    RequestError : 400, 403, 413, 415 or 422, and why
+    RequestError
+        400, 403, 413, 415 or 422, with the reason.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
@@ -45,7 +46,7 @@ async def read_request(request: Request, settings: ServeSettings) -> tuple[Sourc
 
 
 def answer_media(request: Request) -> str:
-    """What the client takes, out of `ANSWERS`; raises RequestError 406 where that is none of them."""
+    """Return the media type that the client accepts, out of `ANSWERS`; raise RequestError 406 if it is none of them."""
     accepted = request.headers.get("accept", "*/*")
     ranked: list[tuple[float, int, str]] = []
     for place, part in enumerate(accepted.split(",")):
@@ -66,7 +67,7 @@ def answer_media(request: Request) -> str:
 
 
 def deadline(request: Request, settings: ServeSettings) -> float:
-    """Seconds that the answer may take: the client's ``X-Deadline-Seconds``, at most the server's own."""
+    """Return the seconds that the answer may take: the client's ``X-Deadline-Seconds``, at most the server's limit."""
     most = settings.limits.deadline_seconds
     given = request.headers.get("x-deadline-seconds")
     if given is None:
@@ -81,7 +82,7 @@ def deadline(request: Request, settings: ServeSettings) -> float:
 
 
 async def json_body(request: Request, model: type[BaseModel]) -> Any:
-    """The body as a model; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
+    """Parse the body as a model; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
     try:
         content = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -96,7 +97,7 @@ async def _by_url(request: Request, settings: ServeSettings) -> tuple[Source, Pr
 
 
 async def _form(request: Request) -> tuple[bytes, str, PredictOptions]:
-    """The file called ``image``, its name, and the options of the other fields."""
+    """Return the file called ``image``, its name, and the options of the other fields."""
     try:
         form = await request.form(max_files=1, max_fields=100, max_part_size=1 << 16)
     except (HTTPException, MultipartParseError, ValueError) as error:
@@ -109,7 +110,7 @@ async def _form(request: Request) -> tuple[bytes, str, PredictOptions]:
 
 
 def _options(fields: FormData | QueryParams) -> PredictOptions:
-    """Options as text; those that are lists are given as often as they have entries."""
+    """Parse options given as text; lists are given by repetition."""
     content: dict[str, Any] = {}
     for name in fields:
         values = fields.getlist(name)

@@ -1,7 +1,8 @@
-"""How a person signs in to the review page: a form takes the token once, and the browser keeps it in a cookie.
+"""Sign-in of a person to the review page: a form takes the token once, and the browser keeps it in a cookie.
 
-The cookie is sent to ``/review`` alone, no script reads it (HttpOnly), and no request that another site's page begins
-has it (SameSite=Strict). It ends with the browser, and works as long as the token does, with any process of the server.
+The cookie is sent only to ``/review``, no script can read it (HttpOnly), and no request from another site's page
+carries it (SameSite=Strict). It ends with the browser session, is valid as long as the token is, and works with any
+process of the server.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from chorus.serving.web.tokens import Gatekeeper
 REVIEW = "/review"
 SIGN_IN, SIGN_OUT = f"{REVIEW}/sign-in", f"{REVIEW}/sign-out"
 _COOKIE = "chorus-token"
-# A token, with room for what a person pastes around it.
+# Maximum size of the form: a token, with room for characters pasted around it.
 _MOST_BYTES = 4096
 _HEADERS = GUARDS | {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "same-origin",  # without, browsers do not say from which site a form comes
+    "Referrer-Policy": "same-origin",  # otherwise browsers do not tell from which site a form comes
 }
-# Without `action` the answer goes to this very address, so that the place in the page (after #) is kept.
+# Without `action` the form is sent to the same address, so that the fragment of the URL (after #) is kept.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -57,7 +58,7 @@ _WRONG = '<p id="wrong" class="wrong" role="alert">This server does not know tha
 
 
 def token_in(headers: Headers) -> str | None:
-    """The token of a signed-in browser, known or not; None without."""
+    """Return the token of a signed-in browser, valid or not; None if there is none."""
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
     except CookieError:
@@ -66,7 +67,7 @@ def token_in(headers: Headers) -> str | None:
 
 
 def add_sign_in(api: FastAPI, gatekeeper: Gatekeeper) -> None:
-    """The form at `SIGN_IN`, and the way out at `SIGN_OUT`."""
+    """Add the form at `SIGN_IN`, and sign-out at `SIGN_OUT`."""
 
     @api.get(SIGN_IN, include_in_schema=False)
     async def form() -> Response:
@@ -98,7 +99,7 @@ def _page(*, wrong: bool = False) -> Response:
 
 
 async def _token(request: Request) -> str:
-    """What the form says; raises RequestError 413 for more than any token is: nobody knows yet who asks."""
+    """Read the token from the form; raise RequestError 413 if the form is too long for a token."""
     body = b""
     async for part in request.stream():
         body += part
@@ -108,5 +109,5 @@ async def _token(request: Request) -> str:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser came by TLS, which ends at the ingress in front."""
+    """Return whether the browser uses TLS, which ends at the ingress in front."""
     return request.headers.get("x-forwarded-proto", request.url.scheme) == "https"

@@ -1,7 +1,7 @@
-"""Who may ask: bearer tokens, of which a file holds only hashes, each with a bound of its own.
+"""Authentication by bearer tokens: a file holds only their hashes, each with a rate limit of its own.
 
 The file is JSON: ``{"tokens": [{"name": "microscope-1", "sha256": "...", "requests_per_minute": 600}]}``. A token has
-256 random bits, so that a plain hash cannot be turned back.
+256 random bits, so that a plain hash cannot be inverted.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from chorus.serving.contract.problems import RequestError
 
 PREFIX = "chorus_"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-# Clients whose bound is remembered; the longest idle one is forgotten first.
+# Clients whose rate is remembered; the longest idle one is forgotten first.
 _REMEMBERED = 10_000
 
 
 class Token(BaseModel):
-    """What is kept of a token.
+    """The stored entry of a token.
 
     Attributes
     ----------
     name : for logs and for people
     sha256 : of the token
-    requests_per_minute : what it may ask of each process of the web application
+    requests_per_minute : rate limit in each process of the web application
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class _File(BaseModel):
 
 
 def read_tokens(path: str) -> list[Token]:
-    """The tokens of a file; raises RefusedError where it cannot be read, or holds none."""
+    """Return the tokens of a file; raise RefusedError if it cannot be read, or holds none."""
     try:
         found = _File.model_validate_json(Path(path).read_bytes()).tokens
     except OSError as error:
@@ -68,11 +68,12 @@ def read_tokens(path: str) -> list[Token]:
 
 
 def add_token(path: str, name: str, requests_per_minute: int) -> str:
-    """Make a token and keep its hash in a file that only its owner reads; returns the token, which is kept nowhere.
+    """Create a token and store its hash in a file that only its owner can read; return the token, stored nowhere.
 
     Raises
     ------
-    RefusedError : the name is taken or no name, or the file cannot be written
+    RefusedError
+        If the name is taken or invalid, or the file cannot be written.
     """
     file = Path(path)
     tokens = read_tokens(path) if file.exists() else []
@@ -101,21 +102,21 @@ def _hash(token: str) -> str:
 
 @dataclass
 class _Bucket:
-    """What a client may still ask: it fills with time up to what it may ask in a minute."""
+    """A token bucket: the requests that a client may still make; it refills to its limit within a minute."""
 
     left: float
     at: float
 
 
 class Rates:
-    """Bounds requests per client and minute."""
+    """Limits requests per client and minute."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, client: str, per_minute: int) -> None:
-        """Count a request; raises RequestError 429 where there were too many."""
+        """Count a request; raise RequestError 429 if there were too many."""
         now = time.monotonic()
         with self._lock:
             bucket = self._buckets.pop(client, None) or _Bucket(per_minute, now)
@@ -129,11 +130,11 @@ class Rates:
 
 
 class Gatekeeper:
-    """Says who asks.
+    """Identifies clients by their tokens.
 
     Parameters
     ----------
-    tokens : that are known; None where only this machine is answered, and needs none
+    tokens : known ones; None if only this machine is answered, and needs none
     """
 
     def __init__(self, tokens: list[Token] | None) -> None:
@@ -142,23 +143,24 @@ class Gatekeeper:
 
     @property
     def open(self) -> bool:
-        """Whether nobody is asked for a token."""
+        """Whether no token is required."""
         return self._tokens is None
 
     def check(self, authorization: str | None, times: int = 1) -> str:
-        """The name of the token in a request's ``Authorization``.
+        """Return the name of the token in a request's ``Authorization``.
 
         Parameters
         ----------
-        times : what it may ask of this kind, counted apart, in multiples of its bound
+        times : rate limit of this kind of request, in multiples of the token's; counted separately
 
         Raises
         ------
-        RequestError : 401, it is missing or not known; 429, it asked too often
+        RequestError
+            401, it is missing or unknown; 429, there were too many requests.
         """
         if self._tokens is None:
             return "local"
-        # Every hash is compared, so that the time does not tell which one was nearly right.
+        # Every hash is compared in constant time, so that the time reveals nothing.
         given = _hash(_secret(authorization or ""))
         known = [token for token in self._tokens if hmac.compare_digest(token.sha256, given)]
         if not known:
