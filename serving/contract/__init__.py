@@ -1,4 +1,4 @@
-"""What the web application and the predictors agree on: requests, answers, schemas, problems, settings.
+"""The interface between the web application and the predictors: requests, answers, schemas, problems, settings.
 
 Begin with `predictors` and `schemas`.
 """

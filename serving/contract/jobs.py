@@ -1,9 +1,9 @@
-"""Large images on their way: what is known of each is a small document in storage, so that any process can tell.
+"""Jobs of large images: the state of each is a small document in storage, which any process can read.
 
 ::
 
-    JOBS/<id>/state.json     `JobRecord`, written every few seconds while it goes on
-    JOBS/<id>/stop           there when it is to stop
+    JOBS/<id>/state.json     `JobRecord`, written every few seconds while it runs
+    JOBS/<id>/stop           exists if it is to stop
     JOBS/<id>/source.ome.zarr
     JOBS/<id>/out/           a run of `chorus predict` with this one image
 """
@@ -25,16 +25,16 @@ from chorus.serving.contract.schemas import EnsembleName, JobState
 _ID = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"[A-Za-z0-9._:-]+")
 ENDED = ("done", "failed", "cancelled")
-# Seconds between two notes of a job that goes on, and after how many without one it is taken for lost.
+# Seconds between two updates of a running job, and without an update until it counts as lost.
 BEAT, LOST = 5.0, 90.0
 
 
 class JobRecord(BaseModel):
-    """What is kept of a job.
+    """The stored record of a job.
 
     Attributes
     ----------
-    client : whose it is
+    client : its owner
     created, updated : seconds since the epoch
     """
 
@@ -45,7 +45,7 @@ class JobRecord(BaseModel):
 
 
 class JobStore:
-    """The jobs below a URL, which all processes of a server see.
+    """The jobs below a URL, which all processes of a server can read.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ class JobStore:
         self.url, self._kept = storage.normalise(url), kept_seconds
 
     def place(self, job: str, *parts: str) -> str:
-        """URL of what belongs to a job."""
+        """Return the URL of a part of a job."""
         return storage.join(self.url, job, *parts)
 
     def create(self, ensemble: EnsembleName, regions: int, client: str) -> JobRecord:
-        """A new job; jobs that are too old go."""
+        """Create a job; remove those that are too old."""
         self._sweep()
         job, now = uuid.uuid4().hex, time.time()
         links = {"self": f"/v1/predictions/{job}", "events": f"/v1/predictions/{job}/events"}
@@ -71,13 +71,13 @@ class JobStore:
         return record
 
     def write(self, record: JobRecord) -> None:
-        """Raises OutputError where storage does not take it."""
+        """Write a record; raise OutputError if it cannot be written."""
         url = self.place(record.job.id, "state.json")
         with storage_errors(url):
             storage.write_bytes(url, record.model_dump_json().encode())
 
     def read(self, job: str, client: str) -> JobRecord:
-        """What is known of a client's job; raises RequestError 404 where there is none."""
+        """Return the record of a client's job; raise RequestError 404 if there is none."""
         record = self._read(job) if _ID.fullmatch(job) else None
         if record is None or record.client != client:
             raise RequestError(404, "there is no such prediction; it may have been removed")
@@ -87,7 +87,7 @@ class JobStore:
         return record
 
     def stop(self, record: JobRecord) -> None:
-        """Have a job stop before its next region; one that has ended is removed."""
+        """Ask a job to stop before its next region; remove one that has ended."""
         if record.job.state in ENDED:
             self.remove(record.job.id)
             return
@@ -96,16 +96,16 @@ class JobStore:
             storage.write_bytes(url, b"")
 
     def is_stopped(self, job: str) -> bool:
-        """Whether it is to stop."""
+        """Return whether it is to stop."""
         return storage.exists(self.place(job, "stop"))
 
     def remove(self, job: str) -> None:
-        """With all that belongs to it."""
+        """Remove a job with all its files."""
         with storage_errors(self.url):
             remove_folder(self.place(job))
 
     def file(self, job: str, path: str) -> str:
-        """URL of a file below ``images``, the results; raises RequestError 404 for a path that leads elsewhere."""
+        """Return the URL of a file of the results, below ``images``; raise RequestError 404 for any other path."""
         parts = path.split("/")
         if parts[0] != "images" or not all(_PART.fullmatch(part) and part.strip(".") for part in parts):
             raise RequestError(404, "there is no such file")
@@ -116,7 +116,7 @@ class JobStore:
         try:
             with storage_errors(url):
                 return JobRecord.model_validate_json(storage.read_bytes(url)) if storage.exists(url) else None
-        except ValidationError:  # of another version
+        except ValidationError:  # written by another version
             return None
 
     def _all(self) -> Iterator[JobRecord]:

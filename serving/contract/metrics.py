@@ -1,4 +1,4 @@
-"""What serving counts, beside `chorus.cluster.telemetry.metrics`: the web application, and replicas through Ray."""
+"""Metrics of serving in addition to `chorus.cluster.telemetry.metrics`: of the web application and of replicas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chorus.cluster.regions.batching import Load
     from chorus.serving.contract.predictors import Outcome
 
-# Seconds.
+# Upper bounds in seconds.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 REQUESTS = Metric(
@@ -34,7 +34,7 @@ REPLICA = (PREDICTIONS, PREDICT_SECONDS, SERVED_TILES, CALLS, DEVICE_SECONDS)
 
 
 class ApplicationMetrics:
-    """Of one process of the web application, which shows them at ``/metrics``."""
+    """Metrics of one process of the web application, which serves them at ``/metrics``."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -46,30 +46,30 @@ class ApplicationMetrics:
         self._retries = Counter(RETRIES.name, RETRIES.meaning, registry=here)
 
     def began(self) -> None:
-        """A request came."""
+        """Count a request that arrived."""
         self._open.inc()
 
     def ended(self, route: str, method: str, status: int, seconds: float) -> None:
-        """It was answered; `route` is a pattern, never what a client wrote."""
+        """Count an answered request; `route` is a pattern, never text from a client."""
         self._open.dec()
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def received(self, size: int) -> None:
-        """So many bytes of a body came."""
+        """Count `size` bytes of a body."""
         self._received.inc(size)
 
     def retried(self) -> None:
-        """A replica died with a prediction in its hands."""
+        """Count a prediction that is retried because its replica died."""
         self._retries.inc()
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class ReplicaMetrics:
-    """Of one replica: through Ray's exporter, with ``ray_`` before each name; without Ray nobody asks for them.
+    """Metrics of one replica, exported by Ray with the prefix ``ray_``; without Ray they are not collected.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ class ReplicaMetrics:
         self._seconds = 0.0
 
     def began(self) -> None:
-        """An image came."""
+        """Do nothing: an image is counted when it ends."""
 
     def ended(self, outcome: Outcome, seconds: float, load: Load) -> None:
-        """It was answered, or not."""
+        """Count an image and what its replica did since the last one."""
         status = str(getattr(outcome, "status", 202 if hasattr(outcome, "regions") else 200))
         self._add(PREDICTIONS, 1, status=status)
         self._add(PREDICT_SECONDS, seconds)

@@ -1,4 +1,4 @@
-"""What the web application and the predictors say to each other."""
+"""The messages between the web application and the predictors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from chorus.serving.contract.sources import Source, Stored
 
 @dataclass(frozen=True)
 class Task:
-    """What a predictor is asked.
+    """A request to a predictor.
 
     Attributes
     ----------
     id : of the request
     media : of the answer
-    seconds : that are left for it
+    seconds : left for the answer
     """
 
     id: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """The image is to be done as a job, of so many regions."""
+    """The image must be processed as a job of so many regions."""
 
     regions: int
     pixels: int
@@ -47,13 +47,14 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no answer; as data, since exceptions of Ray wrap what is raised."""
+    """Why there is no answer; as data, since Ray wraps exceptions that are raised."""
 
     status: int
     detail: str
     retry_after: int | None = None
 
     def error(self) -> RequestError:
+        """Return it as an exception."""
         return RequestError(self.status, self.detail, self.retry_after)
 
 
@@ -62,7 +63,7 @@ Outcome = Answer | TooLarge | Refusal
 
 @dataclass(frozen=True)
 class LargeTask:
-    """An image to be done as a job, which is known by `record`."""
+    """An image to be processed as a job with this record."""
 
     record: JobRecord
     source: Stored
@@ -74,17 +75,17 @@ class Predictors(Protocol):
 
     @property
     def names(self) -> list[str]:
-        """The first one answers where none is named."""
+        """Names of the ensembles; the first one is the default."""
         ...
 
     async def predict(self, name: str, task: Task) -> Outcome:
-        """Answer an image."""
+        """Process an image."""
         ...
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:
-        """Begin a job, or say why not."""
+        """Start a job, or return why not."""
         ...
 
     async def info(self, name: str) -> EnsembleInfo:
-        """What an ensemble is; raises RequestError 503 while it is not ready."""
+        """Describe an ensemble; raise RequestError 503 while it is not ready."""
         ...

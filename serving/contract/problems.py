@@ -1,4 +1,4 @@
-"""What a client is told when it does not get what it asked for: RFC 9457, without any inner path."""
+"""Errors for clients: RFC 9457, without any internal path."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ GUARDS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Headers of every answer: a browser takes it for what it says it is, and gives it to no other site."""
+"""Headers of every answer: a browser must not guess its type, and must not share it with other sites."""
 UNEXPECTED = "an unexpected error; the logs of the server name it by the request's id"
-# Paths and URLs of this machine that the sentences of the lower floors name first.
+# Paths and URLs of this machine in messages of the lower layers.
 _PATHS = re.compile(r"(?:(?:[a-z0-9]+:/)?/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*)")
 
 
@@ -53,8 +53,8 @@ class Problem(BaseModel):
     ----------
     title : the kind of problem
     status : of HTTP
-    detail : one sentence on this very request
-    request_id : names the request in the logs
+    detail : one sentence on this request
+    request_id : identifies the request in the logs
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,7 +67,7 @@ class Problem(BaseModel):
 
 
 class RequestError(Exception):
-    """A request that ends without its result.
+    """A request that ends without a result.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class RequestError(Exception):
 
 
 def problem_response(error: RequestError, request_id: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer to a request that ended with `error`."""
+    """Return the response to a request that ended with `error`."""
     problem = Problem(
         title=TITLES.get(error.status, "Not done"), status=error.status, detail=error.detail, request_id=request_id
     )
@@ -96,14 +96,14 @@ def problem_response(error: RequestError, request_id: str = "", headers: dict[st
 
 
 def request_id(request: Request) -> str:
-    """By which the logs name a request; empty where nothing names them."""
+    """Return the id of a request in the logs; empty if it has none."""
     return str(getattr(request.state, "request_id", ""))
 
 
 def unexpected(request: Request, error: Exception) -> Response:
-    """The answer where nobody knew of an error: for `Starlette.add_exception_handler`, and ``Exception``.
+    """Return the response to an unexpected error: for `Starlette.add_exception_handler`, and ``Exception``.
 
-    Starlette raises the error again once this is sent, and whoever runs the application logs it with all its lines.
+    Starlette raises the error again once this is sent, and the server that runs the application logs its traceback.
     """
     name = request_id(request)
     log.error("request %s: %s %s: %s", name, request.method, request.url.path, type(error).__name__)
@@ -111,7 +111,7 @@ def unexpected(request: Request, error: Exception) -> Response:
 
 
 def said(sentence: str, *known: str) -> str:
-    """A sentence of the lower floors without paths of this machine; `known`, which came from the client, stay."""
+    """Remove paths of this machine from a message of the lower layers; keep `known`, which came from the client."""
     kept: dict[str, str] = {}
     for index, text in enumerate(sorted((one for one in known if one), key=len, reverse=True)):
         mark = f"\0{index}\0"

@@ -1,4 +1,4 @@
-"""What clients send and get, as models: the words of the OpenAPI document."""
+"""Requests and answers as models: they define the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _known_output(name: str) -> str:
 
 
 Output = Annotated[str, AfterValidator(_known_output), WithJsonSchema({"type": "string", "enum": list(OUTPUTS)})]
-"""What an answer can hold beside the scores: labels, objects, and every field of `chorus.pipeline.core.fields`."""
+"""Content of an answer besides the scores: labels, objects, and every field of `chorus.pipeline.core.fields`."""
 Augmentation = Literal["identity", "hflip", "vflip", "hvflip", "rot90", "rot270", "transpose", "antitranspose"]
 ChannelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class PredictOptions(_Strict):
-    """How an image is predicted; what is left out is as in `chorus predict`.
+    """How an image is predicted; defaults are those of `chorus predict`.
 
     Attributes
     ----------
@@ -40,10 +40,10 @@ class PredictOptions(_Strict):
     channels : names or indices, one per channel of the ensemble
     augmentations : the ensemble's own by default
     t, z : the plane
-    window : ``y0:y1,x0:x1`` in pixels of the level; the result is that of the plane, cut out
+    window : ``y0:y1,x0:x1`` in pixels of the level; the result is that of the plane, cropped
     level : resolution level; by default chosen by pixel size
-    diameter : of the objects in pixels of the image; then pixel sizes are not used
-    outputs : what the answer holds beside the scores; objects are counted in JSON, too
+    diameter : of the objects in pixels of the image; pixel sizes are then ignored
+    outputs : content of the answer besides the scores; objects are counted in JSON, too
     """
 
     ensemble: str | None = Field(default=None, max_length=40, examples=["nuclei-fluo"])
@@ -64,7 +64,7 @@ class PredictOptions(_Strict):
         return names
 
     def place(self) -> Window | None:
-        """The window, as it was written; it may lie outside of the plane."""
+        """Return the window as it was given; it may lie outside of the plane."""
         if self.window is None:
             return None
         y, x = (tuple(map(int, part.split(":"))) for part in self.window.split(","))
@@ -77,7 +77,7 @@ class SourceUrl(_Strict):
     Attributes
     ----------
     url : of an OME-Zarr image, plate or collection
-    image : path of the image inside it, such as ``B/3/0``; empty where `url` is the image
+    image : path of the image inside it, such as ``B/3/0``; empty if `url` is the image
     """
 
     url: str = Field(min_length=1, max_length=2048, examples=["https://example.org/public/plate.ome.zarr"])
@@ -92,27 +92,27 @@ class PredictRequest(_Strict):
 
 
 class EnsembleName(_Strict):
-    """An ensemble, and the hash of all that its results depend on."""
+    """An ensemble, and the hash of everything that its results depend on."""
 
     name: str
     hash: str
 
 
 class Prediction(BaseModel):
-    """What is known of an image.
+    """The result of an image.
 
     Attributes
     ----------
     id : of the request
-    ensemble : that answered
-    status : ``empty`` where nothing was found, else ``done``
-    message : what a person should know
+    ensemble : that was used
+    status : ``empty`` if nothing was found, else ``done``
+    message : note for people
     shape : height and width of the plane or window, at its level
     scores : as in ``scores.parquet``, by column
-    flags, reasons : whether to look at it, and why; of ensembles with a reference set
+    flags, reasons : whether it needs review, and why; of ensembles with a reference set
     expected_dice, dice_bound, risk, p_value : as in ``flags.parquet`` (`chorus.pipeline.scores.registry.STATED`); null
         without a reference set
-    objects : per class, where they were asked for
+    objects : number per class, if requested
     seconds : in the server
     """
 
@@ -133,15 +133,15 @@ class Prediction(BaseModel):
 
 
 class JobState(BaseModel):
-    """A large image on its way.
+    """The state of a large image.
 
     Attributes
     ----------
     state : ``queued``, ``running``, ``done``, ``failed`` or ``cancelled``
-    regions, done : how many there are, and how many of them are done
+    regions, done : number of regions, and of those that are done
     detail : why it failed
     prediction : when it is done
-    links : where its results and its events are, by what they are; relative to this server
+    links : paths of its results and its events by name, relative to this server
     """
 
     id: str
@@ -155,7 +155,7 @@ class JobState(BaseModel):
 
 
 class EnsembleInfo(BaseModel):
-    """An ensemble that this server answers with."""
+    """An ensemble of this server."""
 
     name: str
     hash: str
@@ -172,13 +172,13 @@ class EnsembleInfo(BaseModel):
 
 
 class EnsembleList(BaseModel):
-    """All of them; the first one answers where none is named."""
+    """All ensembles; the first one is the default."""
 
     ensembles: list[EnsembleInfo]
 
 
 class Health(BaseModel):
-    """Whether the server is there, and each ensemble ready."""
+    """Whether the server is running, and each ensemble ready."""
 
     status: Literal["ok", "starting"]
     ensembles: dict[str, bool] = {}
@@ -193,5 +193,5 @@ class ReprocessRequest(_Strict):
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float | None]:
-    """The scores of a row of ``scores.parquet``, by column."""
+    """Return the scores of a row of ``scores.parquet``, by column."""
     return {name: None if value is None else float(value) for name, value in row.items() if column_of(name)}

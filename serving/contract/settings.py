@@ -1,4 +1,4 @@
-"""Settings of a server: ensembles, limits, what it may read; the arguments of `chorus.serving.app.build`."""
+"""Settings of a server: ensembles, limits, allowed sources; the arguments of `chorus.serving.app.build`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class _Strict(BaseModel):
 
 
 class Limits(_Strict):
-    """Bounds of what is taken in, so that no request takes more than its part.
+    """Limits of what is accepted, so that no request takes more than its share.
 
     Attributes
     ----------
     upload_bytes : of a request's body
-    pixels : of an uploaded image, all planes and channels counted, before it is decoded
-    at_once_pixels : of a plane or window that is answered at once; larger ones become jobs
+    pixels : of an uploaded image, over all planes and channels, before it is decoded
+    at_once_pixels : of a plane or window that is answered immediately; larger ones become jobs
     job_pixels : of an image that is processed as a job
-    upload_seconds : that a body may take to arrive
-    deadline_seconds : for an answer, where a client sets none, and the most that it may set
-    waiting_tiles : that wait for a device, of all requests of a replica
+    upload_seconds : until a body has arrived
+    deadline_seconds : for an answer; default and maximum of a client's deadline
+    waiting_tiles : waiting for a device, of all requests of a replica
     ongoing, queued : requests that a replica works on, and that wait for one; more are refused
     jobs : large images that a replica works on or that wait there
     kept_seconds : how long the results of a job are kept
@@ -54,24 +54,24 @@ class Limits(_Strict):
 
 
 class ServeSettings(_Strict):
-    """A server.
+    """Settings of a server.
 
     Attributes
     ----------
-    ensembles : URLs of ensembles by the name that clients use; the first one answers where none is named
-    host : where it listens, as far as this is known; other than this machine alone it needs `token_file`
+    ensembles : URLs of ensembles by the name that clients use; the first one is the default
+    host : address that it listens on, if known; anything but this machine alone requires `token_file`
     token_file : see `chorus.serving.web.tokens`; without it only this machine is answered
     results : URL of a run that ``/review`` shows
     allow : URLs below which images may be read; none by default
     cors : origins whose pages may call; none by default
-    jobs_url : where results of large images go, a folder or bucket that all replicas see; without it large images are
-        refused
+    jobs_url : where results of large images go, a folder or bucket that all replicas can reach; without it large images
+        are refused
     reprocess : gs:// and s3:// URLs below which ``/v1/jobs`` may read images and write results; none by default
     device, threads : of a replica
-    precision, backend, effort : as `chorus predict` has them; a served image equals one of a run with the same
-    min_replicas, max_replicas, target_ongoing : of each ensemble; replicas come and go with the requests
-    idle_seconds : that there must be less to do before a replica goes, since loading an ensemble again takes its time
-    trust_code : whether code that a member's package brings along may run
+    precision, backend, effort : as in `chorus predict`; a served image equals that of a run with the same values
+    min_replicas, max_replicas, target_ongoing : of each ensemble; replicas scale with the requests
+    idle_seconds : of lower load before a replica is removed, since loading an ensemble again takes time
+    trust_code : whether code that comes with a member's package may run
     """
 
     ensembles: dict[str, str] = Field(min_length=1)
@@ -112,7 +112,7 @@ class ServeSettings(_Strict):
     @field_validator("reprocess")
     @classmethod
     def _buckets(cls, prefixes: list[str]) -> list[str]:
-        # A run reads for hours: addresses of the web that were checked when it began may be others then.
+        # A run reads for hours: web addresses that were checked at its begin may have changed meanwhile.
         for prefix in prefixes:
             if not prefix.startswith(("gs://", "s3://")):
                 raise ValueError(f"{prefix}: runs read and write buckets; give a gs:// or s3:// URL")
@@ -131,19 +131,19 @@ class ServeSettings(_Strict):
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which a client that was refused may try again."""
+        """Seconds after which a refused client may try again."""
         return max(1, math.ceil(self.limits.deadline_seconds / 30))
 
 
 def parse_settings(content: dict[str, Any]) -> ServeSettings:
-    """Settings from outside.
+    """Validate settings from outside.
 
-    An ensemble may be given as ``ensemble: URL``, too, and is then called as its folder.
+    An ensemble may also be given as ``ensemble: URL``; its name is then that of its folder.
 
     Raises
     ------
     RefusedError
-        In one sentence: which field, and what is wrong with it.
+        The message names the field, and what is wrong with it.
     """
     content = dict(content)
     single = content.pop("ensemble", None)
@@ -159,14 +159,14 @@ def parse_settings(content: dict[str, Any]) -> ServeSettings:
 
 
 def name_of(url: str) -> str:
-    """What an ensemble is called that is only given by its URL: its folder's name."""
+    """Return the name of an ensemble that is given only by its URL: that of its folder."""
     path = Path(url.removesuffix("/ensemble.yaml").removesuffix("/"))
     kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in path.stem.lower())
     return kept.strip("-")[:40].strip("-") or "ensemble"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Return whether `host` is reachable only from this machine."""
     if host == "localhost":
         return True
     try:

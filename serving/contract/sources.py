@@ -1,4 +1,4 @@
-"""Where pixels come from: an upload in memory, or an image in storage below a prefix that the operator allows."""
+"""Sources of pixels: an upload in memory, or an image in storage below a prefix that the operator allows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from chorus.serving.contract.problems import RequestError
 
 _SCHEMES = ("gs", "s3", "https", "http")
 _PART = re.compile(r"[A-Za-z0-9._ +=@-]+")
-# What numcodecs and zarr decode without running anything that is stored: Pickle is not among them.
+# Codecs of numcodecs and zarr that execute nothing that is stored: Pickle is not among them.
 _CODECS = {
     "blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd", "shuffle", "bitround", "delta", "fixedscaleoffset",
     "quantize", "astype", "packbits", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes",
@@ -40,17 +40,17 @@ _CODECS = {
 }  # fmt: skip
 # Any of them makes a folder a Zarr group.
 _GROUP = ("zarr.json", ".zgroup", ".zattrs")
-# Of one chunk, decoded.
+# Maximum of bytes of one decoded chunk.
 _CHUNK_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """An image that came with the request.
+    """An image that was uploaded with the request.
 
     Attributes
     ----------
-    image : as `chorus convert` would leave it, its pyramid included
+    image : as `chorus convert` would describe it, including its pyramid
     pixels : (t, c, z, y, x) as stored, of the finest level
     """
 
@@ -58,19 +58,35 @@ class Uploaded:
     pixels: NDArray[Any]
 
     def measure(self, image: PlannedImage, measures: frozenset[Measure]) -> Statistics:
-        """What `measures` are over all planes of the level of `image`; raises ImageError for NaN."""
+        """Measure statistics over all planes of the level of `image`.
+
+        Raises
+        ------
+        RequestError
+            422, if pixels are NaN or infinite.
+        """
         level = self._level(image)
         times, depths = image.planes
         planes = [(t, z) for t in range(times) for z in range(depths)]
         return surveyed(measures, [self._plane(image, level, t, z) for t, z in planes])
 
     def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
-        """Gives (channels, y, x) of windows of a plane."""
+        """Return a function that reads windows of a plane.
+
+        Returns
+        -------
+        function from a window to (channels, y, x), the image's channels in the file's data type
+
+        Raises
+        ------
+        RequestError
+            422, if pixels of the plane are NaN or infinite.
+        """
         plane = self._plane(image, self._level(image), t, z)
         return lambda window: plane[:, window.y.slice, window.x.slice]
 
     def keep(self, url: str) -> None:
-        """Write it as an OME-Zarr image, as `chorus convert` does; raises OutputError where that cannot be."""
+        """Write it as an OME-Zarr image, as `chorus convert` does; raise OutputError if it cannot be written."""
         finest = self.image.levels[0]
         named = self.image.channels != tuple(map(str, range(len(self.image.channels))))
         known = {axis: unit for axis, unit in zip(self.image.axes, self.image.units, strict=True) if unit is not None}
@@ -107,18 +123,20 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Stored:
-    """An image of an OME-Zarr in storage; `url` and `path` have passed `check_source`."""
+    """An image of an OME-Zarr in storage; `url` and `path` have passed `check_source` and `check_path`."""
 
     url: str
     path: str = ""
 
     def open(self) -> SourceImage:
-        """Its metadata.
+        """Read its metadata.
 
         Raises
         ------
-        RequestError : they lead out of the image, or ask for more than is decoded here
-        ChorusError : there is no image
+        RequestError
+            If they lead out of the image, or its chunks exceed the limit or use an unsupported codec.
+        ChorusError
+            If there is no image.
         """
         guard_web()
         image = open_image(self.url, "image" if not self.path else "collection", self.path, "image.ome.zarr")
@@ -131,7 +149,7 @@ class Stored:
         return image
 
     def is_there(self) -> bool:
-        """Whether there is any Zarr group, of an image or not."""
+        """Return whether there is any Zarr group, of an image or not."""
         group = storage.join(self.url, *filter(None, [self.path]))
         with storage_errors(group):
             return any(storage.exists(storage.join(group, name)) for name in _GROUP)
@@ -141,7 +159,17 @@ class Stored:
         return measured(image, measures, stored_pixels(image, strict=False))
 
     def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
-        """As `Uploaded.reader`."""
+        """Return a function that reads windows of a plane.
+
+        Returns
+        -------
+        function from a window to (channels, y, x), the image's channels in its data type
+
+        Raises
+        ------
+        RequestError
+            422, if a codec is unsupported.
+        """
         array = open_level(image.url, image.level_path, image.ngff)
         _check_codecs(array.metadata.to_dict())
         return lambda window: read_window(array, image.axes, t, z, image.channels, window)
@@ -151,7 +179,7 @@ Source = Uploaded | Stored
 
 
 def check_prefix(url: str) -> str:
-    """A prefix that an operator allows, with a slash at its end; raises ValueError for what never can be one."""
+    """Return an operator's allowed prefix with a slash at its end; raise ValueError for an invalid one."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(f"{url}: give a URL of {', '.join(_SCHEMES)} without login and query, such as gs://bucket/")
@@ -159,20 +187,20 @@ def check_prefix(url: str) -> str:
 
 
 def check_source(url: str, prefixes: Iterable[str], field: str = "source.url") -> str:
-    """The URL of a client, if it is below one of `prefixes`.
+    """Return a client's URL if it is below one of `prefixes`.
 
     Parameters
     ----------
-    field : of the request, for the refusal
+    field : of the request, for the error message
 
     Raises
     ------
     RequestError
-        403 where it is not, or leads to an address that is not public; the answer does not say whether it exists.
+        403 if it is not, or leads to an address that is not public; the answer does not tell whether it exists.
     """
     parts = urlsplit(url)
     plain = parts.scheme in _SCHEMES and not (parts.query or parts.fragment or "@" in parts.netloc)
-    # Prefixes are compared with text, so that there must be one way only to write a place.
+    # Prefixes are compared as text, so that there must be only one way to write a location.
     if not plain or not _is_plain(parts.path.strip("/")) or not url.isascii() or url != url.strip():
         raise RequestError(403, f"{field} must be a plain https://, gs:// or s3:// URL without login, query or `..`")
     if not any(f"{url.rstrip('/')}/".startswith(prefix) for prefix in prefixes):
@@ -183,14 +211,14 @@ def check_source(url: str, prefixes: Iterable[str], field: str = "source.url") -
 
 
 def check_path(path: str) -> str:
-    """A path within an OME-Zarr, such as ``B/3/0``; raises RequestError where it leads out of it."""
+    """Return a path within an OME-Zarr, such as ``B/3/0``; raise RequestError if it leads out of it."""
     if path and not _is_plain(path.strip("/")):
         raise RequestError(422, "source.image must be a path inside the OME-Zarr, such as B/3/0")
     return path.strip("/")
 
 
 def require_public(host: str, port: int) -> list[str]:
-    """Addresses of `host`; raises RequestError 403 where any of them is not of the public internet."""
+    """Return the addresses of `host`; raise RequestError 403 if any of them is not on the public internet."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
@@ -213,10 +241,10 @@ def _is_plain(path: str) -> bool:
 
 @cache
 def guard_web() -> None:
-    """From here on whatever this process reads over HTTP comes from public addresses, without being sent elsewhere.
+    """Restrict what this process reads over HTTP to public addresses, without redirects.
 
-    A name that was public when it was checked may be another one when it is read: so the addresses are checked again
-    where the connection is made.
+    A host name that was public when it was checked may resolve to another address when it is read: so the addresses are
+    checked again when the connection is made.
     """
     import fsspec.config
 
@@ -241,7 +269,7 @@ async def _guarded_client(**options: Any) -> Any:
 
 
 def _check_codecs(metadata: Any) -> None:
-    """Raise RequestError for an array whose chunks are decoded by anything but what is known to be harmless."""
+    """Raise RequestError for an array whose chunks need a codec that is not known to be harmless."""
     entries = [metadata.get("compressor"), *(metadata.get("filters") or []), *(metadata.get("codecs") or [])]
     for entry in entries:
         if entry is None:
@@ -256,7 +284,13 @@ def _check_codecs(metadata: Any) -> None:
 
 
 def planned_source(source: Source) -> SourceImage:
-    """What is known of a source before its pixels."""
+    """Return the metadata of a source.
+
+    Raises
+    ------
+    RequestError
+        404 if there is no image.
+    """
     try:
         return source.image if isinstance(source, Uploaded) else source.open()
     except ChorusError as error:
