@@ -1,4 +1,4 @@
-"""What all commands share on a terminal: options, progress with a rate and an ETA, how numbers are written.
+"""What all commands share on a terminal: options, progress with rate and remaining time, formatting of numbers.
 
 Begin with `options`.
 """

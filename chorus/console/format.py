@@ -1,4 +1,4 @@
-"""Numbers and tables for people."""
+"""Formatting of numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_json(content: object) -> None:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    """Format seconds as ``42 s``, ``3 min 20 s`` or ``5 h 12 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -33,17 +33,17 @@ def duration(seconds: float) -> str:
 
 
 SHOWN = 20
-"""Of what may be very many, so many are printed."""
+"""Maximum of printed lines of a list that may be very long."""
 
 
 def some(title: str, found: Sequence[str], where: str) -> list[str]:
-    """The first lines of `found`, each with its title, and how many more there are; `where` all of them can be read."""
+    """Return the first lines of `found`, each with `title`, and how many more there are in `where`."""
     more = [f"  and {len(found) - SHOWN} more; all are in {where}"] if len(found) > SHOWN else []
     return [f"  {title}: {text}" for text in found[:SHOWN]] + more
 
 
 def counted(summary: Mapping[str, Any]) -> str:
-    """How many images of a command are done, failed and open, and since when."""
+    """Describe how many images of a command are done, failed and open, and the time since it began."""
     left = f", {summary['open']} not yet" if summary["open"] else ""
     return (
         f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
@@ -52,12 +52,12 @@ def counted(summary: Mapping[str, Any]) -> str:
 
 
 def failures(outcome: Outcome, where: str) -> list[str]:
-    """Why images failed."""
+    """Return the messages of images that failed."""
     return some("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"], where)
 
 
 def plan_table(forecast: Forecast) -> Table:
-    """What a run would do and cost."""
+    """Return a table of the work and cost of a planned run."""
     cost, memory, placement = forecast.cost, forecast.memory, forecast.placement
     twice = cost.tiles / cost.unique_tiles - 1 if cost.unique_tiles else 0
     where = "device" if placement.gpus_per_actor else "machine"
@@ -99,7 +99,7 @@ def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], ti
 
 
 def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
-    """How a run ended, where its results are, and what to do next."""
+    """Describe how a run ended, where its results are, and what to do next."""
     summary = outcome.summary
     lines = [
         f"{summary['images']} images: {summary['done']} done, {summary['empty']} without foreground, "
@@ -127,13 +127,13 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
 
 
 def _objects(objects: Mapping[str, Any]) -> str:
-    """How many objects of each class, and what made them."""
+    """Describe the number of objects of each class, and their method."""
     counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
     return f"{counts}, by {objects['method']}"
 
 
 def _expectation(summary: Mapping[str, Any]) -> list[str]:
-    """What this session took beside what was expected, and what it cost."""
+    """Compare the time of this session with the forecast, and state its cost."""
     parts = []
     if "measured_over_predicted" in summary:
         parts.append(

@@ -1,4 +1,4 @@
-"""The options that commands share, written once: a dataclass whose fields become a command's parameters."""
+"""Options that commands share, defined once: a dataclass whose fields become a command's parameters."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def validated(request: type[Request], content: dict[str, Any], command: str) -> 
 
 
 def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of dataclass `kind` as parameters; it gets them as its first argument."""
+    """Give a command the fields of dataclass `kind` as parameters; it receives them as its first argument."""
     hints = get_type_hints(kind, include_extras=True)
     shared = [
         inspect.Parameter(
@@ -269,7 +269,7 @@ def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def names(text: str) -> list[str]:
-    """The names of a comma-separated list; ``none`` is the empty one."""
+    """Split a comma-separated list; ``none`` is the empty one."""
     return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
 
 

@@ -1,4 +1,4 @@
-"""How a run looks to a person: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run for people: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from chorus.cluster.runtime.status import RegionStatus
 
 _LINE_SECONDS = 15.0
-# A line of `ConsoleReporter` where there is no terminal, in whatever stands around it, as in a log for machines.
+# A line of `ConsoleReporter` without a terminal, whatever surrounds it, such as JSON of a log.
 _LINE = re.compile(r"(\d+)/(\d+) (\w+) (\d+\.\d\d [^\"\n]* failed)")
 
 
 class Reached(NamedTuple):
-    """How far a run was when it last said so: of so many `units` so many `ended`, and at which `rates`."""
+    """The progress of a run in its last message: `ended` of `total` units, and the text of its rates."""
 
     ended: int
     total: int
@@ -31,7 +31,7 @@ class Reached(NamedTuple):
 
 
 def last_progress(log: str) -> Reached | None:
-    """The last line of progress in what a run has said, None where it has not come so far."""
+    """Return the last line of progress in a run's log; None if there is none yet."""
     found = _LINE.findall(log)
     return Reached(int(found[-1][0]), int(found[-1][1]), *found[-1][2:]) if found else None
 
@@ -50,19 +50,20 @@ def remaining(seconds: float) -> str:
 
 
 class _Rates(ProgressColumn):
-    """Regions and megapixels a second, time left, busy share and failures, from the task's own counts."""
+    """Regions and megapixels per second, remaining time, busy fraction and failures, from the task's own counts."""
 
     def render(self, task: Task) -> Text:
+        """Return the text of the task's rates."""
         return Text(task.fields["rates"], style="cyan")
 
 
 class ConsoleReporter:
-    """See `chorus.cluster.runtime.reporting.Reporter`.
+    """Implements `chorus.cluster.runtime.reporting.Reporter` on a console.
 
     Parameters
     ----------
-    console : where to write; a bar is drawn where it is a terminal
-    units, devices : what is counted, and what works on it
+    console : where to write; a bar is drawn if it is a terminal
+    units, devices : names of what is counted, and of what works on it
     """
 
     def __init__(self, console: Console, *, units: str = "regions", devices: str = "devices") -> None:
@@ -77,6 +78,7 @@ class ConsoleReporter:
         self._available = self._since = 0.0
 
     def phase(self, text: str) -> None:
+        """Print what begins."""
         self._console.print(f"[dim]{text} ...[/dim]", highlight=False, soft_wrap=True)
 
     def forecast(self, forecast: Forecast) -> None:
@@ -92,6 +94,7 @@ class ConsoleReporter:
             self._console.print(forecast.advice, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
+        """Reset the counts and start the bar."""
         self._regions, self._pixels, self._devices = regions, pixels, devices
         self._done = self._failed = self._done_pixels = 0  # a run may have several parts
         self._busy = self._available = 0.0
@@ -111,6 +114,7 @@ class ConsoleReporter:
         self._devices, self._since = count, now
 
     def region(self, status: RegionStatus) -> None:
+        """Count a region and update the bar, or print a line now and then."""
         self._done += 1
         self._failed += status.state != "done"
         self._done_pixels += status.pixels
@@ -124,6 +128,7 @@ class ConsoleReporter:
             )
 
     def end(self) -> None:
+        """Stop the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,4 +1,4 @@
-"""How a training looks to a person: a line per fold on a terminal, plain lines elsewhere."""
+"""Progress of a training for people: a bar per fold on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LINE_SECONDS = 15.0
 
 
 class TrainingReporter:
-    """See `chorus.cluster.training.folds.FoldReporter`.
+    """Implements `chorus.cluster.training.folds.FoldReporter` on a console.
 
     Parameters
     ----------
-    console : where to write; a table that moves is drawn where it is a terminal
+    console : where to write; live bars are drawn if it is a terminal
     """
 
     def __init__(self, console: Console) -> None:
@@ -32,12 +32,15 @@ class TrainingReporter:
         self._dice: dict[int, float] = {}
 
     def phase(self, text: str) -> None:
+        """Print what begins."""
         self._console.print(f"{text} ...", style="dim", highlight=False, soft_wrap=True, markup=False)
 
     def note(self, text: str) -> None:
+        """Print an event that a person should know."""
         self._console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, folds: Sequence[int], steps: int, devices: int) -> None:
+        """Print what is trained and start the bars."""
         self.phase(f"training {len(folds)} folds of {steps} steps, {min(devices, len(folds))} at a time")
         if self._console.is_terminal:
             self._progress = Progress(
@@ -51,6 +54,7 @@ class TrainingReporter:
             self._progress.start()
 
     def step(self, step: Step) -> None:
+        """Update the bar of the step's fold, or print a line now and then."""
         if step.mean_dice is not None:
             self._dice[step.fold] = step.mean_dice
         begun, first = self._first.setdefault(step.fold, (time.monotonic(), step.step))
@@ -62,6 +66,7 @@ class TrainingReporter:
             self._line(f"fold {step.fold}: {step.step}/{step.steps}  {rates}")
 
     def fold(self, result: FoldResult) -> None:
+        """Show the result of a fold."""
         ap50 = "" if result.ap50 is None else f", AP at 0.5 {result.ap50:.3f}"
         ended = (
             f"Dice {result.mean_dice:.3f}{ap50} on its validation images, at step {result.best_step}; "
@@ -73,6 +78,7 @@ class TrainingReporter:
             self._line(f"fold {result.fold} is done: {ended}")
 
     def end(self) -> None:
+        """Stop the bars."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
