@@ -151,7 +151,7 @@ def test_adaptive_effort_is_that_of_a_run(tmp_path: Path) -> None:
     path = write_light_ensemble(tmp_path / "e", members=3, tile=32, augmentations=augmentations)
     source, read = write_image(tmp_path / "a.zarr", data), read_ensemble(str(path))
     bound = EffortBound(
-        factors=half_of_the_tiles(path, source, 0.01), ensemble=read.hash, tile=32, overlap=0.5, grid="edge",
+        factors=half_of_the_tiles(path, source, 0.01), ensemble=read.hash, tile=32, overlap=0.5,
         augmentations=augmentations, images=1, tiles=20, stopped=[],
     )  # fmt: skip
     set_effort(str(path), bound)
