@@ -46,7 +46,7 @@ from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.report.pictures import paint_panels
 from chorus.pipeline.report.rows import read_images
-from chorus.pipeline.scores.image_scores import SCORE_FIELDS
+from chorus.pipeline.scores.registry import IMAGE_TABLE
 from chorus.serving.contract.schemas import Prediction, PredictOptions
 from chorus.serving.prediction.encoding import arrays
 from chorus.serving.prediction.steps import Result
@@ -60,6 +60,7 @@ CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"), 
 OUTPUTS = Outputs.of([info.name for info in CLASSES], flows="yx", adaptive=True)
 MEMBERS_AND_WAYS = 12
 SHAPE = (70, 90)
+SCORE_FIELDS = {score.name for score in IMAGE_TABLE}
 EVERY = pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 
 
