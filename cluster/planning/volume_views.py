@@ -14,9 +14,10 @@ import math
 from dataclasses import replace
 
 from chorus.cluster.planning.image_table import PlannedImage
+from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.shapes import Spacing
-from chorus.pipeline.io.reading import SAME_SIZE, micrometres
+from chorus.pipeline.io.reading import SAME_SIZE
 
 VIEWS = ("yx", "zx", "zy")
 # Letter in the view of each letter of the volume.
@@ -40,7 +41,7 @@ def anisotropy(image: PlannedImage, axis: str = "z") -> float:
     sizes = dict(zip(image.output_axes, zip(image.scale, image.units, strict=True), strict=True))
     (size, unit), (y, unit_y) = sizes[axis], sizes["y"]
     if unit != unit_y:
-        size, y = size * micrometres(unit), y * micrometres(unit_y)
+        size, y = size * (micrometers(unit) or 0.0), y * (micrometers(unit_y) or 0.0)
     ratio = size / y if y else math.nan
     return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
 
@@ -48,7 +49,7 @@ def anisotropy(image: PlannedImage, axis: str = "z") -> float:
 def spacing_of(image: PlannedImage, axes: str) -> Spacing:
     """How far the pixels of `image` are apart along `axes`, and what a pixel along y is in micrometres."""
     y = image.output_axes.index("y")
-    pixel = image.scale[y] * micrometres(image.units[y])
+    pixel = image.scale[y] * (micrometers(image.units[y]) or 0.0)
     return Spacing(tuple(anisotropy(image, axis) for axis in axes), pixel if pixel > 0 else math.nan)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -18,7 +18,6 @@ import imagecodecs
 import numpy as np
 import tifffile
 import zarr
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,6 +26,14 @@ from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import itk_files, storage
 from chorus.pipeline.io.ngff import DTYPES
 from chorus.pipeline.io.tiff_metadata import Described, describe
+from chorus.pipeline.io.tiff_planes import (
+    check_planes,
+    check_promises,
+    image_of_series,
+    main_images,
+    ome_images,
+    open_tiff,
+)
 
 TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
 SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg", *itk_files.SUFFIXES)
@@ -55,6 +62,7 @@ class Raster:
     samples : consecutive channels that the file stores together, pixel by pixel
     scale, units : per axis that the file gives them for, in ``micrometer`` and ``second``
     read : gives (channels, y, x) of time point t, plane z, a range of channels and a window
+    note : what the file holds besides, or says, and is not used; empty or a sentence
     """
 
     url: str
@@ -66,6 +74,7 @@ class Raster:
     scale: Mapping[str, float]
     units: Mapping[str, str]
     read: Callable[[int, int, range, Window], NDArray[Any]]
+    note: str = ""
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -108,13 +117,12 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
         return
     with ExitStack() as stack:
         with _errors(url), _complete(url):
-            tiff = stack.enter_context(tifffile.TiffFile(_opened(url, data, stack)))
+            tiff = open_tiff(url, data, stack)
             series = list(tiff.series)
         if not series:
             raise ImageError(f"{url}: holds no image; {_MEND}")
         with _errors(url):
-            described = zip(series, describe(tiff, series), strict=True)
-            found = [_from_series(url, one, metadata) for one, metadata in described if not _elsewhere(one, tiff)]
+            found = _images(url, tiff, series)
         yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
 
 
@@ -125,6 +133,24 @@ def _opened(url: str, data: bytes | None, stack: ExitStack) -> Any:
     fs, path = storage.filesystem(url)
     storage.check_regular(fs, path)
     return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
+
+
+def _images(url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries]) -> list[Raster]:
+    """The images that begin in a file; raises ImageError where planes of them are missing."""
+    check_promises(url, tiff, series)
+    elements = ome_images(tiff.ome_metadata if tiff.is_ome else None)
+    of_series = image_of_series(tiff, series, elements)
+    described = describe(tiff, series, of_series)
+    kept, aside = main_images(series)
+    found = []
+    for one, index, metadata in zip(series, of_series, described, strict=True):
+        if one in kept and not _elsewhere(one, tiff):
+            check_planes(url, tiff, one, None if index is None else elements[index])
+            found.append(_from_series(url, one, metadata))
+    if found and aside:
+        note = f"{url}: {', '.join(aside)} left out, since these are no images to segment"
+        found[0] = replace(found[0], note=note)
+    return found
 
 
 def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:

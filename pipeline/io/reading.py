@@ -14,30 +14,12 @@ from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
 
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff, SourceImage
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
-
-_MICROMETRES = {
-    "angstrom": 1e-4,
-    "picometer": 1e-6,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "decimeter": 1e5,
-    "meter": 1e6,
-    "inch": 25_400.0,
-    # not NGFF names, but found in files
-    "nm": 1e-3,
-    "um": 1.0,
-    "µm": 1.0,  # micro sign
-    "μm": 1.0,  # Greek mu
-    "micron": 1.0,
-    "mm": 1e3,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +89,11 @@ def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
     """Pixel size of a level in micrometres (y, x); None where unit or scale say nothing usable."""
     sizes = []
     for axis in (image.axes.index("y"), image.axes.index("x")):
-        size = micrometres(image.units[axis]) * image.levels[level].scale[axis]
+        size = (micrometers(image.units[axis]) or 0.0) * image.levels[level].scale[axis]
         if not (math.isfinite(size) and size > 0):
             return None
         sizes.append(size)
     return sizes[0], sizes[1]
-
-
-def micrometres(unit: str | None) -> float:
-    """How long a unit is, as it is written in a file; 0 where it is none of length."""
-    return _MICROMETRES.get((unit or "").strip().lower(), 0.0)
 
 
 def choose_level(

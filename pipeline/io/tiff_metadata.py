@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,18 @@ from xml.etree.ElementTree import ParseError
 
 import tifffile
 
-_MICROMETERS = {
-    "m": 1e6, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4, "in": 25_400.0, "inch": 25_400.0,
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
-}  # fmt: skip
-_SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "µs": 1e-6, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+from chorus.pipeline.core.units import micrometers, seconds
+
 _TAG_UNITS = {2: 25_400.0, 3: 1e4}
-# Plain resolution tags are mostly of print or screen (72, 96, 300, 600, 1200 dpi): such pixels are not a microscope's.
+# Resolutions of print and screen, in dots per inch: such pixels are not a microscope's, whoever wrote them.
+_PRINT_DPI = (72, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 360, 400, 600, 720, 1200)
+# Rational tags and rounded metadata are this near to them.
+_NEAR_PRINT = 2e-3
+# Where the unit is that of print (inch, cm in ImageJ; any in plain tags), larger pixels are not a microscope's, either.
 _LARGEST_PLAIN_PIXEL = 20.0
+_PRINT_UNITS = (25_400.0, 1e4)
+# "MPP = 0.4990": micrometers per pixel, as Aperio's scanners and who follows them describe a slide.
+_MPP = re.compile(r"\bmpp(?:[-_. ]?([xy]))?\s*[=:]\s*(\d*[.,]?\d+(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,21 @@ class Described:
     scale: Mapping[str, float] = field(default_factory=dict)
 
 
-def describe(tiff: tifffile.TiffFile, series: Sequence[tifffile.TiffPageSeries]) -> list[Described]:
-    """The metadata of every series of a file; empty where it has none that can be read."""
+def describe(
+    tiff: tifffile.TiffFile, series: Sequence[tifffile.TiffPageSeries], images: Sequence[int | None]
+) -> list[Described]:
+    """The metadata of every series of a file; empty where it has none that can be read.
+
+    Parameters
+    ----------
+    images : index of the image in OME-XML that each series was made of, None where none is known
+    """
     if tiff.is_ome and tiff.ome_metadata:
-        images = _ome_images(tiff.ome_metadata)
-        if len(images) == len(series):
-            return [_ome(image) for image in images]
+        listed = _ome_images(tiff.ome_metadata)
+        if len(listed) == len(series):
+            images = [place if index is None else index for place, index in enumerate(images)]
+        if any(index is not None for index in images):
+            return [Described() if index is None else _ome(listed[index]) for index in images]
     if tiff.is_imagej and tiff.imagej_metadata:
         return [_imagej(one, tiff.imagej_metadata) for one in series]
     return [Described(scale=_plain(one)) for one in series]
@@ -56,28 +70,55 @@ def _ome_images(xml: str) -> list[Mapping[str, Any]]:
 def _ome(image: Mapping[str, Any]) -> Described:
     pixels = image.get("Pixels", {})
     scale: dict[str, float] = {}
+    in_print_units = False
     for axis in "zyx":
         field_name = f"PhysicalSize{axis.upper()}"
-        factor = _MICROMETERS.get(str(pixels.get(f"{field_name}Unit", "µm")))
+        factor = micrometers(str(pixels.get(f"{field_name}Unit", "µm")))
         scale |= _positive(axis, pixels.get(field_name), factor)
-    interval = _SECONDS.get(str(pixels.get("TimeIncrementUnit", "s")))
-    scale |= _positive("t", pixels.get("TimeIncrement"), interval)
+        if axis == "y" and factor == _TAG_UNITS[2]:
+            in_print_units = True
+    scale = _without_print(scale, in_print_units)
+    scale |= _positive("t", pixels.get("TimeIncrement"), seconds(str(pixels.get("TimeIncrementUnit", "s"))))
     return Described(_names([channel.get("Name") for channel in _list(pixels.get("Channel"))]), scale)
 
 
 def _imagej(series: tifffile.TiffPageSeries, metadata: Mapping[str, Any]) -> Described:
-    factor = _MICROMETERS.get(str(metadata.get("unit", "")).strip())
-    scale = _positive("z", metadata.get("spacing"), factor) | _resolution(series, factor)
-    scale |= _positive("t", metadata.get("finterval"), _SECONDS.get(str(metadata.get("tunit", "s"))))
+    factor = micrometers(str(metadata.get("unit", "")))
+    scale = _without_print(_resolution(series, factor), factor in _PRINT_UNITS)
+    scale |= _positive("z", metadata.get("spacing"), factor) if factor not in _PRINT_UNITS or "y" in scale else {}
+    scale |= _positive("t", metadata.get("finterval"), seconds(str(metadata.get("tunit", "s"))))
     labels, sizes = _list(metadata.get("Labels")), series.sizes
     only_channels = len(labels) == metadata.get("channels", 1) == metadata.get("images", 1) and "channel" in sizes
     return Described(_names(labels) if only_channels else (), scale)
 
 
 def _plain(series: tifffile.TiffPageSeries) -> dict[str, float]:
+    described = _of_slide(series)
+    if described:
+        return described
     unit = series.keyframe.tags.valueof("ResolutionUnit")
-    scale = _resolution(series, _TAG_UNITS.get(int(unit)) if unit else None)
-    return {axis: size for axis, size in scale.items() if size < _LARGEST_PLAIN_PIXEL}
+    return _without_print(_resolution(series, _TAG_UNITS.get(int(unit)) if unit else None), True)
+
+
+def _of_slide(series: tifffile.TiffPageSeries) -> dict[str, float]:
+    """Micrometers per pixel as a slide scanner describes them."""
+    page = series.keyframe
+    text = page.description if isinstance(page, tifffile.TiffPage) else ""
+    scale: dict[str, float] = {}
+    for axis, value in _MPP.findall(text):
+        size = _positive("", float(value.replace(",", ".")), 1.0)
+        scale |= {letter: size[""] for letter in (axis.lower() or "yx") if size}
+    return scale if len(scale) == 2 else {}
+
+
+def _without_print(scale: dict[str, float], in_print_units: bool) -> dict[str, float]:
+    """`scale` without the pixel size on y and x where it is one of print; where one axis goes, both do."""
+    for axis in "yx":
+        size = scale.get(axis, 0.0)
+        dots = any(abs(size * dpi / 25_400 - 1) < _NEAR_PRINT for dpi in _PRINT_DPI)
+        if dots or (in_print_units and size >= _LARGEST_PLAIN_PIXEL):
+            return {letter: value for letter, value in scale.items() if letter not in "yx"}
+    return scale
 
 
 def _resolution(series: tifffile.TiffPageSeries, factor: float | None) -> dict[str, float]:
@@ -91,7 +132,7 @@ def _resolution(series: tifffile.TiffPageSeries, factor: float | None) -> dict[s
 
 def in_micrometers(size: float, unit: str) -> float | None:
     """A length in `unit`, as files write it; None where that is no unit of length, or the length not positive."""
-    return _positive("", size, _MICROMETERS.get(unit.strip())).get("")
+    return _positive("", size, micrometers(unit)).get("")
 
 
 def _positive(axis: str, value: object, factor: float | None) -> dict[str, float]:

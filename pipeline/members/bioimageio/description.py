@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.provenance import About, Citation, DataReference, Person
+from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.members.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.bioimageio.package import Package, WeightFormat, choose_format, open_package, weight_files
 from chorus.pipeline.members.bioimageio.processing import preparation
@@ -17,7 +18,6 @@ from chorus.pipeline.members.contract import Activation
 from chorus.pipeline.members.described import Described
 
 DEFAULT_TILE = 256
-_MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
 
 def describe(url: str, format: WeightFormat | None = None) -> Described:
@@ -113,7 +113,7 @@ def _classes(names: list[str], activation: Activation, test: NDArray[Any] | None
 
 def _pixel_size(tensor: Any) -> float | None:
     axes = {str(axis.id): axis for axis in tensor.axes if axis.type == "space"}
-    sizes = {_MICROMETRES.get(str(axes[name].unit), 0.0) * axes[name].scale for name in "yx"}
+    sizes = {(micrometers(str(axes[name].unit)) or 0.0) * axes[name].scale for name in "yx"}
     return sizes.pop() or None if len(sizes) == 1 else None
 
 
