@@ -109,6 +109,8 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
     lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
     if len(failed) > 20:
         lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
+    said = [f"{row['name']}: {row['message']}" for row in outcome.rows if row["status"] != "failed" and row["message"]]
+    lines += some("note", said, "scores.parquet")
     if "passes_saved" in summary:
         lines.append(f"adaptive effort left out {summary['passes_saved']:.0%} of the forward passes")
     lines += _expectation(summary)

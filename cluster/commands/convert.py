@@ -97,7 +97,13 @@ def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": file.name, "source": file.url, "status": "open", "message": ""}
     row |= {"images": 0, "pixels": 0, "seconds": 0.0}
     if done is not None:
-        row |= {"status": "done", "images": done.images, "pixels": done.pixels, "seconds": done.seconds}
+        row |= {
+            "status": "done",
+            "message": done.note,
+            "images": done.images,
+            "pixels": done.pixels,
+            "seconds": done.seconds,
+        }
     return row
 
 

@@ -29,6 +29,7 @@ class ConvertedFile(BaseModel):
     name, source, stamp : see `chorus.pipeline.io.raster_files.RasterFile`
     images, pixels : number of images in it, and of their pixels
     part_of : the file of the same set that has its planes; such a file is not recorded
+    note : what of the file was left out
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +41,7 @@ class ConvertedFile(BaseModel):
     pixels: int
     seconds: float
     part_of: str = ""
+    note: str = ""
 
 
 def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *, strict: bool = False) -> ConvertedFile:
@@ -73,6 +75,7 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *,
         pixels=made.pixels,
         seconds=seconds,
         part_of=made.part_of,
+        note=made.note,
     )
     if not made.part_of:
         record_file(out, file.name, record)

@@ -21,7 +21,7 @@ from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult, attempt
 from chorus.cluster.state.results import finished_run, planned_images
-from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.errors import ImageError, OutputError, RefusedError
 from chorus.pipeline.exports.files import remove_file
 from chorus.pipeline.exports.geojson import write_geojson
 from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, doubt_column, outlines
@@ -29,6 +29,7 @@ from chorus.pipeline.exports.rois import write_rois
 from chorus.pipeline.exports.tables import write_by_doubt, write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.level_geometry import place_of
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.storage import storage_errors
@@ -278,14 +279,19 @@ def export_image(job: ExportJob) -> None:
 def _labelled(job: ExportJob) -> LabelledImage:
     planned = job.image
     source = open_image(planned.root, planned.kind, planned.path, planned.name)  # type: ignore[arg-type]
-    finest = source.levels[0].scale
-    scales = {axis: planned.scale[planned.output_axes.index(axis)] / finest[source.axes.index(axis)] for axis in "yx"}
+    finest = source.levels[0]
+    level = next((one for one in source.levels if one.path == planned.level_path), None)
+    if level is None:
+        raise ImageError(
+            f"{source.url}: its level {planned.level_path}, which was segmented, is gone; run predict anew"
+        )
+    lengths = dict(zip(source.axes, finest.shape, strict=True))
     return LabelledImage(
         name=planned.name,
         labels_url=job.labels_url,
         axes=planned.output_axes,
-        planes=planned.planes,
+        planes=(lengths.get("t", 1), lengths.get("z", 1)),
         channels=len(source.channels),
-        factor=(round(scales["y"], 6), round(scales["x"], 6)),
         classes=job.classes,
+        places={axis: place_of(finest, level, source.axes.index(axis)) for axis in "tzyx" if axis in source.axes},
     )

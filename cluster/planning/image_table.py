@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chorus.pipeline.core.geometry import RegionGrid, Window
@@ -34,6 +35,7 @@ class PlannedImage:
     channels : indices on the c axis that are handed to the members
     model_height, model_width : size of a plane at the ensemble's pixel size, where the tiles lie
     region : edge of a region in pixels of the chosen level
+    note : what a person should know of how it was planned, such as a pixel size that is unknown; mostly empty
     """
 
     name: str
@@ -54,6 +56,7 @@ class PlannedImage:
     model_height: int
     model_width: int
     region: int
+    note: str = ""
 
     @property
     def url(self) -> str:
@@ -117,6 +120,8 @@ _TYPES: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
 _BATCH = 1_000
+# Columns that say nothing of what images are.
+_NOT_OF_IMAGES = ["region", "note"]
 
 
 class ImageTable:
@@ -145,6 +150,8 @@ class ImageTable:
     def read(cls, url: str) -> ImageTable:
         """The table that `write` left at `url`."""
         table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+        if "note" not in table.column_names:  # of an earlier version
+            table = table.append_column("note", pa.array([""] * len(table), pa.string()))
         return cls(table.drop_columns(["regions"]), table.column("regions").to_numpy())
 
     def write(self, url: str) -> None:
@@ -169,6 +176,12 @@ class ImageTable:
     @property
     def names(self) -> list[str]:
         return list(self._table.column("name").to_pylist())
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Name and note of every image that has one."""
+        noted = self._table.filter(pc.not_equal(self._table.column("note"), ""))
+        return list(zip(noted.column("name").to_pylist(), noted.column("note").to_pylist(), strict=True))
 
     @cached_property
     def kinds(self) -> tuple[list[PlannedImage], np.ndarray]:
@@ -220,7 +233,7 @@ class ImageTable:
 
     def same_images(self, other: ImageTable) -> bool:
         """Whether both are of the same images, whatever the cut into regions."""
-        a, b = (table._table.drop_columns(["region"]) for table in (self, other))
+        a, b = (table._table.drop_columns(_NOT_OF_IMAGES) for table in (self, other))
         return bool(a.equals(b))
 
     def find(self, region: int) -> tuple[int, int]:
@@ -238,7 +251,7 @@ class ImageTable:
         """Names what the images are (places, shapes, types), not their pixels."""
         buffer = io.BytesIO()
         # The cut into regions is a setting, compared as such.
-        table = self._table.drop_columns(["region"])
+        table = self._table.drop_columns(_NOT_OF_IMAGES)
         with pa.ipc.new_stream(buffer, table.schema) as writer:
             writer.write_table(table)
         return hashlib.sha256(buffer.getvalue()).hexdigest()

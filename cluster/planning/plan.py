@@ -25,7 +25,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
-from chorus.pipeline.io.reading import choose_channels, choose_level
+from chorus.pipeline.io.reading import choose_channels, choose_level, unknown_pixel_size
 from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
 
 # Where the image table is kept, below the output.
@@ -175,6 +175,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
     rescaling = _rescaling(settings, ensemble)
     choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
     level = image.levels[choice.level]
+    unknown = "" if rescaling else unknown_pixel_size(image, ensemble.spec.input.pixel_size_um)
     kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
     height, width = (level.shape[image.axes.index(a)] for a in "yx")
     model_height, model_width = plane_shape((height, width), choice.factor)
@@ -197,6 +198,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
         model_height=model_height,
         model_width=model_width,
         region=settings.region,
+        note="; ".join(note for note in (image.note, unknown) if note),
     )
     return turned(planned, "yx" if settings.volumes == "all" else settings.volumes) if settings.volumes else planned
 

@@ -49,6 +49,7 @@ class Forecast:
     failures : images that cannot be done, name and reason
     advice : how it could be had for less; mostly empty
     executor : what carries it out
+    notes : images that can be done, of which a person should know something, such as an unknown pixel size
     """
 
     cost: Cost
@@ -59,6 +60,7 @@ class Forecast:
     failures: list[tuple[str, str]]
     advice: str = ""
     executor: Literal["ray", "serial"] = "ray"
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class PlanReporter(Reporter, Protocol):

@@ -77,8 +77,8 @@ def image_record(
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= image_scores(sums, names)
     row["status"] = "done" if row[UNCERTAINTY.name] is not None else "empty"
-    if without_spread(statistics):
-        row["message"] = "a channel has the same value in every pixel; it was taken as zero"
+    flat = "a channel has the same value in every pixel; it was taken as zero" if without_spread(statistics) else ""
+    row["message"] = "; ".join(note for note in (flat, image.note) if note)
     row |= appearance_columns(looks, ensemble.spec.input.channels, names)
     if counted:
         row["samples"] = samples / counted

@@ -170,7 +170,8 @@ def _forecast(
     seconds = expected.tiles * of_a_tile / placement.actors
     failures = [(failed.name, failed.message) for failed in job.failures]
     advice = [*_faster_networks(job), *larger_regions(job, expected, placement.actors)] if seconds > _LONG else []
-    made = Forecast(expected, measured, memory, placement, seconds, failures, "\n".join(advice), executor)
+    words = "\n".join(advice)
+    made = Forecast(expected, measured, memory, placement, seconds, failures, words, executor, job.table.notes)
     reporter.forecast(made)
     return made
 

@@ -85,18 +85,19 @@ def _measurements(one: Outline) -> dict[str, float]:
 
 
 def _geometry(image: LabelledImage, one: Outline) -> dict[str, Any]:
-    parts = [_coordinates(part, image.factor) for part in one.parts]
+    parts = [_coordinates(part, image) for part in one.parts]
     several = len(parts) > 1
     geometry: dict[str, Any] = {
         "type": "MultiPolygon" if several else "Polygon",
         "coordinates": parts if several else parts[0],
     }
-    if one.row["t"] or one.row["z"]:
-        geometry["plane"] = {"c": -1, "z": one.row["z"], "t": one.row["t"]}
+    t, z = image.plane(one.row)
+    if t or z:
+        geometry["plane"] = {"c": -1, "z": z, "t": t}
     return geometry
 
 
-def _coordinates(part: Polygon, factor: tuple[float, float]) -> list[list[list[float]]]:
+def _coordinates(part: Polygon, image: LabelledImage) -> list[list[list[float]]]:
     """Closed rings, the exterior first."""
-    rings = [full_resolution(ring, factor).tolist() for ring in part.rings]
+    rings = [full_resolution(ring, image).tolist() for ring in part.rings]
     return [[*ring, ring[0]] for ring in rings]

@@ -6,8 +6,8 @@ group and one block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +20,14 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.exports.contours import Polygon, polygons
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.level_geometry import AxisPlace
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 
 # Edge of the blocks in which labels are read; any value gives the same outlines.
 _BLOCK = 1024
+_SAME = AxisPlace()
 _PLACE = ["t", "z", "class", "label", "y0", "x0", "y1", "x1", "area"]
 
 
@@ -37,10 +39,10 @@ class LabelledImage:
     ----------
     labels_url : group that holds ``labels/<class>``
     axes : of the label images
-    planes : numbers of time points and of z planes
+    planes : numbers of time points and of z planes of the source's finest level
     channels : of the source
-    factor : what coordinates y and x are multiplied by to get those of the source's finest level
     classes : background first
+    places : where the level that was segmented lies along axes of the finest one; as it is along those left out
     """
 
     name: str
@@ -48,8 +50,13 @@ class LabelledImage:
     axes: str
     planes: tuple[int, int]
     channels: int
-    factor: tuple[float, float]
     classes: tuple[ClassInfo, ...]
+    places: Mapping[str, AxisPlace] = field(default_factory=dict)
+
+    def plane(self, row: Mapping[str, Any]) -> tuple[int, int]:
+        """Time point and z plane, in the source's finest level, of a row of ``objects.parquet``."""
+        t, z = (self.places.get(axis, _SAME).plane(int(row[axis])) for axis in "tz")
+        return t, z
 
     def color(self, name: str) -> tuple[int, int, int]:
         """Red, green and blue of a class."""
@@ -213,10 +220,9 @@ def _other(image: LabelledImage, name: str) -> ImageError:
     return ImageError(f"{image.labels_url}/labels/{name}: is not what objects.parquet lists; run `chorus objects` anew")
 
 
-def full_resolution(ring: NDArray[np.int64], factor: tuple[float, float]) -> NDArray[np.int64] | NDArray[np.float64]:
+def full_resolution(ring: NDArray[np.int64], image: LabelledImage) -> NDArray[np.int64] | NDArray[np.float64]:
     """A ring (x, y) in pixels of the source's finest level; integers where all of them are."""
-    if factor == (1.0, 1.0):
-        return ring
-    scaled = ring * np.array([factor[1], factor[0]])
+    x, y = (image.places.get(axis, _SAME) for axis in "xy")
+    scaled = ring * np.array([x.factor, y.factor]) + np.array([x.offset, y.offset])
     whole: NDArray[np.int64] = np.rint(scaled).astype(np.int64)
     return whole if np.allclose(scaled, whole, rtol=0, atol=1e-6) else np.round(scaled, 3)

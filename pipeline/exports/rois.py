@@ -41,7 +41,7 @@ def roi(image: LabelledImage, one: Outline) -> ImagejRoi:
 
     Both are along the edges of pixels, in pixels of the source's finest level.
     """
-    rings = [full_resolution(ring, image.factor) for part in one.parts for ring in part.rings]
+    rings = [full_resolution(ring, image) for part in one.parts for ring in part.rings]
     low, high = np.min([r.min(axis=0) for r in rings], axis=0), np.max([r.max(axis=0) for r in rings], axis=0)
     left, top = (int(value) for value in np.floor(low))
     right, bottom = (int(value) for value in np.ceil(high))
@@ -83,7 +83,7 @@ def _position(image: LabelledImage, one: Outline) -> tuple[int, int, int]:
     ImageJ takes stacks with more than one of channels, slices and frames for hyperstacks, in which a selection has a
     slice and a frame; in other stacks it has one position.
     """
-    (times, depths), t, z = image.planes, int(one.row["t"]), int(one.row["z"])
+    (times, depths), (t, z) = image.planes, image.plane(one.row)
     if sum(length > 1 for length in (times, depths, image.channels)) > 1:
         return 0, z + 1 if depths > 1 else 0, t + 1 if times > 1 else 0
     return max(t, z) + 1 if times > 1 or depths > 1 else 0, 0, 0

@@ -64,11 +64,15 @@ class ConvertSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of a file: how many images and pixels, or the file of the same set that has its planes."""
+    """What became of a file: how many images and pixels, or the file of the same set that has its planes.
+
+    `note` says what of the file was left out.
+    """
 
     images: int
     pixels: int
     part_of: str = ""
+    note: str = ""
 
 
 def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
@@ -90,7 +94,11 @@ def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
             for place, raster in zip(places, rasters, strict=True):
                 convert_raster(raster, storage.join(target, place), settings)
             prepare_collection(target, places)
-        return Converted(len(rasters), sum(math.prod(map(int, raster.shape)) for raster in rasters))
+        return Converted(
+            images=len(rasters),
+            pixels=sum(math.prod(map(int, raster.shape)) for raster in rasters),
+            note="; ".join(raster.note for raster in rasters if raster.note),
+        )
 
 
 class _Image:

@@ -43,6 +43,7 @@ class SourceImage:
     units : per axis, as written in the source (None where it says nothing)
     levels : finest first
     channels : names, from ``omero`` where it has them, otherwise "0", "1", ...; one entry without a c axis
+    note : what of its metadata is wrong and was not followed; empty or a sentence
     """
 
     root: str
@@ -54,6 +55,7 @@ class SourceImage:
     units: tuple[str | None, ...]
     levels: tuple[Level, ...]
     channels: tuple[str, ...]
+    note: str = ""
 
     @property
     def url(self) -> str:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside, shown
+from chorus.pipeline.io.level_geometry import with_scales_of_shapes
 from chorus.pipeline.io.models import Level, Ngff, SourceImage
 
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
@@ -61,7 +62,8 @@ def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
     ngff, metadata = _metadata(url)
     multiscale = _multiscale(metadata, ngff, url)
     axes = _letters(multiscale.axes, url)
-    levels = tuple(_level(url, ngff, axes, multiscale, dataset) for dataset in multiscale.datasets)
+    stored = tuple(_level(url, ngff, axes, multiscale, dataset) for dataset in multiscale.datasets)
+    levels, note = with_scales_of_shapes(axes, stored)
     channels = levels[0].shape[axes.index("c")] if "c" in axes else 1
     return SourceImage(
         root=root,
@@ -73,6 +75,7 @@ def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
         units=tuple(axis.unit if isinstance(axis.unit, str) else None for axis in multiscale.axes),
         levels=levels,
         channels=_channels(metadata, channels),
+        note=note,
     )
 
 

@@ -126,15 +126,6 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
         yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
 
 
-def _opened(url: str, data: bytes | None, stack: ExitStack) -> Any:
-    """What tifffile reads from; it follows the files of a set only from a path."""
-    if data is not None:
-        return BytesIO(data)
-    fs, path = storage.filesystem(url)
-    storage.check_regular(fs, path)
-    return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
-
-
 def _images(url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries]) -> list[Raster]:
     """The images that begin in a file; raises ImageError where planes of them are missing."""
     check_promises(url, tiff, series)

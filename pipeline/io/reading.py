@@ -20,6 +20,10 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff, SourceImage
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
+# Pixels so many times as large, or as small, as the ensemble's show nothing of what it was trained on: a pixel size
+# that asks for it is wrong, as that of a printer, and would make a small image fill the memory.
+_LARGEST_FACTOR = 16.0
+_SMALLEST_FACTOR = 1 / 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,10 @@ def choose_level(
     -----
     With `factor` the user's level or 0. Otherwise in this order: the finest level within 10 % on both axes, as it is;
     the coarsest that is finer; level 0.
+
+    Raises
+    ------
+    ImageError : there is no such level, or the pixel size cannot be that of the image
     """
     if level is not None and not 0 <= level < len(image.levels):
         raise ImageError(f"{image.url}: has no level {level}; give --level from 0 to {len(image.levels) - 1}")
@@ -123,7 +131,29 @@ def choose_level(
     same = [index for index, factor in factors.items() if factor == (1.0, 1.0)]
     finer = [index for index, factor in factors.items() if max(factor) <= 1 + SAME_SIZE]
     chosen = same[0] if same else finer[-1] if finer else candidates[0]
+    _check_factor(image, chosen, pixel_size_um, factors[chosen])
     return LevelChoice(chosen, factors[chosen])
+
+
+def _check_factor(image: SourceImage, level: int, wanted: float, factor: tuple[float, float]) -> None:
+    """Raise ImageError where pixels are absurdly large or small beside those that the ensemble wants."""
+    size, finest = pixel_size_um(image, level), max(_factor(image, 0, wanted))
+    if size is not None and not (finest <= _LARGEST_FACTOR and min(factor) >= _SMALLEST_FACTOR):
+        y, x = (f"{own:.6g}" for own in size)
+        raise ImageError(
+            f"{image.url}: its pixel size is {y if y == x else f'{y} x {x}'} micrometers, the ensemble wants "
+            f"{wanted:g}: such pixels do not show what it was trained on, or are those of a printer; mend the scale in "
+            "the metadata, or convert the file again with --pixel-size"
+        )
+
+
+def unknown_pixel_size(image: SourceImage, wanted: float | None) -> str:
+    """A sentence where an ensemble wants a pixel size and the image does not say its own; else empty."""
+    if wanted is None or pixel_size_um(image, 0) is not None:
+        return ""
+    units = {image.units[image.axes.index(axis)] for axis in "yx"} - {None}
+    said = f" (its unit is {' and '.join(sorted(map(repr, units)))})" if units else ""
+    return f"the pixel size is unknown{said}: taken as it is, where the ensemble wants {wanted:g} micrometers"
 
 
 def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float]:

@@ -76,6 +76,7 @@ def _source(url: str, data: bytes | None, stack: ExitStack) -> Any:
     if data is not None:
         return BytesIO(data)
     fs, path = storage.filesystem(url)
+    storage.check_regular(fs, path)
     return path if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(path))
 
 
@@ -188,7 +189,7 @@ def check_planes(
     if len(pages) == 1 and there and one.dataoffset is not None:
         # One page, and planes after it without pages of their own.
         size = tiff.filehandle.size - one.dataoffset
-        there = min(promised, max(size, 0) // (plane * one.keyframe.dtype.itemsize)) if promised > 1 else 1
+        there = min(promised, max(size, 0) // (plane * one.dtype.itemsize)) if promised > 1 else 1
     if there >= promised:
         return
     missing = f"{promised - there} of its {promised} planes are missing"
@@ -197,8 +198,8 @@ def check_planes(
     gone = [name for name in others if (where := _beside(url, name)) is None or not storage.exists(where)]
     if gone:
         raise ImageError(
-            f"{url}: {missing}, since {_named(gone)} {'is' if len(gone) == 1 else 'are'} not beside it; put all files of "
-            "the set in one folder, or export the image as one file"
+            f"{url}: {missing}, since {_named(gone)} {'is' if len(gone) == 1 else 'are'} not beside it; put all "
+            "files of the set in one folder, or export the image as one file"
         )
     if others and not tiff.filehandle.is_file:
         raise ImageError(

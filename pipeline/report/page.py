@@ -115,6 +115,8 @@ def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) ->
         "review": int(images.table["review"].sum()),
         "empty": [Aside(row, draw_image(row.source_url)[0] if i < _DRAWN else None) for i, row in enumerate(empty)],
         "failed": images.rows(images.places("failed")[:_NAMED]),
+        "noted": images.rows(images.noted()[:_NAMED]),
+        "noted_count": len(images.noted()),
         "known": known,
         "distributions": sections.distributions(images, known.reference),
         "evaluation": evaluation,

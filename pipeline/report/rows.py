@@ -87,6 +87,10 @@ class Images:
         """Where the images of a status are."""
         return [int(place) for place in np.flatnonzero(self.table["status"] == status)]
 
+    def noted(self) -> list[int]:
+        """Where the images are that were done and of which something should be known, such as an unknown pixel size."""
+        return [int(i) for i in np.flatnonzero((self.table["status"] != "failed") & (self.table["message"] != ""))]
+
     def ranked(self) -> list[int]:
         """Where the images are that have a rank and foreground: those of which there is something to see."""
         return [int(place) for place in np.flatnonzero((self.table["rank"] > 0) & (self.table["status"] == "done"))]

@@ -50,8 +50,10 @@ def write_image(
         options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
     write_group(str(url), ngff, {"multiscales": [metadata or multiscales(axes, levels)], **more})
     for level in range(levels):
-        array = zarr.create_array(f"{url}/{level}", shape=shape, dtype=dtype, **options)
-        array[...] = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+        halved = (n if axis == "c" else -(-n // 2**level) for axis, n in zip(axes, shape, strict=False))
+        shrunk = tuple(halved) if level else shape
+        array = zarr.create_array(f"{url}/{level}", shape=shrunk, dtype=dtype, **options)
+        array[...] = np.arange(np.prod(shrunk)).reshape(shrunk).astype(dtype)
     return str(url)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus.console.format import duration, failures
+from chorus.console.format import duration, failures, some
 from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def _lines(outcome: Outcome) -> list[str]:
         f"{duration(summary['seconds'])} since the run was first begun"
     ]
     lines += failures(outcome, "run.json")
+    notes = [row["message"] for row in outcome.rows if row["status"] == "done" and row["message"]]
+    lines += some("note", notes, "what --json prints")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [*lines, f"results  {outcome.out}", f"next     chorus predict {outcome.out} --ensemble ... --out ..."]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus.console.format import plan_table, print_json
+from chorus.console.format import plan_table, print_json, some
 from chorus.console.options import RUNNING, ClusterFileOption, Json, Objects, RequestOptions, with_options
 from chorus.pipeline.errors import RefusedError
 
@@ -68,6 +68,8 @@ def print_forecast(request: PredictRequest, cluster: str | None, calibration: st
             return
         out_console.print(plan_table(forecast))
         _print_failures(forecast.failures)
+        for line in some("note", [f"{name}: {note}" for name, note in forecast.notes], "what --json prints"):
+            out_console.print(line, highlight=False, soft_wrap=True, markup=False)
         return
     from chorus.commands.cluster.cost import tables
 

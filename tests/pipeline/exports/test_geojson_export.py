@@ -44,7 +44,7 @@ def stored(folder: Path, labels: dict[str, NDArray[np.int32]], group: int = 7) -
         )
         array[:] = values.astype(np.uint32)
     pq.write_table(pa.Table.from_pylist(rows), folder / "objects.parquet", row_group_size=group)
-    image = LabelledImage("a.ome.zarr", str(folder), "tzyx", (shape[0], shape[1]), 1, (1.0, 1.0), CLASSES)
+    image = LabelledImage("a.ome.zarr", str(folder), "tzyx", (shape[0], shape[1]), 1, CLASSES)
     return image, ObjectTable(str(folder / "objects.parquet"), 0, len(rows))
 
 

@@ -20,6 +20,7 @@ from chorus.pipeline.exports.contours import polygons, signed_area
 from chorus.pipeline.exports.files import Parts
 from chorus.pipeline.exports.outlines import LabelledImage, Outline, by_doubt, object_name, ranks
 from chorus.pipeline.exports.rois import roi, write_rois
+from chorus.pipeline.io.level_geometry import AxisPlace
 from chorus.pipeline.io.models import ClassInfo
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("cell", "#4daf4a"))
@@ -41,7 +42,7 @@ def filled(rings: list[NDArray[Any]], shape: tuple[int, int], *, nonzero: bool =
 
 def image(**changes: Any) -> LabelledImage:
     content: dict[str, Any] = {"name": "a", "labels_url": "", "axes": "yx", "planes": (1, 1), "channels": 1}
-    return LabelledImage(**(content | {"factor": (1.0, 1.0), "classes": CLASSES} | changes))
+    return LabelledImage(**(content | {"classes": CLASSES} | changes))
 
 
 def outline(mask: NDArray[np.bool_], top: int = 0, left: int = 0, rank: int = 1, **row: Any) -> Outline:
@@ -97,7 +98,9 @@ def test_rois_that_are_read_back_are_the_pixels(mask: NDArray[np.bool_], place: 
 
 
 def test_an_object_of_a_coarser_level_is_drawn_on_the_finest() -> None:
-    read = ImagejRoi.frombytes(roi(image(factor=(2.0, 4.0)), outline(RING, 3, 5)).tobytes())
+    read = ImagejRoi.frombytes(
+        roi(image(places={"y": AxisPlace(2.0), "x": AxisPlace(4.0)}), outline(RING, 3, 5)).tobytes()
+    )
     assert isinstance(read, ImagejRoi)
     rings = [ring - [5 * 4, 3 * 2] for ring in read.coordinates(multi=True)]
     assert np.array_equal(filled(rings, (8, 16)), RING.repeat(2, axis=0).repeat(4, axis=1))

@@ -26,6 +26,7 @@ from chorus.pipeline.io.reading import (
     open_level,
     pixel_size_um,
     read_window,
+    unknown_pixel_size,
 )
 
 
@@ -114,7 +115,17 @@ def test_the_level_nearest_to_the_wanted_pixel_size_is_taken_without_losing_deta
 
 def test_without_a_known_unit_images_are_taken_as_they_are() -> None:
     assert choose_level(image(sizes=PYRAMID, unit=None), None, 0.5) == LevelChoice(0, (1.0, 1.0))
-    assert choose_level(image(sizes=PYRAMID, unit="parsec"), 1, 0.5) == LevelChoice(1, (1.0, 1.0))
+    assert choose_level(image(sizes=PYRAMID, unit="furlong"), 1, 0.5) == LevelChoice(1, (1.0, 1.0))
+    assert "unknown" in unknown_pixel_size(image(sizes=PYRAMID, unit=None), 0.5)
+    assert "'furlong'" in unknown_pixel_size(image(sizes=PYRAMID, unit="furlong"), 0.5)
+    assert unknown_pixel_size(image(sizes=PYRAMID, unit="microns"), 0.5) == ""
+    assert unknown_pixel_size(image(sizes=PYRAMID, unit=None), None) == ""
+
+
+@pytest.mark.parametrize(("unit", "size"), [("parsec", 1.0), ("inch", 1 / 72), ("micrometer", 352.7778), ("pm", 1.0)])
+def test_an_absurd_pixel_size_fails_the_image_with_a_sentence_that_names_it(unit: str, size: float) -> None:
+    with pytest.raises(ImageError, match=r"its pixel size is .* micrometers, the ensemble wants 0\.5"):
+        choose_level(image(sizes=((size, size),), unit=unit), None, 0.5)
 
 
 def test_a_level_out_of_range_is_refused() -> None:
