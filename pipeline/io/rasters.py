@@ -33,6 +33,7 @@ from chorus.pipeline.io.tiff_planes import (
     main_images,
     ome_images,
     open_tiff,
+    series_of,
 )
 
 TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
@@ -118,7 +119,7 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
     with ExitStack() as stack:
         with _errors(url), _complete(url):
             tiff = open_tiff(url, data, stack)
-            series = list(tiff.series)
+            series = series_of(url, tiff)
         if not series:
             raise ImageError(f"{url}: holds no image; {_MEND}")
         with _errors(url):

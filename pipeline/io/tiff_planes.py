@@ -71,6 +71,28 @@ def open_tiff(url: str, data: bytes | None, stack: ExitStack) -> tifffile.TiffFi
     )
 
 
+def series_of(url: str, tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
+    """The series of a TIFF as tifffile makes them; raises ImageError where a file of its set is damaged."""
+    try:
+        return list(tiff.series)
+    except Exception as error:
+        for name in dict.fromkeys(part.file for image in ome_images(tiff.ome_metadata) for part in planes_of(image)):
+            where = _beside(url, name)
+            if where is not None and name != storage.basename(url) and storage.exists(where) and not _opens(where):
+                damaged = f"{url}: {name}, a file of its set, is damaged; copy it again, or export the image anew"
+                raise ImageError(damaged) from error
+        raise
+
+
+def _opens(url: str) -> bool:
+    """Whether there is a TIFF at `url` whose pages can be read."""
+    try:
+        with ExitStack() as stack:
+            return bool(stack.enter_context(tifffile.TiffFile(_source(url, None, stack))).pages)
+    except Exception:  # noqa: BLE001 - of many libraries' types; that it does not open is the answer
+        return False
+
+
 def _source(url: str, data: bytes | None, stack: ExitStack) -> Any:
     """What tifffile reads from; it follows the files of a set only from a path."""
     if data is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import RegionGrid
+from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.pyramid import write_label_pyramid, write_pyramid
 from chorus.pipeline.io.writer import prepare_image, prepare_labels, write_labels, write_region
@@ -82,8 +83,9 @@ def _tiff(result: Result, outputs: list[str]) -> bytes:
         own = FIELDS[name].among(result.layout.channels)
         metadata["Channel"] = {"Name": [result.layout.channels[index] for index in own]}
     size, units = result.layout.scale, result.layout.units
-    if units[0] == units[1] == "micrometer":
-        metadata |= {"PhysicalSizeY": size[0], "PhysicalSizeX": size[1]}
+    factors = [micrometers(unit) for unit in units[:2]]
+    if factors[0] and factors[1]:
+        metadata |= {"PhysicalSizeY": size[0] * factors[0], "PhysicalSizeX": size[1] * factors[1]}
         metadata |= {"PhysicalSizeYUnit": "µm", "PhysicalSizeXUnit": "µm"}
     tifffile.imwrite(buffer, values, ome=True, compression="zlib", photometric="minisblack", metadata=metadata)
     return buffer.getvalue()
