@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.planning import synthetic_images
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import Cost, cost, model_grid, resolve
+from chorus.cluster.planning.plan import Cost, cost, model_grid, plan_images, resolve
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runs.run import Job
@@ -22,8 +22,10 @@ from chorus.cluster.state.ledger import Ledger
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io.models import FailedImage
 from chorus.pipeline.preprocessing.resampling import AxisMap
 from tests.support.making import write_light_ensemble
+from tests.support.ngff import multiscales, write_image
 from tests.support.plans import planned
 
 
@@ -154,3 +156,25 @@ def test_larger_regions_are_advised_where_they_save_passes(
 def test_maps_of_flows_are_refused_where_members_give_none(name: str, ensemble: Ensemble) -> None:
     with pytest.raises(RefusedError, match=f"its members give no flows; leave `{name}` out of --save"):
         resolve(ResultSettings(save=[name]), ensemble)
+
+
+def test_an_unknown_pixel_size_is_noted_and_an_absurd_one_fails_its_image_alone(
+    tmp_path: Path, ensemble: Ensemble
+) -> None:
+    wanted = ensemble.spec.input.model_copy(update={"pixel_size_um": 0.65})
+    sized = replace(ensemble, spec=ensemble.spec.model_copy(update={"input": wanted}))
+    for name, unit, size in [("a", None, 0.65), ("b", "micrometer", 352.7778), ("c", "microns", 0.65)]:
+        metadata = multiscales("yx")
+        metadata["datasets"][0]["coordinateTransformations"][0]["scale"] = [size, size]
+        for axis in metadata["axes"]:
+            axis.pop("unit")
+            axis |= {"unit": unit} if unit else {}
+        write_image(tmp_path / f"{name}.zarr", "0.4", "yx", (16, 16), metadata=metadata)
+    found = list(plan_images([str(tmp_path)], sized, ResultSettings()))
+    failed = [image for image in found if isinstance(image, FailedImage)]
+    table = ImageTable.collect(image for image in found if isinstance(image, PlannedImage))
+    assert [image.name for image in failed] == ["b.ome.zarr"]
+    assert "its pixel size is 352.778 micrometers, the ensemble wants 0.65" in failed[0].message
+    note = "the pixel size is unknown: taken as it is, where the ensemble wants 0.65 micrometers"
+    assert table.notes == [("a.ome.zarr", note)]
+    assert [image.note for image in plan_images([str(tmp_path / "a.zarr")], ensemble, ResultSettings())] == [""]
