@@ -1,5 +1,6 @@
-"""The engine: tiles in, posterior out. Pure torch; no reading, no writing.
+"""The inference engine: tiles in, posterior out. Pure torch; no reading, no writing.
 
-Begin with `engine`, then `members` (what members say of a batch), `blending` and `posterior_builder`. `adaptive` gives
-easy tiles fewer samples; `oom_splitting` makes a call again in parts; `device_transfer` moves pixels beside the work.
+Begin with `engine`, then `members` (outputs of the members for a batch), `blending` and `posterior_builder`.
+`adaptive` draws fewer samples for easy tiles; `oom_splitting` repeats a call in smaller parts when memory runs out;
+`device_transfer` copies pixels while the device computes.
 """

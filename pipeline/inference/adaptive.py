@@ -1,17 +1,18 @@
-"""Adaptive effort at the engine: waves of tiles that get samples in rounds, until each is done.
+"""Adaptive effort in the engine: tiles are sampled in rounds, in waves, until each tile is done.
 
 ::
 
-    wave        tile tile tile tile tile tile tile tile       (as many as two calls have views)
-    first       every member, the tile as it is               calls full of tiles
-    judged      done  on  done done  on  done done done       by `chorus.pipeline.inference.adaptive_bound`, each tile
-    by itself second           ...            ...                       every member, one more augmentation
-    judged           done            on
-    rest                            ...                       every member, all other augmentations
+    wave        tile tile tile tile tile tile tile tile       (as many as fill two calls with all their views)
+    round 1     every member, the tile without augmentation   full calls
+    judged      done  -   done done  -   done done done       each tile by itself, by
+                                                              `chorus.pipeline.inference.adaptive_bound`
+    round 2          ...            ...                       every member, one more augmentation
+    judged           done            -
+    round 3                         ...                       every member, all other augmentations
 
-Every call has the shape of full effort's, batch times augmentations, and samples are added up in full effort's order.
-So a tile that gets all has the bits of full effort, and one that is done early those of a run with fewer augmentations
-in calls of that shape.
+Every call has the same shape as with full effort (batch times augmentations), and samples are added in the same order
+as with full effort. A tile that gets all samples therefore has the same bits as with full effort, and a tile that is
+done early has the bits of a run with fewer augmentations in calls of that shape.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from chorus.pipeline.inference.posterior_builder import InferenceSettings
 if TYPE_CHECKING:
     from chorus.pipeline.inference.members import MemberGroup
 
-# Calls of the first round in a wave: the more, the fuller are those of the rest, and the more samples are held.
+# Calls of the first round in a wave: more calls fill those of the later rounds better, but hold more samples in memory.
 _CALLS = 2
 Held = dict[int, Sample]
 """A member's samples of some tiles, by the index of the augmentation."""
 Maps = dict[Field, torch.Tensor]
-"""Of some tiles, (tiles, channels, tile, tile) float32 of each field, see `SampleSums.statistics`."""
+"""Statistics of some tiles, (tiles, channels, tile, tile) float32 of each field, see `SampleSums.statistics`."""
 
 
 def tiles_in_wave(settings: InferenceSettings) -> int:
-    """Tiles that are answered together where effort is adaptive."""
+    """Return the number of tiles that are answered together when effort is adaptive."""
     return _CALLS * settings.batch * len(settings.augmentations)
 
 
 @dataclass(frozen=True)
 class WaveAnswers:
-    """What is said of the tiles of a wave.
+    """Posterior statistics of the tiles of a wave.
 
     Attributes
     ----------
-    maps : (tiles, maps, tile, tile) float32, as `InferenceSettings.layout` has them
-    means : each member's own mean probability, (tiles, classes, tile, tile) float32
-    features : (tiles, features) int64
-    samples : of each tile
+    maps : (tiles, maps, tile, tile) float32, channels in the order of `InferenceSettings.layout`
+    means : one tensor per member with its mean probability, (tiles, classes, tile, tile) float32
+    features : (tiles, features) int64 in units of 2^-32
+    samples : number of samples (members times augmentations) per tile
     """
 
     maps: torch.Tensor
@@ -62,12 +63,14 @@ class WaveAnswers:
 
 
 class Rounds:
-    """Answers waves of tiles with no more samples than they need.
+    """Answer waves of tiles with no more samples than each tile needs.
 
     Parameters
     ----------
-    group : the members, told of one augmentation (`plain_augmentation`) and of calls of batch times augmentations tiles
+    group : the members, set up for a single augmentation (`plain_augmentation`) and calls of batch times augmentations
+        tiles
     settings : of the run
+    device : that computes
     """
 
     def __init__(self, group: MemberGroup, settings: InferenceSettings, device: torch.device) -> None:
@@ -75,13 +78,23 @@ class Rounds:
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
         plain = plain_augmentation(settings.augmentations)
         others = [index for index in range(len(self._augmentations)) if index != plain]
-        # Drawn in each round; the last is not judged.
+        # Augmentations drawn in each round; no judgement follows the last one.
         self._draws = [draw for draw in ([plain], others[:1], others[1:]) if draw]
         shares = settings.effort.doubtful if settings.effort else []
         self._most = [int(share * settings.tile**2) if share >= 0 else -1 for share in shares]
 
     def answer(self, wave: torch.Tensor) -> WaveAnswers:
-        """Of (tiles, channels, tile, tile), at most `tiles_in_wave` of them."""
+        """Return the posterior statistics of a wave of tiles.
+
+        Parameters
+        ----------
+        wave : (tiles, channels, tile, tile) float32 on the device; at most `tiles_in_wave` tiles
+
+        Returns
+        -------
+        WaveAnswers
+            Statistics, member means, encoder features and sample counts per tile.
+        """
         held, features = self._drawn(wave, self._draws[0], [{} for _ in range(self._group.count)])
         sums, means = self._sums(held)
         maps, samples = sums.statistics(), torch.full((len(wave),), float(sums.samples), device=self._device)
@@ -103,7 +116,17 @@ class Rounds:
         return WaveAnswers(stacked(maps), means, features, [int(n) for n in samples.tolist()])
 
     def measure(self, wave: torch.Tensor) -> list[TileEffort]:
-        """What full effort changes of each tile of (tiles, channels, tile, tile), at each look."""
+        """Measure what full effort changes in each tile, compared with stopping at each look.
+
+        Parameters
+        ----------
+        wave : (tiles, channels, tile, tile) float32 on the device
+
+        Returns
+        -------
+        list of TileEffort
+            One per tile.
+        """
         held: list[Held] = [{} for _ in range(self._group.count)]
         looks, shares = [], []
         for look, draw in enumerate(self._draws):
@@ -119,12 +142,15 @@ class Rounds:
         return efforts
 
     def _judged(self, maps: Maps, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictive variance and classes of a tile, (y, x) each."""
+        """Return predictive variance, (y, x) float32, and class masks, (y, x) int32, of a tile."""
         masks = class_masks(maps[PROBABILITY][tile], multilabel=self._settings.multilabel)
         return maps[EPISTEMIC][tile, 0] + maps[ALEATORIC][tile, 0], masks
 
     def _doubtful(self, look: int, maps: Maps, held: list[Held]) -> torch.Tensor:
-        """Pixels in doubt of each tile: by what members say apart, and from the second look on by what each does."""
+        """Count the pixels in doubt of each tile, (tiles,) int64.
+
+        The first look uses the variance between members, the second one the variance within each member.
+        """
         settings = self._settings
         if look == 0:
             variance = maps[EPISTEMIC][:, 0] / self._group.count
@@ -135,7 +161,11 @@ class Rounds:
         return doubtful_pixels(maps[PROBABILITY], variance, settings.classes, multilabel=settings.multilabel)
 
     def _drawn(self, tiles: torch.Tensor, draw: list[int], held: list[Held]) -> tuple[list[Held], torch.Tensor]:
-        """What is held with every member's samples of these augmentations, and the features of the first of them."""
+        """Draw every member's samples of these augmentations.
+
+        Returns `held` extended by these samples, and the encoder features of the first augmentation drawn,
+        (tiles, features) int64.
+        """
         views = torch.cat([self._augmentations[index].forward(tiles) for index in draw])
         known, features = [], []
         for member, before in enumerate(held):
@@ -146,13 +176,13 @@ class Rounds:
         return known, torch.cat(features, dim=1)
 
     def _sums(self, held: list[Held]) -> tuple[SampleSums, list[torch.Tensor]]:
-        """The sums of what is held, in the order of the augmentations, and each member's mean."""
+        """Sum the held samples in the order of the augmentations; return the sums and each member's mean."""
         settings, tiles = self._settings, len(next(iter(held[0].values()))[0])
         sums = SampleSums.zeros(tiles, settings.classes, settings.tile, self._device, flows=settings.flows)
         return sums, [sums.add_member(of_member[index] for index in sorted(of_member)) for of_member in held]
 
     def _ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What a member says of any number of views, in calls of one shape; the last is filled up with zeros."""
+        """Return a member's outputs for any number of views, in calls of one shape; the last is padded with zeros."""
         size = self._settings.batch * len(self._augmentations)
         answers = []
         for start in range(0, len(views), size):

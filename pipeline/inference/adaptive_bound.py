@@ -1,14 +1,15 @@
-"""Fewer samples where more would change nothing: which tiles are done before they got all augmentations.
+"""Stopping rule of adaptive effort: which tiles are done before they got all augmentations.
 
-With ``--effort adaptive`` each member first sees a tile as it is (one sample each). A pixel is in doubt where its label
-is within one standard error of another one, and the share of such pixels tells how many labels the samples that are
-left could change: at most so many times as much, a factor that was measured on reference images which got full effort
-(`EffortBound`). A tile of which few pixels could change is done. The others are seen by each member in one more way,
-which shows how far a member disagrees with itself and not only with others, and are judged again; what is left then
-gets all augmentations, which gives what full effort gives, bit by bit.
+With ``--effort adaptive`` each member first sees a tile without augmentation (one sample per member). A pixel is in
+doubt if its label is within one standard error of another label. The share of such pixels bounds how many labels the
+remaining samples could change: at most a factor times that share, where the factor was measured on reference images
+processed with full effort (`EffortBound`). A tile of which few pixels could change is done. For the others, each
+member sees one more augmentation, which shows how much a member disagrees with itself and not only with the other
+members, and the tile is judged again. The tiles that are left get all augmentations, and so the same bits as with full
+effort.
 
-What a tile is judged by are its own samples alone, by operations that round alike everywhere: neither the cut into
-regions, nor the order, nor the tile's companions change the decision.
+A tile is judged by its own samples alone, with operations that round alike everywhere: neither the partition into
+regions, nor the order, nor the other tiles of the batch change the decision.
 """
 
 from __future__ import annotations
@@ -25,27 +26,26 @@ from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.errors import RefusedError
 
 LOOKS = 2
-"""How often a tile is judged at most: after each member saw it in one way, and in two."""
-# Share of pixels in doubt: where there are fewer, so many are taken. It keeps ratios finite.
+"""How often a tile is judged at most: after each member's first sample, and after its second one."""
+# Lower limit of the share of pixels in doubt; it keeps ratios finite.
 _LEAST = 0.0005
 
 
 class EffortBound(Strict):
-    """Which tiles are done before they got all augmentations, and what that was measured on: `effort` of
-    ``ensemble.yaml``.
+    """Stopping rule of adaptive effort, and what it was measured on: `effort` of ``ensemble.yaml``.
 
     Attributes
     ----------
-    changed : largest share of a tile's pixels whose label may change by what is left out
-    factors : for each look, by how many times the share of pixels in doubt at most so many change
-    shift : largest change of U of a tile by what is left out; U is 0 to 0.25
-    risk : largest share of tiles for which `factors` or `shift` may be exceeded
-    confidence : with which that was found, all looks together
+    changed : largest share of a tile's pixels whose label may change by the samples left out
+    factors : for each look, upper bound of (share of labels that change) / (share of pixels in doubt)
+    shift : largest change of a tile's U by the samples left out; U is 0 to 0.25
+    risk : largest share of tiles that may exceed `factors` or `shift`
+    confidence : of that statement, all looks together
     ensemble : hash of the ensemble that it was measured with
-    tile, overlap, augmentations : it was measured with; it holds for these alone
-    images, tiles : of the reference set
-    stopped : how many of its tiles are done at each look
-    reference : what the images are
+    tile, overlap, augmentations : settings that it was measured with; it holds for these alone
+    images, tiles : number of each in the reference set
+    stopped : number of its tiles that are done at each look
+    reference : description of the images
     """
 
     changed: float = Field(default=0.01, gt=0, lt=1)
@@ -64,13 +64,14 @@ class EffortBound(Strict):
 
     @model_validator(mode="after")
     def _looks(self) -> EffortBound:
+        """Check that there is one factor per look."""
         if len(self.factors) != looks_of(len(self.augmentations)):
             raise ValueError(f"factors: {len(self.augmentations)} augmentations have one for each look")
         return self
 
     @property
     def doubtful(self) -> list[float]:
-        """For each look, the largest share of pixels in doubt with which a tile is done; below 0 none is."""
+        """Largest share of pixels in doubt with which a tile is done, per look; negative if no tile is done there."""
         return [_largest(factor, self.changed) for factor in self.factors]
 
 
@@ -79,24 +80,32 @@ def _largest(factor: float, changed: float) -> float:
 
 
 def looks_of(augmentations: int) -> int:
-    """How often tiles are judged: there must be something left to draw."""
+    """Return how often tiles are judged, given the number of augmentations: something must be left to draw."""
     return min(LOOKS, augmentations - 1)
 
 
 def doubtful_pixels(
     probability: torch.Tensor, variance: torch.Tensor, classes: int, *, multilabel: bool
 ) -> torch.Tensor:
-    """How many pixels of each tile are in doubt, (batch,) int64.
+    """Count the pixels in doubt of each tile.
 
     A pixel is in doubt where ``margin^2 < v``: margin is the difference of its two largest mean probabilities, and v
     the largest variance that this difference can have, 2 K times `variance`: var(p_a - p_b) <= 2 (var p_a + var p_b)
-    <= 2 K var, exact for two classes. Multi-label: the least of abs(2 p_k - 1) over the classes, with 4 K. Only sums,
-    products, quotients and comparisons are used, each of which rounds alike wherever a pixel stands.
+    <= 2 K var, exact for two classes. Multi-label: margin is the minimum of abs(2 p_k - 1) over the classes, and v is
+    4 K times `variance`. Only sums, products, quotients and comparisons are used, each of which rounds alike at every
+    position of a pixel.
 
     Parameters
     ----------
-    probability : (batch, classes, y, x) float32, the mean
-    variance : (batch, y, x) float32, squared standard error of them, mean over the K classes
+    probability : (batch, classes, y, x) float32, mean probabilities, 0 to 1
+    variance : (batch, y, x) float32, squared standard error of the mean probabilities, averaged over the K classes
+    classes : K
+    multilabel : whether classes are independent of each other
+
+    Returns
+    -------
+    torch.Tensor
+        Number of pixels in doubt, (batch,) int64.
     """
     if multilabel:
         margin = (2 * probability[:, 0] - 1).abs()
@@ -112,16 +121,26 @@ def doubtful_pixels(
 
 
 def spread_within(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], augmentations: int) -> torch.Tensor:
-    """How far the mean of two samples a member may be from that of all, (batch, y, x), mean over the classes.
+    """Estimate the squared error of the mean of two samples per member, compared with the mean of all samples.
 
     Per member the variance of its samples is half the square of the difference of two, and the mean of 2 of T differs
-    from that of all T by a variance of ``s^2 (1/2 - 1/T)`` (drawing without replacement; Cochran, Sampling Techniques,
-    3rd ed. (1977), Theorem 2.2); the mean over M members by their mean over M. What members say apart from each other
-    is no part of it: all of them are heard either way.
+    from that of all T by a variance of ``s^2 (1/2 - 1/T)`` (drawing without replacement). The variance of the mean over
+    M members is the mean of these divided by M. Disagreement between members is no part of it: all members answer in
+    either case.
 
     Parameters
     ----------
-    first, second : of each member, (batch, classes, y, x)
+    first, second : one tensor per member, (batch, classes, y, x) float32, probabilities of its two samples
+    augmentations : T, samples per member with full effort
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, y, x) float32, averaged over the classes.
+
+    References
+    ----------
+    Cochran, Sampling Techniques, 3rd ed. (1977), Theorem 2.2.
     """
     total = torch.zeros_like(first[0][:, 0])
     for a, b in zip(first, second, strict=True):
@@ -134,13 +153,14 @@ def spread_within(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor],
 
 @dataclass(frozen=True, slots=True)
 class TileEffort:
-    """What a tile of the reference set came to, at each look.
+    """What full effort changes in a tile of the reference set, at each look.
 
     Attributes
     ----------
     doubtful : share of its pixels in doubt
     changed : share of its pixels whose label full effort changed
-    shift : how far full effort moved its U; 0 where only one of both has a foreground, which `changed` tells
+    shift : absolute change of its U by full effort; 0 if only one of the two results has a foreground, which `changed`
+        shows
     empty : whether it has no foreground, neither at the first look nor with full effort
     """
 
@@ -153,24 +173,37 @@ class TileEffort:
 def find_factors(
     tiles: Sequence[TileEffort], changed: float, shift: float, risk: float, confidence: float
 ) -> list[float]:
-    """By how many times the share of pixels in doubt at most so many labels change, for each look.
+    """Find the factor between pixels in doubt and labels that change, for each look.
 
-    For each look the factor is an upper tolerance limit of (labels changed) / (pixels in doubt): with `confidence` at
-    most `risk` of all tiles are beyond, tiles taken as independent. Of the tiles that are then done at most `risk` may
+    For each look the factor is an upper tolerance limit of (labels changed) / (pixels in doubt): with `confidence`, at
+    most `risk` of all tiles exceed it, tiles taken as independent. Of the tiles that are then done, at most `risk` may
     have a U that moves by more than `shift` (upper bound of Clopper and Pearson). All of these statements hold together
     (Bonferroni).
+
+    Parameters
+    ----------
+    tiles : measured on the reference set
+    changed : largest share of a tile's labels that may change, 0 to 1
+    shift : largest change of a tile's U, 0 to 0.25
+    risk : largest share of tiles that may exceed either, 0 to 1
+    confidence : of all statements together, 0 to 1
+
+    Returns
+    -------
+    list of float
+        One factor per look, at least 0.01.
 
     Raises
     ------
     RefusedError
-        Where there are too few tiles, none is done early, or U moves too often.
+        If there are too few tiles, no tile is done early, or U moves too often.
 
     References
     ----------
     Wilks, Annals of Mathematical Statistics 12:91 (1941): tolerance limits from order statistics; Clopper & Pearson,
     Biometrika 26:404 (1934).
     """
-    from scipy.stats import beta, binom  # here, not above: the command line would feel it
+    from scipy.stats import beta, binom  # imported here, since it would slow down the start of the command line
 
     looks = len(tiles[0].doubtful) if tiles else LOOKS
     level = 1 - (1 - confidence) / (2 * looks)
@@ -186,7 +219,7 @@ def find_factors(
     for look in range(looks):
         doubts = np.array([max(tile.doubtful[look], _LEAST) for tile in tiles])
         ratios = np.sort(np.array([tile.changed[look] for tile in tiles]) / doubts)[::-1]
-        # Where nothing changes at all, one label of a doubtful hundred might.
+        # If nothing changes at all, assume that one label in a hundred pixels in doubt might.
         factors.append(max(float(ratios[beyond]), 0.01))
         done = doubts <= _largest(factors[-1], changed)
         moved = int(sum(tile.shift[look] > shift for tile, stops in zip(tiles, done, strict=True) if stops))
@@ -201,7 +234,7 @@ def find_factors(
 
 
 def stopped_at(tiles: Sequence[TileEffort], factors: Sequence[float], changed: float) -> list[int]:
-    """How many tiles are done at each look."""
+    """Count the tiles that are done at each look."""
     limits = [_largest(factor, changed) for factor in factors]
     counts = [0] * len(limits)
     for tile in tiles:
@@ -214,12 +247,18 @@ def stopped_at(tiles: Sequence[TileEffort], factors: Sequence[float], changed: f
 def difference(
     early: tuple[torch.Tensor, torch.Tensor], full: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[float, float, bool]:
-    """What full effort changed of a tile: share of labels, shift of U, and whether neither has any foreground.
+    """Compare a tile's early result with that of full effort.
 
     Parameters
     ----------
-    early, full : predictive variance, (y, x) float32, and classes, (y, x) of
+    early, full : predictive variance, (y, x) float32, and class masks, (y, x) int32, of
         `chorus.pipeline.core.posterior.class_masks`
+
+    Returns
+    -------
+    changed : share of pixels whose label differs, 0 to 1
+    shift : absolute difference of U; 0 unless both have a foreground
+    empty : whether neither has a foreground
     """
     device = device_of(early[0].device)
     u = [device.in_float64(variance[masks > 0]) for variance, masks in (early, full)]

@@ -1,4 +1,4 @@
-"""Overlapping tiles become one plane: a Gaussian window and weighted sums, row by row of the tile grid."""
+"""Blend overlapping tiles into one plane: a Gaussian window and weighted sums, one row of tiles at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ Sink = Callable[[Span, torch.Tensor], None]
 
 
 def gaussian_window(tile: int) -> torch.Tensor:
-    """Weights of a tile's pixels, (tile, tile) float32, 1 at the centre, positive everywhere.
+    """Return the blending weights of a tile's pixels.
 
-    Sigma is tile / 8. Weights that underflow to zero are lifted to the smallest positive one, so that no
-    pixel is divided by zero.
+    Sigma is tile / 8. Weights that underflow to zero are raised to the smallest positive one, so that no pixel is
+    divided by zero.
+
+    Parameters
+    ----------
+    tile : edge of a tile in pixels
+
+    Returns
+    -------
+    torch.Tensor
+        (tile, tile) float32, largest at the centre, at most 1, positive everywhere.
 
     References
     ----------
@@ -33,8 +42,8 @@ def gaussian_window(tile: int) -> torch.Tensor:
 class BandBlender:
     """Weighted mean of the tiles' maps over a window of the plane, holding one row of tiles at a time.
 
-    Tiles come in row-major order. Once a tile begins below the first rows of the band, nothing can reach these
-    any more: they are divided by their weights, handed to `sink` and the band moves on::
+    Tiles are added in row-major order. Once a tile begins below the first rows of the band, no later tile reaches these
+    rows: they are divided by their weights and passed to `sink`, and the band moves down::
 
         target       ----------------------------
         band         [ tile ][ tile ]               (channels, tile, width) sums, (tile, width) weights
@@ -46,7 +55,7 @@ class BandBlender:
     Parameters
     ----------
     channels : maps per tile
-    target : the window of the plane that is wanted
+    target : the window of the plane to compute
     weights : (tile, tile) float32 on the device that computes
     sink : called with (rows of the plane, (channels, rows, width) float32), top to bottom, each row once
     """
@@ -61,7 +70,13 @@ class BandBlender:
         self._total = torch.zeros((tile, width), dtype=torch.float32, device=weights.device)
 
     def add(self, tile: Tile, maps: torch.Tensor) -> None:
-        """Add the (channels, tile, tile) float32 maps of the next tile."""
+        """Add the maps of the next tile.
+
+        Parameters
+        ----------
+        tile : the next one in row-major order
+        maps : (channels, tile, tile) float32
+        """
         if tile.window.y.start > self._top:
             self._release(tile.window.y.start)
         y, x = (
@@ -84,7 +99,7 @@ class BandBlender:
         self._total[outer] += weights
 
     def finish(self) -> None:
-        """Hand out the rows that are left."""
+        """Pass the remaining rows to the sink."""
         self._release(self._target.y.stop)
 
     @staticmethod

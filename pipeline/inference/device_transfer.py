@@ -1,4 +1,4 @@
-"""Arrays to the device and back beside its work: through pinned memory, on streams of their own, nobody waits.
+"""Copies to and from the device beside its computation: through pinned memory, on streams of their own.
 
 ::
 
@@ -6,8 +6,9 @@
     members        [batch 1 of region 1][batch 2 of region 1][batch 1 of region 2]
     copies out                          [rows]               [rows]
 
-What the members are told next waits for what they need, and copies out for what they copy: on the device. The process
-goes on, and waits only for a `landing`. Devices without streams copy at once: copies are done when they return.
+On the device, members wait for the copies that they need, and copies out wait for the results that they copy. The host
+does not wait, except for a `landing`. Devices without streams copy synchronously: a copy is complete when the call
+returns.
 """
 
 from __future__ import annotations
@@ -21,11 +22,22 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.devices import device_of
 
 Landing = Callable[[], None]
-"""Returns when all that the device was told before it was made is done, and its copies have arrived."""
+"""Blocks until all operations that were queued on the device before its creation are complete, copies included."""
 
 
 def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """`array` on the device, for what it is told from now on; on a CPU the array's own memory."""
+    """Copy an array to the device, ready for all operations queued from now on.
+
+    Parameters
+    ----------
+    array : any shape and dtype that torch has
+    device : where to copy it
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape and dtype, on `device`; on a CPU it shares the array's memory.
+    """
     source, target = torch.from_numpy(array), device_of(device)
     if not target.has_streams:
         return source.to(device)
@@ -33,23 +45,34 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     with target.on(copying):
         copied = target.pinned(source).to(device, non_blocking=True)
     computing.wait_stream(copying)
-    target.keep(copied, computing)  # its memory is not given away before the members are done with it
+    target.keep(copied, computing)  # its memory is not reused before the members are done with it
     return copied
 
 
 def host_array(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory of the host, not filled, that `device` can write to by itself."""
+    """Allocate an uninitialised tensor in host memory that `device` can write to directly.
+
+    Parameters
+    ----------
+    shape, dtype : of the tensor
+    device : that will write to it
+
+    Returns
+    -------
+    torch.Tensor
+        `shape` of `dtype`, on the host.
+    """
     return device_of(device).host_memory(shape, dtype)
 
 
 def to_host(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Have the device write `source` into a part of a `host_array` of the same shape, in that one's type.
+    """Copy `source` into a part of a `host_array` of the same shape, converted to that array's dtype.
 
-    It is there after a `landing`.
+    The copy is complete after a `landing`.
 
     Parameters
     ----------
-    target, source : (maps, y, x), the rows of each of target's maps one after the other in memory
+    target, source : (maps, y, x), the rows of each of target's maps contiguous in memory
     """
     device = device_of(source.device)
     if not device.has_streams:
@@ -65,7 +88,7 @@ def to_host(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def landing(device: torch.device) -> Landing:
-    """See `Landing`."""
+    """Return a function that waits until all operations and copies queued so far are complete; see `Landing`."""
     waited = device_of(device)
     if not waited.has_streams:
         return lambda: None

@@ -1,8 +1,8 @@
-"""What the members' encoders make of an image: the last stage's answer, averaged over each tile and over all tiles.
+"""Features of an image from the members' encoders: the last stage's output, averaged over each tile and over all tiles.
 
-From the tile on everything is an integer in units of 2^-32: sums are the same in any order and any grouping, so that
-neither the cut into regions nor the spread of members over devices changes a bit. A tile that touches several regions
-is evaluated for each of them, and counts for the one that holds its centre::
+Beyond the tile everything is an integer in units of 2^-32: sums are the same in any order and any grouping, so that
+neither the partition into regions nor the distribution of members over devices changes a bit. A tile that touches
+several regions is evaluated for each of them, and counts for the region that contains its centre::
 
     plane      |      region 0      |      region 1      |
     tiles      [     .     ]                                 the centre, clamped into the plane
@@ -27,19 +27,24 @@ from chorus.pipeline.core.geometry import Grid, Span, Tile, Window
 from chorus.pipeline.inference.device_transfer import to_device
 from chorus.pipeline.scores.image_scores import FIXED_POINT
 
-# More than half precision knows (65504). With it a tile is at most 2^48 units, and 2^14 tiles still fit in 63 bits.
+# Above the largest half-precision number (65504). A tile is then at most 2^48 units; 2^14 tiles still fit in 63 bits.
 _BOUND = 2.0**16
 
 
 def pooled(stage: torch.Tensor) -> torch.Tensor:
-    """The mean of an encoder's stage over (y, x): (batch, features) int64 in units of 2^-32.
+    """Return the mean of an encoder's stage over (y, x), as fixed-point integers.
 
-    Each value is rounded on its own and integers are summed, so that a tile has the same features at any place of any
-    batch. Values beyond +-2^16 count as that bound, NaN counts as zero.
+    Each value is rounded on its own and integers are summed, so that a tile has the same features at any position of
+    any batch. Values beyond +-2^16 are clipped, NaN counts as zero.
 
     Parameters
     ----------
     stage : (batch, features, y, x) of any floating dtype
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, features) int64 in units of 2^-32, on the device of `stage`.
     """
     positions = stage.shape[2] * stage.shape[3]
     values = torch.nan_to_num(device_of(stage.device).in_float64(stage), nan=0.0).clamp_(-_BOUND, _BOUND)
@@ -47,11 +52,11 @@ def pooled(stage: torch.Tensor) -> torch.Tensor:
 
 
 def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -> Window:
-    """Pixels of the model's plane whose centres lie in `region`; possibly none.
+    """Return the pixels of the model's plane whose centres lie in `region`; possibly none.
 
-    Regions part the image's plane, tiles lie on the model's. The image's pixel under the centre of the model's pixel c
-    is floor((c + 0.5) * image / model) on each axis, as in `chorus.pipeline.preprocessing.resampling`; so the windows
-    of all regions part the model's plane.
+    Regions partition the image's plane, tiles lie on the model's plane (the image resampled to the pixel size of the
+    ensemble). The image's pixel under the centre of the model's pixel c is floor((c + 0.5) * image / model) on each
+    axis, as in `chorus.pipeline.preprocessing.resampling`; so the windows of all regions partition the model's plane.
 
     Parameters
     ----------
@@ -60,7 +65,7 @@ def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -
     """
 
     def axis(span: Span, length: int, model_length: int) -> Span:
-        def first(pixel: int) -> int:  # the least c with (2 c + 1) * length >= 2 * pixel * model_length
+        def first(pixel: int) -> int:  # the smallest c with (2 c + 1) * length >= 2 * pixel * model_length
             return -((length - 2 * pixel * model_length) // (2 * length))
 
         return Span(first(span.start), first(span.stop))
@@ -69,7 +74,7 @@ def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -
 
 
 class TileFeatures:
-    """Sums the features of the tiles whose centres lie in a window of the plane.
+    """Sum the features of the tiles whose centres lie in a window of the plane.
 
     Parameters
     ----------
@@ -78,9 +83,9 @@ class TileFeatures:
 
     Attributes
     ----------
-    tiles : that count, so far
-    samples : that the tiles that count got, so far
-    passes : samples of all tiles so far, those that count for other regions included
+    tiles : number of tiles that counted so far
+    samples : number of samples of these tiles so far
+    passes : number of samples of all tiles so far, including tiles that count for other regions
     """
 
     def __init__(self, grid: Grid, centres: Window) -> None:
@@ -88,15 +93,19 @@ class TileFeatures:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all sums and counts to zero."""
         self._total: torch.Tensor | None = None
         self.tiles = 0
         self.samples = self.passes = 0
 
     def add(self, tiles: Sequence[Tile], features: torch.Tensor, samples: Sequence[int] = ()) -> None:
-        """Add a batch: (batch, features) int64 as of `pooled`, rows beyond `tiles` only fill it up.
+        """Add the features of a batch of tiles.
 
-        `samples` are those that each tile got, where all members are here.
+        Parameters
+        ----------
+        tiles : of the batch
+        features : (batch, features) int64 as returned by `pooled`; rows beyond `tiles` are padding
+        samples : number of samples per tile; empty if only a part of the members is here
         """
         counted = [index for index, tile in enumerate(tiles) if self.counts(tile)]
         part = features.index_select(0, to_device(np.array(counted, np.int64), features.device)).sum(dim=0)
@@ -106,28 +115,34 @@ class TileFeatures:
         self.samples += sum(samples[index] for index in counted) if samples else 0
 
     def sums(self) -> NDArray[np.int64]:
-        """(features,) int64 in units of 2^-32."""
+        """Return the sums over the tiles that counted.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            (features,) in units of 2^-32; (0,) if no batch was added.
+        """
         if self._total is None:
             return np.zeros(0, np.int64)
         total: NDArray[np.int64] = self._total.cpu().numpy()
         return total
 
     def counts(self, tile: Tile) -> bool:
-        """Whether its centre lies in the window."""
+        """Return whether the centre of `tile` lies in the window."""
         y, x = self._grid.centre(tile)
         inside = self._centres
         return inside.y.start <= y < inside.y.stop and inside.x.start <= x < inside.x.stop
 
 
 class FeatureSums(BaseModel):
-    """What a region adds to its image's features.
+    """A region's contribution to its image's features.
 
     A record is read without Chorus by ``numpy.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")``.
 
     Attributes
     ----------
-    tiles : that count for the region
-    packed : their sums, (features,) in units of 2^-32, members one after the other in the ensemble's order
+    tiles : number of tiles that count for the region
+    packed : their sums, (features,) int64 in units of 2^-32, members in the ensemble's order
     """
 
     model_config = ConfigDict(frozen=True)
@@ -137,38 +152,47 @@ class FeatureSums(BaseModel):
 
     @classmethod
     def of(cls, tiles: int, sums: NDArray[np.int64]) -> FeatureSums:
+        """Pack sums.
+
+        Parameters
+        ----------
+        tiles : number of tiles that were summed
+        sums : (features,) int64 in units of 2^-32
+        """
         return cls(tiles=tiles, packed=_packed(sums, "<i8"))
 
     @property
     def sums(self) -> NDArray[np.int64]:
+        """(features,) int64 in units of 2^-32."""
         return _unpacked(self.packed, "<i8")
 
 
 class FeatureTotal:
-    """Sums the features of an image's regions, in whole numbers of any size."""
+    """Sum the features of an image's regions, in integers of unlimited size."""
 
     def __init__(self) -> None:
         self._total: NDArray[np.object_] | None = None
         self._tiles = 0
 
     def add(self, part: FeatureSums) -> None:
+        """Add the sums of a region."""
         sums = part.sums.astype(object)
         self._total = sums if self._total is None else self._total + sums
         self._tiles += part.tiles
 
     def mean(self) -> ImageFeatures:
-        """Over all tiles that were added."""
+        """Return the mean features over all tiles that were added."""
         sums = [] if self._total is None else self._total.tolist()
         return ImageFeatures.of(self._tiles, np.array([total / (FIXED_POINT * self._tiles) for total in sums]))
 
 
 class ImageFeatures(BaseModel):
-    """An image's features.
+    """Mean encoder features of an image.
 
     Attributes
     ----------
-    tiles : of all planes, each once
-    packed : their mean, (features,) float64, as in `FeatureSums` with ``<f8``; empty where no member has an encoder
+    tiles : number of tiles of all planes, each counted once
+    packed : their mean, (features,) float64, as in `FeatureSums` with ``<f8``; empty if no member has an encoder
     """
 
     model_config = ConfigDict(frozen=True)
@@ -178,10 +202,18 @@ class ImageFeatures(BaseModel):
 
     @classmethod
     def of(cls, tiles: int, mean: NDArray[np.float64]) -> ImageFeatures:
+        """Pack a mean.
+
+        Parameters
+        ----------
+        tiles : number of tiles that were averaged
+        mean : (features,) float64
+        """
         return cls(tiles=tiles, packed=_packed(mean, "<f8"))
 
     @property
     def mean(self) -> NDArray[np.float64]:
+        """(features,) float64."""
         return _unpacked(self.packed, "<f8")
 
 

@@ -1,8 +1,8 @@
 """The hot loop: a window of a plane and the members become a posterior. Pure torch; no reading, no writing.
 
-Tiles of the plane's grid are taken in row-major order in batches of one fixed shape (the last is filled up with
-zeros). Members come one after the other, each with all augmentations in one call, so that the sums of samples
-have the same order however members are spread over devices.
+Tiles of the plane's grid are taken in row-major order in batches of one fixed shape (the last one is padded with
+zeros). Members run one after the other, each with all augmentations in one call, so that samples are summed in the same
+order however members are distributed over devices.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from chorus.pipeline.members.contract import Member
 
 
 class Engine:
-    """A group of members on a device that turns windows of planes into posteriors."""
+    """Turn windows of planes into posteriors, with a group of members on one device.
+
+    Parameters
+    ----------
+    members : of the ensemble, or of one stage of it, in the ensemble's order
+    settings : of the run
+    device : that computes
+    inputs : channels of a tile that each member sees; all by default
+    short_of_memory : called whenever a call of a member runs out of memory
+    """
 
     def __init__(
         self,
@@ -50,7 +59,7 @@ class Engine:
 
     @property
     def tiles_per_call(self) -> int:
-        """A batch, or less since memory was short."""
+        """Tiles per call of a member: a batch, or fewer after a call ran out of memory."""
         views = 1 if self._rounds is None else len(self._settings.augmentations)
         return max(1, self._group.calls.tiles // views)
 
@@ -78,11 +87,11 @@ class Engine:
 
     @property
     def ahead(self) -> int:
-        """How many batches may be told to the device while it works on one, so that it never waits for the next."""
+        """How many batches may be queued while the device computes one, so that it never waits for the next."""
         return int(device_of(self._device).has_streams)
 
     def landing(self) -> Landing:
-        """Of all that was answered so far, see `chorus.pipeline.inference.device_transfer`."""
+        """Return the landing of all that was answered so far; see `chorus.pipeline.inference.device_transfer`."""
         return landing(self._device)
 
     def _land(self) -> None:
@@ -91,17 +100,17 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Tiles that are answered together: those of a call, or of a wave where effort is adaptive."""
+        """Tiles that are answered together: those of a call, or of a wave if effort is adaptive."""
         return self._settings.batch if self._rounds is None else tiles_in_wave(self._settings)
 
     def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionOnItsWay:
-        """What `posterior` is asked, to be answered a batch at a time; inside of ``torch.inference_mode``."""
+        """Begin what `posterior` does, to be answered one batch at a time; call it within ``torch.inference_mode``."""
         return RegionOnItsWay(plane, target, self._settings, self._weights, self._count, features)
 
     def answer(self, shares: Sequence[tuple[RegionOnItsWay, int]]) -> None:
-        """Answer so many of the next tiles of each region, together at most `batch` of them.
+        """Answer the given number of next tiles of each region, at most `batch` tiles in total.
 
-        Calls have one fixed shape, so that a tile's bits do not depend on the others.
+        Calls have one fixed shape, so that a tile's bits do not depend on the other tiles.
         """
         settings = self._settings
         batch = torch.zeros((self.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
@@ -124,7 +133,13 @@ class Engine:
             region.take(tiles, said[first:], features[first:], samples[first : first + len(tiles)])
 
     def efforts(self, plane: PlaneWindow, target: Window, features: TileFeatures) -> list[TileEffort]:
-        """What full effort changes of each tile that counts for `features`; for an engine with adaptive effort."""
+        """Measure what full effort changes in each tile that counts for `features`.
+
+        Raises
+        ------
+        ValueError
+            If the engine has no adaptive effort.
+        """
         if self._rounds is None:
             raise ValueError("only an engine with a bound has a first round to compare with")
         source = TileSource(plane, target, self._settings, self._device)
@@ -138,7 +153,15 @@ class Engine:
     def stage(
         self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
     ) -> StageState:
-        """Add these members' samples to what earlier stages passed on; `features` gathers those of their encoders."""
+        """Add these members' samples to the sums of earlier stages.
+
+        Parameters
+        ----------
+        plane : prepared pixels that the region needs
+        target : the window to compute
+        before : state of the previous stage; None for the first stage
+        features : if given, the encoders' features are added to it
+        """
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, self._count, self._device)
         blender = BandBlender(self._count * settings.classes, target, self._weights, canvas.take_members)
@@ -176,7 +199,7 @@ class Engine:
         )
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
-        """The posterior of `target` once every stage has added its samples."""
+        """Return the posterior of `target` after every stage has added its samples."""
         settings = self._settings
         canvas = PosteriorCanvas(target, settings, 0, self._device)
         blender = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
@@ -191,7 +214,7 @@ class Engine:
 
 
 def _plain_calls(settings: InferenceSettings) -> InferenceSettings:
-    """Calls of the same shape, each view of which is a tile of its own."""
+    """Return settings for calls of the same shape, in which each view is a tile of its own."""
     names = settings.augmentations
     plain = (names[plain_augmentation(names)],)
     return replace(settings, augmentations=plain, batch=settings.batch * len(names), effort=None)
@@ -199,7 +222,7 @@ def _plain_calls(settings: InferenceSettings) -> InferenceSettings:
 
 @dataclass(frozen=True)
 class StageState:
-    """What passes from one group of members to the next: sums per tile, filled-up batches included.
+    """State passed from one group of members to the next: sums per tile, including the padding of batches.
 
     Attributes
     ----------
@@ -219,7 +242,14 @@ class StageState:
     features: NDArray[np.int64]
 
     def batch(self, index: int, size: int, device: torch.device) -> SampleSums:
-        """The sums of batch `index`, copied so that they can be added to."""
+        """Return a copy of the sums of one batch, to be added to.
+
+        Parameters
+        ----------
+        index : of the batch
+        size : tiles per batch
+        device : where the sums are copied
+        """
         part = slice(index * size, (index + 1) * size)
         return SampleSums(
             torch.tensor(self.probability[part], device=device),

@@ -1,4 +1,4 @@
-"""Members on one device, and what they say of batches of tiles."""
+"""Members on one device, and their outputs for batches of tiles."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Answers:
-    """What members say of a batch of tiles.
+    """Outputs of all members for a batch of tiles.
 
     Attributes
     ----------
-    means : each member's own mean probability, (batch, classes, tile, tile) float32
+    means : one tensor per member with its mean probability, (batch, classes, tile, tile) float32
     features : (batch, features) int64 of the members' encoders, one after the other, see
         `chorus.pipeline.inference.encoder_features.pooled`
     """
@@ -34,11 +34,18 @@ class Answers:
 
 
 class MemberGroup:
-    """Members that live on one device, in the ensemble's order: all of them, or one stage of several.
+    """Members on one device, in the ensemble's order: all of them, or one stage of several.
 
-    `inputs` says which channels of a tile each member sees; all by default. Features are those of the tile as it is,
-    or of the first augmentation where `identity` is not among them. `short_of_memory` is told whenever a call needs
-    more memory than there is; it is made again in smaller parts (`chorus.pipeline.inference.oom_splitting`).
+    Features are computed on the tile without augmentation, or on the first augmentation if `identity` is not among
+    them. A call that runs out of memory is repeated in smaller parts (`chorus.pipeline.inference.oom_splitting`).
+
+    Parameters
+    ----------
+    members : in the ensemble's order
+    settings : of the run
+    device : that computes
+    inputs : channels of a tile that each member sees; all by default
+    short_of_memory : called whenever a call runs out of memory
     """
 
     def __init__(
@@ -58,11 +65,22 @@ class MemberGroup:
 
     @property
     def count(self) -> int:
-        """Members."""
+        """Number of members."""
         return len(self._members)
 
     def add_samples(self, batch: torch.Tensor, sums: SampleSums) -> Answers:
-        """Add every member's samples of a batch of tiles to `sums`."""
+        """Add every member's samples of a batch of tiles to `sums`.
+
+        Parameters
+        ----------
+        batch : (batch, channels, tile, tile) float32
+        sums : changed in place
+
+        Returns
+        -------
+        Answers
+            Mean probability of each member, and encoder features.
+        """
         views = torch.cat([a.forward(batch) for a in self._augmentations])
         size, means, features = batch.shape[0], [], []
         for index in range(self.count):
@@ -81,14 +99,26 @@ class MemberGroup:
         return Answers(means, torch.cat(features, dim=1))
 
     def _features(self, member: Member) -> torch.Tensor:
-        """Of the call that was just made, (tiles, features) int64; no columns where the member has no encoder."""
+        """Return the features of the last call, (tiles, features) int64; no columns if the member has no encoder."""
         size = self.calls.tiles
         if isinstance(member, Encoding) and member.features:
             return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
         return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
 
     def ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What a member says of all views of a batch: probabilities, flows (two channels, or none), tiles' features."""
+        """Return a member's outputs for all views of a batch.
+
+        Parameters
+        ----------
+        index : of the member
+        views : (views x batch, channels, tile, tile) float32, all tiles of one view after those of another
+
+        Returns
+        -------
+        probability : (views x batch, classes, tile, tile) float32, 0 to 1
+        flows : (views x batch, 2, tile, tile) float32; no channels if the run has no flows
+        features : (batch, features) int64
+        """
         member, channels = self._members[index]
 
         def ask(part: torch.Tensor) -> Answer:
@@ -108,8 +138,8 @@ class MemberGroup:
         if activation == "sigmoid" and device_of(outputs.device).accelerated:
             outputs = outputs.sigmoid()
         elif activation == "sigmoid":
-            # One by one: on a CPU the last few numbers of an array take another routine than the rest, which differs
-            # in the last bit, so that a sample would depend on its place in the batch.
+            # Sample by sample: on a CPU the last few numbers of an array are computed by another routine than the rest,
+            # which differs in the last bit, so that a sample would depend on its position in the batch.
             outputs = torch.stack([sample.sigmoid() for sample in outputs])
         if outputs.shape[1] == self._settings.classes:
             return outputs

@@ -1,4 +1,4 @@
-"""How many tiles a call of a member gets: a batch, or less where that takes more memory than there is."""
+"""Tiles per call of a member: a batch, or fewer after a call ran out of memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from chorus.pipeline.core.retries import RETRIES
 Answer = tuple[torch.Tensor, torch.Tensor]
 """Outputs of all views of some tiles, (views x tiles, channels, y, x), and their features, (tiles, features)."""
 
-# What libraries say that have no type for it: torch on a CPU and on MPS, cuBLAS, Level Zero, and ONNX Runtime, in
-# TorchScript or outside.
+# Messages of libraries that raise a plain RuntimeError: torch on a CPU and on MPS, cuBLAS, Level Zero, and ONNX
+# Runtime, within TorchScript or outside.
 _SAID = (
     "out of memory",
     "can't allocate memory",
@@ -28,20 +28,20 @@ log = logging.getLogger("chorus")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the machine has too little memory."""
+    """Return whether an error means that the device or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 class Calls:
-    """Calls members with batches of tiles, in equal parts that get smaller when memory is short, and stay so.
+    """Call members with batches of tiles, split into equal parts that shrink when memory runs out, and stay small.
 
     Parameters
     ----------
-    batch : tiles that come at once, and that a call gets at first
-    views : of each tile
-    short : told each time that there was too little memory
+    batch : tiles per batch, and per call at first
+    views : per tile
+    short : called each time that a call ran out of memory
     """
 
     def __init__(self, batch: int, views: int, short: Callable[[], None] | None = None) -> None:
@@ -49,12 +49,22 @@ class Calls:
         self._batch, self._views, self._short = batch, views, short
 
     def answer(self, ask: Callable[[torch.Tensor], Answer], views: torch.Tensor) -> Answer:
-        """What `ask` says of `views`, (views x batch, channels, y, x), those of one view after those of another.
+        """Return what `ask` answers for all views, in one call or in several smaller ones.
+
+        Parameters
+        ----------
+        ask : called with the views of one part
+        views : (views x batch, channels, y, x) float32, all tiles of one view after those of another
+
+        Returns
+        -------
+        Answer
+            Outputs, (views x batch, channels, y, x), and features, (batch, features) int64.
 
         Raises
         ------
         torch.OutOfMemoryError, RuntimeError, MemoryError
-            If there is too little memory for the fewest tiles.
+            If there is too little memory even for the smallest part.
         """
         while True:
             try:
@@ -66,13 +76,13 @@ class Calls:
                     self._short()
                 if self.tiles <= RETRIES.memory_least_tiles:
                     raise
-            # Not in the clause above, where the error still holds what was computed so far.
+            # Outside of the except clause, in which the error still refers to the tensors computed so far.
             self.tiles = max(RETRIES.memory_least_tiles, self.tiles // RETRIES.memory_divisor)
             log.warning("out of memory: members now get %d of %d tiles a call", self.tiles, self._batch)
             device_of(views.device).release_memory()
 
     def _parts(self, views: torch.Tensor) -> Iterator[torch.Tensor]:
-        """All of one shape: the last is filled up with zeros, so that a tile's bits do not depend on its place."""
+        """Yield parts of one shape; the last is padded with zeros, so that a tile's bits ignore its position."""
         if self.tiles == self._batch:
             yield views
             return

@@ -1,4 +1,4 @@
-"""What inference is told, and where its blended rows become a posterior."""
+"""Inference settings, and the assembly of blended rows into a posterior."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
-    """What defines the numbers: the same settings on the same kind of device give the same bits.
+    """All settings that define the numbers: the same settings on the same kind of device give the same bits.
 
     Attributes
     ----------
@@ -31,8 +31,8 @@ class InferenceSettings:
     augmentations : names, see `chorus.pipeline.core.augmentation`
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
-    flows : whether members give flows (dy, dx) after what they say of the classes
-    effort : which tiles are done after the first round; None gives all of them every augmentation
+    flows : whether members give flows (dy, dx) in the channels after those of the classes
+    effort : stopping rule of adaptive effort; None gives every tile all augmentations
     """
 
     activation: Activation
@@ -47,24 +47,24 @@ class InferenceSettings:
 
     @property
     def layout(self) -> FieldLayout:
-        """Where each field is among the maps that are blended."""
+        """Positions of the fields among the maps that are blended."""
         flows = "yx" if self.flows else ""
         given = Outputs.of(map(str, range(self.classes)), flows=flows, adaptive=self.effort is not None)
         return FieldLayout.blended(given)
 
     @property
     def maps(self) -> int:
-        """How many maps are blended: all channels of `layout`."""
+        """Number of blended maps: all channels of `layout`."""
         return self.layout.channels
 
 
 def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
-    """How many tiles a call of a member gets where nobody says it, on a kind of device."""
+    """Return the default number of tiles per call of a member, for a kind of device."""
     return max(1, device_of(device).call_pixels // (augmentations * tile**2))
 
 
 class PosteriorCanvas:
-    """Receives blended rows on `device` and becomes a Posterior of the target, once they have landed on the host."""
+    """Receive blended rows on `device` and build the posterior of the target, after they were copied to the host."""
 
     def __init__(self, target: Window, settings: InferenceSettings, members: int, device: torch.device) -> None:
         self._settings = settings
@@ -81,12 +81,24 @@ class PosteriorCanvas:
         self._member_masks = maps(members, masks)
 
     def take(self, rows: Span, maps: torch.Tensor) -> None:
-        """What `take_ensemble` and `take_members` get, one after the other."""
+        """Store rows of the ensemble's fields, followed by those of the members' means.
+
+        Parameters
+        ----------
+        rows : of the plane
+        maps : (maps + members x classes, rows, x) float32, see `take_ensemble` and `take_members`
+        """
         self.take_ensemble(rows, maps[: self._layout.channels])
         self.take_members(rows, maps[self._layout.channels :])
 
     def take_ensemble(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of the blended fields, (maps, rows, x) as `InferenceSettings.layout` has them."""
+        """Store rows of the blended fields, and their labels and masks.
+
+        Parameters
+        ----------
+        rows : of the plane
+        maps : (maps, rows, x) float32, channels in the order of `InferenceSettings.layout`
+        """
         inside = self._inside(rows)
         for name, values in self._layout.split(maps).items():
             to_host(self._maps[name][:, inside], values)
@@ -95,16 +107,29 @@ class PosteriorCanvas:
         to_host(self._masks[:, inside], class_masks(probability, multilabel=multilabel)[None])
 
     def take_members(self, rows: Span, maps: torch.Tensor) -> None:
-        """Rows of each member's own mean probability, (members x classes, rows, x)."""
+        """Store the class masks of rows of each member's mean probability.
+
+        Parameters
+        ----------
+        rows : of the plane
+        maps : (members x classes, rows, x) float32
+        """
         by_class = maps.reshape(-1, self._settings.classes, *maps.shape[1:]).transpose(0, 1)
         masks = class_masks(by_class, multilabel=self._settings.multilabel)
         to_host(self._member_masks[:, self._inside(rows)], masks)
 
     @property
     def member_masks(self) -> NDArray[np.unsignedinteger]:
+        """(members, y, x) unsigned, class masks of each member's mean; see `class_masks`."""
         return self._member_masks.numpy()
 
     def posterior(self, member_masks: NDArray[np.unsignedinteger] | None = None) -> Posterior:
+        """Return the posterior of the target.
+
+        Parameters
+        ----------
+        member_masks : (members, y, x) unsigned; by default those that were stored here
+        """
         return Posterior(
             fields={name: maps.numpy() for name, maps in self._maps.items()},
             labels=self._labels[0].numpy(),

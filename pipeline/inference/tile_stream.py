@@ -1,4 +1,4 @@
-"""Tiles of a plane's window, cut one batch after the other, and a region whose tiles are on their way."""
+"""Cut the tiles of a plane's window in batches, and hold the state of a region between submission and posterior."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class PlaneWindow:
 
 
 def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Tile]]:
-    """The tiles that touch `target`, in the grid's order, `size` at a time."""
+    """Yield the tiles that touch `target`, in the grid's order, `size` at a time."""
     tiles = list(grid.tiles(target))
     for start in range(0, len(tiles), size):
         yield tiles[start : start + size]
 
 
 class TileSource:
-    """Cuts the tiles that touch `target` out of a plane's window, mirrored at the plane's edges."""
+    """Cut the tiles that touch `target` out of a plane's window, mirrored at the plane's edges."""
 
     def __init__(self, plane: PlaneWindow, target: Window, settings: InferenceSettings, device: torch.device) -> None:
         self._reach = plane.grid.reach(target)
@@ -52,10 +52,17 @@ class TileSource:
 
     @property
     def channels(self) -> int:
+        """Number of channels of a tile."""
         return self._pixels.shape[0]
 
     def batches(self) -> Iterator[tuple[list[Tile], torch.Tensor]]:
-        """All of them in order and their pixels, (batch, channels, tile, tile) float32, zeros after the last one."""
+        """Yield all batches in the grid's order.
+
+        Yields
+        ------
+        tiles : of the batch
+        pixels : (batch, channels, tile, tile) float32 on the device, padded with zeros after the last tile
+        """
         size, tile = self._settings.batch, self._settings.tile
         for tiles in batches_of_tiles(self._grid, self._target, size):
             batch = torch.zeros((size, self.channels, tile, tile), device=self._device)
@@ -64,22 +71,23 @@ class TileSource:
             yield tiles, batch
 
     def cut(self, tile: Tile) -> torch.Tensor:
-        """Pixels of one tile, (channels, tile, tile) float32; not to be changed."""
+        """Return the pixels of one tile, (channels, tile, tile) float32 on the device; a view, not to be changed."""
         y, x = tile.window.within(self._reach)
         return self._pixels[:, y, x]
 
 
 class RegionOnItsWay:
-    """A region between its pixels and its posterior: its tiles go out in order, and what is said of them comes back so.
+    """State of one region between submission and posterior; its tiles are sent and answered in the grid's order.
 
     Batches may hold tiles of several regions, which change no bit of each other's results.
 
     Parameters
     ----------
-    plane, target : what is read, and the window of the plane that is wanted
-    weights : of a tile's pixels, see `chorus.pipeline.inference.blending.gaussian_window`
-    members : how many members answer
-    features : gets those of the members' encoders, if they are wanted
+    plane, target : prepared pixels, and the window of the plane to compute
+    settings : of the run
+    weights : (tile, tile) float32, see `chorus.pipeline.inference.blending.gaussian_window`
+    members : number of members that answer
+    features : if given, the members' encoder features are added to it
     """
 
     def __init__(
@@ -102,28 +110,36 @@ class RegionOnItsWay:
 
     @property
     def waiting(self) -> int:
-        """Tiles that did not go out yet."""
+        """Number of tiles that were not sent yet."""
         return len(self._waiting)
 
     @property
     def channels(self) -> int:
+        """Number of channels of a tile."""
         return self._source.channels
 
     def send(self, batch: torch.Tensor) -> list[Tile]:
-        """Fill `batch`, (tiles, channels, tile, tile), with the next tiles, and say which ones they are."""
+        """Fill `batch` with the next tiles of the region, and return these tiles.
+
+        Parameters
+        ----------
+        batch : (tiles, channels, tile, tile) float32 on the device, changed in place
+        """
         tiles = [self._waiting.pop() for _ in range(min(len(batch), len(self._waiting)))]
         for index, tile in enumerate(tiles):
             batch[index] = self._source.cut(tile)
         return tiles
 
     def take(self, tiles: Sequence[Tile], maps: torch.Tensor, features: torch.Tensor, samples: Sequence[int]) -> None:
-        """Add what is said of tiles that went out; of each array the first axis is that of `tiles`, or longer.
+        """Add the answers for tiles that were sent; the first axis of each array is that of `tiles`, or longer.
 
         Parameters
         ----------
-        maps : (tiles, maps, tile, tile) as `InferenceSettings.layout` has them, then each member's mean probability
-        features : (tiles, features) int64
-        samples : that each tile got
+        tiles : in the order in which they were sent
+        maps : (tiles, maps, tile, tile) float32, in the order of `InferenceSettings.layout`, then each member's mean
+            probability
+        features : (tiles, features) int64 in units of 2^-32
+        samples : number of samples per tile
         """
         if self._features is not None:
             self._features.add(tiles, features, samples)
@@ -134,5 +150,5 @@ class RegionOnItsWay:
             self._blender.finish()
 
     def posterior(self) -> Posterior:
-        """Posterior of the target, once the results of all tiles are on the host."""
+        """Return the posterior of the target, once the results of all tiles are on the host."""
         return self._canvas.posterior()
