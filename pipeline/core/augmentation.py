@@ -1,6 +1,6 @@
-"""Test-time augmentations: the symmetries of the square, forward on a tile and back on what a member says of it.
+"""Test-time augmentations: the symmetries of the square, forward on a tile and backward on a member's outputs.
 
-Scalars only move; the vectors (dy, dx) of flows turn as well.
+Scalars only move; the vectors (dy, dx) of flows are also rotated or reflected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Augmentation:
 
     Attributes
     ----------
-    turn : for each of dy and dx in the plane, which component it is in the augmented tile and with which sign
+    turn : for each of dy and dx in the original orientation, the component of the augmented tile that it is, and its
+        sign
     """
 
     name: str
@@ -33,11 +34,32 @@ class Augmentation:
     turn: tuple[tuple[int, int], tuple[int, int]]
 
     def restore(self, x: torch.Tensor, role: Role) -> torch.Tensor:
-        """What a member said of a role for an augmented tile, (..., channels, y, x), in the plane."""
+        """Transform a member's output for an augmented tile back to the original orientation.
+
+        Parameters
+        ----------
+        x : (..., channels, y, x) of any dtype
+        role : what the channels hold; its symmetry decides whether they are scalars or vectors
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and dtype.
+        """
         return self.vectors_backward(x) if role.symmetry == "vector" else self.backward(x)
 
     def vectors_backward(self, x: torch.Tensor) -> torch.Tensor:
-        """Vectors (..., 2, y, x) that a member gave for an augmented tile, in the plane."""
+        """Transform vectors of an augmented tile back to the original orientation.
+
+        Parameters
+        ----------
+        x : (..., 2, y, x), components dy and dx
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and dtype.
+        """
         moved = self.backward(x)
         if self.turn == _AS_IT_IS:
             return moved
@@ -85,14 +107,29 @@ D4 = tuple(AUGMENTATIONS)
 
 
 Sample = tuple[torch.Tensor, torch.Tensor]
-"""Probability, (tiles, classes, y, x), and flows, (tiles, 2 or 0, y, x), in the plane."""
+"""Probability, (tiles, classes, y, x), and flows, (tiles, 2 or 0, y, x), in the original orientation."""
 
 
 def sample_of(augmentation: Augmentation, probability: torch.Tensor, flows: torch.Tensor) -> Sample:
-    """What a member said of augmented tiles, in the plane."""
+    """Transform a member's outputs for augmented tiles back to the original orientation.
+
+    Parameters
+    ----------
+    augmentation : that the tiles had
+    probability : (tiles, classes, y, x) float32
+    flows : (tiles, 2, y, x) float32, or (tiles, 0, y, x)
+
+    Returns
+    -------
+    Sample
+        Probability and flows, of the same shapes.
+    """
     return augmentation.restore(probability, CLASSES), augmentation.restore(flows, FLOWS) if flows.shape[1] else flows
 
 
 def plain_augmentation(augmentations: tuple[str, ...]) -> int:
-    """Which one tells a tile's features, and is drawn first: the tile as it is, or the first where that is not used."""
+    """Return the index of the augmentation that encoder features are computed on, and that is drawn first.
+
+    This is `identity`, or the first augmentation if `identity` is not used.
+    """
     return augmentations.index("identity") if "identity" in augmentations else 0

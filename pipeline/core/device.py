@@ -1,7 +1,7 @@
-"""What a device is: all that a run asks of what computes its members.
+"""The device interface: everything that a run needs from the hardware that computes its members.
 
-`chorus.pipeline.core.devices` knows which kinds there are. Modules pass ``torch.device`` on, and ask `device_of` there
-for what depends on the kind. Importing either does not import torch.
+`chorus.pipeline.core.devices` lists the kinds of devices. Modules pass ``torch.device`` on, and call `device_of` there
+for whatever depends on the kind. Importing either module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DeviceKind = Literal["cpu", "cuda", "mps", "xpu"]
 DeviceChoice = Literal["auto", DeviceKind]
-"""``auto`` is the best kind that is there."""
+"""``auto`` is the best kind that is available."""
 KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
 Direction = Literal["in", "out"]
 T = TypeVar("T")
@@ -28,18 +28,22 @@ class Stream(Protocol):
     """A queue of operations of a device."""
 
     def wait_stream(self, stream: Any) -> None:
-        """Have what comes next wait, on the device, for what `stream` was told so far."""
+        """Make all later operations of this stream wait, on the device, for those queued in `stream` so far."""
 
     def synchronize(self) -> None:
-        """Wait, on the host, for what this stream was told so far."""
+        """Wait, on the host, for all operations queued so far."""
 
 
 class Event(Protocol):
-    """A mark in a stream that the host can wait for."""
+    """A marker in a stream that the host can wait for."""
 
-    def record(self, stream: Any) -> None: ...
+    def record(self, stream: Any) -> None:
+        """Place this marker after all operations queued in `stream` so far."""
+        ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait, on the host, until the stream has reached this marker."""
+        ...
 
 
 class Device(ABC):
@@ -47,18 +51,18 @@ class Device(ABC):
 
     Attributes
     ----------
-    kind : what ``torch.device`` and ``--device`` call it
-    title : what people call such devices
-    accelerated : whether it computes beside the cores, so that it must be fed
-    ray_gpus : units of Ray's resource ``GPU`` that an actor reserves; where 0 it reserves cores
-    ray_types : pattern of what Ray calls such accelerators (``accelerator_type`` of a node); "" for all others
-    has_streams : whether copies go on streams of their own, through pinned memory
+    kind : its name for ``torch.device`` and ``--device``
+    title : its name in messages
+    accelerated : whether it computes beside the CPU cores, so that data must be copied to it
+    ray_gpus : units of Ray's resource ``GPU`` that an actor reserves; if 0, it reserves cores
+    ray_types : pattern of Ray's names of such accelerators (``accelerator_type`` of a node); "" for all others
+    has_streams : whether copies run on streams of their own, through pinned memory
     has_float64 : whether it computes in float64
     records_graphs : whether `record` works
     compiles : whether inductor compiles ahead of time for it
-    call_pixels, most_pixels : that a call of a member sees where nothing was measured, and at most; all augmentations
-        counted
-    fp32_settings : of ``torch.backends``, whose `fp32_precision` says what fp32 means on it
+    call_pixels, most_pixels : pixels per call of a member, all augmentations counted: default without measurement, and
+        maximum
+    fp32_settings : parts of ``torch.backends`` whose `fp32_precision` defines what fp32 means on it
     """
 
     kind: ClassVar[DeviceKind]
@@ -79,69 +83,81 @@ class Device(ABC):
 
     @property
     def torch_device(self) -> torch.device:
+        """The same device for torch."""
         import torch
 
         return torch.device(self.kind, self.index)
 
     @abstractmethod
     def available(self) -> bool:
-        """Whether this process sees one."""
+        """Return whether this process can use such a device."""
 
     @abstractmethod
     def count(self) -> int:
-        """How many of them this process sees."""
+        """Return how many such devices this process can use."""
 
     @abstractmethod
     def name(self) -> str:
-        """What it is called by its maker."""
+        """Return the product name."""
 
     def require(self) -> None:
-        """Raise RefusedError where this process sees none."""
+        """Raise RefusedError if this process cannot use such a device."""
         if not self.available():
             raise RefusedError(f"this machine has no {self.title} that PyTorch can use; use --device cpu")
 
     def slots(self, cpus: int, gpus: int) -> int:
-        """How many actors with one device each fit on so many cores and units of Ray's resource ``GPU``."""
+        """Return how many actors with one device each fit on the given cores and units of Ray's resource ``GPU``."""
         return gpus // self.ray_gpus if self.ray_gpus else cpus
 
     def ray_options(self, threads: int) -> dict[str, int]:
-        """Reserved by an actor or task of so many threads."""
+        """Return the resources that an actor or task with this number of threads reserves."""
         return {"num_cpus": 0 if self.ray_gpus else threads, "num_gpus": self.ray_gpus}
 
     def use_threads(self, count: int) -> None:
-        """Compute with so many threads from now on, where cores compute."""
+        """Compute with this number of threads from now on; no effect on accelerators."""
         import torch
 
         if not self.accelerated:
             torch.set_num_threads(count)
 
-    # What a result depends on
+    # Settings that results depend on
 
     def be_repeatable(self) -> None:
-        """Have networks of this process give the same bits in every call from now on, and fp32 mean IEEE fp32.
+        """Make networks of this process give the same bits in every call from now on, and fp32 mean IEEE fp32.
 
-        Belongs before the first network comes to the device: recordings keep what was set when they were made.
+        Call it before the first network is moved to the device: recordings keep the settings under which they were
+        made.
         """
         for settings in fp32_settings(self.fp32_settings):
             settings.fp32_precision = "ieee"
 
     def fp32_policy(self) -> str:
-        """What fp32 means on it now; part of the key of whatever was compared or compiled in this process."""
+        """Return what fp32 means on it now; part of the key of whatever was compared or compiled in this process."""
         found = zip(self.fp32_settings, fp32_settings(self.fp32_settings), strict=True)
         return " ".join(f"{name}={settings.fp32_precision}" for name, settings in found)
 
     def in_float64(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in float64; on the host where the device cannot compute in it."""
+        """Return the tensor in float64; on the host if the device cannot compute in it.
+
+        Parameters
+        ----------
+        tensor : any shape and dtype
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape, float64.
+        """
         import torch
 
         return (tensor if self.has_float64 else tensor.cpu()).to(torch.float64)
 
     def onnx_provider(self) -> tuple[str, dict[str, str]] | None:
-        """Execution provider of onnxruntime and its options; None where graphs run on the host."""
+        """Return the execution provider of onnxruntime and its options; None if graphs run on the host."""
         return None
 
     def forked_random(self) -> AbstractContextManager[None]:
-        """Restore the state of torch's random numbers afterwards, on the host and on the device."""
+        """Return a context that restores torch's random state on exit, on the host and on the device."""
         import torch
 
         return torch.random.fork_rng(devices=[self.torch_device], device_type=self.kind)
@@ -150,70 +166,95 @@ class Device(ABC):
 
     @abstractmethod
     def free_memory(self) -> int:
-        """That nobody uses now."""
+        """Return the bytes of memory that nobody uses now."""
 
     @abstractmethod
-    def total_memory(self) -> int: ...
+    def total_memory(self) -> int:
+        """Return the bytes of memory in total."""
+        ...
 
     @abstractmethod
     def peak_memory(self) -> int:
-        """That this process held at most since `reset_peak_memory`, or since it began where that cannot be reset."""
+        """Return the largest number of bytes that this process held since `reset_peak_memory`.
+
+        If the peak cannot be reset, it is that since the process began.
+        """
 
     def reset_peak_memory(self) -> None:
-        """Give back what is held and not used, and measure the peak from now on."""
+        """Release unused memory, and measure the peak from now on."""
         self.release_memory()
 
     @abstractmethod
     def release_memory(self) -> None:
-        """Give back what torch holds and does not use."""
+        """Release the memory that torch holds and does not use."""
 
     # Order of work
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until it has done all that it was told."""
+        """Wait until all operations queued so far are complete."""
 
     def computing(self) -> Stream:
-        """The stream that the calling thread gives operations to now."""
+        """Return the stream that the calling thread queues operations in."""
         raise NotImplementedError(f"{self.kind} has no streams")
 
     def copying(self, direction: Direction) -> Stream:
-        """The process's own stream for copies to or from the device."""
+        """Return the process's own stream for copies to (``in``) or from (``out``) the device."""
         raise NotImplementedError(f"{self.kind} has no streams")
 
     def on(self, stream: Stream) -> AbstractContextManager[Any]:
-        """Give operations within to that stream."""
+        """Return a context in which operations are queued in `stream`."""
         raise NotImplementedError(f"{self.kind} has no streams")
 
     def event(self) -> Event:
-        """An event on which the host waits without spinning, where that can be had."""
+        """Return an event; the host waits for it without spinning if the device supports that."""
         raise NotImplementedError(f"{self.kind} has no streams")
 
     def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Do not give the tensor's memory away before what `stream` was told so far is done."""
+        """Keep the tensor's memory from being reused before the operations queued in `stream` so far are complete."""
         raise NotImplementedError(f"{self.kind} has no streams")
 
     @abstractmethod
     def finish(self) -> None:
-        """Wait for the stream that the calling thread gives operations to; others go on."""
+        """Wait for the stream of the calling thread; other streams are not waited for."""
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor of the host in memory that the device reads by itself; the tensor where there is none."""
+        """Return a copy of a host tensor in pinned memory; the tensor itself if the device has no pinned memory.
+
+        Parameters
+        ----------
+        tensor : on the host, any shape and dtype
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape and dtype.
+        """
         return tensor
 
     def host_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of the host, not filled, that the device can write to by itself."""
+        """Allocate an uninitialised tensor in host memory that the device can write to directly.
+
+        Parameters
+        ----------
+        shape, dtype : of the tensor
+
+        Returns
+        -------
+        torch.Tensor
+            `shape` of `dtype`, on the host.
+        """
         import torch
 
         return torch.empty(shape, dtype=dtype)
 
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record what `call` tells the device; see `Cuda.record`."""
+        """Record the operations that `call` queues on the device; see `Cuda.record`."""
         raise NotImplementedError(f"{self.kind} does not record graphs")
 
 
 def fp32_settings(names: Iterable[str]) -> list[Any]:
-    """The parts of ``torch.backends`` of these names; each has a `fp32_precision`."""
+    """Return the parts of ``torch.backends`` with these names; each has a `fp32_precision`."""
     import torch
 
     found = []

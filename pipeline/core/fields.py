@@ -1,12 +1,13 @@
-"""The output fields: what members say of every pixel, which statistics are kept of it, and how each is shown.
+"""The output fields: quantities that members predict per pixel, the statistics of them that are kept, and their display.
 
 Every field is declared here once, in `FIELDS`. Settings, stacked tensors, channel names, NGFF metadata, requests,
 layers of the review page, reports and exports derive from it, so that nothing else lists fields or counts channels.
 
-A `Role` is a kind of quantity that members say: its channels are named by the run's `Outputs`, and its symmetry says
-how it is restored after an augmentation. A `Field` is one statistic of the posterior of a role: a map per channel of
-the role, or one map for all of them. To add a field, declare it here and give its values in
-`chorus.pipeline.core.posterior.SampleSums.statistics`. This module imports nothing heavy: the command line reads it.
+A `Role` is a kind of quantity that members predict: its channels are named by the run's `Outputs`, and its symmetry
+says how it is restored after an augmentation. A `Field` is one statistic of the posterior of a role: a map per channel
+of the role, or one map for all of them. To add a field, declare it here and give its values in
+`chorus.pipeline.core.posterior.SampleSums.statistics`. This module imports nothing heavy, since the command line
+imports it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 Symmetry = Literal["scalar", "vector"]
-"""How values change under a flip or a turn: scalars only move, components of vectors are exchanged and change sign."""
+"""How values change under a flip or rotation: scalars only move, components of vectors are exchanged or negated."""
 
 Statistic = Literal[
     "mean", "predictive variance", "epistemic variance", "aleatoric variance", "circular variance", "count"
@@ -37,7 +38,7 @@ class Role:
     Attributes
     ----------
     name : the plural in sentences, such as "its members give no flows"
-    symmetry : see `Symmetry`; what members say of an augmented tile is restored by it
+    symmetry : see `Symmetry`; outputs for an augmented tile are restored by it
     """
 
     name: str
@@ -49,23 +50,30 @@ CLASSES = Role("classes")
 FLOWS = Role("flows", "vector")
 """Vectors to the middle of the pixel's object; a channel per axis of the image, ``yx`` or ``zyx``."""
 EFFORT = Role("samples")
-"""What no member says, but what adaptive effort decided; one channel."""
+"""Number of samples that adaptive effort drew; no output of a member; one channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a run's members give, as far as fields depend on it.
+    """The outputs of a run's members, as far as fields depend on them.
 
     Attributes
     ----------
-    channels : names of the channels of each role that there is
+    channels : names of the channels of each role that the run has
     """
 
     channels: Mapping[Role, tuple[str, ...]]
 
     @classmethod
     def of(cls, classes: Iterable[str], *, flows: str = "", adaptive: bool = False) -> Outputs:
-        """Of classes with a probability, flows along these axes (none where empty), and full or adaptive effort."""
+        """Return the outputs of a run.
+
+        Parameters
+        ----------
+        classes : names of the classes that have a probability map
+        flows : axes of the flows, such as ``yx``; empty if there are none
+        adaptive : whether effort is adaptive
+        """
         channels = {CLASSES: tuple(classes)}
         if flows:
             channels[FLOWS] = tuple(flows)
@@ -76,14 +84,14 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """How a field is first shown.
+    """Default display of a field.
 
     Attributes
     ----------
-    low, high : values at the ends of the colours; None where it is the number of samples, see `Field.window`
+    low, high : values at the ends of the colour map; `high` None stands for the number of samples, see `Field.window`
     colormap : of the review page and the report
-    colors : of its channels in viewers that add up channels, ``RRGGBB``; empty where they take those of the classes
-    unit : of its values, as people read it; empty for plain numbers
+    colors : of its channels in viewers that add up channels, ``RRGGBB``; empty if they take those of the classes
+    unit : of its values, for display; empty for plain numbers
     """
 
     low: float
@@ -99,15 +107,15 @@ class Field:
 
     Attributes
     ----------
-    name : in ``--save``, settings, requests, and of its channel where it has one
-    label : for people
-    role : what it is a statistic of; an ensemble has it where its run has the role
+    name : in ``--save``, settings, requests, and of its channel if it has one
+    label : name for display
+    role : the quantity that it is a statistic of; a run has the field if it has the role
     statistic : which one
-    display : how it is first shown
-    prefix : it has a map per channel of its role, called ``<prefix>:<channel>``; empty where it has one map
-    default : whether it is kept where nothing else is asked for
+    display : default display
+    prefix : if not empty, it has a map per channel of its role, called ``<prefix>:<channel>``; else it has one map
+    default : whether it is kept by default
     parts : fields that it is the sum of, pixel by pixel; it is neither blended nor resampled itself
-    letter : of its mean over an object in names of exported objects; empty where objects have no such mean
+    letter : of its mean over an object in names of exported objects; empty if objects have no such mean
     """
 
     name: str
@@ -131,28 +139,33 @@ class Field:
         return self.role.symmetry if self.prefix else "scalar"
 
     def given(self, outputs: Outputs) -> bool:
-        """Whether a run has it."""
+        """Return whether a run has it."""
         return self.role in outputs.channels
 
     def channel(self, name: str = "") -> str:
-        """Name of the map of channel `name` of its role, or of its only map."""
+        """Return the name of the map of channel `name` of its role, or of its only map."""
         return f"{self.prefix}:{name}" if self.prefix else self.name
 
     def channels(self, outputs: Outputs) -> tuple[str, ...]:
-        """Names of its maps in a run that has it."""
+        """Return the names of its maps in a run that has it."""
         names = outputs.channels[self.role]
         return tuple(map(self.channel, names)) if self.prefix else (self.name,)
 
     def among(self, channels: Iterable[str]) -> list[int]:
-        """Which of `channels`, names of maps, are its own."""
+        """Return the indices of its own maps among `channels`, names of maps."""
         return [index for index, name in enumerate(channels) if field_of(name) is self]
 
     def channel_label(self, channel: str) -> str:
-        """A map's name for people."""
+        """Return a map's name for display."""
         return f"{self.label}: {channel.partition(':')[2]}" if self.prefix else self.label
 
     def window(self, samples: int) -> tuple[float, float]:
-        """Values at the ends of the colours, in a run of so many samples of a pixel (members times augmentations)."""
+        """Return the values at the ends of the colour map.
+
+        Parameters
+        ----------
+        samples : of a pixel in the run (members times augmentations)
+        """
         return self.display.low, float(samples) if self.display.high is None else self.display.high
 
 
@@ -200,7 +213,7 @@ FLOW_VARIANCE = Field(
     display=Display(0, 1, "inferno", ("FF6A3D",)),
     letter="F",
 )
-# Members are trained on 5 times the unit vector; what they answer is a little longer in places.
+# Members are trained on 5 times the unit vector; predicted flows are a little longer in places.
 FLOW = Field(
     name="flows",
     label="Flow",
@@ -223,36 +236,36 @@ FIELDS: dict[str, Field] = {
 """All fields by name, in the order of a result's channels, which viewers, pages and reports keep."""
 
 CHOICES = tuple(name for name, field in FIELDS.items() if field.role is not EFFORT)
-"""What a person may ask a run to keep; `SAMPLES` is kept beside them where effort is adaptive."""
+"""Fields that a user can choose to keep; `SAMPLES` is kept in addition if effort is adaptive."""
 
 DEFAULTS = tuple(name for name, field in FIELDS.items() if field.default)
-"""What a run keeps where nobody asks for anything else."""
+"""Fields that a run keeps by default."""
 
 OF_OBJECTS = tuple(field for field in FIELDS.values() if field.letter)
-"""Fields that an object gets the mean of; objects are in the order of the first that there is."""
+"""Fields whose mean over its pixels an object has; objects are ordered by the first of them that the run has."""
 
 CLASS_VARIANCES = tuple(
     field for field in FIELDS.values() if field.role is CLASSES and field.statistic.endswith("variance")
 )
-"""Maps of how uncertain a pixel's class is, the one that says most first. They have one scale."""
+"""Maps of the uncertainty of a pixel's class, the most informative one first. They have the same scale."""
 
 _BY_PREFIX = {field.prefix or field.name: field for field in FIELDS.values()}
 
 
 def field_of(channel: str) -> Field | None:
-    """The field that a map belongs to, by the map's name; None where no field has such maps."""
+    """Return the field that a map belongs to, by the map's name; None if no field has such maps."""
     prefix, colon, _ = channel.partition(":")
     found = _BY_PREFIX.get(prefix)
     return found if found is not None and found.per_channel == bool(colon) else None
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Those names of fields in the order of `FIELDS`."""
+    """Return these names of fields in the order of `FIELDS`."""
     return [name for name in FIELDS if name in names]
 
 
 def shown_first(channels: Sequence[str], background: str) -> tuple[str, ...]:
-    """Maps that a viewer which adds up channels shows at first: those of the first field, background left out.
+    """Return the maps that a viewer which adds up channels shows at first: the first field, without background.
 
     Added up, several fields would hide each other: a pixel of an object is bright in most of them.
     """
@@ -263,7 +276,7 @@ def shown_first(channels: Sequence[str], background: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FieldLayout:
-    """Where the maps of each field are in a tensor (..., channels, y, x) that holds all of them.
+    """Positions of the maps of each field in a tensor (..., channels, y, x) that holds all of them.
 
     Attributes
     ----------
@@ -274,13 +287,13 @@ class FieldLayout:
 
     @classmethod
     def blended(cls, outputs: Outputs) -> FieldLayout:
-        """Of the fields of a run that are blended and resampled; sums of others follow from these."""
+        """Return the layout of a run's fields that are blended and resampled; sums of fields follow from these."""
         given = [field for field in FIELDS.values() if field.given(outputs) and not field.parts]
         return cls.of({field.name: len(field.channels(outputs)) for field in given})
 
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> FieldLayout:
-        """Of so many channels of each field, in the order of `FIELDS`."""
+        """Return the layout of these numbers of channels per field, in the order of `FIELDS`."""
         slices, start = {}, 0
         for name in in_order(counts):
             slices[name] = slice(start, start + counts[name])
@@ -292,9 +305,19 @@ class FieldLayout:
 
     @property
     def channels(self) -> int:
-        """All maps."""
+        """Number of maps in total."""
         return max((part.stop for part in self.slices.values()), default=0)
 
     def split(self, maps: Array) -> dict[str, Array]:
-        """The maps of each field, views (..., channels of it, y, x) of `maps`, (..., channels, y, x)."""
+        """Split stacked maps by field.
+
+        Parameters
+        ----------
+        maps : (..., channels, y, x), NumPy or torch, any dtype
+
+        Returns
+        -------
+        dict
+            By name of the field, a view (..., channels of the field, y, x) of `maps`.
+        """
         return {name: maps[..., part, :, :] for name, part in self.slices.items()}

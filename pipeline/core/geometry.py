@@ -1,6 +1,6 @@
-"""Where tiles lie and what a region must read: frozen, pure, and a function of the image's shape alone.
+"""Positions of tiles, and the pixels that a region must read: frozen, pure, and a function of the image's shape alone.
 
-On each axis tiles begin with the image, and there are as many as it takes to cover it::
+On each axis the first tile begins at the image's first pixel, and there are as many tiles as it takes to cover it::
 
     image of `length` pixels
     |=====================================|
@@ -8,10 +8,10 @@ On each axis tiles begin with the image, and there are as many as it takes to co
           [  tile 1  ]                            step = round(tile * (1 - overlap))
                  ...        [  tile n-1  ]
 
-The labels at the rim of an image are as right as those of a grid that begins before it, of which up to four times as
-many tiles are needed (docs/overlap.md). Where regions are multiples of the step, as few tiles as can be touch two of
-them. Pixels beyond the image are mirrored without repeating the edge, bouncing where it is smaller than a tile. A
-region (an output shard) is computed from every tile that touches it.
+Labels near the edge of an image are as accurate as those of a grid that begins before the image, which needs up to four
+times as many tiles (docs/overlap.md). If regions are multiples of the step, as few tiles as possible touch two of them.
+Pixels beyond the image are mirrored without repeating the edge, as often as needed if the image is smaller than a tile.
+A region (an output shard) is computed from every tile that touches it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Span:
 
     @property
     def slice(self) -> slice:
+        """The same interval as a slice."""
         return slice(self.start, self.stop)
 
 
@@ -47,18 +48,27 @@ class Window:
 
     @classmethod
     def of(cls, y0: int, y1: int, x0: int, x1: int) -> Window:
+        """Return the window ``[y0, y1) x [x0, x1)``."""
         return cls(Span(y0, y1), Span(x0, x1))
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return len(self.y), len(self.x)
 
     @property
     def pixels(self) -> int:
+        """Number of pixels."""
         return len(self.y) * len(self.x)
 
     def within(self, outer: Window) -> tuple[slice, slice]:
-        """Where it lies in an array (y, x) of `outer`, which holds all of it."""
+        """Return its slices in an array (y, x) of `outer`.
+
+        Raises
+        ------
+        ValueError
+            If `outer` does not contain all of it.
+        """
         pairs = ((self.y, outer.y), (self.x, outer.x))
         if any(own.start < all_.start or own.stop > all_.stop for own, all_ in pairs):
             raise ValueError(f"{self} is not within {outer}")
@@ -83,37 +93,52 @@ class TileAxis:
 
     @classmethod
     def make(cls, length: int, tile: int, overlap: float) -> TileAxis:
-        """The grid of `tile` pixels with `overlap` (fraction of a tile, 0 <= overlap < 1) over `length` pixels."""
+        """Return the grid of tiles over one axis.
+
+        Parameters
+        ----------
+        length : of the axis in pixels, at least 1
+        tile : pixels per tile, at least 1
+        overlap : fraction of a tile, 0 <= overlap < 1
+
+        Raises
+        ------
+        ValueError
+            If one of them is out of range.
+        """
         if length < 1 or tile < 1 or not 0 <= overlap < 1:
             raise ValueError(f"no tile grid for length {length}, tile {tile}, overlap {overlap}")
         return cls(length, tile, max(1, round(tile * (1 - overlap))))
 
     @property
     def count(self) -> int:
-        """Tiles on this axis: as many as it takes to cover it."""
+        """Number of tiles on this axis: as many as it takes to cover it."""
         return 1 + max(0, -(-(self.length - self.tile) // self.step))
 
     def span(self, index: int) -> Span:
-        """Pixels of tile `index`, possibly beyond the image."""
+        """Return the pixels of tile `index`, possibly beyond the image."""
         return Span(index * self.step, index * self.step + self.tile)
 
     def centre(self, index: int) -> int:
-        """The pixel in the middle of tile `index`, the image's last one where that is beyond; the tile has it."""
+        """Return the middle pixel of tile `index`, or the image's last pixel if the middle is beyond it.
+
+        The tile contains this pixel in both cases.
+        """
         return min(self.span(index).start + self.tile // 2, self.length - 1)
 
     def touching(self, target: Span) -> range:
-        """Indices of the tiles that share a pixel with `target`."""
+        """Return the indices of the tiles that share a pixel with `target`."""
         first = -(-(target.start - self.tile + 1) // self.step)
         last = (target.stop - 1) // self.step
         return range(max(0, first), min(self.count - 1, last) + 1)
 
     def reach(self, target: Span) -> Span:
-        """Pixels of the tiles that touch `target`, possibly beyond the image."""
+        """Return the pixels of the tiles that touch `target`, possibly beyond the image."""
         tiles = self.touching(target)
         return Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
 
     def needed(self, target: Span) -> Span:
-        """Pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
+        """Return the pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
         reach = self.reach(target)
         if reach.stop <= self.length:
             return reach
@@ -139,37 +164,40 @@ class Grid:
 
     @classmethod
     def make(cls, shape: tuple[int, int], tile: int, overlap: float) -> Grid:
+        """Return the grid of square tiles over a plane of this shape (height, width); see `TileAxis.make`."""
         return cls(TileAxis.make(shape[0], tile, overlap), TileAxis.make(shape[1], tile, overlap))
 
     @property
     def count(self) -> int:
+        """Number of tiles."""
         return self.y.count * self.x.count
 
     def tiles(self, target: Window) -> Iterator[Tile]:
-        """Every tile that touches `target`, in row-major order of the whole grid."""
+        """Yield every tile that touches `target`, in row-major order of the whole grid."""
         for row in self.y.touching(target.y):
             for column in self.x.touching(target.x):
                 yield Tile(row, column, Window(self.y.span(row), self.x.span(column)))
 
     def centre(self, tile: Tile) -> tuple[int, int]:
-        """The pixel (y, x) of the plane in the middle of `tile`, see `TileAxis.centre`."""
+        """Return the middle pixel (y, x) of a tile in the plane, see `TileAxis.centre`."""
         return self.y.centre(tile.row), self.x.centre(tile.column)
 
     def tile_count(self, target: Window) -> int:
+        """Return the number of tiles that touch `target`."""
         return len(self.y.touching(target.y)) * len(self.x.touching(target.x))
 
     def reach(self, target: Window) -> Window:
-        """Pixels of the tiles that touch `target`, possibly beyond the plane."""
+        """Return the pixels of the tiles that touch `target`, possibly beyond the plane."""
         return Window(self.y.reach(target.y), self.x.reach(target.x))
 
     def needed(self, target: Window) -> Window:
-        """What must be read of the plane so that every tile touching `target` can be made."""
+        """Return the window of the plane that must be read to make every tile that touches `target`."""
         return Window(self.y.needed(target.y), self.x.needed(target.x))
 
 
 @dataclass(frozen=True, slots=True)
 class RegionGrid:
-    """How a plane is cut into regions: squares of `size` pixels, row by row; the last ones are smaller."""
+    """Partition of a plane into regions: squares of `size` pixels in row-major order; the last ones are smaller."""
 
     height: int
     width: int
@@ -177,18 +205,27 @@ class RegionGrid:
 
     @property
     def rows(self) -> int:
+        """Number of rows of regions."""
         return -(-self.height // self.size)
 
     @property
     def columns(self) -> int:
+        """Number of columns of regions."""
         return -(-self.width // self.size)
 
     @property
     def count(self) -> int:
+        """Number of regions."""
         return self.rows * self.columns
 
     def window(self, index: int) -> Window:
-        """Pixels of region `index`; raises IndexError outside the plane."""
+        """Return the pixels of region `index`.
+
+        Raises
+        ------
+        IndexError
+            If there is no such region.
+        """
         if not 0 <= index < self.count:
             raise IndexError(f"region {index} of {self.count}")
         row, column = divmod(index, self.columns)
@@ -199,7 +236,17 @@ class RegionGrid:
 def mirror(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Fold indices outside ``[0, length)`` back by mirroring at the edges without repeating them.
 
-    ``mirror([-2, -1, 0, 1, 2, 3, 4], 3)`` is ``[2, 1, 0, 1, 2, 1, 0]``; it bounces as often as needed.
+    ``mirror([-2, -1, 0, 1, 2, 3, 4], 3)`` is ``[2, 1, 0, 1, 2, 1, 0]``; indices are mirrored as often as needed.
+
+    Parameters
+    ----------
+    index : any shape, int64
+    length : of the axis, at least 1
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Same shape, 0 to ``length - 1``.
     """
     if length == 1:
         return np.zeros_like(index)

@@ -1,4 +1,4 @@
-"""What an ensemble says per pixel: sample moments become probability, epistemic and aleatoric variance, labels."""
+"""The posterior per pixel: sums over samples become probability, epistemic and aleatoric variance, and labels."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Posterior:
     Attributes
     ----------
     fields : by name, (channels, y, x) float32 of each field that is blended and that the run has, see
-        `chorus.pipeline.core.fields`; foreground classes only where the ensemble is multi-label
+        `chorus.pipeline.core.fields`; probabilities of foreground classes only if the ensemble is multi-label
     labels : (y, x) uint8 or uint16, the predicted class, 0 is background
-    masks : (y, x) what `labels` says, or bit k - 1 set for class k where the ensemble is multi-label
-    member_masks : (members, y, x) the same of each member's own mean
+    masks : (y, x) unsigned, equal to `labels`; if the ensemble is multi-label, bit k - 1 is set for class k
+    member_masks : (members, y, x) unsigned, the same of each member's own mean
     """
 
     fields: Mapping[str, NDArray[np.float32]]
@@ -41,7 +41,17 @@ class Posterior:
     member_masks: NDArray[np.unsignedinteger]
 
     def maps(self, field: Field) -> NDArray[np.float32]:
-        """The maps of a field, (channels, y, x) float32; (0, y, x) where the run has none."""
+        """Return the maps of a field.
+
+        Parameters
+        ----------
+        field : any; one that is a sum of others is computed here
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x); (0, y, x) if the run does not have the field.
+        """
         if field.name in self.fields:
             return self.fields[field.name]
         if not field.parts or not all(name in self.fields for name in field.parts):
@@ -58,7 +68,7 @@ class Posterior:
 
     @property
     def probability(self) -> NDArray[np.float32]:
-        """(classes, y, x) float32, mean over members and augmentations."""
+        """(classes, y, x) float32, 0 to 1, mean over members and augmentations."""
         return self.maps(PROBABILITY)
 
     @property
@@ -78,9 +88,10 @@ class Posterior:
 
     @property
     def flow_variance(self) -> NDArray[np.float32]:
-        """(1, y, x) float32, how far members and augmentations disagree about the direction of the flow.
+        """(1, y, x) float32, disagreement of members and augmentations about the direction of the flow.
 
-        0 all say the same, 1 they say nothing in common; (0, y, x) where the ensemble gives none.
+        Circular variance: 0 if all directions are equal, 1 if they have no common direction; (0, y, x) if the run has
+        no flows.
         """
         return self.maps(FLOW_VARIANCE)
 
@@ -88,30 +99,30 @@ class Posterior:
     def flows(self) -> NDArray[np.float32]:
         """(2, y, x) float32, mean flow (dy, dx) towards the middle of a pixel's object.
 
-        About 5 times the unit vector, as Cellpose has it; (0, y, x) where the ensemble gives none.
+        About 5 times the unit vector, as in Cellpose; (0, y, x) if the run has no flows.
         """
         return self.maps(FLOW)
 
     @property
     def samples(self) -> NDArray[np.float32]:
-        """(1, y, x) float32, how many samples the tiles got that a pixel is the mean of, weighted as they are.
+        """(1, y, x) float32, number of samples of the tiles that cover a pixel, blended with their weights.
 
-        (0, y, x) with full effort, where all get the same.
+        (0, y, x) with full effort, where all tiles get the same number.
         """
         return self.maps(SAMPLES)
 
 
 @dataclass
 class SampleSums:
-    """Running sums of a batch of tiles over members m and augmentations t, members in order.
+    """Running sums of a batch of tiles over members m and augmentations t, in the order of the members.
 
     Attributes
     ----------
     probability : (batch, classes, y, x) float32, sum of p_tm
     squares : (batch, y, x) float32, sum over samples and classes of p_tm squared
-    flows : (batch, 2, y, x) float32, sum of the flows; (batch, 0, y, x) where there are none
+    flows : (batch, 2, y, x) float32, sum of the flows; (batch, 0, y, x) if there are none
     directions : of the same shape, sum of their `unit_vectors`
-    samples : how many were added
+    samples : number of samples added
     """
 
     probability: torch.Tensor
@@ -122,6 +133,15 @@ class SampleSums:
 
     @classmethod
     def zeros(cls, batch: int, classes: int, tile: int, device: torch.device, *, flows: bool = False) -> SampleSums:
+        """Return empty sums.
+
+        Parameters
+        ----------
+        batch, classes : number of tiles and of probability maps
+        tile : edge of a tile in pixels
+        device : that holds the sums
+        flows : whether the run has flows
+        """
         vectors = (batch, 2 if flows else 0, tile, tile)
         return cls(
             torch.zeros((batch, classes, tile, tile), device=device),
@@ -131,11 +151,17 @@ class SampleSums:
         )
 
     def add_member(self, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """Add a member's samples, in the order of the augmentations; returns its own mean, (batch, classes, y, x).
+        """Add a member's samples, in the order of the augmentations.
 
         Parameters
         ----------
-        samples : probability (batch, classes, y, x) and flows (batch, 2, y, x), or (batch, 0, y, x), of each
+        samples : per augmentation, probability (batch, classes, y, x) and flows (batch, 2, y, x) or (batch, 0, y, x),
+            float32
+
+        Returns
+        -------
+        torch.Tensor
+            The member's own mean probability, (batch, classes, y, x) float32.
         """
         total, count = torch.zeros_like(self.probability), 0
         for probability, flows in samples:
@@ -150,12 +176,12 @@ class SampleSums:
         return total / count
 
     def add_flows(self, flows: torch.Tensor) -> None:
-        """Add a sample's flows, (batch, 2, y, x)."""
+        """Add the flows of one sample, (batch, 2, y, x) float32."""
         self.flows += flows
         self.directions += unit_vectors(flows)
 
     def statistics(self) -> dict[Field, torch.Tensor]:
-        """Of each field that is blended and follows from the sums, (batch, channels, y, x) float32.
+        """Return each field that is blended and follows from the sums, (batch, channels, y, x) float32.
 
         References
         ----------
@@ -182,19 +208,44 @@ class SampleSums:
         return found
 
     def maps(self) -> torch.Tensor:
-        """`statistics` as one tensor, (batch, channels, y, x), see `chorus.pipeline.core.fields.FieldLayout`."""
+        """Return `statistics` as one tensor.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, channels, y, x) float32, see `chorus.pipeline.core.fields.FieldLayout`.
+        """
         return stacked(self.statistics())
 
 
 def stacked(maps: Mapping[Field, torch.Tensor]) -> torch.Tensor:
-    """Maps (batch, channels, y, x) of some fields as one tensor, in the order of the fields."""
+    """Concatenate the maps of some fields, in the order of the fields.
+
+    Parameters
+    ----------
+    maps : (batch, channels, y, x) per field, of one dtype
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, all channels, y, x).
+    """
     return torch.cat([maps[field] for field in FIELDS.values() if field in maps], dim=1)
 
 
 def unit_vectors(flows: torch.Tensor) -> torch.Tensor:
-    """Directions of flows (batch, 2, y, x) float32; zero where a flow is zero or not finite.
+    """Return the directions of flows as unit vectors.
 
-    Flows are first divided by their larger component, so that no square is too large or too small for a float.
+    Flows are first divided by their larger component, so that no square overflows or underflows.
+
+    Parameters
+    ----------
+    flows : (batch, 2, y, x) float32
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape; zero where a flow is zero or not finite.
     """
     larger = torch.maximum(flows[:, :1].abs(), flows[:, 1:].abs())
     scaled = flows / larger
@@ -203,16 +254,30 @@ def unit_vectors(flows: torch.Tensor) -> torch.Tensor:
 
 
 def _length(vectors: torch.Tensor) -> torch.Tensor:
-    """(batch, 1, y, x) of (batch, 2, y, x), by operations that round alike wherever a number stands in its array."""
+    """Return (batch, 1, y, x) of (batch, 2, y, x), by operations that round alike at every position of an array."""
     squares = vectors * vectors
     return (squares[:, :1] + squares[:, 1:]).sqrt_()
 
 
 def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
-    """Predicted class per pixel of (classes, ..., y, x) probabilities, (..., y, x) int32 (deepflash2, Eq. 2).
+    """Return the predicted class per pixel.
 
-    The argmax, the first class where several are equal. Multi-label: the most probable foreground class where it
-    reaches 0.5, background elsewhere.
+    The argmax, the first class if several are equal. Multi-label: the most probable foreground class if it reaches 0.5,
+    background elsewhere.
+
+    Parameters
+    ----------
+    probability : (classes, ..., y, x), 0 to 1; without background if multi-label
+    multilabel : whether classes are independent of each other
+
+    Returns
+    -------
+    torch.Tensor
+        (..., y, x) int32, 0 is background.
+
+    References
+    ----------
+    Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 2.
     """
     best = probability[0]
     label = torch.full_like(best, 1 if multilabel else 0, dtype=torch.int32)
@@ -226,7 +291,18 @@ def predicted_labels(probability: torch.Tensor, *, multilabel: bool) -> torch.Te
 
 
 def class_masks(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
-    """Which classes a pixel belongs to, shaped as `predicted_labels`: the label, or a bit per class if multi-label."""
+    """Return which classes a pixel belongs to.
+
+    Parameters
+    ----------
+    probability : (classes, ..., y, x), 0 to 1; without background if multi-label
+    multilabel : whether classes are independent of each other
+
+    Returns
+    -------
+    torch.Tensor
+        (..., y, x) int32: the predicted label; if multi-label, bit k - 1 is set for each class k that reaches 0.5.
+    """
     if not multilabel:
         return predicted_labels(probability, multilabel=False)
     masks = torch.zeros_like(probability[0], dtype=torch.int32)
@@ -236,7 +312,19 @@ def class_masks(probability: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
 
 
 def mask_of(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: bool) -> NDArray[np.bool_]:
-    """Where foreground class `label` (1, 2, ...) is, out of what `class_masks` gave."""
+    """Return the mask of one foreground class.
+
+    Parameters
+    ----------
+    masks : unsigned, any shape, as returned by `class_masks`
+    label : of the class, 1, 2, ...
+    multilabel : whether classes are independent of each other
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        Same shape.
+    """
     if multilabel:
         return np.asarray((masks >> (label - 1)) & 1 == 1)
     return np.asarray(masks == label)

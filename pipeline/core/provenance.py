@@ -1,4 +1,4 @@
-"""Where an ensemble comes from and what it is for: what the guidelines ask of a model that others are to use."""
+"""Provenance of an ensemble and its intended use: the information that guidelines require of a published model."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class DataReference(Strict):
 
 
 class TrainingSummary(Strict):
-    """How the members were trained, and how good they were on images that they did not see.
+    """How the members were trained, and how well they did on images that they did not see.
 
     Attributes
     ----------
     recipe : the settings of the training
-    images, objects : that were trained on; objects where they were annotated one by one
+    images, objects : number of each that was trained on; objects if they were annotated one by one
     intensity : per channel, statistics of the stored values: mean, std and percentiles
     object_diameter_px : median and others, of the circle of equal area, in pixels of the ensemble
     folds : per member, its validation scores
-    seconds : that training took, all members together
+    seconds : duration of the training, all members together
     """
 
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -63,7 +63,7 @@ class About(Strict):
     ----------
     description, intended_use, limits : for people who consider using it
     licence : SPDX identifier of the weights
-    scores : measured on images that nobody trained on, by data set and metric
+    scores : measured on images that no member was trained on, by data set and metric
     """
 
     description: str = ""

@@ -1,4 +1,4 @@
-"""How often what fails is tried again: every limit of Chorus in one place. docs/retries.md says by whom."""
+"""Limits of all retries of Chorus, in one place. docs/retries.md says what is retried where."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """Limits of everything that tries again.
+    """Limits of all retries.
 
     Attributes
     ----------
-    request_attempts : of one request to a bucket or web server, the first counted
+    request_attempts : of one request to a bucket or web server, the first one included
     request_first_wait, request_longest_wait : seconds; upper bounds of the random wait after the first failure, which
         doubles each time, and of any wait
-    memory_divisor, memory_least_tiles : a call of a member that needs too much memory is made again with so many times
-        fewer tiles, until it has this few
-    region_attempts : times that a region may end its process on a node that stays before it is set aside
-    region_nodes : times that it may have been in hand on processes or nodes that ended, whatever the reason
-    streams : streams of regions in a row that may break before any region of theirs ends
-    stream_start_seconds, stream_patience : without any region ending a stream is broken off after so many seconds for
-        actors to start and so many times the expected time of its blocks
-    actor_starts : actors in a row that may die while they start before their stream is broken off
+    memory_divisor, memory_least_tiles : a call of a member that runs out of memory is repeated with fewer tiles,
+        divided by the former, down to the latter
+    region_attempts : times that a region may end its process on a node that survives, before it is set aside
+    region_nodes : times that a region may be in progress on a process or node that ends, for any reason
+    streams : streams of regions in a row that may break before any of their regions is done
+    stream_start_seconds, stream_patience : a stream is aborted if no region is done within these seconds for the start
+        of its actors plus this multiple of the expected time of its blocks
+    actor_starts : actors in a row that may die while they start, before their stream is aborted
     device_seconds, machine_seconds : that the trial of an ensemble waits for a device to become free, or for a machine
-        to be made that has one
-    task_retries : times that a task beside the actors (finishing an image, converting) is begun anew as its process
+        with one to be started
+    task_retries : times that a task beside the actors (finishing an image, converting) is restarted after its process
         died
-    probe_retries : the same of the task that asks a node for its versions
-    fold_deaths : deaths of a training fold's process in a row without a step further
-    job_seconds : that a cluster that does not answer is asked again while one of its jobs is followed
-    replica_deaths : replicas of serving that may die with one request in their hands
+    probe_retries : the same for the task that asks a node for its versions
+    fold_deaths : deaths in a row of a training fold's process without progress
+    job_seconds : for which a cluster that does not answer is queried again while one of its jobs is followed
+    replica_deaths : serving replicas that may die with one request in progress
     replica_pause : seconds before the second of them gets it; doubles each time
-    client_retries : times that `chorus.Client` sends a request again that was refused as there was too much to do
-    client_longest_wait : seconds that it waits at most where the server asks for more
+    client_retries : times that `chorus.Client` repeats a request that was rejected because of overload
+    client_longest_wait : maximum seconds that it waits, if the server asks for more
     """
 
     request_attempts: int = 10

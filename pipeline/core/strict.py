@@ -1,4 +1,4 @@
-"""The base of settings and documents that come from outside."""
+"""Base class of settings and documents that come from outside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """Settings in which a misspelt field is an error."""
+    """Settings in which an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
