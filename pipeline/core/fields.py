@@ -1,4 +1,4 @@
-"""The output fields: quantities that members predict per pixel, the statistics of them that are kept, and their display.
+"""The output fields: quantities that members predict per pixel, which statistics of them are kept, and their display.
 
 Every field is declared here once, in `FIELDS`. Settings, stacked tensors, channel names, NGFF metadata, requests,
 layers of the review page, reports and exports derive from it, so that nothing else lists fields or counts channels.

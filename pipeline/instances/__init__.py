@@ -1,4 +1,4 @@
-"""Objects one by one: from labels to flows, and from foreground and flows back to labels.
+"""Individual objects: from labels to flows, and from foreground and flows back to labels.
 
-Begin with `whole_image`, for planes that fit in memory.
+Begin with `whole_image`, for planes that fit in memory, and `regions`, for planes of any size.
 """

@@ -1,7 +1,7 @@
-"""Loops over pixels that are compiled to machine code.
+"""Compilation of loops over pixels to machine code.
 
-No `fastmath`, so that what is computed are the same operations in the same order as in the source: no fused
-multiply-add, the same bits in vectors as one by one, on every machine.
+Without `fastmath`, so that the same operations run in the same order as in the source: no fused multiply-add, and the
+same bits with vector instructions as without, on every machine.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def compiled(function: Loop) -> Loop:
-    """Compile a function when it is first called, and keep the code for other processes.
+    """Compile a function at its first call, and cache the code for other processes.
 
-    The code is kept beside the module, or in the user's cache folder where that cannot be written, or in
-    ``NUMBA_CACHE_DIR``; where nothing can be written each process compiles for itself.
+    The cache lies beside the module, or in the user's cache folder if that is not writable, or in ``NUMBA_CACHE_DIR``;
+    if no folder is writable, each process compiles for itself.
     """
     try:
         return cast(Loop, numba.njit(cache=True)(function))

@@ -5,12 +5,13 @@
     region 0        region 1           each region labels its own pixels and names a piece by its first pixel
     | .  5  5  5  | 9  9  .  |         (y * width + x + 1 in the plane); pieces at a shared border are cut pieces;
     | .  .  5  .  | .  9  .  |         those that touch there, by sides or corners, are one object: its name is the
-                                       least of theirs, which is its own first pixel
+                                       minimum of theirs, which is its own first pixel
 
-Every measurement is made of exact sums over pixels (integers, and floats that are added up without rounding), so that
-a piece adds to its object what it holds, and no number depends on the cut. Components are joined by sides or corners,
-as in scikit-image, ImageJ and CellProfiler: so every neighbour of a pixel is of its own object, and what is measured
-of 3 x 3 pixels (the perimeter) is known of a region that sees `RIM` pixels beyond itself.
+Every measurement consists of exact sums over pixels (integers, and floats that are added up without rounding), so that
+the sums of pieces add up to those of their object, and no number depends on the partition. Components are
+8-connected, as in scikit-image, ImageJ and CellProfiler: every neighbour of a foreground pixel that is foreground
+belongs to the same object, so a measurement on 3 x 3 pixels (the perimeter) is exact in a region that sees `RIM`
+pixels beyond itself.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class Edges:
 
 @dataclass(frozen=True)
 class RegionPieces:
-    """What a region has of the components.
+    """The pieces of components within a region.
 
     Attributes
     ----------
-    names : (y, x) uint64 of each pixel's piece, 0 for background
-    whole : sums of pieces that reach no border beyond which the plane goes on: they are objects
-    cut : sums of the others; of an object that spans regions, or not
+    names : (y, x) uint64, name of each pixel's piece, 0 for background
+    whole : sums of the pieces that touch no border to another region: they are whole objects
+    cut : sums of the other pieces, which may or may not continue in other regions
     """
 
     names: NDArray[np.uint64]
@@ -60,11 +61,12 @@ class RegionPieces:
 
     @property
     def edges(self) -> Edges:
+        """Names along the sides of the region."""
         return Edges(self.names[0], self.names[-1], self.names[:, 0], self.names[:, -1])
 
 
 def around(region: Window, plane: tuple[int, int]) -> Window:
-    """What is looked at for a region: `RIM` pixels more on each side, as far as the plane goes."""
+    """Return the window to read for a region: `RIM` pixels more on each side, within the plane."""
     return Window(
         Span(max(0, region.y.start - RIM), min(plane[0], region.y.stop + RIM)),
         Span(max(0, region.x.start - RIM), min(plane[1], region.x.stop + RIM)),
@@ -78,12 +80,15 @@ def label_pieces(
     maps: Callable[[], Sequence[NDArray[np.number]]],
     minimum_size: int,
 ) -> RegionPieces:
-    """The pieces of a region; those that are objects of fewer than `minimum_size` pixels are removed.
+    """Label the pieces of a region; whole objects of fewer than `minimum_size` pixels are removed.
 
     Parameters
     ----------
-    foreground : (y, x) of the window `around` the region
-    maps : gives the maps of which objects get the mean, (y, x) of the region each; not called where there are no pieces
+    foreground : (y, x) bool, of the window `around` the region
+    region : window of the region
+    plane : height and width of the plane
+    maps : returns the maps whose means are measured, (y, x) of the region each; not called if there are no pieces
+    minimum_size : in pixels
     """
     wide = around(region, plane)
     inner = tuple(
@@ -117,12 +122,17 @@ def label_pieces(
 
 
 def join_pieces(grid: RegionGrid, edges: Callable[[int], Edges]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Which pieces are of one object: names of those that touch another one, sorted, and the names of their objects.
+    """Find the pieces that belong to one object.
 
     Parameters
     ----------
     grid : the regions of the plane
-    edges : gives the edges of a region by its index; each is asked for once, and two rows of regions are remembered
+    edges : returns the edges of a region by its index; called once per region, and two rows of regions are held
+
+    Returns
+    -------
+    names : (n,) uint64, sorted names of the pieces that touch another piece
+    objects : (n,) uint64, the name of the object of each
     """
     pairs = np.concatenate([np.zeros((0, 2), np.uint64), *_touching(grid, edges)])
     names, index = np.unique(pairs, return_inverse=True)
@@ -136,8 +146,8 @@ def join_pieces(grid: RegionGrid, edges: Callable[[int], Edges]) -> tuple[NDArra
 
 
 def _touching(grid: RegionGrid, edges: Callable[[int], Edges]) -> Iterator[NDArray[np.uint64]]:
-    """(n, 2) names of pieces that touch across a border."""
-    above = np.zeros(grid.width + 2, np.uint64)  # the row of pixels over the regions, with background at both ends
+    """Yield (n, 2) names of pieces that touch across a border."""
+    above = np.zeros(grid.width + 2, np.uint64)  # the row of pixels above the regions, with background at both ends
     for row in range(grid.rows):
         below, left = np.zeros_like(above), None
         for column in range(grid.columns):
@@ -157,9 +167,20 @@ def _both(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def joined_sums(pieces: pd.DataFrame, objects: NDArray[np.uint64]) -> pd.DataFrame:
-    """Sums of the objects that cut pieces are of, sorted by name; `objects` gives the name for each row of `pieces`."""
+    """Sum cut pieces by object.
+
+    Parameters
+    ----------
+    pieces : a row per cut piece
+    objects : (pieces,) uint64, the name of the object of each row
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per object, sorted by name.
+    """
     big = pieces.assign(name=objects)
-    for name in ("area", *MOMENTS):  # integers without a limit: an object may fill a plane of any size
+    for name in ("area", *MOMENTS):  # Python integers, without a limit: an object may fill a plane of any size
         big[name] = big[name].astype(object)
     corner = big.groupby("name")[["y0", "x0"]].transform("min")
     shift(big, (big["y0"] - corner["y0"]).astype(object), (big["x0"] - corner["x0"]).astype(object))

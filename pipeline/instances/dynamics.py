@@ -1,8 +1,8 @@
-"""Pixels follow the flows to where their object gathers them: the same bits in every crop of a plane.
+"""Pixels follow the flows to the centre of their object: the same bits in every crop of a plane.
 
 A position is a cell (the pixel at its top left, an integer) and a fraction within it, so that no absolute coordinate
-enters a calculation. What happens in a crop is what happens in the plane as long as a path stays inside; `follow` says
-of which pixels that is known, and `near_outside` where pixels may have arrived that the crop does not hold.
+enters a calculation. A path has the same bits in a crop as in the plane as long as it stays inside; `follow` returns
+for which pixels that holds, and `near_outside` where pixels from outside of the crop may end.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances import stepping
 from chorus.pipeline.members.contract import FLOW_LENGTH
 
-# Flows shorter than this share of the unit vector say nothing of a direction.
+# Flows shorter than this share of the unit vector have no direction.
 SHORTEST = np.float32(1e-3)
 _STEPS_AT_30_PIXELS = 200
 
 
 def steps_for(diameter: float) -> int:
-    """Euler steps for objects of `diameter` pixels: 200 for 30, as in Cellpose, and no fewer."""
+    """Return the number of Euler steps for objects of `diameter` pixels: 200 for 30, as in Cellpose, at least 200."""
     return max(_STEPS_AT_30_PIXELS, round(_STEPS_AT_30_PIXELS * diameter / 30))
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What is known of a window of a plane.
+    """Foreground and flows of a window of a plane.
 
     Attributes
     ----------
     foreground : (y, x) bool
-    flows : (2, y, x) float, dy and dx; only their direction counts, and NaN is none
-    window : where it lies in the plane
+    flows : (2, y, x) float, dy and dx; only their direction counts, NaN counts as no flow
+    window : its position in the plane
     plane : height and width of the plane
     """
 
@@ -45,20 +45,20 @@ class Crop:
 
     @property
     def open_sides(self) -> tuple[bool, bool, bool, bool]:
-        """Whether the plane goes on beyond the top, bottom, left and right side."""
+        """Whether the plane continues beyond the top, bottom, left and right side."""
         y, x = self.window.y, self.window.x
         return y.start > 0, y.stop < self.plane[0], x.start > 0, x.stop < self.plane[1]
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the foreground pixels of a crop end, in row-major order of the pixels.
+    """End points of the foreground pixels of a crop, in row-major order of the pixels.
 
     Attributes
     ----------
-    pixels : (n,) int64, places in the flat crop
-    ends : (n,) int64, the pixel that each ends in, the same way
-    known : (n,) bool, False where a path came to the side of the crop beyond which the plane goes on
+    pixels : (n,) int64, flat indices in the crop
+    ends : (n,) int64, flat index of the pixel that each path ends in
+    known : (n,) bool, False if a path reached a side of the crop beyond which the plane continues
     """
 
     pixels: NDArray[np.int64]
@@ -77,7 +77,7 @@ class FlowField:
     def __init__(self, crop: Crop) -> None:
         self._foreground = crop.foreground
         self.vectors = directions(crop.flows, crop.foreground)
-        # A plane of one row has cells all the same: the second row, without flow, is never entered.
+        # A plane of one row is padded to form cells: the second row, without flow, is never entered.
         below, right = (int(n < 2) for n in crop.foreground.shape)
         self._steps = np.pad(self.vectors, ((0, 0), (0, below), (0, right))) if below or right else self.vectors
         last_y, last_x = self._steps.shape[1] - 2, self._steps.shape[2] - 2
@@ -88,17 +88,26 @@ class FlowField:
         )
 
     def follow(self, steps: int) -> Paths:
-        """Move every foreground pixel `steps` times by the flow where it is (bilinear between pixels)."""
+        """Move every foreground pixel `steps` times by the flow at its position (bilinear between pixels)."""
         pixels = np.flatnonzero(self._foreground)
         across = self._foreground.shape[1]
         ends, known = stepping.follow(self._steps, pixels, across, steps, *self._last, self._open_cells)
         return Paths(pixels, ends, known)
 
     def near_outside(self, reach: int) -> NDArray[np.bool_]:
-        """Pixels of the crop at most `reach` (on each axis) from one in which a path that begins outside may end.
+        """Return the pixels of the crop near which a path that begins outside may end.
 
-        (y, x) bool; none is left out, some are too many. From the outermost cells, every cell into which some position
-        of a reached cell can be moved.
+        A superset: it starts from the outermost cells and adds every cell into which some position of a reached cell
+        can be moved.
+
+        Parameters
+        ----------
+        reach : distance in pixels, on each axis, from the end of such a path
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (y, x), True within `reach` of a pixel in which such a path may end.
         """
         reached = stepping.flood(self._steps, self._open_cells)
         cells = np.zeros(self._foreground.shape, bool)
@@ -107,10 +116,20 @@ class FlowField:
 
 
 def directions(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Flows of any length, (2, ...), as unit vectors; zero where there is none, and where it is not `inside`.
+    """Normalise flows to unit vectors.
 
-    An ensemble's mean flow is shorter the more its members disagree, which says nothing of how far the centre is: with
-    mean flows as they are, pixels between disagreeing members do not arrive.
+    An ensemble's mean flow is shorter the more its members disagree, which does not depend on the distance to the
+    centre: with mean flows of their own length, pixels between disagreeing members would not arrive.
+
+    Parameters
+    ----------
+    flows : (2, ...) of any floating dtype
+    inside : (...) bool, where vectors are wanted; everywhere by default
+
+    Returns
+    -------
+    NDArray[np.float32]
+        Same shape; zero where there is no direction, and outside of `inside`.
     """
     flat = np.ascontiguousarray(flows, np.float32).reshape(2, -1)
     among = np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)

@@ -1,13 +1,13 @@
-"""How far flows are from those of the object that they lead to: Cellpose's measure of an object's quality.
+"""Flow error: distance of the flows from those of the object that they lead to, Cellpose's measure of object quality.
 
 An object's own flows are the gradient of heat that diffuses within it from its centre. They are computed object by
-object within its bounding box, so that neither its neighbours nor a crop that holds all of it changes a bit.
+object within its bounding box, so that neither its neighbours nor a crop that contains all of it changes a bit.
 
 References
 ----------
-Stringer et al., Nature Methods 2021 (Cellpose); ``cellpose.dynamics.flow_error``. Two things differ: heat spreads for
-as many steps as the object's own size asks, there for as many as the image's largest; and no neighbour's heat is seen,
-which there bends the flows at the border of objects that touch.
+Stringer et al., Nature Methods 2021 (Cellpose); ``cellpose.dynamics.flow_error``. Two differences: heat diffuses for as
+many steps as the object's own size requires, in Cellpose as many as the largest object of the image; and heat of
+neighbours is excluded, which in Cellpose bends the flows at the border between touching objects.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from chorus.pipeline.instances.compiled import compiled
 
 
 def flow_errors(objects: NDArray[np.int32], count: int, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean squared distance between `vectors` and an object's own unit flows, 0 to 4: (count + 1,) by number.
-
-    NaN for 0, the background, and for numbers without pixels.
+    """Return the mean squared distance between `vectors` and each object's own unit flows.
 
     Parameters
     ----------
-    objects : (y, x), numbers 0 to `count`
-    vectors : (2, y, x), the flows by direction, of length 1 or 0
+    objects : (y, x) int32, numbers 0 to `count`, 0 for background
+    count : largest number
+    vectors : (2, y, x) float32, directions of the flows, of length 1 or 0
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (count + 1,) by number, 0 to 4; NaN for the background and for numbers without pixels.
     """
     return _errors(objects, _boxes(objects, count), vectors)
 
 
 @compiled
 def _boxes(objects: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """First row, row beyond the last, and the same of columns of each number, (count + 1, 4)."""
+    """Return the first row, the row beyond the last, and the same for columns, of each number: (count + 1, 4)."""
     height, width = objects.shape
     boxes = np.zeros((count + 1, 4), np.int64)
     for y in range(height):
@@ -73,7 +77,10 @@ def _errors(objects: NDArray[np.int32], boxes: NDArray[np.int64], vectors: NDArr
 
 @compiled
 def _heat(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Heat of a mask, (y + 2, x + 2) with a rim of zeros: one unit a step at the centre, then the mean of 3 x 3."""
+    """Return the heat of a mask, (y + 2, x + 2) with a border of zeros.
+
+    Each step adds one unit at the centre, then takes the mean of 3 x 3 pixels.
+    """
     height, width = mask.shape
     centre_y, centre_x = _centre(mask)
     share = np.zeros((height + 2, width + 2))
@@ -94,7 +101,7 @@ def _heat(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 @compiled
 def _centre(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """The pixel of a mask that is nearest to its mean pixel, rounded; of several the first."""
+    """Return the pixel of a mask that is nearest to its rounded mean position; the first one if there are several."""
     height, width = mask.shape
     sum_y, sum_x, pixels = 0, 0, 0
     for y in range(height):

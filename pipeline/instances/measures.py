@@ -1,7 +1,7 @@
-"""What an object measures, from exact sums over its pixels: where it is, how large, which shape, how bright.
+"""Measurements of an object from exact sums over its pixels: position, size, shape and intensity.
 
-Sums are integers, and floats that are added up without rounding. So what a region has of an object adds to what others
-have of it, and no number depends on how a plane was cut.
+Sums are integers, and floats that are added up without rounding. The sums of an object's parts in several regions
+therefore add up exactly, and no number depends on the partition of a plane.
 """
 
 from __future__ import annotations
@@ -30,12 +30,21 @@ _LENGTHS = (1.0, math.sqrt(2), (1 + math.sqrt(2)) / 2)
 
 
 def corners(labels: NDArray[np.integer[Any] | np.bool_]) -> NDArray[np.uint8]:
-    """What each pixel of `labels`, (y, x) with 0 for background, adds to its object's perimeter.
+    """Classify the contribution of each pixel to its object's perimeter.
+
+    Parameters
+    ----------
+    labels : (y, x) integer or bool, 0 for background; everything beyond the array counts as background
 
     Returns
     -------
-    (y, x): 0 for nothing, 1 for a straight piece, 2 for a diagonal one and 3 for half of each. Beyond the array is
-    background; a pixel's value depends on the two pixels around it.
+    NDArray[np.uint8]
+        (y, x): 0 for none, 1 for a straight piece, 2 for a diagonal one and 3 for half of each. A pixel's value depends
+        on the two pixels around it.
+
+    References
+    ----------
+    Benkrid & Crookes, Design and FPGA Implementation of a Perimeter Estimator (2000); ``skimage.measure.perimeter``.
     """
     wide = np.pad(labels, 1)
     own = wide[1:-1, 1:-1]
@@ -70,9 +79,21 @@ def pixel_sums(
     of_perimeter: NDArray[np.uint8],
     maps: Sequence[NDArray[np.number]],
 ) -> pd.DataFrame:
-    """A row for each of the pieces 1, 2, ...: sums over its pixels, coordinates counted from its bounding box.
+    """Sum over the pixels of each piece, with coordinates relative to its bounding box.
 
-    Moments are int64; ``map:<i>`` are lists of floats whose exact sum is that of the map.
+    Parameters
+    ----------
+    numbers : (y, x) int32 of the region, 0 for background, pieces 1, 2, ...
+    pixels : (n,) int64, flat indices of the foreground
+    names : (pieces,) uint64, the name of each piece
+    region : position of the region in the plane
+    of_perimeter : (y, x) uint8 of the region, see `corners`
+    maps : (y, x) of the region each, any numeric dtype
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per piece: moments as int64, and ``map:<i>`` as lists of floats whose exact sum is that of map i.
     """
     count, width = len(names), region.shape[1]
     totals = {name: np.zeros(count + 1, np.int64) for name in ("area", *MOMENTS, *CORNERS)}
@@ -96,7 +117,13 @@ def pixel_sums(
 
 
 def shift(sums: pd.DataFrame, y: pd.Series[Any], x: pd.Series[Any]) -> None:
-    """Count the coordinates of `sums` from another origin, at which the old one has the coordinates `y` and `x`."""
+    """Move the origin of the coordinates in `sums`, in place.
+
+    Parameters
+    ----------
+    sums : a row per piece
+    y, x : coordinates of the old origin relative to the new one, one per row
+    """
     area, of_y, of_x = sums["area"], sums["sum_y"], sums["sum_x"]
     sums["sum_yy"] += 2 * y * of_y + y * y * area
     sums["sum_xx"] += 2 * x * of_x + x * x * area
@@ -105,7 +132,7 @@ def shift(sums: pd.DataFrame, y: pd.Series[Any], x: pd.Series[Any]) -> None:
 
 
 def _exact_parts(values: NDArray[np.number], numbers: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    """(count, parts) floats whose sum over parts, taken without rounding, is that of the values of each number."""
+    """Return (count, parts) floats whose exact sum over parts is the sum of the values of each number."""
     if values.dtype.kind in "bu" and values.dtype.itemsize <= 2:
         return np.bincount(numbers, values.astype(np.float64), minlength=count + 1)[1:, None].astype(np.float64)
     exact = values.astype(np.float64)
@@ -126,7 +153,19 @@ def _exact_parts(values: NDArray[np.number], numbers: NDArray[np.int32], count: 
 
 
 def measured_rows(sums: pd.DataFrame, plane: tuple[int, int], maps: Sequence[str]) -> pd.DataFrame:
-    """Rows of objects, sorted by name, from the sums over their pixels; ``flow_error`` is not a number yet."""
+    """Measure objects from the sums over their pixels.
+
+    Parameters
+    ----------
+    sums : a row per object, see `pixel_sums`
+    plane : height and width of the plane
+    maps : names of the summed maps
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per object, sorted by name; ``flow_error`` is NaN until it is filled in.
+    """
     rows = pd.DataFrame({"name": sums["name"].astype(np.uint64), "area": sums["area"].astype(np.int64)})
     for name in ("y0", "x0", "y1", "x1"):
         rows[name] = sums[name].astype(np.int64)
@@ -145,10 +184,10 @@ def measured_rows(sums: pd.DataFrame, plane: tuple[int, int], maps: Sequence[str
 
 
 def _shape(area: int, sum_y: int, sum_x: int, sum_yy: int, sum_xx: int, sum_yx: int) -> tuple[float, ...]:
-    """Centroid from the bounding box, and eccentricity, axes and orientation of the ellipse of equal second moments.
+    """Return the centroid within the bounding box, and eccentricity, axes and orientation of the equivalent ellipse.
 
-    The products are exact integers, so that a number is rounded once, whatever the pieces were. The formulas are those
-    of ``skimage.measure.regionprops``.
+    The ellipse has the object's second moments. The products are exact integers, so that a number is rounded once,
+    whatever the pieces were. The formulas are those of ``skimage.measure.regionprops``.
     """
     n, y, x, yy, xx, yx = (int(value) for value in (area, sum_y, sum_x, sum_yy, sum_xx, sum_yx))
     of_y, of_x, of_both = n * yy - y * y, n * xx - x * x, n * yx - y * x
@@ -163,7 +202,7 @@ def _shape(area: int, sum_y: int, sum_x: int, sum_yy: int, sum_xx: int, sum_yx: 
 
 
 def _total(parts: Sequence[float]) -> float:
-    """Their sum, rounded once; NaN where there is none."""
+    """Return the sum of the parts, rounded once; NaN if it is undefined or overflows."""
     try:
         return math.fsum(parts)
     except (ValueError, OverflowError):  # infinities of both signs; more than a float holds

@@ -1,8 +1,8 @@
 """The objects of a region, as they are in the whole plane, from a crop around it.
 
-A crop is enough when nothing that the region's objects depend on is beyond it: no path that matters came to its sides,
-and none from outside can end near. Where that is not so, a wider crop is taken for this region alone. Paths have a
-length, so a crop that is wide enough always exists, whatever the flows are::
+A crop is sufficient if nothing that the region's objects depend on lies beyond it: no relevant path reaches its sides,
+and no path from outside can end near them. Otherwise a wider crop is taken for this region alone. Paths have a maximum
+length, so a sufficiently wide crop always exists, whatever the flows are::
 
     +--------------------------------------+   crop = region + halo
     |    (~~~~) unknown: reached from      |
@@ -13,7 +13,7 @@ length, so a crop that is wide enough always exists, whatever the flows are::
     +--------------------------------------+
 
 An object is named by its anchor, the seed to which its pixels converge: ``y * width + x + 1`` in the plane. So regions
-agree on names without talking to each other.
+agree on names without communication.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from chorus.pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
 from chorus.pipeline.instances.flow_error import flow_errors
 from chorus.pipeline.instances.seeds import REACH, Seeds, find_seeds
 
-# What a crop must reach beyond paths: the reach of seeds, and the outermost cells.
+# Pixels that a crop needs beyond the paths: the reach of seeds, and the outermost cells.
 _RIM = REACH + 6
 _AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
 class ObjectSettings:
-    """What defines the objects of a plane.
+    """All settings that define the objects of a plane.
 
     Attributes
     ----------
-    diameter : typical one, in pixels of the plane; sets how far paths lead, and the first halo
+    diameter : of a typical object, in pixels of the plane; sets the length of paths, and the first halo
     minimum_size : objects of fewer pixels are removed
     flow_error : objects of a larger flow error are removed, before holes are filled; None keeps all
     """
@@ -53,6 +53,7 @@ class ObjectSettings:
 
     @property
     def steps(self) -> int:
+        """Number of Euler steps of a path."""
         return steps_for(self.diameter)
 
     @property
@@ -62,12 +63,15 @@ class ObjectSettings:
 
     @property
     def first_halo(self) -> int:
+        """Pixels around a region that are read first."""
         return 2 * round(self.diameter) + _RIM
 
     @property
     def widest_halo(self) -> int:
-        """Beyond it nothing matters: an object is within two paths of the region, those that touch a hole in it within
-        two more."""
+        """Pixels around a region beyond which nothing matters.
+
+        An object is within two paths of the region, and objects that touch a hole in it within two more.
+        """
         return 4 * self.steps + 2 * self.largest_hole + _RIM
 
 
@@ -79,9 +83,9 @@ class RegionObjects:
     ----------
     names : (y, x) uint64 of the region, 0 for background
     crop : the window that was needed
-    around : (y, x) int32 objects of the crop, 0 for background; right for those that have a pixel in the region
+    around : (y, x) int32 objects of the crop, 0 for background; correct for objects with a pixel in the region
     anchors : (objects + 1,) uint64, the names of 0 (background) and of 1, 2, ...
-    flow_errors : (objects + 1,) float64, of each before its holes are filled, NaN where there is none;
+    flow_errors : (objects + 1,) float64, of each object before its holes are filled, NaN if undefined;
         see `chorus.pipeline.instances.flow_error`
     """
 
@@ -95,11 +99,14 @@ class RegionObjects:
 def label_region(
     read: Callable[[Window], Crop], region: Window, plane: tuple[int, int], settings: ObjectSettings
 ) -> RegionObjects:
-    """The objects of a region of a plane.
+    """Label the objects of a region of a plane.
 
     Parameters
     ----------
-    read : gives foreground and flows of a window of the plane
+    read : returns foreground and flows of a window of the plane
+    region : window of the region
+    plane : height and width of the plane
+    settings : of the objects
     """
     halo = settings.first_halo
     while True:
@@ -119,7 +126,7 @@ def _around(region: Window, plane: tuple[int, int], halo: int) -> Window:
 
 
 def _label(crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool) -> RegionObjects | None:
-    """The objects of a region, or None where the crop does not say for certain; `enough` says that it must."""
+    """Return the objects of a region, or None if the crop is not sufficient; with `enough` it is known to be."""
     inner = region.within(crop.window)
     field = FlowField(crop)
     objects, anchors, unknown = _gathered(crop, field, settings)
@@ -141,7 +148,7 @@ def _label(crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool
 def _gathered(
     crop: Crop, field: FlowField, settings: ObjectSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.bool_]]:
-    """Objects 0 to n of the crop, their names, and the foreground pixels of which the object is not known."""
+    """Return objects 0 to n of the crop, their names, and the foreground pixels whose object is unknown."""
     paths = field.follow(settings.steps)
     seeds = find_seeds(ends_of(paths, crop.foreground.shape))
     uncertain = field.near_outside(REACH) if any(crop.open_sides) else None
@@ -151,16 +158,37 @@ def _gathered(
 
 
 def ends_of(paths: Paths, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """How many paths that are known end in each pixel of a crop of `shape`."""
+    """Count the known paths that end in each pixel.
+
+    Parameters
+    ----------
+    paths : of a crop
+    shape : of the crop
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Of `shape`.
+    """
     return np.bincount(paths.ends[paths.known], minlength=math.prod(shape)).reshape(shape)
 
 
 def owned(
     paths: Paths, seeds: Seeds, uncertain: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Objects of a crop by the rank of their seed plus 1, and the foreground pixels of which the object is not known.
+    """Assign each foreground pixel of a crop to the seed in which its path ends.
 
-    `uncertain` are pixels near which a path from outside may end; None where there is no outside.
+    Parameters
+    ----------
+    paths : of the crop
+    seeds : of the crop
+    uncertain : bool, in the shape of the crop, pixels near which a path from outside may end; None if there is no
+        outside
+
+    Returns
+    -------
+    objects : int32, in the shape of the crop, rank of the seed plus 1, 0 for none
+    unknown : bool, of the same shape, foreground pixels whose object is unknown
     """
     objects, unknown = np.zeros(seeds.owner.shape, np.int32), np.zeros(seeds.owner.shape, bool)
     objects.ravel()[paths.pixels] = np.where(paths.known, seeds.owner.ravel()[paths.ends], 0)
@@ -170,7 +198,19 @@ def owned(
 
 
 def names_of(seeds: Seeds, origin: Sequence[int], shape: Sequence[int]) -> NDArray[np.uint64]:
-    """Names of 0, the background, and of the seeds of a crop that begins at `origin` of a whole of `shape`."""
+    """Return the names of the objects of a crop.
+
+    Parameters
+    ----------
+    seeds : of the crop
+    origin : position of the crop in the plane or volume
+    shape : of the plane or volume
+
+    Returns
+    -------
+    NDArray[np.uint64]
+        (objects + 1,), 0 for the background first.
+    """
     flat = np.zeros(seeds.places.shape[1], np.int64)
     for places, start, length in zip(seeds.places, origin, shape, strict=True):
         flat = flat * length + places + start
@@ -180,10 +220,22 @@ def names_of(seeds: Seeds, origin: Sequence[int], shape: Sequence[int]) -> NDArr
 def unsettled(
     objects: NDArray[np.int32], unknown: NDArray[np.bool_], count: int, minimum_size: int
 ) -> NDArray[np.bool_]:
-    """Which objects, (count,), are too small or are none yet.
+    """Return which objects are too small, or not known to be objects.
 
-    An object of which one pixel is known is whole within the crop, so that all regions measure the same. The others are
-    nothing yet.
+    An object with one known pixel is whole within the crop, so that all regions measure the same. Objects without a
+    known pixel are left out.
+
+    Parameters
+    ----------
+    objects : int32, in the shape of the crop, 0 for background
+    unknown : bool, of the same shape
+    count : number of objects, including the background
+    minimum_size : in pixels
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (count,).
     """
     flat = objects.ravel()
     sizes = np.zeros(count, np.int64)
@@ -194,7 +246,13 @@ def unsettled(
 
 
 def remove(objects: NDArray[np.int32], which: NDArray[np.bool_]) -> None:
-    """Make objects background; `which` is (objects + 1,), and 0 stays."""
+    """Set objects to background, in place.
+
+    Parameters
+    ----------
+    objects : int32, any shape
+    which : (objects + 1,) bool; entry 0, the background, is ignored
+    """
     if which.any():
         objects[:] = np.where(which, 0, np.arange(len(which), dtype=np.int32))[objects]
 
@@ -206,16 +264,24 @@ def fill_holes(
     inner: tuple[slice, ...],
     largest: tuple[int, ...],
 ) -> bool:
-    """Give an object's number to background that it encloses alone; whether that is certain for the region's objects.
+    """Fill the holes of objects in place: background that a single object encloses gets its number.
 
-    Background is connected by its sides and touches an object by sides and corners. What touches the plane's edge, or
-    is longer than `largest` on an axis, is no hole. Unknown pixels count as background here: they are of no object that
-    is known, so that a hole which they touch can be one only if they are part of it.
+    Background is connected by sides and touches an object by sides and corners. Background that touches the plane's
+    edge, or is longer than `largest` on an axis, is no hole. Unknown pixels count as background here: they belong to no
+    known object, so a hole that they touch can only be a hole if they are part of it.
 
     Parameters
     ----------
-    open_sides : whether the plane goes on beyond the crop's first and last pixel of each axis
+    objects : int32, (y, x) or (z, y, x) of the crop, 0 for background; changed in place
+    unknown : bool, of the same shape, foreground pixels whose object is unknown
+    open_sides : whether the plane continues beyond the crop's first and last pixel of each axis
     inner : the region within the crop
+    largest : length of the largest hole, in pixels, per axis
+
+    Returns
+    -------
+    bool
+        Whether the result is certain for the region's objects.
     """
     components, _ = ndimage.label(objects == 0)
     ours = np.zeros(int(objects.max()) + 1, bool)

@@ -1,9 +1,9 @@
-"""Objects of the places where many paths end: Cellpose's rule, with ties broken by coordinates.
+"""Objects from the pixels in which many paths end: Cellpose's rule, with ties broken by coordinates.
 
 A seed is a pixel in which more than 10 paths end, and more than in any other of the 5 x 5 (5 x 5 x 5) around it. It
-grows five times into neighbours in which more than 2 end; where grown seeds meet, the one with more paths has the
-pixel. An object is all pixels whose paths end in the pixels of one seed. Everything here looks at most `REACH` pixels
-around an end.
+grows five times into neighbours in which more than 2 paths end; where grown seeds meet, the one with more paths gets
+the pixel. An object is the set of pixels whose paths end in the pixels of one seed. All rules look at most `REACH`
+pixels around an end.
 
 References
 ----------
@@ -24,17 +24,18 @@ _GROWS_INTO_MORE_THAN = 2
 _GROWTH = 5
 _NEIGHBOURHOOD = 2
 REACH = 4 * _GROWTH
-"""Around an end, what its whole object depends on: its seed is at most 5 away, another pixel of the object ends at most
-5 from that, a seed that contends for it is at most 5 from there, and that one looks at most 5 around itself."""
+"""Distance from an end within which its whole object is decided: its seed is at most 5 away, another pixel of the
+object ends at most 5 from that, a competing seed is at most 5 from there, and that one looks at most 5 around itself.
+"""
 
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """How far seeds look, in planes of a volume, which may be farther apart than pixels; 0 of a plane alone.
+    """Search distances of seeds along z, where planes may be farther apart than pixels; 0 for a single plane.
 
     Attributes
     ----------
-    nearest : planes in which no more paths may end than in a seed
+    nearest : planes on each side in which no more paths may end than in a seed
     growth : planes that a seed may grow into
     """
 
@@ -43,13 +44,13 @@ class Neighbourhoods:
 
     @classmethod
     def of(cls, anisotropy: float) -> Neighbourhoods:
-        """Of a volume whose planes are `anisotropy` pixels apart: as far as within a plane, but one plane at least."""
+        """Return the distances for planes that are `anisotropy` pixels apart: as within a plane, at least one plane."""
         apart = max(1.0, anisotropy)
         return cls(max(1, round(_NEIGHBOURHOOD / apart)), max(1, round(_GROWTH / apart)))
 
     @property
     def reach(self) -> int:
-        """As `REACH`, in planes."""
+        """Like `REACH`, in planes."""
         return 4 * self.growth
 
 
@@ -60,7 +61,7 @@ class Seeds:
     Attributes
     ----------
     places : (axes, n) int64, their pixels: the anchors of the objects
-    owner : as the window, int32, rank of the seed that has a pixel plus 1, 0 for none
+    owner : int32, in the shape of the window, rank of the seed that owns a pixel plus 1, 0 for none
     """
 
     places: NDArray[np.int64]
@@ -68,11 +69,17 @@ class Seeds:
 
 
 def find_seeds(ends: NDArray[np.integer], planes: Neighbourhoods = Neighbourhoods()) -> Seeds:
-    """The seeds of `ends`, (y, x) or (z, y, x) numbers of paths that end in a pixel."""
+    """Find the seeds of a window.
+
+    Parameters
+    ----------
+    ends : (y, x) or (z, y, x) integers, number of paths that end in a pixel
+    planes : search distances along z
+    """
     counts = np.ascontiguousarray(ends).reshape((1,) * (3 - ends.ndim) + ends.shape)
     candidates = np.flatnonzero(counts > _MORE_THAN)
     highest = candidates[_highest(counts, candidates, planes.nearest)]
-    # By count, then from the top left; the same order in every window of a plane.
+    # By count, ties by position; the same order in every window of a plane.
     ranked = highest[np.lexsort((-highest, counts.ravel()[highest]))]
     places = np.array(np.unravel_index(ranked, ends.shape), np.int64)
     return Seeds(places, _grown(counts, ranked, planes.growth).reshape(ends.shape))
@@ -80,7 +87,7 @@ def find_seeds(ends: NDArray[np.integer], planes: Neighbourhoods = Neighbourhood
 
 @compiled
 def _highest(counts: NDArray[np.integer], candidates: NDArray[np.int64], nearest: int) -> NDArray[np.bool_]:
-    """Which pixels have more paths than those around them, or as many and come first."""
+    """Return which pixels have more paths than those around them, or as many and come first."""
     depth, height, width = counts.shape
     highest = np.ones(len(candidates), np.bool_)
     for i in range(len(candidates)):
@@ -98,7 +105,7 @@ def _highest(counts: NDArray[np.integer], candidates: NDArray[np.int64], nearest
 
 @compiled
 def _grown(counts: NDArray[np.integer], seeds: NDArray[np.int64], planes: int) -> NDArray[np.int32]:
-    """Which seed has a pixel; of several the last one."""
+    """Return which seed owns a pixel; the last one if there are several."""
     depth, height, width = counts.shape
     owner = np.zeros((depth, height, width), np.int32)
     grown = np.empty((2 * planes + 1) * (2 * _GROWTH + 1) ** 2, np.int64)

@@ -1,8 +1,8 @@
-"""The shape of an object: Feret diameter, roundness, elongation and the box along its axes, by SimpleITK.
+"""The shape of an object: Feret diameter, roundness, elongation and the oriented bounding box, by SimpleITK.
 
-Each object is measured alone, cut out along its own bounding box: the numbers depend on its pixels and on nothing else,
-neither where it lies nor how a plane was cut into regions. Lengths are in pixels along y; a pixel that is longer along
-another axis counts as such.
+Each object is measured alone, cropped to its own bounding box: the numbers depend on its pixels alone, neither on its
+position nor on the partition of a plane into regions. Lengths are in pixels along y; steps along other axes are scaled
+by their pixel size relative to y.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ VOLUME_COLUMNS = (
     "oriented_width", "oriented_thickness",
 )  # fmt: skip
 LARGEST = 1 << 26
-"""Pixels of the bounding box of an object that is measured; of a larger one the shape is not a number."""
-# Of fewer points all distances are taken, of more those between the corners of their convex hull: the same maximum.
+"""Maximum number of pixels of a bounding box; the shape of a larger object is NaN."""
+# Up to this many points all distances are compared, beyond it those between corners of the convex hull: the maximum is
+# the same.
 _FEW = 256
-# Moments whose rounding errors are taken for a width give ratios beyond that; an object without width has no ratio.
+# Larger ratios come from rounding errors of moments of an object without width, which has no ratio.
 _THIN = 1e6
 
 
 @dataclass(frozen=True)
 class Spacing:
-    """How far pixels are apart.
+    """Distances between pixels.
 
     Attributes
     ----------
     steps : along z (of a volume), y and x; in pixels along y, so that this one is 1
-    pixel_um : micrometres of a pixel along y; NaN where the image does not say it
+    pixel_um : micrometres per pixel along y; NaN if the image does not state it
     """
 
     steps: tuple[float, ...]
@@ -55,20 +56,24 @@ CUBIC = Spacing((1.0, 1.0, 1.0))
 
 
 def shape_rows(masks: Callable[[int], NDArray[np.bool_] | None], count: int, spacing: Spacing) -> pd.DataFrame:
-    """A row for each of `count` objects.
+    """Measure the shape of each object.
 
     Parameters
     ----------
-    masks : gives the pixels of an object, (y, x) or (z, y, x), in its bounding box; None where that is too large
+    masks : returns the mask of an object by its index, (y, x) or (z, y, x) bool, in its bounding box; None if that is
+        too large
+    count : number of objects
+    spacing : of the pixels
 
     Returns
     -------
-    `PLANE_COLUMNS` or `VOLUME_COLUMNS`, float64. ``feret_diameter`` is the largest distance between centres of pixels.
-    ``perimeter_crofton`` and ``surface_area`` (in squares of pixels) are estimated from counts of crossings of lines;
-    ``roundness`` is that of the disc or ball of equal size over it, about 1 for these. ``elongation`` is the root of
-    the largest principal moment over the next, ``flatness`` that of the middle one over the smallest, at least 1;
-    NaN where an object has no width. ``oriented_*`` are the sides of the bounding box along the principal axes, the
-    longest first.
+    pandas.DataFrame
+        `PLANE_COLUMNS` or `VOLUME_COLUMNS`, float64. ``feret_diameter`` is the largest distance between centres of
+        pixels. ``perimeter_crofton`` and ``surface_area`` (in squares of pixels) are estimated from counts of line
+        crossings; ``roundness`` is the perimeter or surface of the disc or ball of equal size divided by that of the
+        object, about 1 for discs and balls. ``elongation`` is the root of the largest principal moment over the next
+        one, ``flatness`` that of the middle one over the smallest, at least 1; NaN if an object has no width.
+        ``oriented_*`` are the sides of the bounding box along the principal axes, the longest first.
 
     References
     ----------
@@ -86,7 +91,19 @@ def shape_rows(masks: Callable[[int], NDArray[np.bool_] | None], count: int, spa
 
 
 def cut_out(labels: NDArray[np.integer[Any]], value: int, box: Side) -> NDArray[np.bool_] | None:
-    """The pixels of `value` in its bounding box; None where that is larger than `LARGEST`."""
+    """Return the mask of one object in its bounding box.
+
+    Parameters
+    ----------
+    labels : (y, x) or (z, y, x) integers
+    value : of the object
+    box : its bounding box, a slice per axis
+
+    Returns
+    -------
+    NDArray[np.bool_] or None
+        In the shape of `box`; None if that has more than `LARGEST` pixels.
+    """
     if math.prod(side.stop - side.start for side in box) > LARGEST:
         return None
     mask: NDArray[np.bool_] = labels[box] == value
@@ -101,7 +118,7 @@ def _shape(mask: NDArray[np.bool_], steps: Sequence[float]) -> list[float]:
     measured.SetNumberOfThreads(1)
     measured.ComputePerimeterOn()
     measured.ComputeOrientedBoundingBoxOn()
-    # ITK's own takes the distances of all pairs of border pixels: 0.9 s for a ball of a radius of 40.
+    # ITK's own Feret diameter compares all pairs of border pixels: 0.9 s for a ball with a radius of 40 pixels.
     measured.ComputeFeretDiameterOff()
     measured.Execute(image)
     ratios = [measured.GetElongation(1)] + ([measured.GetFlatness(1)] if mask.ndim == 3 else [])
@@ -115,10 +132,21 @@ def _shape(mask: NDArray[np.bool_], steps: Sequence[float]) -> list[float]:
 
 
 def feret_diameter(mask: NDArray[np.bool_], steps: Sequence[float]) -> float:
-    """The largest distance between the centres of two pixels of `mask`, which has some; `steps` as of `Spacing`."""
+    """Return the largest distance between the centres of two pixels of a mask.
+
+    Parameters
+    ----------
+    mask : (y, x) or (z, y, x) bool, not empty
+    steps : distances between pixels per axis, see `Spacing`
+
+    Returns
+    -------
+    float
+        In units of `steps`; 0 for a single pixel.
+    """
     from scipy.spatial.distance import pdist
 
-    # Pixels at the ends of the runs along x: no other can be farthest.
+    # Pixels at the ends of runs along x: no other pixel can be an end of the largest distance.
     wide = np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(1, 1)])
     ends = mask & ~(wide[..., :-2] & wide[..., 2:])
     points = np.argwhere(ends) * np.asarray(steps)
@@ -128,7 +156,7 @@ def feret_diameter(mask: NDArray[np.bool_], steps: Sequence[float]) -> float:
 
 
 def _hull(points: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which of `points`, (n, axes), are corners of their convex hull, in the line or plane that they lie in."""
+    """Return which of `points`, (n, axes), are corners of their convex hull, in the line or plane that they lie in."""
     from scipy.spatial import ConvexHull
 
     centred = points - points[0]
@@ -144,6 +172,6 @@ def _hull(points: NDArray[np.float64]) -> NDArray[np.intp]:
 @cache
 def _sitk() -> ModuleType:
     SimpleITK = import_module("SimpleITK")  # seconds to import, and only needed where there are objects
-    # It warns of each object that is one pixel thin on the terminal.
+    # SimpleITK would print a warning for each object that is one pixel thin.
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK

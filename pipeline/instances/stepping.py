@@ -1,8 +1,8 @@
 """The loops of `chorus.pipeline.instances.dynamics`: positions that move through a field of steps, cell by cell.
 
 Positions are moved in lanes, `_LANES` at a time, so that a processor's vector instructions move several at once. A lane
-that has its end takes the next position. The end is known early where a position is back where it was `_PERIOD` steps
-before: it has come to rest, or goes round in a circle of 1, 2, 3, 4, 6 or 12 steps, and stays in it.
+whose path is finished takes the next position. A path is finished early if a position equals that of `_PERIOD` steps
+before: it is at rest, or moves in a cycle of 1, 2, 3, 4, 6 or 12 steps, and stays in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,20 @@ _PART_Y, _PART_X, _CORNERS, _NUMBERS = 0, _LANES, 2 * _LANES, 10 * _LANES
 def unit_vectors(
     flows: NDArray[np.float32], inside: NDArray[np.bool_], flow_length: np.float32, shortest: np.float32
 ) -> NDArray[np.float32]:
-    """Flows, (2, pixels), by their own length; zero where it is below `shortest` flow lengths, NaN, or not `inside`."""
+    """Divide flows by their length.
+
+    Parameters
+    ----------
+    flows : (2, pixels) float32
+    inside : (pixels,) bool
+    flow_length : length of a full flow
+    shortest : shares of `flow_length` below which a flow counts as zero
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (2, pixels), of length 1; zero where a flow is too short, not finite, or not `inside`.
+    """
     vectors = np.zeros_like(flows)
     for i in range(flows.shape[1]):
         dy, dx = flows[0, i], flows[1, i]
@@ -74,7 +87,7 @@ def _move(
             above = numbers[_CORNERS + 4 * _LANES + k] * rest_x + numbers[_CORNERS + 5 * _LANES + k] * x
             below = numbers[_CORNERS + 6 * _LANES + k] * rest_x + numbers[_CORNERS + 7 * _LANES + k] * x
             step_x = above * rest_y + below * y
-            # Cell and part again, kept inside.
+            # Split into cell and fraction again, clamped into the crop.
             y, x = y + step_y, x + step_x
             whole_y, whole_x = np.floor(y), np.floor(x)
             a = np.int32(integers[_CELL_Y + k] + np.int32(whole_y))
@@ -84,7 +97,7 @@ def _move(
             x = zero if b < first else (end_x if (b > last_x) | ((b == last_x) & (x > end_x)) else x)
             a = first if a < first else (last_y if a > last_y else a)
             b = first if b < first else (last_x if b > last_x else b)
-            # The outermost cells count as left: from there on a path from outside is looked for.
+            # The outermost cells count as having left the crop: paths from outside are searched from there.
             integers[_LEFT + k] |= np.int32((a == top) | (a == bottom) | (b == left) | (b == right))
             integers[_CELL_Y + k], integers[_CELL_X + k] = a, b
             numbers[_PART_Y + k], numbers[_PART_X + k] = y, x
@@ -92,7 +105,7 @@ def _move(
 
 @compiled
 def _pixel(integers: NDArray[np.int32], numbers: NDArray[np.float32], k: int, across: int) -> int:
-    """The pixel that lane `k` is in."""
+    """Return the pixel that lane `k` is in."""
     half = np.float32(0.5)
     y = np.int64(integers[_CELL_Y + k]) + (numbers[_PART_Y + k] >= half)
     x = np.int64(integers[_CELL_X + k]) + (numbers[_PART_X + k] >= half)
@@ -110,21 +123,28 @@ def follow(
     last_part: NDArray[np.float32],
     open_cells: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where positions are after `steps` steps, and which of them were never in an open cell.
+    """Move positions by `steps` steps.
 
     Parameters
     ----------
-    vectors : (2, y, x), steps of at most about one pixel; at least two rows and two columns
-    pixels : (n,) where positions begin, as ``y * across + x``; so are their ends
-    last, last_part : (2,) of y and x, the last position as a cell and the part of it
-    open_cells : (4,) rows and columns of cells at the open top, bottom, left and right; -1 where it is not open
+    vectors : (2, y, x) float32, steps of at most about one pixel; at least two rows and two columns
+    pixels : (n,) int64, where positions begin, as ``y * across + x``
+    across : number of columns that flat indices count
+    steps : number of Euler steps
+    last, last_part : (2,) int32 and float32 of y and x, the last position as a cell and the fraction within it
+    open_cells : (4,) int32, rows and columns of cells at the open top, bottom, left and right; -1 if a side is not open
+
+    Returns
+    -------
+    ends : (n,) int64, where positions end, as ``y * across + x``
+    known : (n,) bool, False for positions that were in an open cell
     """
     width = vectors.shape[2]
     dy, dx = vectors[0].ravel(), vectors[1].ravel()
     n = len(pixels)
     ends, known = np.empty(n, np.int64), np.empty(n, np.bool_)
     integers, numbers = np.zeros(_INTEGERS, np.int32), np.zeros(_NUMBERS, np.float32)
-    # First the steps that are no whole period: the last position of all is then one that is compared.
+    # First the steps that do not fill a period, so that the last position is one that is compared.
     cells, parts = np.empty((3, n), np.int32), np.empty((2, n), np.float32)
     for start in range(0, n, _LANES):
         filled = min(_LANES, n - start)
@@ -145,7 +165,7 @@ def follow(
             known[start + k] = integers[_LEFT + k] == 0
     if steps < _PERIOD:
         return ends, known
-    # Then period by period; `lane` is the position that is in a lane, `n` none.
+    # Then period by period; `lane` is the index of the position in a lane, `n` if the lane is empty.
     lane, periods = np.full(_LANES, n, np.int64), np.zeros(_LANES, np.int64)
     before_cell, before_part = np.empty(_INTEGERS, np.int32), np.empty(_CORNERS, np.float32)
     following, running = 0, 0
@@ -177,10 +197,20 @@ def follow(
 
 @compiled
 def flood(vectors: NDArray[np.float32], open_cells: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Cells that a path may reach from the open ones, (y - 1, x - 1).
+    """Return the cells that a path may reach from the open ones.
 
     To leave a cell by its top a path needs a vector that points up at one of the two upper corners, and so on for the
     other sides.
+
+    Parameters
+    ----------
+    vectors : (2, y, x) float32
+    open_cells : (4,) int32, see `follow`
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (y - 1, x - 1).
     """
     height, width = vectors.shape[1] - 1, vectors.shape[2] - 1
     reached = np.zeros((height, width), np.bool_)
@@ -212,7 +242,19 @@ def flood(vectors: NDArray[np.float32], open_cells: NDArray[np.int32]) -> NDArra
 
 @compiled
 def spread(reached: NDArray[np.bool_], before: int, after: int) -> NDArray[np.bool_]:
-    """Where one of `reached` is in the square that goes from `before` less to `after` more on both axes."""
+    """Dilate a mask by a rectangle.
+
+    Parameters
+    ----------
+    reached : (y, x) bool
+    before, after : pixels; a pixel is set if one of `reached` lies from `before` before it to `after` after it, on both
+        axes
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (y, x).
+    """
     height, width = reached.shape
     rows, near = np.zeros_like(reached), np.zeros_like(reached)
     for y in range(height):

@@ -1,4 +1,4 @@
-"""A plane that a run has left, read window by window: foreground, flows and doubt, as they were stored."""
+"""A stored plane of a run's results, read window by window: foreground, flows and maps of uncertainty."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class _StoredArrays:
         return open_posterior(self.layout.url)
 
     def channel(self, name: str, window: Window) -> NDArray[np.floating[Any]]:
-        """A channel of the posterior, (y, x) of a window; raises ImageError where it cannot be decoded."""
+        """Return a channel of the posterior, (y, x) of a window."""
         return self.read(self._posterior, posterior_axes(self.layout), window, self.layout.channels.index(name))
 
     def read(self, array: zarr.Array[Any], axes: str, window: Window, channel: int = 0) -> NDArray[Any]:
-        """A window of an array of these axes, (y, x)."""
+        """Return a window, (y, x), of an array with these axes."""
         at: dict[str, int | slice] = {
             "t": self._t,
             "c": channel,
@@ -54,18 +54,19 @@ class _StoredArrays:
 
 
 class StoredPlane:
-    """One plane of an image; its flows can be read where they were saved.
+    """One plane of an image; its flows can be read if they were saved.
 
     Parameters
     ----------
     layout : of the image's results
-    t, z : the plane; 0 where the image has no such axis
-    multilabel : a pixel may be of several classes: of each of which the probability is one half or more
-    flows : of results that hold the flows of class 1, 2, ...; empty where they are the image's own
+    t, z : the plane; 0 if the image has no such axis
+    multilabel : whether a pixel may be of several classes: of each whose probability is at least one half
+    flows : of results that hold the flows of class 1, 2, ...; empty if they are in the image's own results
 
     Raises
     ------
-    RefusedError : there are no such results
+    RefusedError
+        If there are no such results.
     """
 
     def __init__(
@@ -77,7 +78,18 @@ class StoredPlane:
         self._last: tuple[_StoredArrays, Window, NDArray[np.floating[Any]]] | None = None
 
     def crop(self, window: Window, value: int) -> Crop:
-        """What is known of class `value` (1, 2, ...) in a window; raises ImageError where it cannot be decoded."""
+        """Return foreground and flows of one class in a window.
+
+        Parameters
+        ----------
+        window : of the plane
+        value : of the class, 1, 2, ...
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
         arrays = self._arrays_of_flows(value)
         if self._last is None or self._last[:2] != (arrays, window):  # the next class mostly asks for the same one
             self._last = arrays, window, np.stack([arrays.channel(name, window) for name in FLOW_CHANNELS])
@@ -85,16 +97,48 @@ class StoredPlane:
         return Crop(self.foreground(window, value), self._last[2], window, plane)
 
     def foreground(self, window: Window, value: int) -> NDArray[np.bool_]:
-        """Where class `value` is, (y, x) bool of a window; raises ImageError as `crop`."""
+        """Return the mask of one class in a window.
+
+        Parameters
+        ----------
+        window : of the plane
+        value : of the class, 1, 2, ...
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (y, x).
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
         if self._labels is None:
             name = PROBABILITY.channel(self._own.layout.classes[value].name)
             return np.asarray(self._own.channel(name, window) >= 0.5)
         return np.asarray(self._own.read(self._labels, self._own.layout.axes, window) == value)
 
     def doubt(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:
-        """A map of doubt about objects of class `value`, (y, x) of a window; raises ImageError as `crop`.
+        """Return a map of uncertainty for objects of one class.
 
-        What is said of flows is said of those that make the objects.
+        A map about flows is taken from the results whose flows make the objects.
+
+        Parameters
+        ----------
+        name : of the field, which has one map
+        window : of the plane
+        value : of the class, 1, 2, ...
+
+        Returns
+        -------
+        NDArray
+            (y, x) of the stored floating dtype.
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
         """
         arrays = self._arrays_of_flows(value) if FIELDS[name].role is FLOWS else self._own
         return arrays.channel(name, window)

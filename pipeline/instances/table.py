@@ -1,4 +1,4 @@
-"""One row per object: where it is, how large, which shape, how bright, and how much it is doubted."""
+"""One row per object: position, size, shape, intensity and uncertainty."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ def object_rows(
     maps: Mapping[str, NDArray[np.floating]],
     spacing: Spacing = SQUARE,
 ) -> pd.DataFrame:
-    """Rows of the objects whose first pixel, from the top left, is in the region: each object is in one region's rows.
+    """Measure the objects whose first pixel, in row-major order, is in the region: each object is in one region's rows.
 
     Parameters
     ----------
     found : of `chorus.pipeline.instances.regions.label_region`
+    region : window of the region
     plane : height and width of the plane
-    maps : of the crop, (y, x) each; a column ``mean:<name>`` is the mean over the object's pixels
+    maps : of the crop, (y, x) each, any floating dtype; a column ``mean:<name>`` is the mean over the object's pixels
+    spacing : of the pixels
 
     Returns
     -------
-    Columns: ``name`` (uint64, of the anchor), ``area`` (pixels), ``y0 x0 y1 x1`` (bounding box, half-open), ``y x``
-    (centroid), ``eccentricity`` (0 to 1), ``major_axis minor_axis`` (pixels, of the ellipse of equal second moments),
-    ``orientation`` (radians), ``perimeter`` (pixels), those of `chorus.pipeline.instances.shapes.shape_rows`,
-    ``touches_border``, ``flow_error`` and the means; sorted by name.
+    pandas.DataFrame
+        Columns: ``name`` (uint64, of the anchor), ``area`` (pixels), ``y0 x0 y1 x1`` (bounding box, half-open), ``y x``
+        (centroid), ``eccentricity`` (0 to 1), ``major_axis minor_axis`` (pixels, of the ellipse of equal second
+        moments), ``orientation`` (radians), ``perimeter`` (pixels), those of
+        `chorus.pipeline.instances.shapes.shape_rows`, ``touches_border``, ``flow_error`` and the means; sorted by name.
     """
     chosen = _first_pixels_inside(found, region)
     numbers = np.zeros(len(found.anchors), np.int32)
@@ -56,12 +59,15 @@ def with_shapes(
     window: Window,
     spacing: Spacing,
 ) -> pd.DataFrame:
-    """`rows` of objects that are whole in a window of the plane, with the columns of their shapes.
+    """Add the columns of their shapes to rows of objects that are whole in a window of the plane.
 
     Parameters
     ----------
-    labels : (y, x) of the window
+    rows : with the bounding boxes of the objects
+    labels : (y, x) integers of the window
     values : (rows,) of each object in `labels`
+    window : of the plane
+    spacing : of the pixels
     """
 
     def mask(index: int) -> NDArray[np.bool_] | None:
@@ -74,13 +80,13 @@ def with_shapes(
 
 
 def insert_shapes(rows: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with the columns of `shapes` before what follows on measurements, so that the means stay the last ones."""
+    """Insert the columns of `shapes` before ``touches_border``, so that the means stay the last columns."""
     at = list(rows.columns).index("touches_border")
     return pd.concat([rows.iloc[:, :at], shapes.set_axis(rows.index), rows.iloc[:, at:]], axis=1)
 
 
 def _first_pixels_inside(found: RegionObjects, region: Window) -> NDArray[np.int64]:
-    """Objects whose first pixel in row-major order is in the region, by their names."""
+    """Return the objects whose first pixel in row-major order is in the region, sorted by their names."""
     flat = found.around.ravel()
     pixels = np.flatnonzero(flat)[::-1]
     first = np.full(len(found.anchors), -1, np.int64)
@@ -94,9 +100,17 @@ def _first_pixels_inside(found: RegionObjects, region: Window) -> NDArray[np.int
 
 
 def numbered(names: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.uint32] | NDArray[np.uint64]:
-    """Consecutive labels of names: 1 for the first of `known`, all names of the plane, sorted; background stays 0.
+    """Return consecutive labels: 1 for the first of `known`, background stays 0.
 
-    The type is uint32, or uint64 where the plane has more objects than that holds.
+    Parameters
+    ----------
+    names : (y, x) uint64, 0 for background
+    known : (n,) uint64, all names of the plane, sorted
+
+    Returns
+    -------
+    NDArray[np.uint32] or NDArray[np.uint64]
+        Shape of `names`; uint64 only if the plane has more objects than uint32 holds.
     """
     labels = np.where(names == 0, 0, np.searchsorted(known, names) + 1)
     return labels.astype(np.uint32) if len(known) <= np.iinfo(np.uint32).max else labels.astype(np.uint64)

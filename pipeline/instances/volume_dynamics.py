@@ -1,7 +1,7 @@
-"""Voxels follow flows in three directions: the same bits in every crop of a volume.
+"""Voxels follow flows in three dimensions: the same bits in every crop of a volume.
 
-As `chorus.pipeline.instances.dynamics` in a plane: a position is a cell and a fraction within it. Flows are directions
-in space; where planes are farther apart than pixels, a step that leads a pixel far leads across less than a plane.
+As in `chorus.pipeline.instances.dynamics`, a position is a cell and a fraction within it. Flows are directions in
+space; if planes are farther apart than pixels, a step of one pixel's length is less than a plane along z.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from chorus.pipeline.members.contract import FLOW_LENGTH
 
 @dataclass(frozen=True)
 class VolumeCrop:
-    """What is known of a part of a volume.
+    """Foreground and flows of a part of a volume.
 
     Attributes
     ----------
     foreground : (z, y, x) bool
-    flows : (3, z, y, x) float, dz, dy and dx in equal units of length; only their direction counts, and NaN is none
-    box : where it lies in the volume
+    flows : (3, z, y, x) float, dz, dy and dx in equal units of length; only their direction counts, NaN counts as no
+        flow
+    box : its position in the volume
     volume : shape of the volume
-    anisotropy : how many pixels its planes are apart
+    anisotropy : distance of planes, in pixels
     """
 
     foreground: NDArray[np.bool_]
@@ -39,7 +40,7 @@ class VolumeCrop:
 
     @property
     def open_sides(self) -> tuple[bool, ...]:
-        """Whether the volume goes on beyond the first and the last plane, row and column."""
+        """Whether the volume continues beyond the first and the last plane, row and column."""
         spans = self.box.z, self.box.y, self.box.x
         return tuple(
             is_open
@@ -49,7 +50,17 @@ class VolumeCrop:
 
 
 def step_of(anisotropy: float) -> NDArray[np.float32]:
-    """How many planes, rows and columns one step in each direction is, (3,): one at most."""
+    """Return the length of one step in planes, rows and columns.
+
+    Parameters
+    ----------
+    anisotropy : distance of planes, in pixels
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (3,), at most 1.
+    """
     shortest = min(1.0, anisotropy)
     return np.array([shortest / anisotropy, shortest, shortest], np.float32)
 
@@ -63,7 +74,7 @@ class VolumeField:
         inside = np.ascontiguousarray(crop.foreground).reshape(-1)
         step = step_of(crop.anisotropy)
         vectors = volume_stepping.unit_vectors(flows, inside, np.float32(FLOW_LENGTH), SHORTEST, step)
-        # A volume of one plane has cells all the same: the second plane, without flow, is never entered.
+        # A volume of one plane is padded to form cells: the second plane, without flow, is never entered.
         missing = [int(n < 2) for n in shape]
         padding = [*((0, more) for more in missing), (0, 0)]
         self._steps = np.pad(vectors.reshape(*shape, 3), padding) if any(missing) else vectors.reshape(*shape, 3)
@@ -75,7 +86,7 @@ class VolumeField:
         )
 
     def follow(self, steps: int) -> Paths:
-        """Move every foreground voxel `steps` times by the flow where it is (linear between voxels)."""
+        """Move every foreground voxel `steps` times by the flow at its position (trilinear between voxels)."""
         voxels = np.flatnonzero(self._foreground)
         flat, (_, height, width) = self._steps.reshape(-1, 3), self._steps.shape[:3]
         shape = self._foreground.shape
@@ -83,10 +94,19 @@ class VolumeField:
         return Paths(voxels, ends, known)
 
     def near_outside(self, reach: tuple[int, int, int]) -> NDArray[np.bool_]:
-        """Voxels at most `reach` (planes, rows, columns) from one in which a path that begins outside may end.
+        """Return the voxels of the crop near which a path that begins outside may end.
 
-        (z, y, x) bool; none is left out, some are too many. From the outermost cells, every cell into which some
-        position of a reached cell can be moved.
+        A superset: it starts from the outermost cells and adds every cell into which some position of a reached cell
+        can be moved.
+
+        Parameters
+        ----------
+        reach : distance in planes, rows and columns from the end of such a path
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (z, y, x), True within `reach` of a voxel in which such a path may end.
         """
         reached = volume_stepping.flood(self._steps, self._open_cells)
         near = np.zeros(self._foreground.shape, np.uint8)

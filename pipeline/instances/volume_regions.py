@@ -1,7 +1,7 @@
-"""The objects of a block, as they are in the whole volume, from a crop around it: `chorus.pipeline.instances.regions`
-in 3D.
+"""The objects of a block, as they are in the whole volume, from a crop around it.
 
-An object is named by its anchor, ``(z * height + y) * width + x + 1`` in the volume.
+As `chorus.pipeline.instances.regions` in 3D. An object is named by its anchor, ``(z * height + y) * width + x + 1`` in
+the volume.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from chorus.pipeline.instances.seeds import REACH, Neighbourhoods, find_seeds
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_dynamics import VolumeCrop, VolumeField
 
-# What a crop must reach beyond paths and seeds: the outermost cells.
+# Voxels that a crop needs beyond paths and seeds: the outermost cells.
 _RIM = 6
 
 
 @dataclass(frozen=True)
 class VolumeSettings:
-    """What defines the objects of a volume.
+    """All settings that define the objects of a volume.
 
     Attributes
     ----------
-    diameter : typical one, in pixels of a plane; sets how far paths lead, and the first halo
+    diameter : of a typical object, in pixels of a plane; sets the length of paths, and the first halo
     minimum_size : objects of fewer voxels are removed
-    anisotropy : how many pixels planes are apart
+    anisotropy : distance of planes, in pixels
     """
 
     diameter: float = 30.0
@@ -41,39 +41,45 @@ class VolumeSettings:
 
     @classmethod
     def of(cls, settings: ObjectSettings, anisotropy: float) -> VolumeSettings:
+        """Return the settings of a volume from those of a plane."""
         return cls(settings.diameter, settings.minimum_size, anisotropy)
 
     @property
     def steps(self) -> int:
-        """As of a plane, of steps that are one pixel long or, where planes are closer than pixels, from one to the
-        next."""
+        """Number of Euler steps of a path: as in a plane, more if planes are closer than pixels.
+
+        A step is one pixel long, or the distance of two planes if that is shorter.
+        """
         return math.ceil(steps_for(self.diameter) / min(1.0, self.anisotropy))
 
     @property
     def largest_hole(self) -> tuple[int, int, int]:
-        """Holes within an object are filled up to so many planes, rows and columns."""
+        """Holes within an object are filled up to this number of planes, rows and columns."""
         edge = max(1, round(self.diameter))
         return max(1, round(self.diameter / self.anisotropy)), edge, edge
 
     @property
     def seeds(self) -> Neighbourhoods:
+        """Search distances of seeds along z."""
         return Neighbourhoods.of(self.anisotropy)
 
     @property
     def reach(self) -> tuple[int, int, int]:
-        """Of seeds, in planes, rows and columns."""
+        """Reach of seeds, in planes, rows and columns."""
         return self.seeds.reach, REACH, REACH
 
     @property
     def first_halo(self) -> tuple[int, int, int]:
-        """Two diameters, and what seeds need."""
+        """Planes, rows and columns around a block that are read first: two diameters, and the reach of seeds."""
         edge = 2 * round(self.diameter)
         return self._beyond(math.ceil(edge / self.anisotropy), edge)
 
     @property
     def widest_halo(self) -> tuple[int, int, int]:
-        """Beyond it nothing matters: an object is within two paths of the block, those that touch a hole in it within
-        two more."""
+        """Planes, rows and columns around a block beyond which nothing matters.
+
+        An object is within two paths of the block, and objects that touch a hole in it within two more.
+        """
         planes = math.ceil(4 * self.steps * min(1.0, 1 / self.anisotropy))
         depth, height, _ = self.largest_hole
         return self._beyond(planes + 2 * depth, 4 * self.steps + 2 * height)
@@ -91,7 +97,7 @@ class BlockObjects:
     ----------
     names : (z, y, x) uint64 of the block, 0 for background
     crop : the box that was needed
-    around : (z, y, x) int32 objects of the crop, 0 for background; right for those that have a voxel in the block
+    around : (z, y, x) int32 objects of the crop, 0 for background; correct for objects with a voxel in the block
     anchors : (objects + 1,) uint64, the names of 0 (background) and of 1, 2, ...
     """
 
@@ -104,11 +110,14 @@ class BlockObjects:
 def label_block(
     read: Callable[[Box], VolumeCrop], block: Box, volume: tuple[int, int, int], settings: VolumeSettings
 ) -> BlockObjects:
-    """The objects of a block of a volume.
+    """Label the objects of a block of a volume.
 
     Parameters
     ----------
-    read : gives foreground and flows of a box of the volume
+    read : returns foreground and flows of a box of the volume
+    block : box of the block
+    volume : shape of the volume
+    settings : of the objects
     """
     halo, widest = settings.first_halo, settings.widest_halo
     while True:
@@ -126,7 +135,7 @@ def _around(block: Box, volume: tuple[int, int, int], halo: tuple[int, int, int]
 
 
 def _label(crop: VolumeCrop, block: Box, settings: VolumeSettings, *, enough: bool) -> BlockObjects | None:
-    """The objects of a block, or None where the crop does not say for certain; `enough` says that it must."""
+    """Return the objects of a block, or None if the crop is not sufficient; with `enough` it is known to be."""
     inner, shape = block.within(crop.box), crop.foreground.shape
     if not crop.foreground.any():
         return BlockObjects(
@@ -136,7 +145,7 @@ def _label(crop: VolumeCrop, block: Box, settings: VolumeSettings, *, enough: bo
     paths = field.follow(settings.steps)
     seeds = find_seeds(ends_of(paths, shape), settings.seeds)
     uncertain = field.near_outside(settings.reach) if any(crop.open_sides) else None
-    del field  # the largest of what there is
+    del field  # the largest array in memory
     objects, unknown = owned(paths, seeds, uncertain)
     anchors = names_of(seeds, (crop.box.z.start, crop.box.y.start, crop.box.x.start), crop.volume)
     if enough:  # what is unknown is too far away to matter

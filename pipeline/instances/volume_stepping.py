@@ -1,8 +1,7 @@
-"""The loops of `chorus.pipeline.instances.volume_dynamics`: as those of `chorus.pipeline.instances.stepping`, between 8
-corners.
+"""The loops of `chorus.pipeline.instances.volume_dynamics`: those of `stepping`, between 8 corners.
 
-Positions are moved in lanes, `_LANES` at a time. All of a batch stop where each is back where it was `_PERIOD` steps
-before: then every further period leads there again.
+Positions are moved in lanes, `_LANES` at a time. A batch stops early if each of its positions equals that of `_PERIOD`
+steps before: every further period then ends at the same positions.
 """
 
 from __future__ import annotations
@@ -28,9 +27,20 @@ def unit_vectors(
     shortest: np.float32,
     step: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Flows, (3, voxels), by their own length and times `step`, (3,), as (voxels, 3).
+    """Divide flows by their length, and multiply them by `step`.
 
-    Zero where the length is below `shortest` flow lengths, NaN, or not `inside`.
+    Parameters
+    ----------
+    flows : (3, voxels) of any floating dtype
+    inside : (voxels,) bool
+    flow_length : length of a full flow
+    shortest : share of `flow_length` below which a flow counts as zero
+    step : (3,) float32, length of one step in planes, rows and columns
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (voxels, 3); zero where a flow is too short, not finite, or not `inside`.
     """
     vectors = np.zeros((flows.shape[1], 3), np.float32)
     for i in range(flows.shape[1]):
@@ -58,7 +68,7 @@ def _move(
     last_part: NDArray[np.float32],
     open_cells: NDArray[np.int32],
 ) -> None:
-    """Move all lanes `count` steps, linear between the corners of their cells; `vectors` are (voxels, 3)."""
+    """Move all lanes `count` steps, trilinear between the corners of their cells; `vectors` are (voxels, 3)."""
     zero, one, first = np.float32(0), np.float32(1), np.int32(0)
     for _ in range(count):
         for k in range(_LANES):
@@ -87,7 +97,7 @@ def _move(
             at, end, end_part = axis * _LANES, last[axis], last_part[axis]
             near, far = open_cells[2 * axis], open_cells[2 * axis + 1]
             for k in range(_LANES):
-                # Cell and part again, kept inside.
+                # Split into cell and fraction again, clamped into the crop.
                 part = numbers[at + k] + numbers[_STEPS + at + k]
                 whole = np.floor(part)
                 cell = np.int32(integers[at + k] + np.int32(whole))
@@ -96,7 +106,7 @@ def _move(
                     zero if cell < first else (end_part if (cell > end) | ((cell == end) & (part > end_part)) else part)
                 )
                 cell = first if cell < first else (end if cell > end else cell)
-                # The outermost cells count as left: from there on a path from outside is looked for.
+                # The outermost cells count as having left the crop: paths from outside are searched from there.
                 integers[_LEFT + k] |= np.int32((cell == near) | (cell == far))
                 integers[at + k] = cell
                 numbers[at + k] = part
@@ -113,15 +123,22 @@ def follow(
     last_part: NDArray[np.float32],
     open_cells: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where positions are after `steps` steps, and which of them were never in an open cell.
+    """Move positions by `steps` steps.
 
     Parameters
     ----------
-    vectors : (voxels, 3), steps of at most about one voxel on each axis, of at least two planes, rows and columns
+    vectors : (voxels, 3) float32, steps of at most about one voxel on each axis; at least two planes, rows and columns
     stored : rows and columns of `vectors`
-    pixels : (n,) where positions begin, flat places in a volume of `shape`; so are their ends
-    last, last_part : (3,) of z, y and x, the last position as a cell and the part of it
-    open_cells : (6,) the first and the last cell on z, y and x, where the volume goes on beyond; -1 where it does not
+    pixels : (n,) int64, where positions begin, flat indices in a volume of `shape`
+    shape : of the volume
+    steps : number of Euler steps
+    last, last_part : (3,) int32 and float32 of z, y and x, the last position as a cell and the fraction within it
+    open_cells : (6,) int32, the first and the last cell on z, y and x if the volume continues beyond it, else -1
+
+    Returns
+    -------
+    ends : (n,) int64, where positions end, flat indices in a volume of `shape`
+    known : (n,) bool, False for positions that were in an open cell
     """
     n = len(pixels)
     ends, known = np.empty(n, np.int64), np.empty(n, np.bool_)
@@ -141,7 +158,7 @@ def follow(
                 numbers[axis * _LANES + k] = np.float32(at - cell)
                 if cell == open_cells[2 * axis] or cell == open_cells[2 * axis + 1]:
                     integers[_LEFT + k] = 1
-        # First the steps that are no whole period: the last position of all is then one that is compared.
+        # First the steps that do not fill a period, so that the last position is one that is compared.
         _move(vectors, height, width, integers, numbers, steps % _PERIOD, last, last_part, open_cells)
         for _ in range(steps // _PERIOD):
             before_cell[:] = integers[:_LEFT]
@@ -161,9 +178,19 @@ def follow(
 
 @compiled
 def flood(vectors: NDArray[np.float32], open_cells: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Cells that a path may reach from the open ones, (z - 1, y - 1, x - 1); `vectors` are (z, y, x, 3).
+    """Return the cells that a path may reach from the open ones.
 
     To leave a cell by a side a path needs a vector that points outwards at one of the four corners of that side.
+
+    Parameters
+    ----------
+    vectors : (z, y, x, 3) float32
+    open_cells : (6,) int32, see `follow`
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (z - 1, y - 1, x - 1).
     """
     depth, height, width = vectors.shape[0] - 1, vectors.shape[1] - 1, vectors.shape[2] - 1
     reached = np.zeros((depth, height, width), np.bool_)

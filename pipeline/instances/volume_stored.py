@@ -1,4 +1,4 @@
-"""A volume that a run has left, read box by box: foreground, flows and doubt, as they were stored."""
+"""A stored volume of a run's results, read box by box: foreground, flows and maps of uncertainty."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ FLOW_CHANNELS = tuple(map(FLOW.channel, "zyx"))
 
 
 class StoredVolume:
-    """One time point of an image; `chorus.pipeline.instances.stored.StoredPlane` of a volume.
+    """One time point of an image; as `chorus.pipeline.instances.stored.StoredPlane`, for a volume.
 
     Parameters
     ----------
     layout : of the image's results
-    t : the time point; 0 where the image has no such axis
-    multilabel : a voxel may be of several classes: of each of which the probability is one half or more
-    anisotropy : how many pixels planes are apart
+    t : the time point; 0 if the image has no such axis
+    multilabel : whether a voxel may be of several classes: of each whose probability is at least one half
+    anisotropy : distance of planes, in pixels
 
     Raises
     ------
-    RefusedError : there are no such results
+    RefusedError
+        If there are no such results.
     """
 
     def __init__(self, layout: ImageLayout, t: int, *, multilabel: bool, anisotropy: float) -> None:
@@ -47,11 +48,23 @@ class StoredVolume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Planes, rows and columns."""
         depth, height, width = self._layout.shape[-3:]
         return depth, height, width
 
     def crop(self, box: Box, value: int) -> VolumeCrop:
-        """What is known of class `value` (1, 2, ...) in a box; raises ImageError where it cannot be decoded."""
+        """Return foreground and flows of one class in a box.
+
+        Parameters
+        ----------
+        box : of the volume
+        value : of the class, 1, 2, ...
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
         foreground = self.foreground(box, value)
         if foreground.any():
             flows = self.maps(box, FLOW_CHANNELS, "float32")
@@ -60,14 +73,47 @@ class StoredVolume:
         return VolumeCrop(foreground, flows, box, self.shape, self._anisotropy)
 
     def foreground(self, box: Box, value: int) -> NDArray[np.bool_]:
-        """Where class `value` is, (z, y, x) bool of a box; raises ImageError as `crop`."""
+        """Return the mask of one class in a box.
+
+        Parameters
+        ----------
+        box : of the volume
+        value : of the class, 1, 2, ...
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (z, y, x).
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
         if self._labels is None:
             name = PROBABILITY.channel(self._layout.classes[value].name)
             return np.asarray(self.maps(box, [name])[0] >= 0.5)
         return np.asarray(self._read(self._labels, self._layout.axes, box, {}) == value)
 
     def maps(self, box: Box, names: Sequence[str], dtype: str | None = None) -> NDArray[np.floating[Any]]:
-        """Channels of the posterior by name, (names, z, y, x), as stored or of `dtype`; raises ImageError as `crop`."""
+        """Return channels of the posterior by name.
+
+        Parameters
+        ----------
+        box : of the volume
+        names : of the channels
+        dtype : of the result; that of the stored array by default
+
+        Returns
+        -------
+        NDArray
+            (names, z, y, x) of `dtype`.
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
         found = np.empty((len(names), *box.shape), dtype or self._layout.dtype)
         for channel, name in enumerate(names):
             at = {"c": self._layout.channels.index(name)}

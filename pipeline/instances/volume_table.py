@@ -1,4 +1,4 @@
-"""One row per object of a volume: where it is, how large, how bright, and how much it is doubted."""
+"""One row per object of a volume: position, size, shape, intensity and uncertainty."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ def volume_rows(
     read: Callable[[int], Sequence[NDArray[np.number]]],
     spacing: Spacing = CUBIC,
 ) -> pd.DataFrame:
-    """Rows of the objects whose first voxel, in the order z, y, x, is in the block: each is in one block's rows.
+    """Measure the objects whose first voxel, in the order z, y, x, is in the block: each object is in one block's rows.
 
     Parameters
     ----------
-    volume : its shape
-    maps : names of what objects get the means of
-    read : gives these maps of a plane of the crop, (y, x) each; asked for those planes that have such objects alone
+    found : of `chorus.pipeline.instances.volume_regions.label_block`
+    block : box of the block
+    volume : shape of the volume
+    maps : names of the maps whose means are measured
+    read : returns these maps for a plane of the crop by its index, (y, x) each; called for planes with such objects
+        alone
+    spacing : of the voxels
 
     Returns
     -------
-    Columns: ``name`` (uint64, of the anchor), ``volume`` (voxels), ``z0 y0 x0 z1 y1 x1`` (bounding box, half-open),
-    ``z y x`` (centroid, voxels), those of `chorus.pipeline.instances.shapes.shape_rows`, ``touches_border``,
-    ``flow_error`` (none) and the means; sorted by name. Sums are taken plane by plane over the object alone, so that
-    they are the same whatever the crop.
+    pandas.DataFrame
+        Columns: ``name`` (uint64, of the anchor), ``volume`` (voxels), ``z0 y0 x0 z1 y1 x1`` (bounding box, half-open),
+        ``z y x`` (centroid, voxels), those of `chorus.pipeline.instances.shapes.shape_rows`, ``touches_border``,
+        ``flow_error`` (NaN) and the means; sorted by name. Sums are taken plane by plane over the object alone, so that
+        they are the same in every crop.
     """
     chosen = _first_voxels_inside(found, block)
     numbers = np.zeros(len(found.anchors), np.int32)
@@ -61,7 +66,7 @@ def volume_rows(
             rows[letter + suffix] = sides[:, axis, end]
     starts = (found.crop.z.start, found.crop.y.start, found.crop.x.start)
     for total, letter, start in zip(sums[1:, 1:], "zyx", starts, strict=True):
-        # From the volume's origin before the division: the same number whatever the crop.
+        # Relative to the volume's origin before the division: the same number in every crop.
         rows[letter] = (total + start * voxels) / voxels
     shapes = shape_rows(lambda index: cut_out(labels, index + 1, boxes[index]), count, spacing)
     rows[list(shapes.columns)] = shapes
@@ -73,12 +78,12 @@ def volume_rows(
 
 
 def _sums(number: NDArray[np.int32], values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Sums of integers by number; exact, since those of a plane are far below 2**53."""
+    """Sum integers by number; exact, since those of a plane are far below 2**53."""
     return np.bincount(number, values, minlength=count + 1).astype(np.int64)
 
 
 def _first_voxels_inside(found: BlockObjects, block: Box) -> NDArray[np.int64]:
-    """Objects whose first voxel in row-major order is in the block, by their names."""
+    """Return the objects whose first voxel in row-major order is in the block, sorted by their names."""
     first = np.full(len(found.anchors), -1, np.int64)
     size = found.around[0].size
     for plane in range(len(found.around) - 1, -1, -1):

@@ -1,12 +1,12 @@
-"""Objects of foreground alone: cut where it is narrow, by following the distance to the background uphill.
+"""Objects from foreground alone: split at narrow places by following the distance to the background uphill.
 
-A watershed of the distance, as scikit-image's recipe has it, whose basins do not depend on the crop: the distance is
-capped, smoothed by kernels of fixed widths, and its gradient is handed as flows to `chorus.pipeline.instances.regions`,
-which decides what a region needs to see. Paths that meet are an object, so that small peaks beside each other are one.
+A watershed of the distance, as in scikit-image's recipe, whose basins do not depend on the crop: the distance is
+capped, smoothed by kernels of fixed widths, and its gradient is passed as flows to `chorus.pipeline.instances.regions`,
+which decides how large a crop a region needs. Paths that meet form one object, so that small adjacent peaks are one.
 
-The smoothing is 0.4 times as wide as the distance (standard deviation), so that neither small objects run together nor
-large ones come apart at every dent: of 0.15 to 0.8 times, 0.4 to 0.6 do best on the labels of the training images of
-dsb2018 and bbbc039.
+The standard deviation of the smoothing is 0.4 times the distance, so that neither small objects merge nor large ones
+are split at every dent: of 0.15 to 0.8 times, 0.4 to 0.6 do best on the labels of the training images of dsb2018 and
+bbbc039.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from chorus.pipeline.core.geometry import Span, Window
 from chorus.pipeline.instances.dynamics import Crop
 from chorus.pipeline.members.contract import FLOW_LENGTH
 
-# In typical diameters. Distances beyond the cap are all one: wider things have no middle.
+# In typical diameters. Distances beyond the cap count as equal: wider structures have no middle.
 _CAP, _WIDEST = 4.0, 0.25
 _OF_DISTANCE = 0.4
-# Smoothing reaches so many standard deviations.
+# Radius of the smoothing kernel in standard deviations.
 _TRUNCATE = 3
 
 
 def distance_crop(
     foreground: Callable[[Window], NDArray[np.bool_]], window: Window, plane: tuple[int, int], diameter: float
 ) -> Crop:
-    """Foreground of a window, and as its flows the direction in which the distance to the background grows.
+    """Return the foreground of a window, with the gradient of the distance to the background as its flows.
 
-    The plane's edge is no background: objects that it cuts have their middle where it cuts them.
+    The plane's edge does not count as background: objects that it cuts have their middle at the cut.
 
     Parameters
     ----------
-    foreground : gives (y, x) bool of a window of the plane
+    foreground : returns (y, x) bool of a window of the plane
+    window : of the plane
     plane : height and width
-    diameter : of a typical object, pixels
+    diameter : of a typical object, in pixels
     """
     cap, sigmas = round(_CAP * diameter), _widths(diameter)
     reach = cap + _TRUNCATE * sigmas[-1] + 1  # of the distance, of the smoothing, of the gradient
@@ -62,12 +63,12 @@ def distance_crop(
 
 
 def _widths(diameter: float) -> list[int]:
-    """Standard deviations that the distance is smoothed by: 1, 2, 4, ... pixels."""
+    """Return the standard deviations of the smoothing: 1, 2, 4, ... pixels."""
     return [1 << power for power in range(1 + max(0, math.floor(math.log2(_WIDEST * diameter))))]
 
 
 def _shares(wanted: NDArray[np.float64], sigmas: list[int]) -> Iterator[NDArray[np.float64]]:
-    """What each of `sigmas` adds to a pixel that wants a smoothing between two of them."""
+    """Yield the weight of each of `sigmas` at each pixel, interpolated between the two nearest widths."""
     for one in sigmas:
         yield np.interp(wanted, sigmas, [float(sigma == one) for sigma in sigmas])
 

@@ -1,8 +1,8 @@
 """Flows of a label image, and the label image that flows lead to, for one plane in memory.
 
-This is for training's validation and for evaluation. Objects depend a little on where the plane is cut: Cellpose
-samples flows by the array's own size and removes objects by their share of it. Results that do not depend on the
-cut, for planes of any size, need another way.
+This is for validation during training and for evaluation. Objects depend slightly on the crop: Cellpose samples flows
+by the array's own size and removes objects by their share of it. `chorus.pipeline.instances.regions` gives results that
+do not depend on the crop, for planes of any size.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ _STEPS = 200
 
 
 def flows_of(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Flows towards the centres of objects, (2, y, x) float32: dy and dx of vectors of length 5, background zero.
-
-    The gradient of heat that diffuses within each object from its centre.
+    """Compute flows towards the centres of objects: the gradient of heat that diffuses from an object's centre.
 
     Parameters
     ----------
-    labels : (y, x) of any integer type, 0 for background; it is not changed
+    labels : (y, x) of any integer dtype, 0 for background; it is not changed
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (2, y, x), dy and dx of vectors of length 5, zero in the background.
 
     Raises
     ------
     RefusedError
-        where Cellpose is not installed
+        If Cellpose is not installed.
 
     References
     ----------
@@ -53,30 +56,35 @@ def label_image(
     minimum_size: int = 15,
     flow_error: float | None = None,
 ) -> NDArray[np.int32]:
-    """Objects of one whole plane by Cellpose's own dynamics: (y, x) int32, 0 for background.
+    """Label the objects of one whole plane by Cellpose's own dynamics.
 
-    Pixels that are more likely foreground than not follow the flows; those that meet are an object. An object of more
-    than 0.4 of the plane is removed, as Cellpose does.
+    Pixels that are more likely foreground than not follow the flows; pixels that meet form an object. An object of more
+    than 0.4 of the plane is removed, as in Cellpose.
 
     Parameters
     ----------
-    foreground : (y, x) float32, probability 0 to 1
+    foreground : (y, x) float32, probability, 0 to 1
     flows : (2, y, x) float32, dy and dx; only their direction counts
     minimum_size : objects of fewer pixels are removed
     flow_error : objects whose own flows differ from `flows` by more, in the mean square of unit vectors, are removed;
-        None keeps all. Cellpose's 0.4 suits its own large networks: of the small ones of `nuclei-fluo` it takes many
-        right objects away (AP at 0.5 on validation images 0.77 to 0.81 with it, 0.84 to 0.86 without).
+        None keeps all. Cellpose's 0.4 suits its own large networks: with the small ones of `nuclei-fluo` it removes
+        many correct objects (AP at 0.5 on validation images 0.77 to 0.81 with it, 0.84 to 0.86 without).
+
+    Returns
+    -------
+    NDArray[np.int32]
+        (y, x), 0 for background.
 
     Raises
     ------
     RefusedError
-        where Cellpose is not installed
+        If Cellpose is not installed.
 
     References
     ----------
     Stringer et al., Nature Methods 2021 (Cellpose); ``cellpose.dynamics.compute_masks``.
     """
-    # The threshold is only compared with, so that a probability of 0.5 does for a logit of 0.
+    # The threshold is only used in a comparison, so a probability of 0.5 serves as a logit of 0.
     masks = import_cellpose("dynamics").compute_masks(
         FLOW_LENGTH * directions(flows),
         foreground,
