@@ -1,6 +1,6 @@
-"""Start simple: what thresholding and a watershed find, so that one sees whether deep learning was needed.
+"""A simple baseline, thresholding and watershed, which shows whether deep learning was needed.
 
-Both are scikit-image's, have nothing to set and take bright pixels for foreground, as in fluorescence.
+Both methods are scikit-image's, have no parameters and take bright pixels as foreground, as in fluorescence.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 
 
 def otsu_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels above Otsu's threshold of all of them; none where all have one value.
+    """Return the pixels above Otsu's threshold; none if all pixels have one value.
 
     Parameters
     ----------
     pixels : (..., y, x) of any real dtype, finite, at least one pixel
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        Same shape.
 
     References
     ----------
@@ -31,10 +36,19 @@ def otsu_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def watershed_objects(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Objects of a (y, x) mask, 1 to n, cut where they are narrow: watershed of the distance to the background.
+    """Split a mask at narrow places into objects: watershed of the distance to the background.
 
     Seeds are the distance's peaks, at least a typical object's radius apart: the median over foreground pixels of the
-    largest distance in their connected component, so that specks count for little.
+    largest distance in their connected component, so that specks have little weight.
+
+    Parameters
+    ----------
+    mask : (y, x) bool
+
+    Returns
+    -------
+    NDArray[np.int32]
+        (y, x), objects 1 to n, 0 for background.
     """
     from scipy.ndimage import distance_transform_edt, maximum
     from skimage.feature import peak_local_max
@@ -44,7 +58,7 @@ def watershed_objects(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     parts, count = label(mask, connectivity=1, return_num=True)  # type: ignore[no-untyped-call]
     if not count:
         return np.zeros(mask.shape, np.int32)
-    # Beyond the edge of the image is background, too.
+    # Pixels beyond the edge of the image count as background.
     distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     largest = maximum(distance, parts, np.arange(1, count + 1))
     radius = max(1, round(float(np.median(largest[parts[mask] - 1]))))

@@ -1,6 +1,6 @@
-"""Whether probabilities mean what they say: of pixels with probability 0.7, seven in ten should be of the class.
+"""Calibration of probabilities: of pixels with probability 0.7, seven in ten should be of the class.
 
-Everything comes from histograms of integers, which add up over regions, images and workers in any order.
+Everything is derived from histograms of integers, which add up over regions, images and workers in any order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BINS = 15
 # Logits are binned from -12 to 12 in steps of 0.1: probabilities of 6e-6 and more, which 16-bit maps still resolve.
 _LOGIT_LIMIT = 12.0
 _LOGIT_BINS = 240
-# Temperatures are looked for between these: members' probabilities are neither steps nor coins.
+# Temperatures are searched between these: members' probabilities are neither step functions nor constants.
 _TEMPERATURES = (0.05, 20.0)
 
 _BAND = 1 << 20
@@ -28,11 +28,11 @@ Counts = NDArray[np.int64]
 
 
 class PixelHistogram(BaseModel):
-    """Counts of pixels by how probable a class was said to be. All fields are exact integers.
+    """Counts of pixels by the predicted probability of a class. All fields are exact integers.
 
     Attributes
     ----------
-    names : of the rows of all other fields: classes, then perhaps others such as the predicted class
+    names : of the rows of all other fields: classes, then possibly others such as the predicted class
     count : (rows, 15) pixels in bins of probability of equal width
     hits : (rows, 15) of these, pixels that are of the class
     confidence : (rows, 15) sums of the probability in units of 2^-32
@@ -57,14 +57,14 @@ class PixelHistogram(BaseModel):
 
 
 class PixelCalibration(BaseModel):
-    """What histograms say: are probabilities right, and what would make them so. By name, see `PixelHistogram.names`.
+    """Calibration derived from a histogram; dictionaries are keyed by `PixelHistogram.names`.
 
     Attributes
     ----------
-    pixels : that were counted
+    pixels : number of pixels counted
     error : expected calibration error, 0 to 1
-    temperature : above 1 where probabilities are too bold, below where they are too shy
-    reliability : per bin that has pixels, the mean probability that was said, the share that is so, and the pixels
+    temperature : above 1 if probabilities are overconfident, below 1 if they are underconfident
+    reliability : per bin that has pixels, the mean predicted probability, the observed share, and the number of pixels
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +76,7 @@ class PixelCalibration(BaseModel):
 
     @classmethod
     def of(cls, histogram: PixelHistogram) -> PixelCalibration | None:
-        """None where no pixel was counted."""
+        """Return the calibration of a histogram; None if it has no pixels."""
         if not (pixels := sum(histogram.count[-1])):
             return None
         table, diagram = reliability(histogram), {}
@@ -88,15 +88,17 @@ class PixelCalibration(BaseModel):
 
 
 def pixel_histogram(probability: NDArray[np.floating], truth: NDArray[np.integer], names: list[str]) -> PixelHistogram:
-    """Histogram of a window, one class per pixel; the last row is ``predicted``, the likeliest class of each pixel.
+    """Return the histogram of a window with one class per pixel.
+
+    The last row is ``predicted``, the most probable class of each pixel.
 
     Parameters
     ----------
-    probability : (classes, y, x) 0 to 1
-    truth : (y, x) index of the class; pixels of any other value are left out
+    probability : (classes, y, x) of any floating dtype, 0 to 1
+    truth : (y, x) integer, index of the class; pixels of any other value are left out
     names : of the classes
     """
-    rows = max(1, _BAND // truth.shape[1])  # few enough pixels at once to bound what is held in float64
+    rows = max(1, _BAND // truth.shape[1])  # bounds the memory of float64 copies
     bands = [slice(start, start + rows) for start in range(0, len(truth), rows)]
     return functools.reduce(add, [_band_histogram(probability[:, band], truth[band], names) for band in bands])
 
@@ -114,7 +116,14 @@ def _band_histogram(probability: NDArray[np.floating], truth: NDArray[np.integer
 
 
 def histogram_of(probability: NDArray[np.floating], hits: NDArray[np.bool_], names: list[str]) -> PixelHistogram:
-    """Histogram of any statements: (rows, pixels) how probable each was said to be, and whether it is so."""
+    """Return the histogram of any probabilistic statements.
+
+    Parameters
+    ----------
+    probability : (rows, pixels) of any floating dtype, predicted probability of each statement; clipped to 0 to 1
+    hits : (rows, pixels) bool, whether the statement is true
+    names : of the rows
+    """
     values = np.clip(probability.astype(np.float64), 0, 1)
     bins = np.minimum((values * BINS).astype(np.int64), BINS - 1)
     with np.errstate(divide="ignore"):
@@ -133,10 +142,10 @@ def histogram_of(probability: NDArray[np.floating], hits: NDArray[np.bool_], nam
 
 
 def reliability(histogram: PixelHistogram) -> pd.DataFrame:
-    """The reliability diagram: a row per name and bin that has pixels.
+    """Return the reliability diagram: a row per name and bin that has pixels.
 
-    Columns: ``name``, ``bin``, ``pixels``, ``confidence`` (mean probability that was said) and ``accuracy`` (share
-    that is so).
+    Columns: ``name``, ``bin``, ``pixels``, ``confidence`` (mean predicted probability) and ``accuracy`` (observed
+    share).
     """
     rows = []
     for index, name in enumerate(histogram.names):
@@ -149,7 +158,7 @@ def reliability(histogram: PixelHistogram) -> pd.DataFrame:
 
 
 def expected_calibration_error(histogram: PixelHistogram) -> dict[str, float]:
-    """By name, the mean over pixels of |accuracy - confidence| of their bin, 0 to 1; NaN without pixels.
+    """Return, by name, the mean over pixels of |accuracy - confidence| of their bin, 0 to 1; NaN without pixels.
 
     References
     ----------
@@ -165,9 +174,10 @@ def expected_calibration_error(histogram: PixelHistogram) -> dict[str, float]:
 
 
 def temperatures(histogram: PixelHistogram) -> dict[str, float]:
-    """By name, the temperature T for which sigmoid(logit / T) is likeliest; above 1 where probabilities are too bold.
+    """Return, by name, the temperature T for which sigmoid(logit / T) has the highest likelihood.
 
-    1 where the truth has no pixel of the class, or nothing else: then none is likeliest.
+    It is above 1 if probabilities are overconfident. It is 1 if all or none of the pixels are of the class: then there
+    is no maximum.
 
     References
     ----------
@@ -196,7 +206,7 @@ def temperatures(histogram: PixelHistogram) -> dict[str, float]:
 
 
 def _sums(bins: Counts, fixed: Counts) -> list[int]:
-    """Exact sums by bin, in two halves: float64 adds up integers exactly up to 2^53, so of 2^36 pixels at once."""
+    """Return exact sums by bin, in two halves: float64 adds integers exactly up to 2^53, so of 2^36 pixels at once."""
     high = np.bincount(bins, weights=fixed >> 16, minlength=BINS)
     low = np.bincount(bins, weights=fixed & 0xFFFF, minlength=BINS)
     return [(int(upper) << 16) + int(lower) for upper, lower in zip(high, low, strict=True)]

@@ -1,7 +1,7 @@
-"""Whether one ensemble is better than another on the same images, or only luckier.
+"""Statistical comparison of ensembles on the same images.
 
-Two are compared by Wilcoxon's signed-rank test, more by Friedman's test and, where that finds a difference, Nemenyi's
-test of each pair. Images are taken as independent: fields of one well are less than that.
+Two are compared by Wilcoxon's signed-rank test, more by Friedman's test and, if that finds a difference, Nemenyi's
+test of each pair. Images are taken as independent, which fields of one well are not entirely.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from numpy.typing import NDArray
 
 ALPHA = 0.05
 LOWER_IS_BETTER = ("boundary_", "splits", "merges")
-"""Beginnings of the names of metrics of which a low value is the good one."""
+"""Prefixes of the names of metrics of which low values are better."""
 
 _RESAMPLES = 2000
-# Numbers that are drawn at once.
+# Maximum number of values drawn at once.
 _BATCH = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two of those that are compared.
+    """Difference between two of the ensembles that are compared.
 
     Attributes
     ----------
     first, second : their names
     mean : of first - second over the images
     low, high : its 95 % interval; None with fewer than two images
-    p : two-sided, of Wilcoxon's test where two are compared, of Nemenyi's where more are
-    effect : matched-pairs rank-biserial correlation, -1 to 1; 1 where the first has the higher value on every image
+    p : two-sided; of Wilcoxon's test if two are compared, of Nemenyi's if more are
+    effect : matched-pairs rank-biserial correlation, -1 to 1; 1 if the first has the higher value on every image
     """
 
     first: str
@@ -47,16 +47,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the images say of those that are compared.
+    """Result of the comparison of two or more ensembles.
 
     Attributes
     ----------
-    metric : its name; `lower` where low is good
-    images : how many were compared
+    metric : its name; `lower` if low values are better
+    images : number of images compared
     means, ranks : by name; the mean rank over images, 1 is the best
     test : name of the test of all together, and `p` its result
-    concordance : Kendall's W, 0 (images disagree on who is best) to 1; None where two are compared
-    critical_difference : of mean ranks, by Nemenyi; None where two are compared
+    concordance : Kendall's W, 0 (images disagree on which is best) to 1; None if two are compared
+    critical_difference : of mean ranks, by Nemenyi; None if two are compared
     differences : of all pairs
     """
 
@@ -73,7 +73,7 @@ class Comparison:
 
     @property
     def significant(self) -> tuple[Difference, ...]:
-        """Pairs that differ at the level of `ALPHA`; none where the test of all together finds no difference."""
+        """Pairs that differ at the level of `ALPHA`; none if the test of all together finds no difference."""
         return tuple(one for one in self.differences if one.p < ALPHA) if self.p < ALPHA else ()
 
     @property
@@ -92,7 +92,7 @@ class Comparison:
         return sentences + [f"no significant difference between {'; '.join(rest)}"] * bool(rest)
 
     def _sentence(self, one: Difference) -> str:
-        """Which of a pair is better, by how much. The sign is the test's: of ranks, not of the mean."""
+        """Return which of a pair is better, and by how much. The sign is the test's: of ranks, not of the mean."""
         first = (one.effect > 0) != self.lower
         if len(self.means) > 2:
             first = self.ranks[one.first] < self.ranks[one.second]
@@ -105,11 +105,12 @@ class Comparison:
 
 
 def compare(metric: str, values: Mapping[str, NDArray[np.float64]]) -> Comparison:
-    """Compare two or more by their values of `metric` on the same images.
+    """Compare two or more ensembles by their values of `metric` on the same images.
 
     Parameters
     ----------
-    values : by name, one value per image, in the same order of images; none missing, at least one image
+    metric : name of the metric
+    values : by name of the ensemble, (images,) float64 in the same order of images; no NaN, at least one image
 
     References
     ----------
@@ -140,16 +141,34 @@ def compare(metric: str, values: Mapping[str, NDArray[np.float64]]) -> Compariso
 
 
 def signed_rank(differences: NDArray[np.float64]) -> float:
-    """p of Wilcoxon's signed-rank test, two-sided; 1 where there is no difference at all."""
+    """Return the two-sided p of Wilcoxon's signed-rank test; 1 if all differences are zero.
+
+    Parameters
+    ----------
+    differences : (images,) float64
+    """
     from scipy.stats import wilcoxon
 
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
 def rank_biserial(differences: NDArray[np.float64]) -> float:
-    """Matched-pairs rank-biserial correlation: share of the ranks in favour less share against; 0 without any.
+    """Return the matched-pairs rank-biserial correlation: share of the ranks in favour less share against.
 
     Pairs without a difference are left out, as in Wilcoxon's test.
+
+    Parameters
+    ----------
+    differences : (images,) float64
+
+    Returns
+    -------
+    float
+        -1 to 1; 0 if all differences are zero.
+
+    References
+    ----------
+    Kerby, The simple difference formula, Comprehensive Psychology 3:11.IT.3.1 (2014).
     """
     from scipy.stats import rankdata
 
@@ -161,7 +180,18 @@ def rank_biserial(differences: NDArray[np.float64]) -> float:
 
 
 def critical_difference(count: int, images: int, alpha: float = ALPHA) -> float:
-    """By how much the mean ranks of two out of `count` must differ over `images` (Demsar 2006, section 3.2.2)."""
+    """Return by how much the mean ranks of two must differ to be significant.
+
+    Parameters
+    ----------
+    count : number of ensembles compared
+    images : number of images
+    alpha : level of significance
+
+    References
+    ----------
+    Demsar, JMLR 7:1 (2006), section 3.2.2.
+    """
     from scipy.stats import studentized_range
 
     q = float(studentized_range.ppf(1 - alpha, count, np.inf)) / math.sqrt(2)
@@ -169,7 +199,16 @@ def critical_difference(count: int, images: int, alpha: float = ALPHA) -> float:
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """95 % interval of the mean by the percentile bootstrap, drawn with a fixed seed; None for fewer than two values.
+    """Return the 95 % interval of the mean by the percentile bootstrap, with a fixed seed.
+
+    Parameters
+    ----------
+    values : (n,) float64
+
+    Returns
+    -------
+    tuple of float, or None
+        Low and high end; None for fewer than two values.
 
     References
     ----------
@@ -197,7 +236,7 @@ def _difference(first: str, second: str, differences: NDArray[np.float64], p: fl
 
 
 def _friedman(table: NDArray[np.float64]) -> tuple[float, float]:
-    """p of Friedman's test of the columns of (images, compared), and Kendall's W; 1 and 0 where all are equal."""
+    """Return p of Friedman's test of the columns of (images, compared), and Kendall's W; 1 and 0 if all are equal."""
     from scipy.stats import friedmanchisquare
 
     images, count = table.shape

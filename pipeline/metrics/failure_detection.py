@@ -1,6 +1,6 @@
-"""How well a score tells bad segmentations from good ones, and images out of distribution from familiar ones.
+"""How well a score separates poor segmentations from good ones, and images out of distribution from familiar ones.
 
-In all of it a score says doubt: the higher the worse.
+Every score is oriented so that a higher value means more doubt.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Values = NDArray[np.float64]
 
 
 def aurc(doubt: Values, risk: Values) -> float:
-    """Area under the risk-coverage curve, the lower the better: mean risk of the k least doubtful, averaged over k.
+    """Return the area under the risk-coverage curve: mean risk of the k least doubtful images, averaged over k.
 
-    Images of equal doubt count as if in random order.
+    Lower is better. Images of equal doubt count as if in random order.
 
     Parameters
     ----------
-    doubt : (images,) the higher the worse
-    risk : (images,) what goes wrong, such as 1 - Dice
+    doubt : (images,) float64, the higher the worse
+    risk : (images,) float64, the loss, such as 1 - Dice
 
     References
     ----------
@@ -33,10 +33,16 @@ def aurc(doubt: Values, risk: Values) -> float:
 
 
 def augrc(doubt: Values, risk: Values) -> float:
-    """Area under the generalised risk-coverage curve, the lower the better: what goes wrong unseen, averaged over k.
+    """Return the area under the generalised risk-coverage curve: undetected loss, averaged over k.
 
-    The k least doubtful are accepted; their risks add up and are divided by the number of all images. A score that
-    says nothing gives half the mean risk. Unlike `aurc` it does not weigh the first images most.
+    The k least doubtful images are accepted; their risks are summed and divided by the number of all images. Lower is
+    better; an uninformative score gives half the mean risk. Unlike `aurc` it does not give the first images the largest
+    weight.
+
+    Parameters
+    ----------
+    doubt : (images,) float64, the higher the worse
+    risk : (images,) float64, the loss, such as 1 - Dice
 
     References
     ----------
@@ -46,12 +52,25 @@ def augrc(doubt: Values, risk: Values) -> float:
 
 
 def excess(area: Callable[[Values, Values], float], doubt: Values, risk: Values) -> float:
-    """How far an area is above the oracle's, which knows the risk: 0 is the best."""
+    """Return by how much an area exceeds that of the oracle, which knows the risk: 0 is the best.
+
+    Parameters
+    ----------
+    area : `aurc` or `augrc`
+    doubt : (images,) float64, the higher the worse
+    risk : (images,) float64, the loss
+    """
     return area(doubt, risk) - area(risk, risk)
 
 
 def spearman(doubt: Values, risk: Values) -> float:
-    """Rank correlation of doubt and risk, 1 the best; NaN where either is the same for all images."""
+    """Return the rank correlation of doubt and risk, 1 is the best; NaN if either is the same for all images.
+
+    Parameters
+    ----------
+    doubt : (images,) float64, the higher the worse
+    risk : (images,) float64, the loss
+    """
     from scipy.stats import rankdata
 
     ranks = rankdata(doubt), rankdata(risk)
@@ -61,14 +80,37 @@ def spearman(doubt: Values, risk: Values) -> float:
 
 
 def auroc(doubt: Values, positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive (failed, out of distribution) image has the higher doubt; NaN with only one kind."""
+    """Return the probability that a positive (failed, out of distribution) image has the higher doubt.
+
+    Parameters
+    ----------
+    doubt : (images,) float64, the higher the worse
+    positive : (images,) bool
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if all images are positive or all are negative.
+    """
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, doubt)) if len(np.unique(positive)) == 2 else float("nan")
 
 
 def fpr_at_tpr(doubt: Values, positive: NDArray[np.bool_], tpr: float = 0.95) -> float:
-    """Share of negative images that are flagged where at least `tpr` of the positive are; NaN with but one kind."""
+    """Return the share of negative images that are flagged when at least `tpr` of the positive images are.
+
+    Parameters
+    ----------
+    doubt : (images,) float64, the higher the worse
+    positive : (images,) bool
+    tpr : true positive rate, 0 to 1
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if all images are positive or all are negative.
+    """
     from sklearn.metrics import roc_curve
 
     if len(np.unique(positive)) < 2:
@@ -86,20 +128,28 @@ def failure_table(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure of every score with its bootstrap interval.
+    """Return every measure of every score with its bootstrap interval.
 
     The same resamples serve all scores, so that differences between scores are those of the same images.
 
     Parameters
     ----------
-    scores : (images,) doubt by name, the higher the worse, without NaN
-    dice : (images,) 0 to 1
-    tau : images below failed, for AUROC and FPR
+    scores : (images,) float64 by name, the higher the worse, without NaN
+    dice : (images,) float64, 0 to 1
+    tau : images with a Dice below it count as failed, for AUROC and FPR
+    resamples : number of bootstrap resamples
+    confidence : of the intervals, 0 to 1
+    seed : of the resampling
 
     Returns
     -------
-    A row per score and measure: ``score``, ``measure``, ``value``, ``low`` and ``high``, the ends of the percentile
-    interval (Efron 1979).
+    pandas.DataFrame
+        A row per score and measure: ``score``, ``measure``, ``value``, ``low`` and ``high``, the ends of the percentile
+        interval.
+
+    References
+    ----------
+    Efron, Annals of Statistics 7:1 (1979).
     """
     risk, failed = 1 - dice, dice < tau
     measures: dict[str, Callable[[Values, NDArray[np.intp]], float]] = {
@@ -125,7 +175,7 @@ def failure_table(
 
 
 def _cumulated_risk(doubt: Values, risk: Values) -> Values:
-    """(images,) summed risk of the k least doubtful, k = 1 to n, in expectation over the order of equal ones."""
+    """Return the summed risk of the k least doubtful, k = 1 to n, (images,), in expectation over the order of ties."""
     _, group, size = np.unique(doubt, return_inverse=True, return_counts=True)
     mean = np.bincount(group, weights=risk) / size
     return np.asarray(np.cumsum(np.repeat(mean, size)), np.float64)

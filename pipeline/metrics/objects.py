@@ -1,6 +1,6 @@
-"""How well objects were found: average precision, panoptic quality, splits and merges.
+"""Detection of objects: average precision, panoptic quality, splits and merges.
 
-Objects of a plane are matched by their intersection over union (IoU). What is counted adds up over planes.
+Objects of a plane are matched by their intersection over union (IoU). Counts add up over planes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Of intersection over union, 0.5 to 0.95: mAP is the mean over them."""
+"""Thresholds of intersection over union, 0.5 to 0.95: mAP is the mean over them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectCounts:
-    """What was matched, of a plane or of several.
+    """Matched objects of one plane or several.
 
     Attributes
     ----------
-    truths, predicted : objects in the truth and in the prediction
+    truths, predicted : number of objects in the truth and in the prediction
     matched : per threshold of `THRESHOLDS`, pairs of one of each with at least that IoU, each object in one pair
-    overlapping : IoU of each pair beyond 0.5, of which an object can have one only
-    splits : objects of the truth in which two or more predicted ones lie with more than half of their pixels
-    merges : predicted objects in which two or more of the truth lie with more than half of their pixels
+    overlapping : IoU of each pair above 0.5; an object is in one such pair at most
+    splits : objects of the truth that contain more than half of the pixels of each of two or more predicted objects
+    merges : predicted objects that contain more than half of the pixels of each of two or more objects of the truth
     """
 
     truths: int
@@ -49,7 +49,7 @@ class ObjectCounts:
 
     @property
     def average_precision(self) -> list[float]:
-        """TP / (TP + FP + FN) at each of `THRESHOLDS`; 1 where neither has an object.
+        """TP / (TP + FP + FN) at each of `THRESHOLDS`; 1 if neither has an object.
 
         References
         ----------
@@ -70,7 +70,7 @@ class ObjectCounts:
 
     @property
     def panoptic_quality(self) -> float:
-        """Sum of the IoU of pairs beyond 0.5 / (TP + FP / 2 + FN / 2); 1 where neither has an object.
+        """Sum of the IoU of pairs above 0.5 / (TP + FP / 2 + FN / 2); 1 if neither has an object.
 
         References
         ----------
@@ -83,7 +83,7 @@ class ObjectCounts:
 def count_objects(truth: NDArray[np.integer], predicted: NDArray[np.integer], *, minimum_size: int = 0) -> ObjectCounts:
     """Match the objects of one plane.
 
-    Only pairs that overlap are looked at, so that planes of many objects take little memory; the counts are those of
+    Only overlapping pairs are compared, so that planes of many objects take little memory; the counts are those of
     ``cellpose.metrics.average_precision``.
 
     Parameters
@@ -115,9 +115,9 @@ def count_objects(truth: NDArray[np.integer], predicted: NDArray[np.integer], *,
 
 
 def _pairs(row: NDArray[Any], column: NDArray[Any], close: NDArray[np.bool_], shape: tuple[int, int]) -> int:
-    """The most pairs out of those that are `close` such that no object is in two.
+    """Return the largest number of pairs among those that are `close` such that no object is in two.
 
-    Beyond an IoU of 0.5 there is no choice; at 0.5 an object may have two halves.
+    Above an IoU of 0.5 there is no choice; at exactly 0.5 an object may match two halves.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -127,7 +127,7 @@ def _pairs(row: NDArray[Any], column: NDArray[Any], close: NDArray[np.bool_], sh
 
 
 def average_precision(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> list[float]:
-    """AP of the objects of one plane at each of `THRESHOLDS`; see `ObjectCounts.average_precision`.
+    """Return the AP of the objects of one plane at each of `THRESHOLDS`; see `ObjectCounts.average_precision`.
 
     Parameters
     ----------
@@ -137,14 +137,34 @@ def average_precision(truth: NDArray[np.integer], predicted: NDArray[np.integer]
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Objects of a (y, x) mask, 1 to n: pixels that are joined by their sides."""
+    """Label the 4-connected components of a mask.
+
+    Parameters
+    ----------
+    mask : (y, x) bool
+
+    Returns
+    -------
+    NDArray[np.int32]
+        (y, x), objects 1 to n, 0 for background.
+    """
     from skimage.measure import label
 
     return np.asarray(label(mask, connectivity=1), np.int32)  # type: ignore[no-untyped-call]
 
 
 def objects_of(label: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Objects of a (y, x) label image that may be a mask: one of a single value besides 0 is cut into components."""
+    """Return the objects of a label image that may be a mask.
+
+    Parameters
+    ----------
+    label : (y, x) integer, 0 for background
+
+    Returns
+    -------
+    NDArray[np.integer]
+        (y, x): `label` itself, or its connected components if it has a single value besides 0.
+    """
     values = label[label != 0]
     if values.size and values.min() != values.max():
         return label
@@ -152,7 +172,7 @@ def objects_of(label: NDArray[np.integer]) -> NDArray[np.integer]:
 
 
 def _numbered(labels: NDArray[np.integer], minimum_size: int) -> tuple[NDArray[np.int32], int]:
-    """Objects of at least `minimum_size` pixels, numbered 1 to n, and n."""
+    """Return the objects of at least `minimum_size` pixels, numbered 1 to n, and n."""
     codes, values = pd.factorize(labels.ravel())  # ten times as fast as sorting them
     kept = (values != 0) & (np.bincount(codes, minlength=len(values)) >= minimum_size)
     numbers = (np.cumsum(kept) * kept).astype(np.int32)  # background stays 0

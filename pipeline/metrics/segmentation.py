@@ -1,7 +1,7 @@
-"""How well a segmentation agrees with a truth, class by class: counts of pixels, and distances of boundaries.
+"""Agreement of a segmentation with a ground truth, class by class: counts of pixels, and distances of boundaries.
 
-Counts are integers that add up over regions and planes, so that an image's scores do not depend on how it was cut.
-Distances need the plane whole.
+Counts are integers that add up over regions and planes, so that an image's scores do not depend on the partition.
+Distances need whole planes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one class of a prediction agrees with a truth.
+    """Agreement of one class of a prediction with a truth.
 
     Attributes
     ----------
-    dice, iou : 0 to 1; 1 where the class is in neither
-    precision : share of what was predicted that is right; None where the class was missed altogether
-    recall : share of what is there that was found; None where the class was invented
+    dice, iou : 0 to 1; 1 if the class is in neither
+    precision : share of the predicted pixels that are correct; None if none were predicted
+    recall : share of the pixels of the truth that were found; None if the truth has none
     """
 
     dice: float
@@ -33,12 +33,12 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class BoundaryDistance:
-    """Distances between two boundaries in pixels; None where only one of both masks has a boundary.
+    """Distances between two boundaries in pixels; None if only one of the two masks has a boundary.
 
     Attributes
     ----------
-    median, p95, mean : of the distances from each pixel of either boundary to the nearest of the other, those of both
-        boundaries together; `p95` is known as HD95, `mean` as the average symmetric surface distance
+    median, p95, mean : of the distances from each pixel of either boundary to the nearest pixel of the other one,
+        pooled over both boundaries; `p95` is known as HD95, `mean` as the average symmetric surface distance
     """
 
     median: float | None
@@ -47,22 +47,33 @@ class BoundaryDistance:
 
 
 def dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|); 1 where both are empty."""
+    """Return 2 |A and B| / (|A| + |B|); 1 if both are empty.
+
+    Parameters
+    ----------
+    predicted, truth : bool, of one shape
+    """
     total = np.count_nonzero(predicted) + np.count_nonzero(truth)
     return 2 * np.count_nonzero(predicted & truth) / total if total else 1.0
 
 
 def confusion(predicted: NDArray[np.integer], truth: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """(classes, classes) int64: pixels that are row i in truth and column j in the prediction; sums over regions.
+    """Return the confusion matrix; matrices of regions add up.
 
     Parameters
     ----------
-    predicted, truth : arrays of one shape, values 0 to classes - 1
+    predicted, truth : integer, of one shape, values 0 to classes - 1
+    classes : number of classes, including the background
+
+    Returns
+    -------
+    NDArray[np.int64]
+        (classes, classes), number of pixels that are row i in the truth and column j in the prediction.
 
     Raises
     ------
     ValueError
-        where a value is no class, or the shapes differ
+        If a value is no class, or the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"prediction {predicted.shape} and truth {truth.shape} differ in shape")
@@ -74,7 +85,11 @@ def confusion(predicted: NDArray[np.integer], truth: NDArray[np.integer], classe
 
 
 def agreements(counts: NDArray[np.int64]) -> list[Agreement]:
-    """Per foreground class (1, 2, ...) what `confusion`, summed over an image, says.
+    """Return the agreement per foreground class (1, 2, ...).
+
+    Parameters
+    ----------
+    counts : (classes, classes) int64 as returned by `confusion`, summed over an image
 
     References
     ----------
@@ -96,22 +111,23 @@ def _agreement(both: int, predicted: int, truth: int) -> Agreement:
 
 
 def macro_dice(found: Sequence[Agreement]) -> float:
-    """Mean of the Dice over foreground classes."""
+    """Return the mean of the Dice over foreground classes."""
     return math.fsum(one.dice for one in found) / len(found)
 
 
 def boundary_distances(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Distance from each pixel of either boundary to the nearest of the other, in pixels.
+    """Return the distance from each pixel of either boundary to the nearest pixel of the other one.
 
-    A mask's boundary are its pixels with a neighbour (of four) outside; the image's edge is outside.
+    A mask's boundary is the set of its pixels with one of four neighbours outside; beyond the image's edge is outside.
 
     Parameters
     ----------
-    predicted, truth : (y, x)
+    predicted, truth : (y, x) bool
 
     Returns
     -------
-    float64, one value per boundary pixel; empty where both masks are; None where one of them is
+    NDArray[np.float64] or None
+        In pixels, one value per boundary pixel; empty if both masks are empty; None if one of them is.
 
     References
     ----------
@@ -128,10 +144,14 @@ def boundary_distances(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -
 
 
 def boundary_distance(planes: Sequence[NDArray[np.float64] | None]) -> BoundaryDistance:
-    """Sum up an image's planes (`boundary_distances`).
+    """Summarise the distances of an image's planes.
 
-    Planes on which only one mask has a boundary are left out; where no other has one there is no distance. It is 0
-    where there is no boundary at all.
+    Planes on which only one mask has a boundary are left out; if no other plane has one, there is no distance. It is 0
+    if there is no boundary at all.
+
+    Parameters
+    ----------
+    planes : (n,) float64 per plane, or None, as returned by `boundary_distances`
     """
     found = np.concatenate([np.empty(0), *(plane for plane in planes if plane is not None)])
     if not found.size:
