@@ -1,4 +1,4 @@
-"""From stored values to what a network sees: statistics that merge, normalisation, resampling.
+"""From stored values to the input of a network: statistics that merge, normalisation, resampling.
 
-Begin with `preparation`, which an ensemble declares; `sketches` are the statistics, computed once per image.
+Begin with `preparation`, which an ensemble declares; `sketches` compute the statistics, once per image.
 """

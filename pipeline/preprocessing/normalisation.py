@@ -1,4 +1,4 @@
-"""How pixels become what a network was trained on, where the ensemble says it: settings, and the scaling they give."""
+"""Normalisation as an ensemble declares it: the settings, and the scaling that follows from them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class MeanStd(_Settings):
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
+        """Check that there is one mean and one std per channel, or neither if they are measured."""
         if self.per == "image":
             if self.mean is not None or self.std is not None:
                 raise ValueError("mean and std are measured with `per: image`; remove them or `per`")
@@ -50,13 +51,14 @@ class Percentile(_Settings):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        """Check that low is less than high."""
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g})")
         return self
 
 
 class Unchanged(_Settings):
-    """Pixels as they are: `none`, or `member` where the members normalise by themselves."""
+    """Pixels without normalisation: `none`, or `member` if the members normalise by themselves."""
 
     kind: Literal["none", "member"] = "none"
 
@@ -66,11 +68,11 @@ Normalisation: TypeAlias = Annotated[MeanStd | Percentile | Unchanged, Field(dis
 
 @dataclass(frozen=True)
 class ChannelScaling:
-    """What normalisation does to each channel: ``(x - offset) * scale`` in float32.
+    """Scaling of each channel: ``(x - offset) * scale`` in float32.
 
     Attributes
     ----------
-    offset, scale : one value per channel; a channel without spread has scale 0, so that it becomes all zeros
+    offset, scale : one value per channel; a constant channel has scale 0, so that it becomes all zeros
     """
 
     offset: tuple[float, ...]
@@ -78,7 +80,7 @@ class ChannelScaling:
 
     @classmethod
     def of(cls, offset: Iterable[float], spread: Iterable[float]) -> ChannelScaling:
-        """From offset and spread (std, or high - low) of each channel."""
+        """Return the scaling from offset and spread (std, or high - low) of each channel."""
         scale = (1 / value if value >= SMALLEST_SPREAD else 0.0 for value in spread)
         return cls(tuple(offset), tuple(scale))
 
@@ -90,8 +92,8 @@ class NormalisedInput:
     Attributes
     ----------
     normalisation : the settings
-    channels : as many come in as go out
-    by_dtype : integers are divided by their type's maximum first
+    channels : number of channels of both input and output
+    by_dtype : whether integers are divided by the maximum of their dtype first
     """
 
     normalisation: Normalisation
@@ -100,6 +102,7 @@ class NormalisedInput:
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """Statistics that the normalisation needs."""
         normalisation = self.normalisation
         if isinstance(normalisation, Percentile):
             ends = (normalisation.low, normalisation.high)
@@ -110,10 +113,33 @@ class NormalisedInput:
         return frozenset()
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
+        """Normalise pixels.
+
+        Parameters
+        ----------
+        raw : (channels, y, x) of any real dtype
+        statistics : all of `measures`
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x).
+
+        Raises
+        ------
+        RefusedError
+            If the settings have another number of values than there are channels.
+        """
         return apply(raw, self.scaling(raw.dtype, statistics))
 
     def scaling(self, dtype: DTypeLike, statistics: Statistics) -> ChannelScaling:
-        """Raises RefusedError where the settings hold another number of values than there are channels."""
+        """Return the scaling for pixels of a dtype.
+
+        Raises
+        ------
+        RefusedError
+            If the settings have another number of values than there are channels.
+        """
         normalisation, channels = self.normalisation, range(self.channels)
         if isinstance(normalisation, Percentile):
             low, high = (
@@ -137,13 +163,23 @@ class NormalisedInput:
 
 
 def dtype_divisor(dtype: DTypeLike) -> float:
-    """What `scale: dtype` divides by: the maximum of an integer type, 1 for others."""
+    """Return the divisor of `scale: dtype`: the maximum of an integer dtype, 1 for others."""
     dtype = np.dtype(dtype)
     return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
 
 
 def normalised(image: NDArray[Any], normalisation: Normalisation) -> NDArray[np.float32]:
-    """(channels, y, x) float32 of a whole image in memory, by its own statistics where the settings ask for them.
+    """Normalise a whole image in memory, by its own statistics if the settings require them.
+
+    Parameters
+    ----------
+    image : (channels, y, x) of any real dtype
+    normalisation : the settings
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (channels, y, x).
 
     Raises
     ------
@@ -155,7 +191,18 @@ def normalised(image: NDArray[Any], normalisation: Normalisation) -> NDArray[np.
 
 
 def apply(pixels: NDArray[Any], scaling: ChannelScaling) -> NDArray[np.float32]:
-    """Normalised (channels, y, x) float32 of `pixels` of any real dtype; each depends on its own value alone."""
+    """Scale pixels; each result depends on the value of its pixel alone.
+
+    Parameters
+    ----------
+    pixels : (channels, y, x) of any real dtype
+    scaling : of each channel
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (channels, y, x).
+    """
     offset = np.asarray(scaling.offset, np.float32)[:, None, None]
     scale = np.asarray(scaling.scale, np.float32)[:, None, None]
     result = pixels.astype(np.float32)

@@ -1,7 +1,7 @@
-"""How raw pixels become what a member sees, and which statistics of the pixels that needs.
+"""Preparation of raw pixels for a member, and the statistics of pixels that it needs.
 
-A preparation acts on each pixel alone once its statistics are known, so that it does not matter how an image is cut;
-the statistics are taken over the whole image, or over all images of a run, before the first tile.
+Once its statistics are known, a preparation acts on each pixel alone, so that the partition of an image does not
+matter; statistics are taken over the whole image, or over all images of a run, before the first tile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Measure:
     Attributes
     ----------
     kind : ``std`` is that of the population; ``percentile`` is linear between neighbours, as NumPy's default
-    channel : of those that are handed to the members; -1 for all of them together
+    channel : index among the channels passed to the members; -1 for all of them together
     percent : of a percentile, 0 to 100
     per : over one image, or over all images of a run
     """
@@ -42,26 +42,37 @@ ALL_CHANNELS = -1
 
 
 class Preparation(Protocol):
-    """How raw pixels become a member's input. Equal preparations are computed once; so it has `==` and a hash."""
+    """Preparation of raw pixels for a member. Equal preparations are computed once, so it has `==` and a hash."""
 
     @property
     def channels(self) -> int:
-        """How many come out."""
+        """Number of channels of the output."""
         ...
 
     @property
     def measures(self) -> frozenset[Measure]:
-        """What must be known of the image or the data set before."""
+        """Statistics of the image or the data set that it needs."""
         ...
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
-        """(channels, y, x) float32 of raw (channels, y, x) pixels of any real dtype, each pixel by itself."""
+        """Prepare pixels, each pixel by itself.
+
+        Parameters
+        ----------
+        raw : (channels, y, x) of any real dtype
+        statistics : all of `measures`
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x).
+        """
         ...
 
 
 @dataclass
 class Survey:
-    """One pass over pixels for a set of measures: update block by block, merge, conclude, until all are found."""
+    """Passes over pixels that compute a set of measures: update block by block, merge, conclude, until complete."""
 
     measures: tuple[Measure, ...]
     channels: int
@@ -70,7 +81,10 @@ class Survey:
 
     @classmethod
     def begin(cls, measures: Collection[Measure], channels: int, dtype: DTypeLike) -> Survey:
-        """The survey of the first pass over pixels of `dtype`; sketches are keyed by (percentiles, all together)."""
+        """Return the survey of the first pass over pixels of `dtype`.
+
+        Its sketches are keyed by (whether of percentiles, whether of all channels together).
+        """
         sketches: dict[tuple[bool, bool], Sketch] = {}
         for together in (False, True):
             wanted = [m for m in measures if (m.channel == ALL_CHANNELS) == together]
@@ -84,20 +98,21 @@ class Survey:
 
     @property
     def complete(self) -> bool:
+        """Whether all measures are found."""
         return not self.sketches
 
     def update(self, block: NDArray[Any]) -> None:
-        """Add the pixels of a block, (channels, y, x)."""
+        """Add the pixels of a block, (channels, y, x) of the survey's dtype."""
         for (_, together), sketch in self.sketches.items():
             sketch.update(block.reshape(1, -1, 1) if together else block)
 
     def merge(self, other: Survey) -> Survey:
-        """The survey of both surveys' pixels in the same pass."""
+        """Return the survey of both surveys' pixels in the same pass."""
         merged = {key: sketch.merge(other.sketches[key]) for key, sketch in self.sketches.items()}
         return replace(self, sketches=merged)
 
     def conclude(self) -> Survey:
-        """What was found in this pass, with the sketches for the next one where one is needed."""
+        """Return the results of this pass, with the sketches for the next one if one is needed."""
         found, pending = dict(self.found), {}
         for key, sketch in self.sketches.items():
             result = sketch.conclude()
@@ -121,7 +136,17 @@ class Survey:
 
 
 def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> Statistics:
-    """What `measures` are over blocks in memory, each (channels, y, x), all of one dtype.
+    """Compute statistics over blocks in memory.
+
+    Parameters
+    ----------
+    measures : what to compute
+    blocks : (channels, y, x) each, all of one real dtype
+
+    Returns
+    -------
+    Statistics
+        The value of each measure.
 
     Raises
     ------
@@ -137,7 +162,7 @@ def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> S
 
 
 def without_spread(statistics: Statistics) -> bool:
-    """Whether some channel has the same value in every pixel, or between all of its percentiles."""
+    """Return whether some channel has the same value in every pixel, or between all of its percentiles."""
     ends: dict[tuple[int, str], list[float]] = {}
     for measure, value in statistics.items():
         if measure.kind == "std" and value < SMALLEST_SPREAD:

@@ -1,12 +1,12 @@
 """Resampling of a plane to another pixel size as a pure function of global coordinates.
 
-A window that is computed alone has the same bits as the same window cut from the whole plane: weights belong to the
+A window that is computed alone has the same bits as the same window cut from the whole plane: weights depend on the
 global index of a target pixel, and taps are added in a fixed order::
 
     source pixels   | 0 | 1 | 2 | 3 | 4 | 5 |          centre of target pixel i, in source coordinates:
     target pixels   |   0   |   1   |   2   |          (i + 0.5) * source / target - 0.5
 
-Linear interpolation, with the triangle widened when shrinking, so that every source pixel counts.
+Linear interpolation, with a wider triangle when shrinking, so that every source pixel contributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chorus.pipeline.core.geometry import Span, Window
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """How the pixels of a resampled axis come from those of its source.
+    """Mapping from the pixels of a source axis to those of the resampled axis.
 
     Attributes
     ----------
@@ -35,21 +35,31 @@ class AxisMap:
 
     @classmethod
     def make(cls, source: int, target: int) -> AxisMap:
+        """Return the mapping; raise ValueError if an axis has no pixels."""
         if source < 1 or target < 1:
             raise ValueError(f"cannot resample {source} to {target} pixels")
         return cls(source, target)
 
     def needed(self, target_span: Span) -> Span:
-        """Source pixels that the target pixels are made of (never empty, always inside the source)."""
+        """Return the source pixels that contribute to the target pixels (never empty, always inside the source)."""
         first, _ = self.taps(Span(target_span.start, target_span.start + 1))
         last, _ = self.taps(Span(target_span.stop - 1, target_span.stop))
         return Span(int(first.min()), int(last.max()) + 1)
 
     def taps(self, target_span: Span) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Source pixels and weights of each target pixel, both (taps, target pixels).
+        """Return the source pixels and weights of each target pixel.
 
-        Weights are normalised over the taps inside the source. A tap without weight names a pixel that has one, so
-        that nothing else is ever read.
+        Weights are normalised over the taps inside the source. The index of a tap with weight zero is that of the pixel
+        under the target's centre, so that no other pixels are read.
+
+        Parameters
+        ----------
+        target_span : target pixels
+
+        Returns
+        -------
+        index : (taps, target pixels) int64
+        weight : (taps, target pixels) float32, sums to 1 over the taps
         """
         support = max(1.0, self.source / self.target)
         index = np.arange(target_span.start, target_span.stop)
@@ -64,31 +74,47 @@ class AxisMap:
         return np.where(weight > 0, tap, self.nearest(target_span)), (weight / total).astype(np.float32)
 
     def nearest(self, target_span: Span) -> NDArray[np.int64]:
-        """The source pixel under the centre of each target pixel, floor((i + 0.5) * source / target)."""
+        """Return the source pixel under the centre of each target pixel, floor((i + 0.5) * source / target).
+
+        Parameters
+        ----------
+        target_span : target pixels
+
+        Returns
+        -------
+        NDArray[np.int64]
+            (target pixels,).
+        """
         index = np.arange(target_span.start, target_span.stop)
         return (2 * index + 1) * self.source // (2 * self.target)
 
 
 def plane_shape(shape: tuple[int, int], factor: tuple[float, float]) -> tuple[int, int]:
-    """(height, width) of a plane that has `factor` (y, x) times as many pixels, at least one on each axis."""
+    """Return (height, width) of a plane scaled by `factor` (y, x), at least one pixel on each axis."""
     return max(1, round(shape[0] * factor[0])), max(1, round(shape[1] * factor[1]))
 
 
 def resample(
     window: NDArray[np.float32], source_window: Window, target_window: Window, y: AxisMap, x: AxisMap
 ) -> NDArray[np.float32]:
-    """The pixels of `target_window`, (channels, y, x) float32, linearly interpolated.
+    """Compute the pixels of `target_window` by linear interpolation.
 
     Parameters
     ----------
     window : (channels, y, x) float32, the pixels of `source_window`
-    source_window : in the source plane, holding what `target_window` needs of `y` and `x`
+    source_window : in the source plane, containing all pixels that `target_window` needs
     target_window : in the resampled plane
+    y, x : mapping of each axis
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (channels, y, x) of `target_window`.
 
     Raises
     ------
     ValueError
-        If `source_window` is not the window's shape or lacks a pixel that is needed.
+        If `source_window` has another shape than `window`, or lacks a pixel that is needed.
     """
     _check(window, source_window, target_window, y, x)
     rows = _interpolate(window, source_window.y, target_window.y, y, axis=1)
@@ -96,9 +122,22 @@ def resample(
 
 
 def nearest(labels: NDArray[Any], source_window: Window, target_window: Window, y: AxisMap, x: AxisMap) -> NDArray[Any]:
-    """The pixels of `target_window` as `resample`, but each the source pixel under its centre.
+    """Compute the pixels of `target_window` by nearest neighbour: each is the source pixel under its centre.
 
-    `labels` is (channels, y, x) of any dtype, which the result keeps.
+    Parameters
+    ----------
+    labels : (channels, y, x) of any dtype, the pixels of `source_window`
+    source_window, target_window, y, x : as in `resample`
+
+    Returns
+    -------
+    NDArray
+        (channels, y, x) of `target_window`, in the dtype of `labels`.
+
+    Raises
+    ------
+    ValueError
+        If `source_window` has another shape than `labels`, or lacks a pixel that is needed.
     """
     _check(labels, source_window, target_window, y, x)
     rows = y.nearest(target_window.y) - source_window.y.start

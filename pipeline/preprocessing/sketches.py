@@ -1,13 +1,13 @@
 """Statistics of whole images by sketches, which are updated block by block and merged in any order.
 
-They are exact, so every cut of the image gives the same bits::
+They are exact, so every partition of the image gives the same bits::
 
     sketch = Moments.begin(channels)           or RadixSearch.begin(percents, channels, dtype)
     while it is not a tuple of values:         one pass over the image each time, two at most
         update(block) ..., merge(other) ...
         sketch = sketch.conclude()
 
-What is described is the float32 values that normalisation works on: integers of 32 bits and more, and float64, are
+Statistics are those of the float32 values that normalisation works on: integers of 32 bits and more, and float64, are
 rounded to float32 first.
 """
 
@@ -28,25 +28,25 @@ _BUCKETS = 1 << _HALF
 # float32 values are whole multiples of 2^-149.
 _UNIT_BITS = 149
 _SIGN = 1 << 31
-# Pixels taken at once: few enough for the cache, and for float64 sums of products of mantissas to be exact.
+# Pixels per piece: few enough for the cache, and for float64 sums of products of mantissas to be exact.
 _PIECE = 1 << 18
 
 
-# Per channel, in the order that the sketch says.
+# Per channel, in the order that the sketch defines.
 Values = tuple[tuple[float, ...], ...]
 
 
 class Sketch(Protocol):
-    """What one pass over an image collects. `merge` is associative and commutative, to the bit."""
+    """The data that one pass over an image collects. `merge` is associative and commutative, to the bit."""
 
     def update(self, block: NDArray[Any]) -> None:
         """Add the pixels of a block, (channels, y, x)."""
 
     def merge(self, other: Self) -> Self:
-        """The sketch of both sketches' pixels; neither is changed."""
+        """Return the sketch of both sketches' pixels; neither is changed."""
 
     def conclude(self) -> Sketch | Values:
-        """What was found, or the empty sketch for another pass over the same pixels."""
+        """Return the results, or the empty sketch for another pass over the same pixels."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Moments:
 
     Attributes
     ----------
-    pixels : per channel
+    pixels : number of pixels per channel
     total : per channel, sum of the values in units of 2^-149, of which every float32 is a multiple
     squares : per channel, sum of their squares in units of 2^-298
     """
@@ -66,15 +66,28 @@ class Moments:
 
     @classmethod
     def begin(cls, channels: int) -> Moments:
+        """Return an empty sketch."""
         return cls(0, (0,) * channels, (0,) * channels)
 
     def update(self, block: NDArray[Any]) -> None:
+        """Add the pixels of a block.
+
+        Parameters
+        ----------
+        block : (channels, y, x) of any real dtype
+
+        Raises
+        ------
+        ImageError
+            If a value is NaN, infinite or too large for float32.
+        """
         sums = [[_exact_sums(piece) for piece in _pieces(channel)] for channel in block]
         self.total = tuple(a + sum(s for s, _ in b) for a, b in zip(self.total, sums, strict=True))
         self.squares = tuple(a + sum(q for _, q in b) for a, b in zip(self.squares, sums, strict=True))
         self.pixels += block[0].size
 
     def merge(self, other: Moments) -> Moments:
+        """Return the sketch of both sketches' pixels; neither is changed."""
         return Moments(
             self.pixels + other.pixels,
             tuple(a + b for a, b in zip(self.total, other.total, strict=True)),
@@ -82,7 +95,7 @@ class Moments:
         )
 
     def conclude(self) -> Values:
-        """Mean and standard deviation of each channel."""
+        """Return mean and standard deviation of each channel."""
         n = self.pixels
         # True division of Python integers is rounded once, however large they are.
         mean = (total / (n << _UNIT_BITS) for total in self.total)
@@ -97,18 +110,18 @@ class Moments:
 class RadixSearch:
     """Percentiles by a radix search on order-preserving keys of the values (see `_keys`), 16 bits per pass.
 
-    The first pass counts pixels by the leading 16 bits of their key; the second, among the pixels with the leading
-    bits that matter, by the trailing 16. Integers of 8 and 16 bits have 16-bit keys and need one pass.
+    The first pass counts pixels by the leading 16 bits of their key; the second counts the pixels whose leading bits
+    are those of a percentile by the trailing 16 bits. Integers of 8 and 16 bits have 16-bit keys and need one pass.
 
     Attributes
     ----------
-    percents : which percentiles, 0 to 100
+    percents : percentiles to find, 0 to 100
     dtype : of the pixels
-    shift : bits of a key below those that this pass counts by, 16 or 0
-    counts : per channel, prefix of the key (bits above those that are counted by): (65536,) int64
+    shift : number of key bits below those that this pass counts by, 16 or 0
+    counts : per channel, by prefix of the key (bits above those that are counted by): (65536,) int64
     sought : per channel, (prefix, rank among its pixels) of the two neighbours of each percentile in turn; None in
         the first pass
-    pixels : per channel, so far
+    pixels : number of pixels per channel, so far
     """
 
     percents: tuple[float, ...]
@@ -120,10 +133,24 @@ class RadixSearch:
 
     @classmethod
     def begin(cls, percents: tuple[float, ...], channels: int, dtype: np.dtype[Any]) -> RadixSearch:
+        """Return an empty sketch for the first pass over pixels of `dtype`."""
         counts = tuple({0: np.zeros(_BUCKETS, np.int64)} for _ in range(channels))
         return cls(percents, dtype, 0 if _is_short(dtype) else _HALF, counts)
 
     def update(self, block: NDArray[Any]) -> None:
+        """Add the pixels of a block.
+
+        Parameters
+        ----------
+        block : (channels, y, x) of the sketch's dtype
+
+        Raises
+        ------
+        ValueError
+            If the block has another dtype.
+        ImageError
+            If a value is NaN, infinite or too large for float32.
+        """
         if block.dtype != self.dtype:
             raise ValueError(f"a block of {block.dtype} in an image of {self.dtype}")
         for counts, channel in zip(self.counts, block, strict=True):
@@ -136,6 +163,7 @@ class RadixSearch:
         self.pixels += block[0].size
 
     def merge(self, other: RadixSearch) -> RadixSearch:
+        """Return the sketch of both sketches' pixels in the same pass; neither is changed."""
         counts = tuple(
             {prefix: row + theirs[prefix] for prefix, row in ours.items()}
             for ours, theirs in zip(self.counts, other.counts, strict=True)
@@ -143,7 +171,7 @@ class RadixSearch:
         return replace(self, counts=counts, pixels=self.pixels + other.pixels)
 
     def conclude(self) -> RadixSearch | Values:
-        """The percentiles of each channel, once the last bits are known."""
+        """Return the percentiles of each channel, or the sketch for the second pass."""
         neighbours = tuple((0, rank) for q in self.percents for rank in self._position(q)[:2])
         sought = self.sought or (neighbours,) * len(self.counts)
         found = tuple(
@@ -156,13 +184,13 @@ class RadixSearch:
         return RadixSearch(self.percents, self.dtype, self.shift - _HALF, wanted, found)
 
     def _position(self, percent: float) -> tuple[int, int, float]:
-        """Ranks of a percentile's two neighbours, and how far it lies from the first to the second, 0 to 1."""
+        """Return the ranks of a percentile's two neighbours, and its position between them, 0 to 1."""
         position = (self.pixels - 1) * (percent / 100)
         below = math.floor(position)
         return below, min(below + 1, self.pixels - 1), position - below
 
     def _between(self, keys: list[int]) -> tuple[float, ...]:
-        """Percentiles of a channel from the keys of their two neighbours each; linear between two, in float64."""
+        """Return the percentiles of a channel from the keys of their two neighbours, linear between these, in float64."""
         values = _values(np.asarray(keys), self.dtype)
         fractions = [self._position(percent)[2] for percent in self.percents]
         return tuple(
@@ -175,7 +203,7 @@ def _is_short(dtype: np.dtype[Any]) -> bool:
 
 
 def _is_small(values: NDArray[Any]) -> bool:
-    """Whether they are integers that float32 holds, with squares of which int64 holds the sum over a piece."""
+    """Return whether all values are integers that float32 represents, and int64 holds the sum of squares of a piece."""
     return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) <= 1 << 22
 
 
@@ -186,7 +214,7 @@ def _pieces(channel: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _float_bits(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Bit patterns of the values as float32; raises ImageError where one is not finite."""
+    """Return the bit patterns of the values as float32; raise ImageError if one is not finite."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     if not np.isfinite(single).all():
@@ -198,7 +226,10 @@ def _float_bits(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _keys(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Unsigned integers in the order of the values: 16 bits for short integers, else 32 bits of their float32."""
+    """Return unsigned integers in the order of the values.
+
+    They have 16 bits for short integers, else they are the 32 bits of the value as float32, made monotonic.
+    """
     if _is_short(values.dtype):
         lowest = 0 if values.dtype.kind in "bu" else int(np.iinfo(values.dtype).min)
         return values.astype(np.int64) - lowest
@@ -208,7 +239,7 @@ def _keys(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _values(keys: NDArray[np.int64], dtype: np.dtype[Any]) -> list[float]:
-    """The values that have these keys, exactly."""
+    """Return the values that have these keys, exactly."""
     if _is_short(dtype):
         lowest = 0 if dtype.kind in "bu" else int(np.iinfo(dtype).min)
         return [float(key + lowest) for key in keys]
@@ -217,19 +248,19 @@ def _values(keys: NDArray[np.int64], dtype: np.dtype[Any]) -> list[float]:
 
 
 def _descend(counts: NDArray[np.int64], prefix: int, rank: int) -> tuple[int, int]:
-    """The key's prefix with 16 more bits for the pixel of `rank`, and its rank among the pixels with that prefix."""
+    """Return the prefix of the pixel of `rank`, 16 bits longer, and its rank among the pixels with that prefix."""
     cumulated = np.cumsum(counts)
     digit = int(np.searchsorted(cumulated, rank, side="right"))
     return prefix << _HALF | digit, rank - int(cumulated[digit] - counts[digit])
 
 
 def _between(a: float, b: float, fraction: float) -> float:
-    """Linear from `a` to `b`, from the nearer end, as NumPy does it."""
+    """Interpolate linearly from `a` to `b`, starting from the nearer end, as NumPy does."""
     return a + (b - a) * fraction if fraction < 0.5 else b - (b - a) * (1 - fraction)
 
 
 def _exact_sums(values: NDArray[Any]) -> tuple[int, int]:
-    """Sum in units of 2^-149 and sum of squares in units of 2^-298 of one piece's values as float32, exactly."""
+    """Return the exact sum in units of 2^-149, and of squares in units of 2^-298, of one piece's values as float32."""
     if _is_short(values.dtype) or _is_small(values):
         whole = values.astype(np.int64)
         return int(whole.sum()) << _UNIT_BITS, int(whole @ whole) << 2 * _UNIT_BITS
