@@ -1,4 +1,4 @@
-"""What is said of a whole image: scores, image quality, ranking.
+"""Scores of a whole image: uncertainty, image quality, ranking.
 
 Begin with `image_scores`: sums of regions that add up to the scores of their image.
 """

@@ -1,4 +1,4 @@
-"""Scores of how an image looks, in stored values; `chorus.pipeline.scores.image_quality` has the sums they are made of.
+"""Scores of an image's appearance, in stored values; `chorus.pipeline.scores.image_quality` computes their sums.
 
 References
 ----------

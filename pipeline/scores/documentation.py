@@ -1,7 +1,7 @@
 """Tables of the docs that are made of the registry: ``python -m chorus.pipeline.scores.documentation FILE ...``.
 
-A file says where one goes by two comments, ``<!-- scores: NAME -->`` and ``<!-- scores: end -->``; what lies between is
-replaced.
+A file marks the position of a table by two comments, ``<!-- scores: NAME -->`` and ``<!-- scores: end -->``; everything
+between them is replaced.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _DOUBTFUL = {"high": "high", "low": "low", "both": "high or low", "neither": ""}
 
 
 def with_tables(text: str) -> str:
-    """A Markdown document with its tables of scores as the registry has them.
+    """Return a Markdown document with its tables of scores replaced by those of the registry.
 
     Raises
     ------
     KeyError
-        If it asks for a table that does not exist.
+        If a comment names a table that does not exist.
     """
     return _PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
 
@@ -84,7 +84,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "detectors": _detectors,
     "glossary": _glossary,
 }
-"""By the name in the comment."""
+"""Functions that make each table, by the name in the comment."""
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""All flags, each declared once: what `chorus flag` may say of an image, in the order in which it is said."""
+"""All flags, each declared once: what `chorus flag` may state about an image, in order of display."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Flag:
 
     Attributes
     ----------
-    label : for people
-    meaning : what holds for the images that have it, in half a sentence
-    raised : when, in Markdown
+    label : name for display
+    meaning : what holds for the images that have it, as half a sentence
+    raised : condition, in Markdown
     former : name in tables of earlier versions
     """
 
@@ -53,22 +53,22 @@ FLAGS = (
 FAILED, EMPTY, POOR, UNCERTAIN, OOD = (flag.name for flag in FLAGS)
 FLAG_NAMES = tuple(flag.name for flag in FLAGS)
 REVIEW = "review"
-"""Not a flag but shown like one: images that `chorus flag --budget` chose."""
+"""Not a flag but displayed like one: images that `chorus flag --budget` selected."""
 _LABELS = {flag.name: flag.label for flag in FLAGS} | {REVIEW: "to review"}
 _FORMER = {flag.former: flag.name for flag in FLAGS if flag.former}
 
 
 def flag_label(name: str) -> str:
-    """A flag, a status or `REVIEW` in words."""
+    """Return the display name of a flag, a status or `REVIEW`."""
     return _LABELS.get(name, name)
 
 
 def current_flags(names: Iterable[str]) -> list[str]:
-    """Flags by their present names."""
+    """Return flags by their present names."""
     return [_FORMER.get(name, name) for name in names]
 
 
 def with_current_flags(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a ``flags.parquet`` of any version, with the present names of columns and flags."""
+    """Return the rows of a ``flags.parquet`` of any version, with the present names of columns and flags."""
     table = with_current_names(table)
     return table.assign(flags=table["flags"].map(current_flags)) if "flags" in table else table

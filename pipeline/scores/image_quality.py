@@ -1,9 +1,10 @@
-"""How an image looks: brightness, contrast, noise, sharpness, and how large what was found is.
+"""The appearance of an image: brightness, contrast, noise, sharpness, and the size of the predicted objects.
 
-These numbers say nothing of how right a segmentation is. They tell images of another microscope, stain or specimen from
-those of a reference set, also where normalisation hides the difference from the members. They are of stored values, at
-the level that was segmented, and exact: a region's sums are integers, and whatever looks at a pixel's neighbours stays
-within a patch of the grid that begins at the plane's origin, so that no cut is felt.
+These numbers do not measure whether a segmentation is correct. They separate images of another microscope, stain or
+specimen from those of a reference set, also if normalisation hides the difference from the members. They are computed
+on stored values, at the level that was segmented, and are exact: a region's sums are integers, and whatever depends on
+a pixel's neighbours stays within a patch of the grid that begins at the plane's origin, so that the partition into
+regions has no effect.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ class Sums(BaseModel):
 
     @classmethod
     def of(cls, fields: Sequence[NDArray[Any]]) -> Self:
-        """Of one array of values per channel, all of the same size."""
+        """Sum the values of each channel.
+
+        Parameters
+        ----------
+        fields : one array per channel, all of the same size, any shape and real dtype
+        """
         sums = Moments.begin(len(fields))
         sums.update(np.stack([field.reshape(-1, 1) for field in fields]))
         return cls(pixels=sums.pixels, total=sums.total, squares=sums.squares)
@@ -46,27 +52,28 @@ class Sums(BaseModel):
         return Sums(pixels=sums.pixels, total=sums.total, squares=sums.squares)
 
     def moments(self) -> Moments:
+        """Return the same sums as `Moments`."""
         return Moments(self.pixels, self.total, self.squares)
 
     def means_and_stds(self) -> list[tuple[float, float]]:
-        """Of each channel; NaN where there are no pixels."""
+        """Return mean and standard deviation of each channel; NaN if there are no pixels."""
         if not self.pixels:
             return [(math.nan, math.nan)] * len(self.total)
         return [(mean, std) for mean, std in self.moments().conclude()]
 
 
 class Appearance(BaseModel):
-    """What a region adds to its image's appearance. All fields are exact integers.
+    """A region's contribution to its image's appearance. All fields are exact integers.
 
     Attributes
     ----------
     pixels : of all pixels, per channel
-    background : of those that no class was given
-    noise, laplacian : of the absolute answers to Immerkær's mask and of the Laplacian, where the 3 x 3 pixels around
-        are in one patch
-    class_pixels : per foreground class, its pixels
-    edges : per foreground class, pairs of neighbours in a patch of which one is of the class
-    pairs : of neighbours in a patch
+    background : of the pixels without a foreground class
+    noise, laplacian : of the absolute response to Immerkær's mask and of the Laplacian, for pixels whose 3 x 3
+        neighbourhood is in one patch
+    class_pixels : per foreground class, number of its pixels
+    edges : per foreground class, pairs of neighbours in a patch of which exactly one is of the class
+    pairs : number of pairs of neighbours in a patch
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,17 +101,18 @@ class Appearance(BaseModel):
 def appearance(
     pixels: NDArray[Any], masks: NDArray[np.unsignedinteger], classes: int, *, multilabel: bool, patch: int
 ) -> Appearance:
-    """The sums of one region.
+    """Return the sums of one region.
 
     Parameters
     ----------
-    pixels : (channels, y, x) stored values
-    masks : (y, x) of `Posterior.masks`
-    classes : counts the background
+    pixels : (channels, y, x) of any real dtype, stored values
+    masks : (y, x) unsigned, as `Posterior.masks`
+    classes : number of classes, including the background
+    multilabel : whether `masks` has a bit per class
     patch : edge of a patch in pixels, at least 3; the region begins at a multiple of it on both axes
     """
     outside = masks == 0
-    # Sums of what is no larger than 16-bit values are quick; float32 holds all others as normalisation sees them.
+    # Sums of integers of up to 16 bits are fast; all other dtypes become float32, as in normalisation.
     whole = pixels.dtype.kind in "biu" and pixels.dtype.itemsize <= 2
     values = pixels.astype(np.int32 if whole else np.float32)
     answers = [_filtered(channel, patch) for channel in values]
@@ -121,7 +129,10 @@ def appearance(
 
 
 def _filtered(channel: NDArray[Any], patch: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Absolute answers to Immerkær's mask, and the Laplacian, of the pixels whose 3 x 3 around are in one patch."""
+    """Return the absolute response to Immerkær's mask, and the Laplacian.
+
+    Only pixels whose 3 x 3 neighbourhood is in one patch are included.
+    """
     rows, columns = (
         np.flatnonzero(np.isin(np.arange(1, n - 1) % patch, (0, patch - 1), invert=True)) for n in channel.shape
     )
@@ -132,7 +143,7 @@ def _filtered(channel: NDArray[Any], patch: int) -> tuple[NDArray[Any], NDArray[
     if channel.dtype.kind == "f":
         channel = channel.astype(np.float64)
     down, right = np.diff(channel, n=2, axis=0), np.diff(channel, n=2, axis=1)
-    # The mask is the outer product of (1, -2, 1) with itself: blind to edges, not to noise.
+    # The mask is the outer product of (1, -2, 1) with itself: it responds to noise, but not to edges.
     answers = np.abs(inner(np.diff(down, n=2, axis=1))), inner(down[:, 1:-1] + right[1:-1])
     if channel.dtype.kind == "f":
         limit = np.finfo(np.float32).max
@@ -141,7 +152,7 @@ def _filtered(channel: NDArray[Any], patch: int) -> tuple[NDArray[Any], NDArray[
 
 
 def _neighbours(shape: tuple[int, ...], patch: int) -> list[tuple[NDArray[np.bool_], int]]:
-    """Per axis which neighbours along it are in one patch, and how many lines of pixels there are across."""
+    """Return, per axis, which neighbours along it are in one patch, and the number of lines of pixels across."""
     return [(np.arange(1, n) % patch > 0, across) for n, across in (shape, shape[::-1])]
 
 
@@ -165,12 +176,12 @@ class AppearanceTotal:
 
     @cached_property
     def background(self) -> list[tuple[float, float]]:
-        """Of those outside of the foreground."""
+        """Of the pixels outside of the foreground."""
         return self.sums.background.means_and_stds()
 
     @cached_property
     def noise(self) -> list[tuple[float, float]]:
-        """Of the absolute answers to Immerkær's mask."""
+        """Of the absolute response to Immerkær's mask."""
         return self.sums.noise.means_and_stds()
 
     @cached_property
@@ -179,12 +190,12 @@ class AppearanceTotal:
         return self.sums.laplacian.means_and_stds()
 
     def by_std(self, value: float, channel: int) -> float:
-        """Divided by the standard deviation of a channel's pixels; NaN where they are all the same."""
+        """Divide by the standard deviation of a channel's pixels; NaN if that is zero."""
         std = self.pixels[channel][1]
         return value / std if std > 0 else math.nan
 
     def foreground_mean(self, channel: int) -> float:
-        """Mean of a channel's pixels in the foreground: of all pixels less those outside."""
+        """Return the mean of a channel's pixels in the foreground: from the sums of all pixels less those outside."""
         every, outside = self.sums.pixels, self.sums.background
         count = every.pixels - outside.pixels
         total = (every.total[channel] - outside.total[channel],)
@@ -192,7 +203,7 @@ class AppearanceTotal:
         return Moments(count, total, squares).conclude()[0][0] if count else math.nan
 
     def disc_radius(self, index: int) -> float:
-        """Radius in pixels of discs with the mean chord of a foreground class."""
+        """Return the radius in pixels of discs with the mean chord of a foreground class."""
         edges = self.sums.edges[index]
         # Each line of pixels crosses edges along one axis; both axes see all pixels, so chords are 2 * 2 area / edges.
         seen = 2 * self.sums.pixels.pixels
@@ -201,16 +212,18 @@ class AppearanceTotal:
 
 
 def appearance_columns(sums: Sequence[Appearance], channels: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
-    """Columns of ``scores.parquet`` from the sums of all regions of an image, in any order.
+    """Return columns of ``scores.parquet`` from the sums of all regions of an image, in any order.
 
     Parameters
     ----------
+    sums : of each region
     channels : names of the ensemble's input channels
     classes : names of its foreground classes
 
     Returns
     -------
-    By column, those of `chorus.pipeline.scores.appearance_scores`, without those that are not defined.
+    dict
+        By column, the scores of `chorus.pipeline.scores.appearance_scores`, without those that are undefined.
     """
     total = AppearanceTotal(functools.reduce(operator.add, sums))
     found: dict[str, float] = {}

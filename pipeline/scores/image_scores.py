@@ -1,7 +1,7 @@
-"""Sums that a region carries and the scores that an image gets from them: additive, and exact in any order.
+"""Sums of a region, and the scores of an image that follow from them: additive, and exact in any order.
 
-Maps are summed in fixed point (integers in units of 2^-32), so that neither the cut into regions nor the order in
-which they come changes a bit of an image's scores.
+Maps are summed in fixed point (integers in units of 2^-32), so that neither the partition into regions nor their order
+changes a bit of an image's scores.
 """
 
 from __future__ import annotations
@@ -23,26 +23,30 @@ from chorus.pipeline.core.posterior import Posterior, mask_of
 from chorus.pipeline.scores.registry import score_columns
 
 FIXED_POINT = 2**32
-# Pixels whose members are compared at once: bounds what is held of them.
+# Pixels of the members that are compared at once: bounds the memory of their masks.
 _COUNT_BLOCK = 1 << 22
-# Pixels that are summed at once: bounds what is held in float64.
+# Pixels that are summed at once: bounds the memory of float64 copies.
 _BAND = 1 << 20
 _PATCH = 16
 FLOW_VARIANCE = "flow_variance"
-"""A map of ensembles with flows."""
+"""Name of a map that only ensembles with flows have."""
 
 
 def patch_edge(chunk: int) -> int:
-    """Edge in pixels of the patches of ``patch_uncertainty_max``: the smallest divisor of the chunk from 16 on.
+    """Return the edge in pixels of the patches of ``patch_uncertainty_max``: a divisor of the chunk.
 
-    It is 16 for every chunk that is a multiple of 16. Regions are made of whole chunks, so that a patch of the grid
-    that begins at the plane's origin never lies in two of them. `chunk`, of the output, is at least 16.
+    It is the smallest divisor from 16 on, so 16 for every chunk that is a multiple of 16. Regions consist of whole
+    chunks, so that a patch of the grid that begins at the plane's origin never lies in two of them.
+
+    Parameters
+    ----------
+    chunk : edge of a chunk of the output in pixels, at least 16
     """
     return next(edge for edge in range(_PATCH, chunk + 1) if chunk % edge == 0)
 
 
 class RegionSums(BaseModel):
-    """What a region adds to its image's scores. All fields are exact integers.
+    """A region's contribution to its image's scores. All fields are exact integers.
 
     Attributes
     ----------
@@ -50,9 +54,9 @@ class RegionSums(BaseModel):
     foreground : pixels with any foreground class
     class_pixels : per foreground class, pixels of the prediction
     uncertainty, epistemic, aleatoric, entropy : sums over the foreground in units of 2^-32
-    patch : of the patch with the largest mean uncertainty its sum in units of 2^-32 and its pixels; (0, 0) where no
-        patch has enough of them
-    overlaps : per foreground class, (members, members): pixels that both members give to the class; the diagonal is
+    patch : of the patch with the largest mean uncertainty, its sum in units of 2^-32 and its number of pixels; (0, 0)
+        if no patch is large enough
+    overlaps : per foreground class, (members, members): pixels that both members assign to the class; the diagonal is
         each member's own size
     flow_variance : sum over the foreground in units of 2^-32; None without flows, and in records of earlier versions
     """
@@ -92,17 +96,17 @@ class RegionSums(BaseModel):
 
 @dataclass(frozen=True)
 class RegionTotal:
-    """The sums of a whole image, and what several of its scores have in common."""
+    """The sums of a whole image, and quantities that several of its scores share."""
 
     sums: RegionSums
 
     def mean(self, value: int) -> float | None:
-        """Mean over the foreground of a sum in units of 2^-32; None without foreground."""
+        """Return the mean over the foreground of a sum in units of 2^-32; None without foreground."""
         return value / (FIXED_POINT * self.sums.foreground) if self.sums.foreground else None
 
     @property
     def patch_maximum(self) -> float | None:
-        """The largest mean uncertainty of a patch; None without foreground, and where no patch is large enough."""
+        """The largest mean uncertainty of a patch; None without foreground, or if no patch is large enough."""
         patch, pixels = self.sums.patch
         return patch / (FIXED_POINT * pixels) if self.sums.foreground and pixels else None
 
@@ -124,11 +128,13 @@ class RegionTotal:
 
 
 def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: int) -> RegionSums:
-    """The sums of one region.
+    """Return the sums of one region.
 
     Parameters
     ----------
-    classes : counts the background
+    posterior : of the region
+    classes : number of classes, including the background
+    multilabel : whether masks have a bit per class
     patch : edge of a patch in pixels (`patch_edge`); the region begins at a multiple of it on both axes
     """
     foreground = posterior.masks != 0
@@ -150,15 +156,17 @@ def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: 
 
 
 def image_scores(sums: Sequence[RegionSums], classes: Sequence[str]) -> dict[str, float | None]:
-    """Scores of an image from the sums of all its regions, in any order.
+    """Return the scores of an image from the sums of all its regions, in any order.
 
     Parameters
     ----------
+    sums : of each region
     classes : names of the foreground classes
 
     Returns
     -------
-    By column of ``scores.parquet``, those of `chorus.pipeline.scores.region_scores`; None where they are not defined.
+    dict
+        By column of ``scores.parquet``, the scores of `chorus.pipeline.scores.region_scores`; None if undefined.
     """
     total = RegionTotal(functools.reduce(operator.add, sums))
     return {
@@ -169,7 +177,7 @@ def image_scores(sums: Sequence[RegionSums], classes: Sequence[str]) -> dict[str
 
 
 def _fixed(values: NDArray[np.floating]) -> NDArray[np.int64]:
-    """In units of 2^-32."""
+    """Convert to units of 2^-32."""
     return np.rint(values.astype(np.float64) * FIXED_POINT).astype(np.int64)
 
 
@@ -178,23 +186,23 @@ def _fixed_sum(values: NDArray[np.float32], where: NDArray[np.bool_]) -> int:
 
 
 def _bands(shape: tuple[int, int], step: int = 1) -> Iterator[slice]:
-    """Rows of a plane, a few at a time, each time a multiple of `step` but for the last."""
+    """Yield rows of a plane, a few at a time; each band but the last is a multiple of `step` rows."""
     rows = step * max(1, _BAND // (step * shape[1]))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 
 
 def _entropy_sum(probability: NDArray[np.float32], where: NDArray[np.bool_], *, multilabel: bool) -> int:
-    """Sum of -sum_k p_k ln p_k / ln K over pixels; multi-label: of the mean over classes of the entropy in bits."""
-    from scipy.special import entr  # here, not above: the command line would feel it
+    """Sum -sum_k p_k ln p_k / ln K over pixels; multi-label: the mean over classes of the entropy in bits."""
+    from scipy.special import entr  # imported here, since it would slow down the start of the command line
 
     classes, total = len(probability), 0
     for rows in _bands(where.shape):
         inside = where[rows]
         entropy = np.zeros(np.count_nonzero(inside))
-        # One class after the other: how NumPy adds up an axis depends on the array's shape.
+        # Class by class, since the order in which NumPy sums over an axis depends on the array's shape.
         for one in probability[:, rows]:
-            # Weighted means are a rounding off at times.
+            # Weighted means may leave 0 to 1 by a rounding error.
             p = np.clip(one[inside].astype(np.float64), 0, 1)
             entropy += entr(p) + entr(1 - p) if multilabel else entr(p)
         total += int(_fixed(entropy / (classes * math.log(2) if multilabel else math.log(classes))).sum())
@@ -202,9 +210,9 @@ def _entropy_sum(probability: NDArray[np.float32], where: NDArray[np.bool_], *, 
 
 
 def _patch_maximum(uncertainty: NDArray[np.float32], edge: int) -> tuple[int, int]:
-    """Sum and pixels of the patch with the largest mean.
+    """Return sum and number of pixels of the patch with the largest mean.
 
-    Patches that the plane's edge cuts count by what they have, from a quarter of a whole one on.
+    Patches at the plane's edge count with the pixels that they have, if these are at least a quarter of a whole patch.
     """
     height, width = uncertainty.shape
     largest = [(0, 0)]
@@ -217,7 +225,7 @@ def _patch_maximum(uncertainty: NDArray[np.float32], edge: int) -> tuple[int, in
 
 
 def _larger(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    """Of two (sum, pixels) the one with the larger mean, with more pixels where they are equal."""
+    """Return, of two (sum, pixels), the one with the larger mean, with more pixels if these are equal."""
     return max(a, b, key=lambda patch: (Fraction(patch[0], patch[1] or 1), patch[1]))
 
 
@@ -238,7 +246,7 @@ def _overlaps(masks: NDArray[np.unsignedinteger], label: int, *, multilabel: boo
 
 
 def _pairwise_dices(overlap: Sequence[Sequence[int]]) -> list[float]:
-    """Dice of each pair of members; two that both find nothing agree."""
+    """Return the Dice of each pair of members; 1 if both are empty."""
     dices = []
     for a, b in itertools.combinations(range(len(overlap)), 2):
         size = overlap[a][a] + overlap[b][b]

@@ -1,4 +1,4 @@
-"""What `chorus flag` estimates of an image from scores and the reference set, and what `chorus evaluate` measures."""
+"""Scores that `chorus flag` estimates from an image's scores and the reference set, or `chorus evaluate` measures."""
 
 from __future__ import annotations
 
@@ -148,5 +148,5 @@ EMPTY = Score(
 )
 
 ESTIMATES = (EXPECTED_DICE, DICE_BOUND, RISK, MEASURED_DICE, P_VALUE)
-"""In the order in which they are shown, before all other scores."""
+"""In order of display, before all other scores."""
 FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, TILES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)

@@ -1,4 +1,4 @@
-"""Images in the order in which a person should look at them: the most doubtful first."""
+"""Images in the order in which a person should review them: the most doubtful first."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images by a score, worst first; those without a score stand apart, never at an end of the list.
+    """Images by a score, worst first; images without a score are listed apart, never at an end of the list.
 
     Attributes
     ----------
-    ranked : with a column ``rank`` (1 is worst) and, where a threshold was given, ``flagged``
-    empty : nothing was predicted as foreground, so that there is nothing to doubt
+    ranked : with a column ``rank`` (1 is worst) and, if a threshold was given, ``flagged``
+    empty : images in which nothing was predicted as foreground, so that they have no uncertainty
     failed : with the reason in ``message``
     """
 
@@ -41,9 +41,14 @@ class RankedRows:
 
 
 def rank(scores: pd.DataFrame, score: str = "uncertainty", above: float | None = None) -> Ranking:
-    """Rank the rows of ``scores.parquet`` by `score`; `above` flags those beyond it (below, where low is doubtful).
+    """Rank the rows of ``scores.parquet`` by a score.
 
-    The registry says which end is the doubtful one; of columns that hold no score it is the high end.
+    Parameters
+    ----------
+    scores : rows of ``scores.parquet``
+    score : name of the column. The registry defines which end is the doubtful one; for columns that hold no score it is
+        the high end.
+    above : if given, images beyond it are flagged: above, or below if low values are doubtful
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Scores that follow from the prediction alone; `chorus.pipeline.scores.image_scores` has the sums they are made of.
+"""Scores that follow from the prediction alone; `chorus.pipeline.scores.image_scores` computes their sums.
 
 References
 ----------
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _area_variation(total: RegionTotal, k: int) -> float | None:
-    """Population standard deviation of the members' areas divided by their mean, from exact integers."""
+    """Return the population standard deviation of the members' areas divided by their mean, from exact integers."""
     areas = [overlap[member] for member, overlap in enumerate(total.sums.overlaps[k])]
     area, squares = sum(areas), sum(own * own for own in areas)
     return math.sqrt(len(areas) * squares - area * area) / area if len(areas) > 1 and area else None

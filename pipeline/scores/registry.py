@@ -1,7 +1,7 @@
-"""All scores, each declared once: what has columns, words, orders or reasons of scores takes them from here.
+"""All scores, each declared once: columns, labels, orders and reasons of scores are all taken from here.
 
-To add one, declare it in `region_scores` or `appearance_scores` with how it follows from the sums of regions, and run
-``make score-tables`` for the docs. Nothing else lists scores.
+To add one, declare it in `region_scores` or `appearance_scores`, with a function that derives it from the sums of
+regions, and run ``make score-tables`` for the docs. Nothing else lists scores.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES: tuple[Score, ...] = (*ESTIMATES, *REGION_SCORES, *APPEARANCE_SCORES, *FURTHER)
-"""In the order in which they are shown."""
+"""In order of display."""
 IMAGE_TABLE = tuple(score for score in SCORES if score.table == "scores")
 """Scores of ``scores.parquet``."""
 FLAG_TABLE = tuple(score for score in SCORES if score.table == "flags")
 """Scores of ``flags.parquet``."""
 STATED = tuple(score for score in FLAG_TABLE if score.listed)
-"""What `chorus flag` and the server state of every image."""
+"""Scores that `chorus flag` and the server state for every image."""
 
 _BY_NAME = {(score.name, score.per != "image"): score for score in SCORES}
 _FORMER = {(score.former, score.per != "image"): score for score in SCORES if score.former}
 
 
 def column_of(name: str) -> Column | None:
-    """The score that a column holds, also under its name in earlier versions; None where it holds none."""
+    """Return the score that a column holds, also under its name in earlier versions; None if it holds none."""
     start, colon, of = name.partition(":")
     key = start, bool(colon)
     score = _BY_NAME.get(key) or _FORMER.get(key)
@@ -41,19 +41,19 @@ def column_of(name: str) -> Column | None:
 
 
 def current_name(name: str) -> str:
-    """The present name of a column: itself, unless it was renamed."""
+    """Return the present name of a column: itself, unless it was renamed."""
     column = column_of(name)
     return name if column is None else column.key
 
 
 def phrase_of(name: str) -> str:
-    """A column in words, within a sentence; columns that hold no score are named as they are."""
+    """Return the display name of a column within a sentence; columns that hold no score keep their name."""
     column = column_of(name)
     return name if column is None else column.phrase
 
 
 def score_columns(classes: Sequence[str], channels: Sequence[str]) -> list[Column]:
-    """Columns of ``scores.parquet``, in order.
+    """Return the columns of ``scores.parquet``, in order.
 
     Parameters
     ----------
@@ -66,13 +66,13 @@ def score_columns(classes: Sequence[str], channels: Sequence[str]) -> list[Colum
         scores = list(group)
         if per == "class":
             found += [score.column(name) for score in scores for name in classes]
-        else:  # all that is known of a channel stands together
+        else:  # all scores of a channel stand together
             found += [score.column(name) for name in channels for score in scores]
     return found
 
 
 def columns_in(names: Iterable[Hashable]) -> list[Column]:
-    """The scores among the columns of a table, in the order of the registry; within a score in that of the table."""
+    """Return the scores among the columns of a table, in the order of the registry; within a score, of the table."""
     found = [column for name in map(str, names) if (column := column_of(name)) is not None and column.key == name]
     return sorted(found, key=lambda column: _place(column.score))
 
@@ -83,5 +83,5 @@ def _place(score: Score) -> int:
 
 
 def with_current_names(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of an earlier version with the present names of columns; any other one as it is."""
+    """Return a table of an earlier version with the present names of its columns; any other table unchanged."""
     return table.rename(columns={name: current for name in table if (current := current_name(str(name))) != name})

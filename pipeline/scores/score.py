@@ -1,4 +1,4 @@
-"""What is declared of a score of an image, and a column of a table that holds one."""
+"""Declaration of a score of an image, and of a column of a table that holds one."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Value = float | None
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A number that is known of an image. Tables, ranking, flags, reasons, pages and docs are made of this.
+    """A number that describes an image. Tables, ranking, flags, reasons, pages and docs derive from its declaration.
 
     Attributes
     ----------
-    name : column; where there is one per class or channel, it is followed by a colon and that
-    label : for people, as it stands within a sentence ("pairwise Dice")
+    name : column; if there is one per class or channel, it is followed by a colon and the name of that
+    label : name for display within a sentence ("pairwise Dice")
     meaning : definition in a sentence without its full stop, in Markdown
-    digits : after the point, where it is shown
+    digits : after the decimal point, for display
     doubtful : which values make an image doubtful: ``high``, ``low``, ``both`` ends of the reference set, or
-        ``neither``. Ranking begins at the low end where that is the doubtful one, else at the high end
-    unit : range where there is no unit ("0 to 0.25")
-    table : file that has the column: ``scores``, ``flags``, ``evaluation``; ``sigma`` where only ``sigma:<name>`` of
-        ``flags.parquet`` exists, which says how far the image is from the reference set; ``run`` where it says how
-        the image was processed
-    per : what there is one of it for
-    listed : stands in every list of images, not only among the details of one
-    believe : of what `chorus flag` says, when it can be relied on
-    quality : expected Dice is estimated from it
-    detects : it tells images that are out of distribution
-    kind : what a difference between a run and the reference set means; None where runs are not compared by it
-    by_group : `chorus shift` tests whether it depends on plate, well and metadata
+        ``neither``. Ranking begins at the low end if that is the doubtful one, else at the high end
+    unit : or the range if there is no unit ("0 to 0.25")
+    table : file that has the column: ``scores``, ``flags``, ``evaluation``; ``sigma`` if only ``sigma:<name>`` of
+        ``flags.parquet`` exists, the distance of the image from the reference set; ``run`` if it describes how the
+        image was processed
+    per : whether there is one per image, class or channel
+    listed : whether it is in every list of images, not only among the details of one
+    believe : for outputs of `chorus flag`, when they can be relied on
+    quality : whether expected Dice is estimated from it
+    detects : whether it detects images that are out of distribution
+    kind : meaning of a difference between a run and the reference set; None if runs are not compared by it
+    by_group : whether `chorus shift` tests if it depends on plate, well and metadata
     reference : column of `Reference.frame` that it is comparable to; by default its own in ``scores``
-    is_dice : a Dice against a truth, known or estimated: comparable to tau
-    reason : template of a reason for a flag: ``{of}`` is the class or channel, ``{value}`` the number, ``{percent}`` it
-        in per cent, ``{complement}`` 1 - value in per cent, ``{sigma}`` the distance from the reference set's median,
-        ``{away}`` that and the side; by default label, number and distance
-    subject : name of the score whose reason says the same
+    is_dice : whether it is a Dice against a truth, known or estimated: comparable to tau
+    reason : template of a reason for a flag: ``{of}`` is the class or channel, ``{value}`` the number, ``{percent}``
+        the same in per cent, ``{complement}`` 1 - value in per cent, ``{sigma}`` the distance from the reference set's
+        median, ``{away}`` that and the side; by default label, number and distance
+    subject : name of the score with an equivalent reason
     former : name in tables of earlier versions
-    from_regions, from_appearance : value from the sums of all regions, and the position among foreground classes or
-        channels; None where it is not defined
+    from_regions, from_appearance : compute the value from the sums of all regions, and the position among foreground
+        classes or channels; they return None if it is undefined
     """
 
     name: str
@@ -73,22 +73,22 @@ class Score:
     from_appearance: Callable[[AppearanceTotal, int], Value] | None = field(default=None, repr=False, compare=False)
 
     def column(self, of: str = "") -> Column:
-        """The column of a class or channel, or of the image."""
+        """Return the column of a class or channel, or of the image."""
         return Column(self, of)
 
     @property
     def pattern(self) -> str:
-        """The column with a placeholder for the class or channel, as docs write it."""
+        """The column with a placeholder for the class or channel, as in the docs."""
         return self.name if self.per == "image" else f"{self.name}:<{self.per}>"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of numbers: a score, of one class or channel where there is one for each.
+    """A column of numbers: a score, of one class or channel if there is one for each.
 
     Attributes
     ----------
-    of : the class or channel; empty where the score is the image's
+    of : the class or channel; empty if the score is the image's
     """
 
     score: Score
@@ -101,19 +101,19 @@ class Column:
 
     @property
     def phrase(self) -> str:
-        """For people, within a sentence: ``area fraction of nucleus``."""
+        """Display name within a sentence: ``area fraction of nucleus``."""
         return f"{self.score.label} of {self.of}" if self.of else self.score.label
 
     @property
     def label(self) -> str:
-        """For people, as a heading: ``Area fraction of nucleus``."""
+        """Display name as a heading: ``Area fraction of nucleus``."""
         phrase = self.phrase
         # "p-value" begins with a symbol, which keeps its case.
         return phrase[:1].upper() + phrase[1:] if phrase[1:2].isalpha() else phrase
 
     @property
     def digits(self) -> int:
-        """After the point."""
+        """Digits after the decimal point."""
         return self.score.digits
 
     @property
@@ -123,10 +123,10 @@ class Column:
 
     @property
     def listed(self) -> bool:
-        """Whether it stands in every list of images."""
+        """Whether it is in every list of images."""
         return self.score.listed
 
     @property
     def in_reference(self) -> str | None:
-        """Column of `Reference.frame` with comparable numbers; None where there is none."""
+        """Column of `Reference.frame` with comparable numbers; None if there is none."""
         return self.score.reference or (self.key if self.score.table == "scores" else None)
