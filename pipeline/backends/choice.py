@@ -1,4 +1,4 @@
-"""Which runtimes carry out a member's network, where each can be used, and by how much its answers may differ."""
+"""Runtimes that compute a member's network, where each can be used, and by how much its answers may differ."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import Precision
 
 Backend = Literal["eager", "cudagraphs", "inductor", "onnxruntime", "openvino"]
-"""``eager`` is PyTorch as it is, operation by operation; ``cudagraphs`` the same operations, recorded once and launched
+"""``eager`` is plain PyTorch, operation by operation; ``cudagraphs`` the same operations, recorded once and launched
 together; the others get the network as one graph, weights included."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 @dataclass(frozen=True, slots=True)
 class _Runtime:
-    """What a backend needs and can do.
+    """Requirements and abilities of a backend.
 
     Attributes
     ----------
     modules : that must be installed
-    mend : what to type where they are not
-    runs_on : which devices
+    mend : command that installs them
+    runs_on : whether it runs on a device
+    precisions : that it computes in
     """
 
     modules: tuple[str, ...]
@@ -54,7 +55,13 @@ _RUNTIMES: dict[Backend, _Runtime] = {
 
 
 def check_backend(backend: Backend, precision: Precision, device: str) -> None:
-    """Raises RefusedError where a backend cannot be used: what is missing or does not fit, and what to do."""
+    """Check that a backend can be used.
+
+    Raises
+    ------
+    RefusedError
+        If it cannot; the message says what is missing or does not fit, and what to do.
+    """
     runtime = _RUNTIMES[backend]
     if not runtime.runs_on(device_of(device)):
         kinds = ", ".join(kinds_that(runtime.runs_on))
@@ -69,7 +76,7 @@ def check_backend(backend: Backend, precision: Precision, device: str) -> None:
 
 
 def usable(precision: Precision, device: str) -> list[Backend]:
-    """The backends that can be used here, ``eager`` first."""
+    """Return the backends that can be used here, ``eager`` first."""
     found: list[Backend] = []
     for backend in BACKENDS:
         try:
@@ -81,17 +88,22 @@ def usable(precision: Precision, device: str) -> list[Backend]:
 
 
 def difference(answer: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root mean square of the difference of what two backends answer, relative to that of `reference`."""
+    """Return the root mean square of the difference between two answers, relative to that of `reference`.
+
+    Parameters
+    ----------
+    answer, reference : of one shape, any floating dtype
+    """
     reference, answer = device_of(reference.device).in_float64(reference), device_of(answer.device).in_float64(answer)
     scale = reference.square().mean().sqrt().item()
     return (answer - reference).square().mean().sqrt().item() / max(scale, 1e-30)
 
 
 def tolerance(precision: Precision, module: torch.nn.Module) -> float:
-    """How large `difference` to PyTorch in fp32 may be.
+    """Return how large `difference` to PyTorch in fp32 may be.
 
-    In fp32 another order of sums is all that may differ. Half precision has 8 (bf16) or 11 bits (fp16), also where the
-    weights themselves are of such a type.
+    In fp32 only the order of sums may differ. Half precision has 8 (bf16) or 11 bits (fp16), also if the weights
+    themselves are of such a type.
     """
     halves = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in module.parameters())
     if precision == "fp32" and not halves:

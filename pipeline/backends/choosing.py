@@ -1,4 +1,4 @@
-"""Which backend and how many tiles a call a run takes where nobody chooses: measured on the machine, kept, and used."""
+"""Default backend and number of tiles per call of a run: measured on the machine, cached, and reused."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 from chorus.pipeline.inference.posterior_builder import Precision, tiles_per_call
 from chorus.pipeline.io import storage
 
-# Of larger batches that are as fast within this the smaller one is taken: it leaves more memory and waits for less.
+# Of batches that are equally fast within this factor the smallest one is used: it needs less memory and waits less.
 _AS_FAST = 1.02
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What members are asked, whatever carries them out.
+    """The input of members, on any backend.
 
     Attributes
     ----------
     tile : edge in pixels
-    augmentations : how many of each tile
+    augmentations : number of augmentations per tile
     """
 
     tile: int
@@ -40,16 +40,17 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """Tiles a call where nothing was measured."""
+        """Default number of tiles per call, without measurement."""
         return tiles_per_call(self.device.type, self.tile, self.augmentations)
 
     @property
     def batches(self) -> list[int]:
-        """Tiles a call that are worth trying: `batch`, 1, 2, 4 and so on."""
+        """Numbers of tiles per call to try: `batch`, 1, 2, 4 and so on."""
         most = max(1, device_of(self.device).most_pixels // (self.augmentations * self.tile**2))
         return sorted({self.batch, *(1 << power for power in range(most.bit_length()))})
 
     def work(self, batch: int) -> Work:
+        """Return the input of a call with `batch` tiles."""
         return Work(self.tile, batch * self.augmentations, self.precision, self.device)
 
 
@@ -60,13 +61,17 @@ def measure_and_keep(
     batch: int | None = None,
     begun: Callable[[int, str, Backend], None] = lambda *_: None,
 ) -> list[EnsembleTimings]:
-    """Every backend with `batch` tiles a call; where it is None with `Workload.batch`, and the fastest one with more
-    and with fewer, as long as that is faster and there is memory for it.
+    """Measure every backend, and cache the timings.
+
+    With `batch` None every backend is measured with `Workload.batch`, and the fastest one also with more and with fewer
+    tiles per call, as long as that is faster and fits in memory.
 
     Parameters
     ----------
+    ensemble, workload : what to measure
     seconds : see `chorus.pipeline.backends.measuring.measured`
-    begun : told of the tiles a call, the network and the backend
+    batch : tiles per call
+    begun : called with the tiles per call, the network and the backend before each is measured
     """
 
     def kept(tiles: int, backends: list[Backend] | None = None) -> EnsembleTimings:
@@ -79,7 +84,7 @@ def measure_and_keep(
         storage.write_bytes(_path(ensemble.hash, work), timings.model_dump_json(indent=2).encode())
         return timings
 
-    if batch is None:  # what was measured another day is not compared with what is measured now
+    if batch is None:  # earlier timings are not compared with those measured now
         for tiles in workload.batches:
             Path(_path(ensemble.hash, workload.work(tiles))).unlink(missing_ok=True)
     first = batch or workload.batch
@@ -101,7 +106,7 @@ def measure_and_keep(
 
 
 def fastest(found: list[EnsembleTimings], workload: Workload) -> tuple[Backend, int] | None:
-    """The backend and the tiles a call with which a tile takes all members the least time; None without timings."""
+    """Return the backend and the tiles per call with the least time per tile for all members; None without timings."""
     known = [timings for timings in found if timings.best in usable(workload.precision, workload.device.type)]
     if not known:
         return None
@@ -112,16 +117,22 @@ def fastest(found: list[EnsembleTimings], workload: Workload) -> tuple[Backend, 
 
 
 def choose(ensemble: Ensemble, workload: Workload, batch: int | None = None) -> tuple[Backend, int]:
-    """What was the fastest on such a device, with `batch` tiles a call where it is given; else ``eager``."""
+    """Return the fastest known backend and tiles per call on this kind of device; ``eager`` without timings.
+
+    Parameters
+    ----------
+    ensemble, workload : what to run
+    batch : tiles per call, if it is fixed
+    """
     batches = workload.batches if batch is None else [batch]
     found = [timings for tiles in batches if (timings := known_timings(ensemble, workload.work(tiles)))]
     return fastest(found, workload) or ("eager", batch or workload.batch)
 
 
 def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:
-    """What was measured on such a device, or None."""
+    """Return the cached timings of this kind of device, or None."""
     if not device_of(work.device).available():
-        return None  # a driver without a GPU cannot know which ones its machines have
+        return None  # a driver without a GPU cannot know which GPUs its machines have
     try:
         return EnsembleTimings.model_validate_json(storage.read_bytes(_path(ensemble.hash, work)))
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""A torch module becomes a graph that other runtimes take; what was made once is kept on this machine."""
+"""Conversion of a torch module to a graph for other runtimes; results are cached on this machine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,42 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import last_stage
 
 Run = Callable[[torch.Tensor], list[torch.Tensor]]
-"""What a runtime makes of tiles: outputs, and the encoder's last stage where there is one."""
+"""Computes, for tiles, the outputs and the encoder's last stage if there is one."""
 OPSET = 20
-"""Of the ONNX graphs that are made: known to onnxruntime since 1.17."""
+"""Operator set of the ONNX graphs: supported by onnxruntime since 1.17."""
 _PACKAGES = ("chorus-bioimage", "torch", "onnxscript", "segmentation-models-pytorch", "timm")
 
 
 class WithStage(torch.nn.Module):
-    """A network that answers with its outputs and, where it has an `encoder`, with that one's last stage.
+    """A network that returns its outputs and, if it has an `encoder`, the last stage of that.
 
-    `encoder` is the one of `chorus.pipeline.members.contract.ModuleMember`; `precision` is what the network is computed
-    in.
+    Parameters
+    ----------
+    network : of a member
+    encoder : see `chorus.pipeline.members.contract.ModuleMember`
+    precision : that the network is computed in
+    device : kind of device
     """
 
     def __init__(self, network: torch.nn.Module, encoder: torch.nn.Module | None, precision: Precision, device: str):
         super().__init__()
         self.network, self._device, self._dtype = network, device, AUTOCAST.get(precision)
-        # In a list, so that the encoder's weights do not count twice.
+        # In a list, so that torch does not register it and the encoder's weights are not counted twice.
         self._encoder = [] if encoder is None else [encoder]
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the outputs of tiles.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, tile, tile) float32
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Outputs, (batch, channels, y, x) float32, and the encoder's last stage, (batch, features, y, x) float32, if
+            any.
+        """
         kept: list[torch.Tensor] = []
 
         def keep(encoder: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -58,7 +74,18 @@ class WithStage(torch.nn.Module):
 
 
 def exported(network: WithStage, example: torch.Tensor) -> torch.export.ExportedProgram:
-    """The graph of a network for inputs of the example's shape; raises RefusedError where torch cannot follow it."""
+    """Return the graph of a network for inputs of the example's shape.
+
+    Parameters
+    ----------
+    network : to export
+    example : (batch, channels, tile, tile) float32
+
+    Raises
+    ------
+    RefusedError
+        If torch cannot trace the network.
+    """
     try:
         with torch.no_grad():
             return torch.export.export(network, (example,), strict=False)
@@ -70,11 +97,22 @@ def exported(network: WithStage, example: torch.Tensor) -> torch.export.Exported
 
 
 def onnx_graph(network: WithStage, example: torch.Tensor) -> bytes:
-    """The network as ONNX for inputs of the example's shape; raises RefusedError where it cannot be."""
+    """Return the network as ONNX for inputs of the example's shape.
+
+    Parameters
+    ----------
+    network : to convert
+    example : (batch, channels, tile, tile) float32
+
+    Raises
+    ------
+    RefusedError
+        If torch cannot convert the network.
+    """
     program = exported(network, example)
     try:
         converted = torch.onnx.export(program, (example,), opset_version=OPSET, verbose=False)
-        assert converted is not None  # it is None only where a file was named
+        assert converted is not None  # it is None only if a file name was given
         data: bytes = converted.model_proto.SerializeToString()
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         raise RefusedError(
@@ -84,13 +122,24 @@ def onnx_graph(network: WithStage, example: torch.Tensor) -> bytes:
 
 
 def compiled(network: WithStage, example: torch.Tensor) -> bytes:
-    """The network compiled ahead of time for this device; raises RefusedError where there is no compiler."""
+    """Return the network compiled ahead of time for this device.
+
+    Parameters
+    ----------
+    network : to compile
+    example : (batch, channels, tile, tile) float32, on the device
+
+    Raises
+    ------
+    RefusedError
+        If torch cannot export the network, or there is no compiler.
+    """
     from torch import _inductor as inductor
 
     program = exported(network, example)
     with tempfile.TemporaryDirectory(prefix="chorus-") as folder:
         path = os.path.join(folder, "network.pt2")
-        # On a CPU weights become a part of the graph, and are laid out as the convolutions want them.
+        # On a CPU weights become a part of the graph, in the memory layout that suits the convolutions.
         configs = {"freezing": not device_of(example.device).accelerated}
         try:
             inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
@@ -103,9 +152,9 @@ def compiled(network: WithStage, example: torch.Tensor) -> bytes:
 
 
 def kept(name: str, make: Callable[[], bytes]) -> Path:
-    """The file of that name in the cache of this machine, made where it is not there.
+    """Return the path of a file in this machine's cache; create the file with `make` if it is missing.
 
-    One process makes it, others wait for it.
+    One process creates it, others wait for it.
     """
     path = cache_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +165,10 @@ def kept(name: str, make: Callable[[], bytes]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what was converted and measured: ``CHORUS_CACHE``, else in the user's cache folder."""
+    """Return this machine's cache of converted networks and timings.
+
+    It is ``CHORUS_CACHE``, else ``chorus`` in the user's cache folder.
+    """
     chosen = os.environ.get("CHORUS_CACHE")
     if chosen:
         return Path(chosen)
@@ -124,7 +176,10 @@ def cache_folder() -> Path:
 
 
 def fingerprint(network: torch.nn.Module, *details: object) -> str:
-    """Names what is made of a network: its layers and weights, the versions and the machine that make it, `details`."""
+    """Return a hash of a network, for names of what is made from it.
+
+    It covers layers and weights, the versions of the packages that convert it, and `details`.
+    """
     digest = hashlib.sha256(repr((str(network), details, _surroundings())).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -133,7 +188,7 @@ def fingerprint(network: torch.nn.Module, *details: object) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called: of a GPU its model, of a CPU its model and the widest instructions that torch uses."""
+    """Return the name of a device: the model of a GPU, or of a CPU with the widest instructions that torch uses."""
     there = device_of(device)
     if there.accelerated:
         return there.name()

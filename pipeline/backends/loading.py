@@ -1,4 +1,4 @@
-"""Members from their weights to the backend that carries them out: one way for runs, trials and serving."""
+"""Load members from their weights onto a backend: the same way for runs, trials and serving."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ def load_members(
     *,
     check: bool = False,
 ) -> list[Member]:
-    """Members on `device`, carried out by `backend`.
+    """Load members on `device`, computed by `backend`.
 
     Parameters
     ----------
+    ensemble : that has them
     indices : of the ensemble's members
+    device : that computes
     tile : edge in pixels
-    check : whether each is tried first, and shown an empty tile (`chorus.pipeline.ensembles.ensemble.check_answer`);
-        without it, the run has done so
+    backend : runtime of the networks
+    precision : of the networks
+    check : whether each is tried first on an empty tile (`chorus.pipeline.ensembles.ensemble.check_answer`); set it to
+        False if the run has done so already
 
     Raises
     ------
     RefusedError
-        Weights are missing, wrong or do not fit, or what a member answers does not.
+        If weights are missing, wrong or do not fit, or a member's answer does not fit.
     """
     found = []
     for index in indices:

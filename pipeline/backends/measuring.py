@@ -1,4 +1,4 @@
-"""How fast each backend is for an ensemble on this device; `chorus.pipeline.backends.choosing` keeps and uses it."""
+"""Speed of each backend for an ensemble on this device; `chorus.pipeline.backends.choosing` caches and uses it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Answering = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What members are called with.
+    """The input of a call of a member.
 
     Attributes
     ----------
     tile : edge in pixels
-    samples : tiles in a call, each augmentation counted
+    samples : tiles per call, each augmentation counted
     """
 
     tile: int
@@ -42,13 +42,13 @@ class Work:
 
 
 class Timing(BaseModel):
-    """A backend with one network.
+    """Timing of a backend with one network.
 
     Attributes
     ----------
-    rate : tiles a second, each augmentation counted; 0 where it cannot be used
+    rate : tiles per second, each augmentation counted; 0 if it cannot be used
     setup_seconds : from the weights to the first answer; less once it is in the cache
-    difference : of what it answers to PyTorch in fp32, see `chorus.pipeline.backends.choice.difference`
+    difference : of its answer to PyTorch in fp32, see `chorus.pipeline.backends.choice.difference`
     message : why it cannot be used
     """
 
@@ -62,7 +62,7 @@ class Timing(BaseModel):
 
 
 class NetworkTimings(BaseModel):
-    """All backends with one network; `members` of the ensemble have the same."""
+    """Timings of all backends with one network, which `members` of the ensemble share."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,13 +72,13 @@ class NetworkTimings(BaseModel):
 
 
 class EnsembleTimings(BaseModel):
-    """What was measured of an ensemble.
+    """Timings of an ensemble.
 
     Attributes
     ----------
     device : its name
-    threads : of torch
-    eager_fp32 : tiles a second of PyTorch in fp32 with channels first, as networks are published: of each network
+    threads : number of threads of torch
+    eager_fp32 : per network, tiles per second of PyTorch in fp32 with channels first, as networks are published
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,7 +94,7 @@ class EnsembleTimings(BaseModel):
 
     @property
     def best(self) -> Backend:
-        """The backend with which a tile takes all members the least time."""
+        """The backend with the least time per tile for all members."""
         usable_by_all = [
             backend
             for backend in (timing.backend for timing in self.networks[0].timings)
@@ -103,11 +103,12 @@ class EnsembleTimings(BaseModel):
         return min(usable_by_all, key=self.seconds)
 
     def seconds(self, backend: Backend) -> float:
-        """For one sample of a tile by each member."""
+        """Return the seconds for one sample of a tile by each member."""
         return sum(len(network.members) / _rate(network, backend) for network in self.networks)
 
     @property
     def seconds_eager_fp32(self) -> float:
+        """Seconds for one sample of a tile by each member in plain PyTorch, fp32, channels first."""
         return sum(len(one.members) / rate for one, rate in zip(self.networks, self.eager_fp32, strict=True))
 
 
@@ -118,12 +119,13 @@ def measured(
     begun: Callable[[str, Backend], None] = lambda *_: None,
     backends: Sequence[Backend] | None = None,
 ) -> EnsembleTimings:
-    """Try backends with every network of an ensemble.
+    """Measure backends with every network of an ensemble.
 
     Parameters
     ----------
-    seconds : that each is called for, in turns, so that what else the machine does meets all alike
-    begun : told of each network and backend
+    ensemble, work : what to measure
+    seconds : for which each backend is called, in turns, so that other load on the machine affects all alike
+    begun : called with each network and backend before it is measured
     backends : by default all that can be used here; ``eager`` is always among them
     """
     groups: dict[str, list[int]] = {}
@@ -159,7 +161,7 @@ def _timed(
     backends: Sequence[Backend],
     begun: Callable[[Backend], None],
 ) -> tuple[list[Timing], float]:
-    """Of each backend, and tiles a second of PyTorch in fp32 with channels first."""
+    """Return the timing of each backend, and the tiles per second of PyTorch in fp32 with channels first."""
     tiles = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(work.device)
     calls: dict[str, Callable[[], torch.Tensor]] = {}
     found: dict[Backend, Timing] = {}
@@ -193,7 +195,7 @@ def _timed(
 
 
 def _as_published(member: Member) -> Answering:
-    """A network with its weights as most are published and run: channels first."""
+    """Return a network with its weights in the layout in which most are published and run: channels first."""
     if not isinstance(member, ModuleMember) or isinstance(member.module, torch.jit.ScriptModule):
         return member
     network: torch.nn.Module = copy.deepcopy(member.module)
@@ -213,7 +215,7 @@ def _call(answering: Answering, tiles: torch.Tensor, precision: Precision) -> Ca
 def _rates(
     calls: dict[str, Callable[[], torch.Tensor]], samples: int, seconds: float, device: torch.device
 ) -> dict[str, float]:
-    """Tiles a second: the best of several rounds, in which all take turns."""
+    """Return tiles per second: the best of several rounds, in which all take turns."""
     best = dict.fromkeys(calls, 0.0)
     for _ in range(_ROUNDS):
         for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""A member whose network another runtime carries out: converted and checked when it is first called."""
+"""A member whose network is computed by another runtime: converted and checked at its first call."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from chorus.pipeline.members.contract import Activation, Member, ModuleMember
 
 
 def on_backend(member: Member, backend: Backend, precision: Precision, device: torch.device) -> Member:
-    """The same member on a backend; members that are no torch modules (ONNX, TorchScript) stay with what they have."""
+    """Return the member on a backend; members that are no torch modules (ONNX, TorchScript) are returned unchanged."""
     if backend == "eager" or not isinstance(member, ModuleMember) or isinstance(member.module, torch.jit.ScriptModule):
         return member
     return ConvertedMember(member, backend, precision, device)
 
 
 class ConvertedMember:
-    """See `chorus.pipeline.members.contract.Member` and `Encoding`.
+    """A member on another backend; see `chorus.pipeline.members.contract.Member` and `Encoding`.
 
-    Each shape of a batch is converted once, and its answer compared with PyTorch's in fp32, once on a machine.
+    Each shape of a batch is converted once, and its answer compared with PyTorch's in fp32, once per machine.
 
     Raises
     ------
     RefusedError
-        When it is called: the network cannot be converted, or its answers are beyond `tolerance`.
+        When it is called, if the network cannot be converted, or its answers differ by more than `tolerance`.
     """
 
     def __init__(self, member: ModuleMember, backend: Backend, precision: Precision, device: torch.device) -> None:
@@ -44,6 +44,17 @@ class ConvertedMember:
         self._stage: torch.Tensor | None = None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the network's outputs.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, tile, tile) float32, on the device
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, outputs, y, x) float32.
+        """
         shape = tuple(tiles.shape)
         if shape not in self._runs:
             self._runs[shape] = self._prepared(shape)
@@ -52,20 +63,34 @@ class ConvertedMember:
         return outputs
 
     def encoded(self) -> torch.Tensor:
-        """See `Encoding`."""
+        """Return the encoder's last stage for the last call; see `Encoding`.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, features, y, x) float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the member was not called since the last request.
+        """
         stage, self._stage = self._stage, None
         if stage is None:
             raise RuntimeError("the member was not called since its encoder was asked last")
         return stage
 
     def parameters_bytes(self) -> int:
-        """PyTorch's weights, which other shapes are converted from, and the runtime's where it has its own."""
+        """Return the bytes of PyTorch's weights, and of the runtime's own copy if it has one.
+
+        PyTorch's weights are kept, since other shapes are converted from them.
+        """
         return (1 if self._backend == "cudagraphs" else 2) * self._member.parameters_bytes()
 
     def _prepared(self, shape: tuple[int, ...]) -> Run:
-        # Values as they come after normalisation; of a fixed seed, so that a network passes always or never.
+        # Values as after normalisation, from a fixed seed, so that a network passes always or never.
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
-        # Whoever calls has autocast on where the precision is reduced; it is a part of the graph, or the runtime's.
+        # The caller enables autocast for reduced precision; here it is a part of the graph, or set in the runtime.
         with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False), torch.no_grad():
             run, graph = self._made(example)
             found = self._difference(run, graph, example)
@@ -78,7 +103,7 @@ class ConvertedMember:
         return run
 
     def _made(self, example: torch.Tensor) -> tuple[Run, str]:
-        """The network for inputs of the example's shape, and the hash of the file that the runtime opened."""
+        """Return the network for inputs of the example's shape, and the hash of the file that the runtime opened."""
         if self._backend == "cudagraphs":
             return recorded(self._network(self._precision), example), ""
         path = self._converted(example)
@@ -89,8 +114,11 @@ class ConvertedMember:
         return _openvino(path, self._precision) if self._backend == "openvino" else _onnxruntime(path), graph
 
     def _difference(self, run: Run, graph: str, example: torch.Tensor) -> float:
-        """To PyTorch's answer in fp32, which takes as long as several calls: what one process found is kept for all
-        that share the graph, the runtime and the kind of device."""
+        """Return the difference to PyTorch's answer in fp32.
+
+        The comparison takes as long as several calls, so its result is cached for all processes that share the graph,
+        the runtime and the kind of device.
+        """
 
         def compare() -> bytes:
             return repr(difference(run(example)[0], self._member.module(example))).encode()
@@ -102,18 +130,18 @@ class ConvertedMember:
         return float(kept(f"compared/{name}.txt", compare).read_text())
 
     def _converted(self, example: torch.Tensor) -> Path:
-        """The file that the runtime opens, made of the network for inputs of the example's shape."""
+        """Return the file that the runtime opens, made from the network for inputs of the example's shape."""
         network, shape = self._network(self._precision), tuple(example.shape)
         if self._backend == "inductor":
             example = example.contiguous(memory_format=torch.channels_last)
             name = fingerprint(network, shape, self._precision, *self._place())
             return kept(f"inductor/{name}.pt2", lambda: compiled(network, example))
-        # Runtimes choose their precision themselves: the graph is in that of the weights.
+        # Runtimes convert the precision themselves: the graph has the precision of the weights.
         plain = self._network("fp32")
         return kept(f"onnx/{fingerprint(plain, shape)}.onnx", lambda: onnx_graph(plain, example))
 
     def _place(self) -> tuple[str, str]:
-        """What answers depend on beside the network: the device, and what fp32 means on it."""
+        """Return what answers depend on beside the network: the device, and what fp32 means on it."""
         return device_name(self._device), device_of(self._device).fp32_policy()
 
     def _network(self, precision: Precision) -> WithStage:
@@ -145,7 +173,7 @@ def _openvino(path: Path, precision: Precision) -> Run:
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
-        # Several actors on a machine would else be pinned to the same cores.
+        # With pinning, several actors on a machine would be pinned to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
     try:
@@ -157,7 +185,7 @@ def _openvino(path: Path, precision: Precision) -> Run:
         ) from error
 
     def run(tiles: torch.Tensor) -> list[torch.Tensor]:
-        # Not with `share_inputs`: it computes in the input's memory and overwrites it.
+        # Without `share_inputs`, which computes in the input's memory and overwrites it.
         return [torch.from_numpy(said) for said in request.infer([tiles.contiguous().numpy()]).values()]
 
     return run

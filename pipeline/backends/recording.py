@@ -1,7 +1,8 @@
-"""A network's operations recorded as a CUDA graph, which a GPU carries out without being told each of them.
+"""A network's operations recorded as a CUDA graph, which is launched with a single call.
 
-Where a call is small, a processor tells a GPU less than it could do: some hundred operations of a few microseconds. A
-recording is launched at once. It reads its input and writes its answers where it did when it was recorded.
+If calls are small, the CPU launches operations more slowly than a GPU computes them: some hundred operations of a few
+microseconds each. A recording is launched at once. It reads its input and writes its answers at the memory addresses of
+the recording.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 
 
 def recorded(network: WithStage, example: torch.Tensor) -> Run:
-    """The network on a GPU for inputs of the example's shape; raises RefusedError where it cannot be recorded."""
+    """Return the network as a CUDA graph for inputs of the example's shape.
+
+    Parameters
+    ----------
+    network : to record
+    example : (batch, channels, tile, tile) float32, on a GPU
+
+    Raises
+    ------
+    RefusedError
+        If the network cannot be recorded.
+    """
     tiles = example.clone(memory_format=torch.channels_last)
     try:
         answers, replay = device_of(example.device).record(lambda: network(tiles))
