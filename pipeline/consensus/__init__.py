@@ -1,4 +1,5 @@
-"""Several annotators become one truth: votes, STAPLE, instances, and how far they agree.
+"""The drawings of several annotators become one ground truth: votes, STAPLE, instances, and the annotators' agreement.
 
-Begin with `truths` (which way) and `ground_truth` (the work); `agreement` compares annotators.
+Begin with `ground_truth` (one image) and `truths` (the ground truth of each image of a run); `agreement` compares
+annotators.
 """

@@ -1,4 +1,4 @@
-"""How far experts agree, with an estimate of the truth and with each other, and who agrees with nobody."""
+"""Agreement of annotators with an estimate of the ground truth and with each other, and outliers among them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALONE = 0.5
-"""A drawing agrees with nobody where its best Dice with another expert is below this share of the others' median."""
+"""A drawing agrees with nobody if its best Dice with another one is below this share of the others' median."""
 APART = 0.8
-"""An expert stands apart where the median over images of its Dice, as a share of the others', is below this."""
-# So few images say nothing of an expert.
+"""An annotator stands apart if the median over images of their Dice, as a share of the others', is below this."""
+# Minimum number of images for a statement about an annotator.
 _LEAST_IMAGES = 3
-# It takes two others to know how well others agree.
+# It takes two others to measure how well the others agree.
 _LEAST_EXPERTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertAgreement:
-    """Of the experts of one image.
+    """Agreement of the annotators of one image.
 
     Attributes
     ----------
-    dice : per expert, with the estimate; mean over the foreground classes, 0 to 1; 1 where both are empty
-    sensitivity, specificity : per expert, the share of the estimate's pixels of a class that it found, and of the
-        others that it left out; means over the foreground classes; None where there are no such pixels
+    dice : per annotator, with the estimate; mean over the foreground classes, 0 to 1; 1 if both are empty
+    sensitivity, specificity : per annotator, the share of the estimate's pixels of a class that the annotator marked,
+        and the share of the other pixels left unmarked; means over the foreground classes; None if there are no such
+        pixels
     pairwise : (experts, experts) float64, Dice of every two; the diagonal is 1
     """
 
@@ -40,13 +41,14 @@ class ExpertAgreement:
 def expert_agreement(
     votes: NDArray[np.integer], estimate: NDArray[np.integer], counts: NDArray[np.int64], classes: int
 ) -> ExpertAgreement:
-    """Agreement from counted patterns, so exact for an image of any size.
+    """Compute agreement from counted patterns, exactly for an image of any size.
 
     Parameters
     ----------
-    votes : (experts, patterns) what each expert says
-    estimate : (patterns,) the label of each pattern
+    votes : (experts, patterns) integer, the class that each annotator assigns
+    estimate : (patterns,) integer, the label of each pattern
     counts : (patterns,) int64, pixels
+    classes : number of classes, including the background
     """
     overlaps = np.array([_overlaps(votes, estimate, counts, label) for label in range(1, classes)])
     pixels = int(counts.sum())
@@ -62,7 +64,12 @@ def expert_agreement(
 
 
 def with_others(pairwise: NDArray[np.float64]) -> list[float | None]:
-    """Each expert's mean Dice with the others, None for a single expert."""
+    """Return each annotator's mean Dice with the others; None for a single annotator.
+
+    Parameters
+    ----------
+    pairwise : (experts, experts) float64, 0 to 1
+    """
     count = len(pairwise)
     if count < 2:
         return [None] * count
@@ -70,18 +77,33 @@ def with_others(pairwise: NDArray[np.float64]) -> list[float | None]:
 
 
 def among_others(pairwise: NDArray[np.float64], expert: int) -> float | None:
-    """Median Dice of the pairs that `expert` is not part of; None where there are no two others."""
+    """Return the median Dice of the pairs without `expert`; None if there are no two others.
+
+    Parameters
+    ----------
+    pairwise : (experts, experts) float64, 0 to 1
+    expert : index of the annotator
+    """
     others = [index for index in range(len(pairwise)) if index != expert]
     pairs = [pairwise[a, b] for a, b in itertools.combinations(others, 2)]
     return float(np.median(pairs)) if pairs else None
 
 
 def alone(pairwise: NDArray[np.float64]) -> list[bool]:
-    """Whose drawing agrees with nobody, as one of another image does.
+    """Return whose drawing agrees with nobody, as if it were of another image.
 
-    It is so where even its best Dice with another expert is below `ALONE` times the median Dice of the pairs among
-    the others. The best, so that two who agree on something unusual are not alone; the median of the others,
-    so that neither one careless pair nor a difficult image, on which nobody agrees, decides it.
+    That is a drawing whose best Dice with another annotator is below `ALONE` times the median Dice of the pairs among
+    the others. The best, so that two who agree on something unusual are not alone; the median of the others, so that
+    neither one careless pair nor a difficult image, on which nobody agrees, decides it.
+
+    Parameters
+    ----------
+    pairwise : (experts, experts) float64, 0 to 1
+
+    Returns
+    -------
+    list of bool
+        One per annotator; all False with fewer than three.
     """
     found = []
     for expert in range(len(pairwise)):
@@ -92,14 +114,14 @@ def alone(pairwise: NDArray[np.float64]) -> list[bool]:
 
 
 def apart(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -> dict[str, float]:
-    """Experts who stand apart over all images, and the median share by which they do.
+    """Return the annotators who stand apart over all images, and the median share by which they do.
 
-    On each image an expert's mean Dice with the others is divided by the median Dice of the pairs among the others.
-    An expert stands apart where the median of this over at least three images is below `APART`.
+    On each image an annotator's mean Dice with the others is divided by the median Dice of the pairs among the others.
+    An annotator stands apart if the median of this over at least three images is below `APART`.
 
     Parameters
     ----------
-    images : names of the experts of an image, and their pairwise Dice
+    images : names of the annotators of an image, and their pairwise Dice, (experts, experts) float64
     """
     shares: dict[str, list[float]] = {}
     for names, pairwise in images:
@@ -113,7 +135,12 @@ def apart(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -> dict[s
 
 
 def mean_pairwise(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -> Mapping[tuple[str, str], float]:
-    """Mean Dice of every two experts over the images that both drew, by their names in order."""
+    """Return the mean Dice of every two annotators over the images that both drew, by their names in order.
+
+    Parameters
+    ----------
+    images : names of the annotators of an image, and their pairwise Dice, (experts, experts) float64
+    """
     found: dict[tuple[str, str], list[float]] = {}
     for names, pairwise in images:
         for a, b in itertools.combinations(range(len(names)), 2):
@@ -124,7 +151,7 @@ def mean_pairwise(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -
 def _overlaps(
     votes: NDArray[np.integer], estimate: NDArray[np.integer], counts: NDArray[np.int64], label: int
 ) -> NDArray[np.int64]:
-    """Pixels that every two of (the experts, the estimate) give to a class, (experts + 1, experts + 1) int64."""
+    """Return the pixels that every two of (annotators, estimate) assign to a class, (experts + 1, experts + 1) int64."""
     masks = np.vstack([votes, estimate[np.newaxis]]) == label
     return np.array([[counts[a & b].sum() for b in masks] for a in masks], np.int64)
 

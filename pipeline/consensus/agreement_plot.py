@@ -1,4 +1,4 @@
-"""A picture of how far experts agree: who with whom, and on which images not."""
+"""A plot of the annotators' agreement: for every two of them, and for every image."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from chorus.pipeline.consensus.ground_truth import ImageTruth
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Images that are shown, those on which experts agree least.
+# Number of images shown: those with the lowest agreement.
 _SHOWN = 40
 # Matrices of more experts have no room for numbers.
 _NUMBERED = 12
 _ALONE = "#e41a1c"
 TRUTH = "truth"
-"""What the estimate is called among the experts."""
+"""Name of the estimate among the annotators."""
 
 
 def draw_agreement(truths: Sequence[ImageTruth], experts: Sequence[str]) -> bytes:
-    """The picture as an SVG file; equal input gives equal bytes.
+    """Draw the plot as an SVG file; equal input gives equal bytes.
 
-    On the left, mean Dice of every two experts, and of each with the estimate, over the images that both drew. On the
-    right, per image, each expert's mean Dice with the others; those that agree with nobody are marked and named.
+    On the left, mean Dice of every two annotators, and of each with the estimate, over the images that both drew. On
+    the right, per image, each annotator's mean Dice with the others; drawings that agree with nobody are marked and
+    named.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -48,7 +49,13 @@ def draw_agreement(truths: Sequence[ImageTruth], experts: Sequence[str]) -> byte
 
 
 def agreement_matrix(truths: Sequence[ImageTruth], experts: Sequence[str]) -> NDArray[np.float64]:
-    """Mean Dice of every two of (the experts, the estimate), float64; NaN where no image has both, 1 with itself."""
+    """Return the mean Dice of every two of (the annotators, the estimate).
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (experts + 1, experts + 1); NaN if no image has both, 1 on the diagonal.
+    """
     count = len(experts)
     matrix = np.full((count + 1, count + 1), np.nan)
     np.fill_diagonal(matrix, 1.0)
@@ -63,7 +70,7 @@ def agreement_matrix(truths: Sequence[ImageTruth], experts: Sequence[str]) -> ND
 
 
 def _least_agreed(truths: Sequence[ImageTruth]) -> list[ImageTruth]:
-    """The images of several experts on which one agrees least with the others, least first."""
+    """Return the images of several annotators on which one agrees least with the others, lowest agreement first."""
     several = [truth for truth in truths if len(truth.experts) > 1]
     return sorted(several, key=lambda truth: (min(row.dice_others or 0.0 for row in truth.experts), truth.name))[
         :_SHOWN

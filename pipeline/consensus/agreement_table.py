@@ -1,4 +1,4 @@
-"""What is told of the experts of a whole run: a row per image and expert, a summary per expert, warnings."""
+"""Tables on the annotators of a run: a row per image and annotator, a summary per annotator, warnings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _AGAINST = {"ap50": "ap50", "mean_ap": "map"}
 
 @dataclass(frozen=True, slots=True)
 class ExpertSummary:
-    """One expert over all images.
+    """One annotator over all images.
 
     Attributes
     ----------
-    images, missing : drawn, and not
-    dice, minimum_dice : mean and minimum Dice with the estimate; None where the expert drew nothing that could be used
-    dice_others : mean over images of the mean Dice with the other experts; None where nobody else drew any
-    share : median of that as a share of the others' own Dice where the expert stands apart, else None
+    images, missing : number of images drawn, and not drawn
+    dice, minimum_dice : mean and minimum Dice with the estimate; None if the annotator drew nothing usable
+    dice_others : mean over images of the mean Dice with the other annotators; None if nobody else drew any of them
+    share : median of that as a share of the others' own Dice if the annotator stands apart, else None
     """
 
     expert: str
@@ -40,10 +40,10 @@ class ExpertSummary:
 
 
 def agreement_table(truths: Sequence[ImageTruth]) -> pd.DataFrame:
-    """A row per image and expert.
+    """Return a row per image and annotator.
 
     Columns: ``image``, ``expert``, ``status`` (``drawn``, ``alone``: agrees with nobody, ``missing``), then numbers as
-    in `chorus.pipeline.consensus.ground_truth.ExpertRow`; ``ap50`` and ``map`` only of instances.
+    in `chorus.pipeline.consensus.ground_truth.ExpertRow`; ``ap50`` and ``map`` only for instances.
     """
     rows: list[dict[str, Any]] = []
     for truth in truths:
@@ -59,7 +59,7 @@ def agreement_table(truths: Sequence[ImageTruth]) -> pd.DataFrame:
 
 
 def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[ExpertSummary]:
-    """Every expert over all images, in the order given."""
+    """Summarise every annotator over all images, in the order given."""
     shares = apart((names_of(truth), matrix_of(truth)) for truth in truths)
     found = []
     for expert in experts:
@@ -82,7 +82,7 @@ def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[Expe
 
 
 def warnings(truths: Sequence[ImageTruth], summaries: Sequence[ExpertSummary]) -> list[str]:
-    """A sentence per drawing that agrees with nobody, and per expert who stands apart over all images."""
+    """Return a sentence per drawing that agrees with nobody, and per annotator who stands apart over all images."""
     found = [
         f"{truth.name}: the drawing of {row.expert} agrees with nobody (Dice {row.dice_others or 0:.2f} with the "
         f"others, who have {row.among_others or 0:.2f} among themselves); look whether it is of another image"
@@ -98,14 +98,15 @@ def warnings(truths: Sequence[ImageTruth], summaries: Sequence[ExpertSummary]) -
 
 
 def drawings_alone(truths: Sequence[ImageTruth]) -> list[tuple[ImageTruth, ExpertRow]]:
-    """The drawings that agree with nobody."""
+    """Return the drawings that agree with nobody."""
     return [(truth, row) for truth in truths for row in truth.experts if row.status == "alone"]
 
 
 def names_of(truth: ImageTruth) -> list[str]:
+    """Return the names of the annotators of an image."""
     return [row.expert for row in truth.experts]
 
 
 def matrix_of(truth: ImageTruth) -> NDArray[np.float64]:
-    """Dice of every two experts of an image, (experts, experts)."""
+    """Return the Dice of every two annotators of an image, (experts, experts) float64."""
     return np.array(truth.pairwise)

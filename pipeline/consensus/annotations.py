@@ -1,7 +1,7 @@
-"""Whose drawings there are of which image: ``EXPERTS/<expert>/<image>``, and how a drawing is read.
+"""Find and read the annotators' drawings of each image: ``EXPERTS/<expert>/<image>``.
 
 A drawing is a TIFF, PNG or JPEG file of labels, an OME-Zarr image of labels, or a label image of an OME-Zarr image.
-Drawings of one image have the same path below their expert's folder, but for the suffix.
+Drawings of one image have the same path below their annotator's folder, except for the suffix.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from chorus.pipeline.io.reading import open_level, read_window
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What one expert says of one image.
+    """One annotator's labels of one image.
 
     Attributes
     ----------
     expert : name of the folder
     url : of a raster file, or of a group with the multiscales of labels
     kind : how it is read
-    stamp : differs when the content of a raster file does; empty for OME-Zarr
-    failure : why it cannot be read, known before
+    stamp : changes with the content of a raster file; empty for OME-Zarr
+    failure : why it cannot be read, if that is known already
     """
 
     expert: str
@@ -49,7 +49,7 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """An image and its drawings, in the order of the experts' names; `missing` are the experts without one."""
+    """An image and its drawings, in the order of the annotators' names; `missing` are the annotators without one."""
 
     name: str
     drawings: tuple[Drawing, ...]
@@ -58,7 +58,7 @@ class DrawnImage:
 
 @dataclass(frozen=True, slots=True)
 class Drawings:
-    """What was found: the experts' names, sorted; folders that were left out; images by name."""
+    """All drawings found: the annotators' names, sorted; folders that were left out; images by name."""
 
     experts: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -74,8 +74,8 @@ class Labels:
     url : as in `Drawing`
     axes, shape : letters of ``tzyx`` in this order, and their lengths
     dtype : of the stored labels, an integer type
-    image : of an OME-Zarr, what its metadata say
-    read : gives (y, x) labels of time point t, plane z and a window
+    image : metadata of an OME-Zarr
+    read : returns the (y, x) labels of time point t, plane z and a window
     """
 
     url: str
@@ -92,17 +92,18 @@ class Labels:
 
 
 def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = None) -> Drawings:
-    """The drawings below `root`, an expert per folder.
+    """Find the drawings below `root`, which has a folder per annotator.
 
     Parameters
     ----------
-    patterns : names or patterns (``expert_*``) of the folders that are experts'; empty takes all
+    root : URL of the folder
+    patterns : names or patterns (``expert_*``) of the annotators' folders; empty takes all
     label : name of the label image within each OME-Zarr image; None takes the images themselves for labels
 
     Raises
     ------
     RefusedError
-        No folder is left, a pattern matches none, or a folder holds nothing to read.
+        If no folder is left, a pattern matches none, or a folder contains nothing to read.
     """
     root = storage.normalise(root)
     folders = _folders(root)
@@ -126,12 +127,12 @@ def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = N
 
 @contextmanager
 def open_drawing(drawing: Drawing) -> Iterator[Labels]:
-    """A drawing, for as long as it is open.
+    """Open a drawing for the duration of the context.
 
     Raises
     ------
     ImageError
-        It cannot be read, or holds no labels: several channels, or numbers that are not integers.
+        If it cannot be read, or contains no labels: several channels, or numbers that are not integers.
     """
     if drawing.failure:
         raise ImageError(drawing.failure)
@@ -155,12 +156,25 @@ def open_drawing(drawing: Drawing) -> Iterator[Labels]:
 
 
 def class_labels(labels: NDArray[np.integer], classes: int, url: str) -> NDArray[np.integer]:
-    """Labels as classes 0 to `classes` - 1. Of two classes whatever is not 0 is foreground, as in masks of 0 and 255.
+    """Return labels as classes 0 to `classes` - 1.
+
+    Of two classes everything that is not 0 is foreground, as in masks of 0 and 255.
+
+    Parameters
+    ----------
+    labels : (y, x) integer
+    classes : number of classes, including the background
+    url : for the message
+
+    Returns
+    -------
+    NDArray[np.integer]
+        (y, x); uint8 for two classes, else `labels` itself.
 
     Raises
     ------
     ImageError
-        for values that no class has
+        For values that no class has.
     """
     if classes == 2:
         foreground: NDArray[np.uint8] = (labels != 0).astype(np.uint8)
@@ -197,7 +211,7 @@ def _check(url: str, dtype: str, channels: int) -> None:
 
 
 def _folders(root: str) -> list[str]:
-    """Names of the folders in `root`, sorted, but for hidden ones."""
+    """Return the names of the folders in `root`, sorted, without hidden ones."""
     fs, path = storage.filesystem(root)
     try:
         entries = fs.ls(path, detail=True)
@@ -208,7 +222,7 @@ def _folders(root: str) -> list[str]:
 
 
 def _drawings(expert: str, folder: str, label: str | None) -> Iterator[tuple[str, Drawing]]:
-    """(name of the image, drawing) of everything in an expert's folder."""
+    """Yield (name of the image, drawing) of everything in an annotator's folder."""
     if not is_zarr(folder):
         for file in find_files([folder]):
             yield file.name.removesuffix(".ome.zarr"), Drawing(expert, file.url, "raster", file.stamp)

@@ -1,8 +1,8 @@
-"""The ground truth of one image out of several experts' drawings: counted, estimated, written, compared.
+"""The ground truth of one image from several annotators' drawings: counted, estimated, written, compared.
 
-Pixels are read twice, in blocks: once to count the experts' vote patterns, once to write the label that the estimate
-gives to each. So an OME-Zarr may be larger than memory; of raster files the estimate is kept whole, and of instance
-labels the drawings are, too.
+Pixels are read twice, in blocks: once to count the annotators' vote patterns, once to write the label that the estimate
+assigns to each. So an OME-Zarr may be larger than memory; for raster files the estimate is held in memory, and for
+instance labels the drawings are, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from chorus.pipeline.metrics.objects import average_precision
 
 
 class TruthSettings(BaseModel):
-    """Everything, besides the drawings, on which a byte of the result depends.
+    """All settings, besides the drawings, on which a byte of the result depends.
 
     Attributes
     ----------
     method : by default ``staple``, and ``vote`` for instances
     ties : what becomes of a pixel (an object) on which classes are equally likely
-    classes : of two, all that is not 0 is foreground; of more, labels are 0 to `classes` - 1
-    instances : labels are objects
+    classes : of two, everything that is not 0 is foreground; of more, labels are 0 to `classes` - 1
+    instances : whether labels are objects
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,12 +49,14 @@ class TruthSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _default(cls, given: Any) -> Any:
+        """Fill in the default method."""
         if isinstance(given, dict) and given.get("method") is None:
             return given | {"method": "vote" if given.get("instances") else "staple"}
         return given
 
     @model_validator(mode="after")
     def _of_a_kind(self) -> TruthSettings:
+        """Check that classes, instances and method fit together."""
         if self.instances and self.classes != 2:
             raise ValueError("instances have no classes; give --classes or --instances")
         if self.instances and self.method == "staple":
@@ -63,15 +65,16 @@ class TruthSettings(BaseModel):
 
 
 class ExpertRow(BaseModel):
-    """One expert on one image; see `chorus.pipeline.consensus.agreement`.
+    """One annotator on one image; see `chorus.pipeline.consensus.agreement`.
 
     Attributes
     ----------
-    status : ``alone`` where the drawing agrees with nobody
+    status : ``alone`` if the drawing agrees with nobody
     dice, sensitivity, specificity : against the estimate
-    dice_others : mean with the other experts; None for a single one
+    dice_others : mean with the other annotators; None for a single one
     among_others : median of the others' pairs, None without two others
-    ap50, mean_ap : of instances, average precision against the estimate at an IoU of 0.5, and its mean over 0.5 to 0.95
+    ap50, mean_ap : for instances, average precision against the estimate at an IoU of 0.5, and its mean over 0.5 to
+        0.95
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,12 +91,12 @@ class ExpertRow(BaseModel):
 
 
 class ImageTruth(BaseModel):
-    """What became of an image.
+    """The estimated ground truth of an image.
 
     Attributes
     ----------
     file : path of the labels, relative to the output
-    experts : who drew it
+    experts : annotators who drew it
     pairwise : Dice of every two of them
     foreground : share of the estimate that is not background
     notes : sentences on what is unusual
@@ -112,18 +115,23 @@ class ImageTruth(BaseModel):
 
 
 def truth_file(image: DrawnImage, settings: TruthSettings) -> str:
-    """Path of an image's labels, relative to the output: OME-Zarr where a drawing is, but for instances, else TIFF."""
+    """Return the path of an image's labels, relative to the output.
+
+    It is an OME-Zarr if a drawing is one and labels are no instances, else a TIFF.
+    """
     zarr = any(drawing.kind == "zarr" for drawing in image.drawings) and not settings.instances
     return image.name + (".ome.zarr" if zarr else ".tif")
 
 
 def estimate_truth(image: DrawnImage, out: str, settings: TruthSettings) -> ImageTruth:
-    """Estimate the truth of an image and write it below `out`; may be repeated.
+    """Estimate the ground truth of an image and write it below `out`; may be repeated.
 
     Raises
     ------
-    ImageError : a drawing cannot be read, or is of another size or of other values
-    OutputError : storage does not take the result
+    ImageError
+        If a drawing cannot be read, or has another size or other values.
+    OutputError
+        If storage does not accept the result.
     """
     with ExitStack() as stack:
         drawings = [stack.enter_context(open_drawing(drawing)) for drawing in image.drawings]
@@ -132,7 +140,7 @@ def estimate_truth(image: DrawnImage, out: str, settings: TruthSettings) -> Imag
 
 
 def decide(patterns: VotePatterns, settings: TruthSettings) -> tuple[PatternLabels, list[str]]:
-    """The estimate, and sentences on how it came about where that is unusual."""
+    """Return the estimate, and sentences on what was unusual about it."""
     notes = []
     if settings.method == "staple":
         found = staple(patterns, settings.ties)
@@ -224,7 +232,7 @@ def _result(
 
 
 def _degenerate(image: DrawnImage, patterns: VotePatterns, labels: NDArray[np.integer]) -> list[str]:
-    """A sentence where there was nothing to estimate."""
+    """Return a sentence if there was nothing to estimate."""
     votes = patterns.votes
     if len(votes) == 1:
         return [f"only {image.drawings[0].expert} drew it, and the drawing is taken for the truth"]

@@ -1,14 +1,14 @@
-"""Ground truth of objects: who drew the same one, which of them are real, and what is their shape.
+"""Ground truth of objects: which drawn objects are the same, which of them are real, and their shapes.
 
 ::
 
-    expert 1    A A A . B        A, a and x are one object: IoU above 0.5, at most one of every expert
+    expert 1    A A A . B        A, a and x are one object: IoU above 0.5, at most one per annotator
     expert 2    . a a . b   -->  B and b are another
-    expert 3    . x x . .        votes: 3 of 3, 2 of 3; each keeps the pixels that most of those who drew it gave it
+    expert 3    . x x . .        votes: 3 of 3, 2 of 3; each keeps the pixels that most of those who drew it included
 
-Every two experts' objects with an intersection over union above 0.5 are the same; such a partner is the only one, as an
-expert's objects do not overlap. Pairs are joined in the order of their IoU, highest first, unless the joined group
-would have two objects of one expert.
+Objects of two annotators with an intersection over union above 0.5 are the same; such a partner is unique, since an
+annotator's objects do not overlap. Pairs are joined in the order of their IoU, highest first, unless the joined group
+would have two objects of one annotator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ObjectEstimate:
     Attributes
     ----------
     labels : (y, x) int32, 1 to n in the order of their first pixels, row by row; 0 is background
-    votes : (n,) int64, how many experts drew each object
+    votes : (n,) int64, how many annotators drew each object
     """
 
     labels: NDArray[np.int32]
@@ -45,18 +45,19 @@ class ObjectEstimate:
 
 
 def vote_on_objects(labels: Sequence[NDArray[np.integer]], rule: Rule, ties: Ties = "background") -> ObjectEstimate:
-    """Keep the objects that enough experts drew, each in the shape that enough of those drew.
+    """Keep the objects that enough annotators drew, each in the shape on which enough of these agree.
 
     Parameters
     ----------
-    labels : per expert, (y, x); 0 is background, every other value an object
-    rule : ``vote`` keeps what more than half of the experts drew, and of it the pixels that more than half of those who
-        drew it gave it; ``union`` whatever anybody drew, ``intersection`` only what all did
+    labels : per annotator, (y, x) integer; 0 is background, every other value an object
+    rule : ``vote`` keeps objects that more than half of the annotators drew, and of these the pixels that more than
+        half of those who drew the object included; ``union`` keeps whatever anybody drew, ``intersection`` only what
+        all did
     ties : what becomes of exactly half, for objects and for pixels
 
     Notes
     -----
-    A pixel that two objects lay claim to goes to the one with more votes for it, then to the one that begins first.
+    A pixel that two objects claim goes to the one with more votes for it, then to the one that begins first.
     """
     groups = [group for group in matched(labels) if _enough(len(group), len(labels), rule, ties)]
     boxes = [_boxes(one) for one in labels]
@@ -76,9 +77,13 @@ def vote_on_objects(labels: Sequence[NDArray[np.integer]], rule: Rule, ties: Tie
 
 
 def matched(labels: Sequence[NDArray[np.integer]]) -> list[tuple[_Object, ...]]:
-    """Objects of all experts in groups that mean the same: (expert, label) in order, at most one per expert.
+    """Group the objects of all annotators that are the same: (expert, label) in order, at most one per annotator.
 
-    Groups are in the order in which they begin in the image (row by row), then of the experts.
+    Groups are in the order in which they begin in the image (row by row), then of the annotators.
+
+    Parameters
+    ----------
+    labels : per annotator, (y, x) integer; 0 is background, every other value an object
     """
     sizes = [_counts(one) for one in labels]
     group_of: dict[_Object, set[_Object]] = {}
@@ -100,7 +105,7 @@ def matched(labels: Sequence[NDArray[np.integer]]) -> list[tuple[_Object, ...]]:
 def _pairs(
     labels: Sequence[NDArray[np.integer]], sizes: Sequence[dict[int, int]], a: int, b: int
 ) -> list[tuple[float, _Object, _Object]]:
-    """(IoU, object, object) of two experts' objects that are the same."""
+    """Return (IoU, object, object) of two annotators' objects that are the same."""
     both = (labels[a] != 0) & (labels[b] != 0)
     frame = pd.DataFrame({"a": labels[a][both].astype(np.int64), "b": labels[b][both].astype(np.int64)})
     found = []
@@ -113,19 +118,19 @@ def _pairs(
 
 
 def _counts(labels: NDArray[np.integer]) -> dict[int, int]:
-    """Pixels of every object."""
+    """Return the number of pixels of every object."""
     values, counts = np.unique(labels, return_counts=True)
     return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
 
 
 def _begins(labels: NDArray[np.integer]) -> dict[int, int]:
-    """Place of every object's first pixel, row by row."""
+    """Return the flat index of every object's first pixel, row by row."""
     values, first = np.unique(labels, return_index=True)
     return {int(value): int(place) for value, place in zip(values, first, strict=True) if value}
 
 
 def _boxes(labels: NDArray[np.integer]) -> dict[int, tuple[slice, slice]]:
-    """The rectangle around every object."""
+    """Return the bounding box of every object."""
     from scipy.ndimage import find_objects
 
     values, inverse = np.unique(labels, return_inverse=True)
@@ -138,7 +143,7 @@ def _enough(votes: int, of: int, rule: Rule, ties: Ties) -> bool: ...
 @overload
 def _enough(votes: NDArray[np.int32], of: int, rule: Rule, ties: Ties) -> NDArray[np.bool_]: ...
 def _enough(votes: NDArray[np.int32] | int, of: int, rule: Rule, ties: Ties) -> NDArray[np.bool_] | bool:
-    """Whether `votes` out of `of` are enough."""
+    """Return whether `votes` out of `of` are enough."""
     if rule == "union":
         return votes > 0
     if rule == "intersection":
@@ -147,7 +152,7 @@ def _enough(votes: NDArray[np.int32] | int, of: int, rule: Rule, ties: Ties) -> 
 
 
 def _in_order(owner: NDArray[np.int32], votes: NDArray[np.int64]) -> ObjectEstimate:
-    """Renumber objects by their first pixels; those that no pixel was left to disappear."""
+    """Renumber objects by their first pixels; objects without pixels are dropped."""
     begins = _begins(owner)
     order = sorted(begins, key=lambda label: begins[label])
     numbers = np.zeros(len(votes) + 1, np.int32)

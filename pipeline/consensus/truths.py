@@ -1,4 +1,4 @@
-"""The truth of each image of a run: found by name, and read window by window."""
+"""The ground truth of each image of a run: found by name, and read window by window."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
 from chorus.pipeline.io.reading import open_level, read_window
 
 ReadLabels = Callable[[int, int, Window], NDArray[np.integer]]
-"""Gives (y, x) labels of time point t, plane z and a window."""
+"""Returns (y, x) labels of time point t, plane z and a window."""
 
 TRUTH = "truth"
-"""What the truth is called where it is read as experts' drawings are."""
+"""Name of the ground truth where it is read like annotators' drawings."""
 
 _GROUP_FILES = ("zarr.json", ".zattrs")
 _WORKERS = 16
@@ -33,7 +33,7 @@ _WORKERS = 16
 
 @dataclass(frozen=True)
 class FoundTruths:
-    """Which truth belongs to which image.
+    """Assignment of ground truths to images.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class FoundTruths:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Lengths of an image's axes, 1 where it has no such axis."""
+    """Lengths of an image's axes, 1 for an axis that it lacks."""
 
     t: int
     z: int
@@ -60,6 +60,7 @@ class Sizes:
 
     @classmethod
     def of(cls, axes: str, shape: Iterable[int]) -> Sizes:
+        """Return the sizes of an image with these axes and lengths."""
         lengths = dict(zip(axes, shape, strict=True))
         return cls(*(lengths.get(axis, 1) for axis in "tzyx"))
 
@@ -68,20 +69,20 @@ class Sizes:
 
 
 def find_truths(images: Mapping[str, str], truth: str | None, label: str | None) -> FoundTruths:
-    """Match the images of a run and their truth.
+    """Match the images of a run and their ground truth.
 
     Parameters
     ----------
-    images : name in the run (``a.ome.zarr``, ``plate.ome.zarr/B/02/0``) and URL of the source
+    images : URL of the source by name in the run (``a.ome.zarr``, ``plate.ome.zarr/B/02/0``)
     truth : folder or glob of TIFF, PNG or JPEG files whose path below the folder, without suffix, is the image's name
-        (``_mask``, ``_label`` and their plurals may follow) or ends with it; or OME-Zarr of the images' names; None
-        where it is inside the sources
-    label : name in the ``labels`` group of each OME-Zarr; None where the OME-Zarrs of `truth` are label images
+        (``_mask``, ``_label`` and their plurals may follow) or ends with it; or OME-Zarr with the images' names; None
+        if it is inside the sources
+    label : name in the ``labels`` group of each OME-Zarr; None if the OME-Zarrs of `truth` are label images
 
     Raises
     ------
     RefusedError
-        where `truth` is missing, or fits no image
+        If `truth` is missing, or fits no image.
     """
     if truth is None:
         if label is None:
@@ -104,13 +105,13 @@ def find_truths(images: Mapping[str, str], truth: str | None, label: str | None)
 
 @contextmanager
 def open_truth(truth: Drawing, sizes: Sizes) -> Iterator[ReadLabels]:
-    """Reads a truth for as long as it is open; of an OME-Zarr the level of the size that is wanted.
+    """Open a ground truth for the duration of the context; of an OME-Zarr the level of the requested size.
 
     Raises
     ------
     ImageError
-        where it cannot be read, is of another size or of more than one channel, or holds no integers; reading a
-        window raises it, too
+        If it cannot be read, has another size or more than one channel, or contains no integers; also when a window is
+        read.
     """
     with open_drawing(truth) as labels:
         given, image = Sizes(**labels.lengths), labels.image
@@ -127,14 +128,25 @@ def open_truth(truth: Drawing, sizes: Sizes) -> Iterator[ReadLabels]:
 
 
 def truth_classes(label: NDArray[np.integer], classes: int, where: str) -> NDArray[np.integer]:
-    """(y, x) index of each pixel's class, 0 is background.
+    """Return the index of each pixel's class.
 
-    Where there is one foreground class every value but 0 is of it, so that objects and masks of 255 will do.
+    With one foreground class every value but 0 counts as foreground, so that objects and masks of 255 are accepted.
+
+    Parameters
+    ----------
+    label : (y, x) integer
+    classes : number of classes, including the background
+    where : for the message
+
+    Returns
+    -------
+    NDArray[np.integer]
+        (y, x), 0 is background; uint8 for two classes, else `label` itself.
 
     Raises
     ------
     ImageError
-        for values that no class has
+        For values that no class has.
     """
     if label.min(initial=0) < 0 or (classes > 2 and label.max(initial=0) >= classes):
         unknown = [int(value) for value in np.unique(label) if not 0 <= value < (classes if classes > 2 else np.inf)]
@@ -146,12 +158,12 @@ def truth_classes(label: NDArray[np.integer], classes: int, where: str) -> NDArr
 
 
 def _key(name: str) -> str:
-    """Name of an image without the suffix of its container: ``plate/B/02/0``."""
+    """Return the name of an image without the suffix of its container: ``plate/B/02/0``."""
     return name.replace(".ome.zarr", "", 1)
 
 
 def _existing(urls: Mapping[str, str]) -> dict[str, Drawing]:
-    """Label images in OME-Zarr, of those that are there."""
+    """Return the label images in OME-Zarr that exist."""
 
     def present(url: str) -> bool:
         return any(storage.exists(storage.join(url, file)) for file in _GROUP_FILES)
@@ -162,13 +174,13 @@ def _existing(urls: Mapping[str, str]) -> dict[str, Drawing]:
 
 
 def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> FoundTruths:
-    """OME-Zarrs of the images' names, or labels within them."""
+    """Match OME-Zarrs by the images' names, or labels within them."""
     keys = {_key(name): name for name in images}
     urls: dict[str, str] = {}
     failed: dict[str, str] = {}
     unused: list[str] = []
     for one in find_images([truth]):
-        # By its path below the folder, as `chorus truth` leaves it, or as a run names it, a plate's fields among them.
+        # By its path below the folder, as `chorus truth` writes it, or by its name in a run, as fields of plates have.
         below = storage.join(one.root, one.path).removeprefix(storage.normalise(truth)).strip("/")
         name = keys.get(below.replace(".ome.zarr", "", 1)) or keys.get(_key(one.name))
         if name is None:
@@ -184,7 +196,7 @@ def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> Fo
 
 def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
     files = {_key(file.name): file for file in find_files([truth])}
-    # A run names an image by its own file; the truth may lie in folders as the images once did.
+    # A run names an image by its file name alone; the truth may lie in folders, as the images did originally.
     ends = Counter(key.rpartition("/")[2] for key in files)
     known = {key.rpartition("/")[2]: key for key in files if ends[key.rpartition("/")[2]] == 1}
     known |= {key: key for key in files}
@@ -199,12 +211,12 @@ def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
 
 
 def find_experts(images: Iterable[str], folder: str, patterns: Sequence[str]) -> dict[str, tuple[Drawing, ...]]:
-    """The experts' drawings by name of the image, of those that any expert drew; see `find_drawings`.
+    """Return the annotators' drawings by name of the image, for images that were drawn; see `find_drawings`.
 
     Raises
     ------
     RefusedError
-        where `folder` is missing or laid out otherwise, or no expert drew any of the images
+        If `folder` is missing or has another layout, or nobody drew any of the images.
     """
     drawn = {image.name: image.drawings for image in find_drawings(folder, patterns).images}
     found = {name: drawn[_key(name)] for name in images if _key(name) in drawn}

@@ -1,13 +1,14 @@
-"""Vote patterns: how often each combination of the experts' labels occurs in an image.
+"""Vote patterns: how often each combination of the annotators' labels occurs in an image.
 
-A pattern is what all experts say of one pixel, say (0, 1, 1) of three. Every estimate of the truth that looks at pixels
-one by one is a function of the pattern alone, so an image of any size is first counted and then looked up::
+A pattern is the combination of all annotators' labels of one pixel, such as (0, 1, 1) of three. Every estimate of the
+truth that treats pixels one by one is a function of the pattern alone, so an image of any size is first counted and
+then looked up::
 
     expert 1   0 0 1 1        pattern    (0,0,0)  (0,0,1)  (1,1,1)  (1,1,0)
     expert 2   0 0 1 1   -->  count         1        1        1        1    -->  estimate, a label per pattern
     expert 3   0 1 1 0                                                           applied to every pixel
 
-Counts are integers and add up over regions, in any order: the estimate does not depend on how an image is cut.
+Counts are integers and add up over regions, in any order: the estimate does not depend on the partition of an image.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class VotePatterns:
 
     Attributes
     ----------
-    experts, classes : how many; class 0 is background
-    keys : (patterns,) int64, ascending; the labels of all experts as digits of a number, the first expert's first
+    experts, classes : number of each; class 0 is background
+    keys : (patterns,) int64, ascending; the labels of all annotators as digits of a number, the first annotator's first
     counts : (patterns,) int64, pixels, 1 or more
     """
 
@@ -46,12 +47,13 @@ class VotePatterns:
 
         Parameters
         ----------
-        labels : per expert, (y, x) with values 0 to `classes` - 1
+        labels : per annotator, (y, x) integer with values 0 to `classes` - 1
+        classes : number of classes, including the background
 
         Raises
         ------
         ImageError
-            If there are more possible patterns than a number can tell apart: 62 experts of 2 classes, 26 of 5.
+            If there are more possible patterns than an integer can distinguish: 62 annotators of 2 classes, 26 of 5.
         """
         if classes ** len(labels) > _MOST_KEYS:
             raise ImageError(
@@ -71,19 +73,20 @@ class VotePatterns:
 
     @property
     def votes(self) -> NDArray[np.int64]:
-        """(experts, patterns): what each expert says."""
+        """(experts, patterns) int64, each annotator's label."""
         weights = np.array([self.classes**place for place in reversed(range(self.experts))], np.int64)
         digits: NDArray[np.int64] = self.keys[np.newaxis] // weights[:, np.newaxis] % self.classes
         return digits
 
     @property
     def votes_per_class(self) -> NDArray[np.int64]:
-        """(classes, patterns): how many experts say so."""
+        """(classes, patterns) int64, number of annotators with this label."""
         votes = self.votes
         return np.array([(votes == label).sum(axis=0) for label in range(self.classes)], np.int64)
 
     @property
     def pixels(self) -> int:
+        """Number of pixels."""
         return int(self.counts.sum())
 
 
@@ -96,18 +99,45 @@ class PatternLabels:
 
     @classmethod
     def of(cls, patterns: VotePatterns, labels: NDArray[np.integer]) -> PatternLabels:
-        """`labels` in the smallest type that holds all classes."""
+        """Convert labels to the smallest dtype that holds all classes.
+
+        Parameters
+        ----------
+        patterns : of an image
+        labels : (patterns,) integer
+        """
         return cls(patterns, labels.astype(np.uint8 if patterns.classes <= 256 else np.uint16))
 
     def apply(self, labels: Sequence[NDArray[np.integer]]) -> NDArray[np.unsignedinteger]:
-        """The estimate of a block whose patterns were counted, from the experts' `labels`, each (y, x)."""
+        """Look up the estimate of a block whose patterns were counted.
+
+        Parameters
+        ----------
+        labels : per annotator, (y, x) integer
+
+        Returns
+        -------
+        NDArray[np.unsignedinteger]
+            (y, x).
+        """
         places = np.searchsorted(self.patterns.keys, pattern_keys(labels, self.patterns.classes))
         result: NDArray[np.unsignedinteger] = self.labels[places]
         return result
 
 
 def pattern_keys(labels: Sequence[NDArray[np.integer]], classes: int) -> NDArray[np.int64]:
-    """The key of every pixel's pattern, int64 of the labels' shape; see `VotePatterns`."""
+    """Return the key of every pixel's pattern; see `VotePatterns`.
+
+    Parameters
+    ----------
+    labels : per annotator, integer arrays of one shape
+    classes : number of classes, including the background
+
+    Returns
+    -------
+    NDArray[np.int64]
+        In the shape of the labels.
+    """
     keys = np.zeros(labels[0].shape, np.int64)
     for one in labels:
         keys *= classes

@@ -1,4 +1,4 @@
-"""Where the ground truth of an image is written: a TIFF of labels, or an OME-Zarr with the label image ``semantic``."""
+"""Write the ground truth of an image: a TIFF of labels, or an OME-Zarr with the label image ``semantic``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from chorus.pipeline.io.pyramid import write_pyramid
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.io.writer import prepare_image, write_region
 
-# Of the blocks and of what is written as OME-Zarr; any value gives the same labels.
+# Edges of the blocks and of the OME-Zarr's chunks; any value gives the same labels.
 _REGION, _CHUNK = 2048, 512
 # Beyond this a TIFF may need the offsets of BigTIFF.
 _LARGE = 2**31
 
 Estimate = Callable[[int, int, Window], NDArray[np.unsignedinteger]]
-"""Gives the labels of time point t, plane z and a window, (y, x)."""
+"""Returns the labels of time point t, plane z and a window, (y, x)."""
 
 
 def places(drawing: Labels) -> Iterator[tuple[int, int, Window]]:
-    """Time point, plane and window of every block."""
+    """Yield time point, plane and window of every block."""
     lengths = drawing.lengths
     grid = RegionGrid(lengths["y"], lengths["x"], _REGION)
     for t in range(lengths["t"]):
@@ -38,11 +38,12 @@ def places(drawing: Labels) -> Iterator[tuple[int, int, Window]]:
 
 
 def write_pixels(drawings: Sequence[Labels], target: str, classes: int, estimate: Estimate) -> None:
-    """Write labels 0 to `classes` - 1 (at most 255): block by block where `target` is an ``.ome.zarr``, else a TIFF.
+    """Write labels 0 to `classes` - 1 (at most 255): block by block if `target` is an ``.ome.zarr``, else as a TIFF.
 
     Raises
     ------
-    OutputError : storage does not take them
+    OutputError
+        If storage does not accept them.
     """
     if target.endswith(".ome.zarr"):
         _write_zarr(drawings, target, classes, estimate)
@@ -55,7 +56,18 @@ def write_pixels(drawings: Sequence[Labels], target: str, classes: int, estimate
 
 
 def write_objects(labels: NDArray[np.int32], target: str) -> None:
-    """Write (y, x) objects as a TIFF; raises OutputError where storage does not take it."""
+    """Write objects as a TIFF.
+
+    Parameters
+    ----------
+    labels : (y, x) int32, 0 is background
+    target : URL of the file
+
+    Raises
+    ------
+    OutputError
+        If storage does not accept it.
+    """
     _write_tiff(labels.astype(np.uint16 if labels.max() < 2**16 else np.uint32), "yx", target)
 
 
@@ -82,7 +94,7 @@ def _write_zarr(drawings: Sequence[Labels], target: str, classes: int, estimate:
 
 
 def _layout(drawings: Sequence[Labels], target: str, classes: int) -> ImageLayout:
-    """As the first drawing that is an OME-Zarr: its axes, sizes and place."""
+    """Return a layout like the first drawing that is an OME-Zarr: its axes, sizes and position."""
     first = next(one for one in drawings if one.image is not None)
     assert first.image is not None
     image, level = first.image, first.image.levels[0]
