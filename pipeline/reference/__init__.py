@@ -1,5 +1,5 @@
-"""What an ensemble is known to be worth: its scores on labelled images, and what follows for new ones.
+"""Quality of an ensemble on labelled images, and what follows for new images.
 
-Begin with `reference` (the set) and `flags` (what is said of an image, with reasons in `reasons`). `ood` measures how
-unlike the reference an image is, `quality` the Dice to expect, `conformal` bounds on it.
+Begin with `reference` (the set) and `flags` (the judgement of an image, with reasons in `reasons`). `ood` measures
+how unlike the reference set an image is, `quality` the expected Dice, `conformal` bounds on it.
 """

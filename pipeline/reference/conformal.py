@@ -1,4 +1,4 @@
-"""What holds for a new image because the reference images came from the same place: bounds and p-values by rank.
+"""Conformal prediction: bounds and p-values for a new image, by its rank among the reference images.
 
 All of it rests on one assumption, exchangeability: that the new image could have been one of the reference images, so
 that no order of them is more likely than another. No distribution is assumed.
@@ -16,36 +16,56 @@ ASSUMPTION = (
     "the bound then holds for at least 1 - alpha of the images; it says nothing of images that are out of distribution"
 )
 FOLDS = 20
-# Fewest images that a model of quality is fitted to; what is left calibrates the bound.
+# Minimum number of images that a model of quality is fitted to; the others calibrate the bound.
 _FEWEST_FITTED = 5
 
 
 def conformal_rank(images: int, alpha: float) -> int | None:
-    """Which of the residuals of `images`, from the smallest (1), a new one exceeds with probability alpha at most.
+    """Return the rank of the residual, from the smallest (1), that a new one exceeds with probability alpha at most.
 
-    ceil((n + 1) (1 - alpha)); None where that is more than n: too few images for a bound at alpha.
+    ceil((n + 1) (1 - alpha)) for n images; None if that is more than n: too few images for a bound at alpha.
 
     References
     ----------
     Lei et al., Journal of the American Statistical Association 113:1094 (2018), Algorithm 2 and Theorem 2; Vovk,
     Gammerman and Shafer, Algorithmic Learning in a Random World (2005).
     """
-    # Rounding errors of the product must not take the rank one too high: (n + 1) (1 - alpha) is often an integer.
+    # Rounding errors of the product must not raise the rank by one: (n + 1) (1 - alpha) is often an integer.
     rank = math.ceil((images + 1) * (1 - alpha) - 1e-9)
     return rank if rank <= images else None
 
 
 def residual_quantile(residuals: NDArray[np.float64], alpha: float) -> float | None:
-    """The residual (expected - true) that a new image exceeds with probability alpha at most; None with too few."""
+    """Return the residual that a new image exceeds with probability alpha at most.
+
+    Parameters
+    ----------
+    residuals : (images,) float64, expected less true Dice
+    alpha : 0 to 1
+
+    Returns
+    -------
+    float or None
+        None with too few images.
+    """
     rank = conformal_rank(len(residuals), alpha)
     return None if rank is None else float(np.sort(residuals)[rank - 1])
 
 
 def split_for_bound(images: int, alpha: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the images that a model is fitted to, and of those that calibrate its bound.
+    """Split images into those that a model is fitted to, and those that calibrate its bound.
 
-    Half of them calibrate; more where a bound needs more and at least five are left to fit. The split is random, but
+    Half of them calibrate; more if a bound needs more and at least five are left to fit. The split is random, but
     the same for the same number of images.
+
+    Parameters
+    ----------
+    images : number of images
+    alpha : of the bound, 0 to 1
+
+    Returns
+    -------
+    fitted, calibrating : (n,) intp each, sorted indices
     """
     minimum = math.ceil(1 / alpha - 1e-9) - 1
     calibrating = max(images // 2, min(minimum, images - _FEWEST_FITTED))
@@ -54,19 +74,36 @@ def split_for_bound(images: int, alpha: float) -> tuple[NDArray[np.intp], NDArra
 
 
 def fold_numbers(images: int, folds: int = FOLDS) -> NDArray[np.intp]:
-    """Which fold each image belongs to, at random but the same every time; one image a fold where there are few."""
+    """Assign images to folds, at random but the same every time; one image per fold if there are few.
+
+    Parameters
+    ----------
+    images : number of images
+    folds : number of folds, at most
+
+    Returns
+    -------
+    NDArray[np.intp]
+        (images,), 0 to ``folds - 1``.
+    """
     return np.random.default_rng(images).permutation(images) % min(folds, images)
 
 
 def conformal_p_values(reference: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How often something at least as unusual would come from the reference: (1 + #{reference >= value}) / (n + 1).
+    """Return conformal p-values: (1 + #{reference >= value}) / (n + 1).
 
-    Of an exchangeable image P(p <= t) <= t for every t.
+    This is how often an image of the reference's source is at least as unusual. For an exchangeable image P(p <= t) <=
+    t for every t.
 
     Parameters
     ----------
-    reference : (n,) how unusual each reference image is; the higher the more
-    values : (images,) the same of new ones
+    reference : (n,) float64, how unusual each reference image is; higher is more unusual
+    values : (images,) float64, the same of new images
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (images,), above 0 and at most 1.
 
     References
     ----------
@@ -80,17 +117,22 @@ def conformal_p_values(reference: NDArray[np.float64], values: NDArray[np.float6
 def failure_probability(
     reference: NDArray[np.float64], failed: NDArray[np.bool_], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Probability, rather too high than too low, that images of these scores fail; it never falls with the score.
+    """Return an upper estimate of the probability that images with these scores fail; it never falls with the score.
 
     The upper one of the two probabilities of a Venn-Abers predictor: the value at a new image of the isotonic
-    regression of the failures on the score, with the new image in it as one more failure. So n reference images
-    never say less than 1 / (n + 1).
+    regression of the failures on the score, with the new image added as one more failure. So with n reference images
+    it is at least 1 / (n + 1).
 
     Parameters
     ----------
-    reference : (n,) scores; the higher the worse
-    failed : (n,) whether they failed
-    values : (images,) scores; NaN gives NaN
+    reference : (n,) float64, scores; higher is worse
+    failed : (n,) bool, whether they failed
+    values : (images,) float64, scores; NaN gives NaN
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (images,), 0 to 1.
 
     References
     ----------

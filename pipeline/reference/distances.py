@@ -1,4 +1,4 @@
-"""Distances from a cloud of reference images: of encoder features, and of all scores together."""
+"""Distances from the reference images: of encoder features, and of all scores together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.errors import RefusedError
 
 _MOST_COMPONENTS = 32
-# Images per principal component, so that a covariance can be told from noise.
+# Images per principal component, so that a covariance can be distinguished from noise.
 _IMAGES_PER_COMPONENT = 3
 
 
@@ -41,7 +41,17 @@ class Ellipsoid:
         return cls(np.asarray(found.location_, np.float64), np.asarray(found.precision_, np.float64))
 
     def distances(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(images,) Mahalanobis distances of (images, d) points; NaN where a point has one."""
+        """Return Mahalanobis distances.
+
+        Parameters
+        ----------
+        points : (images, d) float64
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,); NaN for points with NaN.
+        """
         away = points - self.location
         squares = np.einsum("ni,ij,nj->n", away, self.precision, away)
         return np.asarray(np.sqrt(np.maximum(squares, 0)), np.float64)
@@ -49,7 +59,7 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where the features of reference images lie: a subspace, and an ellipsoid within it.
+    """Distribution of the features of reference images: a subspace, and an ellipsoid within it.
 
     Attributes
     ----------
@@ -65,7 +75,13 @@ class FeatureSpace:
 
     @classmethod
     def fit(cls, features: NDArray[np.float64], components: int) -> FeatureSpace:
-        """Of (images, d) features without NaN, with as many components; see `components_of`."""
+        """Fit the subspace and the ellipsoid.
+
+        Parameters
+        ----------
+        features : (images, d) float64, without NaN
+        components : number of principal components; see `components_of`
+        """
         mean, scale = features.mean(axis=0), features.std(axis=0)
         scale = np.where(scale > 1e-9 * np.maximum(np.abs(mean), 1e-3), scale, 1.0)
         standardised = (features - mean) / scale
@@ -76,11 +92,23 @@ class FeatureSpace:
         return cls(mean, scale, axes, Ellipsoid.fit(standardised @ axes.T))
 
     def distances(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(images, 2) of (images, d) features: from the middle, within the subspace; and from the subspace.
+        """Return the distances from the centre, within the subspace, and from the subspace.
 
-        The first is a Mahalanobis distance (Lee et al., NeurIPS 2018). The second is what the components leave over:
-        images out of distribution often differ where reference images do not (Kamoi and Kobayashi 2020; Wang et al.,
-        ViM, CVPR 2022).
+        The first is a Mahalanobis distance. The second is the norm of the residual outside of the components: images
+        out of distribution often differ in directions in which reference images do not vary.
+
+        Parameters
+        ----------
+        features : (images, d) float64
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images, 2); NaN for images with NaN.
+
+        References
+        ----------
+        Lee et al., NeurIPS 2018; Kamoi and Kobayashi 2020; Wang et al., ViM, CVPR 2022.
         """
         standardised = (features - self.mean) / self.scale
         inside = standardised @ self.components.T
@@ -89,21 +117,30 @@ class FeatureSpace:
 
 
 def components_of(images: int, width: int) -> int:
-    """Principal components to take of `width` features: one per three images, so that each variance is known."""
+    """Return the number of principal components of `width` features: one per three images, at most 32."""
     return min(width, _MOST_COMPONENTS, max(images // _IMAGES_PER_COMPONENT, 1))
 
 
 def feature_matrix(
     features: pd.DataFrame | None, names: list[str], width: int | None = None
 ) -> NDArray[np.float64] | None:
-    """(images, d) features of the images `names` out of ``features.parquet``; None where none of them has any.
+    """Return the features of the images `names` from ``features.parquet``.
 
-    Images without features get a row of NaN.
+    Parameters
+    ----------
+    features : columns ``name`` and ``features``
+    names : of the images
+    width : number of features that is required, if any
+
+    Returns
+    -------
+    NDArray[np.float64] or None
+        (images, d), NaN in the rows of images without features; None if no image has any.
 
     Raises
     ------
     RefusedError
-        If images differ in the number of features, or have not the `width` of the reference set.
+        If images differ in the number of features, or do not have the `width` of the reference set.
     """
     if features is None or not len(features):
         return None

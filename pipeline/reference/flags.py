@@ -1,4 +1,4 @@
-"""Judge the images of a run by its scores: expected Dice, whether they are out of distribution, which to look at."""
+"""Judge the images of a run by their scores: expected Dice, out of distribution or not, and which to review."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SIGMA = "sigma:"
 
 @dataclass(frozen=True)
 class Review:
-    """What looking at a share of the images buys.
+    """Effect of reviewing a share of the images.
 
     Attributes
     ----------
-    look_at : names, the most needed first
-    of : images that have a result
-    left_share : upper estimate of the share below tau among the images that are not looked at
-    wanted : the share that is wanted there
-    needed : the fewest images to look at so that `left_share` is below `wanted`
-    ood_left : images that are out of distribution and not looked at: the estimate does not hold for them
+    look_at : names, the most urgent first
+    of : number of images that have a result
+    left_share : upper estimate of the share below tau among the images that are not reviewed
+    wanted : the largest acceptable share there
+    needed : the smallest number of images to review so that `left_share` is below `wanted`
+    ood_left : number of images that are out of distribution and not reviewed: the estimate does not hold for them
     """
 
     look_at: list[str]
@@ -53,7 +53,7 @@ def flag_images(
     below: float | None = None,
     level: float = 0.05,
 ) -> pd.DataFrame:
-    """Judge the images of a run by the reference set of its ensemble; those to look at first come first.
+    """Judge the images of a run by the reference set of its ensemble; images to review first come first.
 
     Parameters
     ----------
@@ -62,15 +62,21 @@ def flag_images(
     features : columns ``name`` and ``features``, if there are any
     below : Dice that is too low, tau; by default the reference's
     level : images with p-values up to it are out of distribution: about this share of familiar images is flagged.
-        Where the reference set is too small to give such p-values, those are flagged that are more unusual than every
-        reference image.
+        If the reference set is too small to give such p-values, images that are more unusual than every reference image
+        are flagged.
 
     Returns
     -------
-    A row per image: ``rank`` (1 is to be looked at first; none for failed images), ``name``, ``status``,
-    ``expected_dice``, ``dice_bound`` (0 for images that are out of distribution), ``risk`` (upper probability that
-    Dice is below tau), ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``ood_score`` (tells p-values
-    at their minimum apart), and ``sigma:<detector>``.
+    pandas.DataFrame
+        A row per image: ``rank`` (1 is to be reviewed first; none for failed images), ``name``, ``status``,
+        ``expected_dice``, ``dice_bound`` (0 for images that are out of distribution), ``risk`` (upper probability that
+        Dice is below tau), ``p_value``, ``flags`` and ``reasons`` (lists), ``failure_score``, ``ood_score``
+        (distinguishes images whose p-values are at the minimum), and ``sigma:<detector>``.
+
+    Raises
+    ------
+    RefusedError
+        If `below` is no Dice between 0 and 1, or the features do not fit the reference set.
     """
     tau = reference.tau if below is None else below
     if not 0 < tau < 1:
@@ -92,7 +98,7 @@ def flag_images(
     table["p_value"] = reference.detectors.p_values(sigmas)
     table[OOD_SCORE.name] = np.where(table["p_value"].isna(), np.nan, reference.detectors.ood_scores(sigmas))
     level = max(level, reference.minimum_p())
-    # No bound holds for what is unlike the reference images, and 0 always does.
+    # No bound holds for images unlike the reference images, except 0.
     table["dice_bound"] = table["dice_bound"].mask((table["p_value"] <= level) & table["dice_bound"].notna(), 0.0)
     raised = _raised(table, scores, reference, tau, level)
     table["flags"] = [[name for name in FLAG_NAMES if raised[name][row]] for row in range(len(table))]
@@ -101,13 +107,13 @@ def flag_images(
 
 
 def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Review:
-    """What to look at with a budget, and what share below tau is then left among the rest.
+    """Select the images to review with a budget, and estimate the share below tau among the rest.
 
     Parameters
     ----------
-    flagged : of `flag_images`, in its order
-    budget : share of the images with a result that are looked at, 0 to 1; rounded up to whole images
-    wanted : share below tau that may be left
+    flagged : result of `flag_images`, in its order
+    budget : share of the images with a result that are reviewed, 0 to 1; rounded up to whole images
+    wanted : largest acceptable share below tau among the rest
 
     Raises
     ------
@@ -119,7 +125,7 @@ def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Rev
     known = flagged[flagged["risk"].notna()]
     risk = known["risk"].to_numpy(np.float64)
     count = min(math.ceil(budget * len(known) - 1e-9), len(known))
-    # left[k]: mean risk of the images that are left when k are looked at.
+    # left[k]: mean risk of the remaining images when k are reviewed.
     sums = np.append(np.cumsum(risk[::-1])[::-1], 0.0)
     left = np.append(sums[:-1] / np.arange(len(risk), 0, -1), 0.0)
     ood = [OOD in flags for flags in known["flags"].iloc[count:]]
@@ -134,7 +140,7 @@ def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Rev
 
 
 def uncertainty_threshold(reference: Reference, tau: float) -> Threshold | None:
-    """U_min of the reference set for any `tau`; None where the ensemble gives no uncertainty."""
+    """Return U_min of the reference set for any `tau`; None if the ensemble gives no uncertainty."""
     if "uncertainty" not in reference.scores:
         return None
     found = reference.frame()
@@ -145,7 +151,7 @@ def uncertainty_threshold(reference: Reference, tau: float) -> Threshold | None:
 def _raised(
     table: pd.DataFrame, scores: pd.DataFrame, reference: Reference, tau: float, level: float
 ) -> dict[str, NDArray[np.bool_]]:
-    """By flag, which images it is raised for."""
+    """Return, by flag, which images it is raised for."""
     limit = uncertainty_threshold(reference, tau)
     doubt = np.zeros(len(table), bool)
     if limit is not None and "uncertainty" in scores:
@@ -164,7 +170,7 @@ def _raised(
 def _reasons(
     table: pd.DataFrame, scores: pd.DataFrame, sigmas: pd.DataFrame, reference: Reference, tau: float, level: float
 ) -> list[list[str]]:
-    """Per image the reasons of its flags; none without flags."""
+    """Return per image the reasons of its flags; none without flags."""
     detectors = list(reference.detector_names)
     tails = {name: np.exp(log_p(sigmas[name].to_numpy(np.float64), side_of(name))) for name in detectors}
     limit = uncertainty_threshold(reference, tau)
@@ -198,7 +204,7 @@ def _beyond(uncertainty: float, limit: Threshold) -> str:
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The riskiest first; among equals the worse score, then the more unusual, then the name: the same in every run."""
+    """Sort by risk, highest first; ties by failure score, then by how unusual an image is, then by name."""
     keys = ["risk", "failure_score", OOD_SCORE.name, "name"]
     ordered = table.sort_values(keys, ascending=[False, False, False, True], na_position="last").reset_index(drop=True)
     ranks = pd.array(range(1, len(ordered) + 1), dtype="Int64")

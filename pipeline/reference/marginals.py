@@ -1,4 +1,4 @@
-"""A score against its values in the reference set: how many sigma out it is, and on which side that is bad."""
+"""A score relative to its values in the reference set: its distance in sigma, and the side on which it is unusual."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Side = Literal["high", "low", "both"]
 
 
 def side_of(name: str) -> Side:
-    """On which side a detector's value is unusual: a score where it is doubtful, what an image looks like on both."""
+    """Return the side on which a detector's value is unusual.
+
+    For scores it is the doubtful side; for scores of an image's appearance it is both.
+    """
     column = column_of(name)
     if column is None or column.score.doubtful == "neither":
         return "high"
@@ -26,9 +29,9 @@ def side_of(name: str) -> Side:
 
 
 def quality_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` from which quality is estimated; those of single classes where there are several.
+    """Return the columns of ``scores.parquet`` from which quality is estimated; of single classes if there are several.
 
-    The variance of flows is none of them: it tells how sure the members are of objects, which Dice does not count.
+    The variance of flows is not among them: it measures the certainty about objects, which Dice does not count.
     """
     found = [column for column in columns_in(scores) if column.score.table == "scores" and column.score.quality]
     several = sum(bool(column.of) for column in found) > 1
@@ -37,19 +40,30 @@ def quality_scores(scores: pd.DataFrame) -> list[str]:
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
-    """Columns of ``scores.parquet`` that a reference keeps: of quality, then all others that detect something."""
+    """Return the columns of ``scores.parquet`` that a reference keeps: of quality, then all other detectors."""
     known = [column for column in columns_in(scores) if column.score.table == "scores"]
     others = [column for column in known if column.score.detects and not column.score.quality]
     return quality_scores(scores) + [column.key for column in others if column.of or _has_values(scores, column)]
 
 
 def _has_values(scores: pd.DataFrame, column: Column) -> bool:
-    """Whether some image has the score; ensembles without flows have no variance of them."""
+    """Return whether some image has the score; ensembles without flows have no variance of them."""
     return bool(scores[column.key].notna().any())
 
 
 def numbers(scores: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:
-    """(images, names) float64; NaN where there is no value, or no such column."""
+    """Return columns of a table as numbers.
+
+    Parameters
+    ----------
+    scores : a row per image
+    names : of the columns
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (images, names); NaN for missing values and columns.
+    """
     columns = [
         pd.to_numeric(scores[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
         if name in scores
@@ -60,23 +74,28 @@ def numbers(scores: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:
 
 
 def is_constant(values: NDArray[np.float64]) -> bool:
-    """Whether there is nothing to tell images apart by: no value, or the same but for rounding."""
+    """Return whether values do not distinguish images: fewer than two are finite, or all are equal up to rounding.
+
+    Parameters
+    ----------
+    values : (images,) float64
+    """
     known = values[np.isfinite(values)]
     return len(known) < 2 or float(np.ptp(known)) <= 1e-9 * max(1e-3, float(np.abs(known).max()))
 
 
 @dataclass(frozen=True)
 class Marginal:
-    """Turns values of a score into sigmas: what they would be if the reference set's were normally distributed.
+    """Map values of a score to sigmas: the values as if the reference set were normally distributed.
 
-    Within the reference set a value's sigma is the normal quantile of its rank (normal scores), so that a skewed
-    score says no more than its ranks do. Beyond its ends it grows with the distance from the median, at the pace at
-    which it does so up to the end: so images that no reference image resembles can still be told apart.
+    Within the reference set a value's sigma is the normal quantile of its rank (normal scores), so that a skewed score
+    has the same weight as its ranks. Beyond the ends it grows linearly with the distance from the median, with the
+    average slope between the median and that end, so that images unlike any reference image can still be distinguished.
 
     Attributes
     ----------
     knots : (k,) float64, distinct values of the reference set, ascending
-    sigmas : (k,) float64, of them
+    sigmas : (k,) float64, of the knots
     below, above : sigma per unit of the score, beyond the first and the last knot
     """
 
@@ -87,7 +106,12 @@ class Marginal:
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Marginal:
-        """Of the values in a reference set; those that are not numbers are left out, and at least one must be left."""
+        """Fit to the values of a reference set.
+
+        Parameters
+        ----------
+        values : (images,) float64; values that are not finite are left out, at least one must remain
+        """
         known = np.sort(values[np.isfinite(values)])
         sigmas = norm.ppf((rankdata(known) - 0.5) / len(known))
         knots, first = np.unique(known, return_index=True)
@@ -103,14 +127,35 @@ class Marginal:
         return cls(knots, sigmas, pace(0), pace(-1))
 
     def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sigmas of `values`, positive above the median; NaN stays NaN."""
+        """Return the sigmas of values.
+
+        Parameters
+        ----------
+        values : (images,) float64
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), positive above the median; NaN stays NaN.
+        """
         within = np.interp(values, self.knots, self.sigmas)
         above = np.maximum(values - self.knots[-1], 0) * self.above
         return np.asarray(within + above - np.maximum(self.knots[0] - values, 0) * self.below, np.float64)
 
 
 def log_p(sigmas: NDArray[np.float64], side: Side) -> NDArray[np.float64]:
-    """Logarithm of the normal tail beyond `sigmas` on a side, exact as far out as floats go; NaN stays NaN."""
+    """Return the logarithm of the normal tail beyond sigmas, without underflow.
+
+    Parameters
+    ----------
+    sigmas : any shape, float64
+    side : on which values are unusual
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Same shape, at most 0; NaN stays NaN.
+    """
     if side == "both":
         return np.asarray(np.minimum(np.log(2) + log_ndtr(-np.abs(sigmas)), 0), np.float64)
     return np.asarray(log_ndtr(sigmas if side == "low" else -sigmas), np.float64)

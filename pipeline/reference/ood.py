@@ -1,13 +1,13 @@
-"""Whether an image is out of distribution: detectors, each measured against the reference set, and one p-value of all.
+"""Detection of images out of distribution: several detectors, and one p-value that combines them.
 
-A detector is a score (unusual where it is doubtful), a class's area fraction (unusual on both sides), all of these
-together (a Mahalanobis distance), two distances of encoder features, and finding nothing at all. Each becomes a number
-of sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean, which is small where any
-of them is: images are out of distribution in different ways, and many detectors that see nothing must not outvote one
-that does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not taken from theory, which would have to
-know how the detectors depend on each other, but by rank among the reference images, each of which was measured by
-detectors that had not seen it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)).
-So it holds whatever the dependence.
+A detector is a score (unusual on its doubtful side), a class's area fraction (unusual on both sides), all of these
+together (a Mahalanobis distance), two distances of encoder features, and an empty prediction. Each becomes a number of
+sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean, which is small if any of
+them is: images are out of distribution in different ways, and many detectors that see nothing must not outvote one that
+does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not derived from theory, which would require the
+dependence between detectors, but from the rank among the reference images, each of which was measured by detectors
+fitted without it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds
+for any dependence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from chorus.pipeline.scores.judgement_scores import FEATURES_RESIDUAL as ENCODER
 from chorus.pipeline.scores.judgement_scores import TOGETHER as RELATION
 
 FEATURES, OUTSIDE, TOGETHER, EMPTY = (score.name for score in (ENCODER, ENCODER_RESIDUAL, RELATION, NOTHING_FOUND))
-# Fewest images of a reference set that a covariance is taken of.
+# Minimum number of images of a reference set for a covariance.
 _FEWEST = 5
 _Measured = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
@@ -45,11 +45,11 @@ class Detectors:
     scores : names of the scores that are used
     together : of the sigmas of `scores`; None with a single score
     space : of the features; None without
-    values : (images, detectors) what each detector says of each reference image; for distances from a model that did
-        not see the image
-    sigmas : the same in sigmas, each from the other images
-    names : of the detectors: `scores`, then the distances that tell images apart
-    empty : (images,) reference images in which nothing was found
+    values : (images, detectors) float64, value of each detector for each reference image; distances are from a model
+        fitted without the image
+    sigmas : (images, detectors) float64, the same in sigmas, each relative to the other images
+    names : of the detectors: `scores`, then the distances that distinguish images
+    empty : (images,) bool, reference images with an empty prediction
     """
 
     scores: tuple[str, ...]
@@ -68,14 +68,14 @@ class Detectors:
         empty: NDArray[np.bool_],
         features: NDArray[np.float64] | None = None,
     ) -> Detectors:
-        """Of a reference set.
+        """Fit detectors to a reference set.
 
         Parameters
         ----------
         scores : a row per image
         names : columns to use; those that are the same for all images are left out
-        empty : (images,) where nothing was found
-        features : (images, d); rows of NaN for images without
+        empty : (images,) bool, where the prediction is empty
+        features : (images, d) float64; rows of NaN for images without
         """
         columns = numbers(scores, names)
         used = [index for index in range(len(names)) if not is_constant(columns[:, index])]
@@ -92,7 +92,7 @@ class Detectors:
             values, sigmas, kept = _append(values, sigmas, kept, folds, distances, [TOGETHER])
         if features is not None and _tell_apart(features):
             complete = _complete(features)
-            # The same for all folds and for all images together, so that their distances compare.
+            # The same for all folds and for all images together, so that their distances are comparable.
             fewest = int(complete.sum() - np.bincount(folds[complete]).max())
             components = components_of(fewest, features.shape[1])
             space = FeatureSpace.fit(features[complete], components)
@@ -109,10 +109,16 @@ class Detectors:
     def measure(
         self, scores: pd.DataFrame, empty: NDArray[np.bool_], features: NDArray[np.float64] | None = None
     ) -> pd.DataFrame:
-        """Sigmas of new images: a column per detector, and ``empty``; NaN where a detector has nothing to say.
+        """Return the sigmas of new images: a column per detector, and ``empty``; NaN for a detector without a value.
 
-        Positive is above the reference's median, whichever side is the unusual one. ``empty`` has a value where nothing
-        was found: the sigma of how often that is so in the reference set.
+        Positive is above the reference's median, whichever side is the unusual one. ``empty`` has a value for empty
+        predictions: the sigma of their share in the reference set.
+
+        Parameters
+        ----------
+        scores : a row per image
+        empty : (images,) bool, where the prediction is empty
+        features : (images, d) float64; rows of NaN for images without
         """
         values = numbers(scores, list(self.scores))
         marginals = [Marginal.of(column) for column in self.values.T]
@@ -129,13 +135,33 @@ class Detectors:
         return found
 
     def ood_scores(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) -log10 of the combined tail of what `measure` gave, 0 or more: also beyond the minimum p-value."""
+        """Return -log10 of the combined tail; it distinguishes images beyond the minimum p-value.
+
+        Parameters
+        ----------
+        sigmas : result of `measure`
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), 0 or more.
+        """
         return np.asarray(_combined(self._log_p(sigmas.to_numpy(np.float64))) / np.log(10), np.float64)
 
     def p_values(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) p-values of what `measure` gave; NaN where no detector has anything to say.
+        """Return the p-value of each image.
 
-        An image is compared to the reference by the detectors that it has: those that it lacks are left out there too.
+        An image is compared to the reference set by the detectors that it has: detectors that it lacks are left out
+        there too.
+
+        Parameters
+        ----------
+        sigmas : result of `measure`
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), above 0 and at most 1; NaN if no detector has a value.
         """
         tails = self._log_p(sigmas.to_numpy(np.float64))
         reference = self._log_p(np.column_stack([self.sigmas, self._empty_sigmas()]))
@@ -148,7 +174,7 @@ class Detectors:
         return found
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of it but the names, for a ``.npz`` file."""
+        """Return all of it but the names, for a ``.npz`` file."""
         found: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
         if self.together is not None:
             found |= {"together_location": self.together.location, "together_precision": self.together.precision}
@@ -160,7 +186,13 @@ class Detectors:
 
     @classmethod
     def from_arrays(cls, scores: list[str], names: list[str], arrays: Mapping[str, NDArray[Any]]) -> Detectors:
-        """What `arrays` gave; raises KeyError where one is missing."""
+        """Return the detectors from the result of `arrays`.
+
+        Raises
+        ------
+        KeyError
+            If an array is missing.
+        """
         together, space = None, None
         if "together_location" in arrays:
             together = Ellipsoid(arrays["together_location"], arrays["together_precision"])
@@ -179,7 +211,7 @@ class Detectors:
         return np.concatenate([sigmas, more], axis=1)
 
     def _empty_sigmas(self) -> NDArray[np.float64]:
-        """Of finding nothing in each reference image, as the others have it."""
+        """Return the sigma of an empty prediction for each reference image, NaN for images that are not empty."""
         return np.where(self.empty, norm.isf(np.count_nonzero(self.empty) / len(self.empty)), np.nan)
 
     def _log_p(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -188,7 +220,7 @@ class Detectors:
 
 
 def _combined(tails: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(images,) -log of the harmonic mean of the tails that there are, from (images, detectors) logarithms; 0 or more.
+    """Return -log of the harmonic mean of the known tails, (images,), from (images, detectors) logarithms; 0 or more.
 
     In logarithms, so that images of 40 sigma and of 400 differ.
     """
@@ -199,7 +231,7 @@ def _combined(tails: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _tell_apart(features: NDArray[np.float64]) -> bool:
-    """Whether enough images have features, and not all the same ones."""
+    """Return whether enough images have features, and these are not all equal."""
     known = features[_complete(features)]
     return len(known) >= _FEWEST and bool(np.ptp(known, axis=0).any())
 
@@ -214,7 +246,7 @@ def _by_marginals(values: NDArray[np.float64], marginals: list[Marginal]) -> NDA
 
 
 def _sigmas_of_others(values: NDArray[np.float64], folds: NDArray[np.intp]) -> NDArray[np.float64]:
-    """(images, detectors) sigmas, each by the marginals of the other folds; NaN where those have no value."""
+    """Return (images, detectors) sigmas, each by the marginals of the other folds; NaN if those have no value."""
     found = np.full(values.shape, np.nan)
     for fold in np.unique(folds):
         held_out = folds == fold
@@ -227,7 +259,7 @@ def _sigmas_of_others(values: NDArray[np.float64], folds: NDArray[np.intp]) -> N
 def _distances_of_others(
     points: NDArray[np.float64], folds: NDArray[np.intp], measured: _Measured, count: int
 ) -> NDArray[np.float64]:
-    """(images, count) distances of reference images from a cloud without them; NaN where that cannot be had."""
+    """Return (images, count) distances of reference images from the other folds; NaN if these are too few."""
     complete = _complete(points)
     found = np.full((len(points), count), np.nan)
     for fold in np.unique(folds):
@@ -245,7 +277,7 @@ def _append(
     distances: NDArray[np.float64],
     more: list[str],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """The detectors with distances as `more` of them, but for one that is the same for all images."""
+    """Append distances to the detectors, except those that are the same for all images."""
     told = [index for index in range(len(more)) if not is_constant(distances[:, index])]
     distances = distances[:, told]
     sigmas = np.concatenate([sigmas, _sigmas_of_others(distances, folds)], axis=1)

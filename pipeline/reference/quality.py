@@ -1,9 +1,10 @@
-"""How good a segmentation is likely to be: the scores combined into one failure score, and the Dice to expect of it.
+"""Expected quality of a segmentation: scores are combined into one failure score, and that is mapped to a Dice.
 
-Learnt from reference images with a truth, 10 to some 1000 of them. Each score foretells a loss of Dice by a line of its
-own, and the failure score is the worst of these: members that agree must not outvote a score that is far out, as they
-would in a weighted sum, since images that are out of distribution are doubtful in some scores and calm in others. An
-isotonic regression makes it a Dice. Both can only say that a worse score means a worse segmentation.
+Learnt from reference images with a ground truth, 10 to some 1000 of them. Each score predicts a loss of Dice by a line
+of its own, and the failure score is the largest of these losses: members that agree must not outvote a score that is
+far out, as they would in a weighted sum, since images that are out of distribution are doubtful in some scores and
+inconspicuous in others. An isotonic regression maps it to a Dice. Both are monotonic: a worse score never predicts a
+better segmentation.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from pydantic import BaseModel, ConfigDict
 from chorus.pipeline.reference.conformal import fold_numbers
 from chorus.pipeline.reference.marginals import is_constant, numbers, side_of
 
-# The slope that scores have in common counts as much as this many images: with fewer images than that it is about
-# everyone's, with many more each score has its own.
+# The common slope of all scores has the weight of this many images: with fewer images all scores have about the common
+# slope, with many more each score has its own.
 _PRIOR_IMAGES = 20
 
 
 class QualityModel(BaseModel):
-    """What scores say of Dice.
+    """Model of Dice given scores.
 
     Attributes
     ----------
     scores : names of the scores that are used
-    location, scale : per score, mean and standard deviation of its badness (the score, negative where a low value is
-        bad) in the reference set
-    slopes : per score, at least 0: what one standard deviation costs in Dice
+    location, scale : per score, mean and standard deviation of its badness (the score, negated if low values are bad)
+        in the reference set
+    slopes : per score, at least 0: loss of Dice per standard deviation
     intercept : mean loss (1 - Dice) of the reference set
     failure_knots, dice_knots : the isotonic regression of Dice on the failure score; linear between the knots
-    images : that were learnt from
+    images : number of images that it was fitted to
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,9 +48,16 @@ class QualityModel(BaseModel):
     images: int
 
     def failure_scores(self, scores: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) the loss in Dice that the most pessimistic score foretells, unbounded: the higher the worse.
+        """Return the loss in Dice that the most pessimistic score predicts: the higher the worse.
 
-        NaN where an image has none of the scores.
+        Parameters
+        ----------
+        scores : a row per image
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), unbounded; NaN if an image has none of the scores.
         """
         if not self.scores:
             return np.full(len(scores), self.intercept)
@@ -57,26 +65,48 @@ class QualityModel(BaseModel):
         return self.intercept + _worst(z, np.asarray(self.slopes))
 
     def expected_dice(self, scores: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) Dice to expect, 0 to 1; NaN where an image has none of the scores."""
+        """Return the expected Dice.
+
+        Parameters
+        ----------
+        scores : a row per image
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), 0 to 1; NaN if an image has none of the scores.
+        """
         return self.dice_of(self.failure_scores(scores))
 
     def dice_of(self, failure: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Dice to expect at failure scores; beyond the worst reference image it falls as the failure score rises."""
+        """Return the expected Dice at failure scores.
+
+        Beyond the worst reference image it falls as the failure score rises.
+
+        Parameters
+        ----------
+        failure : (images,) float64
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), 0 to 1; NaN stays NaN.
+        """
         within = np.interp(failure, self.failure_knots, self.dice_knots)
         beyond = np.maximum(failure - self.failure_knots[-1], 0)
         return np.asarray(np.clip(within - beyond, 0, 1), np.float64)
 
 
 def fit_quality(scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str]) -> QualityModel:
-    """Learn from reference images; scores that are the same for all of them, or that some of them lack, are left out.
+    """Fit to reference images; scores that are the same for all of them, or that some of them lack, are left out.
 
-    The isotonic regression is fitted to failure scores that each image gets from slopes learnt without it, so that
+    The isotonic regression is fitted to out-of-fold failure scores, whose slopes were learnt without the image, so that
     the relation is not better than it is for new images.
 
     Parameters
     ----------
     scores : a row per image
-    dice : (images,) 0 to 1
+    dice : (images,) float64, 0 to 1
     names : columns of `scores` to use
     """
     usable = [name for name in names if usable_score(scores, name)]
@@ -100,7 +130,7 @@ def fit_quality(scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str
 
 
 def usable_score(scores: pd.DataFrame, name: str) -> bool:
-    """Whether every image has the score, and not all the same one."""
+    """Return whether every image has the score, and these are not all equal."""
     values = numbers(scores, [name])[:, 0]
     return bool(np.isfinite(values).all()) and not is_constant(values)
 
@@ -108,7 +138,18 @@ def usable_score(scores: pd.DataFrame, name: str) -> bool:
 def cross_fitted(
     scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(images,) failure scores and expected Dice, each from a model that did not learn from the image."""
+    """Return failure scores and expected Dice, each from a model that was fitted without the image.
+
+    Parameters
+    ----------
+    scores : a row per image
+    dice : (images,) float64, 0 to 1
+    names : columns of `scores` to use
+
+    Returns
+    -------
+    failure, expected : (images,) float64 each, as of `QualityModel`
+    """
     failure, expected = np.empty(len(dice)), np.empty(len(dice))
     folds = fold_numbers(len(dice))
     for fold in np.unique(folds):
@@ -136,7 +177,7 @@ def _out_of_fold(z: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[n
 
 
 def _worst(z: NDArray[np.float64], slopes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(images,) the greatest loss that any score foretells; 0 without scores, NaN for images that have none of them."""
+    """Return the largest loss that any score predicts, (images,); 0 without scores, NaN for images that have none."""
     if z.shape[1] == 0:
         return np.zeros(len(z))
     losses = np.where(np.isnan(z), -np.inf, z * slopes).max(axis=1)
@@ -144,10 +185,10 @@ def _worst(z: NDArray[np.float64], slopes: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def _slopes(z: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slope of the loss on each score alone, at least 0, drawn towards the slope on the mean of all scores.
+    """Return the slope of the loss on each score alone, at least 0, shrunk towards the slope on the mean of all scores.
 
     min |loss - s z|^2 + m (s - c)^2 over s >= 0 for each score, c the slope on their mean: ridge regression towards
-    a target, so that a score that the reference set says little of still has a say.
+    a target, so that a score with little evidence in the reference set still contributes.
     """
     if z.shape[1] == 0:
         return np.empty(0)

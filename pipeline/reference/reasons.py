@@ -1,4 +1,7 @@
-"""Why an image is flagged, in words that a person at the microscope can check; the registry of scores has them."""
+"""Reasons why an image is flagged, in words that a person at the microscope can check.
+
+Their templates are in the registry of scores.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ _MOST = 3
 def detector_reasons(
     values: Mapping[str, float], sigmas: Mapping[str, float], tails: Mapping[str, float], level: float
 ) -> list[str]:
-    """What the detectors say of an image, the most unusual first, at most three.
+    """Return the reasons of the detectors, the most unusual first, at most three.
 
     Parameters
     ----------
-    values : its scores
-    sigmas, tails : by detector, its sigma and the tail beyond it (a probability), without those that say nothing
-    level : tails above are no reason; where all are, the most unusual is given alone
+    values : the image's scores
+    sigmas, tails : by detector, its sigma and the tail beyond it (a probability), without detectors that have no value
+    level : tails above it are no reason; if all are, the most unusual one is given alone
     """
     unusual = sorted((name for name in tails if tails[name] <= level), key=lambda name: (tails[name], name))
     if not unusual and tails:
@@ -28,17 +31,18 @@ def detector_reasons(
     said: dict[str, str] = {}
     for name in unusual:
         column = column_of(name) or unknown(name)
-        # Both distances of features are one thing to a person, and so are the two of the members' Dice.
+        # Both distances of features share a reason, and so do the mean and minimum of the members' Dice.
         said.setdefault(_subject(column), sentence(column, values.get(name, math.nan), sigmas[name]))
     return list(said.values())[:_MOST]
 
 
 def sentence(column: Column, value: float, sigma: float) -> str:
-    """Say of a score of an image that it is unusual.
+    """Return a sentence that says how a score of an image is unusual.
 
     Parameters
     ----------
-    value : of the image; NaN for distances, which have none that a person could check
+    column : of the score
+    value : of the image; NaN for distances, whose values a person cannot check
     sigma : distance from the median of the reference set, positive above it
     """
     distance = f"{_size(sigma)} sigma"
@@ -55,17 +59,17 @@ def sentence(column: Column, value: float, sigma: float) -> str:
 
 
 def percent(share: float) -> str:
-    """``34 %``; a digit more below 10 %."""
+    """Format a share as ``34 %``; with one decimal below 10 %."""
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def unknown(name: str) -> Column:
-    """A detector that this version does not know, of a reference set that another one made."""
+    """Return a column for a detector that this version does not know, from a reference set made by another version."""
     return Score(name, name, "", 3, "high").column()
 
 
 def _subject(column: Column) -> str:
-    """What a score is about: one reason is given of each."""
+    """Return the subject of a score: one reason is given per subject."""
     return (
         f"{column.score.subject}:{column.of}"
         if column.of and column.score.subject

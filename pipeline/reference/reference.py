@@ -1,6 +1,6 @@
-"""What an ensemble is known to be worth: its scores on labelled reference images, and what follows from them.
+"""Quality of an ensemble: its scores on labelled reference images, and what follows from them.
 
-`calibrate_from` makes a `Reference` of tables; `chorus.pipeline.reference.storage` keeps it beside
+`calibrate_from` makes a `Reference` from tables; `chorus.pipeline.reference.storage` stores it beside
 ``ensemble.yaml``.
 """
 
@@ -33,9 +33,9 @@ class Bound(BaseModel):
     Attributes
     ----------
     alpha : share of images whose Dice may be below their bound
-    model : learnt from one part of the reference images
-    quantile : of its residuals (expected - true) on the other part; None with too few images, when the bound is 0
-    images : of the other part
+    model : fitted to one part of the reference images
+    quantile : of its residuals (expected - true) on the other part; None with too few images; the bound is then 0
+    images : number of images of the other part
     assumption : under which it holds
     """
 
@@ -48,33 +48,43 @@ class Bound(BaseModel):
     assumption: str = ASSUMPTION
 
     def lower(self, scores: pd.DataFrame) -> NDArray[np.float64]:
-        """(images,) Dice that is reached with probability 1 - alpha at least, 0 to 1; NaN without scores."""
+        """Return the Dice that is reached with probability 1 - alpha at least.
+
+        Parameters
+        ----------
+        scores : a row per image
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), 0 to 1; NaN without scores.
+        """
         expected = self.model.expected_dice(scores)
-        # Without a quantile nothing is known but that Dice is not negative.
+        # Without a quantile the only bound is that Dice is not negative.
         return np.maximum(expected - (1.0 if self.quantile is None else self.quantile), 0.0)
 
 
 class Reference(BaseModel):
-    """What is known of an ensemble from labelled images that it was not trained on; lists are in the order of `names`.
+    """Results of an ensemble on labelled images that it was not trained on; lists are in the order of `names`.
 
     Attributes
     ----------
     ensemble : hash of the ensemble that gave the scores
-    tau : Dice that is asked for
+    tau : required Dice
     names : of the images, sorted
     dice : of each
-    empty : where nothing was predicted as foreground
-    scores : by column of ``scores.parquet``; None where an image has none
-    failure_scores, expected_dice : of models that did not learn from the image; None where nothing was found
-    quality : from which failure scores and expected Dice of new images come
+    empty : whether nothing was predicted as foreground
+    scores : by column of ``scores.parquet``; None if an image has none
+    failure_scores, expected_dice : of models fitted without the image; None if the prediction is empty
+    quality : model of failure scores and expected Dice of new images
     bound : for the Dice of new images
     thresholds : by score
-    detector_scores, detector_names : what tells images that are out of distribution
-    notes : what a user should know of it, in sentences
-    pixels : whether probabilities are right, and the temperature of each class that would make them so; None where the
-        run kept none, and in references of earlier versions
-    detectors : the detectors themselves, kept in a file of arrays
-    features : (images, d) float32 encoder features, NaN for images without, kept there too; None without any, and in
+    detector_scores, detector_names : of the detectors of images that are out of distribution
+    notes : what a user should know about it, in sentences
+    pixels : calibration of the probabilities, and the temperature of each class that would correct them; None if the
+        run kept no probabilities, and in references of earlier versions
+    detectors : the detectors themselves, stored in a file of arrays
+    features : (images, d) float32 encoder features, NaN for images without, stored there too; None without any, and in
         references of earlier versions
     """
 
@@ -101,10 +111,11 @@ class Reference(BaseModel):
 
     @property
     def images(self) -> int:
+        """Number of reference images."""
         return len(self.names)
 
     def frame(self) -> pd.DataFrame:
-        """A row per reference image: ``name``, ``status``, ``dice``, ``failure_score``, ``expected_dice``, scores."""
+        """Return a row per image: ``name``, ``status``, ``dice``, ``failure_score``, ``expected_dice``, scores."""
         status = np.where(np.asarray(self.empty, bool), "empty", "done")
         content = {"name": self.names, "status": status, "dice": self.dice}
         found = pd.DataFrame(content | {"failure_score": self.failure_scores, "expected_dice": self.expected_dice})
@@ -112,10 +123,21 @@ class Reference(BaseModel):
         return pd.concat([found, given], axis=1)
 
     def risk(self, failure: NDArray[np.float64], empty: NDArray[np.bool_], tau: float) -> NDArray[np.float64]:
-        """(images,) probability that Dice is below `tau`, rather too high than too low; NaN where nothing is known.
+        """Return an upper estimate of the probability that Dice is below `tau`.
 
-        Images in which nothing was found have the share of the reference images in which nothing was found, with one
-        failure more.
+        Empty predictions get the share of failures among the empty predictions of the reference set, with one failure
+        more.
+
+        Parameters
+        ----------
+        failure : (images,) float64, failure scores
+        empty : (images,) bool, where the prediction is empty
+        tau : required Dice, 0 to 1
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (images,), 0 to 1; NaN if the failure score is.
         """
         dice, nothing = np.asarray(self.dice), np.asarray(self.empty, bool)
         known = np.asarray([np.nan if score is None else score for score in self.failure_scores])[~nothing]
@@ -124,7 +146,7 @@ class Reference(BaseModel):
         return np.where(empty, of_empty, found)
 
     def minimum_p(self) -> float:
-        """The minimum p-value that this number of images can give."""
+        """Return the smallest p-value that this number of images can give."""
         return 1 / (self.images + 1)
 
 
@@ -139,7 +161,7 @@ def calibrate_from(
     alpha: float = 0.1,
     false_positive_rate: float = 0.05,
 ) -> Reference:
-    """What an ensemble is worth, from its results on images with a truth that it was not trained on.
+    """Calibrate an ensemble from its results on images with a ground truth that it was not trained on.
 
     Parameters
     ----------
@@ -148,7 +170,7 @@ def calibrate_from(
     features : columns ``name`` and ``features``, if there are any
     ensemble : hash of the ensemble
     pixels : of the same images, if probabilities were kept
-    tau : Dice that is asked for, 0 to 1
+    tau : required Dice, 0 to 1
     alpha : share of images whose Dice may be below their bound
     false_positive_rate : share of good images that the thresholds may flag
 
@@ -196,7 +218,7 @@ def calibrate_from(
 
 
 def _joined(scores: pd.DataFrame, evaluation: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of the images that have both scores and Dice, by name, and which ones were left out."""
+    """Return rows of the images that have both scores and Dice, by name, and notes on those that were left out."""
     for title, frame in (("scores", scores), ("evaluation", evaluation)):
         twice = frame.loc[frame["name"].duplicated(), "name"]
         if len(twice):
@@ -225,7 +247,15 @@ def _check_enough(images: int, with_foreground: int) -> None:
 
 
 def fit_bound(scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str], alpha: float) -> Bound:
-    """A bound at `alpha` from reference images with foreground: `scores` a row each, of which `names` are used."""
+    """Fit a bound at `alpha` to reference images with foreground.
+
+    Parameters
+    ----------
+    scores : a row per image
+    dice : (images,) float64, 0 to 1
+    names : columns of `scores` to use
+    alpha : share of images whose Dice may be below their bound
+    """
     fitted, calibrating = split_for_bound(len(dice), alpha)
     model = fit_quality(scores.iloc[fitted], dice[fitted], names)
     residuals = model.expected_dice(scores.iloc[calibrating]) - dice[calibrating]
@@ -255,7 +285,7 @@ def _notes(
     tau: float,
     features: NDArray[np.float64] | None,
 ) -> list[str]:
-    """What a user should know of the reference set."""
+    """Return what a user should know about the reference set."""
     notes = []
     below = int((dice < tau).sum())
     if not below:

@@ -1,4 +1,4 @@
-"""A reference beside its ensemble: ``reference.json``, and ``reference.npz`` with its arrays."""
+"""Storage of a reference beside its ensemble: ``reference.json``, and ``reference.npz`` with its arrays."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _FEATURES = "reference_features"
 
 
 def reference_url(ensemble_url: str) -> str:
-    """``reference.json`` beside an ``ensemble.yaml``, of that file's URL or its folder's."""
+    """Return the URL of ``reference.json`` beside an ``ensemble.yaml``, given that file's URL or its folder's."""
     url = storage.normalise(ensemble_url)
     folder = url.rsplit("/", 1)[0] if url.endswith((".yaml", ".yml")) else url
     return storage.join(folder, "reference.json")
 
 
 def write_reference(ensemble_url: str, reference: Reference) -> str:
-    """Keep a reference beside its ensemble, in place of an older one; returns its URL.
+    """Write a reference beside its ensemble, replacing an older one; return its URL.
 
     Raises
     ------
     OutputError
-        where storage does not take it
+        If storage does not accept it.
     """
     url = reference_url(ensemble_url)
     buffer = io.BytesIO()
     features = {} if reference.features is None else {_FEATURES: reference.features}
     np.savez_compressed(buffer, allow_pickle=False, **reference.detectors.arrays(), **features)
     arrays = buffer.getvalue()
-    # The hash ties the two files together: one of them may be of an older reference where writing was cut short.
+    # The hash links the two files: one of them may be of an older reference if writing was interrupted.
     content = reference.model_dump(mode="json") | {_ARRAYS: hashlib.sha256(arrays).hexdigest()}
     with storage_errors(url):
         storage.write_bytes(_arrays_url(url), arrays)
@@ -51,12 +51,12 @@ def write_reference(ensemble_url: str, reference: Reference) -> str:
 
 
 def read_reference(ensemble_url: str) -> Reference:
-    """The reference of an ensemble.
+    """Return the reference of an ensemble.
 
     Raises
     ------
     RefusedError
-        where there is none, or it is damaged or of another ensemble
+        If there is none, or it is damaged or of another ensemble.
     """
     ensemble = read_ensemble(ensemble_url)
     url = reference_url(ensemble.url)

@@ -1,4 +1,4 @@
-"""From which value on a score says that an image must be looked at."""
+"""Thresholds of a score beyond which an image must be reviewed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from chorus.pipeline.reference.conformal import conformal_rank
 
 
 class Threshold(BaseModel):
-    """Thresholds of one score; images at or beyond one of them are to be looked at.
+    """Thresholds of one score; images at or beyond one of them are to be reviewed.
 
     Attributes
     ----------
     low_is_bad : whether beyond means below
-    tau : Dice that is asked for
-    minimum : U_min, the minimum doubt of a reference image whose Dice is below tau: every image of less doubt
-        reached tau. None where no reference image is below tau
+    tau : required Dice
+    minimum : U_min, the smallest doubt of a reference image whose Dice is below tau: every image of less doubt
+        reached tau. None if no reference image is below tau
     worst_seen : the most doubtful value in the reference set
     false_positive_rate : share of images with Dice of at least tau that may be flagged by `at_rate`
     at_rate : the threshold with that share, for new images of the same source; None with too few images for it
@@ -33,10 +33,19 @@ class Threshold(BaseModel):
     at_rate: float | None
 
     def beyond(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of `values` reach U_min; where there is none, which are beyond all that the reference set has.
+        """Return which values reach U_min; if it is undefined, which exceed all values of the reference set.
 
-        So, with no reference image below tau, what is as certain as an image that is known to be good passes, and what
-        is less certain than all of them does not: nothing is known of it.
+        If no reference image is below tau, an image passes if it is as certain as some image that is known to be good,
+        and is flagged if it is less certain than all of them: nothing is known about it.
+
+        Parameters
+        ----------
+        values : (images,) float64
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (images,).
         """
         sign = -1 if self.low_is_bad else 1
         if self.minimum is None:
@@ -52,7 +61,15 @@ def threshold(
     low_is_bad: bool = False,
     false_positive_rate: float = 0.05,
 ) -> Threshold:
-    """Thresholds of a score from reference images, each with the score and a Dice.
+    """Determine the thresholds of a score from reference images.
+
+    Parameters
+    ----------
+    values : (images,) float64, the score, without NaN
+    dice : (images,) float64, 0 to 1
+    tau : required Dice, 0 to 1
+    low_is_bad : whether low values are doubtful
+    false_positive_rate : share of good images that may be flagged
 
     References
     ----------
