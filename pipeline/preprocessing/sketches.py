@@ -190,7 +190,7 @@ class RadixSearch:
         return below, min(below + 1, self.pixels - 1), position - below
 
     def _between(self, keys: list[int]) -> tuple[float, ...]:
-        """Return the percentiles of a channel from the keys of their two neighbours, linear between them, in float64."""
+        """Return the percentiles of a channel from the keys of their two neighbours, linear between them in float64."""
         values = _values(np.asarray(keys), self.dtype)
         fractions = [self._position(percent)[2] for percent in self.percents]
         return tuple(
