@@ -151,7 +151,7 @@ def mean_pairwise(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -
 def _overlaps(
     votes: NDArray[np.integer], estimate: NDArray[np.integer], counts: NDArray[np.int64], label: int
 ) -> NDArray[np.int64]:
-    """Return the pixels that every two of (annotators, estimate) assign to a class, (experts + 1, experts + 1) int64."""
+    """Return the pixels that every two of (annotators, estimate) assign to a class, (experts + 1, experts + 1)."""
     masks = np.vstack([votes, estimate[np.newaxis]]) == label
     return np.array([[counts[a & b].sum() for b in masks] for a in masks], np.int64)
 
