@@ -1,4 +1,4 @@
-"""Whether scores of a run depend on where and when an image was made: plate, row, column, and columns of a table."""
+"""Batch effects: whether scores of a run depend on plate, row, column, or columns of a table of metadata."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict
 from chorus.pipeline.shift.metadata import joined
 
 LEAST_CORRELATION = 0.1
-"""Spearman's rho below which a relation is negligible, and whose square is the least epsilon squared (Rea and Parker,
+"""Spearman's rho below which a relation is negligible, and whose square is the minimum epsilon squared (Rea and Parker,
 Designing and Conducting Survey Research, 1992)."""
 
 EPSILON, RHO = "epsilon squared", "Spearman's rho"
 _PLATE, _ROW, _COLUMN, _WELL = "plate", "well row", "well column", "well"
 _FIELD = re.compile(r"[^/]+/([^/]+)/([^/]+)/[^/]+")
-# Fewest wells or images of a group, and of a relation to a number.
+# Minimum number of wells or images of a group, and of a relation to a number.
 _FEWEST, _FEWEST_NUMBERS = 3, 5
 _QUARTERS = 4
 
@@ -37,17 +37,17 @@ class GroupLevel(_Frozen):
 
 
 class GroupTest(_Frozen):
-    """Whether a score differs between groups of images.
+    """Test of whether a score differs between groups of images.
 
     Attributes
     ----------
     by : ``plate``, ``well row``, ``well column``, or a column of the table
     score : column of ``scores.parquet``
-    p, p_adjusted : of Kruskal and Wallis where `by` names groups, of Spearman's correlation where it is a number
-    measure : what `effect` is: ``epsilon squared``, the share of the ranks' variance that lies between groups, 0 to 1;
+    p, p_adjusted : of Kruskal and Wallis if `by` names groups, of Spearman's correlation if it is a number
+    measure : name of `effect`: ``epsilon squared``, the share of the ranks' variance that lies between groups, 0 to 1;
         or ``Spearman's rho``, -1 to 1
     shifted : whether both `p_adjusted` is at most alpha, and the effect not negligible
-    levels : the groups in order; of numbers, their quarters
+    levels : the groups in order; for numbers, their quarters
     """
 
     by: str
@@ -61,7 +61,7 @@ class GroupTest(_Frozen):
 
 
 class Well(_Frozen):
-    """Images of a well, and the median of the score; None where none has it."""
+    """Images of a well, and the median of the score; None if none has it."""
 
     row: str
     column: str
@@ -80,9 +80,9 @@ class PlateMap(_Frozen):
 
 
 def plate_places(names: pd.Series) -> pd.DataFrame:
-    """Plate, row, column and well of images by their ``name``, ``<plate>.ome.zarr/<row>/<column>/<field>``.
+    """Return plate, row, column and well of images by their ``name``, ``<plate>.ome.zarr/<row>/<column>/<field>``.
 
-    Null for images of no plate.
+    Null for images that are not on a plate.
     """
     rows: list[tuple[str | None, ...]] = []
     for name in names:
@@ -93,7 +93,7 @@ def plate_places(names: pd.Series) -> pd.DataFrame:
 
 
 def plate_maps(scores: pd.DataFrame, names: list[str]) -> list[PlateMap]:
-    """A map per plate and score of `names`; none without plates."""
+    """Return a map per plate and score of `names`; none without plates."""
     places = plate_places(scores["name"])
     frame = pd.concat([places, scores[names]], axis=1)[places[_PLATE].notna()]
     maps = []
@@ -112,21 +112,22 @@ def plate_maps(scores: pd.DataFrame, names: list[str]) -> list[PlateMap]:
 def group_tests(
     scores: pd.DataFrame, names: list[str], metadata: pd.DataFrame | None = None, *, alpha: float
 ) -> tuple[list[GroupTest], list[str]]:
-    """Whether scores differ between plates, rows and columns of plates, and by the columns of a table.
+    """Test whether scores differ between plates, rows and columns of plates, and by the columns of a table.
 
-    Where all images of a well have the same value of a column, as they have of plate, row and column, the well's median
-    counts once: fields of one well are not independent. The tests are corrected together (Benjamini and Hochberg,
-    Journal of the Royal Statistical Society B 57:289 (1995)).
+    If all images of a well have the same value of a column, as for plate, row and column, the well's median counts
+    once: fields of one well are not independent. The tests are corrected together for multiple testing.
 
     Parameters
     ----------
     scores : rows of ``scores.parquet`` with a result, in the order of ``name``
-    names : scores to look at
+    names : scores to test
     metadata : of `chorus.pipeline.shift.metadata.read_metadata`
+    alpha : level of the tests, 0 to 1
 
     Returns
     -------
-    The tests, and sentences on what could not be tested
+    tests : of each group and score
+    notes : sentences on what could not be tested
 
     Raises
     ------
@@ -136,7 +137,8 @@ def group_tests(
     References
     ----------
     Kruskal and Wallis, Journal of the American Statistical Association 47:583 (1952). Epsilon squared: H / (n - 1),
-    Tomczak and Tomczak, Trends in Sport Sciences 21:19 (2014).
+    Tomczak and Tomczak, Trends in Sport Sciences 21:19 (2014). Correction: Benjamini and Hochberg, Journal of the Royal
+    Statistical Society B 57:289 (1995).
     """
     from scipy.stats import false_discovery_control
 
@@ -161,7 +163,7 @@ def group_tests(
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """Of one test, before correction; see `GroupTest`."""
+    """Result of one test, before correction; see `GroupTest`."""
 
     p: float
     measure: str
@@ -184,7 +186,7 @@ def _test(by: str, score: str, found: _Outcome, p_adjusted: float, alpha: float)
 
 
 def _tested(by: pd.Series, numbers: pd.Series | None, score: pd.Series, wells: pd.Series) -> _Outcome | None:
-    """One test; None where there is too little to compare. `numbers` is `by` where it is a number."""
+    """Return one test; None if there is too little to compare. `numbers` is `by` as numbers, if it can be."""
     from scipy.stats import kruskal, spearmanr
 
     given = by if numbers is None else numbers
@@ -209,7 +211,10 @@ def _tested(by: pd.Series, numbers: pd.Series | None, score: pd.Series, wells: p
 
 
 def _units(images: pd.DataFrame) -> pd.DataFrame:
-    """What is independent: wells where `by` is the same all over each, by the median of their images; else images."""
+    """Return the independent units: wells, by the median of their images, or images.
+
+    They are wells if all images are on a plate and `by` is constant within each well.
+    """
     if len(images) and images["well"].notna().all():
         wells = images.groupby("well", sort=True)
         if (wells["by"].nunique() == 1).all():
@@ -218,7 +223,7 @@ def _units(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_numbers(values: pd.Series) -> pd.Series | None:
-    """A column of numbers, or of dates as days; None where it names groups."""
+    """Return a column as numbers, or dates as days; None if it names groups."""
     known = values.dropna()
     if pd.api.types.is_bool_dtype(known.infer_objects()) or not len(known):
         return None
@@ -232,7 +237,7 @@ def _as_numbers(values: pd.Series) -> pd.Series | None:
 
 
 def _quarters(images: pd.DataFrame, by: pd.Series) -> Iterator[GroupLevel]:
-    """The images in the order of their number, in four parts of about the same size; equal numbers stay together."""
+    """Yield the images in the order of their number, in four parts of about equal size; equal numbers stay together."""
     parts = pd.qcut(images["by"], _QUARTERS, duplicates="drop")
     for _, part in images.groupby(parts, observed=True, sort=True):
         own, place = by.loc[part.index], part["by"].to_numpy()
@@ -242,7 +247,7 @@ def _quarters(images: pd.DataFrame, by: pd.Series) -> Iterator[GroupLevel]:
 
 
 def _natural(name: object) -> list[str | int]:
-    """Sorts numbers within names by value, and rows of a plate as A to Z, AA, AB."""
+    """Return a sort key that orders numbers within names by value, and rows of a plate as A to Z, AA, AB."""
     text = str(name)
     if text.isalpha() and text.isupper():
         return [f"{len(text):02}{text}"]

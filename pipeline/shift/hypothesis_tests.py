@@ -1,4 +1,4 @@
-"""Comparisons of a run with the reference set: one test for each column of its scores, and one for all features."""
+"""Comparison of a run with the reference set: one test for each column of its scores, and one for all features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chorus.pipeline.shift.two_samples import NEGLIGIBLE, Difference, compare_po
 
 FEATURES, EMPTY = ENCODER.name, NOTHING_FOUND.name
 KINDS = ("intensity", "noise", "sharpness", "object size", "prior", "doubt", FEATURES)
-"""What a difference means, in the order in which it is shown."""
+"""Kinds of differences, in order of display."""
 _FEWEST = 2
 
 
@@ -27,10 +27,10 @@ class ShiftTest(BaseModel):
     Attributes
     ----------
     kind : ``intensity``, ``noise``, ``sharpness``, ``object size``, ``features``, ``doubt``, ``prior``
-    name : column of ``scores.parquet``; ``features``; or ``empty``, the share of images in which nothing was found
+    name : column of ``scores.parquet``; ``features``; or ``empty``, the share of empty predictions
     reference_median, run_median : None for features; for ``empty`` the shares
-    effect : Cliff's delta, -1 to 1, positive where the run's values are higher
-    low, high : its 95 % interval; None where a side has but one value
+    effect : Cliff's delta, -1 to 1, positive if the run's values are higher
+    low, high : its 95 % interval; None if a side has only one value
     p, p_adjusted : of the test, and after correction for all tests
     shifted : whether `p_adjusted` is at most alpha and the effect at least small
     """
@@ -50,7 +50,7 @@ class ShiftTest(BaseModel):
 
 
 def kind_of(name: str) -> str | None:
-    """What a column of ``scores.parquet`` tells of an image; None where that is nothing to compare."""
+    """Return the kind of difference that a column of ``scores.parquet`` shows; None if it is not compared."""
     column = column_of(name)
     return None if column is None else column.score.kind
 
@@ -58,9 +58,13 @@ def kind_of(name: str) -> str | None:
 def shift_tests(
     table: pd.DataFrame, reference: Reference, features: pd.DataFrame | None, alpha: float
 ) -> list[ShiftTest]:
-    """All comparisons of the images of `table`, sorted by name, in the order of their kinds.
+    """Compare the images of `table`, sorted by name, with the reference set, in the order of the kinds.
 
-    They are corrected together (Benjamini and Hochberg, Journal of the Royal Statistical Society B 57:289 (1995)).
+    The tests are corrected together for multiple testing.
+
+    References
+    ----------
+    Benjamini and Hochberg, Journal of the Royal Statistical Society B 57:289 (1995).
     """
     from scipy.stats import false_discovery_control
 
@@ -101,7 +105,7 @@ def shift_tests(
 def _clouds(
     table: pd.DataFrame, reference: Reference, features: pd.DataFrame | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Features of the reference and of the run, those of `draw`; None where either has none."""
+    """Return features of the reference and of the run, those of `draw`; None if either has none."""
     if features is None or reference.features is None:
         return None
     before = reference.features.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What is known of the images of a run beside their pixels: a table, joined to them by name."""
+"""Metadata of the images of a run: a table, joined to them by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from chorus.pipeline.io import storage
 
 
 def read_metadata(url: str) -> pd.DataFrame:
-    """A table of what is known of images, ``.csv`` or ``.parquet``; ``name`` is that of an image, a well or a plate.
+    """Read a table of metadata, ``.csv`` or ``.parquet``; its ``name`` is that of an image, a well or a plate.
 
     Raises
     ------
     RefusedError
-        Where it cannot be read, has no column ``name``, or a name twice.
+        If it cannot be read, has no column ``name``, or a name twice.
     """
     suffix = url.rpartition(".")[2].lower()
     if suffix not in ("csv", "parquet"):
@@ -41,7 +41,13 @@ def read_metadata(url: str) -> pd.DataFrame:
 
 
 def joined(names: pd.Series, metadata: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table's columns for the images `names`, by the row of the image, else of its well or plate."""
+    """Return the table's columns for the images `names`, by the row of the image, else of its well or plate.
+
+    Raises
+    ------
+    RefusedError
+        If the table fits no image.
+    """
     known = {_key(name): row for row, name in enumerate(metadata["name"])}
 
     def row_of(name: str) -> int:

@@ -1,8 +1,8 @@
-"""A run as a whole against the reference set of its ensemble: is it still of the kind that the reference stands for.
+"""Compare a whole run with the reference set of its ensemble: does the reference set still represent its images.
 
-Covariate shift: images look otherwise (intensity, noise, sharpness, object size, encoder features), or the members
-doubt more. Prior shift: there is more or less of a class. Confounders: scores depend on the plate, on where on it an
-image was made, or on a column of a table. A shift is found where it is neither chance nor negligible.
+Covariate shift: images look different (intensity, noise, sharpness, object size, encoder features), or the members
+are less certain. Prior shift: there is more or less of a class. Confounders: scores depend on the plate, on the
+position on it, or on a column of a table. A shift is reported if it is significant and not negligible.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SHOWN = 3
 
 
 class Shift(BaseModel):
-    """What is kept as ``shift.json``.
+    """Content of ``shift.json``.
 
     Attributes
     ----------
-    reference_images, images : how many are compared; failed ones are left out
+    reference_images, images : number of images compared; failed ones are left out
     alpha : level of the tests
     tests : of run against reference
     groups : between groups of the run's images
@@ -50,7 +50,7 @@ class Shift(BaseModel):
 
     @property
     def found(self) -> bool:
-        """Whether the run is not like the reference."""
+        """Whether the run differs from the reference."""
         return any(test.shifted for test in self.tests)
 
 
@@ -62,14 +62,15 @@ def find_shift(
     *,
     alpha: float = 0.05,
 ) -> Shift:
-    """Compare a run with the reference set; the order of the rows changes nothing.
+    """Compare a run with the reference set; the order of the rows has no effect.
 
     Parameters
     ----------
     scores : rows of ``scores.parquet``
-    features : columns ``name`` and ``features`` of the images `feature_images` at least, if there are any
+    reference : of the ensemble
+    features : columns ``name`` and ``features``, at least of the images of `feature_images`, if there are any
     metadata : of `chorus.pipeline.shift.metadata.read_metadata`
-    alpha : share of runs without any shift in which one may be found, 0 to 1
+    alpha : share of runs without any shift in which one may be reported, 0 to 1
 
     Raises
     ------
@@ -102,7 +103,7 @@ def find_shift(
 
 
 def feature_images(scores: pd.DataFrame) -> list[str]:
-    """Names of the images whose features `find_shift` looks at: a fixed draw of 1000 where there are more."""
+    """Return the names of the images whose features `find_shift` uses: a fixed draw of 1000 if there are more."""
     names = _usable(scores)["name"].to_numpy()
     return [str(name) for name in names[draw(len(names))]]
 
@@ -112,7 +113,7 @@ def _usable(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _words(tests: list[ShiftTest], known: int, images: int, alpha: float) -> list[str]:
-    """What the comparison with the reference says, and what it could not have seen."""
+    """Return sentences on the comparison with the reference, and on shifts that it could not have detected."""
     shifted = sorted((test for test in tests if test.shifted), key=lambda test: (-abs(test.effect), test.name))
     said = []
     for kind in dict.fromkeys(test.kind for test in shifted):
@@ -162,7 +163,10 @@ def _difference(test: ShiftTest) -> str:
 
 
 def _group_words(groups: list[GroupTest]) -> list[str]:
-    """What depends on a group or a number, the strongest first; rho squared is what compares to epsilon squared."""
+    """Return sentences on dependences on groups or numbers, the strongest first.
+
+    Strength is epsilon squared, or the square of rho.
+    """
 
     def strength(test: GroupTest) -> float:
         return test.effect**2 if test.measure == RHO else test.effect
@@ -180,7 +184,7 @@ def _group_words(groups: list[GroupTest]) -> list[str]:
 
 
 def _left_out(table: pd.DataFrame, reference: Reference, features: pd.DataFrame | None) -> list[str]:
-    """What the run has and the reference lacks, so that it is not compared."""
+    """Return a sentence on scores that are not compared since the reference lacks them."""
     looks = [name for name in map(str, table.columns) if kind_of(name) not in (None, "doubt")]
     missing = sorted(name for name in looks if name not in reference.scores and table[name].notna().any())
     if features is not None and reference.features is None:

@@ -1,4 +1,7 @@
-"""Whether two samples come from the same distribution, and how far apart they are: one number, or many, per image."""
+"""Two-sample tests: whether samples come from the same distribution, and how far apart they are.
+
+There is one test for a number per image, and one for a vector per image.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ NEGLIGIBLE = 0.147
 al., Florida Association of Institutional Research, 2006)."""
 
 MOST_POINTS = 1000
-"""Images of each sample that `compare_points` looks at: a seeded draw of larger ones."""
+"""Maximum number of images of each sample that `compare_points` uses: a seeded draw of larger ones."""
 
 _MAGNITUDES = ((NEGLIGIBLE, "negligible"), (0.33, "small"), (0.474, "medium"), (math.inf, "large"))
 _Z = 1.959963984540054  # of a 95 % interval
 _Z_POWER = 0.8416212335729143  # of a power of 80 %
-# Permutations give p-values of 1 / 2000 at least: small enough beside some twenty other tests.
+# Permutations give p-values of at least 1 / 2000: small enough for a correction for some twenty tests.
 _PERMUTATIONS, _AT_ONCE = 1999, 250
 _FEWEST_POINTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How a second sample differs from a first.
+    """Difference of a second sample from a first.
 
     Attributes
     ----------
-    effect : Cliff's delta, -1 to 1; positive where the second has the higher values
-    low, high : its 95 % interval; None where a sample has but one value
+    effect : Cliff's delta, -1 to 1; positive if the second has the higher values
+    low, high : its 95 % interval; None if a sample has only one value
     p : two-sided
     """
 
@@ -45,9 +48,13 @@ class Difference:
 
 
 def compare_values(first: Values, second: Values) -> Difference:
-    """Mann-Whitney's test and Cliff's delta of two samples without NaN, at least one value each.
+    """Compare two samples by Mann-Whitney's test and Cliff's delta.
 
-    It sees that one sample tends to higher values than the other, not that it only spreads more.
+    It detects that one sample tends to higher values than the other, not a difference in spread alone.
+
+    Parameters
+    ----------
+    first, second : (images,) float64 without NaN, at least one value each
 
     References
     ----------
@@ -62,14 +69,19 @@ def compare_values(first: Values, second: Values) -> Difference:
 
 
 def magnitude(delta: float) -> str:
-    """In words, see `NEGLIGIBLE`."""
+    """Return the size of a delta in words, see `NEGLIGIBLE`."""
     return next(word for limit, word in _MAGNITUDES if abs(delta) < limit)
 
 
 def detectable(first: int, second: int, alpha: float) -> float:
-    """Cliff's delta that Mann-Whitney's test at level `alpha` finds four times in five; above 1 where it never does.
+    """Return the Cliff's delta that Mann-Whitney's test at level `alpha` detects with a power of 80 %.
 
-    From the variance of delta where nothing differs, (n + m + 1) / (3 n m).
+    It is above 1 if no delta is. Follows from the variance of delta if nothing differs, (n + m + 1) / (3 n m).
+
+    Parameters
+    ----------
+    first, second : sizes of the samples, n and m
+    alpha : level of the test, 0 to 1
     """
     from scipy.stats import norm
 
@@ -77,20 +89,22 @@ def detectable(first: int, second: int, alpha: float) -> float:
 
 
 def compare_points(first: Values, second: Values) -> Difference | None:
-    """Energy test of two clouds of points, and how well their points can be told apart, as Cliff's delta.
+    """Compare two samples of points by the energy test, and by how well they can be separated, as Cliff's delta.
 
-    The points are standardised and projected on their whitened principal components, all together, so that nothing
-    tells one sample from the other but what they hold; p comes from permutations of who belongs to which. The effect is
-    that of a linear discriminant of the components and their squares, on points that it was not fitted to: 0 where it
-    can but guess, 1 where it tells all apart.
+    The points are standardised and projected on their whitened principal components, pooled, so that the projection
+    does not depend on which sample a point belongs to; p comes from permutations of the labels. The effect is that of a
+    linear discriminant of the components and their squares, on points that it was not fitted to: 0 if it can only
+    guess, 1 if it separates all points.
 
     Parameters
     ----------
-    first, second : (images, d) without NaN, in an order that does not depend on the run; at most `MOST_POINTS` of each
+    first, second : (images, d) float64 without NaN, in an order that does not depend on the run; at most `MOST_POINTS`
+        of each
 
     Returns
     -------
-    None with fewer than five of either, or where all are the same
+    Difference or None
+        None with fewer than five points of either, or if all are the same.
 
     References
     ----------
@@ -107,21 +121,31 @@ def compare_points(first: Values, second: Values) -> Difference | None:
     told = _told_apart(points, of_second)
     delta, error = _delta(told[~of_second], told[of_second])
     low, high = (max(end or 0.0, 0.0) for end in _interval(delta, error, min(len(first), len(second))))
-    # Below 0 it is worse than guessing, as it may be where there is nothing to learn.
+    # Below 0 it is worse than guessing, which may happen if there is nothing to learn.
     return Difference(max(delta, 0.0), low, high, _energy_p(points, of_second))
 
 
 def draw(images: int) -> NDArray[np.intp]:
-    """Which of so many images `compare_points` looks at, ascending: the same for the same number."""
+    """Return which of this many images `compare_points` uses: the same for the same number.
+
+    Parameters
+    ----------
+    images : number of images
+
+    Returns
+    -------
+    NDArray[np.intp]
+        (at most `MOST_POINTS`,), ascending indices.
+    """
     if images <= MOST_POINTS:
         return np.arange(images)
     return np.sort(np.random.default_rng(images).choice(images, MOST_POINTS, replace=False))
 
 
 def _delta(first: Values, second: Values) -> tuple[float, float | None]:
-    """Cliff's delta and its standard error, by the unbiased estimate of its variance; None with a single value.
+    """Return Cliff's delta and its standard error, by the unbiased estimate of its variance; None for single values.
 
-    From how each value stands to the other sample, by sorting: no matrix of all pairs.
+    Computed from the rank of each value in the other sample, by sorting, without a matrix of all pairs.
 
     References
     ----------
@@ -143,10 +167,13 @@ def _delta(first: Values, second: Values) -> tuple[float, float | None]:
 
 
 def _interval(delta: float, error: float | None, fewer: int) -> tuple[float | None, float | None]:
-    """95 % interval of Cliff's delta, asymmetric (Feng and Cliff 2004); `fewer` is the smaller of both samples."""
+    """Return the asymmetric 95 % interval of Cliff's delta (Feng and Cliff 2004).
+
+    `fewer` is the size of the smaller sample.
+    """
     if error is None:
         return None, None
-    if abs(delta) == 1:  # no pair the other way round, so that the variance says nothing
+    if abs(delta) == 1:  # no pair in the other order, so that the variance is not informative
         bound = max((fewer - _Z**2) / (fewer + _Z**2), -1.0)
         return (bound, 1.0) if delta > 0 else (-1.0, -bound)
     square = (_Z * error) ** 2
@@ -156,25 +183,25 @@ def _interval(delta: float, error: float | None, fewer: int) -> tuple[float | No
 
 
 def _principal(pooled: Values) -> Values:
-    """(images, r) coordinates in the leading principal components of the standardised points, of variance 1 each.
+    """Return coordinates in the leading principal components of the standardised points, of variance 1 each.
 
-    So a shift along a component in which images hardly differ counts as much as one along the first.
+    They are (images, r). A shift along a component with little variance counts as much as one along the first.
     """
     from sklearn.decomposition import PCA
 
     scale = pooled.std(axis=0)
-    # What differs by rounding only must not be blown up.
+    # Features that differ only by rounding must not be amplified.
     scale = np.where(scale > 1e-9 * np.maximum(np.abs(pooled).max(axis=0), 1e-3), scale, np.inf)
     standardised = (pooled - pooled.mean(axis=0)) / scale
     components = min(components_of(*pooled.shape), len(pooled) - 1)
     found = PCA(components, svd_solver="randomized", random_state=0).fit_transform(standardised)
     spread = found.std(axis=0)
-    kept = spread > 1e-6 * spread.max()  # fewer directions than components may be there
+    kept = spread > 1e-6 * spread.max()  # the data may have fewer directions than components
     return np.asarray(found[:, kept] / spread[kept], np.float64)
 
 
 def _energy_p(points: Values, of_second: NDArray[np.bool_]) -> float:
-    """(1 + permutations that are at least as far apart) / (1 + permutations)."""
+    """Return (1 + permutations that are at least as far apart) / (1 + permutations)."""
     from scipy.spatial.distance import cdist
 
     distances = cdist(points, points)
@@ -189,9 +216,23 @@ def _energy_p(points: Values, of_second: NDArray[np.bool_]) -> float:
 
 
 def energy_distances(distances: Values, labels: Values) -> Values:
-    """(cuts,) energy distances between the points of label 0 and 1, by (points, cuts) labels.
+    """Return energy distances between the points of label 0 and 1.
 
-    2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), means over all pairs, a point with itself included.
+    2 E|X - Y| - E|X - X'| - E|Y - Y'|, means over all pairs, including those of a point with itself.
+
+    Parameters
+    ----------
+    distances : (points, points) float64
+    labels : (points, cuts) float64, 0 or 1
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (cuts,).
+
+    References
+    ----------
+    Szekely and Rizzo, Journal of Statistical Planning and Inference 143:1249 (2013).
     """
     second = labels.sum(axis=0)
     first = len(labels) - second
@@ -203,7 +244,7 @@ def energy_distances(distances: Values, labels: Values) -> Values:
 
 
 def _told_apart(points: Values, of_second: NDArray[np.bool_]) -> Values:
-    """(images,) what a linear discriminant says that did not see the image; high is the second sample."""
+    """Return (images,) decision values of a linear discriminant fitted without the image; high is the second sample."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
