@@ -1,5 +1,5 @@
-"""How members come to be: annotated images become the weights of an ensemble, fold by fold.
+"""Training of members: annotated images become the weights of an ensemble, fold by fold.
 
-Begin with `settings` and `fold`; where folds run, and what becomes of one whose process dies, is
-`chorus.cluster.training.run`.
+Begin with `settings` and `fold`; `chorus.cluster.training.run` decides where folds run, and restarts a fold whose
+process dies.
 """

@@ -1,6 +1,6 @@
-"""Windows become patches: turned, scaled, bent and varied in intensity, a whole batch at once.
+"""Windows become patches: rotated, scaled, deformed and varied in intensity, a whole batch at once.
 
-All changes of place are one resampling by torch's ``grid_sample``, so nothing is blurred twice.
+All geometric changes are one resampling by torch's ``grid_sample``, so pixels are interpolated only once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ _ELASTIC_STD = 3.0  # pixels
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: images (batch, channels, y, x) float32, classes (batch, y, x) int64, and flows
-    (batch, 2, y, x) float32 where they are learnt."""
+    """Input and targets of a training step.
+
+    Attributes
+    ----------
+    images : (batch, channels, y, x) float32
+    classes : (batch, y, x) int64
+    flows : (batch, 2, y, x) float32, if they are learnt
+    """
 
     images: torch.Tensor
     classes: torch.Tensor
@@ -29,7 +35,14 @@ class Batch:
 
 
 def augmented(draw: Draw, patch: int, device: torch.device) -> Batch:
-    """Patches of the windows of `draw`, on `device`."""
+    """Return the augmented patches of the windows of `draw`.
+
+    Parameters
+    ----------
+    draw : windows and what to do to them
+    patch : edge of a patch in pixels
+    device : where to compute them
+    """
     generator = torch.Generator(device).manual_seed(draw.seed)
     windows, targets = (torch.from_numpy(a).to(device, non_blocking=True) for a in (draw.images, draw.targets))
     places, jacobian = _places(draw, patch, windows.shape[-1], generator)
@@ -41,11 +54,11 @@ def augmented(draw: Draw, patch: int, device: torch.device) -> Batch:
 
 
 def _places(draw: Draw, patch: int, window: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each pixel of a patch lies in its window, (batch, y, x, 2) for ``grid_sample``, and the derivative of
-    that, (batch, 2, 2, 1 or y, 1 or x): of place y and x by pixel y and x.
+    """Return the position of each pixel of a patch in its window, and its derivative.
 
-    The centre of a patch is half a pixel before the window's middle pixel, so that turns by 90 degrees and flips
-    meet whole pixels.
+    The position is (batch, y, x, 2) for ``grid_sample``; the derivative of position y and x by pixel y and x is
+    (batch, 2, 2, 1 or y, 1 or x). The centre of a patch is half a pixel before the window's middle pixel, so that
+    rotations by 90 degrees and flips map pixels to pixels.
     """
     device = generator.device
     matrix = torch.from_numpy(draw.matrix).to(device)
@@ -63,12 +76,12 @@ def _places(draw: Draw, patch: int, window: int, generator: torch.Generator) -> 
 
 
 def _bend(draw: Draw, patch: int, generator: torch.Generator) -> torch.Tensor:
-    """Smooth random displacement in pixels, (batch, 2, y, x).
+    """Return a smooth random displacement in pixels, (batch, 2, y, x).
 
     References
     ----------
-    Simard et al., ICDAR 2003; ``torchvision.transforms.v2.ElasticTransform``, whose own field is one for all images
-    and takes its numbers from the global generator.
+    Simard et al., ICDAR 2003; ``torchvision.transforms.v2.ElasticTransform``, which uses one field for all images
+    and the global random generator.
     """
     shape = (len(draw.bent), 2, patch, patch)
     noise = torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
@@ -80,20 +93,30 @@ def _bend(draw: Draw, patch: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def turned(flows: torch.Tensor, jacobian: torch.Tensor) -> torch.Tensor:
-    """Flows (batch, 2, y, x) that were taken from other places, as vectors of the patch.
+    """Transform flows that were resampled from other positions to vectors of the patch.
 
     Flows are directions of a gradient, of heat in an object. With T'(o) = T(p(o)) the gradient of T' is J^T grad T
     at p(o), J being the derivative of p; its length is 5 again, or 0.
+
+    Parameters
+    ----------
+    flows : (batch, 2, y, x) float32
+    jacobian : (batch, 2, 2, 1 or y, 1 or x) float32, derivative of position y and x by pixel y and x
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, 2, y, x) float32.
     """
     dy, dx = flows.unbind(1)
     moved_y, moved_x = (jacobian[:, 0, axis] * dy + jacobian[:, 1, axis] * dx for axis in range(2))
-    # `hypot`, since the norm over an axis that is not the last takes ten times as long
+    # `hypot`, since the norm over an axis other than the last takes ten times as long.
     scale = FLOW_LENGTH / torch.hypot(moved_y, moved_x).clamp(min=1e-12)
     return torch.stack([moved_y * scale, moved_x * scale], dim=1)
 
 
 def _varied(images: torch.Tensor, draw: Draw, generator: torch.Generator) -> torch.Tensor:
-    """Gamma, contrast and noise, relative to each image's own range of intensities."""
+    """Vary gamma, contrast and noise, relative to each image's own range of intensities."""
     low, high, gamma, contrast, noise = (
         torch.from_numpy(values).to(images.device).reshape(len(images), -1, 1, 1)
         for values in (draw.low, draw.high, draw.gamma, draw.contrast, draw.noise)

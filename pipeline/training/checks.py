@@ -1,4 +1,4 @@
-"""Whether anything can be learnt from pairs of images and labels, and whether this machine can hold them."""
+"""Checks before training: whether anything can be learnt from images and labels, and whether they fit in memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import TrainSettings
 
-# What a pair takes in memory, per pixel: float32 channels, class and flows, and the order of its pixels by class.
+# Memory of a pair, in bytes per pixel: float32 channels, class and flows, and the order of its pixels by class.
 _BYTES_PER_CHANNEL, _BYTES_PER_LABEL = 4, 4 + 4 + 8
 _BYTES_PER_NETWORK = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the labels of all pairs hold.
+    """Content of the labels of all pairs.
 
     Attributes
     ----------
     empty : names of the pairs without any foreground; they are trained on
-    objects : per pair, where labels are instances
+    objects : number in all pairs, if labels are instances
     pixels : per class, in all pairs
     """
 
@@ -34,12 +34,12 @@ class Checked:
 
 
 def check_memory(pairs: Sequence[TrainingPair], settings: TrainSettings, workers: int) -> int:
-    """Bytes that `workers` folds at a time take on this machine, estimated before anything is loaded.
+    """Estimate the bytes that `workers` simultaneous folds take on this machine, before anything is loaded.
 
     Raises
     ------
     RefusedError
-        where they are more than is available
+        If more than is available.
     """
     channels = len(settings.channels) * (2 if settings.augment.clahe else 1)
     per_pixel = _BYTES_PER_CHANNEL * channels + _BYTES_PER_LABEL
@@ -54,7 +54,13 @@ def check_memory(pairs: Sequence[TrainingPair], settings: TrainSettings, workers
 
 
 def check_pairs(pairs: Sequence[TrainingPair], settings: TrainSettings) -> Checked:
-    """Read every label; raises RefusedError where nothing can be learnt from them, or they are too few for folds."""
+    """Read every label and check that something can be learnt from them.
+
+    Raises
+    ------
+    RefusedError
+        If labels are empty or lack a class, or there are too few of them for the folds.
+    """
     groups = {pair.group for pair in pairs}
     if len(groups) < max(2, settings.folds):
         raise RefusedError(

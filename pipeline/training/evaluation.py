@@ -1,7 +1,7 @@
-"""How good an ensemble is on images with a truth: each member alone and all together, with augmentations and without.
+"""Evaluation of an ensemble on images with a ground truth: each member and all together, with and without augmentation.
 
 The numbers are those of ``chorus predict``: the same tiles, statistics, blending and labels. Members are evaluated once
-and the ensemble is the sum of what they said, as it is where members live on several devices.
+and the ensemble is the sum of their samples, as if members were on several devices.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from chorus.pipeline.metrics.segmentation import dice
 from chorus.pipeline.preprocessing.preparation import surveyed
 
 ENSEMBLE = "ensemble"
-# Bounds the sums that are held at once; any value gives the same scores.
+# Bounds the memory of the sums; any value gives the same scores.
 _REGION = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good one predictor was on one image.
+    """Scores of one predictor on one image.
 
     Attributes
     ----------
     image : its name
     predictor : ``member-<i>``, or ``ensemble``
     augmented : with the ensemble's augmentations, or with none
-    dice : mean over the foreground classes, 0 to 1; 1 where neither truth nor prediction has any
+    dice : mean over the foreground classes, 0 to 1; 1 if neither truth nor prediction has any
     ap50, mean_ap : average precision TP / (TP + FP + FN) of objects at an intersection over union of 0.5, and its mean
-        over 0.5 to 0.95; 1 where neither has an object; None where there are no objects to compare
+        over 0.5 to 0.95; 1 if neither has an object; None if there are no objects to compare
     """
 
     image: str
@@ -54,7 +54,7 @@ class Score:
 
 
 class Evaluator:
-    """Hosts an ensemble on a device and scores it image by image."""
+    """Hold an ensemble on a device and score it image by image."""
 
     def __init__(self, ensemble: Ensemble, device: torch.device) -> None:
         count = range(len(ensemble.spec.members))
@@ -64,12 +64,13 @@ class Evaluator:
         self._members = [ensemble.load_member(index, device) for index in count]
 
     def scores(self, name: str, image: NDArray[np.generic], truth: NDArray[np.integer]) -> list[Score]:
-        """The scores of every member and of all together, with augmentations and without.
+        """Return the scores of every member and of all together, with augmentations and without.
 
         Parameters
         ----------
+        name : of the image
         image : (channels, y, x) raw pixels of any real dtype
-        truth : (y, x) classes, 0 is background; objects 1 to n where the ensemble gives flows
+        truth : (y, x) integer classes, 0 is background; objects 1 to n if the ensemble gives flows
 
         Raises
         ------
@@ -87,7 +88,7 @@ class Evaluator:
         return found
 
     def _answers(self, pixels: NDArray[np.float32], *, augmented: bool) -> list[tuple[str, _Answer]]:
-        """What each predictor says of the whole plane."""
+        """Return the prediction of each predictor for the whole plane."""
         settings = self._settings(augmented=augmented)
         height, width = pixels.shape[1:]
         grid = Grid.make((height, width), settings.tile, self._ensemble.spec.overlap)
@@ -138,7 +139,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A predictor's prediction of a plane: (y, x) classes, and what objects are made of."""
+    """A predictor's prediction of a plane: (y, x) classes, and the maps that objects are made from."""
 
     labels: NDArray[np.int32]
     foreground: NDArray[np.float32]
@@ -169,9 +170,9 @@ def _sum(first: StageState, second: StageState) -> StageState:
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over images by predictor, for `chorus.pipeline.core.provenance.About.scores`.
+    """Return means over images by predictor, for `chorus.pipeline.core.provenance.About.scores`.
 
-    ``dice:ensemble`` is with the ensemble's augmentations, ``dice:ensemble:no-augmentation`` without; so are ``ap50``
+    ``dice:ensemble`` is with the ensemble's augmentations, ``dice:ensemble:no-augmentation`` without; likewise ``ap50``
     and ``map`` (objects), and those of ``member-0`` and so on.
     """
     values: dict[str, list[float]] = {}
@@ -185,7 +186,10 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def verdict(summary: dict[str, float]) -> str:
-    """Whether the ensemble is at least as good as its best member, by what matters most: AP at 0.5, else Dice."""
+    """Return a sentence on whether the ensemble is at least as good as its best member.
+
+    They are compared by AP at 0.5, or by Dice if there are no objects.
+    """
     metric, words = ("ap50", "AP at 0.5") if f"ap50:{ENSEMBLE}" in summary else ("dice", "Dice")
     members = {
         name.removeprefix(f"{metric}:"): value

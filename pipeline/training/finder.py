@@ -1,4 +1,4 @@
-"""Look for a learning rate: it grows from step to step until the loss does."""
+"""Find a learning rate: it is raised from step to step until the loss rises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FALLBACK = 1e-3
 
 @dataclass(frozen=True)
 class Found:
-    """What a range test saw: smoothed losses by learning rate, and the rate that follows."""
+    """Result of a range test: smoothed losses by learning rate, and the rate that follows."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -35,12 +35,14 @@ def find_learning_rate(
 
     Parameters
     ----------
+    network : to be trained
     loss_of : loss of a network on the batch of a step; equal batches give an equal result
+    weight_decay : of the optimiser
 
     References
     ----------
     Smith, WACV 2017 (range test). The suggestion is the rate of the steepest descent of the smoothed loss, but at
-    most a tenth of the rate where that is smallest.
+    most a tenth of the rate with the smallest one.
     """
     trial = copy.deepcopy(network).train()
     rates = np.geomspace(_SMALLEST, _LARGEST, _STEPS)
@@ -63,7 +65,13 @@ def find_learning_rate(
 
 
 def suggested(rates: np.ndarray, losses: list[float]) -> float:
-    """The rate that follows from smoothed `losses` at exponentially growing `rates`."""
+    """Return the learning rate that follows from smoothed losses.
+
+    Parameters
+    ----------
+    rates : (steps,) float64, growing exponentially
+    losses : one per rate
+    """
     if len(losses) < 3:
         return _FALLBACK
     lowest = int(np.argmin(losses))

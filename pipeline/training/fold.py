@@ -1,7 +1,7 @@
 """Train one member: cycles, checkpoints, validation, and the weights that are kept.
 
-Everything random follows from the seed, the fold and the step, so a fold that was killed and goes on from its last
-checkpoint ends with the same bits as one that was not (on the same kind of device, on a CPU).
+All random numbers are derived from the seed, the fold and the step, so a fold that was interrupted and resumes from its
+last checkpoint ends with the same bits as one that was not (on the same kind of device, on a CPU).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _CHECKPOINT_SECONDS = 60.0
 _LOG_SECONDS = 5.0
 _LINES = 200  # of a fold's log, besides those with a Dice
-# Apart from the seed and the fold, what random numbers are for.
+# Purposes of random numbers: part of their seed, beside the seed of the settings and the fold.
 _FOR_WEIGHTS, _FOR_STEPS, _FOR_FINDER = 1, 2, 3
 
 
@@ -52,22 +52,29 @@ def train_fold(
     device: torch.device,
     threads: int,
 ) -> FoldResult:
-    """Train member `fold` on its share of `pairs` and write it to `folder`; goes on from its last checkpoint.
+    """Train member `fold` on its share of `pairs` and write it to `folder`; resumes from its last checkpoint.
 
     A fold that is done returns its result at once. Otherwise ``folds/<fold>/`` gets a checkpoint once a minute and at
-    every validation, the log as JSON lines, and the weights to be kept so far as ``kept.safetensors``, which is a
-    member already; in the end ``member-<fold>.safetensors`` and then ``folds/<fold>/result.json`` are written.
+    every validation, the log as JSON lines, and the weights to be kept so far as ``kept.safetensors``, which is already
+    a usable member; at the end ``member-<fold>.safetensors`` and then ``folds/<fold>/result.json`` are written.
 
     Parameters
     ----------
-    progress : gets every line of the log
-    stop : asked before every step; True ends the fold with a checkpoint and CutShortError
+    settings : of the training
+    pairs : all images and labels
+    fold : index of the member
+    folder : of the ensemble
+    progress : called with every line of the log
+    stop : called before every step; True ends the fold with a checkpoint and CutShortError
+    device : that computes
     threads : of torch
 
     Raises
     ------
     RefusedError
-        where what is in `folder` belongs to other settings or images, or the loss is not finite any more
+        If `folder` contains a fold of other settings or images, or the loss is no longer finite.
+    CutShortError
+        If `stop` returned True.
     """
     share = split([pair.group for pair in pairs], settings.folds, settings.seed)[fold]
     identity = _identity(settings, pairs, fold, share.train)
@@ -89,7 +96,7 @@ def train_fold(
 
 
 def _identity(settings: TrainSettings, pairs: Sequence[TrainingPair], fold: int, train: Sequence[str]) -> str:
-    """Names what a checkpoint belongs to."""
+    """Return a hash of everything that a checkpoint depends on."""
     content = [settings.fingerprint(), fold, list(train), sorted(f"{p.name} {p.height} {p.width}" for p in pairs)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -103,7 +110,7 @@ def _other_settings(folder: str, fold: int) -> RefusedError:
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds besides tensors."""
+    """Content of a checkpoint besides tensors."""
 
     step: int = 0
     best: float = -1.0
@@ -114,7 +121,7 @@ class _Progress:
 
 
 class _Trainer:
-    """One fold while it is trained."""
+    """One fold during its training."""
 
     def __init__(
         self,
@@ -140,7 +147,7 @@ class _Trainer:
         self._begin()
 
     def _begin(self) -> None:
-        """The network, as the last checkpoint has it or from its beginning."""
+        """Load the network, the optimiser and the progress from the last checkpoint, or create them."""
         settings, seed = self._settings, (1000 * self._settings.seed + self._fold) * 10 + _FOR_WEIGHTS
         state = self._read_checkpoint()
         if state is None:
@@ -162,7 +169,7 @@ class _Trainer:
             self._scheduler.load_state_dict(state["scheduler"])
 
     def _find(self) -> float:
-        """A learning rate, by a range test on other patches than those that are trained on."""
+        """Find a learning rate, by a range test on other patches than those of the training."""
         found = find_learning_rate(
             self._network,
             lambda network, step: self._loss_of(network, self._source.draw((*self._seed, _FOR_FINDER, step))),
@@ -183,6 +190,15 @@ class _Trainer:
         )
 
     def run(self, stop: Callable[[], bool]) -> FoldResult:
+        """Train until all steps are done, and return the result.
+
+        Raises
+        ------
+        CutShortError
+            If `stop` returned True; a checkpoint was written.
+        RefusedError
+            If the loss is no longer finite.
+        """
         settings, at = self._settings, self._at
         while at.step < settings.steps:
             if stop():
@@ -203,7 +219,7 @@ class _Trainer:
         return self._finish()
 
     def _step(self) -> float:
-        """Learn from one batch; the learning rate that it had."""
+        """Learn from one batch; return the learning rate of this step."""
         at = self._at
         draw = self._source.draw((*self._seed, _FOR_STEPS, at.step))
         torch.manual_seed(draw.seed)  # for layers that are random themselves, such as dropout
@@ -225,13 +241,13 @@ class _Trainer:
         return self._loss(outputs, batch.classes, batch.flows)
 
     def _validate(self) -> dict[str, float]:
-        """Dice per class; writes the weights that are to be kept so far."""
+        """Return the Dice per class; write the weights that are to be kept so far."""
         at = self._at
         dice = dice_scores(self._network, self._validation, self._settings, self._device)
         mean = sum(dice.values()) / len(dice)
         if self._settings.keep == "last" or mean > at.best:
             at.best, at.best_step = mean, at.step
-            # Before the checkpoint that knows of it: after a crash between them the same weights are written again.
+            # Before the checkpoint that refers to it: after a crash between them the same weights are written again.
             self._write("kept.safetensors", member_weights(self._network, self._settings.weights_dtype))
         return dice
 
@@ -268,7 +284,7 @@ class _Trainer:
         storage.write_bytes(storage.join(fold_folder(self._folder, self._fold), name), data)
 
     def _seconds(self) -> float:
-        """Spent on this fold, earlier attempts included."""
+        """Return the time spent on this fold, including earlier attempts."""
         now = time.monotonic()
         self._at.seconds += now - self._begun
         self._begun = now
@@ -304,7 +320,7 @@ class _Trainer:
         return state
 
     def _finish(self) -> FoldResult:
-        """Write the member, and score it as it is written."""
+        """Write the member, and score it as it was written."""
         settings, at = self._settings, self._at
         data = storage.read_bytes(storage.join(fold_folder(self._folder, self._fold), "kept.safetensors"))
         name = f"member-{self._fold}.safetensors"

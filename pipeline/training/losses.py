@@ -1,4 +1,4 @@
-"""What is minimised: a loss of the classes, and of the flows where there are any."""
+"""Loss functions: a loss of the classes, and one of the flows if there are any."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from chorus.pipeline.training.settings import LossName
 
-_TVERSKY = {"alpha": 0.3, "beta": 0.7}  # missed pixels weigh more than invented ones, as in Salehi et al.
+_TVERSKY = {"alpha": 0.3, "beta": 0.7}  # false negatives weigh more than false positives, as in Salehi et al.
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Of outputs (batch, classes + flows, y, x), classes (batch, y, x) int64, and flows (batch, 2, y, x) or None."""
+"""Loss of outputs (batch, classes + flows, y, x), classes (batch, y, x) int64, and flows (batch, 2, y, x) or None."""
 
 
 def new_loss(name: LossName) -> Loss:
-    """The loss of that name; with flows half their mean squared error is added, as in Cellpose.
+    """Return the loss with this name; with flows, half their mean squared error is added, as in Cellpose.
 
     References
     ----------

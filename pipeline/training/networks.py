@@ -1,4 +1,4 @@
-"""The network that a fold begins with, and its weights as a member's file."""
+"""The initial network of a fold, and its weights as a member's file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _HEAD = "segmentation_head."
 
 
 def new_network(settings: TrainSettings, seed: int) -> tuple[nn.Module, str]:
-    """A network to train, on the CPU, and what it begins with: ``imagenet``, ``random``, or the URL of a member.
+    """Return a network to train, on the CPU, and its initial weights: ``imagenet``, ``random``, or the URL of a member.
 
-    Weights that are not taken over are random by `seed` alone; torch's global generator is left as it was.
+    Weights that are not loaded are random and depend on `seed` alone; torch's global generator keeps its state.
 
     Raises
     ------
     RefusedError
-        where segmentation-models-pytorch has no such network, or the weights of `settings.start` do not fit
+        If segmentation-models-pytorch has no such network, or the weights of `settings.start` do not fit.
     """
     module = random_network(settings, seed)
     if settings.start is not None:
@@ -38,7 +38,13 @@ def new_network(settings: TrainSettings, seed: int) -> tuple[nn.Module, str]:
 
 
 def random_network(settings: TrainSettings, seed: int) -> nn.Module:
-    """A network with random weights; raises RefusedError where segmentation-models-pytorch has no such network."""
+    """Return a network with random weights.
+
+    Raises
+    ------
+    RefusedError
+        If segmentation-models-pytorch has no such network.
+    """
     architecture, encoder, options = settings.design
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,7 +53,7 @@ def random_network(settings: TrainSettings, seed: int) -> nn.Module:
 
 
 def _take_over(module: nn.Module, settings: TrainSettings) -> None:
-    """The weights of `settings.start`; its head is left out where it has other outputs."""
+    """Load the weights of `settings.start`; its head is left out if it has other outputs."""
     start = settings.start
     assert start is not None
     url = storage.normalise(start.weights)
@@ -64,7 +70,7 @@ def _state(url: str, sha256: str | None) -> list[tuple[str, torch.Tensor]]:
 
 
 def _pretrain(module: nn.Module, settings: TrainSettings) -> bool:
-    """Give the encoder its ImageNet weights; whether they could be had."""
+    """Load the ImageNet weights of the encoder; return whether they were available."""
     import segmentation_models_pytorch as smp
 
     architecture, encoder, options = settings.design
@@ -90,7 +96,7 @@ def _pretrain(module: nn.Module, settings: TrainSettings) -> bool:
 
 
 def freeze_encoder(module: nn.Module, frozen: bool) -> None:
-    """Whether the encoder is left as it is, but for its batch normalisation, which follows the new images."""
+    """Freeze or unfreeze the encoder, except for its batch normalisation, which adapts to the new images."""
     encoder = module.encoder
     assert isinstance(encoder, nn.Module)
     encoder.requires_grad_(not frozen)
@@ -100,7 +106,13 @@ def freeze_encoder(module: nn.Module, frozen: bool) -> None:
 
 
 def member_weights(module: nn.Module, dtype: str) -> bytes:
-    """A safetensors file of the network's state; what float16 cannot hold stays float32."""
+    """Return the network's state as a safetensors file; tensors that float16 cannot represent stay float32.
+
+    Raises
+    ------
+    RefusedError
+        If a weight is NaN or infinite.
+    """
     tensors = {}
     for key, value in module.state_dict().items():
         one = value.detach().cpu()
@@ -114,7 +126,7 @@ def member_weights(module: nn.Module, dtype: str) -> bytes:
 
 
 def fill_from(module: nn.Module, data: bytes) -> None:
-    """The state of a file that `member_weights` made of the same network."""
+    """Load the state of a file that `member_weights` made of the same network."""
     state = state_dict("weights.safetensors", data)
     own = module.state_dict()
     module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})

@@ -1,4 +1,4 @@
-"""Images and their labels: which belong together, and how they are read."""
+"""Images and their labels: how they are matched and read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TrainingPair:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What was found to train on.
+    """Images and labels that were found.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     Raises
     ------
     RefusedError
-        where a source is missing, or no pair is left
+        If a source is missing, or no pair is left.
     """
     found = _zarr_pairs(images, labels, channels) if is_zarr(images) else _raster_pairs(images, labels, channels)
     if not found.pairs:
@@ -91,12 +91,17 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
 
 
 def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:
-    """Raw pixels (channels, y, x) and labels (y, x), both as stored.
+    """Read the pixels and labels of a pair.
+
+    Returns
+    -------
+    image : (channels, y, x), as stored
+    label : (y, x) integer, as stored
 
     Raises
     ------
     ImageError
-        where either cannot be read, or the labels are no integers
+        If either cannot be read, or the labels are no integers.
     """
     whole = Window.of(0, pair.height, 0, pair.width)
     if pair.kind == "raster":
@@ -117,7 +122,24 @@ def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:
 
 
 def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) -> NDArray[np.uint8]:
-    """(y, x) index of each pixel's class; raises ImageError for values that no class has."""
+    """Return the index of each pixel's class.
+
+    Parameters
+    ----------
+    label : (y, x) integer
+    settings : define classes and the meaning of labels
+    name : for the message
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (y, x), 0 is background.
+
+    Raises
+    ------
+    ImageError
+        For values that no class has.
+    """
     if settings.labels == "instances":
         if label.min(initial=0) < 0:
             raise ImageError(f"{name}: labels go down to {label.min()}; 0 is background and objects count from 1")
@@ -203,7 +225,7 @@ def _planes(
     lengths: dict[str, int],
     other: dict[str, int],
 ) -> Iterator[TrainingPair]:
-    """A pair per plane; raises ImageError where image and labels differ in size."""
+    """Yield a pair per plane; raise ImageError if image and labels differ in size."""
     size, labelled = ({axis: sizes.get(axis, 1) for axis in "tzyx"} for sizes in (lengths, other))
     if size != labelled or other.get("c", 1) != 1:
         shapes = " and ".join("x".join(str(n) for n in sizes.values()) for sizes in (size, labelled))
@@ -219,7 +241,10 @@ def _planes(
 
 
 def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """As `chorus.pipeline.io.reading.choose_channels`, for a file: by name, else all in order if their number fits."""
+    """Select channels of a file by name, or all in order if their number fits.
+
+    As `chorus.pipeline.io.reading.choose_channels`, which is for OME-Zarr.
+    """
     folded = [name.casefold() for name in own]
     if all(folded.count(name.casefold()) == 1 for name in wanted):
         return tuple(folded.index(name.casefold()) for name in wanted)

@@ -1,7 +1,7 @@
-"""Images as they are trained on, kept in memory, and the patches that are drawn from them.
+"""Training images, held in memory, and the patches that are drawn from them.
 
 A class is drawn first, then an image that has it, then one of its pixels: so classes are equally likely at the centre
-of a patch, however rare they are. Which patches a step sees follows from its seed alone.
+of a patch, however rare they are. The patches of a step depend on its seed alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import Augment, TrainSettings
 
-# An image's range of intensities, which gamma, contrast and noise refer to.
+# Percentiles of an image's range of intensities, which gamma, contrast and noise refer to.
 _LOW, _HIGH = 0.5, 99.5
 ELASTIC_REACH = 12
-"""No pixel is bent further, in pixels of the source."""
+"""Maximum displacement by elastic deformation, in pixels of the source."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class PreparedImage:
     ----------
     name : of the pair
     image : (channels, y, x) float32, normalised
-    equalised : the same with its contrast equalised locally, where that is asked for
+    equalised : the same with local contrast equalisation, if requested
     targets : (1, y, x) float32 class, or (3, y, x) with flows dy and dx
     low, high : (channels,) float32, the range of intensities
-    order : flat indices of the pixels, sorted by class; `bounds` : where each class begins in it, and its end
+    order : flat indices of the pixels, sorted by class; `bounds` : start of each class in it, and the end
     """
 
     name: str
@@ -50,7 +50,13 @@ class PreparedImage:
 
 
 def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
-    """Read, normalise, and compute the flows of one pair; raises ImageError where it cannot be read."""
+    """Read and normalise one pair, and compute its flows.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
     raw, label = load_pair(pair)
     image = normalised(raw, settings.normalisation)
     classes = class_image(label, settings, pair.label)
@@ -75,7 +81,7 @@ def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
 
 
 def _equalised(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """CLAHE of each channel, within its own range."""
+    """Return the CLAHE of each channel, within its own range."""
     from skimage.exposure import equalize_adapthist
 
     result = np.empty_like(image)
@@ -87,7 +93,7 @@ def _equalised(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Draw:
-    """Windows of a batch, larger than patches, and what is to be done to them.
+    """Windows of a batch, larger than patches, and the parameters of their augmentation.
 
     Attributes
     ----------
@@ -95,8 +101,8 @@ class Draw:
     matrix : (batch, 2, 2) float32, from the offset (y, x) of a pixel from the patch's centre to that in the window
     low, high : (batch, channels) float32, ranges of intensities
     gamma, contrast, noise : (batch,) float32
-    bent : (batch,) float32, 1 for patches that are to be bent
-    seed : of what is random per pixel
+    bent : (batch,) float32, 1 for patches with elastic deformation
+    seed : of random numbers per pixel
     """
 
     images: NDArray[np.float32]
@@ -112,7 +118,7 @@ class Draw:
 
 
 class PatchSource:
-    """Draws batches from prepared images."""
+    """Draw batches from prepared images."""
 
     def __init__(self, images: Sequence[PreparedImage], settings: TrainSettings) -> None:
         self._images = images
@@ -123,7 +129,7 @@ class PatchSource:
         self._having = [(k, found) for k, found in enumerate(having) if found]
 
     def draw(self, seed: Sequence[int]) -> Draw:
-        """The batch of `seed`, whatever was drawn before."""
+        """Return the batch of `seed`, independent of earlier draws."""
         rng = np.random.default_rng(list(seed))
         batch, augment = self._settings.batch, self._settings.augment
         first, size = self._images[0], (self._window, self._window)
@@ -144,7 +150,7 @@ class PatchSource:
         )
 
     def _cut(self, rng: np.random.Generator, image: NDArray[np.float32], targets: NDArray[np.float32]) -> PreparedImage:
-        """Fill a window whose pixel in the middle, at size // 2, is of a class that was drawn first."""
+        """Fill a window whose middle pixel, at size // 2, is of a class that was drawn first."""
         k, having = self._having[rng.integers(len(self._having))]
         source = having[rng.integers(len(having))]
         at = int(source.order[rng.integers(source.bounds[k], source.bounds[k + 1])])
@@ -159,33 +165,33 @@ class PatchSource:
             _take(source.equalised, ys, xs, equalised)
             image += np.float32(rng.random()) * (equalised - image)
         _take(source.targets, ys, xs, targets)
-        if len(targets) > 1:  # beyond an edge objects are mirrored, and so are the vectors in them
+        if len(targets) > 1:  # beyond an edge objects are mirrored, and so are their flows
             targets[1] *= turn_y[:, None]
             targets[2] *= turn_x
         return source
 
 
 def _take(planes: NDArray[np.float32], ys: NDArray[np.int64], xs: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    # `clip` spares NumPy a buffer; the indices are inside
+    # `clip` saves NumPy a buffer; all indices are valid.
     np.take(planes[:, ys], xs, axis=2, out=out, mode="clip")
 
 
 def window_size(patch: int, augment: Augment) -> int:
-    """Edge of a window that holds a patch however it is turned, scaled and bent; even."""
-    angle = math.radians(min(augment.rotation, 45.0))  # quarter turns on top change nothing
+    """Return the edge of a window that contains a patch under every rotation, scale and deformation; even."""
+    angle = math.radians(min(augment.rotation, 45.0))  # additional quarter turns do not change the reach
     reach = patch / 2 * (math.cos(angle) + math.sin(angle)) / augment.scale[0] + ELASTIC_REACH * augment.elastic
     return 2 * (math.ceil(reach) + 2)
 
 
 def _mirrored(start: int, size: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices of an axis, folded back at its ends, and -1 where they run backwards."""
+    """Return indices of an axis, mirrored at its ends, and -1 where they run backwards."""
     index = np.arange(start, start + size)
     backwards = np.mod(index, max(1, 2 * (length - 1))) > length - 1
     return mirror(index, length), np.where(backwards, -1, 1).astype(np.float32)
 
 
 def _matrix(rng: np.random.Generator, augment: Augment) -> NDArray[np.float32]:
-    """A flip or not, a quarter turn, a further turn, and a scale."""
+    """Return a random flip, quarter turns, a further rotation, and a scale as one matrix, (2, 2)."""
     turns, flip = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
     angle = math.radians(rng.uniform(-augment.rotation, augment.rotation))
     magnification = math.exp(rng.uniform(*np.log(augment.scale)))
@@ -196,5 +202,5 @@ def _matrix(rng: np.random.Generator, augment: Augment) -> NDArray[np.float32]:
 
 
 def _factor(rng: np.random.Generator, largest: float, size: int) -> NDArray[np.float32]:
-    """Between 1 / `largest` and `largest`, both as likely."""
+    """Draw factors between 1 / `largest` and `largest`, uniform in their logarithm."""
     return np.exp(rng.uniform(-math.log(largest), math.log(largest), size)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a fold says while it is trained and when it is done."""
+"""Records of a fold: lines of its log, and its result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Step(Strict):
 
     Attributes
     ----------
-    step, steps : taken so far, and in all
-    loss : mean since the line before
+    step, steps : done so far, and in total
+    loss : mean since the previous line
     learning_rate : of this step
-    dice : per foreground class over all validation images, where they were looked at
-    images_per_second : patches that were learnt from per second of wall time since the line before
+    dice : per foreground class over all validation images, if this step was validated
+    images_per_second : patches per second of wall time since the previous line
     """
 
     fold: int
@@ -30,22 +30,23 @@ class Step(Strict):
 
     @property
     def mean_dice(self) -> float | None:
+        """Mean over the foreground classes; None if this step was not validated."""
         return None if self.dice is None else sum(self.dice.values()) / len(self.dice)
 
 
 class FoldResult(Strict):
-    """A fold that is done, as ``folds/<fold>/result.json`` has it.
+    """Result of a finished fold, the content of ``folds/<fold>/result.json``.
 
     Attributes
     ----------
     identity : hash of the settings and images that it belongs to
-    begun_with : where the first weights came from: ``imagenet``, ``random``, or the URL of a member
+    begun_with : source of the initial weights: ``imagenet``, ``random``, or the URL of a member
     learning_rate : the largest of the cycle, given or found
     best_step : whose weights were kept
     weights, sha256 : the member's file in the ensemble's folder
     train, validation : names of the images
     dice : per foreground class over all validation images, of the weights as they are written
-    ap50 : average precision at IoU 0.5, mean over the validation images that have or were given objects, with flows
+    ap50 : average precision at IoU 0.5, mean over all validation images; None without flows
     seconds : wall time of all attempts
     """
 
@@ -66,16 +67,17 @@ class FoldResult(Strict):
 
     @property
     def mean_dice(self) -> float:
+        """Mean over the foreground classes."""
         return sum(self.dice.values()) / len(self.dice)
 
 
 def fold_folder(folder: str, fold: int) -> str:
-    """Where a fold keeps ``checkpoint.pt``, ``log.jsonl``, ``kept.safetensors`` and ``result.json``."""
+    """Return the folder of a fold's ``checkpoint.pt``, ``log.jsonl``, ``kept.safetensors`` and ``result.json``."""
     return storage.join(folder, "folds", str(fold))
 
 
 def read_result(folder: str, fold: int) -> FoldResult | None:
-    """The result of a fold that is done, else None."""
+    """Return the result of a finished fold, else None."""
     try:
         return FoldResult.model_validate_json(
             storage.read_bytes(storage.join(fold_folder(folder, fold), "result.json"))
@@ -85,7 +87,7 @@ def read_result(folder: str, fold: int) -> FoldResult | None:
 
 
 def read_log(folder: str, fold: int) -> list[Step]:
-    """What a fold has said so far; empty where it has not begun."""
+    """Return the lines of a fold's log so far; empty if it has not begun."""
     try:
         text = storage.read_bytes(storage.join(fold_folder(folder, fold), "log.jsonl")).decode()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a fold: one cycle, or two where the encoder knows something already."""
+"""The learning rate over the steps of a fold: one cycle, or two if the encoder is pretrained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cycle:
 
 
 def cycles(settings: TrainSettings, pretrained: bool, learning_rate: float) -> list[Cycle]:
-    """The frozen cycle, where the encoder knows something already, then the full one at half its rate.
+    """Return the cycle with a frozen encoder, if it is pretrained, then the full one at half its rate.
 
     Without a frozen cycle the full one has the whole rate. Halving is fastai's ``fine_tune``, which deepflash2 uses.
     """

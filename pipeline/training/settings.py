@@ -1,4 +1,4 @@
-"""How an ensemble is trained: everything that decides the result of a fold, in one frozen record."""
+"""Training settings: everything that determines the result of a fold, in one frozen record."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from chorus.pipeline.preprocessing.normalisation import Normalisation, Percentil
 
 LossName = Literal["ce_dice", "focal", "tversky", "lovasz"]
 STRIDE = 32
-"""Sizes that every encoder takes: it halves five times."""
+"""Sizes of patches and tiles are multiples of this: encoders halve them five times."""
 
 
 class Augment(Strict):
-    """What is varied from patch to patch; flips and quarter turns always are.
+    """Augmentation of patches; flips and quarter turns are always applied.
 
     Attributes
     ----------
-    rotation : by up to so many degrees either way, besides the quarter turns; 0 for none
+    rotation : maximum in degrees in either direction, besides the quarter turns; 0 for none
     scale : the smallest and the largest magnification
     gamma, contrast : the largest factor of either, and its inverse the smallest; 1 for none
     noise : the largest standard deviation, as a share of the image's range of intensities
-    clahe : half of the patches have their contrast equalised locally (scikit-image), to some degree
-    elastic : half of the patches are bent smoothly (torchvision)
+    clahe : half of the patches have their contrast equalised locally (scikit-image), to a random degree
+    elastic : half of the patches are deformed smoothly (torchvision)
     """
 
     rotation: float = Field(default=180.0, ge=0, le=180)
@@ -41,6 +41,7 @@ class Augment(Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        """Check the order of the scales."""
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale: the smallest ({self.scale[0]:g}) is larger than the largest ({self.scale[1]:g})")
         return self
@@ -51,20 +52,21 @@ class TrainSettings(Strict):
 
     Attributes
     ----------
-    architecture, encoder, options : of segmentation-models-pytorch (``tu-...`` encoders are timm's); a `start` wins
-    imagenet : begin with the encoder's ImageNet weights where they can be reached, else with random ones
-    start : a member to fine-tune, its `weights` an absolute path or URL; its head is made anew where classes differ
-    classes, colors : background first; colours are chosen where there are none
-    labels : what values in label images mean: ``instances`` (0 background, every other value an object) or
+    architecture, encoder, options : of segmentation-models-pytorch (``tu-...`` encoders are timm's); those of `start`
+        take precedence
+    imagenet : begin with the encoder's ImageNet weights if they are available, else with random ones
+    start : a member to fine-tune, its `weights` an absolute path or URL; its head is replaced if classes differ
+    classes, colors : background first; colours are chosen if none are given
+    labels : meaning of values in label images: ``instances`` (0 background, every other value an object) or
         ``classes`` (index of the class; 0 and 255 in binary masks)
     flows : learn the flows (dy, dx) of instances as well, 5 times the unit vector
     channels : names of the channels that members see
-    folds : members; each is validated on its own share of the images. 1 keeps one share of five apart
+    folds : number of members; each is validated on its own share of the images. 1 uses one share of five for validation
     steps : per member, in both cycles
-    frozen_share : of the steps, with the encoder frozen, where it was not random; None takes a fifth
+    frozen_share : of the steps, with the encoder frozen; None takes a fifth if the encoder is pretrained, else none
     batch, patch : patches per step, and their edge in pixels
-    learning_rate : the largest of the cycle; ``find`` looks for it
-    validate_every : steps
+    learning_rate : the largest of the cycle; ``find`` searches it
+    validate_every : number of steps
     keep : the weights that were best on the validation images, or the last
     weights_dtype : in which the member is written
     pixel_size_um, normalisation, tile : as in ``ensemble.yaml``
@@ -100,6 +102,7 @@ class TrainSettings(Strict):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        """Check that classes, labels, flows and colours fit together."""
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: two classes have the same name")
         if self.labels == "instances" and len(self.classes) != 2:
@@ -118,15 +121,16 @@ class TrainSettings(Strict):
 
     @property
     def outputs(self) -> int:
-        """Channels of a member's last layer: classes, then flows."""
+        """Number of channels of a member's last layer: classes, then flows."""
         return len(self.classes) + 2 * self.flows
 
     @property
     def class_colors(self) -> list[str]:
+        """Colour per class, background first."""
         found = [COLORS[(index - 1) % len(COLORS)] for index in range(1, len(self.classes))]
         return self.colors or ["#000000", *found]
 
     def fingerprint(self) -> str:
-        """Differs where a resumed fold would not end as it began."""
+        """Return a hash that differs if a resumed fold would end with another result."""
         text = json.dumps(self.model_dump(mode="json", exclude={"folds", "tile", "colors"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

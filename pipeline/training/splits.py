@@ -1,4 +1,4 @@
-"""Which images a fold is trained on, and which it is validated on."""
+"""Split of images into those that a fold is trained on, and those that it is validated on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ class Split:
 
 
 def split(names: Sequence[str], folds: int, seed: int) -> list[Split]:
-    """Folds whose validation shares are disjoint and together everything; the same for any order of `names`.
+    """Return folds whose validation shares are disjoint and together everything; the same for any order of `names`.
 
-    One fold keeps a fifth apart. Raises RefusedError for fewer names than folds.
+    A single fold uses a fifth for validation.
+
+    Raises
+    ------
+    RefusedError
+        For fewer names than folds.
     """
     from sklearn.model_selection import KFold  # takes a second to import
 

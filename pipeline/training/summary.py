@@ -1,4 +1,4 @@
-"""What is written of a training: the ensemble that came out, and what the guidelines ask to be known of it."""
+"""Documents of a training: the specification of the ensemble, and the summary that guidelines require."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult
 from chorus.pipeline.training.settings import TrainSettings
 
-# Of each image at most so many pixels, evenly spaced, go into the statistics of intensity.
+# Maximum number of pixels per image, evenly spaced, for the statistics of intensity.
 _PIXELS = 1 << 20
 _PERCENTS = (1.0, 50.0, 99.0, 99.8)
 _DIAMETER_PERCENTS = (5.0, 50.0, 95.0)
@@ -23,9 +23,9 @@ _DIAMETER_PERCENTS = (5.0, 50.0, 95.0)
 def training_summary(
     pairs: Sequence[TrainingPair], settings: TrainSettings, results: Sequence[FoldResult]
 ) -> TrainingSummary:
-    """Recipe, statistics of the training images, and the folds' scores.
+    """Return recipe, statistics of the training images, and the folds' scores.
 
-    Objects are the instances, or with class labels the connected parts of each class; their number is given for
+    Objects are the instances, or with class labels the connected components of each class; their number is given for
     instances alone.
     """
     samples: list[list[NDArray[np.float32]]] = [[] for _ in settings.channels]
@@ -52,7 +52,7 @@ def training_summary(
 
 
 def ensemble_spec(name: str, settings: TrainSettings, results: Sequence[FoldResult], about: About) -> EnsembleSpec:
-    """``ensemble.yaml`` of the members that were trained."""
+    """Return the ``ensemble.yaml`` of the trained members."""
     architecture, encoder, options = settings.design
     return EnsembleSpec(
         format=FORMAT,

@@ -1,9 +1,8 @@
-"""How good a network is on images that it is not trained on: whole images, one forward pass each.
+"""Validation of a network on images that it is not trained on: whole images, one forward pass each.
 
-Images are padded to the network's stride by mirroring. Larger ones are seen in blocks that overlap by a margin, of
-which only the inside counts. That is several times faster than the blended tiles of ``chorus predict``, and what it
-says of a network is near enough to choose weights by; the final scores of an ensemble come from
-`chorus.pipeline.training.evaluation`.
+Images are padded to the network's stride by mirroring. Larger ones are processed in blocks that overlap by a margin,
+of which only the inside counts. That is several times faster than the blended tiles of ``chorus predict``, and accurate
+enough to choose weights by; the final scores of an ensemble come from `chorus.pipeline.training.evaluation`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,13 @@ class ValidationImage:
 
 
 def prepare_validation(pair: TrainingPair, settings: TrainSettings) -> ValidationImage:
-    """Read and normalise one pair; raises ImageError where it cannot be read."""
+    """Read and normalise one pair.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
     raw, label = load_pair(pair)
     return ValidationImage(normalised(raw, settings.normalisation), label, class_image(label, settings, pair.label))
 
@@ -47,7 +52,20 @@ def prepare_validation(pair: TrainingPair, settings: TrainSettings) -> Validatio
 def predicted(
     network: torch.nn.Module, image: NDArray[np.float32], settings: TrainSettings, device: torch.device
 ) -> NDArray[np.float32]:
-    """(classes + flows, y, x) float32 of a whole image: logits, then flows. `network` is in evaluation mode."""
+    """Return the outputs of a network for a whole image.
+
+    Parameters
+    ----------
+    network : in evaluation mode, on `device`
+    image : (channels, y, x) float32, normalised
+    settings : of the training
+    device : that computes
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (classes + flows, y, x): logits, then flows.
+    """
     height, width = image.shape[1:]
     result = np.empty((settings.outputs, height, width), np.float32)
     dtype = AUTOCAST.get(settings.precision)
@@ -62,7 +80,7 @@ def predicted(
 
 
 def _span(start: int, length: int) -> tuple[NDArray[np.int64], slice]:
-    """Indices of a block with its margins, mirrored and padded to the stride, and the inside among them."""
+    """Return the indices of a block with its margins, mirrored and padded to the stride, and the inside among them."""
     first = max(0, start - _MARGIN)
     stop = min(start + _BLOCK, length)
     last = min(stop + _MARGIN, length)
@@ -73,7 +91,7 @@ def _span(start: int, length: int) -> tuple[NDArray[np.int64], slice]:
 def dice_scores(
     network: torch.nn.Module, images: Sequence[ValidationImage], settings: TrainSettings, device: torch.device
 ) -> dict[str, float]:
-    """Dice of each foreground class over the pixels of all images together; 1 where there is none of it at all."""
+    """Return the Dice of each foreground class, pooled over the pixels of all images; 1 if no image has any of it."""
     classes = len(settings.classes)
     both, total = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     with evaluating(network):
@@ -89,9 +107,12 @@ def dice_scores(
 def average_precision_50(
     network: torch.nn.Module, images: Sequence[ValidationImage], settings: TrainSettings, device: torch.device
 ) -> float:
-    """Mean over images of TP / (TP + FP + FN) of objects at an intersection over union of 0.5, with flows.
+    """Return the mean over images of TP / (TP + FP + FN) of objects at an intersection over union of 0.5, with flows.
 
-    Raises RefusedError where Cellpose is not installed.
+    Raises
+    ------
+    RefusedError
+        If Cellpose is not installed.
     """
     from chorus.pipeline.instances.whole_image import label_image
     from chorus.pipeline.metrics.objects import average_precision
@@ -106,7 +127,7 @@ def average_precision_50(
 
 
 class evaluating:  # noqa: N801 - read as a verb, as torch.no_grad
-    """The network in evaluation mode for as long as the block lasts."""
+    """Context in which the network is in evaluation mode."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
