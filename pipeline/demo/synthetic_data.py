@@ -1,7 +1,8 @@
-"""Simulated fluorescence microscopy and images of other kinds: what the demo works on.
+"""Simulated fluorescence microscopy and images of other kinds, for the demo.
 
-A field is made the way a microscope makes it: nuclei with chromatin texture and nucleoli, lit unevenly, blurred
-by the optics, and counted by a noisy camera. Intensities and sizes follow U2OS nuclei (Hoechst, 20 x, 0.65 um).
+A field is simulated like its acquisition by a microscope: nuclei with chromatin texture and nucleoli, unevenly
+illuminated, blurred by the optics, and recorded by a noisy camera. Intensities and sizes follow U2OS nuclei (Hoechst,
+20 x, 0.65 um).
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ _READ_NOISE = 2.5  # electrons, standard deviation
 
 @dataclass(frozen=True, slots=True)
 class _Optics:
-    """How a field of one quality is made.
+    """Parameters of the fields of one quality.
 
     Attributes
     ----------
     density : nuclei per 10,000 pixels, lowest and highest
-    signal : median brightness of a nucleus over the background, counts
-    blur : standard deviation of the point spread function, pixels, lowest and highest
+    signal : median brightness of a nucleus over the background, in counts
+    blur : standard deviation of the point spread function in pixels, lowest and highest
     debris : specks per 10,000 pixels
     """
 
@@ -84,7 +85,7 @@ _OPTICS: dict[Quality, _Optics] = {
 def simulate_field(
     seed: int | Sequence[int], shape: tuple[int, int] = FIELD_SHAPE, quality: Quality = "ordinary"
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """One field of view and the nuclei in it.
+    """Simulate one field of view and the nuclei in it.
 
     Parameters
     ----------
@@ -139,10 +140,10 @@ def write_sample_plate(folder: str, seed: int, shape: tuple[int, int] = FIELD_SH
 
 
 def write_foreign_images(folder: str) -> None:
-    """Write images that are no fluorescent nuclei, each as ``<folder>/<name>.ome.zarr`` (OME-Zarr 0.5).
+    """Write images that are not fluorescent nuclei, each as ``<folder>/<name>.ome.zarr`` (OME-Zarr 0.5).
 
     They come with scikit-image: a cell in phase contrast, coins, stained tissue, and two of the retina. Each is
-    one grey channel named "dna" at a nominal 0.65 um, so that an ensemble for nuclei takes it without complaint.
+    one grey channel named "dna" at a nominal 0.65 um, so that an ensemble for nuclei accepts it.
     """
     for name in FOREIGN:
         pixels = getattr(skimage.data, name)()
@@ -154,7 +155,7 @@ def write_foreign_images(folder: str) -> None:
 def _nuclei(
     rng: np.random.Generator, shape: tuple[int, int], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.uint16]]:
-    """Up to `count` nuclei, brightness 1 in the median: signal (y, x) float64 and labels (y, x) uint16."""
+    """Simulate up to `count` nuclei with a median brightness of 1: signal (y, x) float64 and labels (y, x) uint16."""
     signal = np.zeros(shape)
     labels = np.zeros(shape, np.uint16)
     texture = _texture(rng, shape)
@@ -170,7 +171,7 @@ def _nuclei(
         window, depth = _nucleus(rng, shape, (y, x), radius)
         inside = depth > 0
         taken = inside & (labels[window] > 0)
-        # Clumps may overlap a little, as nuclei that lie on each other do; others keep to free ground.
+        # Nuclei in clumps may overlap a little; others must not overlap any nucleus.
         if not inside.any() or taken.sum() > (0.12 if clumped else 0.0) * inside.sum():
             continue
         brightness = rng.lognormal(0, 0.3) * (2.2 if rng.random() < 0.03 else 1.0)
@@ -184,7 +185,7 @@ def _nuclei(
 def _beside(
     rng: np.random.Generator, shape: tuple[int, int], placed: list[tuple[float, float, float]], radius: float
 ) -> tuple[float, float]:
-    """A centre inside the field from which a nucleus of `radius` touches one that is there."""
+    """Return a centre inside the field at which a nucleus of `radius` touches an existing one."""
     y, x, other = placed[rng.integers(len(placed))]
     angle, distance = rng.uniform(0, 2 * np.pi), (radius + other) * rng.uniform(0.8, 1.0)
     return (
@@ -196,7 +197,7 @@ def _beside(
 def _nucleus(
     rng: np.random.Generator, shape: tuple[int, int], centre: tuple[float, float], radius: float
 ) -> tuple[tuple[slice, slice], NDArray[np.float64]]:
-    """Window of a nucleus and its depth there: 1 in the middle, 0 at the outline, negative outside."""
+    """Return the window of a nucleus and its depth there: 1 in the middle, 0 at the outline, negative outside."""
     reach = int(2.2 * radius) + 1
     y, x = centre
     window = tuple(
@@ -218,7 +219,7 @@ def _nucleus(
 
 
 def _nucleoli(rng: np.random.Generator, depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Factor (y, x) that darkens a few round spots well inside a nucleus."""
+    """Return a factor (y, x) that darkens a few round spots well inside a nucleus."""
     factor = np.ones_like(depth)
     rows, columns = np.nonzero(depth > 0.35)
     for _ in range(rng.integers(0, 5) if rows.size else 0):
@@ -230,14 +231,14 @@ def _nucleoli(rng: np.random.Generator, depth: NDArray[np.float64]) -> NDArray[n
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Chromatin: a positive factor (y, x) with mean 1, fine grains on coarse patches."""
+    """Return the chromatin texture: a positive factor (y, x) with mean 1, fine grains on coarse patches."""
     fine, coarse = (gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap") for sigma in (1.1, 3.5))
     grain: NDArray[np.float64] = 1 + 0.10 * fine / fine.std() + 0.07 * coarse / coarse.std()
     return np.clip(grain, 0.4, None)
 
 
 def _add_debris(rng: np.random.Generator, signal: NDArray[np.float64], specks: int) -> None:
-    """Add `specks` small blobs that are no nuclei, dim and bright, to `signal` (y, x) in place."""
+    """Add `specks` small blobs that are not nuclei, dim and bright, to `signal` (y, x) in place."""
     for _ in range(specks):
         y, x = rng.uniform(0, signal.shape[0]), rng.uniform(0, signal.shape[1])
         size = rng.uniform(0.7, 2.2)
@@ -248,7 +249,7 @@ def _add_debris(rng: np.random.Generator, signal: NDArray[np.float64], specks: i
 
 
 def _illumination(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Uneven light: a factor (y, x) that falls off from a point near the middle, 1 where it is brightest."""
+    """Return uneven illumination: a factor (y, x) that falls off from a point near the middle, 1 at its maximum."""
     y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])
     fall = rng.uniform(0.1, 0.3)
     light = 1 - fall * ((y - rng.uniform(-0.4, 0.4)) ** 2 + (x - rng.uniform(-0.4, 0.4)) ** 2) / 2
