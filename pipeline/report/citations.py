@@ -1,4 +1,4 @@
-"""What to cite of a run: the program, the methods that it used, and what its ensemble asks for."""
+"""Citations for a run: the program, the methods that it used, and those that its ensemble requests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CELLPOSE = Citation(
 
 
 def citations(version: str | None, *, flows: bool, ensemble: list[Citation]) -> list[tuple[str, Citation]]:
-    """What to cite, each with what it was used for.
+    """Return the citations, each with what it was used for.
 
     Parameters
     ----------
     version : of Chorus
     flows : whether flows were predicted or objects made by following them
-    ensemble : what the ensemble asks to be cited
+    ensemble : citations that the ensemble requests
     """
     chorus = f"Chorus {version or ''}".strip()
     own = Citation(text=f"{chorus}: deep-ensemble segmentation of microscopy images, the Chorus authors (2026)")

@@ -1,4 +1,4 @@
-"""Curves as a picture, such as those of training: an SVG that any browser opens; equal numbers give equal bytes."""
+"""Plots of curves, such as those of training: an SVG that any browser opens; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from chorus.pipeline.ensembles.ensemble import COLORS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# In inches, of a panel and of a row of the legend, and how many names a row has for each panel.
+# Sizes of a panel and of a row of the legend in inches, and names per row of the legend and panel.
 _WIDTH, _HEIGHT, _LEGEND_ROW, _NAMES = 4.8, 3.2, 0.22, 3
-# Yellow is not seen on white.
+# Yellow is not visible on white.
 _COLORS = tuple(color for color in COLORS if color != "#ffff33")
 _STYLE = {"svg.hashsalt": "chorus", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line: `name` stands in the legend once, however many panels have it; points that are not finite are left out.
+    """A line: `name` is in the legend once, however many panels have it; points that are not finite are left out.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Panel:
 
     Attributes
     ----------
-    title, x_label : in words
+    title, x_label : for display
     y_range : of the vertical axis; None takes that of the points
     """
 
@@ -51,7 +51,7 @@ class Panel:
 
 
 def draw_curves(panels: Sequence[Panel], description: str) -> str:
-    """The panels side by side with one legend below, as the text of an SVG file; `description` says it in words."""
+    """Draw the panels side by side with one legend below, as the text of an SVG file with this `description`."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def draw_curves(panels: Sequence[Panel], description: str) -> str:
 
 
 def curve_figure(panels: Sequence[Panel]) -> Figure:
-    """The picture before it is written: axes for each panel, a line for each curve that has points."""
+    """Return the figure: axes for each panel, a line for each curve that has points."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -81,7 +81,7 @@ def curve_figure(panels: Sequence[Panel]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         for curve in panel.curves:
             points = [point for point in curve.points if all(map(math.isfinite, point))]
-            if points:  # a line of one point would not be seen
+            if points:  # a line of one point would not be visible
                 axes.plot(*zip(*points, strict=True), color=colors[curve.name], marker="." if len(points) == 1 else "")
     legend = [Line2D([], [], color=colors[name], label=name) for name in names]
     if legend:

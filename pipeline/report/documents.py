@@ -1,4 +1,4 @@
-"""What other commands may have left beside a run's scores, each read if it is there."""
+"""Documents that other commands may have written beside a run's scores, each read if it exists."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 class _Read(BaseModel):
-    """Fields that the page does not know are left to later versions."""
+    """A document; fields that the page does not know are ignored, so that later versions may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Sentinel(_Read):
-    """An image with known truth that every run processes too: its Dice as stored and as found now."""
+    """An image with known truth that every run processes too: its stored Dice and that of this run."""
 
     name: str
     class_name: str = Field(default="", alias="class")
@@ -58,7 +58,7 @@ class Evaluation(_Read):
 
 
 def read_document(out: str, name: str, kind: type[Document], command: str, notes: list[str]) -> Document | None:
-    """The JSON file `name` of a run, None where there is none; a damaged one is left out with a note that says so."""
+    """Return the JSON file `name` of a run, None if it does not exist; a damaged one is left out with a note."""
     data = _read_optional(storage.join(out, name))
     if data is None:
         return None
@@ -71,7 +71,7 @@ def read_document(out: str, name: str, kind: type[Document], command: str, notes
 
 
 def read_table(out: str, name: str, columns: set[str], command: str, notes: list[str]) -> pd.DataFrame | None:
-    """As `read_document`, of a Parquet file that must have `columns`."""
+    """Return a Parquet file that must have `columns`; as `read_document`."""
     data = _read_optional(storage.join(out, name))
     if data is None:
         return None
@@ -87,7 +87,7 @@ def read_table(out: str, name: str, columns: set[str], command: str, notes: list
 
 
 def _read_optional(url: str) -> bytes | None:
-    """What is in a file, None where it is not there."""
+    """Return the content of a file, None if it does not exist."""
     with storage_errors(url):
         try:
             return storage.read_bytes(url)

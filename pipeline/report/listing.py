@@ -1,13 +1,13 @@
-"""The list of all images as data for the page's script: in the page where images are few, else in files beside it.
+"""The list of all images as data for the page's script: in the page if there are few images, else in files beside it.
 
-Files are scripts, since a page that was opened from a disk may load no other kind::
+Files are scripts, since a page that was opened from a disk may not load other files::
 
     OUT/report/data/rows-<n>.js      1000 images each, in order
-    OUT/report/data/order-<n>.js     all images sorted by a quantity: their places in that order, uint32
-    OUT/report/data/marks.js         of each image its status and flags, as bits, uint16
+    OUT/report/data/order-<n>.js     all images sorted by a quantity: their indices in that order, uint32
+    OUT/report/data/marks.js         status and flags of each image, as bits, uint16
     OUT/report/data/plate-<n>.js     the wells of a plate
 
-What users gave (names, messages) is escaped for scripts within a page, also in the files.
+Text from users (names, messages) is escaped for scripts within a page, also in the files.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from chorus.pipeline.report.rows import STATUSES, Images
 from chorus.pipeline.scores.flag_registry import FLAG_NAMES, REVIEW
 
 INLINE = 60
-"""Up to so many images all is in one file."""
+"""Up to this number of images everything is in one file."""
 ROWS = 1000
-"""Images in a file of rows."""
+"""Images per file of rows."""
 _LIMIT = 16  # bits of a mark
 
 
 def marks_of(images: Images) -> list[str]:
-    """What the list can be narrowed to: each is a bit of an image's mark."""
+    """Return the filters of the list: each is a bit of an image's mark."""
     raised = {flag for said in images.table["flags"] for flag in said} - set(STATUSES)
     flags = [flag for flag in FLAG_NAMES if flag in raised] + sorted(raised.difference(FLAG_NAMES))
     found = [status for status in STATUSES if (images.table["status"] == status).any()]
@@ -44,7 +44,7 @@ def marks_of(images: Images) -> list[str]:
 
 
 def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str, Any]]:
-    """Everything that the script may ask for, by key; `shown` are names of images that have a thumbnail."""
+    """Yield everything that the script may request, by key; `shown` are names of images that have a thumbnail."""
     for start in range(0, len(images), ROWS):
         yield f"rows-{start // ROWS}", _rows(images, slice(start, start + ROWS), shown)
     for index, quantity in enumerate(images.quantities):
@@ -57,12 +57,12 @@ def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str
 
 
 def write_parts(out: str, images: Images, plates: Plates, shown: set[str]) -> None:
-    """Write `parts` into files in place of those of an earlier report.
+    """Write `parts` into files, replacing those of an earlier report.
 
     Raises
     ------
     OutputError
-        Where storage does not take them.
+        If storage does not accept them.
     """
     folder = data_url(out)
 
@@ -83,7 +83,7 @@ def remove_parts(out: str) -> None:
 
 
 def data_url(out: str) -> str:
-    """The folder of the files."""
+    """Return the URL of the folder of the files."""
     return storage.join(out, "report", "data")
 
 
@@ -92,7 +92,7 @@ def _json(value: Any) -> str:
 
 
 def _rows(images: Images, which: slice, shown: set[str]) -> list[list[Any]]:
-    """Per image: name, rank, whether it has a thumbnail, its numbers, reasons, message."""
+    """Return per image: name, rank, whether it has a thumbnail, its numbers, reasons, message."""
     table = images.table.iloc[which]
     columns = [
         rounded(table[quantity.key].to_numpy(np.float64, na_value=np.nan), quantity.digits)

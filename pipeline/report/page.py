@@ -1,4 +1,4 @@
-"""The page: what stands on it, and where it and its files are written."""
+"""The report page: its content, and where it and its files are written."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from chorus.pipeline.scores.flag_registry import flag_label
 from chorus.pipeline.scores.registry import phrase_of
 from chorus.pipeline.shift.shift import Shift
 
-# Names within the page; the list has all.
+# Maximum number of names within the page; the list has all.
 _NAMED = 50
-# Of those in which nothing was found.
+# Maximum number of pictures of empty predictions.
 _DRAWN = 8
 
 
@@ -44,19 +44,19 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """An image without prediction: its picture (None where it cannot be read) and the reason."""
+    """An image without prediction: its picture (None if it cannot be read) and the reason."""
 
     row: Row
     picture: Picture | None
 
 
 def write_report(out_url: str, *, top: int = 8) -> str:
-    """Write ``OUT/report/index.html`` and, where images are many, what it loads from beside it.
+    """Write ``OUT/report/index.html`` and, if there are many images, the files that it loads.
 
     Parameters
     ----------
-    out_url : the place of a finished or interrupted run
-    top : how many of the images to look at first are shown large; half as many of the last ones
+    out_url : output of a finished or interrupted run
+    top : number of images shown large: those to review first; half as many of the last ones
 
     Returns
     -------
@@ -66,9 +66,9 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     Raises
     ------
     RefusedError
-        If `out_url` holds no run.
+        If `out_url` contains no run.
     OutputError
-        Where storage does not take the page.
+        If storage does not accept the page.
     """
     out = storage.normalise(out_url)
     notes: list[str] = []
@@ -97,7 +97,7 @@ def write_report(out_url: str, *, top: int = 8) -> str:
 
 
 def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) -> dict[str, Any]:
-    """What the template names, but for pictures and lists."""
+    """Return the variables of the template, except for pictures and lists."""
     ensemble, settings = run["ensemble"], run["settings"]
     known = sections.known_of(ensemble.get("url"), ensemble.get("hash"), notes)
     shift = read_document(out, "shift.json", Shift, "chorus shift", notes)
@@ -135,7 +135,7 @@ def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) ->
 
 
 def _pictures(out: str, images: Images, run: dict[str, Any], top: int) -> tuple[list[Shown], list[Shown]]:
-    """The images to look at first, and for comparison the last ones, the very last on top."""
+    """Return the images to review first, and for comparison the last ones, the very last on top."""
     ranked = images.ranked()
     first = ranked[:top]
     last = ranked[max(len(first), len(ranked) - (top + 1) // 2) :][::-1]
@@ -150,7 +150,10 @@ def _pictures(out: str, images: Images, run: dict[str, Any], top: int) -> tuple[
 
 
 def _thumbnails(out: str, rows: list[Row], run: dict[str, Any]) -> set[str]:
-    """Names of the images that have a thumbnail; those of `rows` that have none, as of earlier versions, get one."""
+    """Return the names of the images that have a thumbnail; those of `rows` without one get one.
+
+    Runs of earlier versions have none.
+    """
     present, classes = thumbnails_present(out), _classes(run)
     for row in rows:
         if row.name not in present and row.status != "failed":
@@ -164,7 +167,7 @@ def _labels_url(out: str, row: Row, run: dict[str, Any]) -> str:
 
 
 def _page_data(images: Images, plates: Plates) -> dict[str, Any]:
-    """What the page's script must know before it asks for any part."""
+    """Return the data that the page's script needs before it requests any part."""
     return {
         "count": len(images),
         "rows": listing.ROWS,
@@ -202,7 +205,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _read_run(url: str) -> dict[str, Any]:
-    """``run.json`` with an entry, empty if need be, for each part that the page looks into."""
+    """Return ``run.json`` with an entry, empty if need be, for each part that the page uses."""
     try:
         run = json.loads(storage.read_bytes(url))
     except OSError as error:
@@ -218,7 +221,7 @@ def _read_run(url: str) -> dict[str, Any]:
 
 
 def _classes(run: dict[str, Any]) -> list[ClassInfo]:
-    """Classes of the ensemble, background first; a colour that is none is replaced by one that is."""
+    """Return the classes of the ensemble, background first; an invalid colour is replaced."""
     entries = run["ensemble"].get("classes") or [{"name": "background"}, {"name": "foreground"}]
     return [
         ClassInfo(
@@ -240,7 +243,7 @@ def _chance(p: float | None) -> str:
 
 
 def _words(value: Any) -> str:
-    """A setting as a person would write it."""
+    """Format a setting for display."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, bool):
@@ -249,7 +252,7 @@ def _words(value: Any) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """Seconds in the unit that a person would use."""
+    """Format seconds in a suitable unit."""
     if seconds is None:
         return "–"
     if seconds < 120:
@@ -259,7 +262,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _moment(text: str | None) -> str:
-    """An ISO date and time without fractions; other text as it is."""
+    """Format an ISO date and time without fractions; other text is returned unchanged."""
     if not text:
         return "–"
     try:

@@ -1,4 +1,4 @@
-"""Small pictures for the report: an image, its predicted outlines and its uncertainty.
+"""Small pictures for the report: an image, its predicted outlines and its uncertainty map.
 
 Only a coarse pyramid level is read, so a picture of a whole slide costs as little as one of a field.
 """
@@ -28,7 +28,7 @@ LONGEST_SIDE = 512
 UNCERTAINTY_TOP = CLASS_VARIANCES[0].window(1)[1]
 _DOUBT = tuple(field.name for field in CLASS_VARIANCES)
 
-# Of larger levels nothing is read, not even in steps.
+# Maximum number of pixels of a level; larger ones are not read, not even with a stride.
 _READ_PIXELS = 2**28
 _GAP = 4  # pixels between panels
 _COLORS = 64
@@ -44,7 +44,7 @@ INFERNO = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture inside the page: its data URI, its size in pixels and what it shows, in words."""
+    """A picture inside the page: its data URI, its size in pixels and a description."""
 
     uri: str
     width: int
@@ -54,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What is shown of one image; None where it cannot be, and `notes` say why."""
+    """The pictures of one image; None if one cannot be drawn, and `notes` say why."""
 
     image: Picture | None
     outlines: Picture | None
@@ -65,7 +65,7 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """A (y, x) plane of a coarse level, with the name of what it holds and what was left out."""
+    """A (y, x) plane of a coarse level, with the name of its channel and notes on what was left out."""
 
     pixels: NDArray[Any]
     name: str
@@ -80,7 +80,7 @@ def draw_views(
     labels_url: str | None = None,
     channel: int = 0,
 ) -> Views:
-    """The three pictures of one image.
+    """Draw the three pictures of one image.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def draw_views(
     result_url : its results, ``OUT/images/<name>``
     classes : background first; outlines take their colours
     labels_url : group that has ``labels/semantic``; by default `result_url`
-    channel : of the source, that is shown
+    channel : of the source, to be shown
     """
     painted = paint_panels(source_url, result_url, labels_url or result_url, classes, channel, LONGEST_SIDE)
     names = ", ".join(c.name for c in classes[1:]) or "foreground"
@@ -109,8 +109,8 @@ class Panels:
 
     Attributes
     ----------
-    pixels : image, outlines, doubt: (y, x, 3) uint8, each None where it cannot be drawn
-    image_name, doubt_name : of the channel and of the map; empty where there is none
+    pixels : image, outlines, uncertainty map: (y, x, 3) uint8, each None if it cannot be drawn
+    image_name, doubt_name : of the channel and of the map; empty if there is none
     notes : what is not shown, and why
     """
 
@@ -184,7 +184,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def draw_image(source_url: str) -> tuple[Picture | None, tuple[str, ...]]:
-    """The picture of a source image alone, and notes on it."""
+    """Return the picture of a source image alone, and notes on it."""
     notes: list[str] = []
     plane = _attempt(lambda: _read_plane(source_url, (), 0, LONGEST_SIDE), notes)
     if plane is None:
@@ -193,7 +193,7 @@ def draw_image(source_url: str) -> tuple[Picture | None, tuple[str, ...]]:
 
 
 def _attempt(read: Callable[[], _Plane], notes: list[str]) -> _Plane | None:
-    """What `read` gives; None, with the reason in `notes`, where the image cannot be read."""
+    """Return the result of `read`; None, with the reason in `notes`, if the image cannot be read."""
     try:
         return read()
     except ChorusError as error:
@@ -202,9 +202,9 @@ def _attempt(read: Callable[[], _Plane], notes: list[str]) -> _Plane | None:
 
 
 def _read_plane(url: str, channels: Sequence[str], otherwise: int, longest: int) -> _Plane:
-    """The first plane of the image group at `url`: of the first of `channels` that it has, else channel `otherwise`.
+    """Read the first plane of the image group at `url`: the first of `channels` that it has, else channel `otherwise`.
 
-    At least `longest` pixels of its longer side are read, where it has them, and not many more.
+    At least `longest` pixels of its longer side are read, if it has them, and not many more.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def _size(image: SourceImage, level: Level) -> tuple[int, int]:
 
 
 def _left_out(image: SourceImage, level: Level, channel: int) -> tuple[str, ...]:
-    """What a picture of one plane does not show, in words."""
+    """Return notes on what a picture of one plane does not show."""
     lengths = dict(zip(image.axes, level.shape, strict=True))
     notes = [
         f"first of {lengths[axis]} {word}"
@@ -252,20 +252,20 @@ def _left_out(image: SourceImage, level: Level, channel: int) -> tuple[str, ...]
 
 
 def _shown_size(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """Height and width of a picture of `shape`: its longer side is `longest`, small images are enlarged."""
+    """Return height and width of a picture of `shape`: its longer side is `longest`, small images are enlarged."""
     factor = longest / max(shape)
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
 
 def _shrink(plane: NDArray[Any], longest: int) -> NDArray[np.float32]:
-    """`plane` (y, x) at the size of a picture, by averaging."""
+    """Resize `plane` (y, x) to the size of a picture, by averaging."""
     height, width = _shown_size(plane.shape, longest)
     resized = Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
     return np.asarray(resized, np.float32)
 
 
 def _stretch(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Grey (y, x, 3) uint8 between the 1st and the 99.8th percentile."""
+    """Return grey values (y, x, 3) uint8 between the 1st and the 99.8th percentile."""
     finite = plane[np.isfinite(plane)]
     low, high = np.percentile(finite, (1, 99.8)) if finite.size else (0.0, 1.0)
     grey = np.clip((np.nan_to_num(plane) - low) / max(float(high - low), 1e-12), 0, 1)
@@ -303,7 +303,7 @@ def _borders(numbers: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _inferno(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours (y, x, 3) uint8 of a map from 0 to UNCERTAINTY_TOP."""
+    """Return the colours (y, x, 3) uint8 of a map from 0 to UNCERTAINTY_TOP."""
     anchors = np.array([_rgb(color) for color in INFERNO])
     places = np.clip(np.nan_to_num(plane) / UNCERTAINTY_TOP, 0, 1) * (len(INFERNO) - 1)
     bands = [np.interp(places, np.arange(len(INFERNO)), anchors[:, band]) for band in range(3)]
@@ -316,14 +316,20 @@ def _rgb(color: str) -> tuple[int, int, int]:
 
 
 def encode(pixels: NDArray[np.uint8], quality: int = 80) -> bytes:
-    """Pixels (y, x, 3) as a WEBP file."""
+    """Encode pixels as a WEBP file.
+
+    Parameters
+    ----------
+    pixels : (y, x, 3) uint8
+    quality : of the compression, 0 to 100
+    """
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=2)
     return buffer.getvalue()
 
 
 def data_uri(webp: bytes) -> str:
-    """A WEBP file as it travels inside a page."""
+    """Return a WEBP file as a data URI for a page."""
     return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 

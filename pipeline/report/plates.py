@@ -1,4 +1,4 @@
-"""Heat maps of plates: of each well the median of every score, from the places that the images' names say."""
+"""Heat maps of plates: the median of every score per well, whose position is taken from the images' names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chorus.pipeline.report.rows import Images
 from chorus.pipeline.scores.score import Column
 from chorus.pipeline.shift.batch_effects import plate_places
 
-# Rows and columns of the usual formats; a heat map shows the whole plate, so that one sees where on it wells are.
+# Rows and columns of the usual formats; a heat map shows the whole plate, including wells without images.
 _FORMATS = ((8, 12), (16, 24), (32, 48))
 _LETTERS = [*string.ascii_uppercase, *(f"A{letter}" for letter in string.ascii_uppercase)]
 
@@ -26,8 +26,8 @@ class Plates:
     Attributes
     ----------
     names : of the plates
-    maps : of each what the page's script draws: names of ``rows`` and ``columns``; of every well its place in them, its
-        number of images, and per quantity its median (None where no image has one)
+    maps : per plate, the data that the page's script draws: names of ``rows`` and ``columns``; for every well its
+        position, its number of images, and per quantity its median (None if no image has one)
     quantities : whose medians these are
     limits : per quantity the values at the two ends of the colours, the same on all plates
     """
@@ -39,7 +39,7 @@ class Plates:
 
 
 def plates_of(images: Images) -> Plates:
-    """The plates of a run; none where no image lies on a plate."""
+    """Return the plates of a run; none if no image is on a plate."""
     places = plate_places(images.table["name"])
     on_plate = places["plate"].notna()
     quantities = list(images.quantities)
@@ -67,7 +67,7 @@ def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Column]
 
 
 def _frame(rows: list[str], columns: list[str]) -> tuple[list[str], list[str]]:
-    """Names of all rows and columns of the smallest usual format that holds these; themselves where none does."""
+    """Return all rows and columns of the smallest usual format that contains these; else these themselves."""
     width = max((len(column) for column in columns), default=0)
     for height, length in _FORMATS:
         every_row = _LETTERS[:height]
@@ -78,17 +78,28 @@ def _frame(rows: list[str], columns: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """What lies between the 2nd and the 98th percentile, so that one well does not take all the colours."""
+    """Return the 2nd and the 98th percentile, so that one well does not take up the whole colour range."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (2, 98)) if finite.size else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1e-9
 
 
 def rounded(values: np.ndarray, digits: int) -> list[float | None]:
-    """Numbers as they are shown; None where there is none."""
+    """Round numbers for display.
+
+    Parameters
+    ----------
+    values : (n,) float64
+    digits : after the decimal point
+
+    Returns
+    -------
+    list of float or None
+        None for NaN.
+    """
     return [None if value != value else value for value in np.round(values, digits).tolist()]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key by which A2 comes before A10."""
+    """Return a sort key by which A2 comes before A10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]

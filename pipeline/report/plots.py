@@ -1,4 +1,4 @@
-"""Plots of the page: SVG by matplotlib, inline, in the colours of the page, so that they are right by day and night."""
+"""Plots of the page: SVG by matplotlib, inline, in the colours of the page, for both light and dark mode."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BINS = 30
-# More points are no picture but ink, and megabytes of it.
+# More points would overlap each other, and take megabytes.
 MOST_POINTS = 2_000
-# Colours that matplotlib is given, and the page's own that take their places.
+# Placeholder colours for matplotlib, and the variables of the page that replace them.
 _INK, _LINE, _RUN, _REFERENCE = "#010101", "#020202", "#030303", "#040404"
 _COLORS = {_INK: "--soft", _LINE: "--line", _RUN: "--accent", _REFERENCE: "--reference"}
 
 
 def histogram(run: NDArray[np.float64], reference: NDArray[np.float64], label: str) -> str:
-    """Shares of a run's images (bars) and of the reference's (line) by a score, as inline SVG.
+    """Plot the distribution of a score over the run's images (bars) and the reference's (line), as inline SVG.
 
     Parameters
     ----------
-    run, reference : finite values; either may be empty, not both
+    run, reference : (images,) float64, finite; either may be empty, not both
     label : of the score
     """
     edges = np.histogram_bin_edges(np.concatenate([run, reference]), bins=_BINS)
@@ -44,13 +44,20 @@ def histogram(run: NDArray[np.float64], reference: NDArray[np.float64], label: s
 
 
 def scatter(x: NDArray[np.float64], y: NDArray[np.float64], x_label: str, y_label: str, *, diagonal: bool) -> str:
-    """A point per image, of evenly spaced ones where they are more than `MOST_POINTS`, as inline SVG."""
+    """Plot a point per image as inline SVG; evenly spaced ones if there are more than `MOST_POINTS`.
+
+    Parameters
+    ----------
+    x, y : (images,) float64, finite
+    x_label, y_label : of the axes
+    diagonal : whether to draw the line of equality
+    """
     step = -(-len(x) // MOST_POINTS)
 
     def draw(axes: Axes) -> None:
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1.2)
-        # Round ends of lines of no length: one path, where markers would be an element and 100 bytes each.
+        # Lines of zero length with round caps: one path, where markers would be an element of 100 bytes each.
         points = [np.repeat(values[::step], 3) for values in (x, y)]
         points[0][2::3] = np.nan
         axes.plot(*points, color=_RUN, alpha=0.5, linewidth=4, solid_capstyle="round")
@@ -63,7 +70,13 @@ def scatter(x: NDArray[np.float64], y: NDArray[np.float64], x_label: str, y_labe
 
 
 def describe(run: NDArray[np.float64], reference: NDArray[np.float64], label: str) -> str:
-    """A histogram in words."""
+    """Return a description of a histogram.
+
+    Parameters
+    ----------
+    run, reference : (images,) float64, finite; either may be empty
+    label : of the score
+    """
     said = [
         f"{whose} median {np.median(values):.4g}, 5 % to 95 % from {np.percentile(values, 5):.4g} to "
         f"{np.percentile(values, 95):.4g}, {len(values)} images"
@@ -74,7 +87,7 @@ def describe(run: NDArray[np.float64], reference: NDArray[np.float64], label: st
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Per bin, in percent."""
+    """Return the share of values per bin, in percent."""
     return 100 * np.histogram(values, edges)[0] / len(values)
 
 
@@ -96,7 +109,7 @@ def _svg(draw: Callable[[Axes], None], x_label: str, description: str) -> str:
     }
     with rc_context(style):
         figure = Figure(figsize=(3.4, 2.3))
-        # Fixed: a layout that is found by matplotlib takes longer than the drawing.
+        # Fixed: matplotlib's automatic layout takes longer than the drawing.
         figure.subplots_adjust(left=0.15, right=0.98, top=0.96, bottom=0.2 if x_label else 0.11)
         figure.patch.set_visible(False)
         axes = figure.subplots()
@@ -114,7 +127,7 @@ def _svg(draw: Callable[[Axes], None], x_label: str, description: str) -> str:
 
 
 def _inline(svg: str, description: str) -> str:
-    """An SVG file as part of a page: without what only a file needs, with a description, in the page's colours."""
+    """Return an SVG file as part of a page: without parts only needed by a file, with a description, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]+"', svg)
@@ -122,5 +135,5 @@ def _inline(svg: str, description: str) -> str:
     svg = head + svg[svg.index(">") + 1 :]
     for color, name in _COLORS.items():
         svg = svg.replace(color, f"var({name})")
-    # Ids are the same in every plot, and nothing here needs them; the font is the page's.
+    # Ids are the same in every plot and not needed; the font is the page's.
     return re.sub(r"\s+", " ", re.sub(r' id="[^"]*"|font-family:[^;"]*;', "", svg)).strip()

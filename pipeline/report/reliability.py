@@ -1,4 +1,4 @@
-"""The reliability diagram: how often pixels are what they were said to be, over the probability that was said."""
+"""The reliability diagram: the observed share of a class over its predicted probability."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from chorus.pipeline.report.curves import Curve, Panel, draw_curves
 
 
 def draw_reliability(pixels: PixelCalibration) -> str:
-    """SVG with a panel per class, and one of the predicted class; on the diagonal probabilities are right."""
+    """Draw SVG with a panel per class, and one of the predicted class; calibrated probabilities lie on the diagonal."""
     panels = [
         Panel(
             f"{name}: error {pixels.error[name]:.3f}, temperature {pixels.temperature[name]:.2f}",

@@ -1,4 +1,4 @@
-"""The images of a run, one row each, in the order in which a person should look at them."""
+"""The images of a run, one row each, in the order in which a person should review them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _JUDGED = tuple(score.name for score in FLAG_TABLE)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image; numbers are None where the run has none, `rank` is None for images without one."""
+    """One image; numbers are None if the run has none, `rank` is None for images without one."""
 
     name: str
     source_url: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a run in order, those to look at first on top, the failed ones last.
+    """All images of a run in order, those to review first on top, the failed ones last.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Images:
         ``reasons`` (tuples), ``review``, and those of `quantities`
     judged : whether `chorus flag` has judged them; else they are in order of uncertainty
     measured : whether some have a Dice against a truth
-    quantities : scores that some image has, in the order in which they are shown
+    quantities : scores that some image has, in order of display
     """
 
     table: pd.DataFrame
@@ -63,7 +63,7 @@ class Images:
         return len(self.table)
 
     def rows(self, places: Iterable[int]) -> list[Row]:
-        """The images at these places of the order."""
+        """Return the images at these indices of the order."""
         keys = [quantity.key for quantity in self.quantities]
         found = []
         for values in self.table.iloc[list(places)].to_dict("records"):
@@ -84,7 +84,7 @@ class Images:
         return found
 
     def places(self, status: str) -> list[int]:
-        """Where the images of a status are."""
+        """Return the indices of the images with a status."""
         return [int(place) for place in np.flatnonzero(self.table["status"] == status)]
 
     def noted(self) -> list[int]:
@@ -92,11 +92,21 @@ class Images:
         return [int(i) for i in np.flatnonzero((self.table["status"] != "failed") & (self.table["message"] != ""))]
 
     def ranked(self) -> list[int]:
-        """Where the images are that have a rank and foreground: those of which there is something to see."""
+        """Return the indices of the images that have a rank and foreground."""
         return [int(place) for place in np.flatnonzero((self.table["rank"] > 0) & (self.table["status"] == "done"))]
 
     def values(self, key: str) -> np.ndarray:
-        """The finite numbers of a column, float64; none where there is no such column."""
+        """Return the finite numbers of a column.
+
+        Parameters
+        ----------
+        key : name of the column
+
+        Returns
+        -------
+        np.ndarray
+            (n,) float64; empty if there is no such column.
+        """
         if key not in self.table:
             return np.empty(0)
         numbers = self.table[key].to_numpy(np.float64, na_value=np.nan)
@@ -104,16 +114,17 @@ class Images:
 
 
 def read_images(out: str, notes: list[str]) -> Images:
-    """The images of the run at `out`.
+    """Return the images of the run at `out`.
 
     Parameters
     ----------
+    out : URL of the run
     notes : gets a sentence for each table beside the scores that does not fit them
 
     Raises
     ------
     RefusedError
-        Where there are no scores.
+        If there are no scores.
     """
     scores = _read_scores(storage.join(out, "scores.parquet"))
     flags = read_table(out, "flags.parquet", {"name", "rank", "flags", "reasons"}, "chorus flag", notes)
@@ -133,7 +144,7 @@ def read_images(out: str, notes: list[str]) -> Images:
 
 
 def _read_scores(url: str) -> pd.DataFrame:
-    """``scores.parquet`` with every column that the page needs."""
+    """Return ``scores.parquet`` with every column that the page needs."""
     try:
         table = with_current_names(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
     except pyarrow.ArrowInvalid as error:
@@ -142,7 +153,7 @@ def _read_scores(url: str) -> pd.DataFrame:
         sentence = storage.explain(error, url)
         raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
     for name in _TEXTS:
-        # A column in which all is null has the type of numbers.
+        # A column with only nulls has a numeric dtype.
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in table else ""
     always = {score.name for score in IMAGE_TABLE if score.per == "image"}
     for name in (*always.difference(table), *(column.key for column in columns_in(table))):
@@ -156,7 +167,7 @@ def _read_scores(url: str) -> pd.DataFrame:
 
 
 def _by_uncertainty(scores: pd.DataFrame) -> pd.DataFrame:
-    """The most uncertain first, then those in which nothing was found, then the failed."""
+    """Order by uncertainty, the most uncertain first, then empty predictions, then failed images."""
     ranking = rank(scores)
     table = pd.concat([ranking.ranked, ranking.empty, ranking.failed], ignore_index=True)
     table["rank"] = (table["rank"] if "rank" in table else pd.Series(np.nan, index=table.index)).fillna(0).astype(int)
@@ -166,7 +177,7 @@ def _by_uncertainty(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_risk(scores: pd.DataFrame, flags: pd.DataFrame) -> pd.DataFrame:
-    """In the order of ``flags.parquet``: the riskiest first, the failed last."""
+    """Order as in ``flags.parquet``: the highest risk first, failed images last."""
     chosen = flags[["name", "rank", "flags", "reasons", *(n for n in (*_JUDGED, "review") if n in flags)]]
     table = chosen.merge(scores.drop(columns=["rank", "flags", "reasons", *_JUDGED], errors="ignore"), on="name")
     table["rank"] = pd.to_numeric(table["rank"]).fillna(0).astype(int)

@@ -1,4 +1,4 @@
-"""What stands in the sections of the page: counts, distributions, what is known of the ensemble."""
+"""Sections of the page: counts, distributions, what is known about the ensemble."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from chorus.pipeline.shift.batch_effects import GroupLevel, GroupTest
 from chorus.pipeline.shift.hypothesis_tests import ShiftTest
 from chorus.pipeline.shift.shift import Shift
 
-# Lines of a table within the page.
+# Maximum number of lines of a table, and of levels of a group, within the page.
 _MOST = 40
 _LEVELS = 12
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the ensemble of a run; None and empty where it cannot be read."""
+    """Information about the ensemble of a run; None and empty if it cannot be read."""
 
     about: About
     kinds: frozenset[str]
@@ -39,7 +39,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, its title, and what it says in a line."""
+    """A plot, its title, and a line of text that summarises it."""
 
     title: str
     svg: Markup
@@ -48,7 +48,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Raised:
-    """A flag, how many images have it, and their share of all."""
+    """A flag, how many images have it, and their share."""
 
     name: str
     label: str
@@ -58,7 +58,7 @@ class Raised:
 
 
 def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
-    """What is known of the ensemble at `url`, if it is still the one with hash `digest`."""
+    """Return the information about the ensemble at `url`, if it still has the hash `digest`."""
     nothing = Known(About(), frozenset(), None)
     if not url:
         return nothing
@@ -85,14 +85,14 @@ def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
 
 
 def flags_raised(images: Images) -> list[Raised]:
-    """Every flag that some image has, in the order in which flags are said."""
+    """Return every flag that some image has, in the order of the flags."""
     counts = images.table["flags"].explode().value_counts()
     found = [(flag, int(counts.get(flag.name, 0))) for flag in FLAGS]
     return [Raised(flag.name, flag.label, count, count / len(images), flag.meaning) for flag, count in found if count]
 
 
 def distributions(images: Images, reference: Reference | None) -> list[Plot]:
-    """A histogram per score, of the run and of the reference."""
+    """Return a histogram per score, of the run and of the reference."""
     frame = None if reference is None else reference.frame()
     found = []
     for quantity in images.quantities:
@@ -111,7 +111,7 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
 
 
 def measured_plots(images: Images) -> list[Plot]:
-    """Measured Dice against what was to be expected of it; none without an evaluation."""
+    """Plot measured Dice against expected Dice and uncertainty; none without an evaluation."""
     found = []
     for column in (EXPECTED_DICE.column(), UNCERTAINTY.column()):
         if not images.measured or column.key not in images.table:
@@ -127,12 +127,15 @@ def measured_plots(images: Images) -> list[Plot]:
 
 
 def shifted_first(shift: Shift) -> list[ShiftTest]:
-    """The tests, those that found something first, then the strongest effects; at most 40."""
+    """Return the tests, significant ones first, then the strongest effects; at most 40."""
     return sorted(shift.tests, key=lambda one: (not one.shifted, -abs(one.effect), one.name))[:_MOST]
 
 
 def groups_first(shift: Shift) -> list[GroupTest]:
-    """As `shifted_first`, of groups; of each at most 12 levels, those with the lowest and the highest medians."""
+    """Return the tests of groups as `shifted_first` does, each with at most 12 levels.
+
+    These are the levels with the lowest and the highest medians.
+    """
     ordered = sorted(shift.groups, key=lambda one: (not one.shifted, -abs(one.effect), one.by, one.score))
     return [group.model_copy(update={"levels": _extremes(group)}) for group in ordered[:_MOST]]
 
@@ -146,7 +149,7 @@ def _extremes(group: GroupTest) -> list[GroupLevel]:
 
 
 def metrics_shown(evaluation: Evaluation) -> list[tuple[str, str, int]]:
-    """Name, mean with its interval in words, and number of images of what was measured."""
+    """Return name, formatted mean with its interval, and number of images of each metric."""
     words = {
         "dice": "Dice",
         "ap50": "AP at IoU 0.5",

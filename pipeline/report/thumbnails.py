@@ -1,12 +1,12 @@
-"""Thumbnails: one small file per image, made when the image is finished, so that a report of 10^5 images is quick.
+"""Thumbnails: one small file per image, made when the image is finished, so that a report of 10^5 images is fast.
 
 A thumbnail is a strip of three panels: the image, the image with its predicted outlines, the uncertainty map::
 
     OUT/report/thumbnails/<name of the image>.webp
 
-    +-------+-------+-------+
-    | image | lines | doubt |    a panel that cannot be drawn is crossed out
-    +-------+-------+-------+
+    +-------+----------+-------------+
+    | image | outlines | uncertainty |    a panel that cannot be drawn is crossed out
+    +-------+----------+-------------+
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ SIDE = 192
 _GAP = 4
 _SUFFIX = ".webp"
 _QUALITY = 60  # some 15 kB each
-# Both are seen on light and on dark pages.
+# Both are visible on light and on dark pages.
 _BLANK, _CROSS = (96, 96, 96), (140, 140, 140)
 
 
 def thumbnails_url(out: str) -> str:
-    """The folder of a run's thumbnails."""
+    """Return the URL of the folder of a run's thumbnails."""
     return storage.join(out, "report", "thumbnails")
 
 
 def thumbnail_url(out: str, name: str) -> str:
-    """Where the thumbnail of the image called `name` is."""
+    """Return the URL of the thumbnail of the image called `name`."""
     return inside(thumbnails_url(out), name + _SUFFIX)
 
 
 def draw_thumbnail(
     source_url: str, result_url: str, labels_url: str, classes: Sequence[ClassInfo], channel: int = 0
 ) -> bytes:
-    """The thumbnail of an image as a WEBP file; see `chorus.pipeline.report.pictures.draw_views` for the parameters."""
+    """Return the thumbnail of an image as a WEBP file.
+
+    The parameters are those of `chorus.pipeline.report.pictures.draw_views`.
+    """
     return encode(_strip(paint_panels(source_url, result_url, labels_url, classes, channel, SIDE)), _QUALITY)
 
 
@@ -60,12 +63,12 @@ def write_thumbnail(
 ) -> bytes:
     """Draw the thumbnail of an image of the run `out`, write it, and return it.
 
-    Pictures that cannot be drawn are no error, storage that does not take the file is.
+    Panels that cannot be drawn are crossed out.
 
     Raises
     ------
     OutputError
-        Where storage does not take it.
+        If storage does not accept the file.
     """
     data = draw_thumbnail(source_url, storage.join(out, "images", name), labels_url, classes, channel)
     url = thumbnail_url(out, name)
@@ -75,7 +78,7 @@ def write_thumbnail(
 
 
 def thumbnails_present(out: str) -> set[str]:
-    """Names of the images that have a thumbnail, from one listing."""
+    """Return the names of the images that have a thumbnail, from one listing."""
     url = thumbnails_url(out)
     with storage_errors(url):
         fs, path = storage.filesystem(url)
@@ -84,7 +87,7 @@ def thumbnails_present(out: str) -> set[str]:
 
 
 def _strip(panels: Panels) -> NDArray[np.uint8]:
-    """The three panels side by side, (y, x, 3) uint8; all have the size of the first that could be drawn."""
+    """Return the three panels side by side, (y, x, 3) uint8; all have the size of the first one that could be drawn."""
     height, width = next((each.shape[:2] for each in panels.pixels if each is not None), (SIDE, SIDE))
     strip = np.full((height, 3 * width + 2 * _GAP, 3), _BLANK, np.uint8)
     for index, panel in enumerate(panels.pixels):
@@ -92,7 +95,7 @@ def _strip(panels: Panels) -> NDArray[np.uint8]:
         if panel is None:
             strip[:, left : left + width] = _crossed(height, width)
         else:
-            # Coarse levels may differ by a pixel in how they round.
+            # Sizes of coarse levels may differ by a pixel due to rounding.
             same = panel if panel.shape[:2] == (height, width) else _resized(panel, height, width)
             strip[:, left : left + width] = same
     return strip
