@@ -1,4 +1,4 @@
-"""Whether what a network gives is what its package says it must: tolerances, differences, outcomes."""
+"""Comparison of a network's outputs with the test outputs of its package: tolerances, differences, outcomes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Status: TypeAlias = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What the package allows: mismatched are elements that differ by more than absolute + relative * expected.
+    """Tolerance of a package: elements that differ by more than absolute + relative * |expected| are mismatched.
 
     Attributes
     ----------
-    mismatched : elements per million that may
+    mismatched : allowed number of such elements per million
     """
 
     relative: float
@@ -28,13 +28,13 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one weight format in one way of running it.
+    """Result of one weight format in one way of running it.
 
     Attributes
     ----------
     reason : why it failed or was skipped
-    absolute, relative : the greatest differences from the test outputs, over all elements; None where nothing ran.
-        The relative one is |given - expected| / (|expected| + 1e-6), as bioimageio.core has it.
+    absolute, relative : the largest differences from the test outputs, over all elements; None if nothing ran.
+        The relative one is |given - expected| / (|expected| + 1e-6), as in bioimageio.core.
     mismatched : elements per million
     """
 
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def tolerance(described: Any, format: str, output: str) -> Tolerance:
-    """As `bioimageio.core._resource_tests._get_tolerance` (0.11) chooses it, for format 0.5."""
+    """Return the tolerance as `bioimageio.core._resource_tests._get_tolerance` (0.11) chooses it, for format 0.5."""
     from bioimageio.spec.model.v0_5 import ReproducibilityTolerance
 
     settings = described.config.bioimageio
@@ -65,7 +65,12 @@ def tolerance(described: Any, format: str, output: str) -> Tolerance:
 
 
 def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> Outcome:
-    """Whether `given` is `expected` by the rule of the collection.
+    """Compare an output with its expected values by the rule of the collection.
+
+    Parameters
+    ----------
+    given, expected : any shape, any real dtype; compared as float32
+    tolerance : of the package
 
     References
     ----------
@@ -86,7 +91,7 @@ def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -
 
 
 def worst(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
-    """Of a package's outputs as one: the worst status, the greatest differences."""
+    """Combine the outcomes of a package's outputs: the worst status, the largest differences."""
     first = next((one for one in outcomes if one.status == "failed"), None)
     first = first or next((one for one in outcomes if one.status == "skipped"), outcomes[0])
 

@@ -1,4 +1,4 @@
-"""A BioImage.IO package against its own test tensors: run by bioimageio.core, and run as a member of Chorus."""
+"""Test of a BioImage.IO package on its own test tensors: run by bioimageio.core, and run as a member of Chorus."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class FormatTest:
-    """One weight format: by bioimageio.core, with all of its checks, and by Chorus."""
+    """Test of one weight format: by bioimageio.core, with all of its checks, and by Chorus."""
 
     format: str
     tolerance: Tolerance
@@ -49,18 +49,18 @@ class FormatTest:
 
     @property
     def status(self) -> Status:
-        """Failed where either failed; passed where either ran."""
+        """Failed if either failed; passed if either ran."""
         both = {self.core.status, self.chorus.status}
         return "failed" if "failed" in both else "passed" if "passed" in both else "skipped"
 
 
 @dataclass(frozen=True)
 class PackageTest:
-    """A whole package.
+    """Test of a whole package.
 
     Attributes
     ----------
-    warnings : of bioimageio.spec on its description
+    warnings : of bioimageio.spec about its description
     """
 
     url: str
@@ -71,19 +71,19 @@ class PackageTest:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; what could not run does not count."""
+        """Whether nothing failed; formats that could not run do not count."""
         return all(one.status != "failed" for one in self.formats)
 
 
 def check_package(url: str, format: WeightFormat | None = None, *, trust_code: bool = False) -> PackageTest:
-    """Run the test inputs of the package at `url` and compare with its test outputs.
+    """Run the test inputs of the package at `url` and compare the results with its test outputs.
 
-    Code of the package, and callables of libraries that are not known to make networks, run with `trust_code` alone.
+    Code of the package, and callables of libraries that are not known to build networks, run only with `trust_code`.
 
     Raises
     ------
     RefusedError
-        Where it cannot be opened, is not valid or has no such weights.
+        If it cannot be opened, is not valid or has no such weights.
     """
     if importlib.util.find_spec("bioimageio") is None or importlib.util.find_spec("bioimageio.core") is None:
         raise RefusedError(f"{url}: testing a package needs bioimageio.core; {EXTRA}")
@@ -105,13 +105,13 @@ def check_package(url: str, format: WeightFormat | None = None, *, trust_code: b
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without the log of bioimageio.core: what it says is in its summary too."""
+    """Disable the log of bioimageio.core: its messages are in its summary too."""
     from loguru import logger
 
     logger.disable("bioimageio")
     try:
         with warnings.catch_warnings():
-            # Deprecated for what is written anew; packages hold it and must go on loading.
+            # Deprecated for new files; packages contain it and must continue to load.
             warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
             yield
     finally:
@@ -119,7 +119,7 @@ def _silence() -> Iterator[None]:
 
 
 def _validated(package: Package) -> Any:
-    """The description with all of its files looked at; raises RefusedError where it is not valid."""
+    """Return the description after a check of all its files; raise RefusedError if it is not valid."""
     from bioimageio.spec import ValidationContext, build_description, dump_description
 
     description = package.description
@@ -141,7 +141,7 @@ def _validated(package: Package) -> Any:
 
 
 def _field(loc: Sequence[str | int]) -> str:
-    """Without the names of pydantic's validators and of the alternatives that it tried."""
+    """Return the name of a field without the names of pydantic's validators and of the alternatives that it tried."""
     return ".".join(str(part) for part in loc if re.fullmatch(r"[a-z0-9_]+", str(part)))
 
 
@@ -158,7 +158,7 @@ def _test_format(package: Package, described: Any, name: str, trust_code: bool) 
         return FormatTest(name, tolerances[outputs[0]], skipped, skipped)
     try:
         files = weight_files(package, format)
-        # Before bioimageio.core makes the network: it would call whatever the package names.
+        # Before bioimageio.core builds the network, since it calls whatever the package names.
         if name == "torchscript" and not trust_code:
             where = f"{package.url}: {files.entry.source}"
             check_source(where, files.weights)
@@ -173,7 +173,7 @@ def _test_format(package: Package, described: Any, name: str, trust_code: bool) 
 
 
 def _untrusted(package: Package, format: WeightFormat) -> str:
-    """What of the package's own code would run; empty where nothing would."""
+    """Return a sentence on the package's own code that would run; empty if there is none."""
     steps = [s for tensor in package.description.inputs for s in tensor.preprocessing]
     steps += [s for tensor in package.description.outputs for s in tensor.postprocessing]
     if any(str(step.id) == "custom" for step in steps):
@@ -192,7 +192,7 @@ def _untrusted(package: Package, format: WeightFormat) -> str:
 
 
 def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Tolerance]) -> Outcome:
-    """bioimageio.core's own test, which also runs other sizes and batches; the differences are measured beside it."""
+    """Run bioimageio.core's own test, which also runs other sizes and batches; measure the differences besides."""
     from bioimageio.core import create_prediction_pipeline
     from bioimageio.core import test_model as tested
     from bioimageio.core.digest_spec import get_test_input_sample, get_test_output_sample
@@ -214,7 +214,7 @@ def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Toleran
 
 
 def _by_chorus(package: Package, files: WeightFiles, tolerances: dict[str, Tolerance], trust_code: bool) -> Outcome:
-    """Each output as a member gives it: prepared, run and postprocessed over the whole test image at once."""
+    """Run each output as a member: prepared, run and postprocessed over the whole test image at once."""
     start = time.perf_counter()
     try:
         raw = _test_pixels(package)
@@ -244,7 +244,7 @@ def _output_by_chorus(
     with torch.inference_mode():
         given = entry.load(asked, CPU)(torch.from_numpy(prepared))
         expected = taken.take(torch.from_numpy(_array(package, tensor)).to(torch.float32))
-        if expected.shape[-2:] != given.shape[-2:]:  # a member's output is brought to the size of its tile
+        if expected.shape[-2:] != given.shape[-2:]:  # a member's output is resized to its tile
             expected = torch.nn.functional.interpolate(
                 expected, size=given.shape[-2:], mode="bilinear", align_corners=False
             )
@@ -252,7 +252,7 @@ def _output_by_chorus(
 
 
 def _test_pixels(package: Package) -> NDArray[Any]:
-    """(samples, channels, y, x) of the test inputs, one after another along the channels."""
+    """Return the test inputs as (samples, channels, y, x), concatenated along the channels."""
     tensors = package.description.inputs
     parts = [_array(package, tensor) for tensor in tensors]
     laid = [_laid(package, tensor, part) for tensor, part in zip(tensors, parts, strict=True)]
@@ -262,7 +262,10 @@ def _test_pixels(package: Package) -> NDArray[Any]:
 
 
 def _laid(package: Package, tensor: Any, array: NDArray[Any]) -> NDArray[Any]:
-    """Of the type that it is stored in, which statistics and ``ensure_dtype`` may depend on."""
+    """Return an input as (samples, channels, y, x).
+
+    It keeps its stored dtype, which statistics and ``ensure_dtype`` may depend on.
+    """
     own = port(package.url, tensor)
     positions = own.take(torch.arange(array.size).reshape(array.shape))
     laid: NDArray[Any] = array.reshape(-1)[positions.numpy()]
@@ -277,7 +280,7 @@ def _array(package: Package, tensor: Any) -> NDArray[Any]:
 
 
 def _prepared(preparation: Preparation, raw: NDArray[Any]) -> NDArray[np.float32]:
-    """Each sample as an image of its own, all together as the data set."""
+    """Prepare each sample as an image of its own, all together as the data set."""
     samples = list(raw)
     shared = surveyed({m for m in preparation.measures if m.per == "dataset"}, samples)
     own = {m for m in preparation.measures if m.per == "image"}

@@ -1,4 +1,4 @@
-"""Ensembles as BioImage.IO packages: each member, or all of them as one network, with all that the collection asks."""
+"""Export of ensembles as BioImage.IO packages: each member, or all of them as one network."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Packed:
-    """A network on its way into a package.
+    """A network to be written as a package.
 
     Attributes
     ----------
     title : of the package
     weights : by format, `bioimageio.spec.model.v0_5` descriptions of files
-    member : answers prepared tiles, as Chorus runs it
+    member : computes the outputs of prepared tiles, as Chorus runs it
     preparation : of its tiles
-    activation : of what it says of the classes
-    any_batch : whether it takes several tiles at once
+    activation : that turns its outputs for the classes into probabilities
+    any_batch : whether it accepts several tiles at once
     """
 
     title: str
@@ -56,12 +56,12 @@ class Packed:
 
 
 def pack_members(ensemble: Ensemble, about: About, out: Path, members: Sequence[int]) -> list[Path]:
-    """Write a package of each of `members` into `out`; those that are packages already are copied.
+    """Write a package of each of `members` into `out`; members that are packages already are copied.
 
     Raises
     ------
     RefusedError
-        Where a member cannot be a package, `about` lacks what BioImage.IO demands, or a file is there already.
+        If a member cannot be a package, `about` lacks what BioImage.IO requires, or a file exists already.
     """
     _check(ensemble, about)
     for index in members:
@@ -72,12 +72,12 @@ def pack_members(ensemble: Ensemble, about: About, out: Path, members: Sequence[
 def pack_whole(ensemble: Ensemble, about: About, out: Path) -> Path:
     """Write the ensemble into `out` as one network, which gives the mean of its members' probabilities.
 
-    Its test-time augmentations are not part of it, nor is its uncertainty.
+    Test-time augmentation and uncertainty are not part of it.
 
     Raises
     ------
     RefusedError
-        As `pack_members`; and where a member is no network that can be exported.
+        As `pack_members`; and if a member is no network that can be exported.
     """
     _check(ensemble, about)
     path = _target(ensemble, out, "")
@@ -100,7 +100,7 @@ def pack_whole(ensemble: Ensemble, about: About, out: Path) -> Path:
 
 
 def _check(ensemble: Ensemble, about: About) -> None:
-    """Refuse where bioimageio.spec is missing or `about` lacks what a package must have."""
+    """Raise RefusedError if bioimageio.spec is missing or `about` lacks what a package must have."""
     try:
         import bioimageio.spec  # noqa: F401
     except ImportError as error:
@@ -157,7 +157,7 @@ def _pack_member(ensemble: Ensemble, about: About, out: Path, index: int) -> Pat
 
 
 def _module(ensemble: Ensemble, index: int, member: Member) -> torch.nn.Module:
-    """A member's network; raises RefusedError where it is none that can be exported."""
+    """Return a member's network; raise RefusedError if it has none that can be exported."""
     entry = ensemble.spec.members[index]
     pack = kind_of(entry).pack
     packed = pack(entry, member, ensemble.asked(index)) if pack else None
@@ -181,7 +181,7 @@ def _target(ensemble: Ensemble, out: Path, suffix: str) -> Path:
 
 
 def _copy(url: str, path: Path) -> None:
-    """A package as it is: an archive, or a folder that becomes one."""
+    """Copy a package: an archive unchanged, a folder as an archive."""
     try:
         fs, source = storage.filesystem(url)
         if not fs.isdir(source):
@@ -229,7 +229,7 @@ def _save(ensemble: Ensemble, about: About, packed: Packed, folder: Path, path: 
             }
             description = ModelDescr(**fields)
         with _quiet(), warnings.catch_warnings():
-            # It tries each format of weights in turn, and says so of those that it is not.
+            # bioimageio.spec tries each format of weights in turn, and warns about those that do not match.
             warnings.filterwarnings("ignore", "Found mapping with 'source'")
             save_bioimageio_package(description, output_path=path)
     except (ValidationError, ValueError) as error:
@@ -243,14 +243,14 @@ def _save(ensemble: Ensemble, about: About, packed: Packed, folder: Path, path: 
 
 
 def _quiet() -> Any:
-    """Checks of files, without a log of what could be better."""
+    """Return a validation context that checks files, without a log of recommendations."""
     from bioimageio.spec import ValidationContext
 
     return ValidationContext(file_name="bioimageio.yaml", perform_io_checks=True, log_warnings=False, progressbar=False)
 
 
 def _answer(ensemble: Ensemble, packed: Packed, image: NDArray[Any]) -> torch.Tensor:
-    """What the package must answer to `image`, as Chorus computes it, (channels, y, x) float32."""
+    """Return the output that the package must give for `image`, as Chorus computes it, (channels, y, x) float32."""
     preparation = packed.preparation
     prepared = preparation.apply(image, surveyed(preparation.measures, [image]))
     with torch.inference_mode():

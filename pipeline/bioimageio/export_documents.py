@@ -1,4 +1,4 @@
-"""What a BioImage.IO package says of itself: provenance and documentation, of an ensemble's `about`."""
+"""Documents of a BioImage.IO package: provenance and documentation, from an ensemble's `about`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 
 
 def provenance(about: About) -> dict[str, Any]:
-    """Fields of the description that `about` has."""
+    """Return the fields of the description that `about` provides."""
     from bioimageio.spec.dataset.v0_3 import DatasetDescr
 
     content: dict[str, Any] = {
@@ -34,7 +34,7 @@ def provenance(about: About) -> dict[str, Any]:
 
 
 def readme(ensemble: Ensemble, about: About, title: str) -> str:
-    """The package's documentation."""
+    """Return the package's documentation as Markdown."""
     spec = ensemble.spec
     size = "as they are" if spec.input.pixel_size_um is None else f"at {spec.input.pixel_size_um:g} um a pixel"
     scores = [f"- {data}: " + ", ".join(f"{k} {v:.3f}" for k, v in of.items()) for data, of in about.scores.items()]

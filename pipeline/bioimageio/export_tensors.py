@@ -1,4 +1,4 @@
-"""Tensors of a BioImage.IO package: what goes in and comes out, the ensemble's normalisation, samples and the cover."""
+"""Tensors of a BioImage.IO package: inputs and outputs, the ensemble's normalisation, samples and the cover."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from chorus.pipeline.members.contract import Activation
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Percentile, dtype_divisor
 
 EPS = 1e-12
-"""Added to a range or a standard deviation; 0, which Chorus adds, is not allowed."""
+"""Added to a range or a standard deviation; Chorus adds none, but 0 is not allowed in a package."""
 _PLANE = ("y", "x")
 
 
 def _v0_5() -> Any:
-    """`bioimageio.spec.model.v0_5`, untyped: its validators take plain strings and dicts where its types do not."""
+    """Return `bioimageio.spec.model.v0_5`, untyped: its validators accept plain strings and dicts, its types do not."""
     from bioimageio.spec.model import v0_5
 
     return v0_5
 
 
 def sample_image(spec: EnsembleSpec, seed: int = 0) -> NDArray[Any]:
-    """(channels, tile, tile): blurred noise at intensities that the ensemble's normalisation suggests.
+    """Return blurred noise at intensities that fit the ensemble's normalisation.
 
-    Of uint8 where integers are divided by their type's maximum, of float32 where the statistics are of such pixels.
+    Returns
+    -------
+    NDArray
+        (channels, tile, tile); uint8 if integers are divided by the maximum of their dtype, float32 if the smallest
+        standard deviation is below 1, else uint16.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -53,7 +57,13 @@ def sample_image(spec: EnsembleSpec, seed: int = 0) -> NDArray[Any]:
 
 
 def preprocessing(url: str, spec: EnsembleSpec, dtype: np.dtype[Any]) -> list[Any]:
-    """The ensemble's normalisation in BioImage.IO's words, for pixels of `dtype`; raises RefusedError without one."""
+    """Return the ensemble's normalisation as BioImage.IO's processing steps, for pixels of `dtype`.
+
+    Raises
+    ------
+    RefusedError
+        If BioImage.IO has no such step.
+    """
     io = _v0_5()
     normalisation = spec.input.normalisation
     divisor = dtype_divisor(dtype) if spec.input.scale == "dtype" else 1.0
@@ -77,15 +87,15 @@ def preprocessing(url: str, spec: EnsembleSpec, dtype: np.dtype[Any]) -> list[An
             mean=[m * divisor for m in normalisation.mean], std=[s * divisor for s in normalisation.std], axis="channel"
         )
         steps.append(io.FixedZeroMeanUnitVarianceDescr(kwargs=kwargs))
-    # Without a last one, bioimageio.spec adds one that leads back to the type of the stored pixels.
+    # Without it as the last step, bioimageio.spec adds a conversion back to the dtype of the stored pixels.
     return [*steps, as_float]
 
 
 def output_names(spec: EnsembleSpec, count: int, activation: Activation, *, flows: bool) -> list[str]:
-    """Names of the `count` outputs for the classes, then of the flows.
+    """Return the names of the `count` outputs for the classes, then of the flows.
 
-    With flows there is no postprocessing, which would act on all channels: classes that are no probabilities yet are
-    called logits.
+    With flows there is no postprocessing, which would act on all channels: outputs for classes that are not
+    probabilities yet are called logits.
     """
     names = [entry.name for entry in spec.classes][-count:]
     if flows and activation != "none":
@@ -94,7 +104,7 @@ def output_names(spec: EnsembleSpec, count: int, activation: Activation, *, flow
 
 
 def postprocessing(activation: Activation, *, flows: bool) -> list[Any]:
-    """What turns the last layer into probabilities; nothing where flows are among its channels."""
+    """Return the steps that turn the last layer into probabilities; none if flows are among its channels."""
     io = _v0_5()
     if flows or activation == "none":
         return []
@@ -112,14 +122,23 @@ def tensors(
     *,
     any_batch: bool,
 ) -> tuple[Any, Any]:
-    """Input and output (`v0_5.InputTensorDescr`, `OutputTensorDescr`), their test tensors and samples in `folder`.
+    """Describe the input and output of a package; write their test tensors and samples to `folder`.
 
     Parameters
     ----------
+    url : of the ensemble, for messages
+    spec : of the ensemble
     names : of the output's channels
-    image : (channels, y, x) as stored
-    prediction : (channels, y, x), what the package must answer
+    activation : of the last layer
+    image : (channels, y, x), stored values of any real dtype
+    prediction : (channels, y, x) float32, the output that the package must give
+    folder : for the files
     any_batch : whether several tiles may be given at once
+
+    Returns
+    -------
+    given : `v0_5.InputTensorDescr`
+    taken : `v0_5.OutputTensorDescr`
     """
     from bioimageio.spec.common import FileDescr
 
@@ -153,7 +172,7 @@ def tensors(
 
 
 def _output_axes(spec: EnsembleSpec, scale: dict[str, Any]) -> list[Any]:
-    """With a halo of what an ensemble's neighbouring tiles share on either side, halved."""
+    """Return the axes, with a halo of half the overlap of an ensemble's neighbouring tiles."""
     io = _v0_5()
     halo = round(spec.tile * spec.overlap / 2)
     halo = min(halo, (spec.tile - 1) // 2)
@@ -164,18 +183,26 @@ def _output_axes(spec: EnsembleSpec, scale: dict[str, Any]) -> list[Any]:
 
 
 def _files(name: str, array: NDArray[Any], folder: Path) -> tuple[Path, Path]:
-    """The test tensor and the sample image of the same pixels."""
+    """Write the test tensor and the sample image of the same pixels."""
     import tifffile
 
     test, sample = folder / f"test-{name}.npy", folder / f"sample-{name}.tif"
     np.save(test, array[np.newaxis])
-    # A page per channel: a single page of three channels would be taken for colours.
+    # A page per channel: a single page of three channels would be interpreted as RGB.
     tifffile.imwrite(sample, array, photometric="minisblack", metadata={"axes": "CYX"})
     return test, sample
 
 
 def write_cover(image: NDArray[Any], labels: NDArray[np.integer], colors: list[str], path: Path) -> None:
-    """The first channel beside the prediction, two squares in one picture (2:1, as the collection wants it)."""
+    """Write a picture of the first channel beside the prediction, two squares (2:1, as the collection requires).
+
+    Parameters
+    ----------
+    image : (channels, y, x) of any real dtype
+    labels : (y, x) integer, index into `colors`
+    colors : per class, ``#RRGGBB``
+    path : of the PNG file
+    """
     from PIL import Image, ImageColor
 
     low, high = np.percentile(image[0], (0.5, 99.5))

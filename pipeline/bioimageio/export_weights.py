@@ -1,4 +1,4 @@
-"""Networks as BioImage.IO has them: state dicts with an architecture by name, TorchScript, ONNX."""
+"""Weights of a BioImage.IO package: state dicts with a named architecture, TorchScript, ONNX."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class AveragedMembers(torch.nn.Module):
 
     Parameters
     ----------
+    members : networks of the members
     activations : of each member
-    classes : that have a probability; where a member gives one less, the first is what is left of the others
+    classes : number of classes with a probability; if a member gives one less, the first is 1 less the sum of the
+        others
     flows : whether (dy, dx) follow the classes
     """
 
@@ -35,7 +37,17 @@ class AveragedMembers(torch.nn.Module):
         self.activations, self.classes, self.flows = tuple(activations), classes, FLOWS * flows
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(batch, classes and flows, y, x) of prepared pixels, (batch, channels, y, x)."""
+        """Return the mean outputs of the members.
+
+        Parameters
+        ----------
+        image : (batch, channels, y, x) float32, prepared pixels
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, classes and flows, y, x) float32.
+        """
         answers = [self._answer(member(image), how) for member, how in zip(self.members, self.activations, strict=True)]
         return torch.stack(answers).mean(dim=0)
 
@@ -54,14 +66,17 @@ class AveragedMembers(torch.nn.Module):
 def weights(
     packed: PackedModule | PackedTorchScript | PackedOnnx, asked: Asked, folder: Path
 ) -> tuple[dict[str, Any], bool]:
-    """Files in `folder` by their format, as `bioimageio.spec.model.v0_5` describes them.
+    """Write files of weights into `folder`.
 
-    The second value is whether they take several tiles at once.
+    Returns
+    -------
+    descriptions : by format, of `bioimageio.spec.model.v0_5`
+    any_batch : whether they accept several tiles at once
 
     Raises
     ------
     RefusedError
-        Where a network cannot be exported.
+        If a network cannot be exported.
     """
     if isinstance(packed, PackedModule):
         first = state_dict(packed, folder)
@@ -73,7 +88,7 @@ def weights(
 
 
 def state_dict(packed: PackedModule, folder: Path) -> Any:
-    """`bioimageio.spec.model.v0_5.PytorchStateDictWeightsDescr` of a network that a library builds."""
+    """Return the `PytorchStateDictWeightsDescr` of a network that a library builds."""
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model.v0_5 import ArchitectureFromLibraryDescr, PytorchStateDictWeightsDescr, Version
 
@@ -94,7 +109,7 @@ def state_dict(packed: PackedModule, folder: Path) -> Any:
 
 
 def torchscript(packed: PackedTorchScript, folder: Path) -> Any:
-    """`TorchscriptWeightsDescr` of the member's own file."""
+    """Return the `TorchscriptWeightsDescr` of the member's own file."""
     from bioimageio.spec.model.v0_5 import TorchscriptWeightsDescr, Version
 
     path = folder / "weights-torchscript.pt"
@@ -103,7 +118,7 @@ def torchscript(packed: PackedTorchScript, folder: Path) -> Any:
 
 
 def onnx_copy(packed: PackedOnnx, folder: Path) -> tuple[dict[str, Any], bool]:
-    """`OnnxWeightsDescr` of the member's own file by its format; and whether it takes several tiles at once."""
+    """Return the `OnnxWeightsDescr` of the member's own file, by format, and whether it accepts several tiles at once."""
     import onnx
     from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
 
@@ -118,18 +133,18 @@ def onnx_copy(packed: PackedOnnx, folder: Path) -> tuple[dict[str, Any], bool]:
 def onnx(
     url: str, module: torch.nn.Module, asked: Asked, folder: Path, parent: Literal["pytorch_state_dict"] | None = None
 ) -> Any:
-    """`OnnxWeightsDescr` of a torch module, for any batch of the ensemble's tiles.
+    """Return the `OnnxWeightsDescr` of a torch module, for any batch of the ensemble's tiles.
 
-    The size is fixed: with free sizes the export of networks with encoders of timm does not end, as its expressions of
-    sizes grow with each layer (seen in torch 2.15).
+    The tile size is fixed: with free sizes the export of networks with encoders of timm does not terminate, since its
+    expressions of sizes grow with each layer (seen in torch 2.15).
 
     Raises
     ------
     RefusedError
-        Where the network cannot be exported.
+        If the network cannot be exported.
     """
     try:
-        import onnxscript  # noqa: F401 - what torch.onnx needs
+        import onnxscript  # noqa: F401 - required by torch.onnx
     except ImportError as error:
         raise RefusedError(f"{url}: writing ONNX needs onnxscript; `pip install 'chorus-bioimage[onnx]'`") from error
     from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
@@ -149,6 +164,6 @@ def onnx(
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise RefusedError(f"{url}: torch cannot export it as ONNX ({reason}); pack its members one by one") from error
-    assert program is not None  # it is None only where a file was named
+    assert program is not None  # it is None only if a file name was given
     program.save(path, external_data=False)
     return OnnxWeightsDescr(source=path, opset_version=OPSET, parent=parent)
