@@ -108,5 +108,11 @@ def names_of(truth: ImageTruth) -> list[str]:
 
 
 def matrix_of(truth: ImageTruth) -> NDArray[np.float64]:
-    """Return the Dice of every two annotators of an image, (experts, experts) float64."""
+    """Return the Dice of every two annotators of an image.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (experts, experts), 0 to 1.
+    """
     return np.array(truth.pairwise)

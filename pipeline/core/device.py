@@ -211,7 +211,13 @@ class Device(ABC):
         raise NotImplementedError(f"{self.kind} has no streams")
 
     def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Keep the tensor's memory from being reused before the operations queued in `stream` so far are complete."""
+        """Keep a tensor's memory from being reused before the operations queued in `stream` so far are complete.
+
+        Parameters
+        ----------
+        tensor : on the device, any shape and dtype
+        stream : that uses it
+        """
         raise NotImplementedError(f"{self.kind} has no streams")
 
     @abstractmethod

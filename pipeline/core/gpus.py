@@ -95,7 +95,13 @@ class Gpu(Device):
         return event
 
     def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Keep the tensor's memory from being reused before the operations queued in `stream` so far are complete."""
+        """Keep a tensor's memory from being reused before the operations queued in `stream` so far are complete.
+
+        Parameters
+        ----------
+        tensor : on the device, any shape and dtype
+        stream : that uses it
+        """
         tensor.record_stream(stream)  # type: ignore[arg-type]
 
     def finish(self) -> None:

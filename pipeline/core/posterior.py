@@ -176,12 +176,22 @@ class SampleSums:
         return total / count
 
     def add_flows(self, flows: torch.Tensor) -> None:
-        """Add the flows of one sample, (batch, 2, y, x) float32."""
+        """Add the flows of one sample.
+
+        Parameters
+        ----------
+        flows : (batch, 2, y, x) float32
+        """
         self.flows += flows
         self.directions += unit_vectors(flows)
 
     def statistics(self) -> dict[Field, torch.Tensor]:
-        """Return each field that is blended and follows from the sums, (batch, channels, y, x) float32.
+        """Return each field that is blended and follows from the sums.
+
+        Returns
+        -------
+        dict
+            By field, (batch, channels, y, x) float32.
 
         References
         ----------

@@ -71,7 +71,17 @@ class TileSource:
             yield tiles, batch
 
     def cut(self, tile: Tile) -> torch.Tensor:
-        """Return the pixels of one tile, (channels, tile, tile) float32 on the device; a view, not to be changed."""
+        """Return the pixels of one tile; a view, not to be changed.
+
+        Parameters
+        ----------
+        tile : of the plane's grid, touching the target
+
+        Returns
+        -------
+        torch.Tensor
+            (channels, tile, tile) float32, on the device.
+        """
         y, x = tile.window.within(self._reach)
         return self._pixels[:, y, x]
 

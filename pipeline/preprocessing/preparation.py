@@ -102,7 +102,17 @@ class Survey:
         return not self.sketches
 
     def update(self, block: NDArray[Any]) -> None:
-        """Add the pixels of a block, (channels, y, x) of the survey's dtype."""
+        """Add the pixels of a block.
+
+        Parameters
+        ----------
+        block : (channels, y, x) of the survey's dtype
+
+        Raises
+        ------
+        ImageError
+            If a value is NaN, infinite or too large for float32.
+        """
         for (_, together), sketch in self.sketches.items():
             sketch.update(block.reshape(1, -1, 1) if together else block)
 

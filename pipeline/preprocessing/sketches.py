@@ -40,7 +40,12 @@ class Sketch(Protocol):
     """The data that one pass over an image collects. `merge` is associative and commutative, to the bit."""
 
     def update(self, block: NDArray[Any]) -> None:
-        """Add the pixels of a block, (channels, y, x)."""
+        """Add the pixels of a block.
+
+        Parameters
+        ----------
+        block : (channels, y, x) of any real dtype
+        """
 
     def merge(self, other: Self) -> Self:
         """Return the sketch of both sketches' pixels; neither is changed."""

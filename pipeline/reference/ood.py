@@ -174,7 +174,13 @@ class Detectors:
         return found
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all of it but the names, for a ``.npz`` file."""
+        """Return all of it but the names, for a ``.npz`` file.
+
+        Returns
+        -------
+        dict
+            Arrays by name; those of `together` and `space` are missing if these are None.
+        """
         found: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
         if self.together is not None:
             found |= {"together_location": self.together.location, "together_precision": self.together.precision}
@@ -187,6 +193,11 @@ class Detectors:
     @classmethod
     def from_arrays(cls, scores: list[str], names: list[str], arrays: Mapping[str, NDArray[Any]]) -> Detectors:
         """Return the detectors from the result of `arrays`.
+
+        Parameters
+        ----------
+        scores, names : as the attributes
+        arrays : by name, as returned by `arrays`
 
         Raises
         ------
