@@ -118,7 +118,7 @@ def torchscript(packed: PackedTorchScript, folder: Path) -> Any:
 
 
 def onnx_copy(packed: PackedOnnx, folder: Path) -> tuple[dict[str, Any], bool]:
-    """Return the `OnnxWeightsDescr` of the member's own file, by format, and whether it accepts several tiles at once."""
+    """Return the `OnnxWeightsDescr` of the member's own file, by format, and whether it accepts batches of tiles."""
     import onnx
     from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
 

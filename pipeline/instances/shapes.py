@@ -171,7 +171,7 @@ def _hull(points: NDArray[np.float64]) -> NDArray[np.intp]:
 
 @cache
 def _sitk() -> ModuleType:
-    SimpleITK = import_module("SimpleITK")  # seconds to import, and only needed where there are objects
+    SimpleITK = import_module("SimpleITK")  # takes seconds to import, and is only needed for objects
     # SimpleITK would print a warning for each object that is one pixel thin.
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK

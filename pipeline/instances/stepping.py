@@ -14,8 +14,8 @@ from chorus.pipeline.instances.compiled import compiled
 
 _LANES = 32
 _PERIOD = 12
-# Parts of the flat arrays of the lanes, and of their whole lengths: one array each for integers and numbers, since the
-# compiler makes vector code only where it sees that nothing overlaps.
+# Offsets in the flat arrays of the lanes, and the lengths of these: one array each for integers and floats, since the
+# compiler vectorises a loop only if it can prove that arrays do not overlap.
 _CELL_Y, _CELL_X, _LEFT, _INTEGERS = 0, _LANES, 2 * _LANES, 3 * _LANES
 _PART_Y, _PART_X, _CORNERS, _NUMBERS = 0, _LANES, 2 * _LANES, 10 * _LANES
 

@@ -13,8 +13,8 @@ from chorus.pipeline.instances.compiled import compiled
 
 _LANES = 32
 _PERIOD = 12
-# Parts of the flat arrays of the lanes: one array each for integers and numbers, so that the compiler sees that nothing
-# overlaps. Cells or fractions on z, y and x come first.
+# Offsets in the flat arrays of the lanes: one array each for integers and floats, so that the compiler can prove that
+# arrays do not overlap. Cells or fractions on z, y and x come first.
 _LEFT, _INTEGERS = 3 * _LANES, 4 * _LANES
 _STEPS, _CORNERS, _NUMBERS = 3 * _LANES, 6 * _LANES, 30 * _LANES
 

@@ -127,7 +127,10 @@ def _svg(draw: Callable[[Axes], None], x_label: str, description: str) -> str:
 
 
 def _inline(svg: str, description: str) -> str:
-    """Return an SVG file as part of a page: without parts only needed by a file, with a description, in the page's colours."""
+    """Return an SVG file as part of a page.
+
+    It loses what only a file needs, gets a description, and takes the colours of the page.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]+"', svg)

@@ -47,4 +47,4 @@ def _of_classes(name: LossName) -> Callable[[torch.Tensor, torch.Tensor], torch.
         found = losses.TverskyLoss("multiclass", **_TVERSKY)
     else:
         found = losses.LovaszLoss("multiclass")
-    return lambda logits, classes: found(logits, classes)  # typed, where a module's call is not
+    return lambda logits, classes: found(logits, classes)  # typed, unlike the call of a module
