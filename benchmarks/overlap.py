@@ -41,7 +41,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.blending import gaussian_window
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
-from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionOnItsWay
+from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionInProgress
 from chorus.pipeline.instances.whole_image import label_image
 from chorus.pipeline.members.contract import Member
 from chorus.pipeline.metrics.objects import count_objects
@@ -77,7 +77,7 @@ class Job:
         return self.data, self.pair.name, self.tile, len(self.augmentations)
 
 
-class SeveralWindows(RegionOnItsWay):
+class SeveralWindows(RegionInProgress):
     """A region whose tiles are blended with several windows at once: members see each tile once.
 
     `weights` : of each window, (tile, tile) float32
@@ -92,7 +92,7 @@ class SeveralWindows(RegionOnItsWay):
         members: int,
     ) -> None:
         super().__init__(plane, target, settings, weights[0], members, None)
-        self._others = [RegionOnItsWay(plane, target, settings, one, members, None) for one in weights[1:]]
+        self._others = [RegionInProgress(plane, target, settings, one, members, None) for one in weights[1:]]
 
     def take(self, *said: Any) -> None:
         super().take(*said)

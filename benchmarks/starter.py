@@ -24,7 +24,7 @@ from rich.console import Console
 
 from chorus.commands.ensembles.train import scores_table
 from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.training.evaluation import Evaluator, Score, summarise, verdict
+from chorus.pipeline.training.evaluation import Evaluator, FoldScore, summarise, verdict
 from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
 
 app = typer.Typer(no_args_is_help=True)
@@ -81,7 +81,7 @@ def _begin(ensemble: str) -> None:
     _evaluator = Evaluator(read_ensemble(ensemble), torch.device("cpu"))
 
 
-def _scores(pair: TrainingPair) -> list[Score]:
+def _scores(pair: TrainingPair) -> list[FoldScore]:
     return _evaluator.scores(pair.name, *load_pair(pair))
 
 

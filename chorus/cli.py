@@ -10,88 +10,88 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from chorus.console.lazy import MARKUP, Command, commands_of
+from chorus.console.lazy import MARKUP, CommandEntry, commands_of
 from chorus.pipeline.errors import ChorusError, CutShortError
 
 _EVERYDAY, _TRUST = "chorus.commands.everyday", "chorus.commands.trust"
 _ENSEMBLES, _CLUSTER = "chorus.commands.ensembles", "chorus.commands.cluster"
 
-COMMANDS: dict[str | None, tuple[Command, ...]] = {
+COMMANDS: dict[str | None, tuple[CommandEntry, ...]] = {
     "Everyday": (
-        Command("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of TIFF, PNG and JPEG."),
-        Command("predict", f"{_EVERYDAY}.predict:predict", "Segment images with an ensemble."),
-        Command("plan", f"{_EVERYDAY}.plan:plan", "Print what predict would do and cost."),
-        Command("rank", f"{_EVERYDAY}.rank:rank", "List images, the most doubtful first."),
-        Command("objects", f"{_EVERYDAY}.objects:objects", "Make objects anew, or by another method."),
-        Command("review", f"{_EVERYDAY}.review:review", "Look at results in the browser and decide."),
-        Command("report", f"{_EVERYDAY}.report:report", "Write the report of results anew."),
-        Command(
+        CommandEntry("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of TIFF, PNG and JPEG."),
+        CommandEntry("predict", f"{_EVERYDAY}.predict:predict", "Segment images with an ensemble."),
+        CommandEntry("plan", f"{_EVERYDAY}.plan:plan", "Print what predict would do and cost."),
+        CommandEntry("rank", f"{_EVERYDAY}.rank:rank", "List images, the most doubtful first."),
+        CommandEntry("objects", f"{_EVERYDAY}.objects:objects", "Make objects anew, or by another method."),
+        CommandEntry("review", f"{_EVERYDAY}.review:review", "Look at results in the browser and decide."),
+        CommandEntry("report", f"{_EVERYDAY}.report:report", "Write the report of results anew."),
+        CommandEntry(
             "export",
             "",
             "Write results for ImageJ, QuPath, as tables, to correct.",
             (
-                Command("rois", f"{_EVERYDAY}.export:rois", "Objects as sets of ImageJ ROIs."),
-                Command("geojson", f"{_EVERYDAY}.export:geojson", "Objects as GeoJSON for QuPath."),
-                Command("tables", f"{_EVERYDAY}.export:tables", "All that is known of images and objects."),
-                Command("annotation", f"{_EVERYDAY}.export:annotation", "The worst images with draft labels."),
+                CommandEntry("rois", f"{_EVERYDAY}.export:rois", "Objects as sets of ImageJ ROIs."),
+                CommandEntry("geojson", f"{_EVERYDAY}.export:geojson", "Objects as GeoJSON for QuPath."),
+                CommandEntry("tables", f"{_EVERYDAY}.export:tables", "All that is known of images and objects."),
+                CommandEntry("annotation", f"{_EVERYDAY}.export:annotation", "The worst images with draft labels."),
             ),
         ),
     ),
     "How far to trust results": (
-        Command("evaluate", f"{_TRUST}.evaluate:evaluate", "Measure results against annotations."),
-        Command("compare", f"{_TRUST}.evaluate:compare", "Say whether one of several ensembles is better."),
-        Command("calibrate", f"{_TRUST}.calibrate:calibrate", "Measure an ensemble on images with a truth."),
-        Command("flag", f"{_TRUST}.flag:flag", "Flag images that are not to be trusted."),
-        Command("shift", f"{_TRUST}.shift:shift", "Compare a run with the reference images."),
-        Command("truth", f"{_TRUST}.truth:truth", "Make one truth of several experts' drawings."),
+        CommandEntry("evaluate", f"{_TRUST}.evaluate:evaluate", "Measure results against annotations."),
+        CommandEntry("compare", f"{_TRUST}.evaluate:compare", "Say whether one of several ensembles is better."),
+        CommandEntry("calibrate", f"{_TRUST}.calibrate:calibrate", "Measure an ensemble on images with a truth."),
+        CommandEntry("flag", f"{_TRUST}.flag:flag", "Flag images that are not to be trusted."),
+        CommandEntry("shift", f"{_TRUST}.shift:shift", "Compare a run with the reference images."),
+        CommandEntry("truth", f"{_TRUST}.truth:truth", "Make one truth of several experts' drawings."),
     ),
     "Ensembles": (
-        Command("train", f"{_ENSEMBLES}.train:train", "Train an ensemble on labelled images."),
-        Command(
+        CommandEntry("train", f"{_ENSEMBLES}.train:train", "Train an ensemble on labelled images."),
+        CommandEntry(
             "ensemble",
             "",
             "Look at ensembles, check, make and edit them.",
             (
-                Command("list", f"{_ENSEMBLES}.builtin:list_builtin", "The ensembles that Chorus brings."),
-                Command("show", f"{_ENSEMBLES}.ensemble:show", "What an ensemble says of itself."),
-                Command("check", f"{_ENSEMBLES}.ensemble:check", "Load and try every member."),
-                Command("add", f"{_ENSEMBLES}.ensemble:add", "Make an ensemble, or add members."),
-                Command("remove", f"{_ENSEMBLES}.ensemble:remove", "Take members out."),
-                Command("pack", f"{_ENSEMBLES}.models:pack", "Write members as BioImage.IO packages."),
-                Command("sentinel", f"{_TRUST}.sentinels:sentinel", "Add an image on which runs are tried."),
-                Command("effort", f"{_TRUST}.effort:effort", "Measure what adaptive effort may leave out."),
-                Command("schema", f"{_ENSEMBLES}.ensemble:schema", "The JSON schema of ensemble.yaml."),
+                CommandEntry("list", f"{_ENSEMBLES}.builtin:list_builtin", "The ensembles that Chorus brings."),
+                CommandEntry("show", f"{_ENSEMBLES}.ensemble:show", "What an ensemble says of itself."),
+                CommandEntry("check", f"{_ENSEMBLES}.ensemble:check", "Load and try every member."),
+                CommandEntry("add", f"{_ENSEMBLES}.ensemble:add", "Make an ensemble, or add members."),
+                CommandEntry("remove", f"{_ENSEMBLES}.ensemble:remove", "Take members out."),
+                CommandEntry("pack", f"{_ENSEMBLES}.models:pack", "Write members as BioImage.IO packages."),
+                CommandEntry("sentinel", f"{_TRUST}.sentinels:sentinel", "Add an image on which runs are tried."),
+                CommandEntry("effort", f"{_TRUST}.effort:effort", "Measure what adaptive effort may leave out."),
+                CommandEntry("schema", f"{_ENSEMBLES}.ensemble:schema", "The JSON schema of ensemble.yaml."),
             ),
         ),
-        Command(
+        CommandEntry(
             "models",
             "",
             "Test packages of trained networks.",
-            (Command("test", f"{_ENSEMBLES}.models:run_test", "Run a package's own test tensors."),),
+            (CommandEntry("test", f"{_ENSEMBLES}.models:run_test", "Run a package's own test tensors."),),
         ),
-        Command(
+        CommandEntry(
             "bench",
             "",
             "Measure which backend is fastest here.",
-            (Command("engine", f"{_ENSEMBLES}.bench:engine", "Try each backend with an ensemble."),),
+            (CommandEntry("engine", f"{_ENSEMBLES}.bench:engine", "Try each backend with an ensemble."),),
         ),
     ),
     "Clusters and servers": (
-        Command("submit", f"{_CLUSTER}.jobs:submit", "Run a command on a Ray cluster.", options_first=True),
-        Command(
+        CommandEntry("submit", f"{_CLUSTER}.jobs:submit", "Run a command on a Ray cluster.", options_first=True),
+        CommandEntry(
             "jobs",
             "",
             "Look at submitted jobs, stop and resume them.",
             (
-                Command("list", f"{_CLUSTER}.jobs:list_jobs", "The cluster's jobs, the latest first."),
-                Command("status", f"{_CLUSTER}.jobs:status", "How a job is and how far it has come."),
-                Command("logs", f"{_CLUSTER}.jobs:logs", "What a job has said."),
-                Command("stop", f"{_CLUSTER}.jobs:stop", "Stop a job; what is recorded stays."),
-                Command("resume", f"{_CLUSTER}.jobs:resume", "Resume a job that was cut short."),
+                CommandEntry("list", f"{_CLUSTER}.jobs:list_jobs", "The cluster's jobs, the latest first."),
+                CommandEntry("status", f"{_CLUSTER}.jobs:status", "How a job is and how far it has come."),
+                CommandEntry("logs", f"{_CLUSTER}.jobs:logs", "What a job has said."),
+                CommandEntry("stop", f"{_CLUSTER}.jobs:stop", "Stop a job; what is recorded stays."),
+                CommandEntry("resume", f"{_CLUSTER}.jobs:resume", "Resume a job that was cut short."),
             ),
         ),
-        Command("profile", f"{_CLUSTER}.profile:profile", "Show where the time of a run went."),
-        Command("serve", f"{_CLUSTER}.serve:app", "Answer images one by one over HTTP."),
+        CommandEntry("profile", f"{_CLUSTER}.profile:profile", "Show where the time of a run went."),
+        CommandEntry("serve", f"{_CLUSTER}.serve:app", "Answer images one by one over HTTP."),
     ),
 }  # fmt: skip
 

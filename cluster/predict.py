@@ -16,7 +16,7 @@ from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import cost, plan_images, resolve
 from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
-from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.setup import executor_of, make_ready, open_record
 from chorus.cluster.runs.volume_run import VolumeRun, planes_only
 from chorus.cluster.runtime.output_lock import output_lock
@@ -105,7 +105,7 @@ def forecast_cost(
         return forecast_costs(job, made.cost, made.calibration, cluster)
 
 
-def _account(job: Job, made: Forecast, reporter: PlanReporter, begun: float) -> Account:
+def _account(job: PlannedRun, made: Forecast, reporter: PlanReporter, begun: float) -> Account:
     recorder = driver_recorder(job.request.out, job.ensemble.spec.name)
     return Account(reporter, made, job.settings.device, job.request.run.cluster, recorder, begun)
 
@@ -118,7 +118,7 @@ def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> Non
         record.write(outcome.out)
 
 
-def plan_job(request: PredictRequest, reporter: PlanReporter) -> Job:
+def plan_job(request: PredictRequest, reporter: PlanReporter) -> PlannedRun:
     """What a request comes to: images, settings and what cannot be done; raises RefusedError as `predict` does."""
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
@@ -134,7 +134,7 @@ def plan_job(request: PredictRequest, reporter: PlanReporter) -> Job:
             else:
                 yield image
 
-    return Job(request, ensemble, settings, ImageTable.collect(planned()), failures)
+    return PlannedRun(request, ensemble, settings, ImageTable.collect(planned()), failures)
 
 
 def _as_before(request: PredictRequest) -> PredictRequest:
@@ -148,7 +148,9 @@ def _as_before(request: PredictRequest) -> PredictRequest:
     return request.model_copy(update={"settings": request.settings.model_copy(update=chosen)})
 
 
-def _begin(job: Job, record: RunRecord, name: str, executor: Executor, reporter: PlanReporter, *, fresh: bool) -> Run:
+def _begin(
+    job: PlannedRun, record: RunRecord, name: str, executor: Executor, reporter: PlanReporter, *, fresh: bool
+) -> Run:
     """Make the output that of this run."""
     context = make_ready(job, record, name, fresh=fresh)
     if job.settings.volumes == "all":

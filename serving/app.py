@@ -30,7 +30,7 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.serving.contract.metrics import ApplicationMetrics, ReplicaMetrics
-from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
+from chorus.serving.contract.predictors import LargeTask, PredictorOutcome, Refusal, Task
 from chorus.serving.contract.problems import UNEXPECTED, RequestError
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import ServeSettings, parse_settings
@@ -77,7 +77,7 @@ class EnsembleReplica:
             raise RequestError(503, "the ensemble is not ready", 5)
         return self._predictor
 
-    async def predict(self, task: Task) -> Outcome:
+    async def predict(self, task: Task) -> PredictorOutcome:
         """See `chorus.serving.prediction.predictor.Predictor.predict`."""
         return await self._ready.predict(task)
 
@@ -110,14 +110,14 @@ class ServePredictors:
     def names(self) -> list[str]:
         return list(self._handles)
 
-    async def predict(self, name: str, task: Task) -> Outcome:
+    async def predict(self, name: str, task: Task) -> PredictorOutcome:
         until = time.monotonic() + task.seconds
         for death in range(RETRIES.replica_deaths):
             left = until - time.monotonic()
             if left <= 0:
                 return Refusal(504, "the image was not done in time; ask for less, or allow more")
             try:
-                outcome: Outcome = await self._handles[name].predict.remote(replace(task, seconds=left))
+                outcome: PredictorOutcome = await self._handles[name].predict.remote(replace(task, seconds=left))
                 return outcome
             except BackPressureError:
                 return Refusal(429, "too many requests wait for this ensemble", self._retry_after)

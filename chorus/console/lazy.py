@@ -19,7 +19,7 @@ _WIDEST = 19
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandEntry:
     """A command, or a group of commands, as the tree of commands names it.
 
     Attributes
@@ -35,14 +35,14 @@ class Command:
     name: str
     home: str
     summary: str
-    commands: tuple[Command, ...] = ()
+    commands: tuple[CommandEntry, ...] = ()
     options_first: bool = False
 
 
 class LazyCommand(TyperCommand):
     """A name and a line of help; the command itself is imported when its arguments are to be read."""
 
-    def __init__(self, command: Command, panel: str | None = None) -> None:
+    def __init__(self, command: CommandEntry, panel: str | None = None) -> None:
         super().__init__(command.name, help=command.summary, rich_help_panel=panel, rich_markup_mode=MARKUP)
         self._home, self._options_first = command.home, command.options_first
 
@@ -84,7 +84,7 @@ def _choices(annotation: Any) -> list[str]:
     return _choices(parts[0]) if len(parts) == 1 and NoneType in get_args(annotation) else []
 
 
-def commands_of(panels: Mapping[str | None, Sequence[Command]]) -> dict[str, Any]:
+def commands_of(panels: Mapping[str | None, Sequence[CommandEntry]]) -> dict[str, Any]:
     """The commands of a group by name; none of them is imported.
 
     Parameters
@@ -94,7 +94,7 @@ def commands_of(panels: Mapping[str | None, Sequence[Command]]) -> dict[str, Any
     return {one.name: _made(one, panel) for panel, commands in panels.items() for one in commands}
 
 
-def _made(command: Command, panel: str | None) -> TyperCommand | TyperGroup:
+def _made(command: CommandEntry, panel: str | None) -> TyperCommand | TyperGroup:
     if command.home:
         return LazyCommand(command, panel)
     return TyperGroup(

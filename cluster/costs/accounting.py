@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from chorus.cluster.planning.cluster_file import ClusterFile
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.runtime.status import RegionStatus
@@ -20,7 +20,7 @@ from chorus.pipeline.errors import RefusedError
 _DECIDES = ("tile", "augmentations", "precision", "backend", "threads")
 
 
-def calibration_content(measured: Calibration, settings: ResolvedSettings) -> dict[str, Any]:
+def calibration_content(measured: DeviceProbe, settings: ResolvedSettings) -> dict[str, Any]:
     """Return the entry of ``run.json`` that keeps a calibration."""
     return asdict(measured) | {"kind": settings.device}
 
@@ -34,7 +34,7 @@ def calibration_device(out: str) -> DeviceKind:
     return known[0]
 
 
-def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> Calibration:
+def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> DeviceProbe:
     """Return the calibration of an earlier run in `out`; if that run ended, with the seconds per tile of the whole run.
 
     Parameters
@@ -62,7 +62,7 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
             )
     content.pop("kind")
     seen = known.get("summary", {}).get("seconds_per_tile")
-    return Calibration(**(content | ({"seconds_per_tile": seen} if seen else {})))
+    return DeviceProbe(**(content | ({"seconds_per_tile": seen} if seen else {})))
 
 
 def _kept(out: str) -> dict[str, Any]:

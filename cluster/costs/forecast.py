@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from chorus.cluster.costs.simulation import simulate
 from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, StoragePrices
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.placement import Placement, estimate_memory, place, tasks_at_once
 from chorus.cluster.planning.plan import Cost, ResolvedSettings
 from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
-from chorus.cluster.runs.run import Job
+from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.resources import USABLE_MEMORY, Resources
 from chorus.pipeline.core.devices import of_cluster
 from chorus.pipeline.errors import RefusedError
@@ -52,7 +52,7 @@ class NodeCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class DurationForecast:
     """A run on some nodes.
 
     Attributes
@@ -102,15 +102,15 @@ class CostForecast:
 
     currency: str
     cost: Cost
-    calibration: Calibration
-    alone: tuple[Prediction, ...]
-    together: Prediction | None
+    calibration: DeviceProbe
+    alone: tuple[DurationForecast, ...]
+    together: DurationForecast | None
     output_bytes: int
     kept_per_month: float
     failures: tuple[tuple[str, str], ...] = ()
 
 
-def forecast_costs(job: Job, cost: Cost, measured: Calibration, cluster: ClusterFile) -> CostForecast:
+def forecast_costs(job: PlannedRun, cost: Cost, measured: DeviceProbe, cluster: ClusterFile) -> CostForecast:
     """Predict the run on every type of nodes by itself, and on all of them together.
 
     Raises
@@ -120,7 +120,7 @@ def forecast_costs(job: Job, cost: Cost, measured: Calibration, cluster: Cluster
     """
     if not cost.regions:
         raise RefusedError("none of the sources has an image that can be done, so there is nothing to predict")
-    alone: list[Prediction] = []
+    alone: list[DurationForecast] = []
     able: list[_Nodes] = []
     for one in cluster.node_types:
         for number in one.numbers:
@@ -128,7 +128,7 @@ def forecast_costs(job: Job, cost: Cost, measured: Calibration, cluster: Cluster
             try:
                 nodes = _placed(job, cost, measured, one, number)
             except RefusedError as error:
-                alone.append(Prediction(title, problem=str(error)))
+                alone.append(DurationForecast(title, problem=str(error)))
                 continue
             alone.append(_predict(title, [nodes], job, cost, cluster))
             if number == one.most:
@@ -150,7 +150,7 @@ class _Nodes:
     seconds_per_tile: float
 
 
-def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: int) -> _Nodes:
+def _placed(job: PlannedRun, cost: Cost, measured: DeviceProbe, one: NodeType, number: int) -> _Nodes:
     """Place the members on nodes of one type; raise RefusedError if they do not fit."""
     device = of_cluster(one.gpus)
     settings: ResolvedSettings = job.settings.model_copy(update={"device": device})
@@ -163,7 +163,9 @@ def _placed(job: Job, cost: Cost, measured: Calibration, one: NodeType, number: 
     return _Nodes(one, number, placement, seconds)
 
 
-def _predict(title: str, all_nodes: list[_Nodes], job: Job, cost: Cost, cluster: ClusterFile) -> Prediction:
+def _predict(
+    title: str, all_nodes: list[_Nodes], job: PlannedRun, cost: Cost, cluster: ClusterFile
+) -> DurationForecast:
     """Simulate the run on these nodes; where nodes may be preempted, average over several seeds."""
     kinds = [_devices(nodes, cost) for nodes in all_nodes]
     work, schedule = _work(job, cost, cluster.storage), _schedule(all_nodes, cluster.storage)
@@ -183,7 +185,7 @@ def _predict(title: str, all_nodes: list[_Nodes], job: Job, cost: Cost, cluster:
     beside = hours * cluster.price_per_hour
     whole = math.fsum(one.cost for one in nodes) + beside + requests + reading
     device, repeated = mean("device_seconds"), mean("repeated_seconds")
-    return Prediction(
+    return DurationForecast(
         title=title,
         seconds=mean("seconds"),
         start_seconds=mean("start_seconds"),
@@ -212,7 +214,7 @@ def _devices(nodes: _Nodes, cost: Cost) -> Devices:
     )
 
 
-def _work(job: Job, cost: Cost, storage: StoragePrices) -> Work:
+def _work(job: PlannedRun, cost: Cost, storage: StoragePrices) -> Work:
     """Describe the work per region.
 
     The work of regions is taken as uniformly distributed around its mean, with `most_tiles` as its maximum.
@@ -260,7 +262,7 @@ def _node_cost(nodes: _Nodes, kind: Devices, index: int, runs: list[Simulated], 
     )
 
 
-def _requests(job: Job, cost: Cost, storage: StoragePrices) -> float:
+def _requests(job: PlannedRun, cost: Cost, storage: StoragePrices) -> float:
     """Return the cost of requests, if chunks of the source are as large as those of the output."""
     chunks = cost.megapixels * 1e6 / job.settings.chunk**2 * len(job.ensemble.spec.input.channels)
     reads = cost.regions * _REGION_READS + cost.images * _IMAGE_READS + chunks

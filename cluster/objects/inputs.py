@@ -15,7 +15,7 @@ from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of
-from chorus.cluster.runs.run import Job
+from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import planned_images
@@ -182,7 +182,7 @@ class Results:
         """Return where the run's results of an image are."""
         return layout_of(self.table.image(index), self.ensemble, self.settings, self.request.out)
 
-    def flow_jobs(self, todo: Collection[int]) -> list[Job]:
+    def flow_jobs(self, todo: Collection[int]) -> list[PlannedRun]:
         """Return the runs of the second ensemble, one per class, over the images `todo`; none if the run has flows."""
         if self.second is None or not todo:
             return []

@@ -16,7 +16,7 @@ from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image, resolve
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
-from chorus.cluster.runs.run import Job
+from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runs.setup import predict_jobs
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.core.fields import FIELDS, FLOWS, PROBABILITY
@@ -107,7 +107,7 @@ class SecondEnsemble:
         class_name: str,
         executor: Executor,
         address: str | None,
-    ) -> Job:
+    ) -> PlannedRun:
         """Return the run for a class.
 
         Parameters
@@ -133,7 +133,7 @@ class SecondEnsemble:
         )
         table = ImageTable.collect(self.planned(layout, name, class_name) for name, layout in images)
         later = [FailedImage(source, name, name, f"{name}: is not finished") for name in others]
-        return Job(request, self.ensemble, settings, table, later)
+        return PlannedRun(request, self.ensemble, settings, table, later)
 
     def _settings(self, class_name: str) -> ResolvedSettings:
         channel = {"channel": [PROBABILITY.channel(class_name)]}
@@ -143,7 +143,7 @@ class SecondEnsemble:
         return storage.join(self.out, *WORK, class_name)
 
 
-def make_flows(jobs: Sequence[Job], reporter: PlanReporter) -> dict[str, str]:
+def make_flows(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> dict[str, str]:
     """Execute the runs of a second ensemble; return the names of images without flows, and why.
 
     Raises

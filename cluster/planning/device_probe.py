@@ -21,7 +21,7 @@ _LONG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class DeviceProbe:
     """What was measured on one device.
 
     Attributes
@@ -41,7 +41,7 @@ class Calibration:
     device: str
 
 
-def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
+def probe_device(ensemble: Ensemble, settings: ResolvedSettings) -> DeviceProbe:
     """Load every member and run one batch; raises RefusedError naming the member that does not fit."""
     found = device_of(settings.device)
     device = found.torch_device
@@ -69,7 +69,7 @@ def calibrate(ensemble: Ensemble, settings: ResolvedSettings) -> Calibration:
         # The first calls of converted networks convert them; others were called before, by their check.
         if settings.backend != "eager" or best < _LONG_SECONDS:
             best = min(best, seconds())
-    return Calibration(
+    return DeviceProbe(
         weights=weights,
         activations=max(0, found.peak_memory() - before),
         process=process,

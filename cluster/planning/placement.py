@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import Cost, ResolvedSettings, inference_settings
 from chorus.cluster.planning.settings import RunSettings
@@ -88,7 +88,7 @@ class Placement:
         return "replicated" if len(self.groups) == 1 else "staged"
 
 
-def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: Calibration) -> Memory:
+def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: DeviceProbe) -> Memory:
     """What an actor that hosts all members needs: measured weights and activations, and its largest regions.
 
     Per pixel of a region: the source's channels as stored and normalised, and the posterior (`Posterior`) with a

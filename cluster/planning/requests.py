@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.placement import Memory, Placement
 from chorus.cluster.planning.plan import Cost
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
@@ -53,7 +53,7 @@ class Forecast:
     """
 
     cost: Cost
-    calibration: Calibration
+    calibration: DeviceProbe
     memory: Memory
     placement: Placement
     seconds: float

@@ -10,7 +10,7 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.device_transfer import Landing
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionOnItsWay
+from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionInProgress
 
 Answered = tuple[Posterior, float]
 """The posterior of a region, and the seconds that the device worked for it."""
@@ -29,7 +29,7 @@ class LateError(Exception):
 
 
 @dataclass(eq=False)
-class Ticket:
+class PendingRegion:
     """A region that waits for its posterior.
 
     Attributes
@@ -47,11 +47,11 @@ class Ticket:
     tiles: int
     until: float
     answer: Future[Answered] = field(default_factory=Future)
-    region: RegionOnItsWay | None = None
+    region: RegionInProgress | None = None
     alone: bool = False
     seconds: float = 0.0
 
-    def begin(self) -> RegionOnItsWay:
+    def begin(self) -> RegionInProgress:
         """Its region, on its way from now on; inside of ``torch.inference_mode``."""
         if self.region is None:
             self.region = self.engine.begin(self.plane, self.target, self.features)
@@ -64,7 +64,7 @@ class Ticket:
         if self.features is not None:
             self.features.clear()
 
-    def succeed(self, region: RegionOnItsWay) -> None:
+    def succeed(self, region: RegionInProgress) -> None:
         """Answer with the posterior of `region`, its own, which is complete."""
         if self._awaited():
             self.answer.set_result((region.posterior(), self.seconds))
@@ -80,7 +80,7 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
+class InFlightBatch:
     """A batch that the device was told, with so many tiles of each ticket.
 
     Attributes
@@ -90,8 +90,8 @@ class Flight:
     started : by `time.perf_counter`
     """
 
-    shares: list[tuple[Ticket, int]]
-    regions: list[tuple[Ticket, RegionOnItsWay]]
+    shares: list[tuple[PendingRegion, int]]
+    regions: list[tuple[PendingRegion, RegionInProgress]]
     landing: Landing
     started: float
 

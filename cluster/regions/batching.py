@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from chorus.cluster.regions.batch_queue import Answered, BusyError, Flight, LateError, Ticket, equal_shares, first_come
+from chorus.cluster.regions.batch_queue import (
+    Answered,
+    BusyError,
+    InFlightBatch,
+    LateError,
+    PendingRegion,
+    equal_shares,
+    first_come,
+)
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine
@@ -56,7 +64,7 @@ class SharedDevice:
     def __init__(self, most_waiting: int | None = None, *, fair: bool = True) -> None:
         self._most, self._fair = most_waiting, fair
         self._changed = threading.Condition()
-        self._tickets: deque[Ticket] = deque()
+        self._tickets: deque[PendingRegion] = deque()
         self._calls = self._tiles = 0
         self._seconds = 0.0
         self._landed = 0.0
@@ -88,7 +96,7 @@ class SharedDevice:
         ------
         BusyError : too many tiles wait
         """
-        ticket = Ticket(engine, plane, target, features, plane.grid.tile_count(target), until)
+        ticket = PendingRegion(engine, plane, target, features, plane.grid.tile_count(target), until)
         with self._changed:
             waiting = sum(one.tiles for one in self._tickets)
             full = self._most is not None and self._tickets and waiting + ticket.tiles > self._most
@@ -107,7 +115,7 @@ class SharedDevice:
         self._thread.join()
 
     def _work(self) -> None:
-        flights: deque[Flight] = deque()
+        flights: deque[InFlightBatch] = deque()
         with torch.inference_mode():
             while (chosen := self._next(idle=not flights)) is not None or flights:
                 if chosen and (flight := self._begin(chosen)) is not None:
@@ -116,7 +124,7 @@ class SharedDevice:
                 while len(flights) > ahead:
                     self._land(flights.popleft())
 
-    def _next(self, *, idle: bool) -> list[tuple[Ticket, int]] | None:
+    def _next(self, *, idle: bool) -> list[tuple[PendingRegion, int]] | None:
         """Who takes part in the next batch, with so many tiles each; None where there is none.
 
         An idle device waits for it until it is closed.
@@ -152,7 +160,7 @@ class SharedDevice:
                 self._tickets.remove(ticket)
                 ticket.fail(LateError("the region was not done in time"))
 
-    def _begin(self, chosen: list[tuple[Ticket, int]]) -> Flight | None:
+    def _begin(self, chosen: list[tuple[PendingRegion, int]]) -> InFlightBatch | None:
         """Tell the device a batch; None where that failed."""
         started = time.perf_counter()
         engine = chosen[0][0].engine
@@ -171,9 +179,9 @@ class SharedDevice:
                 if not region.waiting:
                     self._tickets.remove(ticket)
                     regions.append((ticket, region))
-        return Flight(chosen, regions, landing, started)
+        return InFlightBatch(chosen, regions, landing, started)
 
-    def _land(self, flight: Flight) -> None:
+    def _land(self, flight: InFlightBatch) -> None:
         """Wait for a batch, and answer the regions that are complete with it."""
         try:
             flight.landing()
@@ -198,7 +206,7 @@ class SharedDevice:
         for ticket, region in flight.regions:
             ticket.succeed(region)
 
-    def _failed(self, tickets: list[Ticket], error: Exception) -> None:
+    def _failed(self, tickets: list[PendingRegion], error: Exception) -> None:
         """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
         if len(tickets) > 1:
             with self._changed:

@@ -19,7 +19,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from chorus.cluster.planning.device_probe import Calibration, calibrate
+from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
 from chorus.cluster.planning.placement import Placement
 from chorus.cluster.planning.plan import ResolvedSettings, RunContext
 from chorus.cluster.planning.schedule import Schedule, block_regions
@@ -203,15 +203,15 @@ class RayExecutor(RayTasks):
 
 def calibrate_on_ray(
     ensemble: Ensemble, settings: ResolvedSettings, patience: float = RETRIES.device_seconds
-) -> Calibration:
-    """`calibrate` in a process of its own, on a device like the actors'; raises RefusedError as it does.
+) -> DeviceProbe:
+    """`probe_device` in a process of its own, on a device like the actors'; raises RefusedError as it does.
 
     `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A
     task that waits for a device is what a cluster that grows goes by.
     """
     reserved: dict[str, Any] = device_of(settings.device).ray_options(settings.threads)
     trial = ray.remote(max_calls=1)(attempt_in_ray).options(**reserved)
-    task = trial.remote(0, calibrate, ensemble, settings)
+    task = trial.remote(0, probe_device, ensemble, settings)
     ready, _ = ray.wait([task], timeout=patience)
     if not ready:
         cancel_running([task])
@@ -226,7 +226,7 @@ def calibrate_on_ray(
         ) from error
     if result.error is not None:
         raise RefusedError(result.error)
-    measured: Calibration = result.value
+    measured: DeviceProbe = result.value
     return measured
 
 

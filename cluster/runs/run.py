@@ -32,7 +32,7 @@ from chorus.pipeline.io.ngff import collection_series, plate_metadata, well_meta
 
 
 @dataclass
-class Job:
+class PlannedRun:
     """A planned run."""
 
     request: PredictRequest
@@ -46,7 +46,7 @@ class Run:
     """A planned run that was begun: `carry_out` it once."""
 
     def __init__(
-        self, job: Job, context: RunContext, executor: Executor, reporter: PlanReporter, record: RunRecord
+        self, job: PlannedRun, context: RunContext, executor: Executor, reporter: PlanReporter, record: RunRecord
     ) -> None:
         self._job, self._context, self._executor = job, context, executor
         self._reporter, self._record = reporter, record

@@ -11,13 +11,13 @@ from typing import Literal
 
 import psutil
 
-from chorus.cluster.planning.device_probe import Calibration, calibrate
+from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
 from chorus.cluster.planning.placement import estimate_memory, may_grow, place, require_devices
 from chorus.cluster.planning.plan import Cost, RunContext, cost, layout_of, tile_counts
 from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.regions.serial_executor import SerialExecutor
-from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runtime.break_even import IMAGE_SECONDS, SERIAL_SECONDS, TRIED_TILES, ray_is_up
 from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.state.ledger import clear_attempts, unended_regions
@@ -37,14 +37,14 @@ _LONG = 600.0
 _AGAIN, _WORTHWHILE, _ENOUGH = 0.15, 0.05, 4
 
 
-def open_record(job: Job, started: float) -> tuple[RunRecord, bool]:
+def open_record(job: PlannedRun, started: float) -> tuple[RunRecord, bool]:
     """The record of a run, and whether its output is new; raises RefusedError where that holds other results."""
     failed = [image.name for image in job.failures]
     record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started)
     return record, open_output(record, job.request.out, overwrite=job.request.overwrite)
 
 
-def make_ready(job: Job, record: RunRecord, name: str, *, fresh: bool) -> RunContext:
+def make_ready(job: PlannedRun, record: RunRecord, name: str, *, fresh: bool) -> RunContext:
     """Make the output that of this run, of the session `name`."""
     out = job.request.out
     if fresh:
@@ -60,7 +60,7 @@ def make_ready(job: Job, record: RunRecord, name: str, *, fresh: bool) -> RunCon
     return context
 
 
-def _context(job: Job, name: str) -> RunContext:
+def _context(job: PlannedRun, name: str) -> RunContext:
     return RunContext(
         out=job.request.out,
         ensemble=job.ensemble.url,
@@ -74,7 +74,7 @@ def _context(job: Job, name: str) -> RunContext:
     )
 
 
-def predict_jobs(jobs: Sequence[Job], reporter: PlanReporter) -> list[Outcome]:
+def predict_jobs(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> list[Outcome]:
     """Planned runs of one ensemble over the same images, in folders of an output that the caller holds.
 
     One after the other, until one is cut short.
@@ -91,7 +91,7 @@ def predict_jobs(jobs: Sequence[Job], reporter: PlanReporter) -> list[Outcome]:
 
 
 @contextmanager
-def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Forecast]]:
+def executor_of(job: PlannedRun, reporter: PlanReporter) -> Iterator[tuple[Executor, Forecast]]:
     """What carries the run out, once the ensemble was tried and a placement found that fits."""
     run = job.request.run
     measured = _small(job, reporter) if run.executor == "auto" else None
@@ -101,7 +101,7 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
         device_of(job.settings.device).require()
         # As many places for members as there are stages, though one after the other.
         resources = Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
-        measured = measured or calibrate(job.ensemble, job.settings)
+        measured = measured or probe_device(job.ensemble, job.settings)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter, "serial")
         return
     from chorus.cluster.regions.ray_executor import RayExecutor, calibrate_on_ray
@@ -132,7 +132,7 @@ def executor_of(job: Job, reporter: PlanReporter) -> Iterator[tuple[Executor, Fo
             session.stop()
 
 
-def _small(job: Job, reporter: PlanReporter) -> Calibration | None:
+def _small(job: PlannedRun, reporter: PlanReporter) -> DeviceProbe | None:
     """What was measured here of an ensemble whose run is small enough for this process; None: it belongs on Ray.
 
     See `chorus.cluster.runtime.break_even`.
@@ -149,7 +149,7 @@ def _small(job: Job, reporter: PlanReporter) -> Calibration | None:
         return None
     reporter.phase("trying the ensemble")
     with span("try the ensemble"):
-        measured = calibrate(job.ensemble, settings)
+        measured = probe_device(job.ensemble, settings)
     # What was tried on a GPU stays there: this process would keep some of its memory from the actors.
     if device.accelerated or beside + work.tiles * measured.seconds_per_tile <= SERIAL_SECONDS:
         return measured
@@ -157,9 +157,9 @@ def _small(job: Job, reporter: PlanReporter) -> Calibration | None:
 
 
 def _forecast(
-    job: Job,
+    job: PlannedRun,
     resources: Resources,
-    measured: Calibration,
+    measured: DeviceProbe,
     reporter: PlanReporter,
     executor: Literal["ray", "serial"] = "ray",
 ) -> Forecast:
@@ -176,7 +176,7 @@ def _forecast(
     return made
 
 
-def _faster_networks(job: Job) -> list[str]:
+def _faster_networks(job: PlannedRun) -> list[str]:
     """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
     if (
         job.request.settings.backend != "auto"
@@ -189,7 +189,7 @@ def _faster_networks(job: Job) -> list[str]:
     return ["`chorus bench engine` with this ensemble may make this run twice as fast: it finds the best backend"]
 
 
-def larger_regions(job: Job, expected: Cost, actors: int) -> list[str]:
+def larger_regions(job: PlannedRun, expected: Cost, actors: int) -> list[str]:
     """What regions of twice the edge would save a run of this cost, where many tiles are seen by two of them."""
     if expected.regions < 4 * _ENOUGH * actors or expected.tiles < (1 + _AGAIN) * expected.unique_tiles:
         return []
@@ -203,7 +203,7 @@ def larger_regions(job: Job, expected: Cost, actors: int) -> list[str]:
     ]
 
 
-def _check_in_place(job: Job, *, fresh: bool) -> None:
+def _check_in_place(job: PlannedRun, *, fresh: bool) -> None:
     """Labels in a source that are not this run's are never written over, unless asked."""
     if not job.settings.in_place or not fresh:
         return

@@ -11,7 +11,7 @@ from chorus.cluster.planning.plan import RunContext, layout_of
 from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.cluster.regions.executor import Executor
-from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.volume_merging import WORK, MergeJob, finish_volume, merge_slab, slab_grid, view_url
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
@@ -53,7 +53,7 @@ class VolumeRun(Run):
 
     def __init__(
         self,
-        job: Job,
+        job: PlannedRun,
         context: RunContext,
         executor: Executor,
         reporter: PlanReporter,

@@ -18,7 +18,7 @@ _ENDED: dict[int | None, State] = {0: "done", 1: "failures", 2: "refused"}
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SubmittedCommand:
     """A command of Chorus for a cluster.
 
     Attributes
@@ -49,7 +49,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SubmittedJob:
     """A job of Chorus: started by `chorus submit`, a RayJob, or any other job whose entrypoint is ``chorus``.
 
     Attributes
@@ -71,7 +71,7 @@ class Job:
     message: str
 
     @classmethod
-    def of(cls, details: JobDetails) -> Job | None:
+    def of(cls, details: JobDetails) -> SubmittedJob | None:
         """Convert a Ray job; return None if it is not a job of Chorus."""
         told = details.metadata or {}
         if "chorus" not in told:

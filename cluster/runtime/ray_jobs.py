@@ -19,7 +19,7 @@ import requests
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
-from chorus.cluster.runtime.job_command import ADDRESS_VARIABLES, DEFAULT_ADDRESS, Command, Job
+from chorus.cluster.runtime.job_command import ADDRESS_VARIABLES, DEFAULT_ADDRESS, SubmittedCommand, SubmittedJob
 from chorus.cluster.runtime.versions import SUBMITTED_WITH
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import CutShortError, RefusedError
@@ -62,18 +62,18 @@ class Jobs:
         known = self.address in (DEFAULT_ADDRESS, *map(os.environ.get, ADDRESS_VARIABLES))
         return " ".join(filter(None, ["`chorus jobs", verb, name, "" if known else f"--address {self.address}"])) + "`"
 
-    def submitted(self) -> list[Job]:
+    def submitted(self) -> list[SubmittedJob]:
         """Return the jobs of Chorus, the latest first."""
         with self._refusing():
             details = self._client.list_jobs()
-        ours = [job for one in details if (job := Job.of(one)) is not None]
+        ours = [job for one in details if (job := SubmittedJob.of(one)) is not None]
         return sorted(ours, key=lambda job: job.started or 0, reverse=True)
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> SubmittedJob:
         """Return a job by its name; raise RefusedError if there is none."""
         with self._refusing():
             try:
-                found = Job.of(self._client.get_job_info(name))
+                found = SubmittedJob.of(self._client.get_job_info(name))
             except RuntimeError as error:
                 if "status code 404" not in str(error):
                     raise
@@ -85,7 +85,7 @@ class Jobs:
             )
         return found
 
-    def latest(self) -> Job:
+    def latest(self) -> SubmittedJob:
         """Return the job that was submitted last; raise RefusedError if there is none."""
         jobs = self.submitted()
         if not jobs:
@@ -94,12 +94,12 @@ class Jobs:
             )
         return jobs[0]
 
-    def submit(self, command: Command) -> Job:
+    def submit(self, command: SubmittedCommand) -> SubmittedJob:
         """Start a command on the cluster; raise RefusedError if the same command is running with the same output."""
         metadata = {"command": command.name, "out": command.out, "ensemble": command.ensemble}
         return self._start(command.entrypoint, metadata)
 
-    def resume(self, name: str) -> Job:
+    def resume(self, name: str) -> SubmittedJob:
         """Start the command of an ended job again; raise RefusedError if it still runs or is done."""
         job = self.job(name)
         if job.alive:
@@ -108,7 +108,7 @@ class Jobs:
             raise RefusedError(f"{name}: all is done; there is nothing to go on with in {job.out}")
         return self._start(job.entrypoint, {"command": job.command, "out": job.out, "ensemble": job.ensemble})
 
-    def stop(self, name: str) -> Job:
+    def stop(self, name: str) -> SubmittedJob:
         """Stop a job and wait until it has ended; after `STOP_SECONDS` Ray kills it.
 
         Raises
@@ -136,7 +136,7 @@ class Jobs:
             said: str = self._client.get_job_logs(name)
         return said
 
-    def follow(self, name: str, write: Callable[[str], object]) -> Job:
+    def follow(self, name: str, write: Callable[[str], object]) -> SubmittedJob:
         """Pass the log of a job to `write`, from its beginning, until the job ends.
 
         Raises
@@ -179,7 +179,7 @@ class Jobs:
                     write(fresh)
                 skip = max(0, skip - len(part))
 
-    def _start(self, entrypoint: str, metadata: dict[str, str]) -> Job:
+    def _start(self, entrypoint: str, metadata: dict[str, str]) -> SubmittedJob:
         known = self.submitted()
         for job in known:
             if job.alive and job.out == metadata["out"] and job.command == metadata["command"]:
@@ -250,7 +250,7 @@ def _is_web(address: str) -> bool:
     return True
 
 
-def _free_name(out: str, known: list[Job]) -> str:
+def _free_name(out: str, known: list[SubmittedJob]) -> str:
     """Return a name that no job has yet, as Ray requires: the output's, and a running number."""
     stem = _UNUSUAL.sub("-", storage.basename(out)).strip("-") or "run"
     taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", job.name) for job in known]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from chorus.cluster.telemetry.logs import configure
 from chorus.cluster.telemetry.metrics import export_by_ray
-from chorus.cluster.telemetry.timeline import Span, noted
+from chorus.cluster.telemetry.timeline import StageSpan, noted
 from chorus.pipeline.errors import ChorusError, OutputError
 
 log = logging.getLogger("chorus")
@@ -29,7 +29,7 @@ class TaskResult:
     value: Any
     error: str | None = None
     unwritable: bool = False
-    spans: tuple[Span, ...] = field(default=(), compare=False)
+    spans: tuple[StageSpan, ...] = field(default=(), compare=False)
 
 
 class Tasks(Protocol):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
 
-from chorus.cluster.telemetry.timeline import Span
+from chorus.cluster.telemetry.timeline import StageSpan
 from chorus.pipeline.errors import RefusedError
 
 STAGE_OF = {
@@ -149,7 +149,7 @@ class WorkMetrics:
         labels = {"run": run_label(out), "ensemble": ensemble, "node": socket.gethostname()}
         self._recorder = Recorder(ray=_inside_ray, **labels)
 
-    def stages(self, spans: Iterable[Span]) -> None:
+    def stages(self, spans: Iterable[StageSpan]) -> None:
         """Count the seconds of stages that were noted (`chorus.cluster.telemetry.timeline.span`)."""
         for one in spans:
             self._recorder.add(STAGE_SECONDS, (one.end - one.begin) / 1e9, stage=STAGE_OF.get(one.stage, one.stage))

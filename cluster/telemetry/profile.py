@@ -63,7 +63,7 @@ class Stage(BaseModel):
     p95: float
 
 
-class Device(BaseModel):
+class DeviceTimes(BaseModel):
     """The device of one actor in one session: `seconds` of its stream, and the seconds in each of `STATES`."""
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +88,7 @@ class Profile(BaseModel):
     sessions: int
     seconds: float
     stages: list[Stage]
-    devices: list[Device]
+    devices: list[DeviceTimes]
 
     @property
     def states(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ def read_timeline(out: str) -> pd.DataFrame:
 
 def profile(timeline: pd.DataFrame) -> Profile:
     """Summarise the stages of a run, as `read_timeline` returns them."""
-    devices: list[Device] = []
+    devices: list[DeviceTimes] = []
     seconds = 0.0
     for session, part in timeline.groupby("session", sort=False):
         regions = part[part.region >= 0]
@@ -136,7 +136,7 @@ def profile(timeline: pd.DataFrame) -> Profile:
             states = device_states(own, begin, end)
             found = {name: value / NANOSECONDS for name, value in zip(STATES, states.tolist(), strict=True)}
             devices.append(
-                Device(session=str(session), actor=str(actor), seconds=(end - begin) / NANOSECONDS, states=found)
+                DeviceTimes(session=str(session), actor=str(actor), seconds=(end - begin) / NANOSECONDS, states=found)
             )
     return Profile(sessions=int(timeline.session.nunique()), seconds=seconds, stages=_stages(timeline), devices=devices)
 

@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-class Span(NamedTuple):
+class StageSpan(NamedTuple):
     """A stage in a thread of the process `actor`; `begin` and `end` are nanoseconds since 1970."""
 
     actor: str
@@ -48,13 +48,13 @@ class Span(NamedTuple):
     end: int
 
 
-_NOTED: ContextVar[list[Span] | None] = ContextVar("noted", default=None)
+_NOTED: ContextVar[list[StageSpan] | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
-def noted(wanted: bool = True) -> Iterator[list[Span]]:
+def noted(wanted: bool = True) -> Iterator[list[StageSpan]]:
     """Collect the stages that this thread runs inside the context, ordered by their end; none if `wanted` is False."""
-    spans: list[Span] = []
+    spans: list[StageSpan] = []
     token = _NOTED.set(spans if wanted else None)
     try:
         yield spans
@@ -79,7 +79,7 @@ class span:  # noqa: N801 - reads as the function that it stands for; a generato
         if self._spans is not None:
             # The clock may have been set back in the meantime.
             ended = max(time.time_ns(), self._begin)
-            self._spans.append(Span(_actor(), threading.get_ident(), self._stage, self._begin, ended))
+            self._spans.append(StageSpan(_actor(), threading.get_ident(), self._stage, self._begin, ended))
 
 
 def note_shared(begin: int, busy: float) -> None:
@@ -98,12 +98,12 @@ def note_shared(begin: int, busy: float) -> None:
         end = max(time.time_ns(), begin)
         since = max(begin, end - round(busy * 1e9))
         spans += [
-            Span(_actor(), threading.get_ident(), stage, a, b)
+            StageSpan(_actor(), threading.get_ident(), stage, a, b)
             for stage, a, b in (("wait", begin, since), ("infer", since, end))
         ]
 
 
-def keep(spans: Iterable[Span]) -> None:
+def keep(spans: Iterable[StageSpan]) -> None:
     """Note stages that were noted apart, where stages are noted."""
     noted_here = _NOTED.get()
     if noted_here is not None:
@@ -126,15 +126,15 @@ def _actor() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def packed(spans: Iterable[Span]) -> str:
+def packed(spans: Iterable[StageSpan]) -> str:
     """Serialise stages to one text for a row of a stream; empty if there are none."""
     found = list(spans)
     return json.dumps(found) if found else ""
 
 
-def unpacked(text: str) -> list[Span]:
+def unpacked(text: str) -> list[StageSpan]:
     """Return the stages that `packed` serialised."""
-    return [Span(*one) for one in json.loads(text)] if text else []
+    return [StageSpan(*one) for one in json.loads(text)] if text else []
 
 
 class TimelineWriter:
@@ -142,11 +142,11 @@ class TimelineWriter:
 
     def __init__(self, out: str, session: str) -> None:
         self._url = storage.join(out, FOLDER, session)
-        self._spans: list[tuple[Span, int, int]] = []
+        self._spans: list[tuple[StageSpan, int, int]] = []
         self._written = time.monotonic()
         self._parts = 0
 
-    def add(self, spans: Iterable[Span], *, region: int = -1, image: int = -1) -> None:
+    def add(self, spans: Iterable[StageSpan], *, region: int = -1, image: int = -1) -> None:
         """Keep stages of a region, by its number in the run, or of an image; raise OutputError as `write` does."""
         self._spans.extend((one, region, image) for one in spans)
         if len(self._spans) >= _MOST_SPANS or time.monotonic() - self._written > _MOST_SECONDS:

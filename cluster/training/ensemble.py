@@ -15,7 +15,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, content_hash
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.curves import Curve, Panel, draw_curves
-from chorus.pipeline.training.evaluation import Score, summarise, verdict
+from chorus.pipeline.training.evaluation import FoldScore, summarise, verdict
 from chorus.pipeline.training.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, read_log
 from chorus.pipeline.training.settings import TrainSettings
@@ -85,7 +85,7 @@ def _evaluated(
     with storage_errors(url):
         known = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
     if {name: known.get(name) for name in key} == key:
-        return Evaluated([Score(**row) for row in known["scores"]], [(name, why) for name, why in known["failed"]])
+        return Evaluated([FoldScore(**row) for row in known["scores"]], [(name, why) for name, why in known["failed"]])
     reporter.phase(f"evaluating {len(ensemble.spec.members)} members and the ensemble on {len(pairs)} images")
     found = runner.evaluate(job, ensemble, pairs)
     content = key | {"scores": [asdict(score) for score in found.scores], "failed": found.failed}

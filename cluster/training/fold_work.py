@@ -14,7 +14,7 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.training.evaluation import Evaluator, Score
+from chorus.pipeline.training.evaluation import Evaluator, FoldScore
 from chorus.pipeline.training.fold import train_fold
 from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult, Step, read_log
@@ -58,7 +58,7 @@ class FoldJob:
 class Evaluated:
     """Scores of images, and by name why others could not be evaluated."""
 
-    scores: list[Score]
+    scores: list[FoldScore]
     failed: list[tuple[str, str]]
 
 

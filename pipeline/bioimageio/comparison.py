@@ -27,7 +27,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComparisonOutcome:
     """Result of one weight format in one way of running it.
 
     Attributes
@@ -64,7 +64,7 @@ def tolerance(described: Any, format: str, output: str) -> Tolerance:
     return Tolerance(chosen.relative_tolerance, chosen.absolute_tolerance, chosen.mismatched_elements_per_million)
 
 
-def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> Outcome:
+def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> ComparisonOutcome:
     """Compare an output with its expected values by the rule of the collection.
 
     Parameters
@@ -77,20 +77,22 @@ def compare(given: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -
     ``bioimageio.core._resource_tests.evaluate_mismatched_elements``, bioimageio.core 0.11.
     """
     if given.shape != expected.shape:
-        return Outcome("failed", f"gives shape {given.shape}, its test output has {expected.shape}")
+        return ComparisonOutcome("failed", f"gives shape {given.shape}, its test output has {expected.shape}")
     given, expected = given.astype(np.float32), expected.astype(np.float32)
     difference = np.abs(given - expected)
     if not np.isfinite(difference).all():
-        return Outcome("failed", "gives NaN or infinity, or its test output holds some")
+        return ComparisonOutcome("failed", "gives NaN or infinity, or its test output holds some")
     mismatched = difference > tolerance.absolute + tolerance.relative * np.abs(expected)
     million = float(mismatched.mean()) * 1e6
     relative = difference / (np.abs(expected) + 1e-6)
     passed = million <= tolerance.mismatched
     reason = "" if passed else f"{million:.0f} of a million elements differ by more than the tolerance"
-    return Outcome("passed" if passed else "failed", reason, float(difference.max()), float(relative.max()), million)
+    return ComparisonOutcome(
+        "passed" if passed else "failed", reason, float(difference.max()), float(relative.max()), million
+    )
 
 
-def worst(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
+def worst(outcomes: Sequence[ComparisonOutcome], seconds: float) -> ComparisonOutcome:
     """Combine the outcomes of a package's outputs: the worst status, the largest differences."""
     first = next((one for one in outcomes if one.status == "failed"), None)
     first = first or next((one for one in outcomes if one.status == "skipped"), outcomes[0])
@@ -98,4 +100,6 @@ def worst(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
     def most(name: str) -> float | None:
         return max((getattr(one, name) for one in outcomes if getattr(one, name) is not None), default=None)
 
-    return Outcome(first.status, first.reason, most("absolute"), most("relative"), most("mismatched"), seconds)
+    return ComparisonOutcome(
+        first.status, first.reason, most("absolute"), most("relative"), most("mismatched"), seconds
+    )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.bioimageio.comparison import Outcome, Status, Tolerance, compare, tolerance, worst
+from chorus.pipeline.bioimageio.comparison import ComparisonOutcome, Status, Tolerance, compare, tolerance, worst
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.bioimageio.networks import LIBRARIES, load_network
@@ -30,7 +30,7 @@ from chorus.pipeline.members.bioimageio.package import (
     weight_files,
 )
 from chorus.pipeline.members.bioimageio.shapes import nearest_tile, port, tile_fits
-from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.members.script import check_source
 from chorus.pipeline.members.trial import check_trial
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
@@ -44,8 +44,8 @@ class FormatTest:
 
     format: str
     tolerance: Tolerance
-    core: Outcome
-    chorus: Outcome
+    core: ComparisonOutcome
+    chorus: ComparisonOutcome
 
     @property
     def status(self) -> Status:
@@ -149,12 +149,12 @@ def _test_format(package: Package, described: Any, name: str, trust_code: bool) 
     outputs = [str(tensor.id) for tensor in described.outputs]
     tolerances = {output: tolerance(described, name, output) for output in outputs}
     if name not in RUNNABLE:
-        skipped = Outcome("skipped", f"Chorus runs {', '.join(RUNNABLE)} weights")
+        skipped = ComparisonOutcome("skipped", f"Chorus runs {', '.join(RUNNABLE)} weights")
         return FormatTest(name, tolerances[outputs[0]], skipped, skipped)
     format: WeightFormat = name
     held = _untrusted(package, format) if not trust_code else ""
     if held:
-        skipped = Outcome("skipped", held)
+        skipped = ComparisonOutcome("skipped", held)
         return FormatTest(name, tolerances[outputs[0]], skipped, skipped)
     try:
         files = weight_files(package, format)
@@ -165,7 +165,7 @@ def _test_format(package: Package, described: Any, name: str, trust_code: bool) 
             check_trial(where, files.weights, [_array(package, tensor).shape for tensor in package.description.inputs])
         load_network(package, files, CPU, trust_code=trust_code)
     except RefusedError as error:
-        failed = Outcome("failed", str(error))
+        failed = ComparisonOutcome("failed", str(error))
         return FormatTest(name, tolerances[outputs[0]], failed, failed)
     core = _by_core(described, format, tolerances)
     chorus = _by_chorus(package, files, tolerances, trust_code)
@@ -191,7 +191,7 @@ def _untrusted(package: Package, format: WeightFormat) -> str:
     return ""
 
 
-def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Tolerance]) -> Outcome:
+def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Tolerance]) -> ComparisonOutcome:
     """Run bioimageio.core's own test, which also runs other sizes and batches; measure the differences besides."""
     from bioimageio.core import create_prediction_pipeline
     from bioimageio.core import test_model as tested
@@ -203,7 +203,7 @@ def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Toleran
     details = [detail for detail in summary.details if detail.loc[:2] == ("weights", format)]
     errors = [first_line(error.msg) for detail in details for error in detail.errors]
     if errors or not details:
-        return Outcome("failed", errors[0] if errors else "bioimageio.core tested nothing", seconds=seconds)
+        return ComparisonOutcome("failed", errors[0] if errors else "bioimageio.core tested nothing", seconds=seconds)
     expected = get_test_output_sample(described).members
     with create_prediction_pipeline(bioimageio_model=described, weight_format=format) as pipeline:
         given = pipeline.predict_sample_without_blocking(
@@ -213,7 +213,9 @@ def _by_core(described: Any, format: WeightFormat, tolerances: dict[str, Toleran
     return worst([compare(one, other, tolerances[name]) for name, one, other in arrays], seconds)
 
 
-def _by_chorus(package: Package, files: WeightFiles, tolerances: dict[str, Tolerance], trust_code: bool) -> Outcome:
+def _by_chorus(
+    package: Package, files: WeightFiles, tolerances: dict[str, Tolerance], trust_code: bool
+) -> ComparisonOutcome:
     """Run each output as a member: prepared, run and postprocessed over the whole test image at once."""
     start = time.perf_counter()
     try:
@@ -223,15 +225,15 @@ def _by_chorus(package: Package, files: WeightFiles, tolerances: dict[str, Toler
             for tensor in package.description.outputs
         ]
     except RefusedError as error:
-        return Outcome("skipped", str(error), seconds=time.perf_counter() - start)
+        return ComparisonOutcome("skipped", str(error), seconds=time.perf_counter() - start)
     except RuntimeError as error:  # torch's, of a network that does not take its own test input
-        return Outcome("failed", first_line(error), seconds=time.perf_counter() - start)
+        return ComparisonOutcome("failed", first_line(error), seconds=time.perf_counter() - start)
     return worst(outcomes, time.perf_counter() - start)
 
 
 def _output_by_chorus(
     package: Package, files: WeightFiles, tensor: Any, raw: NDArray[Any], tolerance: Tolerance, trust_code: bool
-) -> Outcome:
+) -> ComparisonOutcome:
     digest = files.sha256(package)
     entry = BioimageioMember(
         kind="bioimageio", weights=package.url, format=files.format, output=str(tensor.id), sha256=digest
@@ -239,7 +241,7 @@ def _output_by_chorus(
     inputs = package.description.inputs
     edge = raw.shape[-1] if tile_fits(inputs, raw.shape[-1]) else nearest_tile(inputs, raw.shape[-1]) or raw.shape[-1]
     taken = port(package.url, tensor)
-    asked = Asked(package.url, raw.shape[1], taken.channels, flows=False, tile=edge, trust_code=trust_code)
+    asked = LoadRequest(package.url, raw.shape[1], taken.channels, flows=False, tile=edge, trust_code=trust_code)
     prepared = _prepared(entry.preparation(asked), raw)
     with torch.inference_mode():
         given = entry.load(asked, CPU)(torch.from_numpy(prepared))

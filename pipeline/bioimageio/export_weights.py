@@ -11,7 +11,7 @@ import yaml
 
 from chorus.pipeline.backends.conversion import OPSET
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import FLOWS, Activation, Asked
+from chorus.pipeline.members.contract import FLOWS, Activation, LoadRequest
 from chorus.pipeline.members.kind import PackedModule, PackedOnnx, PackedTorchScript
 
 IMAGE, PREDICTION = "image", "prediction"
@@ -64,7 +64,7 @@ class AveragedMembers(torch.nn.Module):
 
 
 def weights(
-    packed: PackedModule | PackedTorchScript | PackedOnnx, asked: Asked, folder: Path
+    packed: PackedModule | PackedTorchScript | PackedOnnx, asked: LoadRequest, folder: Path
 ) -> tuple[dict[str, Any], bool]:
     """Write files of weights into `folder`.
 
@@ -131,7 +131,11 @@ def onnx_copy(packed: PackedOnnx, folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def onnx(
-    url: str, module: torch.nn.Module, asked: Asked, folder: Path, parent: Literal["pytorch_state_dict"] | None = None
+    url: str,
+    module: torch.nn.Module,
+    asked: LoadRequest,
+    folder: Path,
+    parent: Literal["pytorch_state_dict"] | None = None,
 ) -> Any:
     """Return the `OnnxWeightsDescr` of a torch module, for any batch of the ensemble's tiles.
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, Asked, MemberEntry
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import Activation, LoadRequest, MemberEntry
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Unchanged
 
 DEFAULT_TILE = 512
@@ -37,7 +37,7 @@ class Wanted:
         return [f"--{others.get(f.name, f.name)}" for f in fields(self) if getattr(self, f.name) is not None]
 
 
-def new_content(name: str, first: Described, wanted: Wanted) -> dict[str, Any]:
+def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str, Any]:
     """Everything of an ``ensemble.yaml`` but its members.
 
     Parameters
@@ -95,10 +95,10 @@ def new_content(name: str, first: Described, wanted: Wanted) -> dict[str, Any]:
 
 def brings_preparation(entry: MemberEntry, channels: int, *, flows: bool, tile: int) -> bool:
     """Whether a member, whose `weights` are a URL, normalises by itself."""
-    return entry.preparation(Asked(entry.weights, channels, 1, flows, tile)) is not None
+    return entry.preparation(LoadRequest(entry.weights, channels, 1, flows, tile)) is not None
 
 
-def check_fit(url: str, spec: EnsembleSpec, described: Described) -> None:
+def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None:
     """Refuse a member that says of itself that it is of other classes or channels than ensemble `url`."""
     weights = described.entry.weights
     names, theirs = [entry.name for entry in spec.classes], described.classes

@@ -20,7 +20,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import MemberEntry
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.detection import describe, may_be_name, members_in
 from chorus.pipeline.members.kind import Network
 
@@ -142,13 +142,15 @@ def written(spec: EnsembleSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_unset=True)
 
 
-def _described(files: Sequence[str], kind: str | None, network: Network | None, trust_code: bool) -> list[Described]:
+def _described(
+    files: Sequence[str], kind: str | None, network: Network | None, trust_code: bool
+) -> list[ModelDescription]:
     # A name in a collection, such as BioImage.IO's, is no path.
     found = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
     return [each for url in found for each in describe(url, kind, network, trust_code=trust_code)]
 
 
-def _name(url: str, described: Sequence[Described]) -> str:
+def _name(url: str, described: Sequence[ModelDescription]) -> str:
     """What a single package is called, or else the folder of the ensemble."""
     first = described[0]
     says = first.name and not storage.basename(first.entry.weights).startswith(first.name)
@@ -159,7 +161,7 @@ def _is_id(file: str, kind: str | None) -> bool:
     return may_be_name(kind) and "://" not in file and not storage.exists(file)
 
 
-def _refuse_repeated(url: str, old: Ensemble | None, described: Sequence[Described]) -> None:
+def _refuse_repeated(url: str, old: Ensemble | None, described: Sequence[ModelDescription]) -> None:
     seen = {_identity(entry) for entry in old.spec.members} if old else set()
     for each in described:
         identity = _identity(each.entry)
@@ -176,7 +178,7 @@ def _identity(entry: MemberEntry) -> tuple[str, int | None]:
     return (entry.sha256 or entry.weights).lower(), getattr(entry, "model", None)
 
 
-def _entry(described: Described, activation: str) -> dict[str, Any]:
+def _entry(described: ModelDescription, activation: str) -> dict[str, Any]:
     """The member as ``ensemble.yaml`` has it, with its own activation where that is not the ensemble's."""
     entry = described.entry.model_dump(mode="json", exclude_defaults=True)
     own = described.activation
@@ -209,7 +211,7 @@ def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
     return Ensemble(url, spec, content_hash(spec), trust_code)
 
 
-def _notes(ensemble: Ensemble, described: Described) -> list[str]:
+def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
     """What does not hinder a member and may be wrong all the same."""
     weights, spec = described.entry.weights, ensemble.spec
     size, theirs = spec.input.pixel_size_um, described.pixel_size_um

@@ -18,7 +18,7 @@ from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.members.contract import FLOWS, Asked, Member
+from chorus.pipeline.members.contract import FLOWS, LoadRequest, Member
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation
 
@@ -85,14 +85,14 @@ class Ensemble:
         names = [c.name for c in self.spec.classes]
         return tuple(names[1:] if self.multilabel else names)
 
-    def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> Asked:
+    def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> LoadRequest:
         """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
         spec = self.spec
         weights = spec.members[index].weights
         beside = fault(weights) is None
         url = storage.join(self.folder, weights) if beside else self._elsewhere(weights)
         channels, tile = len(spec.input.channels), tile or spec.tile
-        return Asked(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried, beside)
+        return LoadRequest(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried, beside)
 
     def _elsewhere(self, weights: str) -> str:
         """URL of weights that do not lie beside ``ensemble.yaml``: of its own scheme, or by word of the user.

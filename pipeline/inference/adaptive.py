@@ -62,7 +62,7 @@ class WaveAnswers:
     samples: list[int]
 
 
-class Rounds:
+class AdaptiveSampler:
     """Answer waves of tiles with no more samples than each tile needs.
 
     Parameters

@@ -18,14 +18,14 @@ from chorus.pipeline.core.augmentation import plain_augmentation
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Tile, Window
 from chorus.pipeline.core.posterior import Posterior, SampleSums
-from chorus.pipeline.inference.adaptive import Rounds, tiles_in_wave
+from chorus.pipeline.inference.adaptive import AdaptiveSampler, tiles_in_wave
 from chorus.pipeline.inference.adaptive_bound import TileEffort
 from chorus.pipeline.inference.blending import BandBlender, gaussian_window
 from chorus.pipeline.inference.device_transfer import Landing, landing
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.members import MemberGroup
-from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorCanvas
-from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionOnItsWay, TileSource, batches_of_tiles
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorBuilder
+from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionInProgress, TileSource, batches_of_tiles
 from chorus.pipeline.members.contract import Member
 
 
@@ -52,7 +52,7 @@ class Engine:
         self._count = len(members)
         calls = settings if settings.effort is None else _plain_calls(settings)
         self._group = MemberGroup(members, calls, device, inputs, short_of_memory)
-        self._rounds = None if settings.effort is None else Rounds(self._group, settings, device)
+        self._rounds = None if settings.effort is None else AdaptiveSampler(self._group, settings, device)
         self._settings = settings
         self._device = device
         self._weights = gaussian_window(settings.tile).to(device)
@@ -103,18 +103,18 @@ class Engine:
         """Tiles that are answered together: those of a call, or of a wave if effort is adaptive."""
         return self._settings.batch if self._rounds is None else tiles_in_wave(self._settings)
 
-    def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionOnItsWay:
+    def begin(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> RegionInProgress:
         """Begin what `posterior` does, to be answered one batch at a time; call it within ``torch.inference_mode``."""
-        return RegionOnItsWay(plane, target, self._settings, self._weights, self._count, features)
+        return RegionInProgress(plane, target, self._settings, self._weights, self._count, features)
 
-    def answer(self, shares: Sequence[tuple[RegionOnItsWay, int]]) -> None:
+    def answer(self, shares: Sequence[tuple[RegionInProgress, int]]) -> None:
         """Answer the given number of next tiles of each region, at most `batch` tiles in total.
 
         Calls have one fixed shape, so that a tile's bits do not depend on the other tiles.
         """
         settings = self._settings
         batch = torch.zeros((self.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
-        sent: list[tuple[RegionOnItsWay, list[Tile], int]] = []
+        sent: list[tuple[RegionInProgress, list[Tile], int]] = []
         filled = 0
         for region, count in shares:
             tiles = region.send(batch[filled : filled + count])
@@ -163,7 +163,7 @@ class Engine:
         features : if given, the encoders' features are added to it
         """
         settings = self._settings
-        canvas = PosteriorCanvas(target, settings, self._count, self._device)
+        canvas = PosteriorBuilder(target, settings, self._count, self._device)
         blender = BandBlender(self._count * settings.classes, target, self._weights, canvas.take_members)
         probability, squares, flows, directions, samples = [], [], [], [], 0
         with torch.inference_mode():
@@ -201,7 +201,7 @@ class Engine:
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
         """Return the posterior of `target` after every stage has added its samples."""
         settings = self._settings
-        canvas = PosteriorCanvas(target, settings, 0, self._device)
+        canvas = PosteriorBuilder(target, settings, 0, self._device)
         blender = BandBlender(settings.maps, target, self._weights, canvas.take_ensemble)
         with torch.inference_mode():
             for index, tiles in enumerate(batches_of_tiles(plane.grid, target, settings.batch)):

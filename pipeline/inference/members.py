@@ -11,7 +11,7 @@ from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation,
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.posterior import SampleSums
 from chorus.pipeline.inference.encoder_features import pooled
-from chorus.pipeline.inference.oom_splitting import Answer, Calls
+from chorus.pipeline.inference.oom_splitting import Answer, OomSplitter
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.contract import FLOWS, Activation, Encoding, Member
 
@@ -56,7 +56,7 @@ class MemberGroup:
         inputs: Sequence[slice] | None = None,
         short_of_memory: Callable[[], None] | None = None,
     ) -> None:
-        self.calls = Calls(settings.batch, len(settings.augmentations), short_of_memory)
+        self.calls = OomSplitter(settings.batch, len(settings.augmentations), short_of_memory)
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
         self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]

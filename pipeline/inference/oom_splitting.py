@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
-class Calls:
+class OomSplitter:
     """Call members with batches of tiles, split into equal parts that shrink when memory runs out, and stay small.
 
     Parameters

@@ -63,7 +63,7 @@ def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
     return max(1, device_of(device).call_pixels // (augmentations * tile**2))
 
 
-class PosteriorCanvas:
+class PosteriorBuilder:
     """Receive blended rows on `device` and build the posterior of the target, after they were copied to the host."""
 
     def __init__(self, target: Window, settings: InferenceSettings, members: int, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.blending import BandBlender
 from chorus.pipeline.inference.device_transfer import to_device
 from chorus.pipeline.inference.encoder_features import TileFeatures
-from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorCanvas
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorBuilder
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TileSource:
         return self._pixels[:, y, x]
 
 
-class RegionOnItsWay:
+class RegionInProgress:
     """State of one region between submission and posterior; its tiles are sent and answered in the grid's order.
 
     Batches may hold tiles of several regions, which change no bit of each other's results.
@@ -113,7 +113,7 @@ class RegionOnItsWay:
         self._waiting = list(plane.grid.tiles(target))[::-1]
         self._missing = len(self._waiting)
         self._features = features
-        self._canvas = PosteriorCanvas(target, settings, members, weights.device)
+        self._canvas = PosteriorBuilder(target, settings, members, weights.device)
         # The ensemble's maps and the means of its members.
         channels = settings.maps + members * settings.classes
         self._blender = BandBlender(channels, target, weights, self._canvas.take)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.tiff_metadata import Described, in_micrometers
+from chorus.pipeline.io.tiff_metadata import TiffDescription, in_micrometers
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -33,7 +33,7 @@ _HEADER_BYTES = 1 << 16
 _NIFTI = {348: ("8h", 40, 72, "f", 108), 540: ("8q", 16, 14, "q", 168)}
 
 
-def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, Described]:
+def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescription]:
     """The pixels of a file, a letter of ``tczyx`` for each of their axes, and the sizes of pixels.
 
     Parameters
@@ -70,7 +70,7 @@ def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, Described
     if suffix == ".nii":  # stored as float32: the shortest number that is the same one there
         sizes = {axis: float(str(np.float32(size))) for axis, size in sizes.items()}
     scale = _scale(sizes, units)
-    return sitk.GetArrayFromImage(image), letters + "c" * several, Described(scale=scale)
+    return sitk.GetArrayFromImage(image), letters + "c" * several, TiffDescription(scale=scale)
 
 
 def _unpacked(url: str, data: bytes) -> bytes:

@@ -25,7 +25,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import itk_files, storage
 from chorus.pipeline.io.ngff import DTYPES
-from chorus.pipeline.io.tiff_metadata import Described, describe
+from chorus.pipeline.io.tiff_metadata import TiffDescription, describe
 from chorus.pipeline.io.tiff_planes import (
     check_planes,
     check_promises,
@@ -156,7 +156,7 @@ def _first_file(series: tifffile.TiffPageSeries) -> str:
     return "" if first is None else str(first.parent.filename)
 
 
-def _from_series(url: str, series: tifffile.TiffPageSeries, described: Described) -> Raster:
+def _from_series(url: str, series: tifffile.TiffPageSeries, described: TiffDescription) -> Raster:
     """An image of a TIFF, read in windows through tifffile's own Zarr store."""
     stored = series.axes.lower()
     store = series.aszarr(level=0)
@@ -177,7 +177,7 @@ def _flat(url: str, data: bytes | None) -> list[Raster]:
         else:
             with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
                 pixels = np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr") else image)
-        return [_raster(url, pixels, "yxs"[: pixels.ndim], Described())]
+        return [_raster(url, pixels, "yxs"[: pixels.ndim], TiffDescription())]
 
 
 def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
@@ -201,7 +201,7 @@ def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
     return "".join(letters)
 
 
-def _raster(url: str, pixels: Any, meaning: str, described: Described) -> Raster:
+def _raster(url: str, pixels: Any, meaning: str, described: TiffDescription) -> Raster:
     """`pixels` (anything that is sliced like an array) whose axes mean `meaning`, as an image in t, c, z, y, x."""
     dtype = "uint8" if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("=").name
     if dtype not in DTYPES:

@@ -26,7 +26,7 @@ _MPP = re.compile(r"\bmpp(?:[-_. ]?([xy]))?\s*[=:]\s*(\d*[.,]?\d+(?:e[-+]?\d+)?)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class TiffDescription:
     """Metadata of one image.
 
     Attributes
@@ -41,7 +41,7 @@ class Described:
 
 def describe(
     tiff: tifffile.TiffFile, series: Sequence[tifffile.TiffPageSeries], images: Sequence[int | None]
-) -> list[Described]:
+) -> list[TiffDescription]:
     """The metadata of every series of a file; empty where it has none that can be read.
 
     Parameters
@@ -53,10 +53,10 @@ def describe(
         if len(listed) == len(series):
             images = [place if index is None else index for place, index in enumerate(images)]
         if any(index is not None for index in images):
-            return [Described() if index is None else _ome(listed[index]) for index in images]
+            return [TiffDescription() if index is None else _ome(listed[index]) for index in images]
     if tiff.is_imagej and tiff.imagej_metadata:
         return [_imagej(one, tiff.imagej_metadata) for one in series]
-    return [Described(scale=_plain(one)) for one in series]
+    return [TiffDescription(scale=_plain(one)) for one in series]
 
 
 def _ome_images(xml: str) -> list[Mapping[str, Any]]:
@@ -67,7 +67,7 @@ def _ome_images(xml: str) -> list[Mapping[str, Any]]:
     return [image for image in _list(content.get("OME", {}).get("Image")) if isinstance(image, Mapping)]
 
 
-def _ome(image: Mapping[str, Any]) -> Described:
+def _ome(image: Mapping[str, Any]) -> TiffDescription:
     pixels = image.get("Pixels", {})
     scale: dict[str, float] = {}
     in_print_units = False
@@ -79,17 +79,17 @@ def _ome(image: Mapping[str, Any]) -> Described:
             in_print_units = True
     scale = _without_print(scale, in_print_units)
     scale |= _positive("t", pixels.get("TimeIncrement"), seconds(str(pixels.get("TimeIncrementUnit", "s"))))
-    return Described(_names([channel.get("Name") for channel in _list(pixels.get("Channel"))]), scale)
+    return TiffDescription(_names([channel.get("Name") for channel in _list(pixels.get("Channel"))]), scale)
 
 
-def _imagej(series: tifffile.TiffPageSeries, metadata: Mapping[str, Any]) -> Described:
+def _imagej(series: tifffile.TiffPageSeries, metadata: Mapping[str, Any]) -> TiffDescription:
     factor = micrometers(str(metadata.get("unit", "")))
     scale = _without_print(_resolution(series, factor), factor in _PRINT_UNITS)
     scale |= _positive("z", metadata.get("spacing"), factor) if factor not in _PRINT_UNITS or "y" in scale else {}
     scale |= _positive("t", metadata.get("finterval"), seconds(str(metadata.get("tunit", "s"))))
     labels, sizes = _list(metadata.get("Labels")), series.sizes
     only_channels = len(labels) == metadata.get("channels", 1) == metadata.get("images", 1) and "channel" in sizes
-    return Described(_names(labels) if only_channels else (), scale)
+    return TiffDescription(_names(labels) if only_channels else (), scale)
 
 
 def _plain(series: tifffile.TiffPageSeries) -> dict[str, float]:

@@ -17,8 +17,8 @@ from chorus.pipeline.core.devices import fp32_policy_kept
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
 from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile
@@ -47,7 +47,7 @@ class CellposeMember(MemberEntry):
     kind: Literal["cellpose"]
     activation: Literal["sigmoid"] | None = None
 
-    def preparation(self, asked: Asked) -> Preparation:
+    def preparation(self, asked: LoadRequest) -> Preparation:
         """Cellpose's normalisation; raises RefusedError for more than three channels."""
         if asked.channels > _MOST_CHANNELS:
             raise RefusedError(
@@ -56,7 +56,7 @@ class CellposeMember(MemberEntry):
             )
         return CellposeInput(asked.channels)
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is no Cellpose 4 network or does not take the tiles."""
         url = asked.url
         state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
@@ -157,7 +157,7 @@ class Design:
         return tile == self.tile if self.backbone == "sam_vitl" else tile % self.patch == 0
 
 
-def describe(url: str) -> Described:
+def describe(url: str) -> ModelDescription:
     """What a file of Cellpose 4 is as a member; raises RefusedError where it is none. The whole file is read."""
     try:
         data = storage.read_bytes(url)
@@ -180,7 +180,7 @@ def describe(url: str) -> Described:
             )
         ],
     )
-    return Described(
+    return ModelDescription(
         entry=entry,
         name=url.rstrip("/").rsplit("/", 1)[-1],
         classes=["background", "cell"],

@@ -22,7 +22,7 @@ FLOW_LENGTH = 5.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class LoadRequest:
     """What the ensemble asks of a member when it is loaded.
 
     Attributes
@@ -101,12 +101,12 @@ class MemberEntry(BaseModel, ABC):
     sha256: str | None = None
     activation: Activation | None = None
 
-    def preparation(self, asked: Asked) -> Preparation | None:
+    def preparation(self, asked: LoadRequest) -> Preparation | None:
         """How this member wants its pixels, where it brings that along; None: as the ensemble normalises them."""
         return None
 
     @abstractmethod
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network on `device`; raises RefusedError where it is missing, wrong or does not fit."""
 
 
@@ -178,7 +178,7 @@ def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:
 def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes:
     """The bytes of a weight file; raises RefusedError where it is missing or not the one that was meant.
 
-    `beside`: see `Asked`.
+    `beside`: see `LoadRequest`.
     """
     try:
         data = storage.read_bytes(url)

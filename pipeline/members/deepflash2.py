@@ -25,8 +25,8 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.members import smp
-from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
 from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.script import check_source, is_script, load_script
@@ -53,11 +53,11 @@ class Deepflash2Member(MemberEntry):
     kind: Literal["deepflash2"]
     model: int | None = None
 
-    def preparation(self, asked: Asked) -> Preparation | None:
+    def preparation(self, asked: LoadRequest) -> Preparation | None:
         """As deepflash2 normalises, with the statistics in the file; None where a checkpoint was saved without."""
         return _facts(asked.url, self.sha256, self.model, asked.trust_code, asked.beside).preparation
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is not deepflash2's or does not fit the ensemble."""
         url = asked.url
         if asked.flows:
@@ -117,7 +117,7 @@ class _Facts:
     remark: str = ""
 
 
-def describe(url: str, *, trust_code: bool = False) -> tuple[Described, ...]:
+def describe(url: str, *, trust_code: bool = False) -> tuple[ModelDescription, ...]:
     """The members in a file of deepflash2: one of a checkpoint, each network of an inference ensemble.
 
     An inference ensemble is a program; one that does more than compute is read with `trust_code` alone.
@@ -139,9 +139,9 @@ def describe(url: str, *, trust_code: bool = False) -> tuple[Described, ...]:
     return tuple(_described(url, digest, i, _of_inference_ensemble(url, script, i)[1]) for i in networks)
 
 
-def _described(url: str, digest: str, model: int | None, facts: _Facts) -> Described:
+def _described(url: str, digest: str, model: int | None, facts: _Facts) -> ModelDescription:
     name = storage.basename(url).rsplit(".", 1)[0]
-    return Described(
+    return ModelDescription(
         entry=Deepflash2Member(kind="deepflash2", weights=url, sha256=digest, model=model),
         name=name if model is None else f"{name}-{model}",
         channels=[f"channel-{c}" for c in range(facts.channels or 0)],

@@ -10,7 +10,7 @@ from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelDescription:
     """A trained network as the entry of an ensemble, with what its file says of the ensemble that it fits in.
 
     Attributes

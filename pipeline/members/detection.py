@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import Network
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.members.weight_file import WeightFile, listing
@@ -45,7 +45,7 @@ def members_in(url: str) -> list[str]:
 
 def describe(
     url: str, kind: str | None = None, network: Network | None = None, *, trust_code: bool = False
-) -> tuple[Described, ...]:
+) -> tuple[ModelDescription, ...]:
     """What the networks in one file or package say of themselves; several of an inference ensemble of deepflash2.
 
     Parameters

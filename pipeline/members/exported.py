@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from chorus.pipeline.members.contract import Activation, LoadRequest, Member, fetch_weights
 from chorus.pipeline.members.kind import MemberKind
 from chorus.pipeline.members.selection import ExportEntry, InputShape, Size, describe_export
 
@@ -25,7 +25,7 @@ class ExportedMember(ExportEntry):
 
     kind: Literal["exported"]
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network; raises RefusedError where it is not trusted, is no such file or does not fit the ensemble."""
         url = asked.url
         data = fetch_weights(url, self.sha256, beside=asked.beside)

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from chorus.pipeline.members.contract import Asked, Member, MemberEntry
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.weight_file import WeightFile
 
 Entry = TypeVar("Entry", bound=MemberEntry)
@@ -90,13 +90,13 @@ class MemberKind(Generic[Entry]):
     """
 
     entry: type[Entry]
-    describe: Callable[[str, Network], tuple[Described, ...]]
+    describe: Callable[[str, Network], tuple[ModelDescription, ...]]
     own_suffixes: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     recognises: Callable[[WeightFile], bool] | None = None
     is_package: Callable[[Sequence[str]], bool] | None = None
     names: bool = False
-    pack: Callable[[Entry, Member, Asked], Packed] | None = None
+    pack: Callable[[Entry, Member, LoadRequest], Packed] | None = None
 
     @property
     def name(self) -> str:

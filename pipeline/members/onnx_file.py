@@ -12,7 +12,7 @@ import torch
 
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, Asked, Member, fetch_weights
+from chorus.pipeline.members.contract import Activation, LoadRequest, Member, fetch_weights
 from chorus.pipeline.members.kind import MemberKind, PackedOnnx
 from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_device, session_errors
 from chorus.pipeline.members.selection import ExportEntry, InputShape, describe_export
@@ -29,7 +29,7 @@ class OnnxMember(ExportEntry):
 
     kind: Literal["onnx"]
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network; raises RefusedError where it cannot be run or does not fit the ensemble."""
         url = asked.url
         onnx = _onnx(url)

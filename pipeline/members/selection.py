@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Asked, MemberEntry
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import LoadRequest, MemberEntry
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.weight_file import read, stem
 
 Size = int | None
@@ -89,7 +89,7 @@ class InputShape:
     batch: Size
 
     @classmethod
-    def checked(cls, url: str, shape: Sequence[Size], entry: ExportEntry, asked: Asked) -> InputShape:
+    def checked(cls, url: str, shape: Sequence[Size], entry: ExportEntry, asked: LoadRequest) -> InputShape:
         """Of the input's dimensions; raises RefusedError where these are no 2D tiles or not the ensemble's."""
         if len(shape) != 4:
             raise RefusedError(
@@ -117,7 +117,7 @@ class InputShape:
         return torch.split(tiles, 1) if self.batch == 1 else (tiles,)
 
 
-def describe_export(entry: type[ExportEntry], kind: str, url: str) -> tuple[Described, ...]:
+def describe_export(entry: type[ExportEntry], kind: str, url: str) -> tuple[ModelDescription, ...]:
     """The exported network at `url` as a member, which says nothing else that an ensemble needs to know."""
     member = entry(kind=kind, weights=url, sha256=hashlib.sha256(read(url)).hexdigest())
-    return (Described(entry=member, name=stem(url)),)
+    return (ModelDescription(entry=member, name=stem(url)),)

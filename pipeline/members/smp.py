@@ -16,8 +16,8 @@ from safetensors.torch import load as load_safetensors
 from torch.overrides import TorchFunctionMode
 
 from chorus.pipeline.errors import RefusedError, first_line
-from chorus.pipeline.members.contract import FLOWS, Asked, Member, MemberEntry, ModuleMember, fetch_weights
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import FLOWS, LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind, Network, PackedModule
 from chorus.pipeline.members.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile, read, stem
@@ -44,7 +44,7 @@ class SmpMember(MemberEntry):
     encoder: str
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network with its weights; raises RefusedError where they do not fit it."""
         outputs = asked.outputs + FLOWS * asked.flows
         state = state_dict(asked.url, fetch_weights(asked.url, self.sha256, beside=asked.beside))
@@ -177,7 +177,7 @@ def _first_difference(error: BaseException) -> str:
     return (lines[1] if len(lines) > 1 else lines[0])[:200]
 
 
-def describe(url: str, network: Network) -> tuple[Described, ...]:
+def describe(url: str, network: Network) -> tuple[ModelDescription, ...]:
     """A plain state dict as a member; raises RefusedError where `network` does not say of which architecture it is."""
     if network.architecture is None or network.encoder is None:
         raise RefusedError(
@@ -194,7 +194,7 @@ def describe(url: str, network: Network) -> tuple[Described, ...]:
         weights=url,
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return (Described(entry=entry, name=stem(url), channels=_input_channels(url, state, entry)),)
+    return (ModelDescription(entry=entry, name=stem(url), channels=_input_channels(url, state, entry)),)
 
 
 def _input_channels(url: str, state: Mapping[str, torch.Tensor], entry: SmpMember) -> list[str]:
@@ -211,7 +211,7 @@ def _recognises(file: WeightFile) -> bool:
     return any(name.endswith((".weight", ".bias")) for name in file.strings)
 
 
-def _pack(entry: SmpMember, member: Member, asked: Asked) -> PackedModule:
+def _pack(entry: SmpMember, member: Member, asked: LoadRequest) -> PackedModule:
     import segmentation_models_pytorch as smp
 
     assert isinstance(member, ModuleMember)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from chorus.pipeline.members.contract import Asked, Member, ModuleMember, fetch_weights
+from chorus.pipeline.members.contract import LoadRequest, Member, ModuleMember, fetch_weights
 from chorus.pipeline.members.kind import MemberKind, PackedTorchScript
 from chorus.pipeline.members.script import check_source, load_script
 from chorus.pipeline.members.selection import ExportEntry, describe_export
@@ -18,7 +18,7 @@ class TorchScriptMember(ExportEntry):
 
     kind: Literal["torchscript"]
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network; raises RefusedError where the file is no TorchScript, or more than a network."""
         url = asked.url
         data = fetch_weights(url, self.sha256, beside=asked.beside)

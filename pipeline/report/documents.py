@@ -22,7 +22,7 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Sentinel(_Read):
+class SentinelResult(_Read):
     """An image with known truth that every run processes too: its stored Dice and that of this run."""
 
     name: str
@@ -36,7 +36,7 @@ class Sentinel(_Read):
 class Sentinels(_Read):
     """``sentinels.json``."""
 
-    images: list[Sentinel]
+    images: list[SentinelResult]
 
 
 class Mean(_Read):

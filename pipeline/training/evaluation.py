@@ -32,7 +32,7 @@ _REGION = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class FoldScore:
     """Scores of one predictor on one image.
 
     Attributes
@@ -63,7 +63,7 @@ class Evaluator:
         self._inputs = ensemble.inputs(count)
         self._members = [ensemble.load_member(index, device) for index in count]
 
-    def scores(self, name: str, image: NDArray[np.generic], truth: NDArray[np.integer]) -> list[Score]:
+    def scores(self, name: str, image: NDArray[np.generic], truth: NDArray[np.integer]) -> list[FoldScore]:
         """Return the scores of every member and of all together, with augmentations and without.
 
         Parameters
@@ -127,14 +127,14 @@ class Evaluator:
 
     def _score(
         self, name: str, predictor: str, answer: _Answer, truth: NDArray[np.integer], *, augmented: bool
-    ) -> Score:
+    ) -> FoldScore:
         if answer.flows is None:
             classes = range(1, len(self._ensemble.spec.classes))
             dices = [dice(answer.labels == k, truth == k) for k in classes]
-            return Score(name, predictor, augmented, float(np.mean(dices)))
+            return FoldScore(name, predictor, augmented, float(np.mean(dices)))
         precision = average_precision(truth, label_image(answer.foreground, answer.flows))
         overlap = dice(answer.labels > 0, truth > 0)
-        return Score(name, predictor, augmented, overlap, precision[0], float(np.mean(precision)))
+        return FoldScore(name, predictor, augmented, overlap, precision[0], float(np.mean(precision)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _sum(first: StageState, second: StageState) -> StageState:
     )
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
+def summarise(scores: Sequence[FoldScore]) -> dict[str, float]:
     """Return means over images by predictor, for `chorus.pipeline.core.provenance.About.scores`.
 
     ``dice:ensemble`` is with the ensemble's augmentations, ``dice:ensemble:no-augmentation`` without; likewise ``ap50``

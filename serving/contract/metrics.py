@@ -11,7 +11,7 @@ from chorus.cluster.telemetry.metrics import Metric
 
 if TYPE_CHECKING:
     from chorus.cluster.regions.batching import Load
-    from chorus.serving.contract.predictors import Outcome
+    from chorus.serving.contract.predictors import PredictorOutcome
 
 # Upper bounds in seconds.
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -85,7 +85,7 @@ class ReplicaMetrics:
     def began(self) -> None:
         """Do nothing: an image is counted when it ends."""
 
-    def ended(self, outcome: Outcome, seconds: float, load: Load) -> None:
+    def ended(self, outcome: PredictorOutcome, seconds: float, load: Load) -> None:
         """Count an image and what its replica did since the last one."""
         status = str(getattr(outcome, "status", 202 if hasattr(outcome, "regions") else 200))
         self._add(PREDICTIONS, 1, status=status)

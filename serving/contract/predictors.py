@@ -58,7 +58,7 @@ class Refusal:
         return RequestError(self.status, self.detail, self.retry_after)
 
 
-Outcome = Answer | TooLarge | Refusal
+PredictorOutcome = Answer | TooLarge | Refusal
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Predictors(Protocol):
         """Names of the ensembles; the first one is the default."""
         ...
 
-    async def predict(self, name: str, task: Task) -> Outcome:
+    async def predict(self, name: str, task: Task) -> PredictorOutcome:
         """Process an image."""
         ...
 

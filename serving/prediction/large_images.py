@@ -20,7 +20,7 @@ from chorus.cluster.planning.requests import Outcome, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.worker import Answering, RegionWorker
-from chorus.cluster.runs.run import Job, Run
+from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.cluster.runtime.status import RegionStatus
@@ -139,7 +139,9 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
     table.write(context.table_url)
     answering = SharedEngine(device, hosted.engine(settings), _PATIENCE)
     executor = _Executor(answering, hosted.device, store, large.record.job.id)
-    outcome = Run(Job(request, hosted.ensemble, settings, table, []), context, executor, progress, record).carry_out()
+    outcome = Run(
+        PlannedRun(request, hosted.ensemble, settings, table, []), context, executor, progress, record
+    ).carry_out()
     if outcome.state == "interrupted":
         raise (
             _StoppedError(outcome.message) if store.is_stopped(large.record.job.id) else CutShortError(outcome.message)

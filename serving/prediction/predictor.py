@@ -18,7 +18,7 @@ from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 from chorus.pipeline.io import storage
 from chorus.serving.contract.jobs import JobRecord, JobStore
 from chorus.serving.contract.metrics import ReplicaMetrics
-from chorus.serving.contract.predictors import Answer, LargeTask, Outcome, Refusal, Task, TooLarge
+from chorus.serving.contract.predictors import Answer, LargeTask, PredictorOutcome, Refusal, Task, TooLarge
 from chorus.serving.contract.problems import UNEXPECTED, RequestError, said
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import ServeSettings
@@ -70,11 +70,11 @@ class Predictor:
         """
         self._hosted = Hosted.load(self._name, url, self._settings)
 
-    async def predict(self, task: Task) -> Outcome:
+    async def predict(self, task: Task) -> PredictorOutcome:
         """Answer an image; when the caller is cancelled, so is all that is done for it."""
         began = time.monotonic()
         self._metrics.began()
-        outcome: Outcome = Refusal(500, UNEXPECTED)
+        outcome: PredictorOutcome = Refusal(500, UNEXPECTED)
         try:
             outcome = await asyncio.wait_for(self._answer(task, began), task.seconds)
         except TimeoutError:
@@ -92,7 +92,7 @@ class Predictor:
             self._metrics.ended(outcome, time.monotonic() - began, self._device.load)
         return outcome
 
-    async def _answer(self, task: Task, began: float) -> Outcome:
+    async def _answer(self, task: Task, began: float) -> PredictorOutcome:
         hosted, limits = self._hosted, self._settings.limits
         planned = await self._beside(plan, hosted, task.source, task.options, limits)
         if cost_pixels(planned) > limits.at_once_pixels:

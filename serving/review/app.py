@@ -13,7 +13,7 @@ from chorus.serving.review.decision_routes import decision_routes
 from chorus.serving.review.image_routes import image_routes
 from chorus.serving.review.outline_routes import outline_routes
 from chorus.serving.review.problems import explain_problems
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 from chorus.serving.review.table_routes import table_routes
 
 
@@ -37,7 +37,7 @@ def review_app(results: str, *, writable: bool = True, places: bool = False) -> 
     OutputError
         If they cannot be read.
     """
-    run = Run(results, places=places)
+    run = ReviewedRun(results, places=places)
     app = FastAPI(title="Chorus review", docs_url=None, redoc_url=None, openapi_url=None)
     explain_problems(app, run)
     app.include_router(table_routes(run, writable=writable))

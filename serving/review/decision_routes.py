@@ -12,11 +12,11 @@ from fastapi.responses import Response
 from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.serving.review.decisions import DECISIONS, DecisionLog
 from chorus.serving.review.origin import require_own_page
-from chorus.serving.review.run import Run, Snapshot
+from chorus.serving.review.run import ReviewedRun, Snapshot
 from chorus.serving.review.schemas import DecideRequest, UndoRequest
 
 
-def decision_routes(run: Run, *, writable: bool) -> APIRouter:
+def decision_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
     """Return the routes ``api/decisions`` (GET, POST), ``api/undo`` and ``api/decisions.csv``."""
     router = APIRouter(prefix="/api")
 

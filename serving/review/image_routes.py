@@ -21,7 +21,7 @@ from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers
-from chorus.serving.review.run import Run, Snapshot
+from chorus.serving.review.run import ReviewedRun, Snapshot
 from chorus.serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
 
 # Drawing a thumbnail reads three images: only a few at once if a run has no thumbnails.
@@ -32,7 +32,7 @@ _Color = Annotated[str, Parameter(pattern="^[0-9a-fA-F]{6}$")]
 _Suffix = Literal["webp", "png"]
 
 
-def image_routes(run: Run, *, writable: bool) -> APIRouter:
+def image_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
     """Return the routes ``api/thumbnails``, ``api/image``, ``api/tiles`` and ``api/values``."""
     router, views = APIRouter(prefix="/api"), _Views(run, writable)
 
@@ -104,7 +104,7 @@ def image_routes(run: Run, *, writable: bool) -> APIRouter:
 class _Views:
     """The opened images of a run, and pictures of them."""
 
-    def __init__(self, run: Run, writable: bool) -> None:
+    def __init__(self, run: ReviewedRun, writable: bool) -> None:
         self._run, self._writable = run, writable
         self.pixels = Pixels()
         self._opened: Cache[Opened] = Cache(_OPEN)

@@ -19,7 +19,7 @@ from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import OutputError
 from chorus.serving.contract.problems import RequestError
 from chorus.serving.review.decisions import Decision
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 
 Kind = Literal["geojson", "rois"]
 # Larger exports are left to the command, which runs on the cluster and writes to storage.
@@ -29,7 +29,7 @@ _BATCH = 32
 _COLUMNS = ["image", "file", "status", "objects", "message"]
 
 
-def outline_routes(run: Run) -> APIRouter:
+def outline_routes(run: ReviewedRun) -> APIRouter:
     """Return the route ``api/outlines.zip``."""
     router, busy = APIRouter(prefix="/api"), threading.Lock()
 
@@ -45,7 +45,7 @@ def outline_routes(run: Run) -> APIRouter:
     return router
 
 
-def _decided(run: Run, decided: Decision) -> list[str]:
+def _decided(run: ReviewedRun, decided: Decision) -> list[str]:
     """Return the names of images with this decision that have objects, in the order of the gallery.
 
     Raises
@@ -69,7 +69,7 @@ def _decided(run: Run, decided: Decision) -> list[str]:
     return names
 
 
-def _archive(run: Run, names: Sequence[str], kind: Kind, busy: threading.Lock) -> Iterator[bytes]:
+def _archive(run: ReviewedRun, names: Sequence[str], kind: Kind, busy: threading.Lock) -> Iterator[bytes]:
     """Yield a ZIP archive with a file per image and ``images.csv``; the first part is empty.
 
     Raises

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from chorus.pipeline.errors import ChorusError, ImageError, OutputError
 from chorus.pipeline.io import storage
 from chorus.serving.contract.problems import GUARDS, RequestError, problem_response, request_id, unexpected
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 
 # Hash of the one inline style that OpenSeadragon adds (no outline without a mouse).
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
@@ -22,7 +22,7 @@ HEADERS = GUARDS | {
 }
 
 
-def explain_problems(app: FastAPI, run: Run) -> None:
+def explain_problems(app: FastAPI, run: ReviewedRun) -> None:
     """Make `app` answer errors as problems, with messages for the reviewers of `run`."""
 
     def chorus_error(request: Request, error: Exception) -> Response:

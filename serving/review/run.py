@@ -112,7 +112,7 @@ class Snapshot:
         return found
 
 
-class Run:
+class ReviewedRun:
     """The newest snapshot of the run at `out`, and the log of decisions on it.
 
     Parameters

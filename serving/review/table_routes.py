@@ -13,7 +13,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.report.plates import plates_of
 from chorus.pipeline.scores.flag_registry import FLAG_NAMES, REVIEW, flag_label
 from chorus.serving.review.gallery import RANK, Gallery, Query
-from chorus.serving.review.run import Run, Snapshot
+from chorus.serving.review.run import ReviewedRun, Snapshot
 
 PAGE = 200
 """At most so many images in an answer."""
@@ -24,7 +24,7 @@ _Limits = Annotated[list[str], Parameter(alias="beyond")]
 _Name = Annotated[str | None, Parameter()]
 
 
-def table_routes(run: Run, *, writable: bool) -> APIRouter:
+def table_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
     """Return the routes ``api/run``, ``api/images``, ``api/distribution`` and ``api/plate``."""
     router = APIRouter(prefix="/api")
 
@@ -104,7 +104,7 @@ def table_routes(run: Run, *, writable: bool) -> APIRouter:
     return router
 
 
-def _about(run: Run, snapshot: Snapshot) -> dict[str, Any]:
+def _about(run: ReviewedRun, snapshot: Snapshot) -> dict[str, Any]:
     document, gallery, log = snapshot.document, snapshot.gallery, run.log
     ensemble = document.ensemble
     notes = [*snapshot.notes, *log.notes]

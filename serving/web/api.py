@@ -23,7 +23,7 @@ from chorus.serving.contract.settings import ServeSettings
 from chorus.serving.web.documents import PREDICT, PROBLEMS, TAGS
 from chorus.serving.web.job_routes import add_job_routes, begin_job
 from chorus.serving.web.reprocess_routes import add_reprocess_routes
-from chorus.serving.web.request_gate import Door
+from chorus.serving.web.request_gate import RequestGate
 from chorus.serving.web.requests import answer_media, deadline, read_request
 from chorus.serving.web.sign_in import REVIEW, add_sign_in
 from chorus.serving.web.tokens import Gatekeeper, read_tokens
@@ -43,7 +43,7 @@ def create_app(
     ----------
     predictors : the ensembles, wherever they are
     metrics : of this process
-    names_requests : see `chorus.serving.web.request_gate.Door`
+    names_requests : see `chorus.serving.web.request_gate.RequestGate`
 
     Raises
     ------
@@ -72,7 +72,7 @@ def create_app(
     gatekeeper = Gatekeeper(None if settings.token_file is None else read_tokens(settings.token_file))
     if settings.results is not None:
         _add_review(api, settings.results, gatekeeper)
-    door = Door(api, settings, gatekeeper, metrics, names_requests=names_requests)
+    door = RequestGate(api, settings, gatekeeper, metrics, names_requests=names_requests)
     if not settings.cors:
         return door
     return CORSMiddleware(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from chorus.cluster.runtime.job_command import Command, Job
+from chorus.cluster.runtime.job_command import SubmittedCommand, SubmittedJob
 from chorus.cluster.state.progress import run_state
 from chorus.pipeline.errors import CutShortError, OutputError, RefusedError
 from chorus.pipeline.io import storage
@@ -28,7 +28,7 @@ log = logging.getLogger("chorus")
 T = TypeVar("T")
 
 
-class RunState(BaseModel):
+class ReprocessState(BaseModel):
     """A run on the cluster.
 
     Attributes
@@ -55,7 +55,7 @@ class RunState(BaseModel):
     detail: str = ""
 
     @classmethod
-    def of(cls, job: Job) -> RunState:
+    def of(cls, job: SubmittedJob) -> ReprocessState:
         """Convert a job of the cluster."""
         return cls(name=job.name, state=job.state, out=job.out, started=job.started, ended=job.ended)
 
@@ -84,34 +84,34 @@ def add_reprocess_routes(api: FastAPI, settings: ServeSettings, jobs: Callable[[
         "/v1/jobs", tags=["jobs"], summary="Begin a run over many images, or go on with one", status_code=202,
         responses=answers, openapi_extra={"requestBody": body},
     )  # fmt: skip
-    async def submit(request: Request) -> RunState:
+    async def submit(request: Request) -> ReprocessState:
         asked: ReprocessRequest = await json_body(request, ReprocessRequest)
         command = _command(asked, settings)
 
-        def begin() -> RunState:
+        def begin() -> ReprocessState:
             known = jobs()
             if any(job.alive and job.out == command.out for job in known.submitted()):
                 raise RequestError(409, "another run is at work on that output; look at it, or stop it first")
-            return RunState.of(known.submit(command))
+            return ReprocessState.of(known.submit(command))
 
         return await _ask(begin)
 
     @api.get("/v1/jobs/{name}", tags=["jobs"], summary="How a run goes on", responses=answers)
-    async def state(name: str, count: bool = True) -> RunState:
+    async def state(name: str, count: bool = True) -> ReprocessState:
         """Return the progress; counting finished regions takes about a second per 10,000."""
 
-        def look() -> RunState:
+        def look() -> ReprocessState:
             known = jobs()
             job = _known(known, name, settings)
             if job.state == "refused":
-                return RunState.of(job).model_copy(update={"detail": _last_words(known.log(name), job)})
+                return ReprocessState.of(job).model_copy(update={"detail": _last_words(known.log(name), job)})
             return _progress(job, count=count)
 
         return await _ask(look)
 
     @api.delete("/v1/jobs/{name}", tags=["jobs"], summary="Stop a run; what is done stays", responses=answers)
-    async def stop(name: str) -> RunState:
-        def end() -> RunState:
+    async def stop(name: str) -> ReprocessState:
+        def end() -> ReprocessState:
             known = jobs()
             if not _known(known, name, settings).alive:
                 raise RequestError(409, "the run has ended already")
@@ -120,7 +120,7 @@ def add_reprocess_routes(api: FastAPI, settings: ServeSettings, jobs: Callable[[
         return await _ask(end)
 
 
-def _command(asked: ReprocessRequest, settings: ServeSettings) -> Command:
+def _command(asked: ReprocessRequest, settings: ServeSettings) -> SubmittedCommand:
     """Return the command for the cluster; raise RequestError for URLs and ensembles that are not allowed."""
     name = asked.ensemble or next(iter(settings.ensembles))
     if name not in settings.ensembles:
@@ -128,10 +128,10 @@ def _command(asked: ReprocessRequest, settings: ServeSettings) -> Command:
     sources = [check_source(url, settings.reprocess, "sources") for url in asked.sources]
     out, ensemble = check_source(asked.out, settings.reprocess, "out"), storage.normalise(settings.ensembles[name])
     trust = ["--trust-code"] if settings.trust_code else []
-    return Command(("predict", *sources, "--ensemble", ensemble, "--out", out, *trust), 1, out, ensemble)
+    return SubmittedCommand(("predict", *sources, "--ensemble", ensemble, "--out", out, *trust), 1, out, ensemble)
 
 
-def _known(jobs: Jobs, name: str, settings: ServeSettings) -> Job:
+def _known(jobs: Jobs, name: str, settings: ServeSettings) -> SubmittedJob:
     """Return a run whose results are where this server may write; raise RequestError 404 if there is none."""
     for job in jobs.submitted():
         if job.name == name and job.command == "predict" and f"{job.out}/".startswith(tuple(settings.reprocess)):
@@ -139,16 +139,16 @@ def _known(jobs: Jobs, name: str, settings: ServeSettings) -> Job:
     raise RequestError(404, "there is no such run; the cluster forgets runs when its head goes")
 
 
-def _progress(job: Job, *, count: bool) -> RunState:
+def _progress(job: SubmittedJob, *, count: bool) -> ReprocessState:
     """Return the state of a run with the progress that its results show."""
     found = run_state(job.out, count=count)
     if found is None:
-        return RunState.of(job)
+        return ReprocessState.of(job)
     done = {"images_done": found.images_done, "regions_done": found.regions_done, "failed": found.failed}
-    return RunState.of(job).model_copy(update={"images": found.images, "regions": found.regions} | done)
+    return ReprocessState.of(job).model_copy(update={"images": found.images, "regions": found.regions} | done)
 
 
-def _last_words(text: str, job: Job) -> str:
+def _last_words(text: str, job: SubmittedJob) -> str:
     """Return the last message of a run, without paths of the cluster."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return said(lines[-1].removeprefix("chorus: "), job.out) if lines else ""

@@ -35,7 +35,7 @@ _TIMES = 20
 _CLOSED = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Cache-Control": "no-store"}
 
 
-class Door:
+class RequestGate:
     """An ASGI application around another one.
 
     Parameters
@@ -94,7 +94,7 @@ class Door:
 class _Visit:
     """One request and its answer."""
 
-    def __init__(self, door: Door, scope: Message, receive: Receive, send: Send) -> None:
+    def __init__(self, door: RequestGate, scope: Message, receive: Receive, send: Send) -> None:
         self._door, self._scope, self._receive, self._send = door, scope, receive, send
         self._headers = Headers(scope=scope)
         given = self._headers.get("x-request-id", "")

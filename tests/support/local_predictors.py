@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chorus.serving.contract.metrics import ReplicaMetrics
-from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
+from chorus.serving.contract.predictors import LargeTask, PredictorOutcome, Refusal, Task
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import ServeSettings
 from chorus.serving.prediction.predictor import Predictor
@@ -22,7 +22,7 @@ class LocalPredictors:
     def names(self) -> list[str]:
         return list(self.hosts)
 
-    async def predict(self, name: str, task: Task) -> Outcome:
+    async def predict(self, name: str, task: Task) -> PredictorOutcome:
         return await self.hosts[name].predict(task)
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:

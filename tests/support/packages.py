@@ -17,7 +17,7 @@ from bioimageio.core.digest_spec import create_sample_for_model
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.bioimageio.package import choose_format, open_package, weight_files
-from chorus.pipeline.members.contract import Asked, Member
+from chorus.pipeline.members.contract import LoadRequest, Member
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")
@@ -127,8 +127,8 @@ def write_package(
     return folder
 
 
-def asked(url: object, *, channels: int = 1, outputs: int = 2, tile: int = 64, **changes: Any) -> Asked:
-    return Asked(str(url), channels, outputs, changes.get("flows", False), tile, changes.get("trust_code", False))
+def asked(url: object, *, channels: int = 1, outputs: int = 2, tile: int = 64, **changes: Any) -> LoadRequest:
+    return LoadRequest(str(url), channels, outputs, changes.get("flows", False), tile, changes.get("trust_code", False))
 
 
 def entry(url: Path | str, **fields: Any) -> BioimageioMember:

@@ -14,7 +14,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from chorus.serving.contract.metrics import ApplicationMetrics
-from chorus.serving.contract.predictors import LargeTask, Outcome, Refusal, Task
+from chorus.serving.contract.predictors import LargeTask, PredictorOutcome, Refusal, Task
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import parse_settings
 from chorus.serving.web.api import create_app
@@ -54,7 +54,7 @@ class Nothing:
 
     names = ("nuclei",)
 
-    async def predict(self, name: str, task: Task) -> Outcome:
+    async def predict(self, name: str, task: Task) -> PredictorOutcome:
         return Refusal(503, "not ready", 7)
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from chorus.console.format import duration
 
 if TYPE_CHECKING:
-    from chorus.cluster.costs.forecast import CostForecast, Prediction
+    from chorus.cluster.costs.forecast import CostForecast, DurationForecast
 
 
 def tables(found: CostForecast) -> Iterator[RenderableType]:
@@ -39,7 +39,7 @@ def tables(found: CostForecast) -> Iterator[RenderableType]:
     yield f"output {decimal(found.output_bytes)} before compression, pyramids included{kept}"
 
 
-def _cells(one: Prediction) -> list[str]:
+def _cells(one: DurationForecast) -> list[str]:
     return [
         one.title,
         f"{sum(nodes.devices for nodes in one.nodes)}",
@@ -53,7 +53,7 @@ def _cells(one: Prediction) -> list[str]:
     ]
 
 
-def _shares(together: Prediction) -> Table:
+def _shares(together: DurationForecast) -> Table:
     """Who does how much of the work, and what that costs."""
     table = Table(title="All together, by node type", title_justify="left")
     table.add_column("nodes", overflow="fold")

@@ -16,7 +16,7 @@ from chorus.console.format import duration
 from chorus.console.options import Json
 
 if TYPE_CHECKING:
-    from chorus.cluster.runtime.job_command import Job
+    from chorus.cluster.runtime.job_command import SubmittedJob
     from chorus.cluster.runtime.ray_jobs import Jobs
     from chorus.cluster.state.progress import RunState
     from chorus.console.progress import Reached
@@ -175,7 +175,7 @@ def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True
     _begin(jobs, jobs.resume(name), follow=follow, as_json=as_json)
 
 
-def _begin(jobs: Jobs, job: Job, *, follow: bool, as_json: bool) -> None:
+def _begin(jobs: Jobs, job: SubmittedJob, *, follow: bool, as_json: bool) -> None:
     """Say that a job was started, and stay with it if that is wished."""
     _say(f"job      {job.name}  ({job.command}, into {job.out})")
     if follow:
@@ -187,7 +187,7 @@ def _begin(jobs: Jobs, job: Job, *, follow: bool, as_json: bool) -> None:
     _say(_next(jobs, job))
 
 
-def _follow(jobs: Jobs, job: Job, console: Console) -> Job:
+def _follow(jobs: Jobs, job: SubmittedJob, console: Console) -> SubmittedJob:
     """Show what a job says until it ends; returns it as it is then."""
     try:
         return jobs.follow(job.name, lambda text: console.out(text, end="", highlight=False))
@@ -196,7 +196,7 @@ def _follow(jobs: Jobs, job: Job, console: Console) -> Job:
         raise typer.Exit(130) from error
 
 
-def _end(jobs: Jobs, job: Job, *, as_json: bool) -> None:
+def _end(jobs: Jobs, job: SubmittedJob, *, as_json: bool) -> None:
     """Say how a job ended."""
     if as_json:
         print(json.dumps(asdict(job)))
@@ -205,7 +205,7 @@ def _end(jobs: Jobs, job: Job, *, as_json: bool) -> None:
         _say(_next(jobs, job))
 
 
-def _next(jobs: Jobs, job: Job) -> str:
+def _next(jobs: Jobs, job: SubmittedJob) -> str:
     """What can be done with a job as it is."""
     if job.alive:
         return (
@@ -217,7 +217,7 @@ def _next(jobs: Jobs, job: Job) -> str:
     return f"read all of it with {jobs.call('logs', job.name)}"
 
 
-def _run_state(job: Job) -> tuple[RunState | None, str]:
+def _run_state(job: SubmittedJob) -> tuple[RunState | None, str]:
     """What is recorded of a job's run, or why this machine cannot tell."""
     from chorus.cluster.state.progress import run_state
     from chorus.pipeline.errors import ChorusError
@@ -230,13 +230,13 @@ def _run_state(job: Job) -> tuple[RunState | None, str]:
         return None, str(error)
 
 
-def _facts(job: Job) -> dict[str, str]:
+def _facts(job: SubmittedJob) -> dict[str, str]:
     facts = {"job": job.name, "state": f"{job.state}, {_took(job)}" if job.started else job.state}
     facts |= {"started": f"{_time(job.started)} UTC", "command": job.command, "output": job.out}
     return facts | ({"ensemble": job.ensemble} if job.ensemble else {})
 
 
-def _course(job: Job, reached: Reached | None, state: RunState | None, why: str) -> dict[str, str]:
+def _course(job: SubmittedJob, reached: Reached | None, state: RunState | None, why: str) -> dict[str, str]:
     """How far it has come, in this job and in all."""
     found: dict[str, str] = {}
     if reached is not None:
@@ -252,7 +252,7 @@ def _course(job: Job, reached: Reached | None, state: RunState | None, why: str)
     return found | {"recorded": ", ".join(parts)}
 
 
-def _took(job: Job) -> str:
+def _took(job: SubmittedJob) -> str:
     end = job.ended if job.ended is not None else datetime.now(UTC).timestamp()
     return duration(max(0.0, end - job.started)) if job.started is not None else ""
 

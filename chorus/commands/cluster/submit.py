@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chorus.cluster.runtime.job_command import Command
+from chorus.cluster.runtime.job_command import SubmittedCommand
 from chorus.console.lazy import resolved
 from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
@@ -36,7 +36,7 @@ PLACES = (
 _ENSEMBLES, _LABELS = ("ensemble", "start", "flows_from"), ("labels", "test_labels")
 
 
-def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) -> Command:
+def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) -> SubmittedCommand:
     """The command that `words` are; raises RefusedError, or what the command line raises, where it cannot run there.
 
     Parameters
@@ -67,7 +67,7 @@ def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) 
     out = next((_values(given[name])[0] for name in OUTPUTS if given.get(name)), "")
     ensemble = given.get("ensemble") or given.get("start") or ""
     told = ensemble if _is_name("ensemble", ensemble) else storage.normalise(ensemble)
-    return Command(tuple(words), names, storage.normalise(out), told, folder)
+    return SubmittedCommand(tuple(words), names, storage.normalise(out), told, folder)
 
 
 def _check_places(given: Mapping[str, Any], options: Mapping[str, str], *, shared: bool) -> str | None:

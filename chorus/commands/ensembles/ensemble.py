@@ -70,13 +70,13 @@ def check(
     `chorus ensemble check nuclei/ --json`
     """
     from chorus.cluster.commands.sentinels import compare_sentinels
-    from chorus.cluster.planning.device_probe import calibrate
+    from chorus.cluster.planning.device_probe import probe_device
     from chorus.cluster.planning.plan import resolve
     from chorus.cluster.planning.settings import ResultSettings
     from chorus.pipeline.ensembles.ensemble import read_ensemble
 
     read = read_ensemble(named_ensemble(ensemble), trust_code=trust_code)
-    measured = calibrate(read, resolve(ResultSettings(), read))
+    measured = probe_device(read, resolve(ResultSettings(), read))
     sentinels = compare_sentinels(read)
     if as_json:
         _print_json(_content(read) | {"calibration": asdict(measured), "sentinels_found": sentinels})

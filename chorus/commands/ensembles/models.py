@@ -17,7 +17,7 @@ from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
-    from chorus.pipeline.bioimageio.comparison import Outcome
+    from chorus.pipeline.bioimageio.comparison import ComparisonOutcome
     from chorus.pipeline.bioimageio.conformance import PackageTest
     from chorus.pipeline.core.provenance import About
     from chorus.pipeline.ensembles.ensemble import Ensemble
@@ -157,7 +157,7 @@ def _print_tested(tested: PackageTest) -> None:
         _print(f"warning: {warning}")
 
 
-def _cells(outcome: Outcome) -> tuple[str, str, str, str]:
+def _cells(outcome: ComparisonOutcome) -> tuple[str, str, str, str]:
     color = {"passed": "green", "failed": "red", "skipped": "yellow"}[outcome.status]
     absolute, relative = ("" if value is None else f"{value:.1e}" for value in (outcome.absolute, outcome.relative))
     return f"[{color}]{outcome.status}[/]", absolute, relative, f"{outcome.seconds:.1f}"

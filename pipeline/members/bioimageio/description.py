@@ -15,12 +15,12 @@ from chorus.pipeline.members.bioimageio.package import Package, WeightFormat, ch
 from chorus.pipeline.members.bioimageio.processing import preparation
 from chorus.pipeline.members.bioimageio.shapes import check_output, nearest_tile, port, tile_fits
 from chorus.pipeline.members.contract import Activation
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.described import ModelDescription
 
 DEFAULT_TILE = 256
 
 
-def describe(url: str, format: WeightFormat | None = None) -> Described:
+def describe(url: str, format: WeightFormat | None = None) -> ModelDescription:
     """The package at `url` (or of this id) as a member, with the hash of its weights; nothing of it runs.
 
     Its tile is that of its test input, or else the nearest to 256 that it takes. Whether what it gives are
@@ -53,7 +53,7 @@ def describe(url: str, format: WeightFormat | None = None) -> Described:
         channels=(2, 0, 1) if flows else None,
         activation=None if activation == "none" else activation,
     )
-    return Described(
+    return ModelDescription(
         entry=entry,
         name=str(description.name),
         channels=_channels(description.inputs),

@@ -21,7 +21,7 @@ from chorus.pipeline.members.bioimageio.package import (
 )
 from chorus.pipeline.members.bioimageio.processing import PackagePreparation, Step, postprocessing, preparation
 from chorus.pipeline.members.bioimageio.shapes import Port, check_output, check_tile, port
-from chorus.pipeline.members.contract import Activation, Asked, Member, MemberEntry
+from chorus.pipeline.members.contract import Activation, LoadRequest, Member, MemberEntry
 from chorus.pipeline.members.script import check_source
 from chorus.pipeline.members.trial import check_trial
 
@@ -48,7 +48,7 @@ class BioimageioMember(MemberEntry):
     output: str | None = None
     channels: tuple[int, ...] | None = Field(default=None, min_length=1)
 
-    def preparation(self, asked: Asked) -> PackagePreparation:
+    def preparation(self, asked: LoadRequest) -> PackagePreparation:
         """The package's preprocessing; its weights are not read."""
         package = _opened(asked.url, self.weights, self.sha256)
         inputs = package.description.inputs
@@ -61,7 +61,7 @@ class BioimageioMember(MemberEntry):
             )
         return prepared
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """The network with its postprocessing; raises RefusedError where it is not what was meant or cannot run."""
         self.preparation(asked)
         package = _opened(asked.url, self.weights, self.sha256)

@@ -12,15 +12,15 @@ import yaml
 from pydantic import ValidationError
 
 from chorus.cluster.costs.accounting import Account, calibration_device, earlier_calibration
-from chorus.cluster.costs.forecast import CostForecast, Prediction, forecast_costs
+from chorus.cluster.costs.forecast import CostForecast, DurationForecast, forecast_costs
 from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, read_cluster
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.placement import Memory, Placement, tasks_at_once
 from chorus.cluster.planning.plan import Cost, cost, resolve
 from chorus.cluster.planning.requests import Forecast, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
-from chorus.cluster.runs.run import Job
+from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.telemetry.metrics import REGISTRY, driver_recorder
@@ -31,7 +31,7 @@ from tests.support.paths import ROOT
 from tests.support.plans import planned
 
 EXAMPLE = ROOT / "infra" / "cost" / "cluster.yaml"
-MEASURED = Calibration(10**8, 10**8, 10**8, 10**10, seconds_per_tile=0.5, device="a GPU")
+MEASURED = DeviceProbe(10**8, 10**8, 10**8, 10**10, seconds_per_tile=0.5, device="a GPU")
 NODE: dict[str, Any] = {
     "name": "a", "count": 4, "gpus": 2, "gpu_memory_gb": 24, "cpus": 8, "memory_gb": 64, "price_per_hour": 3.0,
     "start_seconds": 100, "relative_speed": 1.0,
@@ -44,27 +44,27 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 
 
 @pytest.fixture(scope="module")
-def job(ensemble: Ensemble) -> Job:
+def job(ensemble: Ensemble) -> PlannedRun:
     """80 images of 16 regions."""
     images = (planned(f"{index}", shape=(1024, 1024), region=256) for index in range(80))
     request = PredictRequest(sources=["x"], ensemble=ensemble.url, out="out")
     settings = resolve(ResultSettings(region=256, chunk=128, device="cuda"), ensemble)
-    return Job(request, ensemble, settings, ImageTable.collect(images), [])
+    return PlannedRun(request, ensemble, settings, ImageTable.collect(images), [])
 
 
-def predicted(job: Job, *nodes: dict[str, Any], **cluster: Any) -> CostForecast:
+def predicted(job: PlannedRun, *nodes: dict[str, Any], **cluster: Any) -> CostForecast:
     content = {"currency": "USD", "node_types": [NODE | one for one in nodes]} | cluster
     expected = cost(job.table, job.ensemble, job.settings)
     return forecast_costs(job, expected, MEASURED, ClusterFile.model_validate(content))
 
 
-def only(found: CostForecast) -> Prediction:
+def only(found: CostForecast) -> DurationForecast:
     (one,) = found.alone
     assert found.together is None
     return one
 
 
-def test_time_and_cost_are_work_by_devices_and_node_hours_by_price(job: Job) -> None:
+def test_time_and_cost_are_work_by_devices_and_node_hours_by_price(job: PlannedRun) -> None:
     work = cost(job.table, job.ensemble, job.settings)
     found = only(predicted(job, {}, storage={"seconds_per_request": 0.0}))
     ideal = work.tiles * MEASURED.seconds_per_tile / 8
@@ -77,7 +77,7 @@ def test_time_and_cost_are_work_by_devices_and_node_hours_by_price(job: Job) -> 
     assert found.per_gigapixel == pytest.approx(found.cost / (80 * 1024**2 / 1e9))
 
 
-def test_the_whole_costs_the_sum_of_its_parts(job: Job) -> None:
+def test_the_whole_costs_the_sum_of_its_parts(job: PlannedRun) -> None:
     prices = {"price_per_million_reads": 1e3, "price_per_million_writes": 2e3, "price_per_gb_read": 5.0}
     found = predicted(job, {}, {"name": "b", "relative_speed": 3.0}, price_per_hour=7.0, storage=prices)
     together = found.together
@@ -91,27 +91,27 @@ def test_the_whole_costs_the_sum_of_its_parts(job: Job) -> None:
     assert together.stream_seconds < min(one.stream_seconds for one in found.alone)
 
 
-def test_speed_may_be_given_as_measured(job: Job) -> None:
+def test_speed_may_be_given_as_measured(job: PlannedRun) -> None:
     relative = only(predicted(job, {"relative_speed": 4.0}))
     measured = only(predicted(job, {"relative_speed": None, "seconds_per_tile": MEASURED.seconds_per_tile / 4}))
     assert relative == measured
 
 
-def test_spot_nodes_that_vanish_take_longer_and_repeat_work(job: Job) -> None:
+def test_spot_nodes_that_vanish_take_longer_and_repeat_work(job: PlannedRun) -> None:
     sure = only(predicted(job, {}))
     spot = only(predicted(job, {"spot": True, "preemptions_per_hour": 30.0}))
     assert spot.seconds > sure.seconds
     assert spot.repeated > 0 == sure.repeated
 
 
-def test_nodes_without_room_are_named_with_the_reason_and_the_rest_goes_on(job: Job) -> None:
+def test_nodes_without_room_are_named_with_the_reason_and_the_rest_goes_on(job: PlannedRun) -> None:
     found = predicted(job, {}, {"name": "small", "gpu_memory_gb": 0.1})
     assert [bool(one.problem) for one in found.alone] == [False, True]
     assert "GB" in found.alone[1].problem
     assert found.together is None
 
 
-def test_a_type_that_grows_is_shown_at_its_least_and_its_most(job: Job) -> None:
+def test_a_type_that_grows_is_shown_at_its_least_and_its_most(job: PlannedRun) -> None:
     found = predicted(job, {"count": None, "min": 1, "max": 8})
     assert [one.title for one in found.alone] == ["1 x a", "8 x a"]
     assert found.alone[0].seconds > found.alone[1].seconds
@@ -165,7 +165,7 @@ def test_tasks_follow_the_cores_in_bounds() -> None:
     assert [tasks_at_once(cores) for cores in (1, 8, 64, 8_000)] == [2, 2, 16, 1_024]
 
 
-def account_of(job: Job, started: float) -> Account:
+def account_of(job: PlannedRun, started: float) -> Account:
     made = Forecast(
         Cost(1, 10, 100, 100, 100, 1.0, 1, 1, 10), MEASURED, Memory(1, 1, 1, 1),
         Placement((range(1),), 2, 2, 0, 1, 1, 3, 2), seconds=20.0, failures=[],
@@ -174,7 +174,9 @@ def account_of(job: Job, started: float) -> Account:
     return Account(Silent(), made, "cuda", cluster, driver_recorder("account", "test"), started)
 
 
-def test_the_account_compares_what_was_expected_of_what_was_open(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_account_compares_what_was_expected_of_what_was_open(
+    job: PlannedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr("chorus.cluster.costs.accounting.time.monotonic", lambda: now)
     account = account_of(job, started=now - 60)
@@ -195,14 +197,14 @@ def test_the_account_compares_what_was_expected_of_what_was_open(job: Job, monke
     assert REGISTRY.get_sample_value("chorus_cost_total", labels) == pytest.approx(paid)
 
 
-def test_a_session_with_nothing_to_do_has_no_account(job: Job) -> None:
+def test_a_session_with_nothing_to_do_has_no_account(job: PlannedRun) -> None:
     account = account_of(job, started=0.0)
     account.begin(0, 0, 2)
     account.end()
     assert account.summary() == {}
 
 
-def written_run(folder: Path, job: Job, **summary: Any) -> Path:
+def written_run(folder: Path, job: PlannedRun, **summary: Any) -> Path:
     content = {
         "ensemble": {"name": "test", "hash": job.ensemble.hash},
         "settings": job.settings.model_dump(mode="json"),
@@ -215,12 +217,12 @@ def written_run(folder: Path, job: Job, **summary: Any) -> Path:
     return folder
 
 
-def test_an_earlier_run_is_a_calibration_for_the_same_work_alone(job: Job, tmp_path: Path) -> None:
+def test_an_earlier_run_is_a_calibration_for_the_same_work_alone(job: PlannedRun, tmp_path: Path) -> None:
     begun, ended = str(written_run(tmp_path / "a", job)), str(written_run(tmp_path / "b", job, seconds_per_tile=0.7))
     assert calibration_device(begun) == "cuda"
-    assert earlier_calibration(begun, job.ensemble.hash, job.settings) == Calibration(1, 2, 3, 4, 0.5, "a GPU")
+    assert earlier_calibration(begun, job.ensemble.hash, job.settings) == DeviceProbe(1, 2, 3, 4, 0.5, "a GPU")
     measured = earlier_calibration(ended, job.ensemble.hash, job.settings)
-    assert measured == replace(Calibration(1, 2, 3, 4, 0.5, "a GPU"), seconds_per_tile=0.7)
+    assert measured == replace(DeviceProbe(1, 2, 3, 4, 0.5, "a GPU"), seconds_per_tile=0.7)
     with pytest.raises(RefusedError, match="ensemble test, which is another"):
         earlier_calibration(begun, "other", job.settings)
     with pytest.raises(RefusedError, match="measured with precision fp32, now bf16"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chorus.cluster.planning import device_probe as calibration
-from chorus.cluster.planning.device_probe import calibrate
+from chorus.cluster.planning.device_probe import probe_device
 from chorus.cluster.planning.plan import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.backends.choice import Backend
@@ -37,7 +37,7 @@ def test_a_long_batch_is_repeated_only_where_the_first_one_converted_networks(
     monkeypatch.setattr(calibration, "_LONG_SECONDS", long)
     ensemble = read_ensemble(ensemble_url)
     settings = resolve(ResultSettings(backend=backend, batch=2), ensemble)
-    measured = calibrate(ensemble, settings)
+    measured = probe_device(ensemble, settings)
     assert batches == [2] * times
     assert measured.seconds_per_tile > 0
     assert measured.weights > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chorus.cluster.planning.device_probe import calibrate
+from chorus.cluster.planning.device_probe import probe_device
 from chorus.cluster.planning.plan import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -34,7 +34,7 @@ def test_memory_is_measured_before_members_are_loaded_and_the_peak_from_the_tria
         return as_it_is(self, tiles)
 
     monkeypatch.setattr(ModuleMember, "__call__", taking)
-    measured = calibrate(ensemble, settings)
+    measured = probe_device(ensemble, settings)
     assert device.order.index("free memory") < device.order.index("repeatable") < device.order.index("peak reset")
     assert measured.device_memory == int(0.8 * 40 * GIGABYTE)
     assert 0 < measured.activations < 1000

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.placement import Memory, Placement, estimate_memory, place, require_devices
 from chorus.cluster.planning.plan import Cost, ResolvedSettings, resolve
@@ -175,8 +175,8 @@ def test_cluster_without_what_members_run_on_is_refused(ensemble: Ensemble) -> N
         require_devices(settings(ensemble), RunSettings(), Resources(cpus=0, gpus=4, nodes=1, memory=0))
 
 
-def measured(**changes: int) -> Calibration:
-    return replace(Calibration(100, 20, 3, 10**12, 0.1, "a device"), **changes)
+def measured(**changes: int) -> DeviceProbe:
+    return replace(DeviceProbe(100, 20, 3, 10**12, 0.1, "a device"), **changes)
 
 
 def test_memory_grows_with_regions_up_to_the_largest_image(ensemble: Ensemble) -> None:

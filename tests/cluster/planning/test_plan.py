@@ -16,7 +16,7 @@ from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import Cost, cost, model_grid, plan_images, resolve
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
-from chorus.cluster.runs.run import Job
+from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runs.setup import larger_regions
 from chorus.cluster.state.ledger import Ledger
 from chorus.pipeline.core.geometry import Window
@@ -126,13 +126,13 @@ def test_a_million_regions_are_planned_and_listed(ensemble: Ensemble, tmp_path: 
 def test_larger_regions_are_advised_where_they_save_passes(
     tile: int, again: float | None, saved: float | None, ensemble: Ensemble
 ) -> None:
-    def of_regions(region: int, edge: int = 8192) -> tuple[Cost, Job]:
+    def of_regions(region: int, edge: int = 8192) -> tuple[Cost, PlannedRun]:
         images, settings = [planned("slide", (edge, edge), region=region)], ResultSettings(region=region, tile=tile)
         request = PredictRequest(sources=["slide"], ensemble=ensemble.url, out="out")
-        job = Job(request, ensemble, resolve(settings, ensemble), ImageTable.collect(images), [])
+        job = PlannedRun(request, ensemble, resolve(settings, ensemble), ImageTable.collect(images), [])
         return counted(images, ensemble, settings), job
 
-    def advice(job: Job, actors: int = 1) -> list[str]:
+    def advice(job: PlannedRun, actors: int = 1) -> list[str]:
         return larger_regions(job, cost(job.table, ensemble, job.settings), actors)
 
     (small, job), (large, _), (_, larger) = of_regions(2048), of_regions(4096), of_regions(4096, edge=16384)

@@ -22,7 +22,7 @@ from chorus.pipeline.core.posterior import SampleSums
 from chorus.pipeline.ensembles import ensemble as ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.inference.members import MemberGroup
-from chorus.pipeline.inference.oom_splitting import Calls, is_out_of_memory
+from chorus.pipeline.inference.oom_splitting import OomSplitter, is_out_of_memory
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.contract import Member
 from tests.support.making import pixels, write_image, write_light_ensemble
@@ -72,7 +72,7 @@ def test_what_torch_says_when_a_cpu_has_too_little_memory_is_known() -> None:
 def test_answers_are_in_order_whatever_the_size_of_calls(batch: int, views: int, room: int, seed: int) -> None:
     tiles = torch.randn(views * batch, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
     sizes, shortages = [], []
-    calls = Calls(batch, views, lambda: shortages.append(1))
+    calls = OomSplitter(batch, views, lambda: shortages.append(1))
 
     def ask(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.append(len(part))
@@ -175,7 +175,7 @@ def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
             measured.append(calibrate(*arguments))
         return measured[0]
 
-    monkeypatch.setattr(planned_runs, "calibrate", once)
+    monkeypatch.setattr(planned_runs, "probe_device", once)
     assert run_with("plenty", 100).state == "complete"
     outcome = run_with("none", 0)
     assert (outcome.state, outcome.exit_code) == ("failures", 1)

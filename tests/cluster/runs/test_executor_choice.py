@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chorus.cluster.planning.device_probe import Calibration
+from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import plan_job, predict
@@ -45,11 +45,11 @@ def small(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds
     tiles = setup.cost(job.table, job.ensemble, job.settings).tiles
     tried = []
 
-    def calibrate(*_: object) -> Calibration:
+    def calibrate(*_: object) -> DeviceProbe:
         tried.append(True)
-        return Calibration(1, 1, 1, 1 << 40, seconds / tiles, "made up")
+        return DeviceProbe(1, 1, 1, 1 << 40, seconds / tiles, "made up")
 
-    monkeypatch.setattr(setup, "calibrate", calibrate)
+    monkeypatch.setattr(setup, "probe_device", calibrate)
     found = setup._small(job, Silent()) is not None
     assert tried or not found
     return found if tried else None

@@ -19,7 +19,7 @@ from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime import ray_jobs as room
-from chorus.cluster.runtime.job_command import DEFAULT_ADDRESS, Command, Job
+from chorus.cluster.runtime.job_command import DEFAULT_ADDRESS, SubmittedCommand, SubmittedJob
 from chorus.cluster.runtime.ray_jobs import STOP_SECONDS, Jobs
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.ledger import Ledger
@@ -28,7 +28,9 @@ from chorus.pipeline.errors import OutputError, RefusedError
 from tests.support.jobs import FakeClient
 from tests.support.making import pixels, write_image, write_light_ensemble
 
-COMMAND = Command(("predict", "gs://b/in", "-e", "nuclei-fluo", "-o", "gs://b/screen 1"), 1, "gs://b/screen 1", "e")
+COMMAND = SubmittedCommand(
+    ("predict", "gs://b/in", "-e", "nuclei-fluo", "-o", "gs://b/screen 1"), 1, "gs://b/screen 1", "e"
+)
 Connect = Callable[[FakeClient], Jobs]
 
 
@@ -45,7 +47,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 @pytest.mark.parametrize("folder", [None, "/data/my images; rm *"])
 def test_entrypoint_is_the_command_as_typed_on_the_cluster_it_runs_on(folder: str | None) -> None:
     words = ("predict", "--", "a b.zarr", "$HOME/*.zarr")
-    command = Command(words, 1, "", "", folder)
+    command = SubmittedCommand(words, 1, "", "", folder)
     parts = shlex.split(command.entrypoint, posix=True)
     given = parts if folder is None else parts[3:]
     assert given == ["exec", "chorus", "predict", "--address", "auto", *words[1:]]
@@ -61,7 +63,7 @@ def test_the_shell_becomes_the_program_so_that_a_signal_reaches_it_once(
     program.write_text("#!/bin/sh\necho $$ $*\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    command = Command(("predict", "a b"), 1, "", "", str(tmp_path))
+    command = SubmittedCommand(("predict", "a b"), 1, "", "", str(tmp_path))
     with subprocess.Popen(command.entrypoint, shell=True, stdout=subprocess.PIPE, text=True) as shell:
         said, _ = shell.communicate(timeout=60)
     assert said.split() == [str(shell.pid), "predict", "--address", "auto", "a", "b"]
@@ -258,5 +260,5 @@ def test_jobs_that_were_started_in_another_way_are_known_by_their_entrypoint(
     details = JobDetails(
         type=JobType.SUBMISSION, submission_id="x", status=JobStatus.RUNNING, entrypoint=entrypoint, metadata={}
     )
-    job = Job.of(details)
+    job = SubmittedJob.of(details)
     assert (job and job.command, job and job.out) == (command, out)

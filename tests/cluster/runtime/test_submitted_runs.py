@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
-from chorus.cluster.runtime.job_command import Command
+from chorus.cluster.runtime.job_command import SubmittedCommand
 from chorus.cluster.runtime.ray_jobs import STOP_SECONDS, Jobs
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.progress import run_state
@@ -67,11 +67,11 @@ def jobs(cluster: Cluster) -> Jobs:
     return Jobs(f"http://{cluster.webui_url}")
 
 
-def command(images: Path, ensemble: Path, out: Path) -> Command:
+def command(images: Path, ensemble: Path, out: Path) -> SubmittedCommand:
     """`chorus predict` in small regions, one augmentation."""
     sizes = ["--region", str(REGION), "--chunk", str(REGION), "--no-report", "--augment", "none", "--actors", "2"]
     words = ["predict", str(images), "-e", str(ensemble), "-o", str(out), *sizes]
-    return Command(tuple(words), 1, str(out), str(ensemble))
+    return SubmittedCommand(tuple(words), 1, str(out), str(ensemble))
 
 
 def serial(images: Path, ensemble: Path, out: Path) -> None:

@@ -21,7 +21,7 @@ from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.run_record import clear_output
 from chorus.cluster.telemetry.profile import REGION_STAGES, STATES, device_states, profile, read_timeline, window
 from chorus.cluster.telemetry.profile_page import binned_states, trace, write_page
-from chorus.cluster.telemetry.timeline import Span, TimelineWriter, noted, packed, span, unpacked
+from chorus.cluster.telemetry.timeline import StageSpan, TimelineWriter, noted, packed, span, unpacked
 from chorus.pipeline.errors import RefusedError
 from tests.support.making import pixels, write_image, write_light_ensemble
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_not_profiled_keeps_no_stages(run: PredictRequest, tmp_pat
 
 def test_overwriting_a_run_removes_its_profile(tmp_path: Path) -> None:
     writer = TimelineWriter(str(tmp_path), "session")
-    writer.add([Span("host:1", 1, "read", 0, 1)], region=0)
+    writer.add([StageSpan("host:1", 1, "read", 0, 1)], region=0)
     writer.write()
     clear_output(str(tmp_path))
     assert not (tmp_path / "profile").exists()
@@ -203,7 +203,7 @@ def test_noting_is_cheap_and_costs_next_to_nothing_where_it_is_off() -> None:
 
 
 def test_stages_survive_the_way_through_a_row() -> None:
-    spans = [Span("host:1", 140_000_000_000_000, "read", 1_800_000_000_000_000_001, 1_800_000_000_000_000_002)]
+    spans = [StageSpan("host:1", 140_000_000_000_000, "read", 1_800_000_000_000_000_001, 1_800_000_000_000_000_002)]
     assert unpacked(packed(spans)) == spans
     assert packed([]) == ""
     assert unpacked("") == []
@@ -215,7 +215,7 @@ def test_long_runs_write_their_stages_in_parts(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("chorus.cluster.telemetry.timeline._MOST_SPANS", 10)
     writer = TimelineWriter(str(tmp_path), "session")
     for region in range(7):
-        spans = [Span("host:1", 1, stage, region, region + 1) for stage in ("read", "infer", "write")]
+        spans = [StageSpan("host:1", 1, stage, region, region + 1) for stage in ("read", "infer", "write")]
         writer.add(spans, region=region)
     writer.write()
     assert len(list((tmp_path / "profile").glob("session-*.parquet"))) == 2

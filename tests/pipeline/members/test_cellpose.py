@@ -22,7 +22,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.cellpose_network import CellposeInput, CellposeMember, describe
-from chorus.pipeline.members.contract import Asked
+from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.preprocessing.preparation import surveyed
 
 core = pytest.importorskip("cellpose.core")
@@ -65,8 +65,8 @@ def entry(path: Path) -> CellposeMember:
     return CellposeMember(kind="cellpose", weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def asked(path: Path, **changes: Any) -> Asked:
-    return Asked(**{"url": str(path), "channels": 3, "outputs": 1, "flows": True, "tile": TILE} | changes)
+def asked(path: Path, **changes: Any) -> LoadRequest:
+    return LoadRequest(**{"url": str(path), "channels": 3, "outputs": 1, "flows": True, "tile": TILE} | changes)
 
 
 def tiles(seed: int, channels: int = 3) -> torch.Tensor:

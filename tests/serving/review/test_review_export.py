@@ -12,7 +12,7 @@ from chorus.cluster.exports.outlines import IMAGES, ExportRequest, export_object
 from chorus.cluster.runtime.reporting import Silent
 from chorus.commands.everyday.export import _only
 from chorus.pipeline.errors import RefusedError
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 from tests.support.object_runs import drawn
 from tests.support.reviews import write_object_run
 
@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images with objects, of which two are to be corrected, one is accepted and one is open."""
     planes = {name: drawn(seed, 60, 70, 6) for seed, name in enumerate(NAMES)}
     out = write_object_run(tmp_path_factory.mktemp("made"), planes)
-    log = Run(str(out)).log
+    log = ReviewedRun(str(out)).log
     for name, decision in (("a", "correct-later"), ("c", "correct-later"), ("d", "accept")):
         log.decide("ann", f"{name}.ome.zarr", decision)  # type: ignore[arg-type]
     return out

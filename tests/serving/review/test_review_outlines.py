@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from chorus.cluster.exports.outlines import IMAGES, ExportRequest, export_objects
 from chorus.cluster.runtime.reporting import Silent
 from chorus.serving.review.app import review_app
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 from tests.support.object_runs import drawn
 from tests.support.reviews import EVIL, SLIDE, write_object_run, write_review_run
 
@@ -28,7 +28,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = write_object_run(
         tmp_path_factory.mktemp("made"), {name: drawn(seed, 60, 70, 6) for seed, name in enumerate(NAMES)}
     )
-    log = Run(str(out)).log
+    log = ReviewedRun(str(out)).log
     for name in NAMES:
         log.decide("ann", f"{name}.ome.zarr", "accept" if name in ACCEPTED else "reject")
     return out

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 
 from chorus.serving.contract.metrics import ApplicationMetrics
 from chorus.serving.contract.settings import parse_settings
-from chorus.serving.review.run import Run
+from chorus.serving.review.run import ReviewedRun
 from chorus.serving.web.api import create_app
 from chorus.serving.web.tokens import add_token
 from tests.support.browsing import Seat, Served, settled, violations
@@ -72,7 +72,7 @@ def test_from_signing_in_to_the_exports(browser: Any, served: tuple[Served, Path
     page.get_by_text("Rejected: b.ome.zarr").wait_for()
     page.keyboard.press("Escape")
     page.get_by_text("Accepted by you").wait_for()
-    said = Run(str(out)).log
+    said = ReviewedRun(str(out)).log
     said.refresh()
     assert {name: state.verdicts[0].reviewer for name, state in said.states().items()} == {
         WORST: "ann",
@@ -119,7 +119,7 @@ def test_another_site_gets_nothing_decided_by_who_is_signed_in(browser: Any, ser
     page.get_by_role("button").click()
     page.get_by_text("only the page of this server").or_(page.get_by_text("other sites")).first.wait_for()
     elsewhere.stop()
-    log = Run(str(out)).log
+    log = ReviewedRun(str(out)).log
     log.refresh()
     assert log.states() == {}
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from starlette.testclient import TestClient
 
 from chorus.serving.contract.metrics import ApplicationMetrics
-from chorus.serving.contract.predictors import Answer, LargeTask, Outcome, Refusal, Task
+from chorus.serving.contract.predictors import Answer, LargeTask, PredictorOutcome, Refusal, Task
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import parse_settings
 from chorus.serving.web.api import create_app
@@ -29,7 +29,7 @@ class Ready:
 
     names = ("nuclei",)
 
-    async def predict(self, name: str, task: Task) -> Outcome:
+    async def predict(self, name: str, task: Task) -> PredictorOutcome:
         return Answer(task.media, b"{}")
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:

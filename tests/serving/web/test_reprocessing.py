@@ -26,7 +26,7 @@ from starlette.responses import Response
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import RunSettings
 from chorus.cluster.predict import predict
-from chorus.cluster.runtime.job_command import Command, Job
+from chorus.cluster.runtime.job_command import SubmittedCommand, SubmittedJob
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -167,18 +167,18 @@ class FakeJobs:
     """A cluster that has one run of this server, one of somebody else, and takes no other."""
 
     def __init__(self) -> None:
-        own = Job("own-1", "running", "predict", "gs://lab/runs/a", "e", "", None, 1.0, None, "")
-        other = Job("other-1", "running", "predict", "gs://other/secret", "e", "", None, 1.0, None, "")
+        own = SubmittedJob("own-1", "running", "predict", "gs://lab/runs/a", "e", "", None, 1.0, None, "")
+        other = SubmittedJob("other-1", "running", "predict", "gs://other/secret", "e", "", None, 1.0, None, "")
         self.known, self.sent, self.stopped = [own, other], [], []
 
-    def submitted(self) -> list[Job]:
+    def submitted(self) -> list[SubmittedJob]:
         return self.known
 
-    def submit(self, command: Command) -> Job:
+    def submit(self, command: SubmittedCommand) -> SubmittedJob:
         self.sent.append(command)
         raise RefusedError("--address 10.0.0.7:8265: no cluster answers there")
 
-    def stop(self, name: str) -> Job:
+    def stop(self, name: str) -> SubmittedJob:
         self.stopped.append(name)
         return self.known[0]
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Asked, Member, MemberEntry, ModuleMember, fetch_weights
-from chorus.pipeline.members.described import Described
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind, Network
 from chorus.pipeline.members.weight_file import read, stem
 from chorus.pipeline.preprocessing.normalisation import Unchanged
@@ -22,7 +22,7 @@ class ThresholdMember(MemberEntry):
     kind: Literal["threshold"]
     sharpness: float = 0.01
 
-    def load(self, asked: Asked, device: torch.device) -> Member:
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """See `MemberEntry.load`."""
         at = json.loads(fetch_weights(asked.url, self.sha256))["at"]
         if asked.channels != 1:
@@ -41,10 +41,10 @@ class _Threshold(torch.nn.Module):
         return torch.cat([-above, above], dim=1)
 
 
-def _describe(url: str, network: Network) -> tuple[Described, ...]:
+def _describe(url: str, network: Network) -> tuple[ModelDescription, ...]:
     entry = ThresholdMember(kind="threshold", weights=url, sha256=hashlib.sha256(read(url)).hexdigest())
     return (
-        Described(
+        ModelDescription(
             entry=entry,
             name=stem(url),
             channels=["channel-0"],
