@@ -167,7 +167,7 @@ def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
 ) -> None:
     from chorus.cluster.runs import setup as planned_runs
 
-    calibrate = planned_runs.calibrate
+    calibrate = planned_runs.probe_device
     measured: list[Any] = []
 
     def once(*arguments: Any) -> Any:
