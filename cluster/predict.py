@@ -64,7 +64,7 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
                     job.ensemble,
                     job.settings,
                     reporter,
-                    lambda inner: _within(planes_only(inner), name, executor, Silent()),
+                    lambda inner: _within(planes_only(inner), name, executor, Silent(), request.out),
                 )
                 outcome = run.carry_out()
                 _close_account(account, record, outcome)
@@ -118,8 +118,11 @@ def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> Non
         record.write(outcome.out)
 
 
-def plan_job(request: PredictRequest, reporter: PlanReporter) -> PlannedRun:
-    """What a request comes to: images, settings and what cannot be done; raises RefusedError as `predict` does."""
+def plan_job(request: PredictRequest, reporter: PlanReporter, *, without: str | None = None) -> PlannedRun:
+    """Plan images, settings and what cannot be done; raises RefusedError as `predict` does.
+
+    `without` is a folder that is not searched for images, by default the output.
+    """
     storage.check_writable(request.out)
     ensemble = read_ensemble(request.ensemble, trust_code=request.run.trust_code)
     request = _as_before(with_objects(request, ensemble))
@@ -128,7 +131,7 @@ def plan_job(request: PredictRequest, reporter: PlanReporter) -> PlannedRun:
     failures: list[FailedImage] = []
 
     def planned() -> Iterator[PlannedImage]:
-        for image in plan_images(request.sources, ensemble, settings):
+        for image in plan_images(request.sources, ensemble, settings, without or request.out):
             if isinstance(image, FailedImage):
                 failures.append(image)
             else:
@@ -154,13 +157,13 @@ def _begin(
     """Make the output that of this run."""
     context = make_ready(job, record, name, fresh=fresh)
     if job.settings.volumes == "all":
-        of_view = partial(_within, name=name, executor=executor, reporter=reporter)
+        of_view = partial(_within, name=name, executor=executor, reporter=reporter, whole=job.request.out)
         return VolumeRun(job, context, executor, reporter, record, of_view)
     return Run(job, context, executor, reporter, record)
 
 
-def _within(request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter) -> Outcome:
-    """A part of a run on what carries out the whole, in a folder of its output."""
-    job = plan_job(request, Silent())
+def _within(request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter, whole: str) -> Outcome:
+    """A part of a run on what carries out the whole, in a folder of its output `whole`."""
+    job = plan_job(request, Silent(), without=whole)
     record, fresh = open_record(job, time.time())
     return _begin(job, record, name, executor, reporter, fresh=fresh).carry_out()

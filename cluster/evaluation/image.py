@@ -138,6 +138,7 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     baseline = _baseline_mask(job, notes) if job.settings.baseline else None
     probability = _probability(job, notes)
     with open_truth(job.truth, _sizes(job.image)) as read_truth:
+        _check_no_copy(job, read_truth)
         tally = _tally(job, read_truth, baseline, probability)
     values = _class_values(job, tally) | _object_values([*tally.objects.values()])
     if baseline is not None:
@@ -148,6 +149,20 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     if tally.pixels is not None:
         values["calibration_error"] = expected_calibration_error(tally.pixels)["predicted"]
     return Evaluated(values, tally.pixels, notes, time.perf_counter() - started)
+
+
+def _check_no_copy(job: EvaluationJob, read_truth: ReadLabels) -> None:
+    """Raises ImageError where the truth is the image itself, as of a folder of images that is given for the truth."""
+    image = job.image
+    if len(image.channels) > 1:
+        return
+    t, z, window = next(_windows(image))
+    label = read_truth(t, z, window)
+    if len(np.unique(label)) <= 2:  # a mask may be an image, too
+        return
+    array = open_level(image.url, image.level_path)
+    if np.array_equal(read_window(array, image.axes, t, z, image.channels, window)[0], label):
+        raise ImageError(f"{job.truth.url}: is a copy of the image; give its labels")
 
 
 def _sizes(image: PlannedImage) -> Sizes:

@@ -34,9 +34,9 @@ def measures_of(ensemble: Ensemble, tile: int, per: str) -> frozenset[Measure]:
 def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> None:
     """Take an image's statistics and keep them; raises ImageError where a pixel is not a number."""
     url = context.statistics_url(image.name)
-    if storage.exists(url):
-        return
     measures = measures_of(ensemble, context.settings.tile, "image")
+    if storage.exists(url) and measures <= _stored(url).keys():
+        return
     _write(url, measured(image, measures, stored_pixels(image, strict=context.settings.strict)))
 
 
@@ -106,4 +106,8 @@ def _write(url: str, found: Statistics) -> None:
 @lru_cache(maxsize=256)
 def _read(url: str, session: str) -> dict[Measure, float]:
     """Read once per session: a later run of the same process may have other statistics at the same place."""
+    return _stored(url)
+
+
+def _stored(url: str) -> dict[Measure, float]:
     return dict(_FOUND.validate_json(storage.read_bytes(url)))

@@ -156,10 +156,13 @@ def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> Infere
 
 
 def plan_images(
-    sources: Iterable[str], ensemble: Ensemble, settings: ResultSettings
+    sources: Iterable[str], ensemble: Ensemble, settings: ResultSettings, out: str | None = None
 ) -> Iterator[PlannedImage | FailedImage]:
-    """Every image of `sources` with its channels, level and size; those that cannot be done with the reason."""
-    for found in find_images(list(sources)):
+    """Every image of `sources` with its channels, level and size; those that cannot be done with the reason.
+
+    `out` is left out, where it lies within a source.
+    """
+    for found in find_images(list(sources), without=out):
         if isinstance(found, FailedImage):
             yield found
             continue

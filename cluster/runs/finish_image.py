@@ -16,7 +16,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.encoder_features import FeatureTotal
 from chorus.pipeline.io.peer_check import check_image
 from chorus.pipeline.io.pyramid import write_pyramid
-from chorus.pipeline.preprocessing.preparation import Statistics, without_spread
+from chorus.pipeline.preprocessing.preparation import Statistics, spread_message
 from chorus.pipeline.report.thumbnails import write_thumbnail
 from chorus.pipeline.scores.image_quality import Appearance, appearance_columns
 from chorus.pipeline.scores.image_scores import RegionSums, image_scores
@@ -77,8 +77,7 @@ def image_record(
     row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
     row |= image_scores(sums, names)
     row["status"] = "done" if row[UNCERTAINTY.name] is not None else "empty"
-    flat = "a channel has the same value in every pixel; it was taken as zero" if without_spread(statistics) else ""
-    row["message"] = "; ".join(note for note in (flat, image.note) if note)
+    row["message"] = "; ".join(note for note in (spread_message(statistics), image.note) if note)
     row |= appearance_columns(looks, ensemble.spec.input.channels, names)
     if counted:
         row["samples"] = samples / counted

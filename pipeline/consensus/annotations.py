@@ -1,7 +1,8 @@
 """Find and read the annotators' drawings of each image: ``EXPERTS/<expert>/<image>``.
 
 A drawing is a TIFF, PNG or JPEG file of labels, an OME-Zarr image of labels, or a label image of an OME-Zarr image.
-Drawings of one image have the same path below their annotator's folder, except for the suffix.
+Drawings of one image have the same path below their annotator's folder, except for the suffix and for what
+`chorus.pipeline.io.label_files` takes off the names of labels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.label_files import LABEL_DTYPES, image_of, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.raster_files import find_files, is_zarr
@@ -139,7 +141,7 @@ def open_drawing(drawing: Drawing) -> Iterator[Labels]:
     if drawing.kind == "zarr":
         yield _open_zarr(drawing.url)
         return
-    with open_rasters(drawing.url) as opened:
+    with open_rasters(drawing.url, dtypes=LABEL_DTYPES) as opened:
         if isinstance(opened, PartOf):
             raise ImageError(f"{drawing.url}: its planes begin in {opened.url}; give that file alone")
         raster = opened[0]
@@ -151,7 +153,7 @@ def open_drawing(drawing: Drawing) -> Iterator[Labels]:
             tuple(raster.lengths[axis] for axis in axes),
             np.dtype(raster.dtype),
             None,
-            lambda t, z, window: raster.read(t, z, range(1), window)[0],
+            lambda t, z, window: stored_labels(raster.read(t, z, range(1), window)[0], drawing.url),
         )
 
 
@@ -188,7 +190,7 @@ def class_labels(labels: NDArray[np.integer], classes: int, url: str) -> NDArray
 
 
 def _open_zarr(url: str) -> Labels:
-    image = open_image(url, "image", "", storage.basename(url))
+    image = open_image(url, "image", "", storage.basename(url), dtypes=LABEL_DTYPES)
     lengths = dict(zip(image.axes, image.levels[0].shape, strict=True))
     _check(url, image.levels[0].dtype, lengths.get("c", 1))
     array = open_level(image.url, image.levels[0].path)
@@ -199,7 +201,7 @@ def _open_zarr(url: str) -> Labels:
         tuple(lengths[axis] for axis in axes),
         np.dtype(image.levels[0].dtype),
         image,
-        lambda t, z, window: read_window(array, image.axes, t, z, (0,), window)[0],
+        lambda t, z, window: stored_labels(read_window(array, image.axes, t, z, (0,), window)[0], url),
     )
 
 
@@ -224,8 +226,10 @@ def _folders(root: str) -> list[str]:
 def _drawings(expert: str, folder: str, label: str | None) -> Iterator[tuple[str, Drawing]]:
     """Yield (name of the image, drawing) of everything in an annotator's folder."""
     if not is_zarr(folder):
-        for file in find_files([folder]):
-            yield file.name.removesuffix(".ome.zarr"), Drawing(expert, file.url, "raster", file.stamp)
+        files = {file.name.removesuffix(".ome.zarr"): file for file in find_files([folder], labels=True)}
+        label_of = pair_labels(dict.fromkeys(map(image_of, files)), {name: file.url for name, file in files.items()})
+        for name, label in label_of.items():
+            yield name, Drawing(expert, files[label].url, "raster", files[label].stamp)
         return
     for image in find_images([folder]):
         name = image.name.replace(".ome.zarr", "", 1)

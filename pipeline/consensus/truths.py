@@ -17,8 +17,9 @@ from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.models import FailedImage
-from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
+from chorus.pipeline.io.label_files import LABEL_DTYPES, pair_labels, stored_labels
+from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.raster_files import find_files, is_zarr
 from chorus.pipeline.io.reading import open_level, read_window
 
 ReadLabels = Callable[[int, int, Window], NDArray[np.integer]]
@@ -75,8 +76,7 @@ def find_truths(images: Mapping[str, str], truth: str | None, label: str | None)
     ----------
     images : URL of the source by name in the run (``a.ome.zarr``, ``plate.ome.zarr/B/02/0``)
     truth : folder or glob of TIFF, PNG or JPEG files whose path below the folder, without suffix, is the image's name
-        (``_mask``, ``_label`` and their plurals may follow) or ends with it; or OME-Zarr with the images' names; None
-        if it is inside the sources
+        or ends with it, see `pair_labels`; or OME-Zarr with the images' names; None if it is inside the sources
     label : name in the ``labels`` group of each OME-Zarr; None if the OME-Zarrs of `truth` are label images
 
     Raises
@@ -124,7 +124,7 @@ def open_truth(truth: Drawing, sizes: Sizes) -> Iterator[ReadLabels]:
                 f"{truth.url}: is {given} (t, z, y, x), but the prediction is {sizes}; give labels of the image's size"
             )
         array = open_level(image.url, levels[0].path)
-        yield lambda t, z, window: read_window(array, image.axes, t, z, (0,), window)[0]
+        yield lambda t, z, window: stored_labels(read_window(array, image.axes, t, z, (0,), window)[0], truth.url)
 
 
 def truth_classes(label: NDArray[np.integer], classes: int, where: str) -> NDArray[np.integer]:
@@ -175,39 +175,43 @@ def _existing(urls: Mapping[str, str]) -> dict[str, Drawing]:
 
 def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> FoundTruths:
     """Match OME-Zarrs by the images' names, or labels within them."""
-    keys = {_key(name): name for name in images}
-    urls: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    unused: list[str] = []
-    for one in find_images([truth]):
+    found: dict[str, SourceImage | FailedImage] = {}
+    known: dict[str, SourceImage | FailedImage] = {}
+    for one in find_images([truth], dtypes=LABEL_DTYPES):
         # By its path below the folder, as `chorus truth` writes it, or by its name in a run, as fields of plates have.
         below = storage.join(one.root, one.path).removeprefix(storage.normalise(truth)).strip("/")
-        name = keys.get(below.replace(".ome.zarr", "", 1)) or keys.get(_key(one.name))
-        if name is None:
-            unused.append(_key(one.name))
-        elif isinstance(one, FailedImage):
+        found[_key(one.name)] = one
+        known |= {below.replace(".ome.zarr", "", 1): one, _key(one.name): one}
+    if label is None:
+        sources = {_key(name): url for name, url in images.items()}
+        pairs = pair_labels(sources, {name: storage.join(one.root, one.path) for name, one in known.items()})
+    else:  # within the images themselves, or in copies of them
+        pairs = {_key(name): _key(name) for name in images if _key(name) in known}
+    urls: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for name, one in ((name, known[pairs[_key(name)]]) for name in images if _key(name) in pairs):
+        if isinstance(one, FailedImage):
             failed[name] = one.message
         else:
             urls[name] = one.url if label is None else inside(storage.join(one.url, "labels"), label, what="the label")
     truths = _existing(urls)
     missing = [name for name in images if name not in truths and name not in failed]
-    return FoundTruths(truths, missing, sorted(unused), failed)
+    used = {id(known[key]) for key in pairs.values()}
+    return FoundTruths(truths, missing, sorted(name for name, one in found.items() if id(one) not in used), failed)
 
 
 def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
-    files = {_key(file.name): file for file in find_files([truth])}
+    files = {_key(file.name): file for file in find_files([truth], labels=True)}
     # A run names an image by its file name alone; the truth may lie in folders, as the images did originally.
     ends = Counter(key.rpartition("/")[2] for key in files)
     known = {key.rpartition("/")[2]: key for key in files if ends[key.rpartition("/")[2]] == 1}
     known |= {key: key for key in files}
-    truths: dict[str, Drawing] = {}
-    used: set[str] = set()
-    for name in images:
-        key = next((known[_key(name) + suffix] for suffix in LABEL_SUFFIXES if _key(name) + suffix in known), None)
-        if key is not None:
-            used.add(key)
-            truths[name] = Drawing(TRUTH, files[key].url, "raster", files[key].stamp)
-    return FoundTruths(truths, [name for name in images if name not in truths], sorted(files.keys() - used))
+    pairs = pair_labels({_key(name): None for name in images}, {name: files[key].url for name, key in known.items()})
+    chosen = {name: files[known[pairs[_key(name)]]] for name in images if _key(name) in pairs}
+    truths = {name: Drawing(TRUTH, file.url, "raster", file.stamp) for name, file in chosen.items()}
+    used = {file.url for file in chosen.values()}
+    unused = sorted(key for key, file in files.items() if file.url not in used)
+    return FoundTruths(truths, [name for name in images if name not in truths], unused)
 
 
 def find_experts(images: Iterable[str], folder: str, patterns: Sequence[str]) -> dict[str, tuple[Drawing, ...]]:

@@ -10,10 +10,11 @@ import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import zarr
 import zarr.errors
@@ -22,7 +23,16 @@ from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, shown
 from chorus.pipeline.io.models import FailedImage, SourceImage
-from chorus.pipeline.io.ngff import MEND, Kind, collection_series, open_group, open_image, plate_metadata, well_metadata
+from chorus.pipeline.io.ngff import (
+    DTYPES,
+    MEND,
+    Kind,
+    collection_series,
+    open_group,
+    open_image,
+    plate_metadata,
+    well_metadata,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +59,32 @@ def expand(sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def find_images(sources: Sequence[str], *, workers: int = 16) -> Iterator[SourceImage | FailedImage]:
+def find_images(
+    sources: Sequence[str], *, dtypes: Collection[str] = DTYPES, without: str | None = None, workers: int = 16
+) -> Iterator[SourceImage | FailedImage]:
     """Every image of `sources` in a fixed order: that of the arguments, then of sorted paths.
 
-    Metadata is read by `workers` threads. Raises RefusedError, before the first image, for a source that is
-    not OME-Zarr and holds none.
+    Metadata is read by `workers` threads.
+
+    Parameters
+    ----------
+    dtypes : names of the types that pixels may have
+    without : URL of a folder that is not searched, such as the output of a run; None for none
+
+    Raises
+    ------
+    RefusedError
+        Before the first image, for a source that is not OME-Zarr and holds none.
     """
     with ThreadPoolExecutor(workers) as pool:
         # a folder that is reached by two ways (twice named, a link) counts once
         roots: dict[str, _Place] = {}
         for url in expand(sources):
-            for place in _roots(url, pool):
-                roots.setdefault(_identity(place.url), place)
+            for place in _roots(url, pool, without):
+                roots.setdefault(identity(place.url), place)
         names = _names([place.url for place in roots.values()])
         images = [entry for place in roots.values() for entry in _entries(place, names[place.url], pool)]
-        yield from pool.map(_open_entry, images)
+        yield from pool.map(partial(_open_entry, dtypes=dtypes), images)
 
 
 def _lines(url: str) -> list[str]:
@@ -100,7 +121,8 @@ def _storage_refusals(url: str) -> Iterator[None]:
         raise
 
 
-def _identity(url: str) -> str:
+def identity(url: str) -> str:
+    """What two URLs of one local file or folder have in common, whatever links lead there."""
     return os.path.realpath(url) if storage.scheme(url) == "file" else url
 
 
@@ -112,13 +134,15 @@ def _names(urls: Sequence[str]) -> dict[str, str]:
     return {u: f"{s}{tags[u] if seen[s.casefold()] > 1 else ''}.ome.zarr" for u, s in stems.items()}
 
 
-def _roots(url: str, pool: ThreadPoolExecutor) -> Iterator[_Place]:
+def _roots(url: str, pool: ThreadPoolExecutor, without: str | None) -> Iterator[_Place]:
     """The roots at and below a named `url`; raises RefusedError where there is none."""
     top = _look(url)
     if isinstance(top.failure, RefusedError):
         raise top.failure
     found = False
-    for place in _descend(top, pool, frozenset()):
+    # The output is left out by not entering it, as a link that leads back up is.
+    closed = frozenset() if without is None or identity(without) == identity(url) else {identity(without)}
+    for place in _descend(top, pool, frozenset(closed)):
         found = True
         yield place
     if not found:
@@ -131,9 +155,9 @@ def _roots(url: str, pool: ThreadPoolExecutor) -> Iterator[_Place]:
 def _descend(place: _Place, pool: ThreadPoolExecutor, above: frozenset[str]) -> Iterator[_Place]:
     if place.kind or place.failure:
         yield place
-    elif (identity := _identity(place.url)) not in above:  # a link may lead back up
+    elif (own := identity(place.url)) not in above:  # a link may lead back up
         for child in pool.map(_look, place.children):
-            yield from _descend(child, pool, above | {identity})
+            yield from _descend(child, pool, above | {own})
 
 
 def _look(url: str) -> _Place:
@@ -231,10 +255,10 @@ def _apart(entries: Sequence[_Entry]) -> list[_Entry]:
     return list(once.values())
 
 
-def _open_entry(entry: _Entry) -> SourceImage | FailedImage:
+def _open_entry(entry: _Entry, dtypes: Collection[str]) -> SourceImage | FailedImage:
     try:
         if entry.failure:
             raise entry.failure
-        return open_image(entry.root, entry.kind, entry.path, entry.name)
+        return open_image(entry.root, entry.kind, entry.path, entry.name, dtypes=dtypes)
     except ChorusError as error:
         return FailedImage(entry.root, entry.path, entry.name, str(error))

@@ -7,7 +7,7 @@ is missing or not valid is an error that names the group and the field.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -50,8 +50,12 @@ class _ChannelLabel(BaseAttrs):
     label: str | None = None
 
 
-def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
+def open_image(root: str, kind: Kind, path: str, name: str, *, dtypes: Collection[str] = DTYPES) -> SourceImage:
     """The image at `path` of the `kind` of source at `root`; `name` is that of its results.
+
+    Parameters
+    ----------
+    dtypes : names of the types that its pixels may have
 
     Raises
     ------
@@ -62,7 +66,7 @@ def open_image(root: str, kind: Kind, path: str, name: str) -> SourceImage:
     ngff, metadata = _metadata(url)
     multiscale = _multiscale(metadata, ngff, url)
     axes = _letters(multiscale.axes, url)
-    stored = tuple(_level(url, ngff, axes, multiscale, dataset) for dataset in multiscale.datasets)
+    stored = tuple(_level(url, ngff, axes, multiscale, dataset, dtypes) for dataset in multiscale.datasets)
     levels, note = with_scales_of_shapes(axes, stored)
     channels = levels[0].shape[axes.index("c")] if "c" in axes else 1
     return SourceImage(
@@ -176,14 +180,14 @@ def _letters(axes: Sequence[Axis], url: str) -> str:
     return found
 
 
-def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dataset) -> Level:
+def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dataset, dtypes: Collection[str]) -> Level:
     array = _open_array(url, ngff, dataset.path)
     where = f"{storage.join(url, dataset.path)}"
     if array.ndim != len(axes) or 0 in array.shape:
         raise ImageError(f"{where}: shape {array.shape} does not go with the axes {axes!r}; {MEND}")
     _check_size(where, axes, array)
-    if array.dtype.name not in DTYPES:
-        mend = f"store the image as one of {', '.join(DTYPES)}"
+    if array.dtype.name not in dtypes:
+        mend = f"store the image as one of {', '.join(dtypes)}"
         raise ImageError(f"{where}: data type {array.dtype.name} is not supported; {mend}")
     scale, translation = _transformation(dataset.coordinateTransformations, len(axes), where)
     scale_all, translation_all = _transformation(multiscale.coordinateTransformations or (), len(axes), url)

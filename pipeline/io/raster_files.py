@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io import storage
+from chorus.pipeline.io import cellpose_files, storage
 from chorus.pipeline.io.discovery import expand
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.rasters import SUFFIXES, stem
@@ -31,10 +31,14 @@ class RasterFile:
     stamp: str
 
 
-def find_files(sources: Sequence[str]) -> list[RasterFile]:
+def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFile]:
     """The raster files that paths, folders, globs and ``.txt`` lists stand for, in order, each once.
 
     Folders are searched to their leaves, but hidden files and folders and OME-Zarrs are left out.
+
+    Parameters
+    ----------
+    labels : whether files that hold nothing but labels are taken, too (Cellpose's ``_seg.npy``)
 
     Raises
     ------
@@ -43,7 +47,7 @@ def find_files(sources: Sequence[str]) -> list[RasterFile]:
     found: dict[str, tuple[str, str]] = {}
     for url in expand(sources):
         before = len(found)
-        for relative, file, stamp in _files(url):
+        for relative, file, stamp in _files(url, labels=labels):
             found.setdefault(file, (relative, stamp))
             before = -1
         if before >= 0:
@@ -56,13 +60,13 @@ def find_files(sources: Sequence[str]) -> list[RasterFile]:
     return files
 
 
-def _files(url: str) -> Iterator[tuple[str, str, str]]:
+def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
     """(path below `url` without suffix, URL, stamp) of every raster file at or below `url`, sorted."""
     fs, root = storage.filesystem(url)
     try:
         info = fs.info(root)
         if info["type"] != "directory":
-            name = stem(storage.basename(url))
+            name = _stem(storage.basename(url), labels=labels)
             if name is None:
                 raise RefusedError(f"{url}: is no {_kinds()} file; leave it out, or export it as OME-TIFF")
             yield name, url, _stamp(info)
@@ -76,10 +80,17 @@ def _files(url: str) -> Iterator[tuple[str, str, str]]:
     except OSError as error:
         raise RefusedError(storage.explain(error, url) or f"{url}: {error}") from error
     for path, info in sorted(listed, key=lambda item: item[0]):
-        relative = stem(path)
+        relative = _stem(path, labels=labels)
         if relative is not None and storage.basename(relative):
             inside(url, relative, what="the key")  # of a bucket, where .. is a name like any other
             yield relative, storage.join(url, path), _stamp(info)
+
+
+def _stem(name: str, *, labels: bool) -> str | None:
+    """`name` without its suffix; None where it is not searched for."""
+    if labels and name.lower().endswith(cellpose_files.SUFFIX):
+        return name[: -len(".npy")]
+    return stem(name)
 
 
 def _stamp(info: dict[str, Any]) -> str:
@@ -89,10 +100,6 @@ def _stamp(info: dict[str, Any]) -> str:
 
 def _kinds() -> str:
     return "TIFF, PNG, JPEG, NIfTI, NRRD or MHA" + f" ({', '.join(SUFFIXES[3:])})"
-
-
-LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels")
-"""What may follow an image's name in that of its label's file."""
 
 
 def is_zarr(images: str) -> bool:

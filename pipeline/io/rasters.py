@@ -8,7 +8,7 @@ Values are those that are stored: palette images keep their indices, bits become
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -23,7 +23,7 @@ from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
-from chorus.pipeline.io import itk_files, storage
+from chorus.pipeline.io import cellpose_files, itk_files, storage
 from chorus.pipeline.io.ngff import DTYPES
 from chorus.pipeline.io.tiff_metadata import TiffDescription, describe
 from chorus.pipeline.io.tiff_planes import (
@@ -97,12 +97,15 @@ def stem(name: str) -> str | None:
 
 
 @contextmanager
-def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] | PartOf]:
+def open_rasters(
+    url: str, data: bytes | None = None, *, dtypes: Collection[str] = DTYPES
+) -> Iterator[list[Raster] | PartOf]:
     """The images of a file, for as long as it is open; at least one.
 
     Parameters
     ----------
     data : the file, where it is in memory; then `url` is only its name
+    dtypes : names of the types that its pixels may have
 
     Raises
     ------
@@ -110,11 +113,17 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
     """
     if url.lower().endswith(itk_files.SUFFIXES):
         with _errors(url):
-            raster = _raster(url, *itk_files.read_itk(url, data))
+            raster = _raster(url, *itk_files.read_itk(url, data), dtypes)
+        yield [raster]
+        return
+    if url.lower().endswith(cellpose_files.SUFFIX):
+        with _errors(url):
+            masks = cellpose_files.read_masks(url, storage.read_bytes(url) if data is None else data)
+            raster = _raster(url, masks, "zyx"[-masks.ndim :], TiffDescription(), dtypes)
         yield [raster]
         return
     if not url.lower().endswith(TIFF_SUFFIXES):
-        yield _flat(url, data)
+        yield _flat(url, data, dtypes)
         return
     with ExitStack() as stack:
         with _errors(url), _complete(url):
@@ -123,11 +132,13 @@ def open_rasters(url: str, data: bytes | None = None) -> Iterator[list[Raster] |
         if not series:
             raise ImageError(f"{url}: holds no image; {_MEND}")
         with _errors(url):
-            found = _images(url, tiff, series)
+            found = _images(url, tiff, series, dtypes)
         yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
 
 
-def _images(url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries]) -> list[Raster]:
+def _images(
+    url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], dtypes: Collection[str]
+) -> list[Raster]:
     """The images that begin in a file; raises ImageError where planes of them are missing."""
     check_promises(url, tiff, series)
     elements = ome_images(tiff.ome_metadata if tiff.is_ome else None)
@@ -138,7 +149,7 @@ def _images(url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSer
     for one, index, metadata in zip(series, of_series, described, strict=True):
         if one in kept and not _elsewhere(one, tiff):
             check_planes(url, tiff, one, None if index is None else elements[index])
-            found.append(_from_series(url, one, metadata))
+            found.append(_from_series(url, one, metadata, dtypes))
     if found and aside:
         note = f"{url}: {', '.join(aside)} left out, since these are no images to segment"
         found[0] = replace(found[0], note=note)
@@ -156,17 +167,19 @@ def _first_file(series: tifffile.TiffPageSeries) -> str:
     return "" if first is None else str(first.parent.filename)
 
 
-def _from_series(url: str, series: tifffile.TiffPageSeries, described: TiffDescription) -> Raster:
+def _from_series(
+    url: str, series: tifffile.TiffPageSeries, described: TiffDescription, dtypes: Collection[str]
+) -> Raster:
     """An image of a TIFF, read in windows through tifffile's own Zarr store."""
     stored = series.axes.lower()
     store = series.aszarr(level=0)
     # A file object that could be written to makes a store that cannot be opened for reading alone.
     array = zarr.open_array(store, mode="r" if store.read_only else "r+")
     meaning = _meaning(url, stored, array.shape)
-    return _raster(url, array, meaning, described)
+    return _raster(url, array, meaning, described, dtypes)
 
 
-def _flat(url: str, data: bytes | None) -> list[Raster]:
+def _flat(url: str, data: bytes | None, dtypes: Collection[str]) -> list[Raster]:
     """The image of a PNG or JPEG file, decoded whole."""
     with _errors(url):
         if data is None:
@@ -177,7 +190,7 @@ def _flat(url: str, data: bytes | None) -> list[Raster]:
         else:
             with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
                 pixels = np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr") else image)
-        return [_raster(url, pixels, "yxs"[: pixels.ndim], TiffDescription())]
+        return [_raster(url, pixels, "yxs"[: pixels.ndim], TiffDescription(), dtypes)]
 
 
 def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
@@ -201,11 +214,11 @@ def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
     return "".join(letters)
 
 
-def _raster(url: str, pixels: Any, meaning: str, described: TiffDescription) -> Raster:
+def _raster(url: str, pixels: Any, meaning: str, described: TiffDescription, dtypes: Collection[str]) -> Raster:
     """`pixels` (anything that is sliced like an array) whose axes mean `meaning`, as an image in t, c, z, y, x."""
     dtype = "uint8" if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("=").name
-    if dtype not in DTYPES:
-        raise ImageError(f"{url}: data type {dtype} is not supported; {_dtypes()}")
+    if dtype not in dtypes:
+        raise ImageError(f"{url}: data type {dtype} is not supported; save it as one of {', '.join(dtypes)}")
     sizes = dict(zip(meaning, pixels.shape, strict=True))
     if 0 in pixels.shape:
         raise ImageError(f"{url}: has no pixels (shape {pixels.shape}); {_MEND}")
@@ -303,7 +316,3 @@ def _complete(url: str) -> Iterator[None]:
         log.removeHandler(losses)
     if losses.found:
         raise ImageError(f"{url}: is cut short, pages beyond its end are missing; {_MEND}")
-
-
-def _dtypes() -> str:
-    return f"save it as one of {', '.join(DTYPES)}"

@@ -11,7 +11,14 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.preprocessing.preparation import SMALLEST_SPREAD, Measure, Statistics, surveyed
+from chorus.pipeline.preprocessing.preparation import (
+    SMALLEST_SPREAD,
+    Measure,
+    Statistics,
+    percentile_ends,
+    percentile_measures,
+    surveyed,
+)
 
 _Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 _Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -42,7 +49,10 @@ class MeanStd(_Settings):
 
 
 class Percentile(_Settings):
-    """(x - low) / (high - low) with the image's own percentiles of each channel, not clipped."""
+    """(x - low) / (high - low) with the image's own percentiles of each channel, not clipped.
+
+    Where both percentiles of a channel are the same value, its least and its greatest value take their place.
+    """
 
     kind: Literal["percentile"] = "percentile"
     per: Literal["image"] = "image"
@@ -105,8 +115,7 @@ class NormalisedInput:
         """Statistics that the normalisation needs."""
         normalisation = self.normalisation
         if isinstance(normalisation, Percentile):
-            ends = (normalisation.low, normalisation.high)
-            return frozenset(Measure("percentile", c, end) for c in range(self.channels) for end in ends)
+            return percentile_measures(self.channels, normalisation.low, normalisation.high)
         if isinstance(normalisation, MeanStd) and normalisation.per == "image":
             kinds: tuple[Literal["mean", "std"], ...] = ("mean", "std")
             return frozenset(Measure(kind, c) for c in range(self.channels) for kind in kinds)
@@ -142,11 +151,8 @@ class NormalisedInput:
         """
         normalisation, channels = self.normalisation, range(self.channels)
         if isinstance(normalisation, Percentile):
-            low, high = (
-                [statistics[Measure("percentile", c, end)] for c in channels]
-                for end in (normalisation.low, normalisation.high)
-            )
-            return ChannelScaling.of(low, (b - a for a, b in zip(low, high, strict=True)))
+            ends = [percentile_ends(statistics, c, normalisation.low, normalisation.high) for c in channels]
+            return ChannelScaling.of((low for low, _ in ends), (high - low for low, high in ends))
         divisor = dtype_divisor(dtype) if self.by_dtype else 1.0
         if isinstance(normalisation, Unchanged):
             return ChannelScaling((0.0,) * self.channels, (1 / divisor,) * self.channels)

@@ -39,6 +39,7 @@ class Measure:
 
 Statistics = Mapping[Measure, float]
 ALL_CHANNELS = -1
+_CONSTANT = "a channel has the same value in every pixel; it was taken as zero"
 
 
 class Preparation(Protocol):
@@ -171,12 +172,42 @@ def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> S
     return survey.found
 
 
-def without_spread(statistics: Statistics) -> bool:
-    """Return whether some channel has the same value in every pixel, or between all of its percentiles."""
-    ends: dict[tuple[int, str], list[float]] = {}
+def percentile_measures(channels: int, low: float, high: float) -> frozenset[Measure]:
+    """What `percentile_ends` needs of each channel."""
+    return frozenset(Measure("percentile", c, end) for c in range(channels) for end in (0.0, low, high, 100.0))
+
+
+def percentile_ends(statistics: Statistics, channel: int, low: float, high: float) -> tuple[float, float]:
+    """What becomes 0 and 1 of a channel that is scaled by percentiles: these, or where they are equal its range.
+
+    Objects on a black background may be less than 0.2 % of an image, so that both percentiles are black.
+    """
+    percentiles, extremes = (
+        (statistics[Measure("percentile", channel, a)], statistics[Measure("percentile", channel, b)])
+        for a, b in ((low, high), (0.0, 100.0))
+    )
+    return percentiles if percentiles[1] - percentiles[0] >= SMALLEST_SPREAD else extremes
+
+
+def spread_message(statistics: Statistics) -> str:
+    """A sentence where some channel has no spread, or none between its percentiles; empty where all have."""
+    ends: dict[tuple[int, str], dict[float, float]] = {}
     for measure, value in statistics.items():
         if measure.kind == "std" and value < SMALLEST_SPREAD:
-            return True
+            return _CONSTANT
         if measure.kind == "percentile":
-            ends.setdefault((measure.channel, measure.per), []).append(value)
-    return any(len(values) > 1 and max(values) - min(values) < SMALLEST_SPREAD for values in ends.values())
+            ends.setdefault((measure.channel, measure.per), {})[measure.percent] = value
+    message = ""
+    for found in ends.values():
+        inner = [value for percent, value in found.items() if percent not in (0, 100)]
+        known = {0, 100} <= found.keys()
+        if known and found[100.0] - found[0.0] < SMALLEST_SPREAD:
+            return _CONSTANT
+        if len(inner) > 1 and max(inner) - min(inner) < SMALLEST_SPREAD:
+            message = "a channel has the same value at its percentiles"
+            message += (
+                "; it was scaled by its least and greatest value"
+                if known
+                else ", its members' normalisation finds no spread"
+            )
+    return message

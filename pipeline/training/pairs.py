@@ -14,9 +14,10 @@ from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.label_files import LABEL_DTYPES, LABEL_SUFFIXES, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.raster_files import LABEL_SUFFIXES, find_files, is_zarr
+from chorus.pipeline.io.raster_files import find_files, is_zarr
 from chorus.pipeline.io.rasters import PartOf, Raster, open_rasters
 from chorus.pipeline.io.reading import choose_channels, open_level, read_window
 from chorus.pipeline.training.settings import TrainSettings
@@ -73,8 +74,8 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     Parameters
     ----------
     images : folder or glob of TIFF, PNG or JPEG files; or an OME-Zarr image, plate, collection or folder of them
-    labels : the same of label files, matched by their path below the folder without suffix (``_mask``, ``_label``
-        and their plurals may follow); for OME-Zarr the name of the label image in each image's ``labels`` group
+    labels : the same of label files, matched by their path below the folder, see `pair_labels`; it may be the folder
+        of the images. For OME-Zarr the name of the label image in each image's ``labels`` group
     channels : names of the channels that members see; names or indices of an image's own
 
     Raises
@@ -86,7 +87,10 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     if not found.pairs:
         reasons = [reason for _, reason in found.failed]
         why = reasons[0] if reasons else f"{len(found.without_label)} images have no label of their name"
-        raise RefusedError(f"{labels}: no label fits an image of {images} ({why}); give pairs of equal names")
+        raise RefusedError(
+            f"{labels}: no label fits an image of {images} ({why}); name each label as its image, in another folder or "
+            f"with one of {', '.join(LABEL_SUFFIXES)} at its end"
+        )
     return found
 
 
@@ -107,18 +111,20 @@ def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:
     if pair.kind == "raster":
         with open_rasters(pair.image) as opened:
             image = _select(_first(opened, pair.image).read, pair, whole)
-        with open_rasters(pair.label) as opened:
+        with open_rasters(pair.label, dtypes=LABEL_DTYPES) as opened:
             label = _first(opened, pair.label).read(pair.t, pair.z, range(1), whole)[0]
     else:
         source = open_image(pair.image, "image", "", pair.name)
         array = open_level(source.url, source.levels[0].path)
         image = read_window(array, source.axes, pair.t, pair.z, pair.channels, whole)
-        source = open_image(pair.label, "image", "", pair.name)
+        source = open_image(pair.label, "image", "", pair.name, dtypes=LABEL_DTYPES)
         array = open_level(source.url, source.levels[0].path)
         label = read_window(array, source.axes, pair.t, pair.z, (0,), whole)[0]
     if label.dtype.kind not in "iu":
         raise ImageError(f"{pair.label}: labels are {label.dtype}, not integers; save them as uint8, uint16 or int32")
-    return image, label
+    if len(image) == 1 and len(np.unique(label)) > 2 and np.array_equal(image[0], label):
+        raise ImageError(f"{pair.label}: is a copy of its own image {pair.image}; give labels")
+    return image, stored_labels(label, pair.label)
 
 
 def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) -> NDArray[np.uint8]:
@@ -157,28 +163,28 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
 
 def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     pictures = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([images])}
-    annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([labels])}
+    annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([labels], labels=True)}
+    label_of = pair_labels(pictures, annotated)
+    used = {annotated[label] for label in label_of.values()}
     pairs: list[TrainingPair] = []
-    failed, without_label, used = [], [], set()
-    for name, url in sorted(pictures.items()):
-        key = next((name + suffix for suffix in LABEL_SUFFIXES if name + suffix in annotated), None)
-        if key is None:
-            without_label.append(name)
-            continue
-        used.add(key)
+    failed = []
+    for name, label in sorted(label_of.items()):
         try:
-            pairs += _raster_planes(name, url, annotated[key], channels)
+            pairs += _raster_planes(name, pictures[name], annotated[label], channels)
         except ImageError as error:
             failed.append((name, str(error)))
-    unused = tuple(sorted(annotated.keys() - used))
-    return Pairs(tuple(pairs), tuple(without_label), unused, tuple(failed))
+    # In one folder each file is found as an image and as a label.
+    lonely = tuple(sorted(name for name, url in pictures.items() if name not in label_of and url not in used))
+    known = used | set(pictures.values())
+    unused = tuple(sorted(name for name, url in annotated.items() if url not in known))
+    return Pairs(tuple(pairs), lonely, unused, tuple(failed))
 
 
 def _raster_planes(name: str, image: str, label: str, channels: Sequence[str]) -> Iterator[TrainingPair]:
     with open_rasters(image) as opened:
         raster = _first(opened, image)
         lengths, own = raster.lengths, raster.channels
-    with open_rasters(label) as opened:
+    with open_rasters(label, dtypes=LABEL_DTYPES) as opened:
         other = _first(opened, label).lengths
     count = lengths.get("c", 1)
     names = own if len(own) == count else tuple(str(index) for index in range(count))
@@ -197,7 +203,7 @@ def _zarr_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
             without_label.append(source.name)
             continue
         try:
-            label = open_image(url, "image", "", source.name)
+            label = open_image(url, "image", "", source.name, dtypes=LABEL_DTYPES)
             pairs += _planes(
                 source.name,
                 source.url,

@@ -132,3 +132,21 @@ def test_experts_are_found_by_image_and_those_that_drew_nothing_of_the_run_are_r
     assert drawn == {"a.ome.zarr": ["anna", "bert"], "b.ome.zarr": ["anna"]}
     with pytest.raises(RefusedError, match="no expert drew any image of the run"):
         find_experts(["c.ome.zarr"], str(tmp_path), [])
+
+
+def test_images_beside_their_truth_are_no_truth(tmp_path: Path) -> None:
+    for name in ("a", "a_masks", "b"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", labels(1))
+    found = find_truths({f"{name}.ome.zarr": "" for name in ("a", "b")}, str(tmp_path), None)
+    assert [Path(truth.url).name for truth in found.truths.values()] == ["a_masks.tif"]
+    assert (found.without_truth, found.without_image) == (["b.ome.zarr"], ["a", "b"])
+
+
+def test_an_ome_zarr_image_is_not_its_own_truth(tmp_path: Path) -> None:
+    sources = {f"{name}.ome.zarr": str(write_image(tmp_path / f"{name}.ome.zarr", labels(1))) for name in "ab"}
+    with pytest.raises(RefusedError, match="fits none of the 2 images"):
+        find_truths(sources, str(tmp_path), None)
+    write_image(tmp_path / "a_masks.ome.zarr", labels(1).astype(np.int64))
+    truths = find_truths(sources, str(tmp_path), None).truths
+    assert [Path(truth.url).name for truth in truths.values()] == ["a_masks.ome.zarr"]
+    assert np.array_equal(read(truths["a.ome.zarr"]), labels(1))

@@ -28,7 +28,7 @@ from chorus.pipeline.preprocessing.normalisation import (
     dtype_divisor,
     normalised,
 )
-from chorus.pipeline.preprocessing.preparation import ALL_CHANNELS, Measure, Survey, surveyed, without_spread
+from chorus.pipeline.preprocessing.preparation import ALL_CHANNELS, Measure, Survey, spread_message, surveyed
 from chorus.pipeline.preprocessing.sketches import RadixSearch
 
 DTYPES = [np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")]
@@ -159,6 +159,9 @@ def test_percentiles_are_numpys_linear_ones_of_the_float32_values(image: NDArray
     scaling = whole_scaling(image, settings_)
     values = image.astype(np.float32).astype(np.float64)
     low, high = np.percentile(values, [settings_.low, settings_.high], axis=(1, 2), method="linear")
+    # Where they are equal, the range takes their place.
+    equal = high - low < np.finfo(np.float32).tiny
+    low, high = np.where(equal, values.min(axis=(1, 2)), low), np.where(equal, values.max(axis=(1, 2)), high)
     size = np.abs(values).max()
     np.testing.assert_allclose(scaling.offset, low, rtol=1e-12, atol=1e-13 * size)
     for found, spread in zip(scaling.scale, high - low, strict=True):
@@ -211,11 +214,32 @@ def test_a_large_image_of_every_dtype_has_numpys_statistics(dtype: np.dtype[Any]
 def test_a_constant_channel_becomes_zeros_and_is_flagged(normalisation: Normalisation, value: int) -> None:
     for dtype in (np.uint8, np.float32):
         image = np.stack([np.full((3, 4), value), np.arange(12).reshape(3, 4)]).astype(dtype)
-        assert without_spread(surveyed(NormalisedInput(normalisation, 2).measures, [image]))
-        assert not without_spread(surveyed(NormalisedInput(normalisation, 1).measures, [image[1:]]))
+        message = spread_message(surveyed(NormalisedInput(normalisation, 2).measures, [image]))
+        assert message == "a channel has the same value in every pixel; it was taken as zero"
+        assert not spread_message(surveyed(NormalisedInput(normalisation, 1).measures, [image[1:]]))
         first, second = normalised(image, normalisation)
         assert not first.any()
         assert second.any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("background", [0, 7])
+def test_a_sparse_channel_is_scaled_by_its_range_and_that_is_said(dtype: type[np.generic], background: int) -> None:
+    image = np.full((1, 100, 100), background, dtype)
+    image[0, 3:6, 3:6] = 107
+    normalisation = Percentile(low=1, high=99.8)
+    measures = NormalisedInput(normalisation, 1).measures
+    assert spread_message(surveyed(measures, [image])) == (
+        "a channel has the same value at its percentiles; it was scaled by its least and greatest value"
+    )
+    np.testing.assert_allclose(normalised(image, normalisation), image == 107)
+
+
+def test_a_channel_with_some_spread_between_its_percentiles_is_scaled_by_them_alone() -> None:
+    image = np.full((1, 100, 100), 5, np.uint16)
+    image[0, :, :2] = 6
+    image[0, 0, 0] = 60_000
+    assert whole_scaling(image, Percentile(low=1, high=99)) == ChannelScaling((5.0,), (1.0,))
 
 
 def test_negative_floats_are_ordered_below_positive_ones() -> None:
@@ -260,7 +284,7 @@ def test_settings_for_another_number_of_channels_are_refused() -> None:
 
 def test_only_what_is_not_fixed_is_measured() -> None:
     assert NormalisedInput(PER_IMAGE, 2).measures == {Measure(k, c) for k in ("mean", "std") for c in (0, 1)}
-    percentiles_ = {Measure("percentile", 0, percent) for percent in (1, 99)}
+    percentiles_ = {Measure("percentile", 0, percent) for percent in (0, 1, 99, 100)}
     assert NormalisedInput(Percentile(low=1, high=99), 1).measures == percentiles_
     assert not NormalisedInput(Unchanged(), 1).measures
     assert not NormalisedInput(MeanStd(mean=(0.1,), std=(1.0,)), 1).measures

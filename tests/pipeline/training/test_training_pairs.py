@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,28 @@ def test_the_summary_measures_images_and_objects_and_the_ensemble_names_its_memb
     assert spec.flows
     assert [c.name for c in spec.classes] == ["background", "nucleus"]
     assert spec.members[0].weights == "member-0.safetensors"
+
+
+def test_images_and_labels_of_one_folder_are_pairs_by_the_suffix_of_labels(tmp_path: Path) -> None:
+    for index in range(2):
+        tifffile.imwrite(tmp_path / f"{index:03d}.tif", pixels((48, 64), seed=index))
+        tifffile.imwrite(tmp_path / f"{index:03d}_masks.tif", discs().astype(np.int64))
+    tifffile.imwrite(tmp_path / "002.tif", pixels((48, 64), seed=2))
+    np.save(tmp_path / "002_seg.npy", {"masks": discs()}, allow_pickle=True)  # type: ignore[arg-type]
+    tifffile.imwrite(tmp_path / "003.tif", pixels((48, 64), seed=3))
+    found = find_pairs(str(tmp_path), str(tmp_path), ["dna"])
+    named = [(Path(pair.image).name, Path(pair.label).name) for pair in found.pairs]
+    assert named == [("000.tif", "000_masks.tif"), ("001.tif", "001_masks.tif"), ("002.tif", "002_seg.npy")]
+    assert (found.without_label, found.without_image) == (("003",), ())
+    for pair in found.pairs:
+        np.testing.assert_array_equal(load_pair(pair)[1], discs())
+
+
+def test_a_folder_of_images_alone_is_refused_as_its_own_labels(tmp_path: Path) -> None:
+    images, _ = folder_of(tmp_path)
+    with pytest.raises(RefusedError, match="_masks"):
+        find_pairs(images, images, ["dna"])
+    shutil.copytree(images, tmp_path / "copy")
+    (pair, *_) = find_pairs(images, str(tmp_path / "copy"), ["dna"]).pairs
+    with pytest.raises(ImageError, match="is a copy of its own image"):
+        load_pair(pair)
