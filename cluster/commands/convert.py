@@ -67,7 +67,7 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
         inputs={"files": len(files)},
     )
     with resumable(command, overwrite=request.overwrite, stale=lambda _: _stale(files, request.out)) as record:
-        plan_files(request.out, [file.name for file in files])
+        plan_files(request.out, [file.name for file in files if not file.failure])
         outcome = _carry_out(request, files, reporter)
         outcome.summary = _summary(outcome.rows, record.seconds)
         failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
@@ -78,7 +78,7 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
 def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter) -> Outcome:
     finished = read_converted(request.out)
     rows = {file.url: _row(file, finished.get(file.url)) for file in files}
-    todo = [index for index, file in enumerate(files) if file.url not in finished]
+    todo = [index for index, file in enumerate(files) if file.url not in finished and not file.failure]
     task = partial(convert_and_record, strict=request.strict)
     calls = [(index, task, (request.out, files[index], request.settings)) for index in todo]
 
@@ -96,14 +96,11 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
 def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": file.name, "source": file.url, "status": "open", "message": ""}
     row |= {"images": 0, "pixels": 0, "seconds": 0.0}
-    if done is not None:
-        row |= {
-            "status": "done",
-            "message": done.note,
-            "images": done.images,
-            "pixels": done.pixels,
-            "seconds": done.seconds,
-        }
+    if file.failure:
+        row |= {"status": "failed", "message": file.failure}
+    elif done is not None:
+        row |= {"status": "done", "message": done.note, "images": done.images}
+        row |= {"pixels": done.pixels, "seconds": done.seconds}
     return row
 
 

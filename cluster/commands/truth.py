@@ -79,7 +79,7 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
     reporter.phase("looking for drawings")
-    found = find_drawings(request.experts, request.expert, request.label)
+    found = find_drawings(request.experts, request.expert, request.label, without=request.out)
     if not found.images:
         raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
     command = Command(

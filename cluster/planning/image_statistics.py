@@ -84,7 +84,7 @@ def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
     array = open_level(image.url, image.level_path, image.ngff)
 
     def read(t: int, z: int, window: Window) -> NDArray[Any]:
-        return read_window(array, image.axes, t, z, image.channels, window, strict=strict)
+        return read_window(array, image.axes, t, z, image.channels, window, strict=strict, source=True)
 
     return read
 

@@ -167,7 +167,9 @@ class RegionWorker:
 
         def read(window: Window) -> NDArray[Any]:
             array = self._open_level(image.url, image.level_path, image.ngff)
-            raw = read_window(array, image.axes, where.t, where.z, image.channels, window, strict=self._settings.strict)
+            raw = read_window(
+                array, image.axes, where.t, where.z, image.channels, window, strict=self._settings.strict, source=True
+            )
             self._metrics.read(raw.nbytes)
             return raw
 

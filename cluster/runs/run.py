@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from chorus.cluster.telemetry.logs import about, log_of_regions
 from chorus.cluster.telemetry.metrics import run_label
 from chorus.cluster.telemetry.timeline import TimelineWriter, span, unpacked
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.errors import CutShortError, OutputError
+from chorus.pipeline.errors import ChorusError, CutShortError, OutputError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.groups import prepare_collection, prepare_plate
 from chorus.pipeline.io.models import FailedImage
@@ -200,7 +201,12 @@ class Run:
 def _prepare_container(root: str, kind: str, url: str) -> None:
     """The groups around the images of a plate or of a collection, as in the source."""
     if kind == "plate":
-        plate = plate_metadata(root)
-        prepare_plate(url, plate, {well.path: well_metadata(root, well.path) for well in plate.wells})
+        plate, wells = plate_metadata(root), {}
+        for well in plate.wells:
+            # The images of one that cannot be read have failed in the plan; results have no such well.
+            with suppress(ChorusError):
+                wells[well.path] = well_metadata(root, well.path)
+        there = [well for well in plate.wells if well.path in wells]
+        prepare_plate(url, plate.model_copy(update={"wells": there}), wells)
     else:
         prepare_collection(url, collection_series(root))

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.discovery import find_images, identity
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.label_files import LABEL_DTYPES, image_of, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.raster_files import find_files, is_zarr
-from chorus.pipeline.io.rasters import PartOf, open_rasters
+from chorus.pipeline.io.rasters import only_one, open_rasters
 from chorus.pipeline.io.reading import open_level, read_window
 
 
@@ -93,7 +93,9 @@ class Labels:
         return dict.fromkeys("tzyx", 1) | dict(zip(self.axes, self.shape, strict=True))
 
 
-def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = None) -> Drawings:
+def find_drawings(
+    root: str, patterns: Sequence[str] = (), label: str | None = None, *, without: str | None = None
+) -> Drawings:
     """Find the drawings below `root`, which has a folder per annotator.
 
     Parameters
@@ -101,6 +103,7 @@ def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = N
     root : URL of the folder
     patterns : names or patterns (``expert_*``) of the annotators' folders; empty takes all
     label : name of the label image within each OME-Zarr image; None takes the images themselves for labels
+    without : URL of a folder that is no expert's, such as that of the results; None for none
 
     Raises
     ------
@@ -108,7 +111,9 @@ def find_drawings(root: str, patterns: Sequence[str] = (), label: str | None = N
         If no folder is left, a pattern matches none, or a folder contains nothing to read.
     """
     root = storage.normalise(root)
-    folders = _folders(root)
+    folders = [
+        name for name in _folders(root) if not without or identity(storage.join(root, name)) != identity(without)
+    ]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in folders):
             raise RefusedError(f"{root}: --expert {pattern} is none of its folders ({', '.join(folders) or 'none'})")
@@ -142,9 +147,7 @@ def open_drawing(drawing: Drawing) -> Iterator[Labels]:
         yield _open_zarr(drawing.url)
         return
     with open_rasters(drawing.url, dtypes=LABEL_DTYPES) as opened:
-        if isinstance(opened, PartOf):
-            raise ImageError(f"{drawing.url}: its planes begin in {opened.url}; give that file alone")
-        raster = opened[0]
+        raster = only_one(opened, drawing.url)
         _check(drawing.url, raster.dtype, raster.lengths.get("c", 1))
         axes = raster.axes.replace("c", "")
         yield Labels(
@@ -229,7 +232,7 @@ def _drawings(expert: str, folder: str, label: str | None) -> Iterator[tuple[str
         files = {file.name.removesuffix(".ome.zarr"): file for file in find_files([folder], labels=True)}
         label_of = pair_labels(dict.fromkeys(map(image_of, files)), {name: file.url for name, file in files.items()})
         for name, label in label_of.items():
-            yield name, Drawing(expert, files[label].url, "raster", files[label].stamp)
+            yield name, Drawing(expert, files[label].url, "raster", files[label].stamp, files[label].failure)
         return
     for image in find_images([folder]):
         name = image.name.replace(".ome.zarr", "", 1)

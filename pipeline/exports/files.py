@@ -31,7 +31,7 @@ def whole_file(url: str) -> Iterator[IO[bytes]]:
         if isinstance(fs, LocalFileSystem):
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
+            part = storage.temporary(target)
             try:
                 with part.open("wb+") as file:
                     yield file

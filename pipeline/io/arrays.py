@@ -64,14 +64,18 @@ class ArrayPlan:
     shards: tuple[int, ...] | None
     dtype: str
 
-    def create(self, objects: dict[str, Any]) -> zarr.Array[Any]:
-        """The array, empty, in memory: `objects` gets its documents and, when it is written to, its shards."""
+    def create(self, objects: dict[str, Any], *, empty: bool = False) -> zarr.Array[Any]:
+        """The array, empty, in memory: `objects` gets its documents and, when it is written to, its shards.
+
+        With `empty` those of zeros, too.
+        """
         common: dict[str, Any] = {
             "store": objects,
             "shape": self.shape,
             "chunks": self.chunks,
             "dtype": self.dtype,
             "fill_value": 0,
+            "config": {"write_empty_chunks": empty},
         }
         if self.shards is None:
             # Blosc rather than plain zstd: readers of NGFF 0.4 in Java know no other zstd.
@@ -87,13 +91,16 @@ class ArrayPlan:
         self.create(objects)
         return {f"{self.path}/{key}": value.to_bytes() for key, value in objects.items()}
 
-    def encode(self, selection: tuple[slice, ...], values: NDArray[Any]) -> dict[str, bytes | None]:
-        """The objects that hold `selection`, by path below the image's group; None for one that is all zero.
+    def encode(
+        self, selection: tuple[slice, ...], values: NDArray[Any], *, empty: bool = False
+    ) -> dict[str, bytes | None]:
+        """The objects that hold `selection`, by path below the image's group; None for one that is all zero, but with
+        `empty`.
 
         `selection` must cover whole shards (or reach the array's end): what else is in them becomes zero.
         """
         objects: dict[str, Any] = {}
-        array = self.create(objects)
+        array = self.create(objects, empty=empty)
         array[selection] = values
         edges = self.shards or self.chunks
         touched = (

@@ -166,6 +166,11 @@ def convert_raster(raster: Raster, target: str, settings: ConvertSettings) -> No
         values = raster.read(t, z, channels, window)
         image.observe(channels, values)
         put_array(target, image.plan(0), _at(t, z, channels, window), values)
+    if not image.low.any() and not image.high.any():
+        # An array without any chunk is taken for damaged.
+        t, z, channels, window = next(image.places(0))
+        black = np.zeros((len(channels), *window.shape), raster.dtype)
+        put_array(target, image.plan(0), _at(t, z, channels, window), black, empty=True)
     for level in range(1, image.levels):
         _halve(image, level)
     put_documents(target, group_documents("", {"ome": dump(_attributes(image))}, "0.5"))

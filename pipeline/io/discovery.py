@@ -6,6 +6,7 @@ at all is refused. What an image's metadata say is read by `chorus.pipeline.io.n
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
@@ -21,7 +22,7 @@ import zarr.errors
 
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.inside import fault, shown
+from chorus.pipeline.io.inside import fault, fitting, readable, shown
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import (
     DTYPES,
@@ -91,7 +92,7 @@ def _lines(url: str) -> list[str]:
     with _storage_refusals(url):
         data = storage.read_bytes(url)
     try:
-        text = data.decode()
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise RefusedError(f"{url}: is not a text file; give one URL a line in UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -128,7 +129,8 @@ def identity(url: str) -> str:
 
 def _names(urls: Sequence[str]) -> dict[str, str]:
     """Names of the roots; equal ones (also on file systems that ignore case) are told apart by their URL."""
-    stems = {url: storage.basename(url).removesuffix(".zarr").removesuffix(".ome") for url in urls}
+    own = ((url, storage.basename(url).removesuffix(".zarr").removesuffix(".ome")) for url in urls)
+    stems = {url: fitting(stem, url) for url, stem in own}
     seen = Counter(stem.casefold() for stem in stems.values())
     tags = {url: f"-{hashlib.sha256(url.encode()).hexdigest()[:6]}" for url in urls}
     return {u: f"{s}{tags[u] if seen[s.casefold()] > 1 else ''}.ome.zarr" for u, s in stems.items()}
@@ -162,6 +164,9 @@ def _descend(place: _Place, pool: ThreadPoolExecutor, above: frozenset[str]) -> 
 
 def _look(url: str) -> _Place:
     """What stands at `url`; a failure is part of the answer."""
+    if readable(url) != url:
+        message = "its name is not UTF-8, and what is in it cannot be named in results; rename it"
+        return _Place(readable(url), failure=ImageError(f"{readable(url)}: {message}"))
     try:
         group = open_group(url)
         kind = None if group is None else _kind(group)

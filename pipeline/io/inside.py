@@ -6,6 +6,7 @@ packages, from keys of buckets, lists, tables and requests.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from pathlib import PurePosixPath
@@ -17,6 +18,9 @@ from chorus.pipeline.io import storage
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*:/")
 # Beside Cc, Cs, Zl and Zp: those that turn the direction of what follows, so that a name reads as another one.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+# Bytes of a name in a file system are 255; results and their records add .ome.zarr and .json.
+_LONGEST = 231
 
 
 def fault(path: str) -> str | None:
@@ -64,6 +68,26 @@ def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, wha
     if reason := fault(path):
         raise error(f"{root}: {what} {shown(path)} {reason}; give a plain path below it, such as A/1/0")
     return storage.join(root, path)
+
+
+def readable(text: str) -> str:
+    """A name that can be written down: bytes in it that are not UTF-8 become ``\\xfc``."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def fitting(name: str, key: str) -> str:
+    """A name for results: `name`, or where it is too long for a file system, its begin and a digest of `key`.
+
+    Parameters
+    ----------
+    name : what the result is called, without ``.ome.zarr``
+    key : that tells it apart, such as the URL that it stands for
+    """
+    folder, slash, last = name.rpartition("/")
+    if len(last.encode()) <= _LONGEST:
+        return name
+    begin = last.encode()[: _LONGEST - 31].decode(errors="ignore")
+    return f"{folder}{slash}{begin}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def shown(text: str) -> str:

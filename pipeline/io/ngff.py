@@ -24,7 +24,7 @@ from ome_zarr_models.v05.axes import Axis
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 from ome_zarr_models.v05.plate import Plate
 from ome_zarr_models.v05.well_types import WellMeta as Well
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
@@ -45,9 +45,19 @@ _AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "sp
 
 
 class _ChannelLabel(BaseAttrs):
-    """All that is needed of a channel: omero's own model also demands a colour, which real files leave out."""
+    """All that is needed of a channel: omero's own model also demands a colour, which real files leave out.
+
+    A label that is a number, such as a wavelength, is its digits; one of another type names nothing.
+    """
 
     label: str | None = None
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _text(cls, label: Any) -> str | None:
+        if isinstance(label, bool) or not isinstance(label, str | int | float):
+            return None
+        return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def open_image(root: str, kind: Kind, path: str, name: str, *, dtypes: Collection[str] = DTYPES) -> SourceImage:

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fsspec import AbstractFileSystem
+
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import cellpose_files, storage
-from chorus.pipeline.io.discovery import expand
-from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.discovery import expand, identity
+from chorus.pipeline.io.inside import fault, fitting, readable, shown
 from chorus.pipeline.io.rasters import SUFFIXES, stem
 
 
@@ -24,17 +26,19 @@ class RasterFile:
     url : of the file
     name : path of the result below the output, unique within a run
     stamp : size and time of change (or what a bucket has instead): differs when the content does
+    failure : why it cannot be read, known before
     """
 
     url: str
     name: str
     stamp: str
+    failure: str = ""
 
 
 def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFile]:
     """The raster files that paths, folders, globs and ``.txt`` lists stand for, in order, each once.
 
-    Folders are searched to their leaves, but hidden files and folders and OME-Zarrs are left out.
+    Folders are searched to their leaves, also linked ones, but hidden files and folders and OME-Zarrs are left out.
 
     Parameters
     ----------
@@ -48,13 +52,18 @@ def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFi
     for url in expand(sources):
         before = len(found)
         for relative, file, stamp in _files(url, labels=labels):
-            found.setdefault(file, (relative, stamp))
+            found.setdefault(file, (relative if fault(relative) else fitting(relative, file), stamp))
             before = -1
         if before >= 0:
             raise RefusedError(f"{url}: holds no {_kinds()} file; check the path")
     seen = Counter(relative.casefold() for relative, _ in found.values())
     files = []
     for url, (relative, stamp) in found.items():
+        if reason := fault(relative):
+            digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:12]
+            message = f"{readable(url)}: its name {shown(readable(relative))} {reason}; rename it"
+            files.append(RasterFile(readable(url), f"refused-{digest}.ome.zarr", stamp, message))
+            continue
         tag = f"-{hashlib.sha256(url.encode()).hexdigest()[:6]}" if seen[relative.casefold()] > 1 else ""
         files.append(RasterFile(url, f"{relative}{tag}.ome.zarr", stamp))
     return files
@@ -72,18 +81,40 @@ def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
             yield name, url, _stamp(info)
             return
         listed = []
-        for folder, folders, files in fs.walk(root, detail=True, on_error="raise"):
-            for name in [name for name in folders if name.startswith(".") or name.lower().endswith(".zarr")]:
-                del folders[name]  # the walk does not enter it
-            below = folder.removeprefix(root).strip("/")
+        for below, files in _folders(fs, root):
             listed += [(f"{below}/{name}".lstrip("/"), entry) for name, entry in files.items() if name[:1] != "."]
     except OSError as error:
         raise RefusedError(storage.explain(error, url) or f"{url}: {error}") from error
     for path, info in sorted(listed, key=lambda item: item[0]):
         relative = _stem(path, labels=labels)
         if relative is not None and storage.basename(relative):
-            inside(url, relative, what="the key")  # of a bucket, where .. is a name like any other
             yield relative, storage.join(url, path), _stamp(info)
+
+
+def _folders(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path below `root`, files by name) of each folder that is searched, each once; linked ones after the others."""
+    pending, seen = [("", root)], set()
+    while pending:
+        above, top = pending.pop(0)
+        if identity(top) in seen:
+            continue
+        links = []
+        for folder, folders, files in fs.walk(top, detail=True, on_error="raise"):
+            below = f"{above}/{folder.removeprefix(top).strip('/')}".strip("/")
+            seen.add(identity(folder))
+            for name in list(folders):
+                if _is_left_out(name) or identity(f"{folder}/{name}") in seen:
+                    del folders[name]  # the walk does not enter it
+            for name in [name for name, entry in files.items() if entry.get("islink") and fs.isdir(f"{folder}/{name}")]:
+                del files[name]
+                if not _is_left_out(name):
+                    links.append((f"{below}/{name}".strip("/"), f"{folder}/{name}"))
+            yield below, files
+        pending += sorted(links)
+
+
+def _is_left_out(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower().endswith(".zarr")
 
 
 def _stem(name: str, *, labels: bool) -> str | None:

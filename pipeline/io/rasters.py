@@ -156,6 +156,15 @@ def _images(
     return found
 
 
+def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
+    """The image of a file that should hold one; raises ImageError where it holds several, or planes of another file."""
+    if isinstance(opened, PartOf):
+        raise ImageError(f"{url}: its planes begin in {opened.url}; give that file alone")
+    if len(opened) > 1:
+        raise ImageError(f"{url}: holds {len(opened)} images; save each as a file of its own")
+    return opened[0]
+
+
 def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
     """Whether an image that is spread over files begins in another one than `tiff`."""
     return bool(series.is_multifile) and _first_file(series) not in ("", tiff.filename)

@@ -17,6 +17,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.chunks import check_any_chunk
 from chorus.pipeline.io.models import Ngff, SourceImage
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
@@ -187,6 +188,7 @@ def read_window(
     window: Window,
     *,
     strict: bool = False,
+    source: bool = False,
 ) -> NDArray[Any]:
     """Pixels of a window of one plane.
 
@@ -199,6 +201,7 @@ def read_window(
     strict : take a missing chunk for an error. By the specification it is filled with the fill value, and
         writers leave out chunks of nothing but that. Of a sharded array shards are looked for; a chunk that is
         missing within a shard is not noticed, since only the codec reads the shard's index.
+    source : take an array of which no chunk at all exists for an error, as where its metadata do not fit its files
 
     Returns
     -------
@@ -208,7 +211,7 @@ def read_window(
     ------
     ImageError
         for chunks that cannot be decoded, storage that fails, NaN or infinite pixels, and missing chunks if
-        `strict`
+        `strict` or `source`
     ValueError
         for indices outside the array
     """
@@ -218,6 +221,8 @@ def read_window(
         if strict and (missing := _first_missing(array, selection)):
             raise ImageError(f"{_url(array)}: chunk {missing} is missing; copy the image again from its origin")
         stored = np.asarray(array.get_orthogonal_selection(selection))
+        if source and (stored == array.fill_value).all():
+            check_any_chunk(array, _url(array))
     except (ImageError, MemoryError):
         raise
     except Exception as error:

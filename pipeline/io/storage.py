@@ -129,7 +129,7 @@ def write_bytes(url: str, data: bytes) -> None:
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+        part = temporary(target)
         try:
             part.write_bytes(data)
             part.replace(target)
@@ -140,6 +140,11 @@ def write_bytes(url: str, data: bytes) -> None:
         fs.pipe_file(path, data, chunksize=buckets.PART)
     else:
         fs.pipe_file(path, data)
+
+
+def temporary(target: Path) -> Path:
+    """A new name beside a file that is to be written; short, since the file's own may be as long as can be."""
+    return target.with_name(f".{os.urandom(8).hex()}.part")
 
 
 def exists(url: str) -> bool:

@@ -148,14 +148,15 @@ def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> d
     return at | {"y": window.y.slice, "x": window.x.slice}
 
 
-def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArray[Any]) -> None:
+def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArray[Any], *, empty: bool = False) -> None:
     """Write `values` of whole shards of `plan`, cast to its type, below the group at `url`.
 
-    `at` says per axis where they lie. Raises OutputError where storage does not take them.
+    `at` says per axis where they lie. Shards of zeros are left out, but with `empty`.
+    Raises OutputError where storage does not take them.
     """
     selection = tuple(at[axis] for axis in plan.axes)
     shape = tuple(part.stop - part.start for part in selection)
-    objects = plan.encode(selection, values.astype(plan.dtype, copy=False).reshape(shape))
+    objects = plan.encode(selection, values.astype(plan.dtype, copy=False).reshape(shape), empty=empty)
     with storage_errors(url):
         for path, data in objects.items():
             if data is not None:

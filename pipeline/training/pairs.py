@@ -18,7 +18,7 @@ from chorus.pipeline.io.label_files import LABEL_DTYPES, LABEL_SUFFIXES, pair_la
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import open_image
 from chorus.pipeline.io.raster_files import find_files, is_zarr
-from chorus.pipeline.io.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline.io.rasters import only_one, open_rasters
 from chorus.pipeline.io.reading import choose_channels, open_level, read_window
 from chorus.pipeline.training.settings import TrainSettings
 
@@ -110,9 +110,9 @@ def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:
     whole = Window.of(0, pair.height, 0, pair.width)
     if pair.kind == "raster":
         with open_rasters(pair.image) as opened:
-            image = _select(_first(opened, pair.image).read, pair, whole)
+            image = _select(only_one(opened, pair.image).read, pair, whole)
         with open_rasters(pair.label, dtypes=LABEL_DTYPES) as opened:
-            label = _first(opened, pair.label).read(pair.t, pair.z, range(1), whole)[0]
+            label = only_one(opened, pair.label).read(pair.t, pair.z, range(1), whole)[0]
     else:
         source = open_image(pair.image, "image", "", pair.name)
         array = open_level(source.url, source.levels[0].path)
@@ -162,12 +162,13 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
 
 
 def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
-    pictures = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([images])}
-    annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in find_files([labels], labels=True)}
+    files, label_files = find_files([images]), find_files([labels], labels=True)
+    pictures = {file.name.removesuffix(".ome.zarr"): file.url for file in files if not file.failure}
+    annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in label_files if not file.failure}
     label_of = pair_labels(pictures, annotated)
     used = {annotated[label] for label in label_of.values()}
     pairs: list[TrainingPair] = []
-    failed = []
+    failed = [(file.url, file.failure) for file in dict.fromkeys((*files, *label_files)) if file.failure]
     for name, label in sorted(label_of.items()):
         try:
             pairs += _raster_planes(name, pictures[name], annotated[label], channels)
@@ -182,10 +183,10 @@ def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
 
 def _raster_planes(name: str, image: str, label: str, channels: Sequence[str]) -> Iterator[TrainingPair]:
     with open_rasters(image) as opened:
-        raster = _first(opened, image)
+        raster = only_one(opened, image)
         lengths, own = raster.lengths, raster.channels
     with open_rasters(label, dtypes=LABEL_DTYPES) as opened:
-        other = _first(opened, label).lengths
+        other = only_one(opened, label).lengths
     count = lengths.get("c", 1)
     names = own if len(own) == count else tuple(str(index) for index in range(count))
     yield from _planes(name, image, label, "raster", _chosen(image, names, channels), lengths, other)
@@ -259,12 +260,6 @@ def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int,
     raise ImageError(
         f"{image}: has the channels {', '.join(own)}, but members are to see {', '.join(wanted)}; name its channels"
     )
-
-
-def _first(opened: list[Raster] | PartOf, url: str) -> Raster:
-    if isinstance(opened, PartOf):
-        raise ImageError(f"{url}: its planes begin in {opened.url}; give that file alone")
-    return opened[0]
 
 
 def _select(read: Any, pair: TrainingPair, whole: Window) -> NDArray[Any]:
