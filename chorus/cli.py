@@ -21,7 +21,7 @@ COMMANDS: dict[str | None, tuple[CommandEntry, ...]] = {
         CommandEntry("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of TIFF, PNG and JPEG."),
         CommandEntry("predict", f"{_EVERYDAY}.predict:predict", "Segment images with an ensemble."),
         CommandEntry("plan", f"{_EVERYDAY}.plan:plan", "Print what predict would do and cost."),
-        CommandEntry("rank", f"{_EVERYDAY}.rank:rank", "List images, the most doubtful first."),
+        CommandEntry("rank", f"{_EVERYDAY}.rank:rank", "List images, the most uncertain first."),
         CommandEntry("objects", f"{_EVERYDAY}.objects:objects", "Make objects anew, or by another method."),
         CommandEntry("review", f"{_EVERYDAY}.review:review", "Look at results in the browser and decide."),
         CommandEntry("report", f"{_EVERYDAY}.report:report", "Write the report of results anew."),

@@ -32,7 +32,7 @@ from chorus.pipeline.io.models import FailedImage
 
 @stoppable()
 def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> Outcome:
-    """Run an ensemble over sources; the same call again goes on where an earlier one was cut short.
+    """Run an ensemble over sources; the same call again resumes.
 
     Objects, where they are asked for, are made when all images are done; `of_objects` is told how that goes on.
 

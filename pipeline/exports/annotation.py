@@ -99,7 +99,7 @@ def _place(image: Drafted, size: int) -> Place:
     name = next((field.name for field in CLASS_VARIANCES if field.name in results.channels), None)
     if name is None:
         raise ImageError(
-            f"{image.results_url}: holds no map of doubt by which {size} x {size} pixels of it could be chosen; run "
+            f"{image.results_url}: holds no uncertainty map by which {size} x {size} pixels of it could be chosen; run "
             f"predict with --save uncertainty, or give a larger --size"
         )
     array, channel = open_level(results.url, results.levels[0].path), results.channels.index(name)

@@ -32,7 +32,7 @@ def write_geojson(
     object_type: Literal["detection", "annotation"],
     painted: bool,
 ) -> None:
-    """Write the `count` objects of an image as a FeatureCollection, the most doubtful first.
+    """Write the `count` objects of an image as a FeatureCollection, the most uncertain first.
 
     Parameters
     ----------

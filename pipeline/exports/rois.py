@@ -18,7 +18,7 @@ _MOVE, _LINE, _CLOSE = 0, 1, 4
 
 
 def write_rois(image: LabelledImage, outlines: Iterable[Outline], count: int, url: str) -> None:
-    """Write the `count` objects of an image, the most doubtful first; the same objects give the same bytes.
+    """Write the `count` objects of an image, the most uncertain first; the same objects give the same bytes.
 
     Raises
     ------

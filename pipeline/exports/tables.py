@@ -110,7 +110,7 @@ def write_groups(groups: Iterable[pa.Table], schema: pa.Schema, url: str) -> Non
 def write_by_doubt(
     table: ObjectTable, schema: pa.Schema, counts: NDArray[np.int64], column: str | None, url: str
 ) -> None:
-    """List the objects of all images, the most doubtful first: which image to open, and which object it is there.
+    """List the objects of all images, the most uncertain first: which image to open, and which object it is there.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Images in the order in which a person should review them: the most doubtful first."""
+"""Images in the order in which a person should review them: the most uncertain first."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def rois(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Write the objects of each image as a set of ImageJ ROIs (.zip), the most doubtful first.
+    """Write the objects of each image as a set of ImageJ ROIs (.zip), the most uncertain first.
 
     Beside them `by_doubt.csv` lists the objects of all images by doubt, `images.csv` what became of each image. Exit
     code 0: all done, 1: some images failed, 2: refused, 3: cut short; the same command does all of it again.
@@ -70,7 +70,7 @@ def geojson(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, the most doubtful first.
+    """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, the most uncertain first.
 
     Beside them `by_doubt.csv` and `images.csv`, and exit codes, as of `chorus export rois`.
 
@@ -118,7 +118,7 @@ def annotation(
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(help="Of larger images the most doubtful window of this edge is taken, in pixels.")
+        int, typer.Option(help="Of larger images the most uncertain window of this edge is taken, in pixels.")
     ] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a package that is there.")] = False,
     as_json: Json = False,

@@ -50,7 +50,7 @@ def objects(
 ) -> None:
     """Number the objects of every image and list them, anew or by another method than `chorus predict` did.
 
-    The same command again goes on where it was cut short.
+    The same command again resumes.
 
     Leaves a label image `labels/<class>` beside each image's `labels/semantic`, and `objects.parquet` in OUT: a row per
     object with place, size, shape, intensities and doubt. They are the same bytes whatever the regions of the run. Exit

@@ -38,7 +38,7 @@ def predict(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment OME-Zarr images with an ensemble; the same command again goes on where it was cut short.
+    """Segment OME-Zarr images with an ensemble; the same command again resumes.
 
     Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT. Exit
     code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.

@@ -28,7 +28,7 @@ def rank(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the images, the most doubtful first; empty predictions and failures stand apart.
+    """List the images, the most uncertain first; empty predictions and failures stand apart.
 
     **Examples**
 

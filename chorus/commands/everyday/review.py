@@ -18,7 +18,7 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes one that is free.")] = 8080,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Look at results in the browser, the most doubtful first, and decide what of them can be used.
+    """Look at results in the browser, the most uncertain first, and decide what of them can be used.
 
     A gallery in any order, a viewer for images of any size with maps and labels over them, plates, and scores with
     thresholds to try. Accept, reject and correct-later are kept in OUT/review, also of several reviewers at once; see

@@ -97,7 +97,7 @@ def compare(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether one of several ensembles is better on the same images, or only luckier.
+    """Say whether one of several ensembles is better on the same images, and whether the difference is significant.
 
     Two are compared by Wilcoxon's signed-rank test, more by Friedman's and Nemenyi's, with effect sizes and bootstrap
     intervals. Each is evaluated before, by `chorus evaluate`, or here with --truth.
