@@ -70,7 +70,7 @@ def geojson(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, the most uncertain first.
+    """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, most uncertain first.
 
     Beside them `by_doubt.csv` and `images.csv`, and exit codes, as of `chorus export rois`.
 
