@@ -57,7 +57,7 @@ class CellposeMember(MemberEntry):
         return CellposeInput(asked.channels)
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network; raises RefusedError where the file is no Cellpose 4 network or does not take the tiles."""
+        """Load the network; raise RefusedError if the file is no Cellpose 4 network or does not fit the tiles."""
         url = asked.url
         state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
         design = Design.of(url, state)
@@ -87,9 +87,22 @@ class CellposeInput:
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """The percentiles at both ends of each channel."""
         return frozenset(Measure("percentile", c, end) for c in range(self.channels) for end in (_LOW, _HIGH))
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
+        """Scale each channel between its percentiles, each pixel by itself.
+
+        Parameters
+        ----------
+        raw : (channels, y, x) of any real dtype
+        statistics : all of `measures`
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x); 0 for a channel whose percentiles are almost equal.
+        """
         low, high = ([statistics[Measure("percentile", c, end)] for c in range(self.channels)] for end in (_LOW, _HIGH))
         spread = (b - a if b - a > _LEAST_SPREAD else 0.0 for a, b in zip(low, high, strict=True))
         return apply(raw, ChannelScaling.of(low, spread))
@@ -106,6 +119,17 @@ class CellposeNetwork(torch.nn.Module):
         self._order = [-1, -3, -2] if flows else [-1]
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Run the network and reorder its outputs.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x) float32, at most three channels
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, 1, y, x) float32, the cell's logit; (batch, 3, y, x) with flows, followed by dy and dx.
+        """
         # With fewer channels than three it uses the weights of the first ones: as if the others were zero.
         outputs: torch.Tensor = self.network(tiles.to(self._dtype))[0]
         return outputs[:, self._order].to(torch.float32)
@@ -113,7 +137,7 @@ class CellposeNetwork(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Design:
-    """What a state dict says of its network.
+    """Properties of a network that are inferred from its state dict.
 
     Attributes
     ----------
@@ -131,7 +155,7 @@ class Design:
 
     @classmethod
     def of(cls, url: str, state: dict[str, torch.Tensor]) -> Design:
-        """Raises RefusedError where it is not the state of a Cellpose 4 network."""
+        """Infer the design from a state dict; raise RefusedError if it is not that of a Cellpose 4 network."""
         missing = [key for key in ("W2", "out.weight", "encoder.patch_embed.proj.weight") if key not in state]
         if missing or state["W2"].ndim != 4:
             raise RefusedError(
@@ -158,7 +182,7 @@ class Design:
 
 
 def describe(url: str) -> ModelDescription:
-    """What a file of Cellpose 4 is as a member; raises RefusedError where it is none. The whole file is read."""
+    """Describe a Cellpose 4 file as a member, reading all of it; raise RefusedError if it is none."""
     try:
         data = storage.read_bytes(url)
     except OSError as error:
@@ -192,7 +216,7 @@ def describe(url: str) -> ModelDescription:
 
 
 def import_cellpose(part: str) -> Any:
-    """A module of the Cellpose package, which is optional; raises RefusedError where it is not installed."""
+    """Import a module of the optional Cellpose package; raise RefusedError if it is not installed."""
     try:
         with fp32_policy_kept():  # it lets fp32 mean TF32 for the whole process when it is imported
             return importlib.import_module(f"cellpose.{part}")

@@ -1,4 +1,4 @@
-"""What Chorus asks of a trained network, and how its weights are fetched and checked."""
+"""The interface of a trained network, and how its weights are fetched and checked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from chorus.pipeline.preprocessing.preparation import Preparation
 
 Activation = Literal["softmax", "sigmoid", "none"]
 FLOWS = 2
-"""Outputs that say where a pixel's object lies, after those of the classes: 5 times the unit vector (dy, dx)."""
+"""Outputs that point to the middle of a pixel's object, after those of the classes: 5 times the unit vector (dy, dx)."""
 FLOW_LENGTH = 5.0
-"""Of the vectors that networks are trained on and give, as in Cellpose."""
+"""Length of the vectors that networks are trained on and predict, as in Cellpose."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class LoadRequest:
     Attributes
     ----------
     url : of its weights or package
-    channels : handed to it, raw or normalised (`MemberEntry.preparation`)
-    outputs : what its last layer gives for the classes, without flows
+    channels : number of input channels, raw or normalised (`MemberEntry.preparation`)
+    outputs : number of channels of its last layer for the classes, without flows
     flows : whether the flows (dy, dx) follow them
     tile : edge of a tile in pixels
     trust_code : whether code that the file brings along may run
     tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.trial`)
-    beside : whether it lies beside ``ensemble.yaml``; of other files of the user nothing is told, not even a hash
+    beside : whether it lies beside ``ensemble.yaml``; messages reveal nothing of other files, not even a hash
     """
 
     url: str
@@ -50,18 +50,28 @@ class LoadRequest:
 class Member(Protocol):
     """One trained network of an ensemble, on one device.
 
-    Called with a batch of prepared tiles, (batch, channels, y, x) float32, it returns (batch, outputs, y, x): what
-    its last layer says of the classes, then the flows (dy, dx) where the ensemble has them.
-
     Attributes
     ----------
-    activation : turns what it says of the classes into probabilities; None takes the ensemble's. With ``none`` they
+    activation : turns the outputs for the classes into probabilities; None takes the ensemble's. With ``none`` they
         are probabilities already, of all classes or of the foreground ones.
     """
 
     activation: Activation | None
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Predict a batch of prepared tiles.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x) float32
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, outputs, y, x): the last layer's outputs for the classes, then the flows (dy, dx) if the ensemble
+            has them.
+        """
+        ...
 
     def parameters_bytes(self) -> int:
         """Bytes of weights that this member keeps on its device."""
@@ -70,17 +80,23 @@ class Member(Protocol):
 
 @runtime_checkable
 class Encoding(Protocol):
-    """What a member offers besides, where its network has an encoder: that encoder's last stage.
+    """The features of a member's encoder, at the encoder's last stage.
 
     Attributes
     ----------
-    features : channels of that stage; 0 where there is no encoder after all
+    features : channels of that stage; 0 if the network has no encoder
     """
 
     features: int
 
     def encoded(self) -> torch.Tensor:
-        """What the stage said of the batch of the last call, (batch, features, y, x); to be asked for once a call."""
+        """Return the stage's output of the last call; ask at most once per call.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, features, y, x), y and x at the stage's resolution.
+        """
         ...
 
 
@@ -102,18 +118,18 @@ class MemberEntry(BaseModel, ABC):
     activation: Activation | None = None
 
     def preparation(self, asked: LoadRequest) -> Preparation | None:
-        """How this member wants its pixels, where it brings that along; None: as the ensemble normalises them."""
+        """Return how this member wants its pixels prepared; None if the ensemble's normalisation applies."""
         return None
 
     @abstractmethod
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network on `device`; raises RefusedError where it is missing, wrong or does not fit."""
+        """Load the network on `device`; raise RefusedError if it is missing, differs or does not fit."""
 
 
 class ModuleMember:
-    """A member that is a torch module, in evaluation mode and with channels last, where convolutions are fastest.
+    """A torch module as a member, in evaluation mode and channels-last memory, where convolutions are fastest.
 
-    It is `Encoding`, too, where the module has an `encoder` as networks of segmentation-models-pytorch have.
+    It provides `Encoding` if the module has an `encoder`, as networks of segmentation-models-pytorch have.
 
     Attributes
     ----------
@@ -130,6 +146,17 @@ class ModuleMember:
         self._stage: torch.Tensor | None = None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Predict a batch; see `Member`.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x) float32
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, outputs, y, x).
+        """
         result: torch.Tensor
         if self.encoder is None:
             result = self.module(tiles)
@@ -150,6 +177,7 @@ class ModuleMember:
         return stage
 
     def parameters_bytes(self) -> int:
+        """Return the bytes of the module's parameters and buffers."""
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -158,7 +186,17 @@ class ModuleMember:
 
 
 def last_stage(output: Any) -> torch.Tensor:
-    """The coarsest stage of what an encoder of segmentation-models-pytorch gives."""
+    """Return the coarsest stage of an encoder of segmentation-models-pytorch.
+
+    Parameters
+    ----------
+    output : of the encoder, stages from fine to coarse, each (batch, features, y, x)
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, features, y, x).
+    """
     # Stages from fine to coarse; encoders for DPT give them together with their tokens.
     stages = output[0] if isinstance(output[0], list | tuple) else output
     stage: torch.Tensor = stages[-1]
@@ -166,7 +204,7 @@ def last_stage(output: Any) -> torch.Tensor:
 
 
 def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:
-    """The part of a network that makes features, and how many; none of TorchScript's, which never calls a hook."""
+    """Return the encoder of a network and its number of features; none for TorchScript, which calls no hooks."""
     encoder = getattr(module, "encoder", None)
     channels: Any = getattr(encoder, "out_channels", None)
     known = isinstance(encoder, torch.nn.Module) and isinstance(channels, list | tuple) and channels and channels[-1]
@@ -176,7 +214,7 @@ def _encoder(module: torch.nn.Module) -> tuple[torch.nn.Module | None, int]:
 
 
 def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes:
-    """The bytes of a weight file; raises RefusedError where it is missing or not the one that was meant.
+    """Read a weight file; raise RefusedError if it is missing or its hash differs.
 
     `beside`: see `LoadRequest`.
     """

@@ -44,7 +44,7 @@ _MAKE = "name its architecture with `kind: smp` instead"
 
 
 class Deepflash2Member(MemberEntry):
-    """``{kind: deepflash2, weights: Unet_resnet34_2classes-fold1.pth, sha256: ...}``; the file says all the rest.
+    """``{kind: deepflash2, weights: Unet_resnet34_2classes-fold1.pth, sha256: ...}``; all else is read from the file.
 
     `model` chooses a network of an inference ensemble (``ensemble_....pt``), which holds several: each is a member of
     its own, so that what they disagree on is seen.
@@ -58,7 +58,7 @@ class Deepflash2Member(MemberEntry):
         return _facts(asked.url, self.sha256, self.model, asked.trust_code, asked.beside).preparation
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network; raises RefusedError where the file is not deepflash2's or does not fit the ensemble."""
+        """Load the network; raise RefusedError if the file is not deepflash2's or does not fit the ensemble."""
         url = asked.url
         if asked.flows:
             raise RefusedError(f"{url}: deepflash2 networks give no flows; remove `flows: true` from ensemble.yaml")
@@ -92,21 +92,34 @@ class Deepflash2Input:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return len(self.mean)
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """None: the statistics are in the file."""
         return frozenset()
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
-        """See `chorus.pipeline.preprocessing.preparation.Preparation.apply`."""
+        """Standardise each pixel; see `chorus.pipeline.preprocessing.preparation.Preparation.apply`.
+
+        Parameters
+        ----------
+        raw : (channels, y, x) of any real dtype
+        statistics : not used
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x).
+        """
         stored = dtype_divisor(raw.dtype) / self.top if raw.dtype.kind in "iu" else 1.0
         return apply(raw, ChannelScaling.of((m * stored for m in self.mean), (s * stored for s in self.std)))
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a file says beside its weights; None where it does not."""
+    """Metadata of a file, beside its weights; None where it has none."""
 
     architecture: str
     encoder: str
@@ -118,9 +131,9 @@ class _Facts:
 
 
 def describe(url: str, *, trust_code: bool = False) -> tuple[ModelDescription, ...]:
-    """The members in a file of deepflash2: one of a checkpoint, each network of an inference ensemble.
+    """Describe the members in a file of deepflash2: one of a checkpoint, each network of an inference ensemble.
 
-    An inference ensemble is a program; one that does more than compute is read with `trust_code` alone.
+    An inference ensemble is a program; one that does more than compute is read only with `trust_code`.
 
     Raises
     ------
@@ -171,7 +184,7 @@ def _read(url: str, data: bytes, model: int | None, trust_code: bool) -> tuple[t
 
 
 def _of_checkpoint(url: str, data: bytes) -> tuple[torch.nn.Module, _Facts]:
-    """What ``save_smp_model`` wrote: ``{model: state dict, arch, stats, encoder_name, in_channels, classes, ...}``."""
+    """Read what ``save_smp_model`` wrote: ``{model: state dict, arch, stats, encoder_name, in_channels, ...}``."""
     content = _checkpoint(url, data)
     try:
         state, architecture = dict(content.pop("model")), str(content.pop("arch"))
@@ -215,7 +228,7 @@ def _of_inference_ensemble(
 
 
 def _script(url: str, data: bytes, trust_code: bool) -> torch.jit.ScriptModule | None:
-    """The TorchScript module in a file if there is one and it is deepflash2's ensemble."""
+    """Load the TorchScript module in a file; None if there is none or it is not deepflash2's ensemble."""
     if not is_script(data):
         return None  # a checkpoint, or nothing of deepflash2's: reading it as one says which
     module = load_script(url, data, torch.device("cpu"), trust_code=trust_code)
@@ -224,7 +237,7 @@ def _script(url: str, data: bytes, trust_code: bool) -> torch.jit.ScriptModule |
 
 
 def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
-    """The dictionary that was saved: tensors, plain values and NumPy's numbers; nothing that runs code."""
+    """Read the saved dictionary: tensors, plain values and NumPy's numbers; nothing that runs code."""
     try:
         with torch.serialization.safe_globals(_NUMPY):
             content = load_tensors(data)
@@ -239,7 +252,7 @@ def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
 
 
 def _numpy_globals() -> list[Any]:
-    """What a pickle of NumPy arrays and numbers refers to, under its names before and since NumPy 2; pure data."""
+    """List what a pickle of NumPy arrays refers to, under names before and since NumPy 2; pure data."""
     core = import_module("numpy._core.multiarray")
     found: list[Any] = [np.ndarray, np.dtype, codecs.encode]
     for name in ("_reconstruct", "scalar"):

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself: enough to write it into an ``ensemble.yaml``."""
+"""Metadata of a weight file: enough to write it into an ``ensemble.yaml``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A trained network as the entry of an ensemble, with what its file says of the ensemble that it fits in.
+    """A trained network as the entry of an ensemble, with what its file tells about ensembles that it fits.
 
     Attributes
     ----------
     entry : the member, with the sha256 of its weights
-    name : for people; the name of the file where it says no better
+    name : for people; the name of the file if it holds no better one
     channels, classes : their names, the background first; made up (``channel-0``, ``class-1``) where only their
         number is known, empty where not even that
-    activation : turns what its last layer says of the classes into probabilities; None where it is not known
+    activation : turns its last layer's outputs for the classes into probabilities; None if unknown
     flows : whether it gives flows (dy, dx) after the classes
     tile : edge in pixels; None where any will do
     pixel_size_um : that it was trained on, micrometres per pixel

@@ -1,4 +1,4 @@
-"""What a file of weights is, and what it says of itself, whatever kind of network it holds.
+"""Detect the kind of a weight file and describe the networks in it.
 
 A kind is recognised by the name of the file, or by names within it; nothing of it runs, and no weights are loaded.
 """
@@ -46,7 +46,7 @@ def members_in(url: str) -> list[str]:
 def describe(
     url: str, kind: str | None = None, network: Network | None = None, *, trust_code: bool = False
 ) -> tuple[ModelDescription, ...]:
-    """What the networks in one file or package say of themselves; several of an inference ensemble of deepflash2.
+    """Describe the networks in one file or package; several for an inference ensemble of deepflash2.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def describe(
 
 
 def recognise(url: str) -> str:
-    """The kind of network at `url`; raises RefusedError where it is missing or of no known kind.
+    """Recognise the kind of network at `url`; raise RefusedError if it is missing or of no known kind.
 
     Plug-ins are asked first: they know their own files, and a built-in kind may take them for a more general one.
     """

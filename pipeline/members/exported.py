@@ -26,7 +26,7 @@ class ExportedMember(ExportEntry):
     kind: Literal["exported"]
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network; raises RefusedError where it is not trusted, is no such file or does not fit the ensemble."""
+        """Load the network; raise RefusedError if it is not trusted, not such a file or does not fit."""
         url = asked.url
         data = fetch_weights(url, self.sha256, beside=asked.beside)
         if not asked.trust_code:

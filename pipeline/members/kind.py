@@ -109,7 +109,7 @@ class MemberKind(Generic[Entry]):
 
 
 def kind_name(entry: type[MemberEntry]) -> str:
-    """The one name in the field ``kind`` of `entry`; raises TypeError where that is no `Literal` of one name."""
+    """Return the one name in the field ``kind`` of `entry`; raise TypeError if it is no `Literal` of one name."""
     names: tuple[object, ...] = getattr(entry.model_fields["kind"].annotation, "__args__", ())
     name = names[0] if len(names) == 1 else None
     if not isinstance(name, str):

@@ -30,7 +30,7 @@ class OnnxMember(ExportEntry):
     kind: Literal["onnx"]
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network; raises RefusedError where it cannot be run or does not fit the ensemble."""
+        """Load the network; raise RefusedError if it cannot run or does not fit the ensemble."""
         url = asked.url
         onnx = _onnx(url)
         data = fetch_weights(url, self.sha256, beside=asked.beside)

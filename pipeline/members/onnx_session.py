@@ -14,7 +14,7 @@ EXTRA = "pip install 'chorus-bioimage[onnx]'"
 
 
 def open_session(url: str, graph: bytes | str, device: torch.device, *, what: str, mend: str) -> Any:
-    """An ``onnxruntime.InferenceSession`` of `graph`, its bytes or its path.
+    """Open an ``onnxruntime.InferenceSession`` of `graph`, given as bytes or as a path.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def session_device(device: torch.device) -> torch.device:
 
 
 def session_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises of a graph that it cannot load or run."""
+    """Return the exceptions that onnxruntime raises for a graph that it cannot load or run."""
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     return (
         state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,

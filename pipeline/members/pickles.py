@@ -11,12 +11,12 @@ import torch
 
 
 def load_tensors(data: bytes) -> Any:
-    """What a file of `torch.save` holds, on the CPU.
+    """Load a file of `torch.save` on the CPU.
 
     Raises
     ------
     pickle.UnpicklingError
-        It is none, is damaged, or holds more than tensors and plain values.
+        If it is none, is damaged, or holds more than tensors and plain values.
     """
     try:
         # weights_only: anything that would run code is refused by torch.

@@ -57,7 +57,7 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """The kinds of this process; plug-ins are looked for once, and those that cannot be loaded are logged."""
+    """Return the kinds of this process; plug-ins are searched for once, and those that fail to load are logged."""
     own = [import_module(f"chorus.pipeline.members.{module}").KIND for module in _BUILT_IN]
     built_in: dict[str, MemberKind[Any]] = {kind.name: kind for kind in own}
     plug_ins: dict[str, MemberKind[Any]] = {}
@@ -79,7 +79,7 @@ def registry() -> Registry:
 
 
 def kind_of(entry: MemberEntry) -> MemberKind[Any]:
-    """What declares the kind of `entry`."""
+    """Return the declaration of the kind of `entry`."""
     return registry().kinds[entry.kind]
 
 

@@ -59,12 +59,12 @@ def check_source(url: str, data: bytes) -> None:
 
 
 def load_script(url: str, data: bytes, device: torch.device, *, trust_code: bool = False) -> torch.jit.ScriptModule:
-    """The module in a TorchScript file; where it is not trusted, one that only computes.
+    """Load the module of a TorchScript file; if it is not trusted, only one that only computes.
 
     Raises
     ------
     RefusedError
-        Where it is no TorchScript file, or has what runs with ``--trust-code`` alone.
+        If it is no TorchScript file, or needs ``--trust-code``.
     """
     if not trust_code:
         check_source(url, data)
@@ -82,7 +82,7 @@ def load_script(url: str, data: bytes, device: torch.device, *, trust_code: bool
 
 
 def _reader(data: bytes) -> Any:
-    """What `torch.jit.load` reads a file with; None where that is no archive (a flatbuffer is told by other bytes)."""
+    """Open a file as `torch.jit.load` reads it; None if it is no archive (a flatbuffer starts with other bytes)."""
     if not data.startswith(_ZIP):
         return None
     try:

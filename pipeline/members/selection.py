@@ -34,11 +34,37 @@ class ExportEntry(MemberEntry):
     layout: Literal["nchw", "nhwc"] = "nchw"
 
     def given(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, y, x) as the network takes it."""
+        """Arrange tiles in the layout of the network.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x)
+
+        Returns
+        -------
+        torch.Tensor
+            The same for ``nchw``, (batch, y, x, channels) for ``nhwc``.
+        """
         return tiles if self.layout == "nchw" else tiles.permute(0, 2, 3, 1)
 
     def taken(self, url: str, answer: torch.Tensor) -> torch.Tensor:
-        """(batch, outputs, y, x) float32 of the output that was chosen; raises RefusedError where it has not these."""
+        """Select the channels of the chosen output, with channels first.
+
+        Parameters
+        ----------
+        url : of the file, for messages
+        answer : the output in the network's layout
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, outputs, y, x) float32.
+
+        Raises
+        ------
+        RefusedError
+            If the output does not have these channels.
+        """
         if self.layout == "nhwc" and answer.ndim == 4:
             answer = answer.permute(0, 3, 1, 2)
         if self.channels is not None:
@@ -51,7 +77,7 @@ class ExportEntry(MemberEntry):
         return answer.float()
 
     def position(self, url: str, names: Sequence[str]) -> int:
-        """Of the chosen output among those that the network has; raises RefusedError where it is none of them."""
+        """Return the index of the chosen output among `names`; raise RefusedError if there is no such output."""
         if isinstance(self.output, int) and self.output < len(names):
             return self.output
         if self.output in names:
@@ -60,7 +86,18 @@ class ExportEntry(MemberEntry):
         raise RefusedError(f"{url}: has no output {self.output}; correct the member's output to one of {known}")
 
     def chosen(self, url: str, answer: object) -> torch.Tensor:
-        """The output among what a network returned: a tensor, several, or several by name."""
+        """Pick the output from what a network returned: a tensor, several, or several by name.
+
+        Returns
+        -------
+        torch.Tensor
+            The output as the network returned it.
+
+        Raises
+        ------
+        RefusedError
+            If there is no such output, or it is no tensor.
+        """
         if isinstance(answer, torch.Tensor):
             answer = (answer,)
         if isinstance(answer, Mapping):
@@ -90,7 +127,7 @@ class InputShape:
 
     @classmethod
     def checked(cls, url: str, shape: Sequence[Size], entry: ExportEntry, asked: LoadRequest) -> InputShape:
-        """Of the input's dimensions; raises RefusedError where these are no 2D tiles or not the ensemble's."""
+        """Check the input's dimensions; raise RefusedError if they are not those of the ensemble's 2D tiles."""
         if len(shape) != 4:
             raise RefusedError(
                 f"{url}: takes {len(shape)} dimensions, not (batch, channels, y, x); export the 2D network with a "
@@ -113,11 +150,21 @@ class InputShape:
         return cls(batch)
 
     def batches(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`tiles` as the network takes them: one by one, or all at once."""
+        """Split tiles into the batches that the network accepts.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x)
+
+        Returns
+        -------
+        tuple[torch.Tensor, ...]
+            One tile each if the network takes only one at once, else all together.
+        """
         return torch.split(tiles, 1) if self.batch == 1 else (tiles,)
 
 
 def describe_export(entry: type[ExportEntry], kind: str, url: str) -> tuple[ModelDescription, ...]:
-    """The exported network at `url` as a member, which says nothing else that an ensemble needs to know."""
+    """Describe the exported network at `url` as a member; its file holds nothing else that an ensemble needs."""
     member = entry(kind=kind, weights=url, sha256=hashlib.sha256(read(url)).hexdigest())
     return (ModelDescription(entry=member, name=stem(url)),)

@@ -45,7 +45,7 @@ class SmpMember(MemberEntry):
     options: dict[str, Any] = Field(default_factory=dict)
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network with its weights; raises RefusedError where they do not fit it."""
+        """Build the network and load its weights; raise RefusedError if they do not fit."""
         outputs = asked.outputs + FLOWS * asked.flows
         state = state_dict(asked.url, fetch_weights(asked.url, self.sha256, beside=asked.beside))
         module = filled(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options, state)
@@ -61,7 +61,13 @@ def filled(
     options: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
 ) -> torch.nn.Module:
-    """The architecture with the weights of `state`, all of them; raises RefusedError as `network` and `fill` do."""
+    """Build the architecture with all weights of `state`; raise RefusedError as `network` and `fill` do.
+
+    Parameters
+    ----------
+    url : of the weights, for messages
+    state : tensors by name
+    """
     with _Unfilled():
         module = network(url, architecture, encoder, channels, outputs, options)
     fill(url, module, state, f"{architecture}/{encoder}", channels, outputs)
@@ -90,7 +96,7 @@ class _Unfilled(TorchFunctionMode):
 def network(
     url: str, architecture: str, encoder: str, channels: int, outputs: int, options: Mapping[str, Any]
 ) -> torch.nn.Module:
-    """The architecture with random weights; raises RefusedError, naming `url`, where the library has no such thing."""
+    """Build the architecture with random weights; raise RefusedError, naming `url`, if the library has none such."""
     # Here, not above: it takes seconds to import, and only a process that hosts members needs it.
     import segmentation_models_pytorch as smp
 
@@ -120,7 +126,14 @@ def network(
 def fill(
     url: str, module: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, channels: int, outputs: int
 ) -> None:
-    """Put the weights of `state` into `module`, all of them; raises RefusedError where they do not fit `what`."""
+    """Put all weights of `state` into `module`; raise RefusedError if they do not fit `what`.
+
+    Parameters
+    ----------
+    url : of the weights, for messages
+    state : tensors by name
+    what : describes the architecture in the message
+    """
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -135,12 +148,18 @@ def fill(
 
 
 def state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors by name of a file of weights; raises RefusedError where it holds anything else."""
+    """Read the tensors by name of a weight file; raise RefusedError if it holds anything else.
+
+    Returns
+    -------
+    dict[str, torch.Tensor]
+        Of any shapes and dtypes, on the CPU.
+    """
     loaded: Any
     try:
         loaded = load_safetensors(data) if url.endswith(".safetensors") else load_tensors(data)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        # What torch says of a pickle is a page on how to run it all the same.
+        # torch's message for a pickle is a page on how to run it anyway.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise RefusedError(
             f"{url}: not a plain state dict{reason}; Chorus loads tensors only and never runs pickled "
@@ -178,7 +197,7 @@ def _first_difference(error: BaseException) -> str:
 
 
 def describe(url: str, network: Network) -> tuple[ModelDescription, ...]:
-    """A plain state dict as a member; raises RefusedError where `network` does not say of which architecture it is."""
+    """Describe a plain state dict as a member; raise RefusedError if `network` does not name its architecture."""
     if network.architecture is None or network.encoder is None:
         raise RefusedError(
             f"{url}: a plain state dict does not say which network it is of; add --architecture and --encoder of "

@@ -19,7 +19,7 @@ class TorchScriptMember(ExportEntry):
     kind: Literal["torchscript"]
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network; raises RefusedError where the file is no TorchScript, or more than a network."""
+        """Load the network; raise RefusedError if the file is no TorchScript, or more than a network."""
         url = asked.url
         data = fetch_weights(url, self.sha256, beside=asked.beside)
         if not asked.trust_code:

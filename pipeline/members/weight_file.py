@@ -45,6 +45,7 @@ class WeightFile:
 
     @cached_property
     def data(self) -> bytes:
+        """All bytes of the file, read once."""
         return read(self.url)
 
     @cached_property
@@ -82,7 +83,7 @@ class WeightFile:
 
 
 def read(url: str) -> bytes:
-    """The bytes at `url`; raises RefusedError where it is missing or cannot be read."""
+    """Read the bytes at `url`; raise RefusedError if it is missing or cannot be read."""
     try:
         return storage.read_bytes(url)
     except OSError as error:
@@ -100,12 +101,12 @@ def listing(url: str) -> list[str] | None:
 
 
 def stem(url: str) -> str:
-    """The name of a file without its suffix."""
+    """Return the name of a file without its suffix."""
     return storage.basename(url).rsplit(".", 1)[0]
 
 
 def _strings(data: bytes) -> Iterator[str]:
-    """The strings in the pickles that `data` begins with."""
+    """Yield the strings in the pickles that `data` begins with."""
     file = io.BytesIO(data)
     try:
         while file.tell() < len(data):

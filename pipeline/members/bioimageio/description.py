@@ -1,4 +1,4 @@
-"""What a BioImage.IO package says of itself, as the entry of an ensemble."""
+"""Describe a BioImage.IO package as the entry of an ensemble."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ DEFAULT_TILE = 256
 
 
 def describe(url: str, format: WeightFormat | None = None) -> ModelDescription:
-    """The package at `url` (or of this id) as a member, with the hash of its weights; nothing of it runs.
+    """Describe the package at `url` (or of this id) as a member, with the hash of its weights; run nothing of it.
 
-    Its tile is that of its test input, or else the nearest to 256 that it takes. Whether what it gives are
-    probabilities is seen from its postprocessing and its test output.
+    Its tile is that of its test input, or else the nearest size to 256 that it accepts. Whether its outputs are
+    probabilities is inferred from its postprocessing and its test output.
 
     Raises
     ------
     RefusedError
-        Where it is no package, or none that can be a member.
+        If it is no package, or none that can be a member.
     """
     package = open_package(url)
     description = package.description
@@ -77,7 +77,7 @@ def _tile(package: Package) -> int | None:
 
 
 def _test_array(package: Package, tensor: Any) -> NDArray[Any] | None:
-    """A tensor's test array; None where the package has none."""
+    """Read a tensor's test array; None if the package has none."""
     if tensor.test_tensor is None:
         return None
     array: NDArray[Any] = np.load(io.BytesIO(package.read(tensor.test_tensor)), allow_pickle=False)
@@ -103,7 +103,7 @@ def _activation(output: Any, test: NDArray[Any] | None) -> Activation:
 
 
 def _classes(names: list[str], activation: Activation, test: NDArray[Any] | None) -> list[str]:
-    """Channels as classes; the background is one of them where they add up to one, or where its name says so."""
+    """Read channels as classes; the background is one of them if they add up to one, or if its name says so."""
     softmax = activation == "softmax"
     if activation == "none" and test is not None and len(names) > 1:
         axis = next((i for i, size in enumerate(test.shape) if size == len(names)), 0)

@@ -1,4 +1,4 @@
-"""Members that are BioImage.IO packages: fed, run and read as the package says, on Chorus's tiles."""
+"""Members that are BioImage.IO packages: prepared, run and postprocessed as the package declares, on Chorus's tiles."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class BioimageioMember(MemberEntry):
     channels: tuple[int, ...] | None = Field(default=None, min_length=1)
 
     def preparation(self, asked: LoadRequest) -> PackagePreparation:
-        """The package's preprocessing; its weights are not read."""
+        """Return the package's preprocessing; its weights are not read."""
         package = _opened(asked.url, self.weights, self.sha256)
         inputs = package.description.inputs
         prepared = preparation(package.url, inputs)
@@ -62,7 +62,7 @@ class BioimageioMember(MemberEntry):
         return prepared
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """The network with its postprocessing; raises RefusedError where it is not what was meant or cannot run."""
+        """Load the network with its postprocessing; raise RefusedError if its hash differs or it cannot run."""
         self.preparation(asked)
         package = _opened(asked.url, self.weights, self.sha256)
         inputs = package.description.inputs
@@ -106,12 +106,12 @@ class BioimageioMember(MemberEntry):
 
 @lru_cache(maxsize=64)
 def _opened(url: str, written: str, sha256: str | None) -> Package:
-    """Opened once in a process: a preparation is asked for more often than weights are loaded."""
+    """Open a package once in a process: preparations are requested more often than weights are loaded."""
     return open_package(url, written)
 
 
 def _last_dtype(tensor: Any) -> torch.dtype:
-    """What the network gets: preprocessing ends with the type that it wants."""
+    """Return the dtype of the network's input: preprocessing ends with the dtype that it needs."""
     last = tensor.preprocessing[-1]
     dtype: torch.dtype = getattr(torch, str(last.kwargs.dtype)) if str(last.id) == "ensure_dtype" else torch.float32
     return dtype
@@ -143,6 +143,22 @@ class PackageMember:
         self._single = output.single or any(one.single for one in inputs)
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Predict a batch; see `chorus.pipeline.members.contract.Member`.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x) float32, preprocessed
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, outputs, y, x) float32, postprocessed, resized to the tiles' y and x where the network scales them.
+
+        Raises
+        ------
+        RuntimeError
+            If the network returns other outputs than the package declares.
+        """
         batches = [tiles[i : i + 1] for i in range(len(tiles))] if self._single else [tiles]
         answer = torch.cat([self._answer(batch) for batch in batches])
         # One by one, so that a sample does not depend on its place in the batch (see
@@ -167,4 +183,5 @@ class PackageMember:
         return self._output.take(answers[self._index])
 
     def parameters_bytes(self) -> int:
+        """Return the bytes of weights that the network keeps on its device."""
         return self._network.parameters_bytes()

@@ -29,11 +29,25 @@ _MAKERS = {("segmentation_models_pytorch", "create_model"), ("timm", "create_mod
 
 
 class Network(Protocol):
-    """All input tensors of a package to all of its outputs."""
+    """A package's network, from all of its input tensors to all of its outputs."""
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run the network once.
 
-    def parameters_bytes(self) -> int: ...
+        Parameters
+        ----------
+        inputs : one tensor per input of the package, with the input's axes and dtype, on the network's device
+
+        Returns
+        -------
+        Sequence[torch.Tensor]
+            One tensor per output of the package, with the output's axes.
+        """
+        ...
+
+    def parameters_bytes(self) -> int:
+        """Return the bytes of weights that the network keeps on its device."""
+        ...
 
 
 class TorchNetwork:
@@ -46,12 +60,24 @@ class TorchNetwork:
         self._module = module.to(device)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run the module; see `Network`.
+
+        Parameters
+        ----------
+        inputs : one tensor per input of the package, with the input's axes and dtype, on the module's device
+
+        Returns
+        -------
+        Sequence[torch.Tensor]
+            One tensor per output of the package; the values of a dictionary in its order.
+        """
         answer = self._module(*inputs)
         if isinstance(answer, dict):  # as torchvision's
             return list(answer.values())
         return list(answer) if isinstance(answer, list | tuple) else [answer]
 
     def parameters_bytes(self) -> int:
+        """Return the bytes of the module's parameters and buffers."""
         tensors = [*self._module.parameters(), *self._module.buffers()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -64,6 +90,22 @@ class OnnxNetwork:
         self._names = [entry.name for entry in session.get_inputs()]
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run the graph; see `Network`.
+
+        Parameters
+        ----------
+        inputs : one tensor per input of the graph, with the input's axes and dtype, on any device
+
+        Returns
+        -------
+        Sequence[torch.Tensor]
+            One tensor per output of the graph, copied to the network's device.
+
+        Raises
+        ------
+        RuntimeError
+            If onnxruntime cannot run the graph on these inputs.
+        """
         arrays = dict(zip(self._names, (tensor.cpu().numpy() for tensor in inputs), strict=True))
         try:
             answers = self._session.run(None, arrays)
@@ -72,11 +114,12 @@ class OnnxNetwork:
         return [torch.from_numpy(np.asarray(answer)).to(self._device) for answer in answers]
 
     def parameters_bytes(self) -> int:
+        """Return the size of the graph and its weights in bytes."""
         return self._size
 
 
 def load_network(package: Package, files: WeightFiles, device: torch.device, *, trust_code: bool) -> Network:
-    """The network of `files` on `device`; raises RefusedError where it cannot be had or is not trusted."""
+    """Load the network of `files` on `device`; raise RefusedError if it cannot be loaded or is not trusted."""
     if files.format == "onnx":
         return _onnx(package, files, device)
     if files.format == "torchscript":
@@ -127,7 +170,7 @@ def _state_dict(package: Package, files: WeightFiles, trust_code: bool) -> torch
 
 
 def _architecture(package: Package, architecture: Any, trust_code: bool) -> Any:
-    """What makes the network, imported only where it may be."""
+    """Import the class or function that makes the network, only if that is allowed."""
     if hasattr(architecture, "source"):
         if not trust_code:
             raise RefusedError(
@@ -171,6 +214,6 @@ def _makes_networks(library: str, name: Any, found: Any) -> bool:
 
 
 def _difference(error: BaseException) -> str:
-    """The first key that differs, below the headline of torch's message."""
+    """Return the first key that differs, which follows the headline of torch's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return first_line(lines[1] if len(lines) > 1 else error)

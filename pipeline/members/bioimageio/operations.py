@@ -16,7 +16,7 @@ Per: TypeAlias = Literal["image", "dataset"]
 
 @dataclass(frozen=True)
 class Pooled:
-    """Mean or std of some channels together, out of their own: they have equally many pixels.
+    """Mean or standard deviation of some channels together, pooled from their own: all have equally many pixels.
 
     Attributes
     ----------
@@ -29,10 +29,12 @@ class Pooled:
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """Mean and standard deviation of each channel."""
         kinds: tuple[Literal["mean", "std"], ...] = ("mean", "std")
         return frozenset(Measure(kind, c, per=self.per) for c in self.channels for kind in kinds)
 
     def value(self, statistics: Statistics) -> float:
+        """Pool the channels' mean or standard deviation, weighting channels equally."""
         means, stds = (
             np.array([statistics[Measure(kind, c, per=self.per)] for c in self.channels]) for kind in ("mean", "std")
         )
@@ -49,9 +51,11 @@ class Measured:
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """The one measure."""
         return frozenset({self.measure})
 
     def value(self, statistics: Statistics) -> float:
+        """Look the measure up."""
         return statistics[self.measure]
 
 
@@ -63,9 +67,11 @@ class Given:
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """None: the number is given by the package."""
         return frozenset()
 
     def value(self, statistics: Statistics) -> float:
+        """Return the number."""
         return self.number
 
 
@@ -75,7 +81,18 @@ Values: TypeAlias = tuple[Value, ...]
 
 
 def column(values: Values, statistics: Statistics) -> Pixels:
-    """The values as (channels, 1, 1)."""
+    """Evaluate the values, one per channel, for broadcasting over pixels.
+
+    Parameters
+    ----------
+    values : one per channel
+    statistics : all measures that the values need
+
+    Returns
+    -------
+    Pixels
+        (channels, 1, 1) float64.
+    """
     return np.array([value.value(statistics) for value in values])[:, None, None]
 
 
@@ -83,10 +100,23 @@ class Operation(Protocol):
     """One step on a tensor's pixels, (channels, y, x) float64, each by itself."""
 
     def values(self) -> Values:
-        """What it needs to know."""
+        """Return the values that the operation needs."""
         ...
 
-    def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels: ...
+    def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Apply the operation to each pixel by itself.
+
+        Parameters
+        ----------
+        pixels : (channels, y, x) float64
+        statistics : all measures that `values` need
+
+        Returns
+        -------
+        Pixels
+            (channels, y, x) float64.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +126,11 @@ class Cast:
     dtype: str
 
     def values(self) -> Values:
+        """Return no values."""
         return ()
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Round trip through the dtype; see `Operation`."""
         return pixels.astype(self.dtype).astype(np.float64)
 
 
@@ -110,9 +142,11 @@ class Linear:
     offset: Values
 
     def values(self) -> Values:
+        """Return gains, then offsets."""
         return self.gain + self.offset
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Multiply by the gain and add the offset; see `Operation`."""
         return pixels * column(self.gain, statistics) + column(self.offset, statistics)
 
 
@@ -125,9 +159,11 @@ class Standardised:
     eps: float
 
     def values(self) -> Values:
+        """Return means, then standard deviations."""
         return self.mean + self.std
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Subtract the mean and divide by the standard deviation plus `eps`; see `Operation`."""
         return (pixels - column(self.mean, statistics)) / (column(self.std, statistics) + self.eps)
 
 
@@ -140,9 +176,11 @@ class Ranged:
     eps: float
 
     def values(self) -> Values:
+        """Return lower ends, then upper ends."""
         return self.low + self.high
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Map the range between the ends to 0 to 1, without clipping; see `Operation`."""
         low = column(self.low, statistics)
         return (pixels - low) / (column(self.high, statistics) - low + self.eps)
 
@@ -155,9 +193,11 @@ class Clipped:
     high: Values
 
     def values(self) -> Values:
+        """Return lower bounds, then upper bounds; either may be missing."""
         return self.low + self.high
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Clip to the bounds that there are; see `Operation`."""
         if self.low:
             pixels = np.maximum(pixels, column(self.low, statistics))
         return np.minimum(pixels, column(self.high, statistics)) if self.high else pixels
@@ -170,9 +210,11 @@ class Binarised:
     threshold: Values
 
     def values(self) -> Values:
+        """Return the thresholds."""
         return self.threshold
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Return 1 above the threshold and 0 elsewhere; see `Operation`."""
         return (pixels > column(self.threshold, statistics)).astype(np.float64)
 
 
@@ -183,9 +225,11 @@ class Squashed:
     softmax: bool
 
     def values(self) -> Values:
+        """Return no values."""
         return ()
 
     def __call__(self, pixels: Pixels, statistics: Statistics) -> Pixels:
+        """Apply softmax over the channels, or the logistic function; see `Operation`."""
         from scipy.special import expit, softmax
 
         result: Pixels = softmax(pixels, axis=0) if self.softmax else expit(pixels)

@@ -45,7 +45,7 @@ class Package:
     halo: int
 
     def read(self, file: Any) -> bytes:
-        """What a file of the package holds (`bioimageio.spec.common.FileDescr`); raises RefusedError without it."""
+        """Read a file of the package (`bioimageio.spec.common.FileDescr`); raise RefusedError if it is missing."""
         name = str(file.source)
         if "://" not in name and fault(name):
             raise RefusedError(f"{self.url}: {shown(name)} lies outside of the package; correct its rdf")
@@ -76,7 +76,7 @@ class WeightFiles:
     entry: Any
 
     def sha256(self, package: Package) -> str:
-        """Of all that defines the result: the rdf, the weights, and code or data beside them."""
+        """Hash of all that defines the result: the rdf, the weights, and code or data beside them."""
         parts = [package.rdf.encode(), self.weights, *(data for _, data in sorted(self.others.items()))]
         digests = [hashlib.sha256(part).hexdigest() for part in parts]
         return hashlib.sha256("\n".join([self.format, *digests]).encode()).hexdigest()
@@ -126,7 +126,7 @@ def open_package(url: str, written: str | None = None) -> Package:
 
 
 def _source(url: str, written: str) -> Any:
-    """What bioimageio.spec opens: a folder, an archive, a web address or an id."""
+    """Return what bioimageio.spec opens: a folder, an archive, a web address or an id."""
     if storage.is_web(url) and not url.endswith(".zip"):
         return url
     fs, path = storage.filesystem(url)
@@ -152,7 +152,7 @@ def _source(url: str, written: str) -> Any:
 
 
 def _archived(fs: Any, folder: str) -> zipfile.ZipFile:
-    """A folder of a bucket as an archive in memory, which bioimageio.spec can read."""
+    """Pack a folder of a bucket into an archive in memory, which bioimageio.spec can read."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted(fs.find(folder)):
@@ -193,9 +193,9 @@ def _check(url: str, content: dict[str, Any]) -> int:
 
 
 def choose_format(package: Package, wanted: WeightFormat | None) -> WeightFormat:
-    """The format that runs best: a known library's network, TorchScript, ONNX, then the package's own code.
+    """Choose the format that runs best: a known library's network, TorchScript, ONNX, the package's own code.
 
-    It depends on the package alone, so that an ensemble means the same everywhere.
+    The choice depends on the package alone, so that an ensemble means the same everywhere.
     """
     weights = package.description.weights
     found = [name for name in type(weights).model_fields if getattr(weights, name) is not None]
@@ -215,7 +215,7 @@ def choose_format(package: Package, wanted: WeightFormat | None) -> WeightFormat
 
 
 def weight_files(package: Package, format: WeightFormat) -> WeightFiles:
-    """The files of one format; raises RefusedError where one is missing or not what the rdf says."""
+    """Find the files of one format; raise RefusedError if one is missing or differs from the rdf."""
     entry = getattr(package.description.weights, format)
     others = [file for file in (getattr(entry, "external_data", None),) if file is not None]
     if hasattr(getattr(entry, "architecture", None), "source"):
@@ -242,7 +242,7 @@ def check_files(package: Package, files: WeightFiles, sha256: str | None, *, bes
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
-    """What bioimageio.spec lets through of its own libraries: of YAML, of zip archives and of the web."""
+    """Return the exceptions of libraries that bioimageio.spec does not catch: YAML, zip archives and the web."""
     import httpx
     from ruyaml.error import YAMLError
 

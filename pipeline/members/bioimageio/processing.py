@@ -38,9 +38,9 @@ from chorus.pipeline.members.bioimageio.operations import (
 from chorus.pipeline.preprocessing.preparation import ALL_CHANNELS, Measure, Statistics
 
 _EPSILON = 1e-6
-"""What core adds to divisors, whatever the package says: test outputs are made with it."""
+"""What bioimageio.core adds to divisors, whatever the package declares: test outputs are made with it."""
 _ROWS = 256
-"""Rows that are prepared at once: so that float64, which core computes in too, takes little memory."""
+"""Rows that are prepared at once, so that float64, which bioimageio.core computes in too, takes little memory."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PackagePreparation:
 
     Attributes
     ----------
-    tensors : per input tensor its number of channels and what is done to them; the ensemble's channels are dealt to
+    tensors : per input tensor its number of channels and the operations on them; the ensemble's channels go to
         the tensors in their order
     """
 
@@ -57,14 +57,28 @@ class PackagePreparation:
 
     @property
     def channels(self) -> int:
+        """Number of channels of all input tensors together."""
         return sum(count for count, _ in self.tensors)
 
     @property
     def measures(self) -> frozenset[Measure]:
+        """All measures that the operations need."""
         values = [v for _, operations in self.tensors for operation in operations for v in operation.values()]
         return frozenset().union(*(value.measures for value in values))
 
     def apply(self, raw: NDArray[Any], statistics: Statistics) -> NDArray[np.float32]:
+        """Prepare pixels, each pixel by itself.
+
+        Parameters
+        ----------
+        raw : (channels, y, x) of any real dtype
+        statistics : all of `measures`
+
+        Returns
+        -------
+        NDArray[np.float32]
+            (channels, y, x).
+        """
         result = np.empty(raw.shape, np.float32)
         start = 0
         for count, operations in self.tensors:
@@ -91,7 +105,7 @@ class _Tensor:
         return RefusedError(f"{self.where}: {operation} {reason}")
 
     def given(self, number: float | Sequence[float], kwargs: Any, operation: str) -> Values:
-        """The numbers of an operation, one per channel."""
+        """Read the numbers of an operation, one per channel."""
         axis = getattr(kwargs, "axis", None)
         if axis is not None and str(axis) != "channel":
             raise self.refuse(
@@ -106,7 +120,7 @@ class _Tensor:
     def statistic(
         self, kind: Literal["mean", "std", "percentile"], kwargs: Any, operation: str, percent: float = 0.0
     ) -> Values:
-        """A measured statistic, one value per channel (the same for all where channels are taken together)."""
+        """Name a measured statistic per channel; the same for all if channels are measured together."""
         axes = None if kwargs.axes is None else {str(a) for a in kwargs.axes}
         if axes is not None and not {"y", "x"} <= axes:
             raise self.refuse(
@@ -240,7 +254,7 @@ def _run(steps: Sequence[Step], pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _on_torch(operation: Operation) -> Step:
-    """The same operation on (channels, y, x) float32 of any device."""
+    """Translate an operation for (channels, y, x) float32 tensors on any device."""
 
     def numbers(values: Values, like: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(column(values, {}), dtype=like.dtype, device=like.device)

@@ -33,7 +33,17 @@ class Port:
     single: bool
 
     def lay(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, y, x) as the package wants it."""
+        """Arrange tiles in the axes of the package's tensor.
+
+        Parameters
+        ----------
+        tiles : (batch, channels, y, x); a batch of 1 where the tensor has no batch axis
+
+        Returns
+        -------
+        torch.Tensor
+            The same values, contiguous, with the axes of `axes`.
+        """
         letters = "bcyx"
         for letter in "bc":
             if letter not in self.axes:
@@ -45,7 +55,22 @@ class Port:
         return tiles.contiguous()
 
     def take(self, answer: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, y, x) of what the package gives; raises RuntimeError where it has other axes."""
+        """Arrange the package's output as (batch, channels, y, x).
+
+        Parameters
+        ----------
+        answer : with the axes of `axes`
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, channels, y, x), a view; of length 1 where the output has no batch or channel axis.
+
+        Raises
+        ------
+        RuntimeError
+            If the output has another number of axes.
+        """
         if answer.ndim != len(self.axes):
             raise RuntimeError(f"output {self.name} has {answer.ndim} axes, not {len(self.axes)}")
         for position in reversed(range(len(self.axes))):
@@ -59,7 +84,7 @@ class Port:
 
 
 def port(where: str, tensor: Any) -> Port:
-    """How `tensor` (`bioimageio.spec.model.v0_5`) lies; raises RefusedError where it is not of two dimensions."""
+    """Read the axes of `tensor` (`bioimageio.spec.model.v0_5`); raise RefusedError if it is not two-dimensional."""
     letters, single = "", True
     for axis in tensor.axes:
         if axis.type == "batch":
@@ -97,7 +122,7 @@ def _words(size: Any) -> str:
 
 
 def check_tile(where: str, inputs: Sequence[Any], tile: int) -> None:
-    """Raises RefusedError where tiles of `tile` pixels cannot be the inputs; it names the nearest that can."""
+    """Raise RefusedError if tiles of `tile` pixels do not fit the inputs; name the nearest size that does."""
     if tile_fits(inputs, tile):
         return
     nearest = nearest_tile(inputs, tile)
@@ -116,13 +141,13 @@ def tile_fits(inputs: Sequence[Any], tile: int) -> bool:
 
 
 def nearest_tile(inputs: Sequence[Any], tile: int) -> int | None:
-    """The edge nearest to `tile` that the inputs can have; None where there is none."""
+    """Return the edge nearest to `tile` that the inputs accept; None if there is none."""
     fitting = [edge for edge in TILES if tile_fits(inputs, edge)]
     return min(fitting, key=lambda edge: abs(edge - tile)) if fitting else None
 
 
 def check_output(where: str, inputs: Sequence[Any], output: Any, tile: int) -> None:
-    """Raises RefusedError where the output is not the tile in some scale, as of convolutions without padding."""
+    """Raise RefusedError if the output is not a scaled tile, for example after convolutions without padding."""
     axes = _axes([*inputs, output])
     for key, axis in axes.items():
         if key[0] != str(output.id) or axis.type != "space" or key[1] not in "yx":
