@@ -11,19 +11,19 @@ BUILTIN = Path(str(files("chorus"))) / "builtin"
 
 
 def builtin_ensembles() -> dict[str, str]:
-    """The ensembles that Chorus brings, by name: their URLs."""
+    """Return the URLs of the ensembles that come with Chorus, by name."""
     return {path.parent.name: str(path) for path in sorted(BUILTIN.glob("*/ensemble.yaml"))}
 
 
 def named_ensemble(text: str) -> str:
-    """What `text` means where an ensemble is read: itself, or the built-in ensemble of that name.
+    """Resolve the name of an ensemble: `text` itself, or the URL of the built-in ensemble of that name.
 
-    A name has neither a slash nor a suffix; a file or folder of that name goes first.
+    A name has neither a slash nor a suffix; an existing file or folder of that name takes precedence.
 
     Raises
     ------
     RefusedError
-        where there is neither
+        If there is neither.
     """
     if "/" in text or Path(text).suffix or Path(text).exists():
         return text

@@ -1,4 +1,4 @@
-"""A new ``ensemble.yaml``: from what its first member says of itself, and what the user says of it."""
+"""Create ``ensemble.yaml`` from the metadata of its first member and the user's settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_TILE = 512
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user says of a new ensemble; fields are those of ``ensemble.yaml``, None takes what the member says."""
+    """The user's settings of a new ensemble; fields are those of ``ensemble.yaml``, None takes the member's value."""
 
     name: str | None = None
     classes: tuple[ClassEntry, ...] | None = None
@@ -99,7 +99,7 @@ def brings_preparation(entry: MemberEntry, channels: int, *, flows: bool, tile: 
 
 
 def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None:
-    """Refuse a member that says of itself that it is of other classes or channels than ensemble `url`."""
+    """Refuse a member whose metadata name other classes or channels than ensemble `url`."""
     weights = described.entry.weights
     names, theirs = [entry.name for entry in spec.classes], described.classes
     if theirs and len(theirs) != len(names):

@@ -138,7 +138,7 @@ def set_effort(url: str, bound: EffortBound) -> Edited:
 
 
 def written(spec: EnsembleSpec) -> dict[str, Any]:
-    """What ``ensemble.yaml`` says for `spec`: what was set, and nothing that is as usual."""
+    """Return the content of ``ensemble.yaml`` for `spec`: what was set, without defaults."""
     return spec.model_dump(mode="json", exclude_unset=True)
 
 
@@ -151,7 +151,7 @@ def _described(
 
 
 def _name(url: str, described: Sequence[ModelDescription]) -> str:
-    """What a single package is called, or else the folder of the ensemble."""
+    """Return the name of a single package, or else that of the ensemble's folder."""
     first = described[0]
     says = first.name and not storage.basename(first.entry.weights).startswith(first.name)
     return first.name if says and len(described) == 1 else storage.basename(_folder(url))
@@ -174,12 +174,12 @@ def _refuse_repeated(url: str, old: Ensemble | None, described: Sequence[ModelDe
 
 
 def _identity(entry: MemberEntry) -> tuple[str, int | None]:
-    """The bytes of its weights, and which network of a file that holds several."""
+    """Return the hash of a member's weights, and the index of the network in a file that holds several."""
     return (entry.sha256 or entry.weights).lower(), getattr(entry, "model", None)
 
 
 def _entry(described: ModelDescription, activation: str) -> dict[str, Any]:
-    """The member as ``ensemble.yaml`` has it, with its own activation where that is not the ensemble's."""
+    """Return the member's entry in ``ensemble.yaml``, with an activation where it differs from the ensemble's."""
     entry = described.entry.model_dump(mode="json", exclude_defaults=True)
     own = described.activation
     return entry if own is None or own == activation else {"activation": own} | entry
@@ -212,7 +212,7 @@ def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
 
 
 def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
-    """What does not hinder a member and may be wrong all the same."""
+    """List what does not prevent use of a member but may be wrong."""
     weights, spec = described.entry.weights, ensemble.spec
     size, theirs = spec.input.pixel_size_um, described.pixel_size_um
     notes = []
@@ -225,7 +225,7 @@ def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
 
 
 def _stale(ensemble: Ensemble) -> list[str]:
-    """What must be measured again after the members changed."""
+    """List what must be measured again after the members changed."""
     notes = []
     if ensemble.spec.effort is not None:
         notes.append(

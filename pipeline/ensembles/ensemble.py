@@ -48,7 +48,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """An ensemble that was read from a URL: what it says, and the hash that names it in every output.
+    """An ensemble that was read from a URL: its specification, and the hash that identifies it in every output.
 
     Attributes
     ----------
@@ -69,6 +69,7 @@ class Ensemble:
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
+        """The classes with their colours, background first; missing colours are taken from `COLORS`."""
         return tuple(
             ClassInfo(c.name, c.color or ("#000000" if i == 0 else COLORS[(i - 1) % len(COLORS)]))
             for i, c in enumerate(self.spec.classes)
@@ -86,7 +87,7 @@ class Ensemble:
         return tuple(names[1:] if self.multilabel else names)
 
     def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> LoadRequest:
-        """What is asked of member `index`, on tiles of `tile` pixels or of the ensemble's own size."""
+        """Build the request that loads member `index`, for tiles of `tile` pixels or of the ensemble's own size."""
         spec = self.spec
         weights = spec.members[index].weights
         beside = fault(weights) is None
@@ -95,9 +96,9 @@ class Ensemble:
         return LoadRequest(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried, beside)
 
     def _elsewhere(self, weights: str) -> str:
-        """URL of weights that do not lie beside ``ensemble.yaml``: of its own scheme, or by word of the user.
+        """Return the URL of weights outside the ensemble's folder: of its own scheme, or as the user named it.
 
-        A stranger's file must not make this machine call addresses that the stranger chose.
+        A downloaded ensemble must not make this machine call addresses that its author chose.
         """
         local = storage.scheme(self.url) == "file"
         if local and "://" not in weights and not has_control_characters(weights):
@@ -124,7 +125,7 @@ class Ensemble:
         return self.spec.members[index].load(self.asked(index, tile, tried=tried), device)
 
     def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:
-        """What these members see; raises RefusedError where a member's own preparation cannot be had."""
+        """Collect what these members take as input; raise RefusedError if a member's preparation is unavailable."""
         stack: dict[Preparation, slice] = {}
         channels, count = [], 0
         for index in members:
@@ -148,6 +149,7 @@ class Ensemble:
 
     @property
     def folder(self) -> str:
+        """URL of the folder that holds ``ensemble.yaml``."""
         return self.url.rsplit("/", 1)[0]
 
 
@@ -199,7 +201,7 @@ def content_hash(spec: EnsembleSpec) -> str:
 
 
 def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, device: torch.device) -> None:
-    """Show a member an empty tile; raises RefusedError where what it gives is not what the ensemble says."""
+    """Run a member on an empty tile; raise RefusedError if its output does not match the ensemble."""
     spec = ensemble.spec
     which = f"{ensemble.url}: member {index} ({spec.members[index].weights})"
     channels = ensemble.inputs([index], tile).count

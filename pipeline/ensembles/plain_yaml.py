@@ -15,13 +15,13 @@ class NotPlainError(ValueError):
 
 
 def plain_yaml(data: bytes) -> Any:
-    """What a YAML document holds.
+    """Parse a YAML document of plain values.
 
     Raises
     ------
     NotPlainError
-        It is no YAML in UTF-8, or its values cannot be: dates that do not exist, numbers without end, lists within
-        lists without end, aliases that unfold to more than a file of settings has.
+        If it is not YAML in UTF-8, or its values are not plain: dates that do not exist, infinite numbers, lists nested
+        too deeply, or aliases that expand to more than a settings file can have.
     """
     if len(data) > _BYTES:
         raise NotPlainError(f"more than {_BYTES >> 20} MiB")

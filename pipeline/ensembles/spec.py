@@ -116,7 +116,7 @@ class EnsembleSpec(Strict):
     activation : turns what members say of the classes into probabilities; with ``sigmoid`` they have an output per
         foreground class
     flows : whether members give flows (dy, dx) after the classes, 5 times the unit vector
-    tile, overlap, augmentations : how members see an image, unless a run says otherwise
+    tile, overlap, augmentations : how images are presented to members, unless a run overrides it
     about : where the ensemble comes from and what it is for; it does not change a result
     sentinels : labelled images that every run is tried on; they do not change a result either
     effort : which tiles need no augmentation, for runs with adaptive effort, which record it

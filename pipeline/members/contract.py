@@ -16,7 +16,7 @@ from chorus.pipeline.preprocessing.preparation import Preparation
 
 Activation = Literal["softmax", "sigmoid", "none"]
 FLOWS = 2
-"""Outputs that point to the middle of a pixel's object, after those of the classes: 5 times the unit vector (dy, dx)."""
+"""Outputs pointing to the middle of a pixel's object, after those of the classes: 5 times the unit vector (dy, dx)."""
 FLOW_LENGTH = 5.0
 """Length of the vectors that networks are trained on and predict, as in Cellpose."""
 
