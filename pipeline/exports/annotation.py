@@ -72,13 +72,13 @@ class Place:
 
 
 def draft(image: Drafted, size: int, image_url: str, label_url: str) -> Place:
-    """Write pixels and draft labels of the most doubtful `size` x `size` pixels of an image as two TIFFs.
+    """Write pixels and draft labels of the most uncertain `size` x `size` pixels of an image as two TIFFs.
 
     An image of one plane that is no larger is taken whole.
 
     Raises
     ------
-    ImageError : source or results cannot be read; or no map says where a larger image is doubtful
+    ImageError : source or results cannot be read; or a larger image has no uncertainty map
     OutputError : storage does not take the files
     """
     place = _place(image, size)
@@ -112,7 +112,7 @@ def _place(image: Drafted, size: int) -> Place:
 
 
 def most_doubtful(read: ReadMap, planes: tuple[int, int], shape: tuple[int, int], size: int) -> Place:
-    """The window of `size` x `size` pixels (less where the plane is smaller) with the largest mean of a map.
+    """Find the window of `size` x `size` pixels (less where the plane is smaller) with the largest mean of a map.
 
     Windows start at multiples of a sixteenth of `size` and at the end of an axis; of equal ones the first is taken.
 
@@ -157,14 +157,14 @@ class _Starts:
         return cls(edge, starts, np.unique(np.concatenate([starts, starts + edge])))
 
     def cells(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The cells that pixels from `start` to `stop` lie in, and where each of them begins, counted from `start`."""
+        """Return the cells that pixels from `start` to `stop` lie in, and where each begins, counted from `start`."""
         first, last = np.searchsorted(self.cuts, [start, stop - 1], side="right") - 1
         cells = np.arange(first, last + 1)
         return cells, np.maximum(self.cuts[cells] - start, 0)
 
 
 def _window_sums(cells: NDArray[np.int64], rows: _Starts, columns: _Starts) -> NDArray[np.int64]:
-    """Sums of all windows, from the integral of the cells."""
+    """Sum all windows from the integral of the cells."""
     integral = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), np.int64)
     integral[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
     top, bottom = (np.searchsorted(rows.cuts, rows.starts + n) for n in (0, rows.edge))

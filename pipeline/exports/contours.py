@@ -42,20 +42,22 @@ class Polygon:
 
     @property
     def rings(self) -> tuple[NDArray[np.int64], ...]:
+        """The exterior, then the holes, each (vertices, 2) int64 of x and y."""
         return self.exterior, *self.holes
 
 
 def polygons(mask: NDArray[np.bool_], top: int = 0, left: int = 0) -> list[Polygon]:
-    """The parts of an object, from its pixels.
+    """Trace the outlines of an object from its pixels.
 
     Parameters
     ----------
-    mask : (y, x), its first pixel is at (`top`, `left`) of the plane
+    mask : (y, x) bool, its first pixel is at (`top`, `left`) of the plane
 
     Returns
     -------
-    A polygon per part, in the order of their first pixels; parts that touch at a corner are two. Vertices are those
-    where an outline turns.
+    list[Polygon]
+        One polygon per part, in the order of their first pixels; parts that touch at a corner are two. Vertices are
+        those where an outline turns.
     """
     offset = np.array([left, top])
     rings = _rings(mask)
@@ -72,13 +74,23 @@ def polygons(mask: NDArray[np.bool_], top: int = 0, left: int = 0) -> list[Polyg
 
 
 def signed_area(ring: NDArray[np.int64]) -> float:
-    """Area within a ring of (x, y), after Gauss; positive where x turns towards y along it."""
+    """Compute the area within a ring after Gauss; positive where x turns towards y along it.
+
+    Parameters
+    ----------
+    ring : (vertices, 2) x and y in pixels, not closed
+
+    Returns
+    -------
+    float
+        In square pixels.
+    """
     following = np.roll(ring, -1, axis=0)
     return float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum()) / 2
 
 
 def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """The simple rings around pixels (y, x) that are joined by sides, the pixels always on the same hand.
+    """Trace the simple rings around pixels (y, x) that are joined by sides, the pixels always on the same hand.
 
     Turns of a row of corners are joined two by two by horizontal edges, those of a column by vertical ones.
     """
@@ -113,7 +125,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def _cycles(following: list[int]) -> list[list[int]]:
-    """The cycles of a permutation."""
+    """Return the cycles of a permutation."""
     seen = [False] * len(following)
     cycles = []
     for start in range(len(following)):
@@ -128,7 +140,7 @@ def _cycles(following: list[int]) -> list[list[int]]:
 
 
 def _simple(ring: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The rings that one which touches itself is made of, cut where it comes back to a vertex."""
+    """Split a ring that touches itself into simple rings, cutting where it returns to a vertex."""
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
     found = []

@@ -20,7 +20,7 @@ _IN_MEMORY = 64 << 20
 
 @contextmanager
 def whole_file(url: str) -> Iterator[IO[bytes]]:
-    """A file to write to and to seek in, which is at `url` when all of it is written, and not before.
+    """Open a file for writing and seeking that appears at `url` only when all of it is written.
 
     Raises
     ------

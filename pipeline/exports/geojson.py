@@ -18,7 +18,7 @@ from chorus.pipeline.exports.contours import Polygon
 from chorus.pipeline.exports.files import Parts, whole_file
 from chorus.pipeline.exports.outlines import LabelledImage, Outline, full_resolution
 
-# Columns that are no measurements: where an object is, its outline says.
+# Columns that are no measurements: the outline tells where an object is.
 _PLACE = {"image", "t", "z", "class", "y0", "x0", "y1", "x1", "y", "x"}
 _NAMES = uuid.UUID("6b1f9a3e-4f0e-5d0c-9d52-6f1b0a7c3c11")
 
@@ -56,7 +56,7 @@ def write_geojson(
 
 
 def feature(image: LabelledImage, one: Outline, *, object_type: str, painted: bool) -> dict[str, Any]:
-    """An object as a GeoJSON feature."""
+    """Convert an object to a GeoJSON feature."""
     row, color = one.row, image.color(one.row["class"])
     place = f"{image.name} {row['t']} {row['z']} {row['class']} {row['label']}"
     properties: dict[str, Any] = {"objectType": object_type, "name": one.name}
@@ -76,7 +76,7 @@ def feature(image: LabelledImage, one: Outline, *, object_type: str, painted: bo
 
 
 def _measurements(one: Outline) -> dict[str, float]:
-    """What is known of an object in numbers; QuPath takes nothing else."""
+    """Return the numeric measurements of an object; QuPath accepts nothing else."""
     found: dict[str, float] = {"rank": one.rank}
     for name, value in one.row.items():
         if name not in _PLACE and value is not None and math.isfinite(value):
@@ -98,6 +98,6 @@ def _geometry(image: LabelledImage, one: Outline) -> dict[str, Any]:
 
 
 def _coordinates(part: Polygon, image: LabelledImage) -> list[list[list[float]]]:
-    """Closed rings, the exterior first."""
+    """Return closed rings, the exterior first."""
     rings = [full_resolution(ring, image).tolist() for ring in part.rings]
     return [[*ring, ring[0]] for ring in rings]

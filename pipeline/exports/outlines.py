@@ -1,4 +1,4 @@
-"""The objects of an image in the order of doubt: which they are, what they are called, and their outlines.
+"""The objects of an image, the most uncertain first, with their names and outlines.
 
 Rows are read group by group, pixels block by block, so that a slide of millions of objects takes the memory of one
 group and one block.
@@ -71,8 +71,8 @@ class Outline:
 
     Attributes
     ----------
-    rank : by doubt within its image, 1 is the most doubtful
-    name : rank, doubt and label, such as ``0001_U0.213_label17``
+    rank : by uncertainty within its image, 1 is the most uncertain
+    name : rank, uncertainty and label, such as ``0001_U0.213_label17``
     row : of ``objects.parquet``
     parts : outlines in pixels of the level that was segmented
     color : red, green and blue
@@ -102,7 +102,7 @@ class ObjectTable:
         return self.stop - self.start
 
     def in_memory(self) -> ObjectTable:
-        """The same, read once for all; raises as `groups`."""
+        """Return the same table, read into memory; raise as `groups`."""
         found = list(self.groups())
         return ObjectTable(self.url, self.start, self.stop, pa.concat_tables(found)) if found else self
 
@@ -112,7 +112,7 @@ class ObjectTable:
         return ObjectTable(self.url, start, stop, held)
 
     def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows, as many at a time as the table has in a group; raises OutputError where they cannot be read."""
+        """Yield the rows, one row group at a time; raise OutputError if they cannot be read."""
         if self._held is not None:
             yield self._held if columns is None else self._held.select(columns)
             return
@@ -128,7 +128,22 @@ class ObjectTable:
                 first += count
 
     def doubt(self, column: str | None) -> NDArray[np.float64]:
-        """Of each object; NaN where it has none."""
+        """Read the uncertainty of each object.
+
+        Parameters
+        ----------
+        column : name; None if no uncertainty was saved
+
+        Returns
+        -------
+        NDArray[np.float64]
+            (objects,), NaN for an object without a value.
+
+        Raises
+        ------
+        OutputError
+            If the table cannot be read.
+        """
         if column is None:
             return np.full(len(self), np.nan)
         values = [part[column].to_numpy().astype(np.float64) for part in self.groups([column])]
@@ -136,7 +151,7 @@ class ObjectTable:
 
 
 def doubt_column(columns: Sequence[str]) -> str | None:
-    """The column that objects are sorted by; None where none of the doubts was saved."""
+    """Return the column by which objects are sorted; None if no uncertainty was saved."""
     return next((field.name for field in OF_OBJECTS if field.name in columns), None)
 
 
@@ -147,14 +162,24 @@ def by_doubt(doubt: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rank of each object, 1 for the first of `order`."""
+    """Invert an order into ranks.
+
+    Parameters
+    ----------
+    order : (objects,) a permutation of indices
+
+    Returns
+    -------
+    NDArray[np.int64]
+        (objects,) ranks, 1 for the first of `order`.
+    """
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(1, len(order) + 1)
     return places
 
 
 def object_name(rank: int, count: int, column: str | None, doubt: float, label: int) -> str:
-    """What an object is called; names sort as ranks do."""
+    """Name an object so that names sort by rank."""
     said = "" if column is None or np.isnan(doubt) else f"_{FIELDS[column].letter}{doubt:.3f}"
     return f"{rank:0{max(4, len(str(count)))}d}{said}_label{label}"
 
@@ -162,12 +187,12 @@ def object_name(rank: int, count: int, column: str | None, doubt: float, label: 
 def outlines(
     image: LabelledImage, table: ObjectTable, column: str | None, color: Literal["class", "doubt"]
 ) -> Iterator[Outline]:
-    """The objects of an image, block by block.
+    """Yield the objects of an image, block by block.
 
     Parameters
     ----------
-    column : they are ranked by
-    color : by class, or by doubt, over the range of its field
+    column : by which they are ranked
+    color : by class, or by uncertainty over the range of its field
 
     Raises
     ------
@@ -188,7 +213,7 @@ def outlines(
 
 
 def _palette() -> list[tuple[int, int, int]]:
-    """256 colours from no doubt (blue) to the most (yellow), to be seen on dark and on bright."""
+    """Return 256 colours from certain (blue) to most uncertain (yellow), visible on dark and on bright."""
     from matplotlib import colormaps
 
     return [(int(r), int(g), int(b)) for r, g, b, _ in colormaps["plasma"](np.arange(256), bytes=True)]
@@ -221,7 +246,17 @@ def _other(image: LabelledImage, name: str) -> ImageError:
 
 
 def full_resolution(ring: NDArray[np.int64], image: LabelledImage) -> NDArray[np.int64] | NDArray[np.float64]:
-    """A ring (x, y) in pixels of the source's finest level; integers where all of them are."""
+    """Transform a ring to pixels of the source's finest level.
+
+    Parameters
+    ----------
+    ring : (vertices, 2) x and y in pixels of the level that was segmented
+
+    Returns
+    -------
+    NDArray[np.int64] or NDArray[np.float64]
+        (vertices, 2) x and y; integers if all of them are, else rounded to 3 decimals.
+    """
     x, y = (image.places.get(axis, _SAME) for axis in "xy")
     scaled = ring * np.array([x.factor, y.factor]) + np.array([x.offset, y.offset])
     whole: NDArray[np.int64] = np.rint(scaled).astype(np.int64)

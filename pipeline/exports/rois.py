@@ -37,7 +37,7 @@ def write_rois(image: LabelledImage, outlines: Iterable[Outline], count: int, ur
 
 
 def roi(image: LabelledImage, one: Outline) -> ImagejRoi:
-    """An object as a selection: traced where it is of one part without holes, else composite.
+    """Convert an object to an ImageJ selection: traced if it is one part without holes, else composite.
 
     Both are along the edges of pixels, in pixels of the source's finest level.
     """
@@ -70,7 +70,7 @@ def _doubts(one: Outline) -> list[str]:
 
 
 def _path(ring: np.ndarray) -> np.ndarray:
-    """A ring of a composite selection: move, lines, close."""
+    """Encode a ring of a composite selection: move, lines, close."""
     steps = np.empty((len(ring), 3), np.float32)
     steps[:, 0], steps[:, 1:] = _LINE, ring
     steps[0, 0] = _MOVE

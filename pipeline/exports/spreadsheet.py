@@ -20,17 +20,17 @@ _HARMLESS = re.compile(rf"(^|[;,\t\r\n])(\s*)'('*[{_SIGNS}])")
 
 
 def harmless(text: str) -> str:
-    """A text with an apostrophe before whatever in it begins like a formula; numbers stay."""
+    """Put an apostrophe before whatever in a text begins like a formula; numbers stay."""
     return _FORMULA.sub(r"\1\2'\3", text)
 
 
 def original(text: str) -> str:
-    """What `harmless` made a text of."""
+    """Undo `harmless`."""
     return _HARMLESS.sub(r"\1\2\3", text)
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:
-    """A table as CSV, its texts and its header harmless."""
+    """Write a table as CSV, its texts and its header made harmless."""
     safe = frame.rename(columns=lambda name: harmless(str(name)))
     for position, dtype in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
@@ -41,7 +41,7 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
 
 
 def harmless_table(table: pa.Table) -> pa.Table:
-    """A table whose texts and header are harmless in CSV."""
+    """Return a table whose texts and header are harmless in CSV."""
     columns = []
     for column in table.columns:
         if pa.types.is_dictionary(column.type):
@@ -54,7 +54,7 @@ def harmless_table(table: pa.Table) -> pa.Table:
 
 
 def harmless_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema of `harmless_table`."""
+    """Return the schema of `harmless_table`."""
     fields = []
     for field in schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type

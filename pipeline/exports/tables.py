@@ -60,7 +60,7 @@ class _Csv:
 
 @contextmanager
 def table_file(url: str, schema: pa.Schema) -> Iterator[_Writer]:
-    """What writes tables of `schema` one after the other to `url`, in the format of its suffix.
+    """Open a writer for tables of `schema`, which appends them to `url` in the format of its suffix.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def write_by_doubt(
     doubt = table.doubt(column)
     order = by_doubt(doubt)
     owner = np.repeat(np.arange(len(counts)), counts)
-    # A stable sort by image of what is in the order of doubt leaves each image's own order.
+    # A stable sort by image keeps the order by uncertainty within each image.
     in_image = np.empty(len(order), np.int64)
     own = order[np.argsort(owner[order], kind="stable")]
     in_image[own] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
