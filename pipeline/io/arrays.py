@@ -97,7 +97,16 @@ class ArrayPlan:
         """The objects that hold `selection`, by path below the image's group; None for one that is all zero, but with
         `empty`.
 
-        `selection` must cover whole shards (or reach the array's end): what else is in them becomes zero.
+        Parameters
+        ----------
+        selection : one slice per axis; it must cover whole shards (or reach the array's end): what else is in them
+            becomes zero
+        values : of the shape of `selection`, cast to the array's dtype
+
+        Returns
+        -------
+        dict[str, bytes | None]
+            Objects by path below the image's group; None for one that is all zero.
         """
         objects: dict[str, Any] = {}
         array = self.create(objects, empty=empty)
@@ -128,24 +137,27 @@ def shard_edge(length: int, chunk: int, region: int) -> int:
 
 
 def region_grid(layout: ImageLayout, level: int) -> RegionGrid:
-    """The shards of pyramid `level`: its plane, halved `level` times (rounded up), cut into regions."""
+    """Return the grid of shards of pyramid `level`: its plane, halved `level` times (rounded up), in regions."""
     return RegionGrid(-(-layout.height // 2**level), -(-layout.width // 2**level), layout.region)
 
 
 def posterior_axes(layout: ImageLayout) -> str:
+    """Return the letters of the posterior's axes: the image's, with ``c`` inserted after ``t`` if there is one."""
     return f"tc{layout.axes[1:]}" if layout.axes.startswith("t") else f"c{layout.axes}"
 
 
 def posterior_plan(layout: ImageLayout, level: int) -> ArrayPlan:
+    """Plan the posterior's array of a pyramid level."""
     return _plan(layout, level, f"s{level}", posterior_axes(layout), layout.dtype, sharded=True)
 
 
 def semantic_labels(layout: ImageLayout) -> LabelImage:
-    """The label image of the predicted classes."""
+    """Return the label image of the predicted classes."""
     return LabelImage(LABEL_NAME, "uint8" if len(layout.classes) <= 256 else "uint16", layout.classes)
 
 
 def label_plan(layout: ImageLayout, label: LabelImage, level: int) -> ArrayPlan:
+    """Plan a label image's array of a pyramid level; sharded in NGFF 0.5 only."""
     sharded = layout.labels_ngff == "0.5"
     return _plan(layout, level, f"{label.path}/s{level}", layout.axes, label.dtype, sharded=sharded)
 
@@ -173,7 +185,7 @@ def plan_array(
     channels: int,
     sharded: bool = True,
 ) -> ArrayPlan:
-    """The array of `axes` and their `lengths` in which a shard holds `channels` channels of a region of one plane."""
+    """Plan an array of `axes` and `lengths` whose shards hold `channels` channels of a region of one plane."""
     edges = {axis: chunk_edge(lengths[axis], chunk) for axis in "yx"}
     shards = {axis: shard_edge(lengths[axis], chunk, region) for axis in "yx"} | {"c": channels}
     return ArrayPlan(

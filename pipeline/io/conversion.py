@@ -43,8 +43,8 @@ class ConvertSettings(BaseModel):
 
     Attributes
     ----------
-    pixel_size : micrometers on y and x; None takes what the file says
-    channel_name : one per channel; empty takes what the file says
+    pixel_size : micrometers on y and x; None takes the file's
+    channel_name : one per channel; empty takes the file's
     region, chunk : edge in pixels of a shard and of a chunk
     """
 
@@ -237,7 +237,7 @@ def _channel(image: _Image, index: int) -> Channel:
 
 
 def _limit(dtype: np.dtype[Any], *, low: bool) -> float | int:
-    """The least or the greatest value of a type."""
+    """Return the smallest or the largest value of a dtype."""
     if dtype.kind == "f":
         return -np.inf if low else np.inf
     limits = np.iinfo(dtype)

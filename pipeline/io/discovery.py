@@ -48,7 +48,7 @@ class _Place:
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """The normalised URLs that paths, globs and ``.txt`` lists (one URL a line, ``#`` comments) stand for.
+    """Expand paths, globs and ``.txt`` lists (one URL per line, ``#`` comments) to normalised URLs.
 
     Arguments keep their order; each one's URLs are sorted, and every URL is given once.
     Raises RefusedError for a list that cannot be read and for a glob that matches nothing.
@@ -217,7 +217,7 @@ class _Entry:
 
 
 def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]:
-    """The images of a root, in the order of its metadata."""
+    """List the images of a root, in the order of its metadata."""
 
     def entry(path: str, failure: ChorusError | None = None) -> _Entry:
         path = path.removesuffix("/")

@@ -66,7 +66,7 @@ def dump(attributes: BaseAttrs) -> dict[str, Any]:
 
 
 def group_documents(path: str, attributes: dict[str, Any], ngff: Ngff) -> dict[str, bytes]:
-    """The metadata files of a group at `path` (empty for the root), by path: Zarr v3 for 0.5, v2 for 0.4."""
+    """Return the metadata files of a group at `path` (empty for the root), by path: Zarr v3 for 0.5, v2 for 0.4."""
     objects: dict[str, Any] = {}
     zarr.create_group(store=objects, attributes=attributes, zarr_format=3 if ngff == "0.5" else 2)
     return {f"{path}/{key}".lstrip("/"): value.to_bytes() for key, value in objects.items()}

@@ -24,11 +24,11 @@ _LONGEST = 231
 
 
 def fault(path: str) -> str | None:
-    """What is wrong with a path that should stay below a root, for a sentence; None where nothing is.
+    """Explain, as part of a sentence, why a path may leave the root it belongs below; None if it stays inside.
 
     Parameters
     ----------
-    path : with ``/`` between its parts; one at its end is let through
+    path : with ``/`` between its parts; a trailing one is allowed
     """
     if has_control_characters(path):
         return "has control characters or is not Unicode"
@@ -91,7 +91,7 @@ def fitting(name: str, key: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A name of others in a message: in quotes, on one line, not long."""
+    """Quote a name from outside for a message: on one line and shortened."""
     return ascii(text if len(text) <= 80 else f"{text[:77]}...")
 
 

@@ -34,11 +34,20 @@ _NIFTI = {348: ("8h", 40, 72, "f", 108), 540: ("8q", 16, 14, "q", 168)}
 
 
 def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescription]:
-    """The pixels of a file, a letter of ``tczyx`` for each of their axes, and the sizes of pixels.
+    """Read a file's pixels, one letter of ``tczyx`` per axis, and its pixel sizes.
 
     Parameters
     ----------
-    data : the file, where it is in memory; then `url` is only its name
+    data : the file, if it is in memory; then `url` is only its name
+
+    Returns
+    -------
+    pixels : NDArray
+        With the axes named by the letters, in the file's dtype.
+    axes : str
+        A letter of ``tczyx`` for each axis of `pixels`.
+    description : TiffDescription
+        Pixel sizes.
 
     Raises
     ------
@@ -127,7 +136,7 @@ def _header(data: bytes, suffix: str) -> dict[str, str]:
 
 
 def _units(data: bytes, suffix: str, letters: str) -> Mapping[str, str]:
-    """Unit of each spatial axis; millimetres where the file names none. ITK brings NIfTI's to millimetres itself."""
+    """Return the unit of each spatial axis; millimetres if the file names none, and for NIfTI, which ITK converts."""
     spatial = [axis for axis in letters if axis != "t"]
     units = dict.fromkeys(spatial, "mm")
     if suffix == ".nrrd":

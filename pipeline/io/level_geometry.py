@@ -28,11 +28,11 @@ class AxisPlace:
     length: int | None = None
 
     def edge(self, position: float) -> float:
-        """The finest level's edge that is at an edge of the level."""
+        """Convert an edge of the level to the edge of the finest level at the same position."""
         return position * self.factor + self.offset
 
     def plane(self, index: int) -> int:
-        """The finest level's plane in the middle of those that a plane stands for; of two the first."""
+        """Return the middle of the finest level's planes that a plane covers; the first of two."""
         middle = max(math.ceil(round(self.edge(index + 0.5), 6) - 1), 0)
         return middle if self.length is None else min(middle, self.length - 1)
 

@@ -16,13 +16,13 @@ class LocalFiles(zarr.storage.LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The content of a key; raises RefusedError for what is not a file."""
+        """Read the content of a key; raise RefusedError if it is not a regular file."""
         check_regular(LocalFileSystem(), str(self.root / key))
         return await super().get(key, prototype, byte_range)
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """As `get`."""
+        """Read the content of a key as `get` does."""
         check_regular(LocalFileSystem(), str(self.root / key))
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)

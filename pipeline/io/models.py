@@ -40,7 +40,7 @@ class SourceImage:
     name : path of the results below ``OUT/images``, unique within a run
     ngff : version of its metadata
     axes : one letter of ``tczyx`` per axis, in the source's order
-    units : per axis, as written in the source (None where it says nothing)
+    units : per axis, as written in the source (None where it has none)
     levels : finest first
     channels : names, from ``omero`` where it has them, otherwise "0", "1", ...; one entry without a c axis
     note : what of its metadata is wrong and was not followed; empty or a sentence
@@ -118,10 +118,12 @@ class ImageLayout:
 
     @property
     def height(self) -> int:
+        """Rows of a plane in pixels."""
         return self.shape[-2]
 
     @property
     def width(self) -> int:
+        """Columns of a plane in pixels."""
         return self.shape[-1]
 
     @property

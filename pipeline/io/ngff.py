@@ -130,7 +130,7 @@ def collection_series(root: str) -> list[str]:
 
 
 def open_group(url: str) -> zarr.Group | None:
-    """The group at `url`, None where there is none.
+    """Open the group at `url`; None if there is none.
 
     Raises ContainsArrayError for a Zarr 3 array, ImageError for metadata that cannot be read and RefusedError
     for what storage answers. The formats are tried one after the other, since a bucket without the right to
@@ -153,7 +153,7 @@ def open_group(url: str) -> zarr.Group | None:
 
 
 def _multiscale(metadata: Mapping[str, Any], ngff: Ngff, url: str) -> Multiscale:
-    """The first multiscales of an image; axes without a type get the one that goes with their name."""
+    """Read the first multiscales of an image; axes without a type get the one that goes with their name."""
     listed = metadata.get("multiscales")
     if not (isinstance(listed, list) and listed and isinstance(listed[0], dict)):
         raise ImageError(f"{url}: multiscales is missing or empty; {MEND}")
@@ -212,7 +212,7 @@ def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dat
 
 
 def _check_size(where: str, axes: str, array: zarr.Array[Any]) -> None:
-    """Refuse what only says that it is large, before anything is planned or decoded; all in integers without end."""
+    """Refuse metadata that only claim a huge size, before planning or decoding; computed in unbounded integers."""
     lengths = dict(zip(axes, (int(length) for length in array.shape), strict=True))
     plane = lengths["y"] * lengths["x"]
     planes = lengths.get("t", 1) * lengths.get("z", 1)
@@ -302,7 +302,7 @@ def _validated(model: type[Model], data: Mapping[str, Any], url: str, field: str
 
 
 def _unopened(error: Exception, url: str) -> ChorusError:
-    """What to tell of an error while opening a group or array: storage's answer, or else that metadata are damaged."""
+    """Return the exception for an error while opening a group or array: storage's error, or damaged metadata."""
     if sentence := storage.explain(error, url):
         return RefusedError(sentence)
     return ImageError(f"{url}: its Zarr metadata cannot be read ({storage.words(error)}); {MEND}")

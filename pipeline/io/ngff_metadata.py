@@ -30,7 +30,7 @@ BACKGROUND_COLOR = "808080"
 
 
 def label_documents(layout: ImageLayout, image: LabelImage) -> dict[str, bytes]:
-    """The metadata files of a label image, its group's and its arrays', by path below the image's group."""
+    """Return the metadata files of a label image, its group's and its arrays', by path below the image's group."""
     documents: dict[str, bytes] = {}
     for level in range(layout.levels):
         documents |= label_plan(layout, image, level).documents()
@@ -48,7 +48,7 @@ def label_documents(layout: ImageLayout, image: LabelImage) -> dict[str, bytes]:
 
 
 def image_attributes(layout: ImageLayout) -> ImageAttrs:
-    """What the image's group says: its posterior as multiscales and ``omero``, or its labels where none is kept."""
+    """Return the attributes of the image's group: of its posterior, or of its labels where none is kept."""
     name = storage.basename(layout.url).removesuffix(".zarr").removesuffix(".ome")
     if not layout.channels:
         labels = _multiscale(layout, layout.axes, f"{semantic_labels(layout).path}/s", name, "nearest")

@@ -1,4 +1,4 @@
-"""Filesystems of buckets and web servers: what the environment says of them, and how often a request is tried.
+"""Filesystems of buckets and web servers: their settings in the environment, and how requests are retried.
 
 One filesystem of a kind serves all threads of a process, so that it signs in once and its connections are used
 again; another environment, or configuration of fsspec, gets another one. Nothing of a listing is ever kept: other
@@ -42,9 +42,9 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSystem:
-    """The filesystem of a scheme of `SCHEMES` or `WEB` in this process; `asynchronous` for Zarr's own event loop.
+    """Return the filesystem of a scheme of `SCHEMES` or `WEB`; `asynchronous` for Zarr's own event loop.
 
-    A failed request is made again, see above. Raises what the library says of credentials that it cannot read.
+    A failed request is repeated, see above. Raises what the library raises for credentials that it cannot read.
     """
     environment = frozenset((key, value) for key, value in os.environ.items() if key.startswith(_TOLD_BY))
     told = hash((environment, repr(fsspec.config.conf.get(scheme))))
@@ -68,7 +68,7 @@ def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.
 
 
 def _options(scheme: str, environment: Any) -> dict[str, Any]:
-    """What ``FSSPEC_GS_...`` and ``FSSPEC_S3_...`` say, such as ``FSSPEC_S3_ANON=true``."""
+    """Read options from ``FSSPEC_GS_...`` and ``FSSPEC_S3_...``, such as ``FSSPEC_S3_ANON=true``."""
     found: dict[str, dict[str, Any]] = {}
     set_conf_env(found, environment)
     return {key: _truth(value) for key, value in found.get(scheme, {}).items()}
@@ -102,11 +102,11 @@ def _close(fs: fsspec.AbstractFileSystem) -> None:
 
 
 async def again(request: Callable[[], Awaitable[T]], passing: Callable[[Exception], bool], name: str) -> T:
-    """What `request` gives; where it fails for a reason that is `passing`, it is made again (`RETRIES`); with the waits
-    between them ten attempts take about a minute, two at most.
+    """Return the result of `request`, repeating it (`RETRIES`) while it fails for a reason that is `passing`.
 
-    Waits are random up to a bound that doubles ("full jitter"). An error that was not cured by this is marked, so
-    that a request around this one does not start over.
+    With the waits between them ten attempts take about a minute, two at most. Waits are random up to a bound that
+    doubles ("full jitter"). An error that retries did not cure is marked, so that a request around this one does not
+    start over.
 
     References
     ----------

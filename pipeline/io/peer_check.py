@@ -41,7 +41,7 @@ def check_image(url: str) -> None:
 
 
 def _labels(group: zarr.Group) -> dict[str, zarr.Group]:
-    """The label images that an image lists, by name."""
+    """Return the label images that an image lists, by name."""
     labels = group.get("labels")
     names = _metadata(labels).get("labels", []) if isinstance(labels, zarr.Group) else []
     found = {name: labels.get(name) for name in names} if isinstance(labels, zarr.Group) else {}

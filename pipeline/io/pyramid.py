@@ -49,7 +49,7 @@ class PyramidShard:
 
 
 def pyramid_shards(layout: ImageLayout, level: int) -> Iterator[PyramidShard]:
-    """The shards of `level`, plane by plane and row by row; all need `level` - 1 to be complete."""
+    """Yield the shards of `level`, plane by plane and row by row; all need `level` - 1 to be complete."""
     lengths = dict(zip(layout.axes, layout.shape, strict=True))
     grid = region_grid(layout, level)
     for t in range(lengths.get("t", 1)):
@@ -109,9 +109,18 @@ def _coarser_labels(layout: ImageLayout, label: LabelImage, shard: PyramidShard)
 
 
 def half(plane: NDArray[Any]) -> NDArray[Any]:
-    """Mean of 2 x 2 pixels of a (y, x) plane of any type, in that type: integers are rounded, halves up.
+    """Halve a plane by the mean of 2 x 2 pixels, in its own dtype: integers are rounded, halves up.
 
-    Floating ones are rounded once: float32 does not hold the sum of any four of float16.
+    Floating-point pixels are rounded once: float32 does not hold the sum of any four of float16.
+
+    Parameters
+    ----------
+    plane : (y, x) of any dtype
+
+    Returns
+    -------
+    NDArray
+        (y / 2, x / 2), rounded up, of the dtype of `plane`; an odd last row or column is averaged alone.
     """
     # Repeating the last row or column of an odd edge leaves the mean of what exists, exactly.
     odd = [(0, length % 2) for length in plane.shape]
@@ -122,7 +131,17 @@ def half(plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def nearest_half(plane: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """The upper left of 2 x 2 pixels of a (y, x) plane of labels."""
+    """Halve a plane of labels by its upper left pixels of 2 x 2.
+
+    Parameters
+    ----------
+    plane : (y, x) labels of any integer dtype
+
+    Returns
+    -------
+    NDArray
+        (y / 2, x / 2), rounded up, a view.
+    """
     return plane[::2, ::2]
 
 

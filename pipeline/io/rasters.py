@@ -44,7 +44,7 @@ _SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: 
 # Rows of a file that is stored in strips as wide as the plane are decoded once for all windows in them, up to this.
 _BAND_BYTES = 256 << 20
 
-# What tifffile logs goes where the program says; without handlers Python would print it between our own lines.
+# tifffile's log goes only to handlers of the program; without any, Python would print it between our own lines.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # Pillow refuses large images as an attack; here the user names the files.
 Image.MAX_IMAGE_PIXELS = None
@@ -63,7 +63,7 @@ class Raster:
     samples : consecutive channels that the file stores together, pixel by pixel
     scale, units : per axis that the file gives them for, in ``micrometer`` and ``second``
     read : gives (channels, y, x) of time point t, plane z, a range of channels and a window
-    note : what the file holds besides, or says, and is not used; empty or a sentence
+    note : other content or metadata of the file that are not used; empty or a sentence
     """
 
     url: str
@@ -203,7 +203,7 @@ def _flat(url: str, data: bytes | None, dtypes: Collection[str]) -> list[Raster]
 
 
 def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
-    """A letter of ``tczyxs`` per stored axis; ``_`` for one that is left out, being of length 1 and unknown."""
+    """Return a letter of ``tczyxs`` per stored axis; ``_`` for one that is dropped, unknown and of length 1."""
     known = set(stored) & set("tczyxs")
     if not {"y", "x"} <= known:
         raise ImageError(f"{url}: axes are {stored!r}, without a plane of y and x; {_MEND}")
@@ -290,7 +290,7 @@ class _Reader:
 
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """What decoders raise, of many libraries' types, as an ImageError of one sentence."""
+    """Convert what decoders raise, of many libraries' types, to an ImageError of one sentence."""
     try:
         yield
     except ChorusError:
@@ -316,7 +316,7 @@ class _Losses(logging.Handler):
 
 @contextmanager
 def _complete(url: str) -> Iterator[None]:
-    """Raises ImageError where a file that is opened within ends too early."""
+    """Raise ImageError if a file that is opened in this context ends too early."""
     log, losses = logging.getLogger("tifffile"), _Losses()
     log.addHandler(losses)
     try:

@@ -42,7 +42,7 @@ class LevelChoice:
 
 
 def choose_channels(image: SourceImage, requested: Sequence[str], expected: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the channels that are given to an ensemble.
+    """Return the indices of the channels that an ensemble gets.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
 def choose_level(
     image: SourceImage, level: int | None, pixel_size_um: float | None, factor: float | None = None
 ) -> LevelChoice:
-    """The level whose pixels are nearest to what the ensemble wants without losing detail, and what remains.
+    """Choose the level whose pixels are nearest to the ensemble's without losing detail, and the remaining factor.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def _check_factor(image: SourceImage, level: int, wanted: float, factor: tuple[f
 
 
 def unknown_pixel_size(image: SourceImage, wanted: float | None) -> str:
-    """A sentence where an ensemble wants a pixel size and the image does not say its own; else empty."""
+    """Return a sentence if an ensemble wants a pixel size and the image has none; else an empty string."""
     if wanted is None or pixel_size_um(image, 0) is not None:
         return ""
     units = {image.units[image.axes.index(axis)] for axis in "yx"} - {None}
@@ -166,9 +166,9 @@ def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float
 
 
 def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zarr.Array[Any]:
-    """The array of a level, read-only; raises ImageError where it cannot be opened.
+    """Open the array of a level, read-only; raise ImageError if it cannot be opened.
 
-    With `ngff` only the documents of its version of Zarr are asked for.
+    With `ngff` only the documents of its version of Zarr are requested.
     """
     url = storage.join(image_url, level_path)
     formats: dict[Ngff | None, Literal[2, 3] | None] = {None: None, "0.4": 2, "0.5": 3}
@@ -291,7 +291,15 @@ def _damage(error: Exception, array: zarr.Array[Any], place: str) -> str:
 
 
 def check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, window: Window) -> None:
-    """Raise ImageError where pixels, (channels, y, x) of `window`, are NaN or infinite; `place` says whose."""
+    """Raise ImageError if pixels are NaN or infinite.
+
+    Parameters
+    ----------
+    pixels : (channels, y, x) of `window`, any dtype; integers pass
+    channels : index in the image of each channel
+    place : names the plane in the message
+    window : position of `pixels` in the plane
+    """
     if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
         return
     number = finite.size - int(np.count_nonzero(finite))

@@ -18,7 +18,7 @@ ReadProbability = Callable[[int, int, Window], NDArray[Any]]
 
 
 def open_probability(result_url: str, classes: Sequence[str]) -> ReadProbability:
-    """What reads (classes, y, x) probabilities, 0 to 1, of a window of a plane (t, z).
+    """Return a function that reads (classes, y, x) probabilities, 0 to 1, of a window of a plane (t, z).
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ _SIGNATURE = re.compile(r"(^|&)(x-(amz|goog)-[a-z-]+|signature|sig|token|access_
 
 
 def scheme(url: str) -> str:
-    """The URL's scheme, ``file`` for plain paths.
+    """Return the URL's scheme, ``file`` for plain paths.
 
     Raises RefusedError for one that Chorus does not read, and for a URL with a password or a signature in it, which
     would be written down in results and logs.
@@ -59,7 +59,7 @@ def is_web(url: str) -> bool:
 
 
 def check_writable(url: str) -> None:
-    """Raises RefusedError where nothing can ever be written; whether the rights are there, only writing tells."""
+    """Raise RefusedError if nothing can ever be written; missing permissions show only on writing."""
     if is_web(url):
         raise RefusedError(f"{url}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
 
@@ -72,15 +72,17 @@ def normalise(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
+    """Join parts to a URL with ``/``; empty parts are skipped."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def basename(url: str) -> str:
+    """Return the last part of a URL."""
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of `url` and the path in it. Listings are never cached: other processes write too."""
+    """Return the filesystem of `url` and the path in it; listings are not cached, as other processes write too."""
     kind = scheme(url)
     if kind == "file":
         return LocalFileSystem(auto_mkdir=True), normalise(url)
@@ -92,7 +94,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def store(url: str, *, read_only: bool) -> Store:
-    """The Zarr store whose root is `url`."""
+    """Return the Zarr store whose root is `url`."""
     import zarr.storage
 
     from chorus.pipeline.io.local_files import LocalFiles
@@ -107,7 +109,7 @@ def store(url: str, *, read_only: bool) -> Store:
 
 
 def read_bytes(url: str) -> bytes:
-    """The content of a file; raises RefusedError for a pipe or a device, which may never end."""
+    """Read the content of a file; raise RefusedError for a pipe or a device, which may never end."""
     fs, path = filesystem(url)
     check_regular(fs, path)
     data: bytes = fs.cat_file(path)
@@ -117,7 +119,7 @@ def read_bytes(url: str) -> bytes:
 def check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Raise RefusedError where a local path is a pipe, a socket or a device: opening one may wait for ever."""
     if isinstance(fs, LocalFileSystem):
-        with suppress(OSError, ValueError):  # what is missing is told by who opens it
+        with suppress(OSError, ValueError):  # whoever opens it reports what is missing
             mode = os.stat(path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise RefusedError(f"{path}: is a pipe, a socket or a device, not a file; leave it out")
@@ -163,7 +165,7 @@ def entries(url: str) -> list[str]:
 
 
 def words(error: BaseException) -> str:
-    """What an error says, in one line; the name of its type where it says nothing."""
+    """Return an error's message in one line; the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -246,12 +248,12 @@ _SIGN_IN = {
 
 
 def _type_names(error: BaseException) -> set[str]:
-    """The types that an error is of, as top package and name: ``aiohttp.ClientError``."""
+    """Return the types of an error as top-level package and name, for example ``aiohttp.ClientError``."""
     return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def _as_os_error(error: BaseException) -> BaseException:
-    """A ClientError of botocore as the OSError that s3fs makes of its code, such as AccessDenied."""
+    """Convert a ClientError of botocore to the OSError that s3fs makes of its code, such as AccessDenied."""
     from s3fs.errors import translate_boto_error  # takes a second to import, and is there when botocore is
 
     translated: BaseException = translate_boto_error(error)
@@ -259,7 +261,7 @@ def _as_os_error(error: BaseException) -> BaseException:
 
 
 def _http_status(error: BaseException, names: set[str]) -> int | None:
-    """The status that a web server or Google's storage answered with."""
+    """Return the status that a web server or Google's storage answered with."""
     if "aiohttp.ClientResponseError" in names:
         return int(getattr(error, "status", 0)) or None
     if "gcsfs.HttpError" in names:

@@ -1,4 +1,4 @@
-"""What a TIFF says of its images besides pixels: channel names, pixel sizes, intervals; OME, ImageJ and plain tags."""
+"""Read metadata of a TIFF's images: channel names, pixel sizes, intervals; from OME, ImageJ and plain tags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TiffDescription:
 def describe(
     tiff: tifffile.TiffFile, series: Sequence[tifffile.TiffPageSeries], images: Sequence[int | None]
 ) -> list[TiffDescription]:
-    """The metadata of every series of a file; empty where it has none that can be read.
+    """Read the metadata of every series of a file; empty if it has none that can be read.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _resolution(series: tifffile.TiffPageSeries, factor: float | None) -> dict[s
 
 
 def in_micrometers(size: float, unit: str) -> float | None:
-    """A length in `unit`, as files write it; None where that is no unit of length, or the length not positive."""
+    """Convert a length in `unit`, as files write it; None if that is no unit of length or the length not positive."""
     return _positive("", size, micrometers(unit)).get("")
 
 
@@ -150,5 +150,5 @@ def _names(values: Sequence[object]) -> tuple[str, ...]:
 
 
 def _list(value: object) -> list[Any]:
-    """An element of an XML document that may stand once or many times."""
+    """Wrap an element of an XML document that may occur once or many times in a list."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

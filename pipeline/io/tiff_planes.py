@@ -29,7 +29,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class TiffData:
-    """Where OME-XML says that some planes of an image are: `count` pages of a file from `first` on (None: all)."""
+    """Position of some planes of an image by OME-XML: `count` pages of a file from `first` on (None: all)."""
 
     file: str
     uuid: str
@@ -38,7 +38,7 @@ class TiffData:
 
 
 def open_tiff(url: str, data: bytes | None, stack: ExitStack) -> tifffile.TiffFile:
-    """The TIFF at `url`, with the OME-XML of its companion file where its own only points there.
+    """Open the TIFF at `url`, with the OME-XML of its companion file if its own only points there.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def open_tiff(url: str, data: bytes | None, stack: ExitStack) -> tifffile.TiffFi
         raise ImageError(
             f"{url}: {name}, which its metadata are in, does not list it; copy the whole set of files again"
         )
-    # What the companion says of this UUID is in this file, however it is called.
+    # The companion's planes with this UUID are in this file, whatever its name.
     companion.set("UUID", own or "")
     return stack.enter_context(
         tifffile.TiffFile(_source(url, data, stack), omexml=ElementTree.tostring(companion, "unicode"))
@@ -72,7 +72,7 @@ def open_tiff(url: str, data: bytes | None, stack: ExitStack) -> tifffile.TiffFi
 
 
 def series_of(url: str, tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
-    """The series of a TIFF as tifffile makes them; raises ImageError where a file of its set is damaged."""
+    """Return the series of a TIFF as tifffile makes them; raise ImageError if a file of its set is damaged."""
     try:
         return list(tiff.series)
     except Exception as error:
@@ -94,7 +94,7 @@ def _opens(url: str) -> bool:
 
 
 def _source(url: str, data: bytes | None, stack: ExitStack) -> Any:
-    """What tifffile reads from; it follows the files of a set only from a path."""
+    """Return what tifffile reads from; it follows the files of a set only from a path."""
     if data is not None:
         return BytesIO(data)
     fs, path = storage.filesystem(url)
@@ -126,7 +126,7 @@ def _beside(url: str, name: str) -> str | None:
 
 
 def ome_images(xml: str | None) -> list[ElementTree.Element]:
-    """The Image elements of OME-XML; none where it cannot be parsed."""
+    """Return the Image elements of OME-XML; none if it cannot be parsed."""
     root = _xml(xml)
     return [] if root is None else list(_children(root, "Image"))
 
@@ -143,7 +143,7 @@ def _children(element: ElementTree.Element, name: str) -> Iterator[ElementTree.E
 
 
 def planes_of(image: ElementTree.Element) -> list[TiffData]:
-    """What an Image element says of where its planes are."""
+    """Read from an Image element where its planes are."""
     found = []
     for pixels in _children(image, "Pixels"):
         for data in _children(pixels, "TiffData"):
@@ -191,7 +191,7 @@ def _lists(parts: Sequence[TiffData], page: Any, tiff: tifffile.TiffFile, own: s
 
 
 def pages_of(series: tifffile.TiffPageSeries) -> list[Any]:
-    """The pages of a series as far as tifffile read them: one alone may hold all planes; None is a missing one."""
+    """Return the pages of a series that tifffile read: one alone may hold all planes; None is a missing one."""
     return list(series._pages)
 
 
@@ -264,7 +264,7 @@ def _in(part: TiffData, tiff: tifffile.TiffFile) -> bool:
 
 
 def main_images(series: Sequence[tifffile.TiffPageSeries]) -> tuple[list[tifffile.TiffPageSeries], list[str]]:
-    """The series that are images to segment, and names of those that are not: thumbnails, labels, overviews.
+    """Separate the series to segment from names of those that are not: thumbnails, labels, overviews.
 
     A picture of that kind has colours, or is a reduced one by its own tag. Where nothing else is left, all are images.
     """
@@ -274,7 +274,7 @@ def main_images(series: Sequence[tifffile.TiffPageSeries]) -> tuple[list[tifffil
 
 
 def _aside(series: tifffile.TiffPageSeries) -> str:
-    """What kind of a picture beside an image a series is; empty for an image."""
+    """Return what kind of accompanying picture a series is; empty for an image."""
     page = series.keyframe
     text = page.description if isinstance(page, tifffile.TiffPage) else ""
     line = _ASIDE_LINE.search(text)
@@ -285,6 +285,6 @@ def _aside(series: tifffile.TiffPageSeries) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    """Some names, and how many more there are."""
+    """List some names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

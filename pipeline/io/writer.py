@@ -114,7 +114,20 @@ def write_shard(
     posterior: NDArray[np.floating[Any]] | None,
     labels: NDArray[np.integer[Any]],
 ) -> None:
-    """As `write_region`, for a window of ``region_grid(layout, level)``; raises ValueError for any other."""
+    """Write one shard of a pyramid level, as `write_region` does for the full resolution.
+
+    Parameters
+    ----------
+    t, z : the plane; 0 where the image has no such axis
+    window : a window of ``region_grid(layout, level)``
+    posterior : (channels, y, x), cast to ``layout.dtype``; None where none is kept
+    labels : (y, x), values of classes
+
+    Raises
+    ------
+    ValueError : `window` is none of the grid's, or an array has another shape
+    OutputError : storage does not accept it
+    """
     at = _place(layout, level, t, z, window)
     expected = (len(layout.channels), *window.shape)
     given = (0, *labels.shape) if posterior is None else posterior.shape
@@ -134,7 +147,19 @@ def write_labels(
     window: Window,
     values: NDArray[np.integer[Any]],
 ) -> None:
-    """As `write_shard`, for one label image: `values` are (y, x)."""
+    """Write one shard of a label image.
+
+    Parameters
+    ----------
+    t, z : the plane; 0 where the image has no such axis
+    window : a window of ``region_grid(layout, level)``
+    values : (y, x), cast to the dtype of `label`
+
+    Raises
+    ------
+    ValueError : `window` is none of the grid's
+    OutputError : storage does not accept it
+    """
     put_array(layout.labels_url, label_plan(layout, label, level), _place(layout, level, t, z, window), values)
 
 
@@ -173,12 +198,12 @@ def _remove(url: str) -> None:
 
 
 def open_posterior(url: str, level: int = 0) -> zarr.Array[Any]:
-    """The posterior of the image group at `url`, read-only; raises RefusedError where there is none."""
+    """Open the posterior of the image group at `url`, read-only; raise RefusedError if there is none."""
     return _open(url, f"s{level}")
 
 
 def open_labels(url: str, level: int = 0, name: str = LABEL_NAME) -> zarr.Array[Any]:
-    """A label image below the image group at `url` (``labels_url``), read-only; RefusedError where none is."""
+    """Open a label image below the image group at `url` (``labels_url``), read-only; raise RefusedError if none."""
     return _open(url, f"labels/{name}/s{level}")
 
 
