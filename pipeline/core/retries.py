@@ -1,4 +1,4 @@
-"""Limits of all retries of Chorus, in one place. docs/retries.md says what is retried where."""
+"""Limits of all retries of Chorus, in one place. docs/retries.md lists what is retried where."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _MULTIPLE = re.compile(r"([-+]?[\d.]+(?:e[-+]?\d+)?)\s*\*?\s*(?=\D)", re.IGNOREC
 def _tables(
     stems: tuple[str, ...], symbol: str, others: dict[str, float], symbols: dict[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Base units per name, in lower case, and per symbol."""
+    """Build the base units per name, in lower case, and per symbol."""
     names = dict.fromkeys(stems, 1.0) | others
     for prefix, (_, power) in _PREFIXES.items():
         names |= {prefix + stem: float(f"1e{power}") for stem in stems}
@@ -82,13 +82,13 @@ def _base(unit: object, names: dict[str, float], symbols: dict[str, float]) -> f
 
 
 def _plain(unit: str) -> str:
-    """`unit` without what programs make of the letter µ on its way."""
+    """Return `unit` with a plain µ, undoing what programs make of that letter."""
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), html.unescape(unit))
     text = text.replace("Âµ", "µ").replace("Î¼", "μ").replace("Ã…", "Å")
     return unicodedata.normalize("NFKC", text).strip().strip("\0").strip()
 
 
 def _word(text: str) -> str:
-    """A name without case, accents, and what may stand between prefix and unit."""
+    """Strip case, accents, and what may stand between prefix and unit from a name."""
     letters = unicodedata.normalize("NFD", text.lower())
     return re.sub(r"[\s_-]", "", "".join(letter for letter in letters if not unicodedata.combining(letter))).rstrip(".")
