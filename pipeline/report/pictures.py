@@ -157,8 +157,13 @@ def paint_result(
     ----------
     pixels, labels : (y, x) of a plane and its classes; they may be of different sizes
     objects : (y, x) numbered objects of each class but the background; empty where there are none
-    doubt : (y, x), 0 to `UNCERTAINTY_TOP`; without it there is the image alone
+    doubt : (y, x) uncertainty, 0 to `UNCERTAINTY_TOP`; None paints the image alone
     longest : pixels on the longer side of a panel
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (y, x, 3) RGB.
     """
     grey = _stretch(_shrink(pixels, longest))
     drawn = _outline(grey, labels, classes)
@@ -170,13 +175,28 @@ def paint_result(
 
 
 def beside(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two pictures of one size, (y, x, 3), next to each other."""
+    """Join two pictures of one size side by side, with a white gap.
+
+    Parameters
+    ----------
+    left, right : (y, x, 3) uint8 RGB
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (y, x, 3) RGB.
+    """
     gap = np.full((len(left), _GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels (y, x, 3) as a PNG file of `_COLORS` colours: a third of the size, and the eye sees no difference."""
+    """Encode pixels as a PNG file of `_COLORS` colours: a third of the size, without a visible difference.
+
+    Parameters
+    ----------
+    pixels : (y, x, 3) uint8 RGB
+    """
     buffer = io.BytesIO()
     few = Image.fromarray(pixels).quantize(_COLORS, dither=Image.Dither.NONE)
     few.save(buffer, format="PNG", optimize=True)
