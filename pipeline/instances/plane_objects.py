@@ -22,18 +22,24 @@ from chorus.pipeline.instances.watershed import distance_crop
 
 Method = Literal["flows", "watershed", "components"]
 ReadMaps = Callable[[Window], Sequence[NDArray[Any]]]
-"""Gives the maps of which objects get the mean, (y, x) of a window each."""
+"""Reads the maps, (y, x) of a window each, whose mean over each object is measured."""
 
 
 class Plane(Protocol):
-    """Gives what is known of a class, by its value, in a window of a plane."""
+    """The results of a class, by its value, in a window of a plane."""
 
     def crop(self, window: Window, value: int) -> Crop:
-        """Foreground and flows."""
+        """Return foreground and flows of the class `value` in `window`."""
         ...
 
     def foreground(self, window: Window, value: int) -> NDArray[np.bool_]:
-        """(y, x) bool."""
+        """Return where the class `value` is in `window`.
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (y, x) of `window`.
+        """
         ...
 
 
@@ -60,7 +66,13 @@ class PlaneInMemory:
         return Crop(self.foreground(window, value), flows, window, (height, width))
 
     def foreground(self, window: Window, value: int) -> NDArray[np.bool_]:
-        """See `Plane.foreground`."""
+        """See `Plane.foreground`.
+
+        Returns
+        -------
+        NDArray[np.bool_]
+            (y, x) of `window`.
+        """
         at = window.y.slice, window.x.slice
         if self.probability:
             return np.asarray(self.probability[value][at] >= 0.5)
@@ -135,13 +147,14 @@ def plane_objects(
     region: int,
     spacing: Spacing,
 ) -> PlaneObjects:
-    """The objects of a class in a plane, whose names are held in memory.
+    """Number and measure the objects of a class in a plane; they are held in memory.
 
     Parameters
     ----------
-    shape : height and width of the plane
-    maps, columns : of which objects get the means, and what these are called
-    region : edge of what is looked at at once; the result does not depend on it
+    shape : height and width of the plane in pixels
+    value : of the class in the label image
+    maps, columns : maps whose mean over each object is measured, and the names of these columns
+    region : edge in pixels of the windows that are processed one after the other; the result does not depend on it
     spacing : of the plane's pixels
     """
     whole = Window.of(0, shape[0], 0, shape[1])
@@ -156,6 +169,6 @@ def plane_objects(
         found = converging_objects(plane, window, shape, value, method, settings)
         names[window.y.slice, window.x.slice] = found.names
         tables.append(converging_rows(found, window, shape, method, maps, len(columns), spacing))
-    # What is empty says nothing of its types.
+    # Empty tables have no reliable column types.
     rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return PlaneObjects(names, rows.sort_values("name", ignore_index=True))
