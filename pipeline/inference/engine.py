@@ -70,12 +70,12 @@ class Engine:
         features: TileFeatures | None = None,
         answered: Callable[[int], None] = lambda tiles: None,
     ) -> Posterior:
-        """The posterior of `target`, a window of the plane, with all members of the ensemble here.
+        """Compute the posterior of `target`, a window of the plane, with all members of the ensemble.
 
         Parameters
         ----------
-        features : gets those of the members' encoders
-        answered : is told of how many more tiles, after each batch
+        features : collects those of the members' encoders
+        answered : called after each batch with the number of its tiles
         """
         with torch.inference_mode():
             region = self.begin(plane, target, features)
