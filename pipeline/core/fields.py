@@ -242,7 +242,7 @@ DEFAULTS = tuple(name for name, field in FIELDS.items() if field.default)
 """Fields that a run keeps by default."""
 
 OF_OBJECTS = tuple(field for field in FIELDS.values() if field.letter)
-"""Fields whose mean over its pixels an object has; objects are ordered by the first of them that the run has."""
+"""Fields that are averaged over the pixels of each object; objects are sorted by the first that the run has."""
 
 CLASS_VARIANCES = tuple(
     field for field in FIELDS.values() if field.role is CLASSES and field.statistic.endswith("variance")

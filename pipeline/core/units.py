@@ -53,18 +53,18 @@ _TIMES = _tables(("second",), "s", _OTHER_TIMES, _TIME_SYMBOLS)
 
 
 def micrometers(unit: object) -> float | None:
-    """How long a unit is, as it is written in a file; None where it is none of length."""
+    """Return the length of a unit of a file in micrometers; None if it is no unit of length."""
     found = _base(unit, *_LENGTHS)
     return None if found is None else float(f"{found * 1e6:.12g}")
 
 
 def seconds(unit: object) -> float | None:
-    """How long a unit takes, as it is written in a file; None where it is none of time."""
+    """Return the duration of a unit of a file in seconds; None if it is no unit of time."""
     return _base(unit, *_TIMES)
 
 
 def _base(unit: object, names: dict[str, float], symbols: dict[str, float]) -> float | None:
-    """Metres or seconds of `unit`."""
+    """Return the metres or seconds of `unit`; None if unknown."""
     if not isinstance(unit, str):
         return None
     text = _plain(unit)

@@ -1,4 +1,4 @@
-"""``ensemble.yaml``: what it may say, and how it is loaded, made and edited.
+"""``ensemble.yaml``: its fields, and how it is loaded, created and edited.
 
 Begin with `spec` (the fields), then `ensemble` (what is loaded). `schema` writes docs/ensemble.schema.json.
 """

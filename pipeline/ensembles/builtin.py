@@ -1,4 +1,4 @@
-"""The ensembles that Chorus brings, and what a person may type in place of a URL."""
+"""The ensembles that come with Chorus, and names that users may type in place of a URL."""
 
 from __future__ import annotations
 

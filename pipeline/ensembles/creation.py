@@ -94,7 +94,7 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
 
 
 def brings_preparation(entry: MemberEntry, channels: int, *, flows: bool, tile: int) -> bool:
-    """Whether a member, whose `weights` are a URL, normalises by itself."""
+    """Return whether a member, whose `weights` are a URL, normalises by itself."""
     return entry.preparation(LoadRequest(entry.weights, channels, 1, flows, tile)) is not None
 
 

@@ -195,7 +195,7 @@ def _spec(url: str, content: dict[str, Any]) -> EnsembleSpec:
 
 
 def _try(ensemble: Ensemble, members: range) -> None:
-    """Load each and show it a tile; raises RefusedError where one does not fit."""
+    """Load each member and run it on a tile; raise RefusedError if one does not fit."""
     device = torch.device("cpu")
     for index in members:
         check_answer(ensemble, index, ensemble.load_member(index, device), ensemble.spec.tile, device)

@@ -1,4 +1,4 @@
-"""The bundle of members, how to feed them and what they say: ``ensemble.yaml``, checked before any work."""
+"""The ensemble of members, their inputs and outputs: ``ensemble.yaml``, checked before any work."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Ensemble:
 
     @property
     def outputs(self) -> int:
-        """Channels that a member's last layer gives."""
+        """Number of channels of a member's last layer."""
         return len(self.spec.classes) - (1 if self.spec.activation == "sigmoid" else 0)
 
     @property
@@ -190,7 +190,7 @@ def ensemble_url(url: str) -> str:
 
 
 def content_hash(spec: EnsembleSpec) -> str:
-    """Names what defines the results: everything but `about`, `sentinels` and `effort`; weights by their own hashes.
+    """Hash what defines the results: everything but `about`, `sentinels` and `effort`; weights by their own hashes.
 
     With adaptive effort the bound defines them too. Such a run keeps the bound among its settings, so that what was
     measured at full effort stays that of the same ensemble.

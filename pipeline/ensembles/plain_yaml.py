@@ -37,7 +37,7 @@ def plain_yaml(data: bytes) -> Any:
 
 
 def _check(content: Any) -> None:
-    """Each alias counts as often as it stands there; one to what it lies in has no end."""
+    """Count each alias as often as it occurs; an alias to a node that contains it is infinite."""
     level, seen = [content], 0
     for _ in range(_DEPTH):
         seen += len(level)

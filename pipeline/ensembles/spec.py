@@ -1,4 +1,4 @@
-"""``ensemble.yaml`` as it is written: its fields, and what they may hold."""
+"""``ensemble.yaml`` as it is written: its fields and their valid values."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SentinelSettings(Strict):
 
 
 class Sentinel(Strict):
-    """A labelled image that every run processes first, to see that the ensemble still gives what it gave.
+    """A labelled image that every run processes first, to check that the ensemble's results have not changed.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The weights of an ensemble as files beside its ``ensemble.yaml``: copy them there, size them, delete them."""
+"""The weights of an ensemble as files beside its ``ensemble.yaml``: copy, measure and delete them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def delete(weights: str, folder: str) -> None:
 
 
 def size(url: str) -> int | None:
-    """Bytes of a file or a package; None where it is not there."""
+    """Return the bytes of a file or a package; None if it does not exist."""
     fs, path = storage.filesystem(url)
     try:
         return int(fs.du(path)) if _is_folder(url) else int(fs.size(path))

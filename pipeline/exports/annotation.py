@@ -1,4 +1,4 @@
-"""Images that are worth a person's corrections, with the prediction as a draft: what ``chorus train`` takes back."""
+"""Images most worth correcting, with the prediction as a draft; ``chorus train`` reads the corrections."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def whole_file(url: str) -> Iterator[IO[bytes]]:
 
 
 def remove_file(url: str) -> None:
-    """Remove the file at `url`, if there is one; raises OutputError where storage does not let go of it."""
+    """Remove the file at `url`, if there is one; raise OutputError if storage refuses."""
     fs, path = storage.filesystem(url)
     with storage_errors(url), suppress(FileNotFoundError):
         fs.rm_file(path)

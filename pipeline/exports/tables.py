@@ -101,7 +101,7 @@ def write_table(frame: pd.DataFrame, url: str) -> None:
 
 
 def write_groups(groups: Iterable[pa.Table], schema: pa.Schema, url: str) -> None:
-    """Write a long table group by group; raises as `table_file`."""
+    """Write a long table group by group; raise as `table_file`."""
     with table_file(url, schema) as writer:
         for group in groups:
             writer.write_table(group)

@@ -82,7 +82,7 @@ class PlaneInMemory:
 def converging_objects(
     plane: Plane, region: Window, shape: tuple[int, int], value: int, method: Method, settings: ObjectSettings
 ) -> RegionObjects:
-    """Objects of a region whose pixels' paths meet, along flows or (``watershed``) away from the background.
+    """Find the objects of a region whose pixels' paths meet, along flows or (``watershed``) away from background.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def plane_objects(
     region: int,
     spacing: Spacing,
 ) -> PlaneObjects:
-    """Number and measure the objects of a class in a plane; they are held in memory.
+    """Find and measure the objects of a class in a plane; their names are held in memory.
 
     Parameters
     ----------

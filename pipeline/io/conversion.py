@@ -39,7 +39,7 @@ _COLORS = ("00FFFF", "FF00FF", "FFFF00", "00FF00", "FF0000", "0000FF")
 
 
 class ConvertSettings(BaseModel):
-    """Everything, besides the files, on which a byte of the result depends.
+    """All settings, besides the files, on which a byte of the result depends.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
 
 
 class _Image:
-    """One image on its way: its levels and, once they are written, what a viewer should show of its values."""
+    """One image being converted: its levels and, once written, the range of values that a viewer should show."""
 
     def __init__(self, raster: Raster, target: str, settings: ConvertSettings) -> None:
         self.raster, self.target, self.settings = raster, target, settings
@@ -156,7 +156,7 @@ class _Image:
 
 
 def convert_raster(raster: Raster, target: str, settings: ConvertSettings) -> None:
-    """Write one image to the group `target`; raises as `convert_file` does."""
+    """Write one image to the group `target`; raise as `convert_file` does."""
     image = _Image(raster, target, settings)
     documents: dict[str, bytes] = {}
     for level in range(image.levels):

@@ -113,7 +113,7 @@ def _matches(source: str) -> list[str]:
 
 @contextmanager
 def _storage_refusals(url: str) -> Iterator[None]:
-    """Turn what storage answers into a RefusedError of one sentence; other errors pass."""
+    """Convert storage errors to a RefusedError of one sentence; other errors pass."""
     try:
         yield
     except Exception as error:

@@ -90,7 +90,7 @@ def _unpacked(url: str, data: bytes) -> bytes:
 
 
 def _check_whole(url: str, data: bytes, suffix: str) -> None:
-    """Refuse pixels in another file, whose name would choose what is read, and NIfTI that ITK would fill with zeros."""
+    """Refuse pixels in another file, which could name any file, and NIfTI that ITK would fill with zeros."""
     if suffix == ".nii":
         end = _nifti_end(data)
         if end is None or len(data) < end:
@@ -104,7 +104,7 @@ def _check_whole(url: str, data: bytes, suffix: str) -> None:
 
 
 def _nifti_end(data: bytes) -> int | None:
-    """Bytes that a NIfTI file must have; None where it is none."""
+    """Return the bytes that a NIfTI file must have; None if it is none."""
     for order in "<>":
         size = struct.unpack(f"{order}i", data[:4])[0] if len(data) >= 4 else 0
         if size not in _NIFTI or len(data) < size:

@@ -93,7 +93,7 @@ def _goes_with(finest: Level, level: Level, axis: int) -> bool:
 
 
 def _of_shapes(finest: int, coarse: int) -> float:
-    """By what a length was shrunk: an integer where one can have been it, else the ratio."""
+    """Return the factor by which a length was shrunk: an integer if one fits, else the ratio."""
     whole = round(finest / coarse)
     return float(whole) if whole >= 1 and abs(finest / whole - coarse) <= 1 else finest / coarse
 

@@ -35,7 +35,7 @@ from chorus.pipeline.io.models import Level, Ngff, SourceImage
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 _LEVELS = 64
 _PLANE, _PLANES, _CHUNK = 1 << 40, 1 << 20, 1 << 32
-"""Pixels of a plane, planes of a channel and bytes of a chunk (or a shard's inner one): no microscope gives more."""
+"""Maximum pixels per plane, planes per channel and bytes per (inner) chunk: no microscope produces more."""
 MEND = "mend the metadata or write the image anew"
 
 Kind: TypeAlias = Literal["image", "plate", "collection"]
@@ -94,7 +94,7 @@ def open_image(root: str, kind: Kind, path: str, name: str, *, dtypes: Collectio
 
 
 def plate_metadata(root: str) -> Plate:
-    """Metadata of the plate at `root`, as of NGFF 0.5; raises ImageError where they are not valid."""
+    """Read the metadata of the plate at `root`, as of NGFF 0.5; raise ImageError if they are not valid."""
     ngff, metadata = _metadata(root)
     model = Plate04 if ngff == "0.4" else Plate
     plate = _validated(model, {"version": ngff, **_section(metadata, "plate", root)}, root, "plate")
@@ -102,7 +102,7 @@ def plate_metadata(root: str) -> Plate:
 
 
 def well_metadata(root: str, well_path: str) -> Well:
-    """Metadata of one well of the plate at `root`, as of NGFF 0.5; raises ImageError where they are not valid."""
+    """Read the metadata of a well of the plate at `root`, as of NGFF 0.5; raise ImageError if they are not valid."""
     url = inside(root, well_path, ImageError, what="the path of a well")
     ngff, metadata = _metadata(url)
     model = Well04 if ngff == "0.4" else Well
@@ -241,7 +241,7 @@ def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:
 def _transformation(
     transforms: Sequence[Transform], axes: int, url: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale and translation per axis of what the model has checked to be (scale) or (scale, translation)."""
+    """Return scale and translation per axis; the model has checked that these are (scale) or (scale, translation)."""
     scale, translation = np.ones(axes), np.zeros(axes)
     for transform in transforms:
         if isinstance(transform, VectorScale):

@@ -111,7 +111,7 @@ def _channel(layout: ImageLayout, name: str) -> Channel:
 
 
 def _label(image: LabelImage) -> Label:
-    """Colours and names of classes; objects are left to the colours that a viewer gives them."""
+    """Return colours and names of classes; objects get the viewer's own colours."""
     colors, properties = [], []
     for value, info in enumerate(image.classes):
         rgba = (*bytes.fromhex(info.color.removeprefix("#")), 255 if value else 0)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 SCHEMES = ("gs", "s3")
 WEB = ("http", "https")
 PART = 50 << 20
-"""Bytes of a part of an upload; what is longer goes in several, and is seen when all are there."""
+"""Bytes per part of an upload; longer files go in several and become visible when all have arrived."""
 _CONNECT_SECONDS, _SILENCE_SECONDS, _BODY_SECONDS = 10, 60, 900
 _CONNECTIONS = 64
 # Beginnings of the names of variables by which the libraries are told where and as whom to work.
@@ -188,7 +188,7 @@ def _amazon() -> type[fsspec.AbstractFileSystem]:
         return isinstance(error, HTTPClientError | IncompleteReadError | ClientPayloadError | TimeoutError)
 
     class Amazon(S3FileSystem):  # type: ignore[misc]
-        """`s3fs` with botocore's attempts for requests, and this module's for bodies and for what botocore misses."""
+        """`s3fs` with botocore's retries for requests, and this module's for bodies and for what botocore misses."""
 
         retries = 1  # around those of botocore
         close_session = staticmethod(_not_closed_here)

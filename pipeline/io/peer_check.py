@@ -1,4 +1,4 @@
-"""Whether others read what was written: each finished image by ome-zarr's reader and a schema, under ``--strict``.
+"""Check finished images with other readers, under ``--strict``: ome-zarr's reader and a schema.
 
 ome-zarr's writer is not used: it goes through dask, and its labels of 0.5 lack their version and are listed twice when
 they are written twice (0.18). As a reader it shares nothing with our writer but zarr, so that it finds what viewers
@@ -65,7 +65,7 @@ def _check_metadata(path: str, image: zarr.Group) -> None:
 
 
 def _seen(url: str) -> dict[str, list[Any]]:
-    """Levels of the image at `url` and its label images by their real path, dask arrays, as ome-zarr gives them."""
+    """Read the levels of the image at `url` and its label images by real path, as ome-zarr's dask arrays."""
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 

@@ -1,4 +1,4 @@
-"""Which raster files there are to convert, and what their results are called."""
+"""Find the raster files to convert, and name their results."""
 
 from __future__ import annotations
 

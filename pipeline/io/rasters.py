@@ -1,4 +1,4 @@
-"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG, NIfTI, NRRD and MHA: what images a file holds, and windows of them.
+"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG, NIfTI, NRRD and MHA: list a file's images and read windows of them.
 
 Axes become those of OME-Zarr, in the order t, c, z, y, x (those that the file has). Samples (RGB) become channels.
 Axes whose meaning a TIFF does not say (``I``, ``Q``, ...) are taken as z, then t, then c, the last one first.
@@ -91,7 +91,7 @@ class PartOf:
 
 
 def stem(name: str) -> str | None:
-    """`name` without the suffix of a raster file; None where it has none."""
+    """Strip the suffix of a raster file from `name`; None if it has none."""
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
     return None if suffix is None else name[: -len(suffix)]
 
@@ -302,7 +302,7 @@ def _errors(url: str) -> Iterator[None]:
 
 
 class _Losses(logging.Handler):
-    """Collects what tifffile only logs although planes are lost: a chain of pages that leads out of the file."""
+    """Collects lost planes that tifffile only logs: a chain of pages that leads out of the file."""
 
     def __init__(self) -> None:
         super().__init__()

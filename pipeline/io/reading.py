@@ -1,4 +1,4 @@
-"""Choose what of an image is read, channels and level, and read windows of it."""
+"""Choose the channels and the level of an image to read, and read windows of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SMALLEST_FACTOR = 1 / 256
 
 @dataclass(frozen=True, slots=True)
 class LevelChoice:
-    """A level and what its pixels are multiplied by to get those that the ensemble wants.
+    """A level and the factor by which it is resampled to the ensemble's pixels.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ def unknown_pixel_size(image: SourceImage, wanted: float | None) -> str:
 
 
 def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float]:
-    """Source / wanted pixel size; exactly 1 where it is unknown or within 10 % on both axes."""
+    """Return source / wanted pixel size; exactly 1 if unknown or within 10 % on both axes."""
     size = pixel_size_um(image, level)
     if size is None or all(abs(own / wanted - 1) <= SAME_SIZE for own in size):
         return 1.0, 1.0

@@ -170,7 +170,7 @@ def words(error: BaseException) -> str:
 
 
 def explain(error: BaseException, url: str) -> str | None:
-    """One sentence for what storage answered, or None when the error is not storage's, as of damaged data."""
+    """Explain a storage error in one sentence; None if it is not storage's, for example of damaged data."""
     if _is_damage(error):
         return None
     names, text = _type_names(error), str(error).lower()
@@ -280,7 +280,7 @@ def _is_damage(error: BaseException) -> bool:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what storage answers into an OutputError of one sentence; other errors pass.
+    """Convert storage errors to an OutputError of one sentence; other errors pass.
 
     Raises
     ------

@@ -112,7 +112,7 @@ def _of_slide(series: tifffile.TiffPageSeries) -> dict[str, float]:
 
 
 def _without_print(scale: dict[str, float], in_print_units: bool) -> dict[str, float]:
-    """`scale` without the pixel size on y and x where it is one of print; where one axis goes, both do."""
+    """Drop the pixel sizes on y and x from `scale` if one of them is a print resolution."""
     for axis in "yx":
         size = scale.get(axis, 0.0)
         dots = any(abs(size * dpi / 25_400 - 1) < _NEAR_PRINT for dpi in _PRINT_DPI)

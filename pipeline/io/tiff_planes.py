@@ -85,7 +85,7 @@ def series_of(url: str, tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries
 
 
 def _opens(url: str) -> bool:
-    """Whether there is a TIFF at `url` whose pages can be read."""
+    """Return whether there is a TIFF at `url` whose pages can be read."""
     try:
         with ExitStack() as stack:
             return bool(stack.enter_context(tifffile.TiffFile(_source(url, None, stack))).pages)

@@ -164,7 +164,7 @@ def write_labels(
 
 
 def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> dict[str, slice]:
-    """Where a region of a level lies, per axis; raises ValueError for a window that is none."""
+    """Return the position of a region of a level, per axis; raise ValueError for a window that is none."""
     grid = region_grid(layout, level)
     index = window.y.start // grid.size * grid.columns + window.x.start // grid.size
     if not 0 <= index < grid.count or grid.window(index) != window:
@@ -191,7 +191,7 @@ def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArra
 
 
 def _remove(url: str) -> None:
-    """Remove an object, if there is one: what it held is background now."""
+    """Remove an object, if there is one: its pixels are background now."""
     fs, path = storage.filesystem(url)
     with suppress(FileNotFoundError):
         fs.rm_file(path)

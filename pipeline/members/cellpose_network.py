@@ -48,7 +48,7 @@ class CellposeMember(MemberEntry):
     activation: Literal["sigmoid"] | None = None
 
     def preparation(self, asked: LoadRequest) -> Preparation:
-        """Cellpose's normalisation; raises RefusedError for more than three channels."""
+        """Return Cellpose's normalisation; raise RefusedError for more than three channels."""
         if asked.channels > _MOST_CHANNELS:
             raise RefusedError(
                 f"{asked.url}: a Cellpose network takes 1 to {_MOST_CHANNELS} channels, not {asked.channels}; name "

@@ -23,11 +23,11 @@ FLOW_LENGTH = 5.0
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What the ensemble asks of a member when it is loaded.
+    """Parameters with which an ensemble loads a member.
 
     Attributes
     ----------
-    url : of its weights or package
+    url : of the member's weights or package
     channels : number of input channels, raw or normalised (`MemberEntry.preparation`)
     outputs : number of channels of its last layer for the classes, without flows
     flows : whether the flows (dy, dx) follow them

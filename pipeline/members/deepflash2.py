@@ -205,7 +205,7 @@ def _of_checkpoint(url: str, data: bytes) -> tuple[torch.nn.Module, _Facts]:
 def _of_inference_ensemble(
     url: str, script: torch.jit.ScriptModule, model: int | None
 ) -> tuple[torch.nn.Module, _Facts]:
-    """One network of it, and what is around them: it tiles, augments and averages by itself, as Chorus does."""
+    """Extract one network of the inference ensemble, which tiles, augments and averages by itself, as Chorus does."""
     networks = list(script.models.children())
     if model is None or not 0 <= model < len(networks):
         raise RefusedError(
@@ -287,7 +287,7 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recognises(file: WeightFile) -> bool:
-    """Whether it is a checkpoint, or TorchScript with a class that has what an inference ensemble has."""
+    """Return whether it is a checkpoint, or TorchScript with a class that has an inference ensemble's attributes."""
     if not file.code:
         return file.strings >= _CHECKPOINT
     classes = [text for source in file.code for text in source.split("\nclass ")]

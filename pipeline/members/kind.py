@@ -100,11 +100,11 @@ class MemberKind(Generic[Entry]):
 
     @property
     def name(self) -> str:
-        """As ``kind`` has it in ``ensemble.yaml``; raises TypeError where the entry does not say it."""
+        """Name of the kind in ``ensemble.yaml``; raises TypeError if the entry does not define it."""
         return kind_name(self.entry)
 
     def recognised(self, file: WeightFile) -> bool:
-        """Whether `file` is of this kind, by its suffix or by what is in it."""
+        """Return whether `file` is of this kind, by its suffix or its content."""
         return file.suffix in self.own_suffixes or bool(self.recognises and self.recognises(file))
 
 

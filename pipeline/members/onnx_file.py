@@ -52,7 +52,7 @@ class OnnxMember(ExportEntry):
 
 @dataclass
 class _OnnxNetwork:
-    """A session whose input and output lie in torch's memory, so that on a GPU nothing leaves it.
+    """A session whose input and output are in torch's memory, so that on a GPU no data are copied to the host.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ def _onnx(url: str) -> ModuleType:
 
 
 def _bytes_of_weights(url: str, data: bytes, onnx: ModuleType) -> int:
-    """Of the tensors that the graph holds; raises RefusedError where the file is damaged or they lie elsewhere."""
+    """Count the bytes of the graph's tensors; raise RefusedError if it is damaged or they are in other files."""
     try:
         graph = onnx.load_from_string(data).graph
     except import_module("google.protobuf.message").DecodeError as error:
@@ -135,7 +135,7 @@ def _bytes(tensor: Any, onnx: ModuleType) -> int:
 
 
 def _size(length: int | str | None) -> int | None:
-    """Of a dimension, whose size may be a name."""
+    """Return the size of a dimension; None if it is a name."""
     return length if isinstance(length, int) else None
 
 

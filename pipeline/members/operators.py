@@ -55,7 +55,7 @@ nbytes rangelist requires_grad tolist type unchecked_cast unchecked_unwrap_optio
 ALLOWED = frozenset((_TENSORS + _NUMBERS_AND_LISTS).split())
 """Names in the namespace ``aten``; each also where it changes its first argument, with an underscore after it."""
 ALLOWED_PRIMITIVES = frozenset(_LANGUAGE.split())
-"""Names in the namespace ``prim``: what the language itself is made of."""
+"""Names in the namespace ``prim``: the primitives of the language itself."""
 
 
 def allowed(operator: str) -> bool:

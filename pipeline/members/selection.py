@@ -16,7 +16,7 @@ from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.weight_file import read, stem
 
 Size = int | None
-"""Of a dimension; None where it may be any."""
+"""Size of a dimension; None if it may be any."""
 
 
 class ExportEntry(MemberEntry):

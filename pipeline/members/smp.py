@@ -75,7 +75,7 @@ def filled(
 
 
 class _Unfilled(TorchFunctionMode):
-    """Draws no random numbers for weights, which take 0.3 s for a ResNet-34: only for what `fill` then fills whole.
+    """Skips random initialisation, which takes 0.3 s for a ResNet-34; only for networks that `fill` then fills.
 
     Constants are set as ever: a network may hold some that are no part of its state.
     """
@@ -174,7 +174,7 @@ def state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _check_options(url: str, architecture: type, encoder: str, options: Mapping[str, Any]) -> None:
-    """Refuse what the library would swallow: it hands unknown options to the encoder, and only timm's look at them."""
+    """Refuse unknown options: the library passes them to the encoder, and only timm's encoders check them."""
     from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
 
     if encoder.startswith("tu-") or is_equivalent_to_timm_universal(encoder):

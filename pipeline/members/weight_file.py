@@ -31,7 +31,7 @@ class WeightFile:
 
     @property
     def suffix(self) -> str:
-        """Of its name, in lower case with the dot; empty where it has none."""
+        """Suffix of its name, in lower case with the dot; empty where it has none."""
         found = re.search(r"\.\w+$", storage.basename(self.url))
         return found[0].lower() if found else ""
 
@@ -91,7 +91,7 @@ def read(url: str) -> bytes:
 
 
 def listing(url: str) -> list[str] | None:
-    """Names in a folder; None of a file, and on the web, where nothing is listed; raises OSError where it is not."""
+    """List the names in a folder; None for a file, and on the web, which has no listings; raise OSError if missing."""
     if storage.is_web(url):
         return None
     fs, path = storage.filesystem(url)

@@ -95,7 +95,7 @@ def _channels(inputs: Any) -> list[str]:
 
 
 def _activation(output: Any, test: NDArray[Any] | None) -> Activation:
-    """``none`` where probabilities come out; else what the number of channels suggests."""
+    """Return ``none`` if the outputs are probabilities; else what the number of channels suggests."""
     known = any(str(step.id) in ("sigmoid", "softmax", "binarize") for step in output.postprocessing)
     if known or (test is not None and float(test.min()) >= 0 and float(test.max()) <= 1):
         return "none"

@@ -161,7 +161,7 @@ def _archived(fs: Any, folder: str) -> zipfile.ZipFile:
 
 
 def _check(url: str, content: dict[str, Any]) -> int:
-    """Refuse what is no model or of an unknown format; make format 0.4 ready for conversion; returns the halo."""
+    """Refuse what is no model or of an unknown format; make format 0.4 ready for conversion; return the halo."""
     version = re.match(r"(\d+)\.(\d+)", str(content.get("format_version", "")))
     if version is None:
         raise RefusedError(f"{url}: no BioImage.IO package (its rdf has no format_version); correct the rdf")

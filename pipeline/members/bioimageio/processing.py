@@ -173,7 +173,7 @@ def preparation(where: str, inputs: Sequence[Any]) -> PackagePreparation:
 
 
 def channel_count(tensor: Any) -> int:
-    """Channels of a tensor description; 1 where it has no channel axis."""
+    """Return the number of channels of a tensor description; 1 if it has no channel axis."""
     return next((len(axis.channel_names) for axis in tensor.axes if axis.type == "channel"), 1)
 
 

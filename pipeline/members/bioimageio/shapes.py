@@ -1,4 +1,4 @@
-"""Tensors of BioImage.IO packages: which tiles they take, how their axes lie, and what size comes out."""
+"""Tensors of BioImage.IO packages: accepted tile sizes, order of axes, and sizes of outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TILES = range(32, 4097)
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that goes in or comes out.
+    """An input or output tensor of a package.
 
     Attributes
     ----------
@@ -166,7 +166,7 @@ def _axes(tensors: Sequence[Any]) -> dict[tuple[str, str], Any]:
 
 
 def _size(axes: Mapping[tuple[str, str], Any], key: tuple[str, str], tile: int) -> int | None:
-    """Of an axis, where a parametrised one has `tile` (0 where it cannot); None where it depends on the data."""
+    """Return an axis's size; `tile` for a parametrised one (0 if impossible); None if it depends on the data."""
     axis = axes[key]
     size = axis.size
     if isinstance(size, int):
