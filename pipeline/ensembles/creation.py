@@ -32,13 +32,13 @@ class Wanted:
     scale: Literal["dtype"] | None = None
 
     def options(self) -> list[str]:
-        """Those of the command line that were given."""
+        """Return the command-line options that were given."""
         others = {"classes": "class", "channels": "channel", "pixel_size_um": "pixel-size", "diameter_px": "diameter"}
         return [f"--{others.get(f.name, f.name)}" for f in fields(self) if getattr(self, f.name) is not None]
 
 
 def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str, Any]:
-    """Everything of an ``ensemble.yaml`` but its members.
+    """Return everything of an ``ensemble.yaml`` but its members.
 
     Parameters
     ----------

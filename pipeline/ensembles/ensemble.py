@@ -112,7 +112,7 @@ class Ensemble:
         return weights
 
     def load_member(self, index: int, device: torch.device, tile: int | None = None, *, tried: bool = False) -> Member:
-        """Member `index` on `device`, which is repeatable from then on.
+        """Load member `index` on `device`, whose results are repeatable from then on.
 
         `tried` spares a stranger's program its trial under limits, where the run made one before.
 
@@ -184,7 +184,7 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
 
 
 def ensemble_url(url: str) -> str:
-    """URL of ``ensemble.yaml``, of that file or of the folder that holds it."""
+    """Return the URL of ``ensemble.yaml``, given that file or the folder that holds it."""
     url = storage.normalise(url)
     return url if url.endswith((".yaml", ".yml")) else storage.join(url, "ensemble.yaml")
 

@@ -8,7 +8,7 @@ from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec
 
 
 def json_schema() -> dict[str, Any]:
-    """Of the present format."""
+    """Return the JSON schema of the present format."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:{FORMAT.replace('/', ':')}",

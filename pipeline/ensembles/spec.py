@@ -22,7 +22,7 @@ COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a6
 
 
 def _of_known_kind(content: Any) -> Any:
-    """Say which kinds there are, in place of the longer sentence of the union."""
+    """Name the known kinds, in place of the union's longer message."""
     if isinstance(content, dict) and content.get("kind") not in list(registry().kinds):
         raise PydanticCustomError("unknown_kind", "{reason}", {"reason": registry().unknown})
     return content
@@ -160,7 +160,7 @@ class EnsembleSpec(Strict):
 
 
 def newer(content: Any) -> bool:
-    """Whether `content` is of a format that came after this version of Chorus."""
+    """Return whether `content` is of a format that came after this version of Chorus."""
     found = (
         re.fullmatch(r"chorus-ensemble/(\d{1,9})", str(content.get("format"))) if isinstance(content, dict) else None
     )

@@ -65,7 +65,7 @@ def size(url: str) -> int | None:
 
 
 def _files(url: str) -> list[str]:
-    """Paths relative to `url` of the files in a package; of a file, the one empty path."""
+    """List the files in a package as paths relative to `url`; for a file, the one empty path."""
     if not _is_folder(url):
         return [""]
     fs, path = storage.filesystem(url)
@@ -80,7 +80,7 @@ def _read(url: str) -> bytes:
 
 
 def _is_other(files: Mapping[str, bytes], target: str) -> bool:
-    """Whether something is at `target` that has not these files."""
+    """Return whether something is at `target` that has not these files."""
     paths = {storage.join(target, path): data for path, data in files.items()}
     return (_is_folder(target) or storage.exists(target)) and not all(
         storage.exists(path) and storage.read_bytes(path) == data for path, data in paths.items()
@@ -88,6 +88,6 @@ def _is_other(files: Mapping[str, bytes], target: str) -> bool:
 
 
 def _is_folder(url: str) -> bool:
-    """On the web everything is a file: to look for a listing would fetch it."""
+    """Return whether `url` is a folder; on the web all are files, as looking for a listing would download them."""
     fs, path = storage.filesystem(url)
     return not storage.is_web(url) and bool(fs.isdir(path))

@@ -174,7 +174,7 @@ def _window_sums(cells: NDArray[np.int64], rows: _Starts, columns: _Starts) -> N
 
 
 def _image_tiff(image: Drafted, place: Place, pixels: NDArray[np.generic]) -> bytes:
-    """Pixels (channels, y, x) as OME-TIFF, with channel names and pixel size."""
+    """Encode pixels (channels, y, x) as OME-TIFF, with channel names and pixel size."""
     if pixels.dtype == np.float16:  # which OME does not know
         pixels = pixels.astype(np.float32)
     where = f"{image.name} {place.t} {place.z} {place.window}"
@@ -192,7 +192,7 @@ def _image_tiff(image: Drafted, place: Place, pixels: NDArray[np.generic]) -> by
 
 
 def _label_tiff(labels: NDArray[np.integer]) -> bytes:
-    """Labels (y, x) as they are; where 16 bits, that all programs can paint in, do not hold them, counted from 1."""
+    """Encode labels (y, x); renumbered from 1 if they exceed 16 bits, which all programs can paint in."""
     if labels.max(initial=0) > np.iinfo(np.uint16).max:
         from skimage.segmentation import relabel_sequential
 

@@ -54,12 +54,12 @@ class LabelledImage:
     places: Mapping[str, AxisPlace] = field(default_factory=dict)
 
     def plane(self, row: Mapping[str, Any]) -> tuple[int, int]:
-        """Time point and z plane, in the source's finest level, of a row of ``objects.parquet``."""
+        """Return time point and z plane, in the source's finest level, of a row of ``objects.parquet``."""
         t, z = (self.places.get(axis, _SAME).plane(int(row[axis])) for axis in "tz")
         return t, z
 
     def color(self, name: str) -> tuple[int, int, int]:
-        """Red, green and blue of a class."""
+        """Return red, green and blue of a class."""
         text = next(entry.color for entry in self.classes if entry.name == name)
         red, green, blue = bytes.fromhex(text.removeprefix("#"))
         return red, green, blue
@@ -107,7 +107,7 @@ class ObjectTable:
         return ObjectTable(self.url, self.start, self.stop, pa.concat_tables(found)) if found else self
 
     def part(self, start: int, stop: int) -> ObjectTable:
-        """Rows `start` to `stop` of the table, which are among these."""
+        """Return rows `start` to `stop` of the table, which must be among these."""
         held = None if self._held is None else self._held.slice(start - self.start, stop - start)
         return ObjectTable(self.url, start, stop, held)
 
@@ -220,7 +220,7 @@ def _palette() -> list[tuple[int, int, int]]:
 
 
 def _outlines(image: LabelledImage, group: pa.Table) -> Iterator[tuple[int, list[Polygon]]]:
-    """Index in `group` and outlines of each of its objects."""
+    """Yield the index in `group` and the outlines of each of its objects."""
     rows = group.select(_PLACE).to_pandas()
     large = (rows["y1"] - rows["y0"] > _BLOCK) | (rows["x1"] - rows["x0"] > _BLOCK)
     # What is larger than a block is read alone.

@@ -78,7 +78,7 @@ def _path(ring: np.ndarray) -> np.ndarray:
 
 
 def _position(image: LabelledImage, one: Outline) -> tuple[int, int, int]:
-    """Where a selection is in a stack: position, slice and frame, counted from 1; 0 is everywhere.
+    """Return position, slice and frame of a selection in a stack, counted from 1; 0 is everywhere.
 
     ImageJ takes stacks with more than one of channels, slices and frames for hyperstacks, in which a selection has a
     slice and a frame; in other stacks it has one position.

@@ -141,7 +141,7 @@ def write_by_doubt(
 
 
 def _rows(table: ObjectTable, chosen: NDArray[np.int64], columns: list[str]) -> pa.Table:
-    """Rows of a table by their numbers, in the order of these."""
+    """Take rows of a table by their numbers, in the order of these."""
     ascending = np.sort(chosen)
     parts, first = [], 0
     for group in table.groups(columns):

@@ -105,7 +105,7 @@ def converging_rows(
     columns: int,
     spacing: Spacing,
 ) -> pd.DataFrame:
-    """Rows of objects of `converging_objects`; the last `columns` of them are means of `maps`.
+    """Return rows of objects of `converging_objects`; the last `columns` are means of `maps`.
 
     Parameters
     ----------

@@ -86,7 +86,7 @@ class ArrayPlan:
         return zarr.create_array(**common, shards=self.shards, dimension_names=list(self.axes), zarr_format=3)
 
     def documents(self) -> dict[str, bytes]:
-        """Its metadata files, by path below the image's group."""
+        """Return the array's metadata files, by path below the image's group."""
         objects: dict[str, Any] = {}
         self.create(objects)
         return {f"{self.path}/{key}": value.to_bytes() for key, value in objects.items()}
@@ -120,12 +120,12 @@ class ArrayPlan:
 
 
 def chunk_edge(length: int, chunk: int) -> int:
-    """Edge of a chunk on an axis of `length` pixels: `chunk`, or less (a multiple of 16) where that is enough."""
+    """Return a chunk's edge on an axis of `length` pixels: `chunk`, or less (a multiple of 16) if that is enough."""
     return min(chunk, -(-length // 16) * 16)
 
 
 def shard_edge(length: int, chunk: int, region: int) -> int:
-    """Edge of a shard on an axis of `length` pixels: `region`, or the chunks that a shorter axis needs.
+    """Return a shard's edge on an axis of `length` pixels: `region`, or the chunks that a shorter axis needs.
 
     So the regions of the plane and its shards are the same windows. Raises ValueError where `region` is no
     multiple of `chunk`.

@@ -136,7 +136,7 @@ class _Image:
         )
 
     def places(self, level: int) -> Iterator[tuple[int, int, range, Window]]:
-        """Time point, plane, channels and window of every shard."""
+        """Yield time point, plane, channels and window of every shard."""
         grid = self.grid(level)
         for t in range(self.lengths.get("t", 1)):
             for z in range(self.lengths.get("z", 1)):
@@ -197,7 +197,7 @@ def _at(t: int, z: int, channels: range, window: Window) -> dict[str, slice]:
 
 
 def _names(raster: Raster, settings: ConvertSettings) -> tuple[str, ...]:
-    """Names of the channels: those asked for, those of the file, or none."""
+    """Return the names of the channels: the requested ones, those of the file, or none."""
     if not settings.channel_name:
         return raster.channels
     count = raster.lengths.get("c", 1)
@@ -223,7 +223,7 @@ def _attributes(image: _Image) -> ImageAttrs:
 
 
 def _channel(image: _Image, index: int) -> Channel:
-    """How a viewer first shows a channel: over the range of its values."""
+    """Return how a viewer first shows a channel: over the range of its values."""
     label = image.names[index] if image.names else str(index)
     color = "FFFFFF" if image.channels == 1 else _COLORS[index % len(_COLORS)]
     if image.raster.samples > 1:

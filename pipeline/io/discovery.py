@@ -247,7 +247,7 @@ def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]
 
 
 def _apart(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Each once, and a failure for one that lies within another, as its results would."""
+    """Return each image once, and a failure for one inside another, as its results would be inside the other's."""
     once = {entry.path: entry for entry in entries}
     for path, entry in once.items():
         above = path

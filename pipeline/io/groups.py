@@ -61,7 +61,7 @@ def prepare_collection(url: str, series: Sequence[str]) -> None:
 
 
 def dump(attributes: BaseAttrs) -> dict[str, Any]:
-    """Metadata as it is stored: names as in the specification, unset fields left out."""
+    """Return metadata as it is stored: names as in the specification, unset fields left out."""
     return attributes.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

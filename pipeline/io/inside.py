@@ -47,12 +47,12 @@ def fault(path: str) -> str | None:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether a text has characters that are not shown, turn the direction of others, or are no Unicode."""
+    """Return whether a text has characters that are not shown, turn the direction of others, or are no Unicode."""
     return any(c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
 def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, what: str = "name") -> str:
-    """URL of `path` below `root`.
+    """Return the URL of `path` below `root`.
 
     Parameters
     ----------
@@ -96,5 +96,5 @@ def shown(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is one plain part of a path, at most 200 bytes long."""
+    """Return whether a text is one plain part of a path, at most 200 bytes long."""
     return fault(text) is None and len(PurePosixPath(text).parts) == 1 and "/" not in text and len(text.encode()) <= 200

@@ -120,7 +120,7 @@ def _nifti_end(data: bytes) -> int | None:
 
 
 def _header(data: bytes, suffix: str) -> dict[str, str]:
-    """Keys, in lower case, and values of the text that an NRRD or MetaImage file begins with."""
+    """Read keys, in lower case, and values of the text header of an NRRD or MetaImage file."""
     text = data[:_HEADER_BYTES].decode("latin-1")
     between = ":" if suffix == ".nrrd" else "="
     found: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _units(data: bytes, suffix: str, letters: str) -> Mapping[str, str]:
 
 
 def _scale(sizes: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
-    """Micrometres of a pixel along each axis of space that is known."""
+    """Return the pixel size in micrometres along each spatial axis where it is known."""
     if all(size == 1 for axis, size in sizes.items() if axis != "t"):
         return {}
     found = {axis: in_micrometers(sizes[axis], unit) for axis, unit in units.items()}

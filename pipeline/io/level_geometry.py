@@ -38,7 +38,7 @@ class AxisPlace:
 
 
 def place_of(finest: Level, level: Level, axis: int) -> AxisPlace:
-    """Where `level` lies along an axis (index) of the finest one.
+    """Return the position of `level` along an axis (index) of the finest one.
 
     By NGFF a translation is where the centre of the first pixel is. Most writers give none (or the same to all levels)
     although a coarse pixel is the mean of those that it covers: then levels begin together, at their edges.
@@ -50,7 +50,7 @@ def place_of(finest: Level, level: Level, axis: int) -> AxisPlace:
 
 
 def _factor(finest: Level, level: Level, axis: int) -> float:
-    """Pixels of the finest level that one of `level` stands for: by scales, or shapes where these say nothing."""
+    """Return the pixels of the finest level per pixel of `level`: by scales, or by shapes if scales are missing."""
     ratio = level.scale[axis] / finest.scale[axis] if finest.scale[axis] else math.nan
     if math.isfinite(ratio) and ratio > 0:
         return ratio
@@ -58,7 +58,7 @@ def _factor(finest: Level, level: Level, axis: int) -> float:
 
 
 def with_scales_of_shapes(axes: str, stored: Sequence[Level]) -> tuple[tuple[Level, ...], str]:
-    """Levels, finest first, with scales that go with their shapes, and a sentence where some did not.
+    """Return levels, finest first, with scales that match their shapes, and a sentence if some did not.
 
     Pixels are where they are, whatever is written of them: the first level's scale is believed, and each other level's
     as long as its shape can be that of the first, shrunk by the ratio of both. Else the ratio of the shapes is taken.
@@ -82,7 +82,7 @@ def _pixels(axes: str, level: Level) -> int:
 
 
 def _goes_with(finest: Level, level: Level, axis: int) -> bool:
-    """Whether a level's shape can be the finest one's, shrunk by the ratio of their scales, however it was rounded."""
+    """Return whether a level's shape is the finest one's divided by the ratio of their scales, rounded either way."""
     if not finest.scale[axis]:
         return True
     ratio = level.scale[axis] / finest.scale[axis]

@@ -133,7 +133,7 @@ class ImageLayout:
 
 
 def pyramid_levels(height: int, width: int) -> int:
-    """Levels of a plane, the full one included: halved until the longer side is at most 256 pixels."""
+    """Count the levels of a plane, the full one included: halved until the longer side is at most 256 pixels."""
     longest, count = max(height, width), 1
     while longest > 256:
         longest, count = -(-longest // 2), count + 1

@@ -111,7 +111,7 @@ def well_metadata(root: str, well_path: str) -> Well:
 
 
 def collection_series(root: str) -> list[str]:
-    """Paths of the images of the bioformats2raw collection at `root`.
+    """List the paths of the images of the bioformats2raw collection at `root`.
 
     They are listed in its ``OME`` group or else, as the layout says, are called 0, 1, 2, ... without a gap.
     """
@@ -254,7 +254,7 @@ def _transformation(
 
 
 def _channels(metadata: Mapping[str, Any], number: int) -> tuple[str, ...]:
-    """Labels of the channels; their index where ``omero`` is absent or invalid, since it is only for viewers."""
+    """Return the channels' labels; their index if ``omero``, which is only for viewers, is absent or invalid."""
     omero = metadata.get("omero")
     try:
         listed = TypeAdapter(list[_ChannelLabel]).validate_python(omero["channels"] if omero else [])
@@ -265,7 +265,7 @@ def _channels(metadata: Mapping[str, Any], number: int) -> tuple[str, ...]:
 
 
 def _metadata(url: str) -> tuple[Ngff, Mapping[str, Any]]:
-    """Version and content of the NGFF metadata of the group at `url`."""
+    """Read version and content of the NGFF metadata of the group at `url`."""
     group = open_group(url)
     if group is None:
         raise ImageError(f"{url}: the group is missing although the metadata list it; copy it again or {MEND}")

@@ -76,7 +76,7 @@ def multiscale(
     name: str,
     method: str,
 ) -> Multiscale:
-    """Levels ``<prefix>0``, ... of `axes`, each pixel placed at the centre of the pixels that it stands for.
+    """Return levels ``<prefix>0``, ... of `axes`, each pixel at the centre of the pixels that it covers.
 
     `scale` (1 where it says nothing), `offset` (0) and `units` are of the first level. A level's pixel stands for a
     square of 2^level pixels of the first. The same holds for labels, although nearest takes its upper left pixel: so
@@ -93,7 +93,7 @@ def multiscale(
 
 
 def _channel(layout: ImageLayout, name: str) -> Channel:
-    """How a viewer first shows a channel: over its field's range, in its class's colour or that of its field."""
+    """Return how a viewer first shows a channel: over its field's range, in its class's or its field's colour."""
     field = field_of(name)
     if field is None:
         raise ValueError(f"{layout.url}: {name!r} is a channel of no field")

@@ -52,7 +52,7 @@ def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSys
 
 
 def is_object(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether an object of that name is in a bucket: one request, where ``fs.exists`` looks for a folder as well."""
+    """Return whether a bucket has an object of that name: one request, while ``fs.exists`` looks for a folder too."""
     found: bool = fsspec.asyn.sync(fs.loop, fs.is_object, path)
     return found
 
@@ -75,13 +75,13 @@ def _options(scheme: str, environment: Any) -> dict[str, Any]:
 
 
 def _truth(value: Any) -> Any:
-    """Yes and no as such: for fsspec every text is a yes, ``false`` too."""
+    """Parse booleans: for fsspec every text is true, even ``false``."""
     word = value.strip().lower() if isinstance(value, str) else None
     return True if word in _TRUE else False if word in _FALSE else value
 
 
 def _not_closed_here(*_: Any) -> None:
-    """In place of the libraries' own closing at the end, in an event loop that is not Zarr's, with tracebacks."""
+    """Replace the libraries' own closing at exit, which runs in an event loop other than Zarr's, with tracebacks."""
 
 
 def _close(fs: fsspec.AbstractFileSystem) -> None:
@@ -179,12 +179,12 @@ def _amazon() -> type[fsspec.AbstractFileSystem]:
     from s3fs import S3FileSystem
 
     def busy(error: Exception) -> bool:
-        """Answers that other servers than Amazon's give and botocore does not know."""
+        """Recognise responses of servers other than Amazon's that botocore does not know."""
         answer = getattr(error.__cause__, "response", None) or {}
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in (408, 429)
 
     def broken(error: Exception) -> bool:
-        """Of a body: botocore's attempts end with the header."""
+        """Recognise a broken body: botocore's retries end with the header."""
         return isinstance(error, HTTPClientError | IncompleteReadError | ClientPayloadError | TimeoutError)
 
     class Amazon(S3FileSystem):  # type: ignore[misc]

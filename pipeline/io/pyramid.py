@@ -79,7 +79,7 @@ def write_pyramid(layout: ImageLayout) -> None:
 
 
 def write_label_pyramid(layout: ImageLayout, label: LabelImage) -> None:
-    """As `write_pyramid`, of one label image alone."""
+    """Write the pyramid of one label image alone, as `write_pyramid` does."""
     for level in range(1, layout.levels):
         for shard in pyramid_shards(layout, level):
             labels = _coarser_labels(layout, label, shard)
@@ -146,7 +146,7 @@ def nearest_half(plane: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
 
 
 def pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slice], Window]]:
-    """Parts of a destination `window`, in its own pixels, each with the window of the finer level it comes from.
+    """Yield parts of a destination `window`, in its own pixels, each with its source window in the finer level.
 
     With an even region that is one shard of the finer level: one object read whole, one in memory at a time.
     """
@@ -160,7 +160,7 @@ def pieces(fine: RegionGrid, window: Window) -> Iterator[tuple[tuple[slice, slic
 
 
 def _read(array: zarr.Array[Any], axes: str, shard: PyramidShard, window: Window) -> NDArray[Any]:
-    """All channels of a window of the shard's plane, of the finer level."""
+    """Read all channels of a window of the shard's plane, of the finer level."""
     at = {"t": slice(shard.t, shard.t + 1), "z": slice(shard.z, shard.z + 1), "c": slice(None)}
     at |= {"y": window.y.slice, "x": window.x.slice}
     return np.asarray(array[tuple(at[axis] for axis in axes)])

@@ -134,7 +134,7 @@ def _kinds() -> str:
 
 
 def is_zarr(images: str) -> bool:
-    """Whether `images` are OME-Zarr: by name, or where a folder holds any of that name at its top."""
+    """Return whether `images` are OME-Zarr: by name, or where a folder holds any of that name at its top."""
     url = storage.normalise(images)
     if url.endswith(".zarr") or "*" in url:
         return url.endswith(".zarr")

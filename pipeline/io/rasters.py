@@ -166,7 +166,7 @@ def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
 
 
 def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
-    """Whether an image that is spread over files begins in another one than `tiff`."""
+    """Return whether an image that is spread over files begins in another one than `tiff`."""
     return bool(series.is_multifile) and _first_file(series) not in ("", tiff.filename)
 
 
@@ -277,7 +277,7 @@ class _Reader:
             return self._kept[1][:, :, window.x.slice]
 
     def _read(self, t: int, z: int, channels: range, y: slice, x: slice) -> NDArray[Any]:
-        """(channels, y, x) in the native byte order."""
+        """Read (channels, y, x) in the native byte order."""
         first, last = channels.start // self._samples, -(-channels.stop // self._samples)
         at = {"t": t, "z": z, "c": slice(first, last), "s": slice(None), "y": y, "x": x, "_": 0}
         data = np.asarray(self._pixels[tuple(at[letter] for letter in self._meaning)])

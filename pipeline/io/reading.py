@@ -77,7 +77,7 @@ def _named(image: SourceImage, name: str) -> list[int]:
 
 
 def _channel(image: SourceImage, name: str) -> int:
-    """Index of one requested channel: a name, or else an index, since names may be numbers such as 488."""
+    """Find the index of a requested channel: by name, or else by index, since names may be numbers such as 488."""
     found = _named(image, name)
     if len(found) == 1:
         return found[0]
@@ -91,7 +91,7 @@ def _channel(image: SourceImage, name: str) -> int:
 
 
 def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
-    """Pixel size of a level in micrometres (y, x); None where unit or scale say nothing usable."""
+    """Return the pixel size of a level in micrometres (y, x); None if unit or scale are not usable."""
     sizes = []
     for axis in (image.axes.index("y"), image.axes.index("x")):
         size = (micrometers(image.units[axis]) or 0.0) * image.levels[level].scale[axis]
@@ -190,7 +190,7 @@ def read_window(
     strict: bool = False,
     source: bool = False,
 ) -> NDArray[Any]:
-    """Pixels of a window of one plane.
+    """Read the pixels of a window of one plane.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ _Selection = tuple[slice | NDArray[np.int64], ...]
 def _selection(
     axes: str, shape: tuple[int, ...], t: int, z: int, channels: Sequence[int], window: Window
 ) -> _Selection:
-    """One slice per axis; an array only for channels that are not neighbours in ascending order."""
+    """Return one slice per axis; an array only for channels that are not neighbours in ascending order."""
     first, last = min(channels), max(channels)
     neighbours = list(channels) == list(range(first, last + 1))
     bounds = {"t": (t, t + 1), "z": (z, z + 1), "c": (first, last + 1)}
@@ -258,7 +258,7 @@ def _selection(
 
 
 def _first_missing(array: zarr.Array[Any], selection: _Selection) -> str | None:
-    """Key of the first stored object (chunk or shard) under `selection` that does not exist."""
+    """Find the key of the first stored object (chunk or shard) under `selection` that does not exist."""
     url = _url(array)
     return next((key for key in _keys(array, selection) if not storage.exists(storage.join(url, key))), None)
 

@@ -54,7 +54,7 @@ def scheme(url: str) -> str:
 
 
 def is_web(url: str) -> bool:
-    """Whether `url` is on a web server, where files are read by name: nothing is listed and nothing written."""
+    """Return whether `url` is on a web server, where files are read by name: nothing is listed and nothing written."""
     return scheme(url) in ("http", "https")
 
 
@@ -65,7 +65,7 @@ def check_writable(url: str) -> None:
 
 
 def normalise(url: str) -> str:
-    """Canonical form: absolute path for local files (``file://`` stripped), no trailing slash."""
+    """Return the canonical form: absolute path for local files (``file://`` stripped), no trailing slash."""
     if scheme(url) == "file":
         return str(Path(url.removeprefix("file://")).absolute())
     return url.rstrip("/")
@@ -150,13 +150,13 @@ def temporary(target: Path) -> Path:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file at `url` (or, but in a bucket, a folder)."""
+    """Return whether there is a file at `url` (or, but in a bucket, a folder)."""
     fs, path = filesystem(url)
     return buckets.is_object(fs, path) if scheme(url) in buckets.SCHEMES else bool(fs.exists(path))
 
 
 def entries(url: str) -> list[str]:
-    """Names of the files and folders in the folder at `url`, sorted; none where there is no such folder."""
+    """List the names of files and folders in the folder at `url`, sorted; none if there is no such folder."""
     fs, path = filesystem(url)
     try:
         return sorted(basename(name) for name in fs.ls(path, detail=False))
@@ -274,7 +274,7 @@ def _http_status(error: BaseException, names: set[str]) -> int | None:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether an OSError is of a decoder: gzip, and bz2, which has no type of its own."""
+    """Return whether an OSError is of a decoder: gzip, and bz2, which has no type of its own."""
     return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.args == ("Invalid data stream",))
 
 

@@ -101,7 +101,7 @@ def _plain(series: tifffile.TiffPageSeries) -> dict[str, float]:
 
 
 def _of_slide(series: tifffile.TiffPageSeries) -> dict[str, float]:
-    """Micrometers per pixel as a slide scanner describes them."""
+    """Read micrometers per pixel from a slide scanner's description."""
     page = series.keyframe
     text = page.description if isinstance(page, tifffile.TiffPage) else ""
     scale: dict[str, float] = {}
@@ -122,7 +122,7 @@ def _without_print(scale: dict[str, float], in_print_units: bool) -> dict[str, f
 
 
 def _resolution(series: tifffile.TiffPageSeries, factor: float | None) -> dict[str, float]:
-    """Pixel sizes on y and x from the tags that count pixels per unit of `factor` micrometers."""
+    """Read pixel sizes on y and x from the tags that count pixels per unit of `factor` micrometers."""
     scale: dict[str, float] = {}
     for axis in "yx":
         pixels, units = series.keyframe.tags.valueof(f"{axis.upper()}Resolution", default=(0, 0))
@@ -143,7 +143,7 @@ def _positive(axis: str, value: object, factor: float | None) -> dict[str, float
 
 
 def _names(values: Sequence[object]) -> tuple[str, ...]:
-    """Names as text; places without one keep their index, and none at all are none."""
+    """Convert names to text; missing ones become their index, unless all are missing."""
     if all(value is None or value == "" for value in values):
         return ()
     return tuple(str(index) if value is None or value == "" else str(value) for index, value in enumerate(values))

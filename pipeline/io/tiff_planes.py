@@ -103,7 +103,7 @@ def _source(url: str, data: bytes | None, stack: ExitStack) -> Any:
 
 
 def _companion(url: str, data: bytes | None, name: str) -> str:
-    """OME-XML of the file `name` beside the one at `url`."""
+    """Read the OME-XML of the file `name` beside the one at `url`."""
     where = _beside(url, name)
     if data is not None or where is None or not storage.exists(where):
         raise ImageError(
@@ -118,7 +118,7 @@ def _companion(url: str, data: bytes | None, name: str) -> str:
 
 
 def _beside(url: str, name: str) -> str | None:
-    """URL of the file of this relative name; None for a name that leads out of the folder."""
+    """Return the URL of the file of this relative name; None for a name that leads out of the folder."""
     plain = posixpath.normpath(name.replace("\\", "/"))
     if not name or posixpath.isabs(plain) or plain.startswith("..") or ":" in plain:
         return None
@@ -157,7 +157,7 @@ def planes_of(image: ElementTree.Element) -> list[TiffData]:
 def image_of_series(
     tiff: tifffile.TiffFile, series: Sequence[tifffile.TiffPageSeries], images: Sequence[ElementTree.Element]
 ) -> list[int | None]:
-    """Index of the Image element that each series was made of: images without planes make none.
+    """Return the index of the Image element of each series; images without planes have no series.
 
     Both are in the same order; an image is that of a series if it lists the series' first page.
     """
@@ -259,7 +259,7 @@ def check_promises(url: str, tiff: tifffile.TiffFile, series: Sequence[tifffile.
 
 
 def _in(part: TiffData, tiff: tifffile.TiffFile) -> bool:
-    """Whether planes are in this very file."""
+    """Return whether planes are in this very file."""
     return not part.uuid or part.uuid == _own_uuid(tiff) or part.file.lower() == tiff.filename.lower()
 
 

@@ -76,7 +76,7 @@ def prepare_image(layout: ImageLayout) -> None:
 
 
 def prepare_labels(layout: ImageLayout, label: LabelImage) -> None:
-    """As `prepare_image`, for one label image beside those that are there."""
+    """Prepare one more label image beside existing ones, as `prepare_image` does."""
     put_documents(layout.labels_url, label_documents(layout, label))
     _add_to_list(layout, label.name)
 
@@ -215,7 +215,7 @@ def _open(url: str, path: str) -> zarr.Array[Any]:
 
 
 def labels_present(layout: ImageLayout) -> bool:
-    """Whether a label image of our name is where `prepare_image` would put it."""
+    """Return whether a label image of our name is where `prepare_image` would put it."""
     document = "zarr.json" if layout.labels_ngff == "0.5" else ".zgroup"
     return storage.exists(storage.join(layout.labels_url, "labels", LABEL_NAME, document))
 

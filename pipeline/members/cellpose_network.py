@@ -177,7 +177,7 @@ class Design:
         return f"{self.tile}" if self.backbone == "sam_vitl" else f"a multiple of {self.patch}"
 
     def takes(self, tile: int) -> bool:
-        """SAM's positional embedding is of one size; DINOv3 computes its own for any."""
+        """Return whether tiles fit: SAM's positional embedding has one size, DINOv3 needs multiples of the patch."""
         return tile == self.tile if self.backbone == "sam_vitl" else tile % self.patch == 0
 
 
@@ -240,7 +240,7 @@ def _state_dict(url: str, data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _network(url: str, state: dict[str, torch.Tensor], design: Design) -> torch.nn.Module:
-    """Cellpose's own class with these weights, in their type."""
+    """Build Cellpose's own network class with these weights, in their dtype."""
     if design.backbone != "sam_vitl" and importlib.util.find_spec("dinov3") is None:
         raise RefusedError(
             f"{url}: a network with DINOv3's backbone, which is not installed; install it with "

@@ -74,7 +74,7 @@ class Member(Protocol):
         ...
 
     def parameters_bytes(self) -> int:
-        """Bytes of weights that this member keeps on its device."""
+        """Return the bytes of weights that this member keeps on its device."""
         ...
 
 

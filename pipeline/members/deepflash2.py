@@ -54,7 +54,7 @@ class Deepflash2Member(MemberEntry):
     model: int | None = None
 
     def preparation(self, asked: LoadRequest) -> Preparation | None:
-        """As deepflash2 normalises, with the statistics in the file; None where a checkpoint was saved without."""
+        """Return deepflash2's normalisation with the file's statistics; None if a checkpoint was saved without."""
         return _facts(asked.url, self.sha256, self.model, asked.trust_code, asked.beside).preparation
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
@@ -264,7 +264,7 @@ _NUMPY = _numpy_globals()
 
 
 def _preparation(url: str, statistics: object, channels: int) -> Deepflash2Input:
-    """Of a pair (means, stds) of pixels up to 1, or a dictionary of those of pixels up to 255."""
+    """Read the statistics: a pair (means, stds) of pixels up to 1, or a dictionary of those of pixels up to 255."""
     try:
         if isinstance(statistics, Mapping):
             given, top = (statistics["channel_means"], statistics["channel_stds"]), 255
@@ -281,7 +281,7 @@ def _preparation(url: str, statistics: object, channels: int) -> Deepflash2Input
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the architecture under their present names."""
+    """Return the options of the architecture under their present names."""
     now = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
     return {now.get(name, name): value for name, value in options.items()}
 

@@ -18,7 +18,7 @@ _BY_ARCHITECTURE = "smp"
 
 
 def members_in(url: str) -> list[str]:
-    """URLs of the files and packages of weights in a folder, by name; of a file or a package, itself.
+    """List the URLs of weight files and packages in a folder, by name; for a file or a package, itself.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def recognise(url: str) -> str:
 
 
 def may_be_name(kind: str | None) -> bool:
-    """Whether weights of this kind may be a name in a collection instead of a path."""
+    """Return whether weights of this kind may be a name in a collection instead of a path."""
     return kind is not None and kind in registry().kinds and registry().kinds[kind].names
 
 

@@ -85,7 +85,7 @@ def _moved(program: torch.export.ExportedProgram, device: torch.device) -> torch
 
 
 def _sizes(program: torch.export.ExportedProgram, name: str) -> list[Size]:
-    """Of the input's dimensions; None where the program takes any."""
+    """Return the sizes of the input's dimensions; None where the program takes any."""
     node: Any = next(node for node in program.graph.nodes if node.name == name)
     return [length if isinstance(length, int) else None for length in node.meta["val"].shape]
 

@@ -51,7 +51,7 @@ def open_session(url: str, graph: bytes | str, device: torch.device, *, what: st
 
 
 def session_device(device: torch.device) -> torch.device:
-    """Where a session computes for members of `device`: there, or on the host where onnxruntime has no provider."""
+    """Return the device of sessions for members on `device`: the same, or the host if onnxruntime has no provider."""
     return device if device_of(device).onnx_provider() else torch.device("cpu")
 
 

@@ -59,7 +59,7 @@ ALLOWED_PRIMITIVES = frozenset(_LANGUAGE.split())
 
 
 def allowed(operator: str) -> bool:
-    """Whether an operator, ``namespace::name``, computes and does nothing else."""
+    """Return whether an operator, ``namespace::name``, computes and does nothing else."""
     namespace, _, name = operator.partition("::")
     if namespace == "aten":
         return name in ALLOWED or (name.endswith("_") and not name.endswith("__") and name[:-1] in ALLOWED)

@@ -84,7 +84,7 @@ def kind_of(entry: MemberEntry) -> MemberKind[Any]:
 
 
 def plug_in_versions() -> dict[str, str]:
-    """Versions of the packages that bring kinds of members, by name."""
+    """Return the versions of the packages that provide kinds of members, by name."""
     return dict(sorted(registry().distributions.values()))
 
 

@@ -36,7 +36,7 @@ _ENDLESS = 1 << 62
 
 
 def is_script(data: bytes) -> bool:
-    """Whether a file is a TorchScript archive; nothing of it is loaded."""
+    """Return whether a file is a TorchScript archive; nothing of it is loaded."""
     reader = _reader(data)
     return reader is not None and {"data.pkl", "constants.pkl"} <= set(reader.get_all_records())
 

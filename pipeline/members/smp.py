@@ -217,7 +217,7 @@ def describe(url: str, network: Network) -> tuple[ModelDescription, ...]:
 
 
 def _input_channels(url: str, state: Mapping[str, torch.Tensor], entry: SmpMember) -> list[str]:
-    """Made-up names, as many as the first layer takes, the only one that changes with them; empty if ambiguous."""
+    """Infer generic names of input channels from the first convolution; empty if ambiguous."""
     usual = 3
     like = network(url, entry.architecture, entry.encoder, usual, 1, entry.options).state_dict()
     same = {name: tensor for name, tensor in like.items() if name in state and tensor.ndim == state[name].ndim > 1}

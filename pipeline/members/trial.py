@@ -137,7 +137,7 @@ class _Trials:
 
 
 def _environment() -> dict[str, str]:
-    """Where this package is found, and no GPU: a trial is one of the graph, not of a device."""
+    """Return the environment: it finds this package, and has no GPU, as a trial tests the graph and no device."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
@@ -147,7 +147,7 @@ atexit.register(_TRIALS.close)
 
 
 def _serve() -> None:
-    """Answer requests, a line each, until the other end is closed."""
+    """Answer requests, one per line, until the other end is closed."""
     import torch  # noqa: F401 - before the first fork, so that no trial has to load it
 
     answers = os.fdopen(os.dup(1), "w")

@@ -293,7 +293,7 @@ def _stretch(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:
-    """`grey` (y, x, 3) with the outlines of each class of `labels` (any size, same extent) in its colour."""
+    """Return `grey` (y, x, 3) with the outlines of each class of `labels` (any size, same extent) in its colour."""
     labels = _sampled(labels, grey.shape)
     drawn = grey.copy()
     for value, info in enumerate(classes):
@@ -305,14 +305,14 @@ def _outline(grey: NDArray[np.uint8], labels: NDArray[Any], classes: Sequence[Cl
 
 
 def _sampled(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """`labels` (y, x) at the nearest pixels of a picture of `shape`."""
+    """Sample `labels` (y, x) at the nearest pixels of a picture of `shape`."""
     rows = (np.arange(shape[0]) + 0.5) * labels.shape[0] / shape[0]
     columns = (np.arange(shape[1]) + 0.5) * labels.shape[1] / shape[1]
     return np.asarray(labels[np.ix_(rows.astype(int), columns.astype(int))])
 
 
 def _borders(numbers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels of an object of which a side touches something else, (y, x) bool."""
+    """Return where pixels of an object touch something else by a side, (y, x) bool."""
     wide = np.pad(numbers, 1, mode="edge")
     inner = (slice(1, -1), slice(1, -1))
     touching = np.zeros(numbers.shape, bool)

@@ -88,7 +88,7 @@ class Images:
         return [int(place) for place in np.flatnonzero(self.table["status"] == status)]
 
     def noted(self) -> list[int]:
-        """Where the images are that were done and of which something should be known, such as an unknown pixel size."""
+        """Return the indices of completed images with a note, for example on an unknown pixel size."""
         return [int(i) for i in np.flatnonzero((self.table["status"] != "failed") & (self.table["message"] != ""))]
 
     def ranked(self) -> list[int]:

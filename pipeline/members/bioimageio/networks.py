@@ -205,7 +205,7 @@ def _imported(package: Package, architecture: Any) -> Any:
 
 
 def _makes_networks(library: str, name: Any, found: Any) -> bool:
-    """Whether a callable of a well-known library is a network's class or a function that makes one."""
+    """Return whether a callable of a well-known library is a network's class or a function that makes one."""
     if inspect.isclass(found):
         return issubclass(found, torch.nn.Module) and found.__module__.split(".")[0] in LIBRARIES
     if library.split(".")[0] == "torchvision":

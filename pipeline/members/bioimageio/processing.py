@@ -154,7 +154,7 @@ class _Tensor:
 
 
 def preparation(where: str, inputs: Sequence[Any]) -> PackagePreparation:
-    """Preprocessing of a package's input tensors (`bioimageio.spec.model.v0_5.InputTensorDescr`).
+    """Build the preprocessing of a package's input tensors (`bioimageio.spec.model.v0_5.InputTensorDescr`).
 
     Raises
     ------
@@ -222,7 +222,7 @@ Step: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 def postprocessing(where: str, output: Any, *, flows: bool = False) -> Step:
-    """Postprocessing of an output tensor (`v0_5.OutputTensorDescr`) on a tile's output, (channels, y, x) float32.
+    """Build an output tensor's (`v0_5.OutputTensorDescr`) postprocessing of a tile's (channels, y, x) float32.
 
     With `flows` the output is taken as it is before ``cellpose_flow_dynamics``: Chorus follows the flows itself.
 

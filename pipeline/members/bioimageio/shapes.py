@@ -135,7 +135,7 @@ def check_tile(where: str, inputs: Sequence[Any], tile: int) -> None:
 
 
 def tile_fits(inputs: Sequence[Any], tile: int) -> bool:
-    """Whether every input can have y and x axes of `tile` pixels."""
+    """Return whether every input can have y and x axes of `tile` pixels."""
     axes = _axes(inputs)
     return all(_size(axes, key, tile) == tile for key, axis in axes.items() if axis.type == "space" and key[1] in "yx")
 
