@@ -13,7 +13,7 @@ from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Unchanged
 
 DEFAULT_TILE = 512
-"""Where a network takes any."""
+"""Used if a network accepts any."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a6
 
 @dataclass(frozen=True)
 class Inputs:
-    """What members see: their distinct preparations of the same pixels, one after another along the channels.
+    """The members' input: their distinct preparations of the same pixels, one after another along the channels.
 
     Attributes
     ----------

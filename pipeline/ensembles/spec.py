@@ -55,7 +55,7 @@ class ClassEntry(Strict):
 
 
 class InputEntry(Strict):
-    """What the members were trained on.
+    """The data that the members were trained on.
 
     Attributes
     ----------

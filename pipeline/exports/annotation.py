@@ -144,7 +144,7 @@ def most_doubtful(read: ReadMap, planes: tuple[int, int], shape: tuple[int, int]
 
 @dataclass(frozen=True)
 class _Starts:
-    """Where windows may start on an axis, and the cuts between which a map is summed up so that all can be compared."""
+    """Start positions of windows on an axis, and the cuts between which a map is summed so that all can be compared."""
 
     edge: int
     starts: NDArray[np.int64]

@@ -64,7 +64,7 @@ class ConvertSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of a file: how many images and pixels, or the file of the same set that has its planes.
+    """Result of converting a file: how many images and pixels, or the file of the same set that has its planes.
 
     `note` says what of the file was left out.
     """

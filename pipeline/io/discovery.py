@@ -38,7 +38,7 @@ from chorus.pipeline.io.ngff import (
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What stands at a URL: a root of images (`kind`), or else folders to look into and words for the rest."""
+    """What was found at a URL: a root of images (`kind`), or else folders to search and words for the rest."""
 
     url: str
     kind: Kind | None = None

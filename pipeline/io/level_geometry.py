@@ -1,4 +1,4 @@
-"""How the levels of a pyramid lie over each other: scales that disagree with shapes, and pixels of the finest level."""
+"""Alignment of a pyramid's levels: scales that disagree with shapes, and pixels of the finest level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class AxisPlace:
-    """Where the pixels of a level lie along an axis of the finest one, counted along edges of pixels.
+    """Position of a level's pixels along an axis of the finest one, counted along edges of pixels.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What one source image is and where its results go: plain records that cross the rooms."""
+"""Records of a source image and of the place of its results, shared between rooms."""
 
 from __future__ import annotations
 

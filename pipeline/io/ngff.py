@@ -1,4 +1,4 @@
-"""What the metadata of an OME-Zarr say: of one image, a plate, a well, a collection.
+"""Read the metadata of an OME-Zarr: of one image, a plate, a well, a collection.
 
 NGFF 0.4 (Zarr 2) and 0.5 (Zarr 3), checked with the models of ``ome-zarr-models`` and handed on as of 0.5. What
 is missing or not valid is an error that names the group and the field.

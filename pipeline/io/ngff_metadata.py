@@ -1,4 +1,4 @@
-"""What the groups of one image's results say of them: ``multiscales``, ``omero`` and ``image-label``.
+"""Metadata of the groups of one image's results: ``multiscales``, ``omero`` and ``image-label``.
 
 Viewers read places and sizes, colours and names of classes from here. Everything is built with the models of
 ``ome-zarr-models``, so that what does not go with the specification fails before it is stored.

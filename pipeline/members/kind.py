@@ -1,4 +1,4 @@
-"""What a kind of member declares of itself, once; everything that depends on kinds derives from it."""
+"""The declaration of a kind of member; everything that depends on kinds derives from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Entry = TypeVar("Entry", bound=MemberEntry)
 
 @dataclass(frozen=True)
 class Network:
-    """What a file does not say of its network: architecture, of segmentation-models-pytorch, and whether it may run."""
+    """Facts missing in a file: its architecture in segmentation-models-pytorch, and whether its code may run."""
 
     architecture: str | None = None
     encoder: str | None = None

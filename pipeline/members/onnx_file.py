@@ -18,7 +18,7 @@ from chorus.pipeline.members.onnx_session import EXTRA, open_session, session_de
 from chorus.pipeline.members.selection import ExportEntry, InputShape, describe_export
 
 TYPES = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
-"""Of inputs and outputs, by onnxruntime's names."""
+"""Dtypes of inputs and outputs, by onnxruntime's names."""
 
 
 class OnnxMember(ExportEntry):

@@ -1,4 +1,4 @@
-"""How onnxruntime is asked to run a graph: on the member's device, deterministically, without threads that spin."""
+"""Sessions of onnxruntime: on the member's device, deterministic, without spinning threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What exported networks have in common: one input, several outputs perhaps, and sizes that may be fixed."""
+"""Common base of exported networks: one input, one or more outputs, and sizes that may be fixed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class TorchScriptMember(ExportEntry):
 
 
 class _TorchScript(ModuleMember):
-    """Whose outputs are known only once it answers."""
+    """A TorchScript member, whose outputs are known only once it is called."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device, entry: TorchScriptMember, url: str) -> None:
         super().__init__(module, device, entry.activation)

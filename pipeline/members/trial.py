@@ -30,7 +30,7 @@ _MEMORY, _REFUSED = 90, 91
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one call with one tile.
+    """Limits of one call with one tile.
 
     Attributes
     ----------

@@ -14,7 +14,7 @@ from chorus.pipeline.io import storage
 
 
 class WeightFile:
-    """What can be seen of the weights at `url`; each fact is fetched when it is asked for first.
+    """Facts about the weights at `url`; each is read on first access.
 
     Attributes
     ----------
