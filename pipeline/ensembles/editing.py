@@ -243,7 +243,7 @@ def _stale(ensemble: Ensemble) -> list[str]:
 
 
 def _position(ensemble: Ensemble, text: str) -> int:
-    """Find the index of a member by its index, or by the path, file name or stem of its weights."""
+    """Return the index of a member, given that index or the path, file name or stem of its weights."""
     members = ensemble.spec.members
     if text.isdecimal() and int(text) < len(members):
         return int(text)

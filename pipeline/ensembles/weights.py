@@ -56,7 +56,7 @@ def delete(weights: str, folder: str) -> None:
 
 
 def size(url: str) -> int | None:
-    """Return the bytes of a file or a package; None if it does not exist."""
+    """Return the size of a file or a package in bytes; None if it is missing or its size is unknown."""
     fs, path = storage.filesystem(url)
     try:
         return int(fs.du(path)) if _is_folder(url) else int(fs.size(path))
