@@ -41,7 +41,7 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
 
 
 def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane) -> Statistics:
-    """What `measures` are over all planes of an image; raises ImageError where a pixel is not a number.
+    """Compute `measures` over all planes of an image; raise ImageError where a pixel is not a finite number.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane)
 
 
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
-    """A copy of `survey` (empty) after one pass over an image; raises ImageError where a pixel is not a number."""
+    """Return a copy of `survey` (empty) after one pass over an image; raise ImageError at a pixel that is not finite."""
     survey = copy.deepcopy(survey)
     for block in _blocks(image, stored_pixels(image, strict=context.settings.strict)):
         survey.update(block)
@@ -80,7 +80,7 @@ def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensembl
 
 
 def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
-    """Gives the pixels of an image that lies in storage; see `chorus.pipeline.io.reading.read_window`."""
+    """Return a function that reads the pixels of a stored image; see `chorus.pipeline.io.reading.read_window`."""
     array = open_level(image.url, image.level_path, image.ngff)
 
     def read(t: int, z: int, window: Window) -> NDArray[Any]:

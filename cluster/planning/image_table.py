@@ -60,14 +60,17 @@ class PlannedImage:
 
     @property
     def url(self) -> str:
+        """Return the URL of the image."""
         return f"{self.root}/{self.path}" if self.path else self.root
 
     @property
     def height(self) -> int:
+        """Return the height of a plane of the output, in pixels."""
         return self.output_shape[-2]
 
     @property
     def width(self) -> int:
+        """Return the width of a plane of the output, in pixels."""
         return self.output_shape[-1]
 
     @property
@@ -78,6 +81,7 @@ class PlannedImage:
 
     @property
     def grid(self) -> RegionGrid:
+        """Return the grid of regions of one plane."""
         return RegionGrid(self.height, self.width, self.region)
 
     @property
@@ -88,6 +92,7 @@ class PlannedImage:
 
     @property
     def regions(self) -> int:
+        """Return the number of regions over all time points and depths."""
         times, depths = self.planes
         return times * depths * self.grid.count
 
@@ -133,7 +138,7 @@ class ImageTable:
 
     @classmethod
     def collect(cls, images: Iterable[PlannedImage]) -> ImageTable:
-        """The table of `images`, in their order, built without holding them as objects."""
+        """Build the table of `images`, in their order, without holding them as objects."""
         batches: list[pa.RecordBatch] = []
         regions: list[int] = []
         rows: list[dict[str, Any]] = []
@@ -148,13 +153,14 @@ class ImageTable:
 
     @classmethod
     def read(cls, url: str) -> ImageTable:
-        """The table that `write` left at `url`."""
+        """Read the table that `write` left at `url`."""
         table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
         if "note" not in table.column_names:  # of an earlier version
             table = table.append_column("note", pa.array([""] * len(table), pa.string()))
         return cls(table.drop_columns(["regions"]), table.column("regions").to_numpy())
 
     def write(self, url: str) -> None:
+        """Write the table as Parquet to `url`; raise OutputError where storage fails."""
         buffer = io.BytesIO()
         pq.write_table(self._table.append_column("regions", pa.array(self.region_counts)), buffer)
         with storage_errors(url):
@@ -175,6 +181,7 @@ class ImageTable:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the images, in the order of the table."""
         return list(self._table.column("name").to_pylist())
 
     @property
@@ -217,12 +224,13 @@ class ImageTable:
         return roots
 
     def image(self, index: int) -> PlannedImage:
+        """Return the image in row `index`."""
         row = self._table.slice(index, 1).to_pylist()[0]
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
         return PlannedImage(**values)
 
     def without(self, names: Collection[str]) -> ImageTable:
-        """The table without the images called `names` and those of the plates, wells and collections called so."""
+        """Return the table without the images `names` and those inside plates, wells or collections of these names."""
         gone = set(names)
 
         def parents(name: str) -> Iterator[str]:
@@ -244,6 +252,7 @@ class ImageTable:
         return image, region - self.first_region(image)
 
     def first_region(self, image: int) -> int:
+        """Return the number, within the run, of the first region of an image."""
         return int(self._ends[image - 1]) if image else 0
 
     @cached_property

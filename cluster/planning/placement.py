@@ -48,6 +48,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Return the sum of all parts, in bytes."""
         return self.weights + self.activations + self.regions + self.process
 
 
@@ -81,15 +82,17 @@ class Placement:
 
     @property
     def actors(self) -> int:
+        """Return the number of actors over all stages."""
         return self.actors_per_stage * len(self.groups)
 
     @property
     def kind(self) -> str:
+        """Return ``replicated`` where every actor hosts all members, else ``staged``."""
         return "replicated" if len(self.groups) == 1 else "staged"
 
 
 def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: DeviceProbe) -> Memory:
-    """What an actor that hosts all members needs: measured weights and activations, and its largest regions.
+    """Estimate the memory of an actor that hosts all members: measured weights, activations and its largest regions.
 
     Per pixel of a region: the source's channels as stored and normalised, and the posterior (`Posterior`) with a
     copy of the maps that are kept; per pixel of a row of tiles: the sums of every member and of the ensemble. With
@@ -240,7 +243,7 @@ def tasks_at_once(cores: int) -> int:
 
 
 def require_devices(settings: ResolvedSettings, run: RunSettings, resources: Resources) -> None:
-    """Raises RefusedError where the cluster has nothing that the members could run on, and is not asked to get it."""
+    """Raise RefusedError where the cluster has no device for the members and the run does not ask it to scale up."""
     device = device_of(settings.device)
     if device.accelerated and not device.slots(resources.cpus, resources.gpus) and not may_grow(run):
         raise RefusedError(

@@ -73,13 +73,16 @@ class RunContext(BaseModel):
 
     @property
     def table_url(self) -> str:
+        """Return the URL of the image table."""
         return storage.join(self.out, *PLAN)
 
     def statistics_url(self, image: str) -> str:
+        """Return the URL of the statistics of one image."""
         return inside(storage.join(self.out, "plan", "statistics"), image + ".json")
 
     @property
     def dataset_url(self) -> str:
+        """Return the URL of the statistics of the data set."""
         return storage.join(self.out, "plan", "statistics.json")
 
 
@@ -141,7 +144,7 @@ def _full(settings: ResolvedSettings) -> ResolvedSettings:
 
 
 def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> InferenceSettings:
-    """What the engine needs to know."""
+    """Return the settings that the engine needs."""
     return InferenceSettings(
         activation=ensemble.spec.activation,
         multilabel=ensemble.multilabel,
@@ -207,7 +210,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
 
 
 def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
-    """What gives the image's objects the diameter of those that members were trained on; None: the pixel size does."""
+    """Return the factor from the image's object diameter to that of the training data; None: the pixel size decides."""
     if settings.diameter is None:
         return None
     trained = ensemble.spec.input.diameter_px
@@ -243,7 +246,7 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
 
 
 def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
-    """What the results of a run may hold."""
+    """Return the outputs that the results of a run may hold."""
     axes = "zyx" if settings.volumes == "all" else "yx"
     return Outputs.of(
         ensemble.probability_names,
@@ -253,12 +256,12 @@ def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
 
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
-    """The tiles of one plane, at the ensemble's pixel size."""
+    """Return the tiles of one plane, at the ensemble's pixel size."""
     return Grid.make((image.model_height, image.model_width), settings.tile, settings.overlap)
 
 
 def model_centres(image: PlannedImage, region: Window) -> Window:
-    """The model's pixels whose centres lie in a region of the image: its tiles are those with their middle there."""
+    """Return the model's pixels whose centres lie in a region; tiles belong to the region that holds their centre."""
     return centres_in(region, (image.height, image.width), (image.model_height, image.model_width))
 
 
@@ -288,7 +291,7 @@ class Cost:
 
 
 def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> Cost:
-    """The cost of all images of `table`."""
+    """Return the cost of all images of `table`."""
     tiles, unique, most = tile_counts(table, settings)
     pixels = bytes_in = bytes_out = 0
     given = outputs_of(settings, ensemble)

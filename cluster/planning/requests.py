@@ -67,7 +67,7 @@ class PlanReporter(Reporter, Protocol):
     """Is told of the plan, too."""
 
     def forecast(self, forecast: Forecast) -> None:
-        """The plan is made."""
+        """Report the forecast, once the plan is made."""
 
 
 @dataclass
@@ -91,4 +91,5 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
+        """Return the exit code of the command line: 0 complete, 1 with failures, 3 interrupted."""
         return {"complete": 0, "failures": 1, "interrupted": 3}[self.state]

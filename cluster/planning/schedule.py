@@ -30,6 +30,7 @@ class Devices:
 
     @property
     def nodes(self) -> int:
+        """Return the number of nodes that hold `count` devices."""
         return -(-self.count // self.per_node)
 
 

@@ -54,7 +54,7 @@ def spacing_of(image: PlannedImage, axes: str) -> Spacing:
 
 
 def turned(image: PlannedImage, view: str) -> PlannedImage:
-    """The volume `image` as planes of a view, which members see at the pixel size that they see the others at.
+    """Return the volume `image` as planes of a view, at the pixel size at which members see the other views.
 
     Raises
     ------
