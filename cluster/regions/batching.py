@@ -79,6 +79,7 @@ class SharedDevice:
 
     @property
     def load(self) -> Load:
+        """Return the tiles that wait now, and the totals of calls, tiles and seconds so far."""
         with self._changed:
             waiting = sum(ticket.tiles for ticket in self._tickets)
             return Load(waiting, self._calls, self._tiles, self._seconds)
@@ -219,8 +220,7 @@ class SharedDevice:
 
 
 class SharedEngine:
-    """An engine on a shared device, for whoever waits on a thread of its own: see
-    `chorus.cluster.regions.worker.Answering`.
+    """Answer on a shared device for callers that each wait on a thread: see `chorus.cluster.regions.worker.Answering`.
 
     Parameters
     ----------
@@ -232,6 +232,7 @@ class SharedEngine:
 
     @property
     def tiles_per_call(self) -> int:
+        """Return the number of tiles of one call of the networks."""
         return self._engine.tiles_per_call
 
     def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered:

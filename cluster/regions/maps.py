@@ -27,8 +27,10 @@ def axis_maps(image: PlannedImage) -> tuple[AxisMap, AxisMap]:
 
 
 def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: Window) -> Posterior:
-    """The posterior of `target`, of the model's plane, on the pixels of `window` of the image: maps linear, labels and
-    masks nearest."""
+    """Resample the posterior of `target`, on the model's plane, to the pixels of `window` of the image.
+
+    Maps are interpolated linearly; labels and masks take the nearest pixel.
+    """
     y, x = axis_maps(image)
 
     def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
@@ -45,7 +47,7 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
 
 
 def saved_maps(posterior: Posterior, save: list[str], dtype: str = "float32") -> NDArray[np.floating[Any]] | None:
-    """The posterior's channels in the order of the layout, (channels, y, x) of `dtype`; None where none are kept."""
+    """Return the kept channels of a posterior, in the order of the layout; None where none are kept."""
     if not save:
         return None
     chosen = [posterior.maps(FIELDS[name]) for name in save]

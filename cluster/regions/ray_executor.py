@@ -51,6 +51,7 @@ class RegionActor:
         self._worker = _worker(context, None)
 
     def __call__(self, batch: Batch) -> Batch:
+        """Process the regions of a batch; return one row of status per region."""
         return _rows([self._worker.process(int(region)) for region in batch["region"]])
 
 
@@ -68,6 +69,7 @@ class StageActor:
         self._position = position
 
     def __call__(self, batch: Batch) -> Batch:
+        """Advance a batch of regions by one stage; return their state, or rows of status from the last stage."""
         # Pickle 5 of our own arrays: the stream carries them as bytes, unread by anyone else.
         states = batch.get("state", [None] * len(batch["region"]))
         ended = [self._advance(int(r), s) for r, s in zip(batch["region"], states, strict=True)]
@@ -105,6 +107,7 @@ class RayExecutor(RayTasks):
 
     @property
     def actors(self) -> int:
+        """Return the number of actors over all stages."""
         return self._placement.actors
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:

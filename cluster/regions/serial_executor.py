@@ -30,6 +30,7 @@ class SerialExecutor(SerialTasks):
         self._stages = stages
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+        """Process the regions `todo` one after the other in this process; yield the status of each."""
         device = torch.device(context.settings.device)
         members = len(read_ensemble(context.ensemble).spec.members)
         workers = [RegionWorker(context, device, group) for group in member_groups(members, self._stages)]

@@ -58,7 +58,7 @@ def region_work(
     statistics: Statistics,
     read: Callable[[Window], NDArray[Any]],
 ) -> RegionWork:
-    """A region with its pixels.
+    """Return a region with its pixels.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def region_result(
     settings: ResolvedSettings,
     busy: float,
 ) -> tuple[Posterior, RegionRecord]:
-    """The posterior on the region's own pixels, and what the ledger says of it.
+    """Return the posterior on the region's own pixels, and the region's record for the ledger.
 
     Parameters
     ----------

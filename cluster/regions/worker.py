@@ -50,9 +50,11 @@ class Answering(Protocol):
     """Gives posteriors of the whole ensemble to several threads; see `chorus.cluster.regions.batching.SharedEngine`."""
 
     @property
-    def tiles_per_call(self) -> int: ...
+    def tiles_per_call(self) -> int:
+        """Return the number of tiles of one call of the networks."""
 
-    def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered: ...
+    def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered:
+        """Predict the tiles of `plane` and return the posterior of `target`."""
 
 
 @dataclass(frozen=True)
