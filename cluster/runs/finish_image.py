@@ -56,7 +56,7 @@ def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dic
 def image_record(
     image: PlannedImage, ensemble: Ensemble, statistics: Statistics, records: Iterable[RegionRecord]
 ) -> ImageRecord:
-    """What an image's regions come to: its row of ``scores.parquet``, and its features.
+    """Combine the records of an image's regions into its row of ``scores.parquet`` and its features.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def image_record(
 
 
 def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, Any]:
-    """A row of ``scores.parquet`` of which nothing is known yet but the image."""
+    """Return a row of ``scores.parquet`` that holds nothing but the image and the ensemble."""
     row: dict[str, Any] = {"image": path, "source": root, "name": name, "status": "failed", "message": ""}
     row |= dict.fromkeys(column.key for column in score_columns(_foreground(ensemble), ensemble.spec.input.channels))
     return row | {"regions": 0, "tiles": 0, "seconds": 0.0}

@@ -63,6 +63,7 @@ class Run:
         self._timeline = TimelineWriter(context.out, context.session)
 
     def carry_out(self) -> Outcome:
+        """Run all steps from containers to scores; return how the run ended."""
         state, message = "complete", ""
         try:
             with span("containers"):
@@ -168,7 +169,7 @@ class Run:
         self._note(result.key, -1, result.error or "")
 
     def _note(self, image: int, place: int, message: str) -> None:
-        """That an image cannot be done: the reason that is told is that of its first region that has one."""
+        """Record that an image failed; the reason kept is that of its first region that has one."""
         known = self._errors.get(image)
         if known is None:
             self._metrics.image("failed")
@@ -183,7 +184,7 @@ class Run:
         return int((self._table.pixels / self._table.region_counts)[images].sum())
 
     def _collect(self) -> list[dict[str, object]]:
-        """A row per image in the order of the plan, then those that could not be planned."""
+        """Return a row per image in the order of the plan, then those that could not be planned."""
         names = self._table.names
         earlier = [int(index) for index in np.flatnonzero(self._finished.images)]
         records = self._ledger.image_records([names[index] for index in earlier])
@@ -199,7 +200,7 @@ class Run:
 
 
 def _prepare_container(root: str, kind: str, url: str) -> None:
-    """The groups around the images of a plate or of a collection, as in the source."""
+    """Write the groups around the images of a plate or of a collection, as in the source."""
     if kind == "plate":
         plate, wells = plate_metadata(root), {}
         for well in plate.wells:

@@ -43,7 +43,7 @@ class RunMetrics:
 
     @contextmanager
     def active(self, regions: int, devices: int) -> Iterator[None]:
-        """The stream goes on inside: so many regions are open, on so many devices."""
+        """Count `regions` as open and `devices` as in use while the context lasts."""
         self._recorder.set(REGIONS_OPEN, regions)
         self._recorder.set(DEVICES, devices)
         try:
@@ -53,7 +53,7 @@ class RunMetrics:
                 self._recorder.set(gauge, 0)
 
     def region(self, status: RegionStatus) -> None:
-        """A region ended."""
+        """Count a region that ended."""
         self._recorder.add(REGIONS, state=status.state)
         self._recorder.add(REGIONS_OPEN, -1)
         self._recorder.add(TILES, status.tiles)

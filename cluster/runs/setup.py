@@ -38,7 +38,7 @@ _AGAIN, _WORTHWHILE, _ENOUGH = 0.15, 0.05, 4
 
 
 def open_record(job: PlannedRun, started: float) -> tuple[RunRecord, bool]:
-    """The record of a run, and whether its output is new; raises RefusedError where that holds other results."""
+    """Return the record of a run, and whether its output is new; raise RefusedError where that holds other results."""
     failed = [image.name for image in job.failures]
     record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started)
     return record, open_output(record, job.request.out, overwrite=job.request.overwrite)
@@ -92,7 +92,7 @@ def predict_jobs(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> list[Out
 
 @contextmanager
 def executor_of(job: PlannedRun, reporter: PlanReporter) -> Iterator[tuple[Executor, Forecast]]:
-    """What carries the run out, once the ensemble was tried and a placement found that fits."""
+    """Yield the executor of the run and its forecast, once the ensemble was tried and a placement found that fits."""
     run = job.request.run
     measured = _small(job, reporter) if run.executor == "auto" else None
     if run.executor == "serial" or measured is not None:
@@ -133,7 +133,7 @@ def executor_of(job: PlannedRun, reporter: PlanReporter) -> Iterator[tuple[Execu
 
 
 def _small(job: PlannedRun, reporter: PlanReporter) -> DeviceProbe | None:
-    """What was measured here of an ensemble whose run is small enough for this process; None: it belongs on Ray.
+    """Return the probe of an ensemble whose run is small enough for this process; None: the run belongs on Ray.
 
     See `chorus.cluster.runtime.break_even`.
     """
@@ -177,7 +177,7 @@ def _forecast(
 
 
 def _faster_networks(job: PlannedRun) -> list[str]:
-    """What would make a run faster, where nobody chose how the networks are carried out and nothing was measured."""
+    """List what would make a run faster, where no network runtime was chosen and nothing was measured."""
     if (
         job.request.settings.backend != "auto"
         or job.settings.backend != "eager"
@@ -190,7 +190,7 @@ def _faster_networks(job: PlannedRun) -> list[str]:
 
 
 def larger_regions(job: PlannedRun, expected: Cost, actors: int) -> list[str]:
-    """What regions of twice the edge would save a run of this cost, where many tiles are seen by two of them."""
+    """List what regions of twice the edge would save a run of this cost, where many tiles are seen by two of them."""
     if expected.regions < 4 * _ENOUGH * actors or expected.tiles < (1 + _AGAIN) * expected.unique_tiles:
         return []
     fewer, _, _ = tile_counts(job.table, job.settings, region := 2 * job.settings.region)

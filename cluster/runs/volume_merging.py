@@ -84,6 +84,7 @@ class MergeJob:
         return t, self.slabs.box(place)
 
     def done_url(self, index: int) -> str:
+        """Return the URL of the file that marks a slab as written."""
         return storage.join(self.out, *WORK, "merged", self.image.name, f"{index:08d}.json")
 
 
@@ -130,7 +131,7 @@ def merge_slab(job: MergeJob, index: int) -> float:
 
 
 def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int, box: Box) -> NDArray[np.float32]:
-    """A channel of the volume, (z, y, x), added up in the order of the views."""
+    """Average a channel of the volume, (z, y, x), over the views in their order."""
     seen = seen_by(name)
     total = np.zeros(box.shape, np.float32)
     for view, channel in seen:
@@ -139,7 +140,7 @@ def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int
 
 
 def seen_by(channel: str) -> list[tuple[str, str]]:
-    """Views that tell a channel of a volume, and which of their channels it is there.
+    """Return the views that predict a channel of a volume, each with the name of that channel in the view.
 
     A component of a vector is seen by the views whose planes have its axis, all else by each of them.
     """
@@ -151,7 +152,7 @@ def seen_by(channel: str) -> list[tuple[str, str]]:
 
 
 def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: str, t: int, box: Box) -> NDArray[Any]:
-    """A channel of a view's results, (z, y, x) of the volume."""
+    """Read a channel of a view's results, (z, y, x) of the volume."""
     letters, axes = LETTERS[view], posterior_axes(layout)
     spans = {letters["z"]: box.z, letters["y"]: box.y, letters["x"]: box.x}
     at: dict[str, int | slice] = {axis: span.slice for axis, span in spans.items()}
@@ -166,7 +167,7 @@ def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: st
 
 
 def finish_volume(job: MergeJob) -> dict[str, Any]:
-    """The pyramid and the record of a volume whose slabs are all written; returns its row of scores.
+    """Write the pyramid and the record of a volume whose slabs are all written; return its row of scores.
 
     The row is that of the planes as they were taken (view yx): sums of scores are of planes, not of volumes.
 

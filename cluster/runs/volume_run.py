@@ -23,7 +23,7 @@ from chorus.pipeline.io.storage import remove_folder
 
 
 def view_request(request: PredictRequest, view: str) -> PredictRequest:
-    """The run over the planes of a view that is a part of a run over volumes."""
+    """Return the request for the planes of one view, as a part of a run over volumes."""
     kept = {*request.settings.save, PROBABILITY.name, FLOW.name}
     settings = {"volumes": view, "save": in_order(kept)}
     run = {"thumbnails": False, "sentinels": "skip", "metrics_port": None}
@@ -39,7 +39,7 @@ def view_request(request: PredictRequest, view: str) -> PredictRequest:
 
 
 def planes_only(request: PredictRequest) -> PredictRequest:
-    """The same of planes by themselves: what is asked of volumes is not asked of sentinels."""
+    """Return the request without `volumes`: sentinels are planes, so settings of volumes do not apply to them."""
     return request.model_copy(update={"settings": request.settings.model_copy(update={"volumes": None})})
 
 
@@ -68,6 +68,7 @@ class VolumeRun(Run):
         self._submitted = 0
 
     def carry_out(self) -> Outcome:
+        """Run all steps, then remove the work files if the run is complete; return how the run ended."""
         outcome = super().carry_out()
         if outcome.state == "complete":  # or else images that are open need them
             remove_folder(storage.join(self._context.out, *WORK))
