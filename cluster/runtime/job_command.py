@@ -105,7 +105,7 @@ class SubmittedJob:
 
     @property
     def result(self) -> int:
-        """The command's exit code; 3, cut short, if it was stopped, killed, or lost with its machine."""
+        """The command's exit code; 3 (interrupted) if it was stopped, killed, or lost with its machine."""
         return self.exit_code if self.exit_code in (0, 1, 2) else 3
 
 

@@ -36,11 +36,14 @@ class BarReporter:
         self._bar: tqdm | None = None
 
     def phase(self, text: str) -> None:
+        """Set the text in front of the bar."""
         self._phase = text
 
-    def forecast(self, forecast: object) -> None: ...
+    def forecast(self, forecast: object) -> None:
+        """Ignore the forecast: a bar does not show it."""
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
+        """Open a bar of `regions` steps."""
         self._failed = 0
         self._bar = tqdm(total=regions, desc=self._phase or None, unit=self._unit)
 
@@ -48,6 +51,7 @@ class BarReporter:
         """Show nothing: a bar counts regions, whoever works on them."""
 
     def region(self, status: RegionStatus) -> None:
+        """Advance the bar by one region, and count it if it failed."""
         if self._bar is None:
             return
         self._bar.update(1)
@@ -56,6 +60,7 @@ class BarReporter:
             self._bar.set_postfix(failed=self._failed)
 
     def end(self) -> None:
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

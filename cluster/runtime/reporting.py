@@ -29,9 +29,20 @@ class Reporter(Protocol):
 class Silent:
     """A reporter for programs and tests that ignores everything."""
 
-    def phase(self, text: str) -> None: ...
-    def forecast(self, forecast: object) -> None: ...
-    def begin(self, regions: int, pixels: int, devices: int) -> None: ...
-    def devices(self, count: int) -> None: ...
-    def region(self, status: RegionStatus) -> None: ...
-    def end(self) -> None: ...
+    def phase(self, text: str) -> None:
+        """Ignore the phase."""
+
+    def forecast(self, forecast: object) -> None:
+        """Ignore the forecast."""
+
+    def begin(self, regions: int, pixels: int, devices: int) -> None:
+        """Ignore the begin of the work."""
+
+    def devices(self, count: int) -> None:
+        """Ignore the number of devices."""
+
+    def region(self, status: RegionStatus) -> None:
+        """Ignore a region that ended."""
+
+    def end(self) -> None:
+        """Ignore the end of the work."""

@@ -27,9 +27,11 @@ class SerialTasks:
         self._waiting: deque[Call] = deque()
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Queue `function(*arguments)` under `key`."""
         self._waiting.append((key, function, arguments))
 
     def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        """Run the queued tasks one by one, and yield the result of each."""
         while self._waiting:
             key, function, arguments = self._waiting.popleft()
             yield attempt(key, function, *arguments)
@@ -50,12 +52,14 @@ class AutoTasks(SerialTasks):
         self._taken = 0.0
 
     def submit(self, key: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Queue `function(*arguments)` under `key`, on Ray once it has started, else in this process."""
         if self._there is not None:
             self._there.submit(key, function, *arguments)
         else:
             super().submit(key, function, *arguments)
 
     def results(self, *, wait: bool) -> Iterator[TaskResult]:
+        """Yield results: of tasks run in this process first, of the rest on Ray once patience has run out."""
         while self._waiting:
             # One that is alone takes as long anywhere.
             if self._taken >= self._patience and len(self._waiting) > 1:
@@ -77,7 +81,7 @@ class AutoTasks(SerialTasks):
 def started_tasks(
     executor: Executor, address: str | None, count: int, reporter: Reporter
 ) -> Iterator[tuple[Tasks, int]]:
-    """What carries `count` tasks out, and on how many cores; Ray is started or joined, and left at the end."""
+    """Yield what runs `count` tasks, and on how many cores; start or join Ray, and leave it at the end."""
     if executor == "serial" or not count:
         yield SerialTasks(), 1
     elif executor == "ray" or address is not None or ray_is_up():
