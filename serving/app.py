@@ -86,11 +86,11 @@ class EnsembleReplica:
         return await self._ready.start(large)
 
     async def info(self) -> EnsembleInfo:
-        """What the ensemble is."""
+        """Return the description of the ensemble."""
         return self._ready.info
 
     def check_health(self) -> None:
-        """Raises where the device answers no more, and Serve replaces the replica."""
+        """Raise where the device no longer answers, so that Serve replaces the replica."""
         if self._predictor is not None and not self._predictor.device.alive:
             raise RuntimeError("the thread of the device has ended")
 
@@ -108,9 +108,11 @@ class ServePredictors:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the ensembles."""
         return list(self._handles)
 
     async def predict(self, name: str, task: Task) -> PredictorOutcome:
+        """Predict one image with ensemble `name`; retry on another replica if one dies, within the time allowed."""
         until = time.monotonic() + task.seconds
         for death in range(RETRIES.replica_deaths):
             left = until - time.monotonic()
@@ -133,6 +135,7 @@ class ServePredictors:
         return Refusal(503, "replicas that work on this image are lost again and again", self._retry_after)
 
     async def start(self, name: str, large: LargeTask) -> Refusal | None:
+        """Start a large image on ensemble `name`; return a Refusal if it cannot start."""
         try:
             refusal: Refusal | None = await self._handles[name].start.remote(large)
         except (RayActorError, RayTaskError, DeploymentUnavailableError, BackPressureError) as error:
@@ -141,6 +144,7 @@ class ServePredictors:
         return refusal
 
     async def info(self, name: str) -> EnsembleInfo:
+        """Return the description of ensemble `name`; raise RequestError 503 while it is not ready."""
         try:
             found: EnsembleInfo = await self._handles[name].info.remote()
         except (RayActorError, RayTaskError, DeploymentUnavailableError, BackPressureError) as error:
@@ -169,7 +173,7 @@ class WebApplication:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for Ray Serve.
+    """Build the application for Ray Serve.
 
     Parameters
     ----------
@@ -200,7 +204,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Application:
-    """The deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
+    """Return the deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
     ensemble = read_ensemble(url, trust_code=settings.trust_code)
     scale: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:

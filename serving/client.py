@@ -100,7 +100,7 @@ class Client:
         self._http.close()
 
     def ensembles(self) -> list[EnsembleInfo]:
-        """What the server answers with."""
+        """Return the ensembles that the server hosts."""
         return EnsembleList.model_validate_json(self._send("GET", "/v1/ensembles").content).ensembles
 
     def predict(self, image: NDArray[Any] | str | Path, **options: Any) -> Prediction:
@@ -132,7 +132,7 @@ class Client:
         return Segmented(Prediction.model_validate_json(str(arrays.pop("prediction"))), arrays)
 
     def zarr(self, image: NDArray[Any] | str | Path, **options: Any) -> bytes:
-        """A zipped OME-Zarr of all maps and label images."""
+        """Predict an image; return a zipped OME-Zarr of all maps and label images."""
         return self._predict(image, ZIP, options).content
 
     def submit(self, image: NDArray[Any] | str | Path, **options: Any) -> JobState:
@@ -148,7 +148,7 @@ class Client:
         return JobState.model_validate_json(self._send("GET", f"/v1/predictions/{job}").content)
 
     def watch(self, job: str, every: float = 1.0) -> Iterator[JobState]:
-        """A large image on its way, until it has ended."""
+        """Yield the state of a large image's job every `every` seconds, until it has ended."""
         while True:
             state = self.job(job)
             yield state

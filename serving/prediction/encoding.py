@@ -27,7 +27,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def encode(result: Result, media: str, outputs: list[Output]) -> bytes:
-    """The body of an answer.
+    """Encode a result as the body of an answer.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def encode(result: Result, media: str, outputs: list[Output]) -> bytes:
 
 
 def arrays(result: Result, outputs: list[str]) -> dict[str, NDArray[np.generic]]:
-    """Outputs by name: ``labels``, ``objects-<class>``, and maps of several channels by their kind."""
+    """Return outputs by name: ``labels``, ``objects-<class>``, and maps of several channels by their kind."""
     found: dict[str, NDArray[np.generic]] = {}
     for output in outputs:
         if output == "labels":

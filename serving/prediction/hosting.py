@@ -53,10 +53,12 @@ class Hosted:
 
     @property
     def ensemble(self) -> Ensemble:
+        """Return the loaded ensemble."""
         return self.loaded.ensemble
 
     @property
     def device(self) -> torch.device:
+        """Return the device that the members are on."""
         return self.loaded.device
 
     def _warm_up(self, samples: int) -> None:
@@ -68,6 +70,7 @@ class Hosted:
 
     @property
     def identity(self) -> EnsembleName:
+        """Return the name and hash of the ensemble, as answers hold them."""
         return EnsembleName(name=self.name, hash=self.ensemble.hash)
 
     @cached_property
@@ -115,6 +118,6 @@ class Hosted:
         return self.loaded.engine(settings)
 
     def judged(self, row: dict[str, Any], features: ImageFeatures) -> dict[str, Any]:
-        """Flags, reasons and what Dice to expect, as `chorus flag` gives them; nothing without a reference set."""
+        """Return flags, reasons and expected Dice, as `chorus flag` gives them; nothing without a reference set."""
         judgement = self.loaded.judged(row, features)
         return {} if judgement is None else asdict(judgement)

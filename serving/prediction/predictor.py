@@ -55,10 +55,12 @@ class Predictor:
 
     @property
     def info(self) -> EnsembleInfo:
+        """Return the description of the ensemble."""
         return self._hosted.info
 
     @property
     def device(self) -> SharedDevice:
+        """Return the device shared by all requests."""
         return self._device
 
     def change(self, url: str) -> None:
@@ -148,7 +150,7 @@ class Predictor:
             log.error("job %s", name, exc_info=done.exception())
 
     def _refused(self, task: Task, error: ChorusError) -> Refusal:
-        """A sentence of the lower floors, without what is inside."""
+        """Turn an error from the rooms below into a Refusal, without internal details."""
         log.info("request %s: %s", task.id, error)
         known = [task.source.url, task.source.path] if isinstance(task.source, Stored) else [task.source.image.root]
         if isinstance(error, RefusedError) and self._hosted.ensemble.url in str(error):

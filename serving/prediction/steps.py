@@ -79,12 +79,12 @@ class Result:
     layout: ImageLayout
 
     def channels(self, field: Field) -> NDArray[np.floating]:
-        """The maps of a field, (channels, y, x)."""
+        """Return the maps of a field, (channels, y, x)."""
         return self.maps[field.among(self.layout.channels)]
 
 
 def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits) -> Planned:
-    """What a prediction is of.
+    """Plan a prediction: its plane, window and grid.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def conclude(prepared: Prepared, posterior: Posterior, request_id: str, started:
 def result_of_row(
     planned: Planned, finished: ImageRecord, name: str, seconds: float, objects: dict[str, int] | None
 ) -> Prediction:
-    """What clients are told of an image that is done: its scores, and what they mean.
+    """Return the prediction that clients receive for a finished image: its scores and what they mean.
 
     Parameters
     ----------
