@@ -98,7 +98,7 @@ class LoadedEnsemble:
         return self._engines[key]
 
     def judged(self, row: dict[str, Any], features: ImageFeatures) -> Judgement | None:
-        """Flags, reasons and what Dice to expect, as `chorus flag` gives them; None without a reference set."""
+        """Return flags, reasons and expected Dice, as `chorus flag` gives them; None without a reference set."""
         return None if self.reference is None else judged(row, features, self.reference)
 
     def segment(

@@ -29,14 +29,14 @@ from chorus.pipeline.io.models import ImageLayout
 
 
 def object_settings(image: PlannedImage, ensemble: Ensemble, settings: ResolvedSettings) -> ObjectSettings:
-    """What defines the objects of an image."""
+    """Return the settings that define the objects of an image."""
     return ObjectSettings(max(1.0, settings.diameter or diameter_in(image, typical_diameter(ensemble))))
 
 
 def plane_in_memory(
     maps: NDArray[np.floating[Any]], labels: Labels, layout: ImageLayout, *, multilabel: bool
 ) -> PlaneInMemory:
-    """A plane by its maps, (channels, y, x), and its labels, (y, x)."""
+    """Return a plane held in memory."""
     names = layout.channels
     flows = maps[of_flows] if (of_flows := FLOW.among(names)) else None
     probability = {}
@@ -78,7 +78,7 @@ def make_objects(
 
 
 def _means(source: ArraySource, t: int, z: int, doubts: list[NDArray[np.floating[Any]]]) -> ReadMaps:
-    """Gives doubts and all channels of windows of a plane; those of the last one are kept for the next class."""
+    """Return a reader of uncertainty maps and channels of a plane; it caches the last window for the next class."""
 
     @lru_cache(maxsize=1)
     def read(window: Window) -> list[NDArray[Any]]:

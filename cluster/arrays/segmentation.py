@@ -80,7 +80,7 @@ class Segmentation:
         return self.maps(ALEATORIC.name)
 
     def maps(self, kind: str) -> NDArray[np.floating[Any]]:
-        """A kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
+        """Return a kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Segmentation:
         return found
 
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
-        """The image with the outlines of what was found, beside its uncertainty: (y, x, 3) uint8.
+        """Draw the image with the outlines of its segmentation, beside its uncertainty map.
 
         Of stacks the first time point and the middle plane.
 

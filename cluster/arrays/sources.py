@@ -84,7 +84,7 @@ class ArraySource:
         return cls(getattr(array, "data", array) if known and hasattr(array, "dims") else array, image)
 
     def read(self, planned: PlannedImage, t: int, z: int, window: Window) -> NDArray[Any]:
-        """The channels that members see, (channels, y, x) of a window; raises ImageError where a pixel is no number."""
+        """Read the channels that members see in a window; raise ImageError where a pixel is not finite."""
         return self.channels(planned.channels, t, z, window)
 
     def all_channels(self, t: int, z: int, window: Window) -> NDArray[Any]:
@@ -118,7 +118,7 @@ def _dimensions(array: Any) -> tuple[str, ...] | None:
 
 
 def _axes(shape: tuple[int, ...], axes: str | None, channel_axis: int | None, known: tuple[str, ...] | None) -> str:
-    """A letter of ``tczyx`` for each axis."""
+    """Return a letter of ``tczyx`` for each axis."""
     if axes is None:
         axes = _named(known, shape) or _counted(shape, channel_axis)
     letters = axes.lower()
