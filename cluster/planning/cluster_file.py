@@ -1,4 +1,4 @@
-"""The cluster file: what nodes there are to have and what they cost, as their owner says (`docs/operators.md`)."""
+"""The cluster file: the nodes that are available and what they cost, as their owner states it (`docs/operators.md`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NodeType(BaseModel):
     gpus, gpu_memory_gb : of a node, and of each of its GPUs
     cpus, memory_gb : of a node; members run on its cores where it has no GPU
     price_per_hour : of a node
-    spot, preemptions_per_hour : whether a node may be taken away, and how often one is
+    spot, preemptions_per_hour : whether a node may be preempted, and how often per hour
     start_seconds : from asking for a node until Ray answers on it
     relative_speed, seconds_per_tile : of a GPU, or of a core: as a multiple of the calibrated device's speed, or as it
         was measured on one, all members and augmentations; one of the two
@@ -65,16 +65,16 @@ class NodeType(BaseModel):
 
     @property
     def most(self) -> int:
-        """Nodes, as many as there may be."""
+        """Return the largest number of nodes."""
         return self.count or self.max or 0
 
     @property
     def numbers(self) -> list[int]:
-        """Of nodes, that are worth a look: the one, or the least and the most."""
+        """Return the numbers of nodes to simulate: the fixed one, or the minimum and the maximum."""
         return [self.most] if self.count or not self.min or self.min == self.max else [self.min, self.most]
 
     def devices(self, device: DeviceKind) -> int:
-        """Devices of that kind of a node: GPUs, or cores."""
+        """Return the devices of that kind per node: GPUs, or cores."""
         return device_of(device).slots(self.cpus, self.gpus)
 
 
@@ -84,10 +84,10 @@ class StoragePrices(BaseModel):
     Attributes
     ----------
     price_per_million_reads, price_per_million_writes : requests
-    price_per_gb_read : of source pixels, where reading costs, as from another region
+    price_per_gb_read : of source pixels, where reads are charged, as from another cloud region
     price_per_gb_month : of what is kept of the output
     seconds_per_request, megabytes_per_second : of one actor
-    requests_per_second : that the bucket takes in all
+    requests_per_second : the total that the bucket accepts
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -102,13 +102,13 @@ class StoragePrices(BaseModel):
 
 
 class ClusterFile(BaseModel):
-    """What a cluster is made of.
+    """The nodes and prices of a cluster.
 
     Attributes
     ----------
     currency : of all prices, three letters
     node_types : that can do the work
-    price_per_hour : of what runs beside them, as the head and the cluster itself
+    price_per_hour : of what runs beside the nodes, such as the head and the cluster itself
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -127,7 +127,7 @@ class ClusterFile(BaseModel):
         return self
 
     def price_of_a_device(self, device: DeviceKind) -> float:
-        """Per hour, what runs beside them counted in; the mean where nodes differ.
+        """Return the price of a device per hour, with the share of what runs beside it; the mean where nodes differ.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class ClusterFile(BaseModel):
 
 
 def read_cluster(url: str) -> ClusterFile:
-    """Read and validate a cluster file; raises RefusedError naming file, field and mend."""
+    """Read and validate a cluster file; raise RefusedError naming the file, the field and the remedy."""
     url = storage.normalise(url)
     try:
         return ClusterFile.model_validate(yaml.safe_load(storage.read_bytes(url).decode()))

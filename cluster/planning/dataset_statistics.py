@@ -1,4 +1,4 @@
-"""Statistics over all images of a run: each image's sketch on a worker, merged as they come, in any order."""
+"""Statistics over all images of a run: one sketch per image, computed by workers and merged in any order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from chorus.pipeline.preprocessing.preparation import Survey
 
 
 def survey_dataset(tasks: Tasks, context: RunContext, table: ImageTable, ensemble: Ensemble) -> list[TaskResult]:
-    """Measure what members need to know of the data set, unless it is known, and keep it.
+    """Measure the statistics of the data set that members need, unless they are known, and store them.
 
     Returns
     -------
-    Of the images that could not be read: they are left out of the statistics, and fail.
+    Failures of the images that could not be read; the statistics exclude them.
 
     Raises
     ------
     RefusedError
-        If the images' types differ: stored values of another range are no common data set.
+        If the images' types differ: values of different ranges have no common statistics.
     """
     if storage.exists(context.dataset_url):
         return []

@@ -1,4 +1,4 @@
-"""Try the ensemble once on its device: does every member load and answer, how long it takes, how much it needs."""
+"""Try the ensemble once on its device: whether every member loads and predicts, how long it takes, and its memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeviceProbe:
 
 
 def probe_device(ensemble: Ensemble, settings: ResolvedSettings) -> DeviceProbe:
-    """Load every member and run one batch; raises RefusedError naming the member that does not fit."""
+    """Load every member and run one batch; raise RefusedError naming the member that does not fit."""
     found = device_of(settings.device)
     device = found.torch_device
     found.use_threads(settings.threads)

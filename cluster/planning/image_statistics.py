@@ -1,4 +1,4 @@
-"""Statistics of pixels, taken before inference where members' inputs need them, and kept with the plan."""
+"""Pixel statistics, measured before inference where the members' inputs need them, and stored with the plan."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _BLOCK = 2048
 
 
 def measures_of(ensemble: Ensemble, tile: int, per: str) -> frozenset[Measure]:
-    """Statistics that the members' inputs need, ``per`` image or data set."""
+    """Return the statistics that the members' inputs need, ``per`` image or data set."""
     return frozenset(m for m in ensemble.inputs(range(len(ensemble.spec.members)), tile).measures if m.per == per)
 
 
 def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> None:
-    """Take an image's statistics and keep them; raises ImageError where a pixel is not a number."""
+    """Measure an image's statistics and store them; raise ImageError where a pixel is not a finite number."""
     url = context.statistics_url(image.name)
     measures = measures_of(ensemble, context.settings.tile, "image")
     if storage.exists(url) and measures <= _stored(url).keys():
@@ -56,7 +56,7 @@ def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane)
 
 
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
-    """Return a copy of `survey` (empty) after one pass over an image; raise ImageError at a pixel that is not finite."""
+    """Return a copy of `survey` (empty) after one pass over an image; raise ImageError at a non-finite pixel."""
     survey = copy.deepcopy(survey)
     for block in _blocks(image, stored_pixels(image, strict=context.settings.strict)):
         survey.update(block)
@@ -64,12 +64,12 @@ def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Su
 
 
 def write_dataset_statistics(context: RunContext, survey: Survey) -> None:
-    """Keep what was found over all images of the run."""
+    """Store what was found over all images of the run."""
     _write(context.dataset_url, survey.found)
 
 
 def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> Statistics:
-    """Everything that was measured for an image, its own statistics and those of the data set."""
+    """Return all statistics measured for an image: its own and those of the data set."""
     tile = context.settings.tile
     known: dict[Measure, float] = {}
     if measures_of(ensemble, tile, "image"):

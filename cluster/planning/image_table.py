@@ -35,7 +35,7 @@ class PlannedImage:
     channels : indices on the c axis that are handed to the members
     model_height, model_width : size of a plane at the ensemble's pixel size, where the tiles lie
     region : edge of a region in pixels of the chosen level
-    note : what a person should know of how it was planned, such as a pixel size that is unknown; mostly empty
+    note : a remark on its planning for the user, such as an unknown pixel size; usually empty
     """
 
     name: str
@@ -75,7 +75,7 @@ class PlannedImage:
 
     @property
     def planes(self) -> tuple[int, int]:
-        """Numbers of time points and of z planes."""
+        """Return the number of time points and of z planes."""
         sizes = dict(zip(self.output_axes, self.output_shape, strict=True))
         return sizes.get("t", 1), sizes.get("z", 1)
 
@@ -86,7 +86,7 @@ class PlannedImage:
 
     @property
     def pixels(self) -> int:
-        """Of all planes."""
+        """Return the number of pixels in all planes."""
         times, depths = self.planes
         return times * depths * self.height * self.width
 
@@ -97,7 +97,7 @@ class PlannedImage:
         return times * depths * self.grid.count
 
     def locate(self, index: int) -> RegionPlace:
-        """Region `index` of this image: planes in the order t, z, and row by row within one."""
+        """Locate region `index` of this image: time points in order, then z planes, then row by row within a plane."""
         plane, place = divmod(index, self.grid.count)
         t, z = divmod(plane, self.planes[1])
         return RegionPlace(t, z, self.grid.window(place))
@@ -125,12 +125,12 @@ _TYPES: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
 _BATCH = 1_000
-# Columns that say nothing of what images are.
+# Columns that do not identify an image.
 _NOT_OF_IMAGES = ["region", "note"]
 
 
 class ImageTable:
-    """Images in order, kept as columns: 10^5 of them take tens of megabytes."""
+    """Images in order, stored as columns: 10^5 images take tens of megabytes."""
 
     def __init__(self, table: pa.Table, regions: np.ndarray) -> None:
         self._table = table
@@ -171,12 +171,12 @@ class ImageTable:
 
     @property
     def regions(self) -> int:
-        """Regions of all images."""
+        """Return the number of regions of all images."""
         return int(self._ends[-1]) if len(self) else 0
 
     @property
     def region_counts(self) -> np.ndarray:
-        """Regions per image, int64."""
+        """Return the regions per image, (images,) int64."""
         return np.diff(self._ends, prepend=0)
 
     @property
@@ -186,13 +186,13 @@ class ImageTable:
 
     @property
     def notes(self) -> list[tuple[str, str]]:
-        """Name and note of every image that has one."""
+        """Return name and note of every image that has a note."""
         noted = self._table.filter(pc.not_equal(self._table.column("note"), ""))
         return list(zip(noted.column("name").to_pylist(), noted.column("note").to_pylist(), strict=True))
 
     @cached_property
     def kinds(self) -> tuple[list[PlannedImage], np.ndarray]:
-        """One image of each kind, and the kind of every image, int64.
+        """Return one image of each kind, and the kind of every image, (images,) int64.
 
         Images of a kind agree in whatever work, bytes and memory depend on: there are few kinds and many images.
         """
@@ -209,13 +209,18 @@ class ImageTable:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Pixels of each image, of all its planes, int64."""
+        """Return the pixels of each image over all its planes, (images,) int64."""
         examples, kind = self.kinds
         pixels = np.array([example.pixels for example in examples], np.int64)
         return np.asarray(pixels[kind])
 
     def containers(self, images: np.ndarray) -> dict[str, int]:
-        """Roots of the plates and collections that `images` (indices) lie in, each with one image of it."""
+        """Return the roots of the plates and collections that hold `images`, each with one of these images.
+
+        Parameters
+        ----------
+        images : (n,) int64, row indices
+        """
         chosen = self._table.select(["root", "kind"]).take(pa.array(images, pa.int64()))
         roots: dict[str, int] = {}
         for index, root, kind in zip(images.tolist(), *(c.to_pylist() for c in chosen.columns), strict=True):
@@ -240,12 +245,12 @@ class ImageTable:
         return ImageTable(self._table.filter(pa.array(kept)), self.region_counts[kept])
 
     def same_images(self, other: ImageTable) -> bool:
-        """Whether both are of the same images, whatever the cut into regions."""
+        """Return whether both tables hold the same images, whatever their division into regions."""
         a, b = (table._table.drop_columns(_NOT_OF_IMAGES) for table in (self, other))
         return bool(a.equals(b))
 
     def find(self, region: int) -> tuple[int, int]:
-        """(image, region within the image) of a region of the whole run."""
+        """Return (image, region within the image) for a region of the whole run."""
         if not 0 <= region < self.regions:
             raise IndexError(f"region {region} of {self.regions}")
         image = int(np.searchsorted(self._ends, region, side="right"))
@@ -257,9 +262,9 @@ class ImageTable:
 
     @cached_property
     def digest(self) -> str:
-        """Names what the images are (places, shapes, types), not their pixels."""
+        """Return a hash of what the images are (places, shapes, types), not of their pixels."""
         buffer = io.BytesIO()
-        # The cut into regions is a setting, compared as such.
+        # The division into regions is a setting and compared as one.
         table = self._table.drop_columns(_NOT_OF_IMAGES)
         with pa.ipc.new_stream(buffer, table.schema) as writer:
             writer.write_table(table)

@@ -18,14 +18,14 @@ from chorus.pipeline.inference.adaptive import tiles_in_wave
 
 # Tiles in a block of the stream, at least: small regions are grouped where a device does thousands of tiles a second.
 _GPU_TILES_PER_BLOCK = 512
-# Blocks that an actor holds at once. On a GPU one is read, one is inferred, one is written, and a fast GPU needs more
-# in hand (`_blocks_at_once`). On a core inference takes nearly all of the time, so that one is inferred while the other
-# is written and the next one read; a third would only wait, and be missed by an actor that has nothing left.
+# Blocks that an actor holds at once. On a GPU one is read, one is inferred, one is written; a fast GPU needs more
+# (`_blocks_at_once`). On a core inference takes nearly all of the time, so that one is inferred while the other
+# is written and the next one read; a third would only wait here while another actor is idle.
 _GPU_BLOCKS, _MOST_GPU_BLOCKS, _CPU_BLOCKS = 3, 6, 2
 # Seconds that a megapixel takes beside inference: read, scored and written, 0.15 to 0.2 of a core on a disk
-# (benchmarks/feeding.py), and as long again where a bucket lets it wait.
+# (benchmarks/feeding.py), and the same again for the latency of a bucket.
 _BESIDE_SECONDS = 0.33
-# Images are finished beside the actors, one at a time for so many cores, and in bounds: two on a small machine; no more
+# Images are finished beside the actors, one at a time per so many cores, within bounds: two on a small machine; no more
 # than the driver can follow, which looks at all of them whenever a region ends (docs/scale.md).
 _CORES_PER_TASK, _LEAST_TASKS, _MOST_TASKS = 4, 2, 1_024
 
@@ -54,19 +54,19 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How members and regions are spread.
+    """How members and regions are distributed.
 
     Attributes
     ----------
     groups : members of each stage; one group where every actor hosts all
-    actors_per_stage : that there is room for now
-    least_actors_per_stage : that are asked for; more where the cluster is to grow
+    actors_per_stage : that fit on the cluster now
+    least_actors_per_stage : the minimum that is requested; above `actors_per_stage` where the cluster must scale up
     cpus_per_actor, gpus_per_actor : reserved
-    regions_per_block : rows of the stream that travel, and are retried, together
+    regions_per_block : rows of the stream that are sent, and retried, together
     blocks_per_actor : that it works on at once
     tasks : that run beside the actors at once
-    most_actors_per_stage : that the pool grows to while nodes join; None where it does not
-    memory_per_actor : bytes of its node's that are reserved; none for actors on GPUs
+    most_actors_per_stage : up to which the pool scales while nodes join; None for a fixed pool
+    memory_per_actor : bytes of the node's memory that are reserved; 0 for actors on GPUs
     """
 
     groups: tuple[range, ...]
@@ -92,7 +92,9 @@ class Placement:
 
 
 def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings, measured: DeviceProbe) -> Memory:
-    """Estimate the memory of an actor that hosts all members: measured weights, activations and its largest regions.
+    """Estimate the memory of an actor that hosts all members.
+
+    It is the sum of the measured weights and activations, and of its largest regions.
 
     Per pixel of a region: the source's channels as stored and normalised, and the posterior (`Posterior`) with a
     copy of the maps that are kept; per pixel of a row of tiles: the sums of every member and of the ensemble. With
@@ -112,7 +114,7 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
 
 
 def _wave(ensemble: Ensemble, settings: ResolvedSettings) -> int:
-    """Bytes of the samples that adaptive effort holds: of every member one of each tile of a wave, and their sums."""
+    """Return the bytes of the samples that adaptive effort holds: one per member and tile of a wave, and their sums."""
     inference = inference_settings(settings, ensemble)
     if inference.effort is None:
         return 0
@@ -121,7 +123,7 @@ def _wave(ensemble: Ensemble, settings: ResolvedSettings) -> int:
 
 
 def _largest_window(image: PlannedImage, tile: int) -> tuple[int, int]:
-    """Height and width of what a whole region needs, in pixels of the image or of the model, whichever are more."""
+    """Return height and width of the pixels that a region needs: of the image or of the model, whichever are more."""
 
     def axis(length: int, model_length: int) -> int:
         factor = model_length / length
@@ -143,19 +145,19 @@ def place(
     device_memory: int,
     tile_seconds: float = 0.0,
 ) -> Placement:
-    """Spread the ensemble over what the cluster has.
+    """Distribute the ensemble over the resources of the cluster.
 
     Parameters
     ----------
     memory : of an actor that hosts all members
     device_memory : bytes of one device: of a GPU, or of a node where members run on its cores. Where GPUs differ the
         smallest counts, since an actor may start on any; cores are given out by what each node has.
-    tile_seconds : that a tile takes all members and augmentations; 0 where nobody knows
+    tile_seconds : for one tile, all members and augmentations; 0 where unknown
 
     Raises
     ------
     RefusedError
-        If it cannot fit: what is needed, what there is, and the mend.
+        If it does not fit; the message says what is needed, what is available and the remedy.
     """
     device = device_of(settings.device)
     on_gpu = device.accelerated
@@ -182,7 +184,7 @@ def place(
             f"use a smaller --region, --batch or --tile, or --placement staged with more --stages"
         )
     wanted = max(1, (run.actors or fitting) // len(groups))
-    # A cluster may get more nodes than it has now; this machine does not.
+    # A cluster may get more nodes; a single machine does not.
     if wanted * len(groups) > fitting and run.address is None:
         raise RefusedError(
             f"--actors {run.actors}: there is room for {fitting} ({needed / 1e9:.1f} GB each); ask for fewer"
@@ -207,25 +209,25 @@ def place(
 
 
 def _blocks_at_once(cost: Cost, tile_seconds: float) -> int:
-    """As many as a GPU infers while one is read, scored and written, and the one that it infers."""
+    """Return the blocks an actor holds: the one in inference, and as many as are read, scored or written meanwhile."""
     seconds = cost.tiles * tile_seconds
     wanted = 1 + math.ceil(_BESIDE_SECONDS * cost.megapixels / seconds) if seconds else 0
     return min(max(wanted, _GPU_BLOCKS), _MOST_GPU_BLOCKS)
 
 
 def _smallest(resources: Resources, device_memory: int) -> int:
-    """Bytes of the smallest GPU that is known."""
+    """Return the bytes of the smallest GPU whose memory is known."""
     return min([machine.gpu_memory for machine in resources.machines if machine.gpu_memory] + [device_memory])
 
 
 def _largest(resources: Resources, device_memory: int) -> int:
-    """Bytes of the node that has most; `device_memory` was measured on one of them."""
+    """Return the memory in bytes of the largest node; `device_memory` was measured on one of the nodes."""
     nodes = _with_cores(resources)
     return max(machine.memory for machine in nodes) if len(nodes) > 1 else device_memory
 
 
 def _on_cores(resources: Resources, device_memory: int, needed: int, cores: int) -> int:
-    """How many actors that need so much memory, and so many cores each, fit on the nodes."""
+    """Return how many actors with this much memory, and this many cores each, fit on the nodes."""
     nodes = _with_cores(resources)
     if len(nodes) > 1:
         return sum(min(machine.cpus // cores, machine.memory // needed) for machine in nodes)
@@ -238,7 +240,7 @@ def _with_cores(resources: Resources) -> list[Machine]:
 
 
 def tasks_at_once(cores: int) -> int:
-    """Tasks that run beside the actors of a cluster with so many cores."""
+    """Return the number of tasks that run beside the actors of a cluster with so many cores."""
     return max(_LEAST_TASKS, min(_MOST_TASKS, cores // _CORES_PER_TASK))
 
 
@@ -255,12 +257,12 @@ def require_devices(settings: ResolvedSettings, run: RunSettings, resources: Res
 
 
 def may_grow(run: RunSettings) -> bool:
-    """Whether devices are waited for that are not there yet: on a cluster, by the number that was asked for."""
+    """Return whether to wait for devices that do not exist yet: on a cluster, by the number that was asked for."""
     return run.address is not None and run.actors is not None
 
 
 def _fewest_stages(members: int, memory: Memory, device_memory: int) -> int:
-    """As few groups as leave room for the rest; the whole ensemble in one where it fits."""
+    """Return the smallest number of stages whose members fit into device memory; `members` where none does."""
     for stages in range(1, members + 1):
         if memory.total - memory.weights + memory.weights * -(-members // stages) // members <= device_memory:
             return stages
@@ -268,7 +270,7 @@ def _fewest_stages(members: int, memory: Memory, device_memory: int) -> int:
 
 
 def member_groups(members: int, stages: int) -> list[range]:
-    """Members of each stage, in order, as evenly as they go."""
+    """Return the members of each stage, in order, as evenly as possible."""
     if stages > members:
         raise RefusedError(f"{stages} stages for {members} members; give at most {members}")
     edges = [round(stage * members / stages) for stage in range(stages + 1)]

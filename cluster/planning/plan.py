@@ -1,4 +1,4 @@
-"""What there is to do: the images of the sources, cut into regions, and what that costs. Pure but for metadata."""
+"""The work of a run: the images of the sources, their division into regions, and the cost. Reads metadata only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAN = ("plan", "images.parquet")
 
 
 class ResolvedSettings(ResultSettings):
-    """Result settings in which nothing is left to the ensemble.
+    """Result settings in which every choice of the ensemble or the device is filled in.
 
     `bound` says which tiles are done after the first round; None with full effort.
     """
@@ -47,16 +47,16 @@ class ResolvedSettings(ResultSettings):
 
 
 class RunContext(BaseModel):
-    """What every process of a run is told; small, plain, and without arrays.
+    """What every process of a run needs to know; small, picklable, and without arrays.
 
     Attributes
     ----------
     out : URL of the output
     ensemble : URL of ``ensemble.yaml``, the hash that it must still have, and its name
-    session : names this attempt at the run
-    trust_code : whether code that a member's package brings along may run
-    thumbnails : whether each image gets one when it is finished
-    profile : whether workers say when what was done
+    session : name of this attempt at the run
+    trust_code : whether code from a member's package may run
+    thumbnails : whether to write one for each finished image
+    profile : whether workers record a timeline
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,7 +87,7 @@ class RunContext(BaseModel):
 
 
 def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
-    """Fill in what the ensemble or the device decides; raises RefusedError where more is asked for than it has."""
+    """Fill in what the ensemble or the device decides; raise RefusedError where a setting does not fit them."""
     spec = ensemble.spec
     _rescaling(settings, ensemble)
     given = outputs_of(settings, ensemble)
@@ -112,7 +112,7 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
 
 
 def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSettings:
-    """With the ensemble's bound, which goes into the record of the run, and the map that says what tiles got."""
+    """Add the ensemble's bound, which goes into the record of the run, and the map of the effort per tile."""
     bound = ensemble.spec.effort
     if bound is None:
         raise RefusedError(
@@ -176,7 +176,7 @@ def plan_images(
 
 
 def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:
-    """One image's row of the table; raises ImageError where channels or level do not fit."""
+    """Return one image's row of the table; raise ImageError where channels or level do not fit."""
     channels = choose_channels(image, settings.channel, ensemble.spec.input.channels)
     rescaling = _rescaling(settings, ensemble)
     choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
@@ -223,7 +223,7 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
 
 
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
-    """Where the results of `image` go."""
+    """Return the layout of the results of `image`."""
     url = inside(storage.join(out, "images"), image.name)
     given = outputs_of(settings, ensemble)
     return ImageLayout(
@@ -267,7 +267,7 @@ def model_centres(image: PlannedImage, region: Window) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run costs, by arithmetic.
+    """The cost of a run, computed from the plan.
 
     Attributes
     ----------
@@ -307,7 +307,7 @@ def cost(table: ImageTable, ensemble: Ensemble, settings: ResolvedSettings) -> C
 
 
 def tile_counts(table: ImageTable, settings: ResolvedSettings, region: int | None = None) -> tuple[int, int, int]:
-    """Tiles of all regions, tiles of all planes, most tiles of a region; for the run's regions, or those of an edge."""
+    """Return the tiles of all regions, the tiles of all planes, and the most tiles of a region; for any edge."""
     tiles = unique = most = 0
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
@@ -322,7 +322,7 @@ def tile_counts(table: ImageTable, settings: ResolvedSettings, region: int | Non
 
 
 def _axis_tiles(axis: TileAxis, length: int, model_length: int, size: int) -> list[int]:
-    """Tiles that each region along one axis needs: those of a region of the plane are the product of both axes."""
+    """Return the tiles that each region needs along one axis; a region of the plane needs the product of both axes."""
     regions = RegionGrid(length, 1, size)
     back = AxisMap.make(model_length, length)
     return [len(axis.touching(back.needed(regions.window(index).y))) for index in range(regions.count)]

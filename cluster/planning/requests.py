@@ -1,4 +1,4 @@
-"""What a person asks of a run, what it reports while it goes on, and how it ends."""
+"""The request for a run, the progress it reports, and its outcome."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PredictRequest(BaseModel):
     ----------
     sources : paths and URLs as typed
     ensemble, out : URLs
-    overwrite : start anew where `out` holds the results of other settings
-    objects : what makes objects of the results when they are done; see `chorus.cluster.objects.after_predict`
+    overwrite : start over where `out` holds the results of other settings
+    objects : method that segments objects in the finished results; see `chorus.cluster.objects.after_predict`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,15 +41,15 @@ class PredictRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will cost on what there is.
+    """The forecast of a run on the available resources.
 
     Attributes
     ----------
     seconds : expected, from the calibration; start-up and reading not counted
-    failures : images that cannot be done, name and reason
-    advice : how it could be had for less; mostly empty
-    executor : what carries it out
-    notes : images that can be done, of which a person should know something, such as an unknown pixel size
+    failures : images that cannot be processed, name and reason
+    advice : how the run could cost less; usually empty
+    executor : ``serial`` in this process, or ``ray``
+    notes : images with a remark for the user, such as an unknown pixel size
     """
 
     cost: Cost
@@ -64,7 +64,7 @@ class Forecast:
 
 
 class PlanReporter(Reporter, Protocol):
-    """Is told of the plan, too."""
+    """A `Reporter` that also receives the forecast."""
 
     def forecast(self, forecast: Forecast) -> None:
         """Report the forecast, once the plan is made."""
@@ -78,7 +78,7 @@ class Outcome:
     ----------
     out : URL of the results
     state : ``complete``, ``failures`` (finished, some images failed), ``interrupted`` (resumable)
-    message : why it was cut short
+    message : why it was interrupted
     rows : scores, one per image, in the order of the plan
     summary : counts and times, as in ``run.json``
     """

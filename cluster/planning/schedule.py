@@ -16,7 +16,7 @@ class Devices:
     Attributes
     ----------
     count : how many, over all nodes
-    per_node : that come and go together
+    per_node : that start and vanish together
     region_seconds : that a device is held by a region, on the mean
     start_seconds : from asking for a node until its actors answer, at the beginning and after a preemption
     preemptions_per_hour : of a node
@@ -56,7 +56,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Constants of the design, and what the driver's part in it takes (measured: `docs/scale.md`).
+    """Constants of the design, and the driver's time per step (measured: `docs/scale.md`).
 
     Attributes
     ----------
@@ -67,8 +67,8 @@ class Schedule:
     block_seconds_before, block_seconds, status_seconds : the driver's, per block before the stream begins and while it
         goes on, and per region that ends
     task_seconds : the driver's, per image that is finished
-    check_seconds : to see that a region is recorded already, when its block is taken up again
-    regions_per_second : more than this the storage does not take
+    check_seconds : to find that a region is recorded already, when its block is retried
+    regions_per_second : maximum that the storage accepts
     """
 
     regions_per_block: int = 1
@@ -87,7 +87,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """How a run went.
+    """The course of a simulated run.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class Simulated:
     tail_seconds : of the stream, from the first time that a device has nothing left
     finish_seconds : after the stream, until the last image is finished
     busy : share of the devices' time in the stream that they were held by regions that count
-    device_seconds, repeated_seconds : held by regions that count, and by those that were lost and done again
+    device_seconds, repeated_seconds : held by regions that count, and by those that were lost and repeated
     regions : of each kind of device
     blocks, block_regions : of the stream, and the regions of one
     preemptions : nodes that vanished
@@ -120,7 +120,7 @@ class Simulated:
 
 
 def block_regions(regions: int, actors: int, schedule: Schedule) -> int:
-    """Regions of a block, as the stream cuts them."""
+    """Return the number of regions in a block of the stream."""
     size = min(schedule.regions_per_block, regions // (schedule.least_blocks_per_actor * actors))
     most = max(schedule.most_blocks, min(_MOST_BLOCKS, schedule.most_blocks_per_actor * actors))
     return max(1, size, -(-regions // most))

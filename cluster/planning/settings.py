@@ -1,4 +1,4 @@
-"""What a run was asked to do: the settings that define its result, and those that only say how it is carried out."""
+"""The settings of a run: those that define its result, and those that only define how it is executed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from chorus.pipeline.inference.posterior_builder import Precision
 class ResultSettings(BaseModel):
     """Everything, besides images and ensemble, on which a byte of the result may depend.
 
-    A run goes on in an existing output only with the same values. Fields that are None take the ensemble's.
+    A run resumes in an existing output only with the same values. Fields that are None take the ensemble's value.
 
     `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
     resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
 
-    `backend` carries out the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
+    `backend` runs the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
 
     `effort` is ``full`` where every tile gets all augmentations, and ``adaptive`` where it gets them as far as they
     matter (`chorus.pipeline.inference.adaptive_bound`).
@@ -83,7 +83,7 @@ class ResultSettings(BaseModel):
 
 
 class RunSettings(BaseModel):
-    """How a run is carried out; nothing here changes a byte of the result.
+    """How a run is executed; nothing here changes a byte of the result.
 
     Attributes
     ----------
@@ -92,12 +92,12 @@ class RunSettings(BaseModel):
     actors : member actors; None takes what the machine has room for
     placement : all members in every actor, or groups of members in stages; None lets the planner choose
     stages : groups of members where the placement is staged
-    trust_code : whether code that a member's package brings along may run
+    trust_code : whether code from a member's package may run
     thumbnails : whether each image gets one for the report, when it is finished
-    sentinels : whether a run stops or warns where the Dice of a sentinel moved, or leaves them out
-    metrics_port : where the driver shows its metrics, and a local Ray on the next port; None shows none
-    cluster : what its nodes cost; None where that is not known
-    profile : whether it is kept when what was done, for `chorus profile`
+    sentinels : whether a run stops or warns where the Dice of a sentinel changed, or skips sentinels
+    metrics_port : port of the driver's metrics; a local Ray takes the next port; None for no metrics
+    cluster : prices of its nodes; None where unknown
+    profile : whether to record a timeline for `chorus profile`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

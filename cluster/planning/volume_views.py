@@ -37,7 +37,7 @@ def require_volume(image: PlannedImage) -> None:
 
 
 def anisotropy(image: PlannedImage, axis: str = "z") -> float:
-    """How many pixels along y planes are apart, or pixels along another axis; 1 where their scales say nothing."""
+    """Return the distance between planes in pixels along y (or another axis); 1 where the scales are unknown."""
     sizes = dict(zip(image.output_axes, zip(image.scale, image.units, strict=True), strict=True))
     (size, unit), (y, unit_y) = sizes[axis], sizes["y"]
     if unit != unit_y:
@@ -47,7 +47,7 @@ def anisotropy(image: PlannedImage, axis: str = "z") -> float:
 
 
 def spacing_of(image: PlannedImage, axes: str) -> Spacing:
-    """How far the pixels of `image` are apart along `axes`, and what a pixel along y is in micrometres."""
+    """Return the pixel spacing of `image` along `axes`, relative to y, and the pixel size along y in micrometres."""
     y = image.output_axes.index("y")
     pixel = image.scale[y] * (micrometers(image.units[y]) or 0.0)
     return Spacing(tuple(anisotropy(image, axis) for axis in axes), pixel if pixel > 0 else math.nan)
@@ -81,6 +81,6 @@ def turned(image: PlannedImage, view: str) -> PlannedImage:
 
 
 def _model_depth(image: PlannedImage, depth: int) -> int:
-    """How many planes there are where they are as far apart as the model's pixels."""
+    """Return the number of planes after resampling to the model's pixel size."""
     factor = image.model_height / image.height * anisotropy(image)
     return depth if abs(factor - 1) <= SAME_SIZE else max(1, round(depth * factor))
