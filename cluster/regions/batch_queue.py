@@ -1,4 +1,4 @@
-"""Regions that wait for a device's answer, and how they share its batches."""
+"""The queue of regions that wait for a device, and the policies that share a batch among them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Answered = tuple[Posterior, float]
 
 
 class BusyError(Exception):
-    """Too much waits for the device; `retry_after` says in how many seconds it may have room."""
+    """The queue of the device is full; `retry_after` is the number of seconds after which there may be room."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("too many regions wait for the device")
@@ -34,10 +34,10 @@ class PendingRegion:
 
     Attributes
     ----------
-    tiles : that did not go out yet
+    tiles : not yet submitted to the device
     until : monotonic time after which nobody waits for it any more
-    alone : whether no other tiles come into its batches, since a batch failed that it was a part of
-    seconds : that the device worked for it
+    alone : whether its batches hold no other region's tiles, because a batch that it was in failed
+    seconds : of device time spent on it
     """
 
     engine: Engine
@@ -52,20 +52,20 @@ class PendingRegion:
     seconds: float = 0.0
 
     def begin(self) -> RegionInProgress:
-        """Its region, on its way from now on; inside of ``torch.inference_mode``."""
+        """Return the state of the region in inference, created on first use; needs ``torch.inference_mode``."""
         if self.region is None:
             self.region = self.engine.begin(self.plane, self.target, self.features)
         return self.region
 
     def again(self) -> None:
-        """From its first tile, by itself."""
+        """Reset the region to its first tile, to be retried alone."""
         self.region, self.alone = None, True
         self.tiles = self.plane.grid.tile_count(self.target)
         if self.features is not None:
             self.features.clear()
 
     def succeed(self, region: RegionInProgress) -> None:
-        """Answer with the posterior of `region`, its own, which is complete."""
+        """Answer with the complete posterior of `region`."""
         if self._awaited():
             self.answer.set_result((region.posterior(), self.seconds))
 
@@ -75,17 +75,17 @@ class PendingRegion:
             self.answer.set_exception(error)
 
     def _awaited(self) -> bool:
-        """Whether somebody still waits for its answer; an earlier batch of it may have failed."""
+        """Return whether somebody still waits for the answer; an earlier batch of the region may have failed."""
         return not self.answer.done() and self.answer.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightBatch:
-    """A batch that the device was told, with so many tiles of each ticket.
+    """A batch submitted to the device, with its number of tiles per ticket.
 
     Attributes
     ----------
-    regions : that are complete with it, each with its ticket
+    regions : that this batch completes, each with its ticket
     landing : of all that is said of it
     started : by `time.perf_counter`
     """
@@ -97,7 +97,7 @@ class InFlightBatch:
 
 
 def equal_shares(waiting: list[int], batch: int) -> list[int]:
-    """Equal parts of a batch, as far as each has tiles; what is left goes to the first that have more."""
+    """Share a batch equally among the regions in the queue; tiles left over go to the first that have more."""
     shares = [0] * len(waiting)
     left = batch
     while left and (hungry := [i for i, tiles in enumerate(waiting) if shares[i] < tiles]):
@@ -110,7 +110,7 @@ def equal_shares(waiting: list[int], batch: int) -> list[int]:
 
 
 def first_come(waiting: list[int], batch: int) -> list[int]:
-    """All of a batch to the first, as far as it has tiles; what is left goes to the next."""
+    """Fill a batch from the first region in the queue, then from the next."""
     shares, left = [], batch
     for tiles in waiting:
         shares.append(min(tiles, left))

@@ -1,4 +1,4 @@
-"""One device for many regions: tiles of all that wait fill its batches together, none waits for another to end."""
+"""One device for many regions: the tiles of all waiting regions share its batches, so no region waits for another."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ON_THEIR_WAY = 4
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a device has done and has to do.
+    """The load of a device: what waits, and what was done so far.
 
     Attributes
     ----------
-    waiting : tiles that did not go out yet
+    waiting : tiles not yet submitted
     calls, tiles : of the members so far; `tiles` less than calls times the batch's size, as some were not full
-    seconds : that the members were called for
+    seconds : spent in calls of the members
     """
 
     waiting: int
@@ -51,8 +51,7 @@ class Load:
 class SharedDevice:
     """The only thread that calls members on a device.
 
-    A GPU is told the next batch while it works on one (`Engine.ahead`); a region is answered when its last batch has
-    landed.
+    A GPU gets its next batch while it computes one (`Engine.ahead`); a region is answered when its last batch is done.
 
     Parameters
     ----------
@@ -74,7 +73,7 @@ class SharedDevice:
 
     @property
     def alive(self) -> bool:
-        """Whether it goes on answering."""
+        """Return whether the device still answers."""
         return self._thread.is_alive()
 
     @property
@@ -87,7 +86,7 @@ class SharedDevice:
     def submit(
         self, engine: Engine, plane: PlaneWindow, target: Window, features: TileFeatures | None, until: float
     ) -> Future[Answered]:
-        """Have a region answered, as by `Engine.posterior`; cancelling what is returned takes it back at any time.
+        """Queue a region for inference, as by `Engine.posterior`; cancel the returned future to withdraw it.
 
         Parameters
         ----------
@@ -109,7 +108,7 @@ class SharedDevice:
         return ticket.answer
 
     def close(self) -> None:
-        """End when all that waits is answered."""
+        """Stop after everything that waits is answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -126,9 +125,9 @@ class SharedDevice:
                     self._land(flights.popleft())
 
     def _next(self, *, idle: bool) -> list[tuple[PendingRegion, int]] | None:
-        """Who takes part in the next batch, with so many tiles each; None where there is none.
+        """Return the tickets of the next batch and their numbers of tiles; None where there is nothing to do.
 
-        An idle device waits for it until it is closed.
+        An idle device waits here until work arrives or it is closed.
         """
         with self._changed:
             while True:
@@ -145,14 +144,14 @@ class SharedDevice:
                 fellows = [first]
             waiting = [ticket.tiles for ticket in fellows]
             shares = equal_shares(waiting, batch) if self._fair else first_come(waiting, batch)
-            # Whose turn it was goes behind those that it goes on its way with.
+            # Round-robin: regions served now move behind the others in the queue.
             for ticket in fellows[: sum(share > 0 for share in shares)] if self._fair else []:
                 self._tickets.remove(ticket)
                 self._tickets.insert(min(_ON_THEIR_WAY - 1, len(self._tickets)), ticket)
             return [(ticket, share) for ticket, share in zip(fellows, shares, strict=True) if share]
 
     def _drop(self) -> None:
-        """Let go of those whom nobody waits for."""
+        """Drop regions that nobody waits for any more."""
         now = time.monotonic()
         for ticket in list(self._tickets):
             if ticket.answer.cancelled():
@@ -162,7 +161,7 @@ class SharedDevice:
                 ticket.fail(LateError("the region was not done in time"))
 
     def _begin(self, chosen: list[tuple[PendingRegion, int]]) -> InFlightBatch | None:
-        """Tell the device a batch; None where that failed."""
+        """Submit a batch to the device; return None where that failed."""
         started = time.perf_counter()
         engine = chosen[0][0].engine
         try:
@@ -195,7 +194,7 @@ class SharedDevice:
                 ticket.fail(error)
             return
         now = time.perf_counter()
-        # The device worked on it since it was told, or since it was done with what it was told before.
+        # Device time of this batch: since it was submitted, or since the batch before it ended.
         took, count = now - max(flight.started, self._landed), sum(share for _, share in flight.shares)
         self._landed = now
         with self._changed:
@@ -208,7 +207,7 @@ class SharedDevice:
             ticket.succeed(region)
 
     def _failed(self, tickets: list[PendingRegion], error: Exception) -> None:
-        """Who was alone in a batch that failed has failed; of several each is tried again by itself."""
+        """Handle a failed batch: a region alone in it has failed; of several, each is retried alone."""
         if len(tickets) > 1:
             with self._changed:
                 for ticket in tickets:
@@ -224,7 +223,7 @@ class SharedEngine:
 
     Parameters
     ----------
-    seconds : that a region may wait
+    seconds : for which a region may wait
     """
 
     def __init__(self, device: SharedDevice, engine: Engine, seconds: float = math.inf) -> None:
@@ -236,7 +235,7 @@ class SharedEngine:
         return self._engine.tiles_per_call
 
     def answer(self, plane: PlaneWindow, target: Window, features: TileFeatures | None = None) -> Answered:
-        """See `Engine.posterior`; raises LateError when it took too long."""
+        """Predict a region; see `Engine.posterior`. Raise LateError when it took too long."""
         until = time.monotonic() + self._seconds
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A door for threads: many inside at once, or one alone."""
+"""A lock for threads: shared by many, or exclusive to one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Threads enter with others or alone; who waits to be alone is not kept waiting by those who come later."""
+    """Threads enter together or alone; a thread that waits to be alone is not overtaken by later ones."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -17,7 +17,7 @@ class Gate:
 
     @contextmanager
     def enter(self, *, alone: bool) -> Iterator[None]:
-        """Hold a place inside; with `alone` no other thread is inside meanwhile."""
+        """Hold the lock; with `alone` no other thread is inside meanwhile."""
         with self._changed:
             self._waiting_alone += alone
             self._changed.wait_for(lambda: not (self._alone or (self._inside if alone else self._waiting_alone)))

@@ -1,4 +1,4 @@
-"""Where regions are carried out, behind one small interface: Ray Data, or this process."""
+"""The interface of executors, which process the regions of a run: Ray Data, or this process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from chorus.cluster.runtime.tasks import Tasks
 
 
 class Executor(Tasks, Protocol):
-    """Carries out regions, and tasks beside them. Regions end in any order, too."""
+    """Processes regions, and tasks beside them. Regions may end in any order."""
 
     @property
     def actors(self) -> int:
-        """Devices at work, for the share of time that they are busy."""
+        """Number of devices at work, from which the busy fraction is computed."""
         ...
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
-        """Work through the regions `todo`, int64; every one comes back exactly once."""
+        """Process the regions `todo`; yield the status of each exactly once.
+
+        Parameters
+        ----------
+        todo : (n,) int64, ascending numbers of regions in the run
+        """
         ...

@@ -1,4 +1,4 @@
-"""What stands around the work on a region: its attempts on record, errors as data, one measurement of every stage."""
+"""The guard around the work on a region: records attempts, turns errors into data, and measures every stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ended = TypeVar("Ended", bound="RegionStatus | Passed")
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """Where a worker is.
+    """Where a worker runs.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""From the model's plane back to an image's own pixels, and to the channels that are kept of a posterior."""
+"""Resamples a posterior from the model's plane to the image's pixels, and selects the channels that are kept."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from chorus.pipeline.preprocessing.resampling import AxisMap, nearest, resample
 
 
 def is_resampled(image: PlannedImage) -> bool:
-    """Whether the model's plane is not that of the image."""
+    """Return whether the model's plane has another pixel size than the image's."""
     return (image.height, image.width) != (image.model_height, image.model_width)
 
 
 def axis_maps(image: PlannedImage) -> tuple[AxisMap, AxisMap]:
-    """From the model's plane back to the image's."""
+    """Return the maps of both axes from the model's plane back to the image's."""
     return AxisMap.make(image.model_height, image.height), AxisMap.make(image.model_width, image.width)
 
 
@@ -47,7 +47,12 @@ def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: 
 
 
 def saved_maps(posterior: Posterior, save: list[str], dtype: str = "float32") -> NDArray[np.floating[Any]] | None:
-    """Return the kept channels of a posterior, in the order of the layout; None where none are kept."""
+    """Return the kept channels of a posterior, in the order of the layout.
+
+    Returns
+    -------
+    (channels, y, x) of `dtype`; None where no maps are kept
+    """
     if not save:
         return None
     chosen = [posterior.maps(FIELDS[name]) for name in save]

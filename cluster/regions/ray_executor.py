@@ -35,8 +35,7 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError, first_line
 
-# The pool grows, where there is room, when so much of what its actors can take is in their hands; and it is cut into
-# as many blocks as so many times its actors need, where there may be more of them soon.
+# Scale up above this utilisation; and make blocks for this multiple of the present actors, where more may join.
 _BUSY, _GROWTH = 0.9, 16
 log = logging.getLogger("chorus")
 _STATUS_FIELDS = [field.name for field in fields(RegionStatus)]
@@ -56,7 +55,7 @@ class RegionActor:
 
 
 class StageActor:
-    """One group of members: region numbers and running sums in, the same with these members' samples out.
+    """One group of members: takes region numbers and running sums, and adds these members' samples.
 
     Parameters
     ----------
@@ -114,7 +113,7 @@ class RayExecutor(RayTasks):
         """See `chorus.cluster.regions.executor.Executor`.
 
         Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
-        is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream takes what is left.
+        is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream processes the rest.
 
         Raises
         ------
@@ -164,7 +163,7 @@ class RayExecutor(RayTasks):
                 yield RegionStatus(**row)
 
     def _patience(self, regions: int) -> float:
-        """Seconds without any block of so many `regions` ending after which the stream is taken to hang."""
+        """Return the seconds without a finished block of `regions` after which the stream counts as hanging."""
         expected = self._longest * regions * self._placement.blocks_per_actor
         return RETRIES.stream_start_seconds + RETRIES.stream_patience * expected
 
@@ -175,7 +174,7 @@ class RayExecutor(RayTasks):
 
     def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
         groups, least = self._placement.groups, self._placement.least_actors_per_stage
-        # An actor with work ahead would take what another one stands ready for.
+        # An actor that queues work ahead would take it from an idle one.
         at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
         for index, group in enumerate(groups):
             actor: type = RegionActor
@@ -193,7 +192,7 @@ class RayExecutor(RayTasks):
                 num_gpus=self._placement.gpus_per_actor,
                 memory=self._placement.memory_per_actor or None,
                 compute=ray.data.ActorPoolStrategy(
-                    # An actor for which nothing is left would be started for nothing.
+                    # Start no actor that would have no region left.
                     min_size=min(blocks, least),
                     max_size=min(blocks, self._placement.most_actors_per_stage or least),
                     max_tasks_in_flight_per_actor=at_once,
@@ -207,10 +206,10 @@ class RayExecutor(RayTasks):
 def calibrate_on_ray(
     ensemble: Ensemble, settings: ResolvedSettings, patience: float = RETRIES.device_seconds
 ) -> DeviceProbe:
-    """`probe_device` in a process of its own, on a device like the actors'; raises RefusedError as it does.
+    """Run `probe_device` in a process of its own, on a device like the actors'; raise RefusedError as it does.
 
-    `patience` is how long it may wait for that, in seconds: for a device that is busy, or for a machine to be made. A
-    task that waits for a device is what a cluster that grows goes by.
+    `patience` is how long to wait, in seconds, for a busy device or for a new machine. A pending task is
+    also the signal by which an autoscaling cluster adds nodes.
     """
     reserved: dict[str, Any] = device_of(settings.device).ray_options(settings.threads)
     trial = ray.remote(max_calls=1)(attempt_in_ray).options(**reserved)

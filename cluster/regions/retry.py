@@ -1,4 +1,4 @@
-"""When a region is not tried again: the policy on what killed those that worked on it."""
+"""The retry policy: when a region is set aside because the processes that worked on it died."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from chorus.pipeline.core.retries import RETRIES
 
 
 def suspicion(begun: Sequence[str], nodes: Callable[[], Collection[str]]) -> str | None:
-    """Why a region is set aside; None where it is tried again.
+    """Return why a region is set aside; None where it is tried again.
 
-    A node that went, as spot machines do, took what was in hand along. A process that ended on a node that is still
-    there did so by itself, or by the region.
+    A node that vanished, as spot machines do, says nothing about the regions on it. If a process died on a node that
+    still exists, the region may be the cause.
 
     Parameters
     ----------

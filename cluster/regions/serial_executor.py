@@ -1,4 +1,4 @@
-"""The executor that does everything in this process, one thing after the other: for tests and for debugging."""
+"""The executor that does everything in this process, one region after the other: for tests and for debugging."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ class SerialExecutor(SerialTasks):
         self._stages = stages
 
     def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
-        """Process the regions `todo` one after the other in this process; yield the status of each."""
+        """Process the regions `todo` one after the other in this process; yield the status of each.
+
+        Parameters
+        ----------
+        todo : (n,) int64, numbers of regions in the run
+        """
         device = torch.device(context.settings.device)
         members = len(read_ensemble(context.ensemble).spec.members)
         workers = [RegionWorker(context, device, group) for group in member_groups(members, self._stages)]

@@ -1,4 +1,4 @@
-"""What is done with a region between reading its pixels and keeping its results: the same in a run and in serving."""
+"""The work on a region between reading its pixels and storing its results: the same in a run and in serving."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class RegionWork:
     ----------
     place : its number in the image
     where : its plane and window
-    target : what is computed for it of the model's plane
+    target : the window of the model's plane to compute
     pixels : its own, (channels, y, x) as stored
-    plane : the prepared ones of all tiles that touch it
-    features : gathers those of its tiles
+    plane : the normalised pixels of all tiles that touch it
+    features : collects those of its tiles
     """
 
     place: int
@@ -102,10 +102,10 @@ def region_result(
 
     Raises
     ------
-    ImageError : members do not answer with numbers
+    ImageError : a member predicts values that are not finite
     """
     if not np.isfinite(posterior.epistemic).all():
-        # Labels of it would be background everywhere: an empty image, where there is no answer at all.
+        # Its labels would be background everywhere, like those of an empty image, although there is no prediction.
         raise ImageError(
             f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
             f"were trained on, check the normalisation, or use --precision fp32"

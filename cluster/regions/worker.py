@@ -1,4 +1,4 @@
-"""What an actor does with a region: read, infer, write, record. Knows nothing of Ray.
+"""The work of an actor on a region: read, infer, write, record. Knows nothing of Ray.
 
 Several threads may call `process` at once: while one holds the device, others read ahead and write behind.
 """
@@ -41,13 +41,13 @@ from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.reading import open_level, read_window
 from chorus.pipeline.io.writer import prepare_image, write_region
 
-# Of the images whose regions are in hand at once; an open array is its metadata and no pixels.
+# Open arrays, for the images in progress; an open array holds metadata and no pixels.
 _OPEN_ARRAYS = 64
 T = TypeVar("T")
 
 
 class Answering(Protocol):
-    """Gives posteriors of the whole ensemble to several threads; see `chorus.cluster.regions.batching.SharedEngine`."""
+    """Computes posteriors of the ensemble for several threads; see `chorus.cluster.regions.batching.SharedEngine`."""
 
     @property
     def tiles_per_call(self) -> int:
@@ -68,7 +68,7 @@ class _Task:
 
 
 class _Inferred(NamedTuple):
-    """What the members answer for a region: its posterior, sums of features, seconds that the device was held."""
+    """The members' prediction for a region: its posterior, sums of features, seconds that the device was held."""
 
     posterior: Posterior
     features: NDArray[np.int64]
@@ -84,7 +84,7 @@ class RegionWorker:
     device : torch device
     members : indices of the ensemble's members that live here; all by default
     node : where this process is
-    answering : has the whole ensemble on the device already, as in serving; then no member is loaded
+    answering : hosts the whole ensemble on the device already, as in serving; then no member is loaded
     """
 
     def __init__(
@@ -115,17 +115,17 @@ class RegionWorker:
         self._answering = answering
         shared = self._settings.batch > 1 or device_of(device).accelerated
         if answering is None and len(indices) == len(self._ensemble.spec.members) and shared:
-            # What is left of a batch at the end of a region goes to the next one; a GPU is told it ahead.
+            # The rest of a batch at the end of a region is filled by the next one; a GPU gets batches ahead.
             self._answering = SharedEngine(SharedDevice(fair=False), self._engine)
         self._ledger = Ledger(context.out)
-        # A bucket is asked for an array's metadata once, and not for every region of it.
+        # Read an array's metadata from the bucket once, not once per region.
         self._open_level = lru_cache(maxsize=_OPEN_ARRAYS)(open_level)
         self._prepared: set[str] = set()
         self._device_lock = threading.Lock()
         self._guard = RegionGuard(context, self._table, self._metrics, node or NodeInfo())
 
     def process(self, region: int) -> RegionStatus:
-        """Do a region from its pixels to its record."""
+        """Process a region from its pixels to its record."""
         started = time.perf_counter()
 
         def work() -> RegionStatus:
@@ -135,15 +135,15 @@ class RegionWorker:
         return self._guard.run(region, work)
 
     def start(self, region: int) -> RegionStatus | Passed:
-        """Do the first stage of a region: nothing was added before."""
+        """Run the first stage of a region, which has no earlier sums."""
         return self._pass_on(region, None)
 
     def proceed(self, region: int, before: Passed) -> RegionStatus | Passed:
-        """Do a middle stage: add these members' samples to what came before."""
+        """Run a middle stage: add these members' samples to the sums of earlier stages."""
         return self._pass_on(region, before)
 
     def conclude(self, region: int, before: Passed) -> RegionStatus:
-        """Do the last stage: add these members' samples, then write and record the region."""
+        """Run the last stage: add these members' samples, then write and record the region."""
         started = time.perf_counter()
 
         def work() -> RegionStatus:
@@ -181,7 +181,7 @@ class RegionWorker:
         return _Task(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
 
     def _infer(self, work: RegionWork) -> _Inferred:
-        """Ask the whole ensemble for the posterior of a region."""
+        """Compute the posterior of a region with the whole ensemble."""
         if self._answering is None:
             posterior, seconds = self._on_device(lambda: self._engine.posterior(work.plane, work.target, work.features))
         else:
@@ -191,7 +191,7 @@ class RegionWorker:
         return _Inferred(posterior, work.features.sums(), seconds)
 
     def _infer_last(self, work: RegionWork, before: StageState) -> _Inferred:
-        """Add the samples of the last members to what earlier stages passed on."""
+        """Add the samples of the last members to the sums of earlier stages."""
 
         def compute() -> tuple[Posterior, NDArray[np.int64]]:
             last = self._engine.stage(work.plane, work.target, before, work.features)
@@ -201,7 +201,7 @@ class RegionWorker:
         return _Inferred(posterior, features, seconds)
 
     def _on_device(self, compute: Callable[[], T]) -> tuple[T, float]:
-        """Compute while no other region does; return the result and the seconds that it took."""
+        """Compute while no other region uses the device; return the result and the seconds that it took."""
         with span("wait"):
             self._device_lock.acquire()
         try:
