@@ -1,4 +1,4 @@
-"""The end of an image: its pyramid, its scores, looks and features, its record."""
+"""The end of an image: its pyramid, scores, thumbnails and features, and its record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chorus.pipeline.scores.registry import score_columns
 
 
 def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
-    """Write the pyramid and the record of an image whose regions are all recorded; returns its row of scores."""
+    """Write the pyramid and the record of an image whose regions are all recorded; return its row of scores."""
     with about(run=run_label(context.out), image=image.name):
         with noted() as spans:
             row = _finish(context, image, ensemble)
@@ -93,5 +93,5 @@ def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, A
 
 
 def _foreground(ensemble: Ensemble) -> list[str]:
-    """Names of the foreground classes."""
+    """Return the names of the foreground classes."""
     return [entry.name for entry in ensemble.spec.classes[1:]]

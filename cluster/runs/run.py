@@ -1,4 +1,4 @@
-"""One session of a run: what is still open is streamed, what is complete is finished, and the scores are written."""
+"""One session of a run: stream the unfinished regions, finish complete images, and write the scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from chorus.pipeline.io.ngff import collection_series, plate_metadata, well_meta
 
 @dataclass
 class PlannedRun:
-    """A planned run."""
+    """A run whose plan is made."""
 
     request: PredictRequest
     ensemble: Ensemble
@@ -44,7 +44,7 @@ class PlannedRun:
 
 
 class Run:
-    """A planned run that was begun: `carry_out` it once."""
+    """A planned run whose output is ready: call `carry_out` once."""
 
     def __init__(
         self, job: PlannedRun, context: RunContext, executor: Executor, reporter: PlanReporter, record: RunRecord
@@ -81,7 +81,7 @@ class Run:
             return self._conclude(state, message)
 
     def _conclude(self, state: str, message: str) -> Outcome:
-        """Write what is known of all images."""
+        """Write the scores of all images that have any."""
         rows = self._collect()
         if state == "complete" and any(row["status"] == "failed" for row in rows):
             state = "failures"
@@ -95,7 +95,7 @@ class Run:
         return outcome
 
     def _containers(self) -> None:
-        """Plates stay plates, collections stay collections."""
+        """Create the plates and collections of the sources in the output."""
         for root, index in self._table.containers(np.flatnonzero(~self._finished.images)).items():
             image = self._table.image(index)
             url = storage.join(self._context.out, "images", image.name.removesuffix(image.path).rstrip("/"))
@@ -179,7 +179,7 @@ class Run:
             self._errors[image] = (place, message)
 
     def _pixels(self, todo: np.ndarray) -> int:
-        """Pixels of the open regions, those of an image taken to be equal: for the rate that is shown."""
+        """Estimate the pixels of the unfinished regions, for the rate that is shown, with equal regions per image."""
         images = np.searchsorted(np.cumsum(self._table.region_counts), todo, side="right")
         return int((self._table.pixels / self._table.region_counts)[images].sum())
 

@@ -1,4 +1,4 @@
-"""What the driver counts of a run, exactly, from the statuses of its regions."""
+"""The driver's counts of a run, exact, from the statuses of its regions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from chorus.cluster.telemetry.metrics import (
 
 
 class RunMetrics:
-    """What the driver counts of a run.
+    """The driver's counts of a run.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ class RunMetrics:
         self._recorder.add(RETRIES, status.attempts - 1)
 
     def finishing(self, change: int) -> None:
-        """So many images more, or less, are being finished."""
+        """Add `change` to the number of images being finished."""
         self._recorder.add(IMAGES_FINISHING, change)
 
     def image(self, state: str, count: int = 1) -> None:
-        """Images ended."""
+        """Count images that ended."""
         self._recorder.add(IMAGES, count, state=state)

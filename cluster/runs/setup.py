@@ -1,4 +1,4 @@
-"""Runs that are planned: what carries them out, their place in an output, and several one after the other."""
+"""The setup of planned runs: their executor, their output, and a sequence of several runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_record(job: PlannedRun, started: float) -> tuple[RunRecord, bool]:
 
 
 def make_ready(job: PlannedRun, record: RunRecord, name: str, *, fresh: bool) -> RunContext:
-    """Make the output that of this run, of the session `name`."""
+    """Prepare the output for this run, in the session `name`."""
     out = job.request.out
     if fresh:
         clear_output(out)
@@ -75,9 +75,9 @@ def _context(job: PlannedRun, name: str) -> RunContext:
 
 
 def predict_jobs(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> list[Outcome]:
-    """Planned runs of one ensemble over the same images, in folders of an output that the caller holds.
+    """Run planned runs of one ensemble over the same images, in folders of an output whose lock the caller holds.
 
-    One after the other, until one is cut short.
+    They run one after the other, until one is interrupted.
     """
     outcomes: list[Outcome] = []
     with executor_of(jobs[0], reporter) as (executor, _):
@@ -204,7 +204,7 @@ def larger_regions(job: PlannedRun, expected: Cost, actors: int) -> list[str]:
 
 
 def _check_in_place(job: PlannedRun, *, fresh: bool) -> None:
-    """Labels in a source that are not this run's are never written over, unless asked."""
+    """Refuse to write over labels in a source that are not this run's, unless asked."""
     if not job.settings.in_place or not fresh:
         return
     for index in range(len(job.table)):

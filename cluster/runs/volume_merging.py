@@ -42,13 +42,13 @@ _VOXELS = 1 << 24
 
 
 def view_url(out: str, view: str) -> str:
-    """Output of the run over the planes of a view."""
+    """Return the URL of the output of the run over the planes of a view."""
     return storage.join(out, *WORK, view)
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What a worker is told of a volume.
+    """What a worker needs to know to merge the views of a volume.
 
     Attributes
     ----------
@@ -70,16 +70,16 @@ class MergeJob:
 
     @property
     def slabs(self) -> BlockGrid:
-        """Some planes of a region each; of one time point."""
+        """Slabs: some planes of one region at one time point."""
         return slab_grid(self.image)
 
     @property
     def count(self) -> int:
-        """Slabs of all time points."""
+        """Return the number of slabs over all time points."""
         return self.image.planes[0] * self.slabs.count
 
     def place(self, index: int) -> tuple[int, Box]:
-        """Time point and voxels of a slab."""
+        """Return the time point and the voxels of a slab."""
         t, place = divmod(index, self.slabs.count)
         return t, self.slabs.box(place)
 
@@ -89,14 +89,14 @@ class MergeJob:
 
 
 def slab_grid(image: PlannedImage) -> BlockGrid:
-    """How the writing of a volume is spread: each shard of a plane is within one slab."""
+    """Return how a volume is divided into slabs: each shard of a plane is within one slab."""
     height, width = (min(image.region, length) for length in (image.height, image.width))
     depth = min(image.planes[1], max(1, _VOXELS // (height * width)))
     return BlockGrid((image.planes[1], image.height, image.width), (depth, image.region, image.region))
 
 
 def merge_slab(job: MergeJob, index: int) -> float:
-    """Write the maps and labels of a slab; returns the seconds that it took.
+    """Write the maps and labels of a slab; return the seconds that it took.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A run over volumes: three runs over their planes, one for each direction, and the means of what these left."""
+"""A run over volumes: three runs over their planes, one per direction, and the means of their results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def planes_only(request: PredictRequest) -> PredictRequest:
 
 
 class VolumeRun(Run):
-    """A planned run over volumes that was begun: `carry_out` it once.
+    """A planned run over volumes whose output is ready: call `carry_out` once.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class VolumeRun(Run):
         return outcome
 
     def _statistics(self) -> None:
-        """Each view takes its own."""
+        """Do nothing: each view measures its own statistics."""
 
     def _stream(self) -> None:
         todo = np.flatnonzero(~self._finished.images).tolist()
@@ -131,7 +131,7 @@ class VolumeRun(Run):
         )
 
     def _fill(self, waiting: Iterator[tuple[int, int, MergeJob]]) -> None:
-        """Begin slabs until all cores have enough to do."""
+        """Submit slabs until all cores have enough to do."""
         while len(self._working) < 4 * self._executor.actors and (slab := next(waiting, None)) is not None:
             index, place, job = slab
             self._submit(index, place, merge_slab, job, place)
