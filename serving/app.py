@@ -59,7 +59,7 @@ class EnsembleReplica:
         self._predictor: Predictor | None = None
 
     async def reconfigure(self, config: dict[str, str]) -> None:
-        """Host the ensemble at ``config["url"]``: at the start, and again when it was changed.
+        """Host the ensemble at ``config["url"]``: at the start, and again when it changed.
 
         Meanwhile requests are answered by the one before.
         """
@@ -96,7 +96,7 @@ class EnsembleReplica:
 
 
 class ServePredictors:
-    """See `chorus.serving.contract.predictors.Predictors`: those of Ray Serve.
+    """See `chorus.serving.contract.predictors.Predictors`: implemented on Ray Serve.
 
     Predictions may be carried out again, so that one whose replica dies is given to another.
     """

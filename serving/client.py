@@ -1,4 +1,4 @@
-"""A small client: images in, predictions out, errors as `ServerError`."""
+"""A small client: sends images, returns predictions, raises `ServerError`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ENDED = ("done", "failed", "cancelled")
 
 
 class ServerError(ChorusError):
-    """The server did not do what was asked.
+    """The server refused or failed a request.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     def ensembles(self) -> list[EnsembleInfo]:
@@ -104,7 +104,7 @@ class Client:
         return EnsembleList.model_validate_json(self._send("GET", "/v1/ensembles").content).ensembles
 
     def predict(self, image: NDArray[Any] | str | Path, **options: Any) -> Prediction:
-        """Scores and flags of an image.
+        """Predict an image; return its scores and flags.
 
         Parameters
         ----------
@@ -123,7 +123,22 @@ class Client:
     def segment(
         self, image: NDArray[Any] | str | Path, outputs: Sequence[Output] = ("labels",), **options: Any
     ) -> Segmented:
-        """As `predict`, with arrays."""
+        """Predict an image; return its scores, flags and arrays.
+
+        Parameters
+        ----------
+        image : (y, x) or (channels, y, x); or a file or URL, see `predict`
+        outputs : names of the arrays to return
+        options : see `predict`
+
+        Returns
+        -------
+        The prediction and its arrays; see `Segmented` for their shapes
+
+        Raises
+        ------
+        ServerError : see `predict`
+        """
         answer = self._predict(image, NPZ, options | {"outputs": list(outputs)})
         if answer.status_code == 202:
             raise ServerError("the image is too large to be answered at once; use `Client.submit`", 202)
@@ -132,11 +147,23 @@ class Client:
         return Segmented(Prediction.model_validate_json(str(arrays.pop("prediction"))), arrays)
 
     def zarr(self, image: NDArray[Any] | str | Path, **options: Any) -> bytes:
-        """Predict an image; return a zipped OME-Zarr of all maps and label images."""
+        """Predict an image; return a zipped OME-Zarr of all maps and label images.
+
+        Parameters
+        ----------
+        image : (y, x) or (channels, y, x); or a file or URL, see `predict`
+        options : see `predict`
+        """
         return self._predict(image, ZIP, options).content
 
     def submit(self, image: NDArray[Any] | str | Path, **options: Any) -> JobState:
-        """Have a large image done; ask for it with `job`, or follow it with `watch`."""
+        """Submit a large image; poll it with `job`, or follow it with `watch`.
+
+        Parameters
+        ----------
+        image : (y, x) or (channels, y, x); or a file or URL, see `predict`
+        options : see `predict`
+        """
         answer = self._predict(image, JSON, options)
         if answer.status_code == 202:
             return JobState.model_validate_json(answer.content)
@@ -144,7 +171,7 @@ class Client:
         return JobState(id=found.id, ensemble=found.ensemble, state="done", prediction=found)
 
     def job(self, job: str) -> JobState:
-        """Where a large image is."""
+        """Return the state of a large image's job."""
         return JobState.model_validate_json(self._send("GET", f"/v1/predictions/{job}").content)
 
     def watch(self, job: str, every: float = 1.0) -> Iterator[JobState]:
@@ -157,7 +184,7 @@ class Client:
             time.sleep(every)
 
     def cancel(self, job: str) -> None:
-        """Stop a large image, and remove what there is of it."""
+        """Stop the job of a large image, and remove its partial results."""
         self._send("DELETE", f"/v1/predictions/{job}")
 
     def _predict(self, image: NDArray[Any] | str | Path, media: str, options: dict[str, Any]) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Starts Ray Serve with the application and keeps it up until it is told to end."""
+"""Starts Ray Serve with the application and keeps it running until it is told to stop."""
 
 from __future__ import annotations
 

@@ -50,7 +50,13 @@ def encode(result: Result, media: str, outputs: list[Output]) -> bytes:
 
 
 def arrays(result: Result, outputs: list[str]) -> dict[str, NDArray[np.generic]]:
-    """Return outputs by name: ``labels``, ``objects-<class>``, and maps of several channels by their kind."""
+    """Return outputs by name.
+
+    Returns
+    -------
+    ``labels`` and ``objects-<class>``: (y, x) unsigned integers; maps: (y, x), or (channels, y, x) where a kind has
+    several channels, floats of the dtype of `Result.maps`
+    """
     found: dict[str, NDArray[np.generic]] = {}
     for output in outputs:
         if output == "labels":
@@ -92,7 +98,7 @@ def _tiff(result: Result, outputs: list[str]) -> bytes:
 
 
 def _zip(result: Result) -> bytes:
-    """All maps and label images, as a run leaves them, in one file."""
+    """Return a Zip file of all maps and label images, as a run writes them."""
     with tempfile.TemporaryDirectory(prefix="chorus-serve-") as folder:
         inside = Path(folder) / "prediction.ome.zarr"
         layout = replace(result.layout, url=str(inside), labels_url=str(inside), labels_ngff="0.5")
@@ -115,7 +121,7 @@ def _zip(result: Result) -> bytes:
 
 
 def zipped(folder: Path) -> bytes:
-    """All files below a folder, by their paths in it, stored as they are: chunks are compressed already."""
+    """Return a Zip file of all files below a folder, stored without compression: chunks are compressed already."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""An ensemble on a device, ready to answer; members are loaded once for all ways of asking."""
+"""An ensemble on a device, ready to predict; its members are loaded once for all kinds of requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chorus.serving.contract.settings import ServeSettings
 
 @dataclass(frozen=True)
 class Hosted:
-    """An ensemble that clients ask.
+    """An ensemble that clients can use.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Hosted:
 
     @classmethod
     def load(cls, name: str, url: str, settings: ServeSettings) -> Hosted:
-        """Read an ensemble and try all of its members; raises RefusedError where one does not load or answer."""
+        """Read an ensemble and try all of its members; raise RefusedError where one does not load or predict."""
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
         wanted = ResultSettings(
             device=settings.device,
@@ -62,7 +62,7 @@ class Hosted:
         return self.loaded.device
 
     def _warm_up(self, samples: int) -> None:
-        """Have the members' networks converted before the first client waits for it."""
+        """Convert the members' networks before the first client waits for it."""
         tile = self.ensemble.spec.tile
         with torch.inference_mode():
             for member, channels in zip(self.loaded.members, self.ensemble.all_inputs.channels, strict=True):
@@ -75,7 +75,7 @@ class Hosted:
 
     @cached_property
     def info(self) -> EnsembleInfo:
-        """What clients may know of it."""
+        """Return the public description of the ensemble."""
         spec = self.ensemble.spec
         given = outputs_of(self.loaded.base, self.ensemble)
         outputs = ["labels", *(["objects"] if spec.flows else [])]
@@ -96,7 +96,7 @@ class Hosted:
         )
 
     def settings(self, options: PredictOptions) -> ResolvedSettings:
-        """Those of `chorus predict` with these options, objects included; raises RefusedError as it does.
+        """Return the settings of `chorus predict` with these options, objects included; raise RefusedError as it does.
 
         Other augmentations than the ensemble's get full effort: its bound holds for its own.
         """
@@ -114,7 +114,7 @@ class Hosted:
         return self.loaded.settings(changes, "auto")[0]
 
     def engine(self, settings: ResolvedSettings) -> Engine:
-        """For these augmentations, which decide on the effort; made once."""
+        """Return the engine for these augmentations, which decide the effort; built once."""
         return self.loaded.engine(settings)
 
     def judged(self, row: dict[str, Any], features: ImageFeatures) -> dict[str, Any]:

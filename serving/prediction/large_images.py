@@ -1,4 +1,4 @@
-"""A large image as a run of `chorus predict` inside a replica, on the device that it shares with other requests."""
+"""A large image, processed as a run of `chorus predict` inside a replica, on the device shared with other requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class LargeImage:
-    """What is to be done.
+    """The job of a large image.
 
     Attributes
     ----------
@@ -54,11 +54,11 @@ class LargeImage:
 
 
 class _StoppedError(CutShortError):
-    """Somebody asked for it."""
+    """The job was stopped on request."""
 
 
 class _Executor(SerialTasks):
-    """See `chorus.cluster.regions.executor.Executor`: regions one by one, on a shared device."""
+    """See `chorus.cluster.regions.executor.Executor`: processes regions one by one, on a shared device."""
 
     actors = 1
 
@@ -75,7 +75,7 @@ class _Executor(SerialTasks):
 
 
 class _Progress(Silent):
-    """Notes how many regions are done."""
+    """Counts the regions that are done."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -168,7 +168,7 @@ def _ended(outcome: Outcome, large: LargeImage, store: JobStore, began: float) -
 
 @contextmanager
 def _beating(store: JobStore, record: JobRecord, progress: _Progress) -> Iterator[None]:
-    """Note every few seconds that the job goes on."""
+    """Record every few seconds that the job is alive."""
     ended = threading.Event()
 
     def beat() -> None:

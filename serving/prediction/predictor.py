@@ -1,4 +1,4 @@
-"""Answers predictions of one ensemble on one device. Knows neither HTTP nor Ray."""
+"""Answers requests for predictions of one ensemble on one device. Knows neither HTTP nor Ray."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Predictor:
         return self._device
 
     def change(self, url: str) -> None:
-        """Answer with another ensemble from here on; what is on its way ends with the one that it began with.
+        """Switch to another ensemble for new requests; requests in progress end with the one that they began with.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Predictor:
         self._hosted = Hosted.load(self._name, url, self._settings)
 
     async def predict(self, task: Task) -> PredictorOutcome:
-        """Answer an image; when the caller is cancelled, so is all that is done for it."""
+        """Predict an image; when the caller is cancelled, all work on it is cancelled too."""
         began = time.monotonic()
         self._metrics.began()
         outcome: PredictorOutcome = Refusal(500, UNEXPECTED)
@@ -127,7 +127,7 @@ class Predictor:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def start(self, large: LargeTask) -> Refusal | None:
-        """Begin a job, one after the other; beside them images go on being answered."""
+        """Start a job; jobs run one after the other, while single images are still answered."""
         limits = self._settings.limits
         if self._settings.jobs_url is None:
             return Refusal(413, "the image is too large to be answered at once, and this server does no jobs")
@@ -159,7 +159,7 @@ class Predictor:
         return Refusal(422, said(sentence, *known))
 
     def close(self) -> None:
-        """Wait for what is on its way."""
+        """Wait for the requests in progress."""
         for pool in (self._jobs, self._pool):
             pool.shutdown()
         self._device.close()

@@ -1,4 +1,4 @@
-"""A prediction from its source to its result, by the functions that a run uses; what waits, waits elsewhere."""
+"""A prediction from its source to its result, by the functions that a run uses; nothing here waits for a device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Labels = NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be predicted, before its pixels are read.
+    """The plan of a prediction, before its pixels are read.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an image.
+    """The result of an image.
 
     Attributes
     ----------
@@ -79,7 +79,12 @@ class Result:
     layout: ImageLayout
 
     def channels(self, field: Field) -> NDArray[np.floating]:
-        """Return the maps of a field, (channels, y, x)."""
+        """Return the maps of a field.
+
+        Returns
+        -------
+        (channels, y, x), of the dtype of `maps`
+        """
         return self.maps[field.among(self.layout.channels)]
 
 
@@ -112,14 +117,14 @@ def plan(hosted: Hosted, source: Source, options: PredictOptions, limits: Limits
 
 
 def cost_pixels(planned: Planned) -> int:
-    """Pixels that the members see of the window, those of the image or of the ensemble's size, whichever are more."""
+    """Return the window's number of pixels in the image or at the ensemble's pixel size, whichever is larger."""
     image, window = planned.image, planned.where.window
     scale = image.model_height * image.model_width / (image.height * image.width)
     return int(window.pixels * max(1.0, scale))
 
 
 def prepare(planned: Planned) -> Prepared:
-    """Measure the image where its normalisation needs that, and read the window with all that its tiles see.
+    """Measure the image where its normalisation needs that, and read the window with the context of its tiles.
 
     Raises
     ------
@@ -132,7 +137,7 @@ def prepare(planned: Planned) -> Prepared:
 
 
 def conclude(prepared: Prepared, posterior: Posterior, request_id: str, started: float) -> Result:
-    """Scores, flags, maps and objects of what the members said.
+    """Compute scores, flags, maps and objects from the members' predictions.
 
     Parameters
     ----------
@@ -182,7 +187,7 @@ def result_of_row(
 
 
 def _layout(planned: Planned) -> ImageLayout:
-    """Of an image of the window alone."""
+    """Return the layout of an image that consists of the window alone."""
     window = planned.where.window
     whole = layout_of(planned.image, planned.hosted.ensemble, planned.settings, "")
     corner = (window.y.start, window.x.start)
@@ -193,7 +198,7 @@ def _layout(planned: Planned) -> ImageLayout:
 
 
 def _objects(planned: Planned, layout: ImageLayout, maps: NDArray[np.floating], labels: Labels) -> dict[str, Labels]:
-    """Label images of the objects of each class, as `chorus objects` makes them of what a run has kept."""
+    """Return label images of the objects of each class, as `chorus objects` makes them from the results of a run."""
     ensemble = planned.hosted.ensemble
     settings = object_settings(planned.image, ensemble, planned.settings)
     plane, window = labels.shape, Window.of(0, labels.shape[0], 0, labels.shape[1])
