@@ -1,4 +1,4 @@
-"""What a reference set says of one image: flags, reasons, and what Dice to expect."""
+"""Compares one image with a reference set: flags, reasons, and the expected Dice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chorus.pipeline.scores.registry import STATED
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `chorus flag` says of an image.
+    """The result of `chorus flag` for one image.
 
     Attributes
     ----------

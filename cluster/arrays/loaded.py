@@ -1,4 +1,4 @@
-"""An ensemble whose members are on a device; loaded once for all images, in a notebook as in a server."""
+"""An ensemble whose members are on a device; loaded once for all images, in a notebook or in a server."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class LoadedEnsemble:
     def settings(
         self, changes: dict[str, object], objects: ObjectsMethod
     ) -> tuple[ResolvedSettings, Literal["none", "flows", "watershed", "components"]]:
-        """Those of `chorus predict` with `changes` to `base`, and the method for objects; raises RefusedError as it."""
+        """Return `base` with `changes`, and the object method; raise RefusedError as `chorus predict` does."""
         wanted = ResultSettings.model_validate(self.base.model_dump() | changes)
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects=objects)
         request = with_objects(request, self.ensemble)
@@ -89,7 +89,7 @@ class LoadedEnsemble:
         return resolve(request.settings, self.ensemble), request.objects
 
     def engine(self, settings: ResolvedSettings) -> Engine:
-        """For the augmentations of `settings`, which decide on the effort; made once."""
+        """Return the engine for the augmentations of `settings`, which decide the effort; built once."""
         key = tuple(settings.augmentations)
         if key not in self._engines:
             inputs = self.ensemble.inputs(range(len(self.members)), settings.tile)

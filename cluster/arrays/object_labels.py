@@ -1,4 +1,4 @@
-"""Objects of an image whose results are in memory, as `chorus predict` makes them of what it has stored."""
+"""Objects of an image whose results are in memory, as `chorus predict` makes them from stored results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ def object_settings(image: PlannedImage, ensemble: Ensemble, settings: ResolvedS
 def plane_in_memory(
     maps: NDArray[np.floating[Any]], labels: Labels, layout: ImageLayout, *, multilabel: bool
 ) -> PlaneInMemory:
-    """Return a plane held in memory."""
+    """Return a plane held in memory.
+
+    Parameters
+    ----------
+    maps : (channels, y, x) floats, in the order of `layout.channels`
+    labels : (y, x) unsigned integers, classes
+    """
     names = layout.channels
     flows = maps[of_flows] if (of_flows := FLOW.among(names)) else None
     probability = {}
@@ -54,7 +60,7 @@ def make_objects(
     settings: ResolvedSettings,
     method: Method,
 ) -> ObjectLabels:
-    """Objects of all planes of an image."""
+    """Segment the objects of all planes of an image."""
     layout, chosen = computed.layout, object_settings(image, ensemble, settings)
     doubts = doubts_of(layout.channels, second_flows=False)
     columns = [*doubts, *(f"mean:{name}" for name in distinct(source.image.channels))]

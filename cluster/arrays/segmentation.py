@@ -1,4 +1,4 @@
-"""What an ensemble says of an array, for a person in a notebook."""
+"""The segmentation of an array, for use in a notebook."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN = ("uncertainty", "epistemic", "pairwise_dice")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """What an ensemble says of an array: labels, objects, posterior, scores, flags.
+    """The segmentation of an array: labels, objects, posterior, scores, flags.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Segmentation:
 
     @property
     def aleatoric(self) -> NDArray[np.floating[Any]]:
-        """Variance that each sample states itself, 0 to 0.25: what lies in the image."""
+        """Mean of the variance within each sample, 0 to 0.25: what is inherent in the image."""
         return self.maps(ALEATORIC.name)
 
     def maps(self, kind: str) -> NDArray[np.floating[Any]]:
@@ -100,12 +100,12 @@ class Segmentation:
 
     @property
     def scores(self) -> pd.Series[Any]:
-        """The row that `scores.parquet` of a run has: uncertainty, agreement of the members, image quality."""
+        """The row of `scores.parquet` in a run: uncertainty, agreement of the members, image quality."""
         return scores_frame([self._computed.record.row]).iloc[0]
 
     @property
     def flags(self) -> tuple[str, ...] | None:
-        """What is the matter with the image, empty where nothing is; None without a reference set."""
+        """Flags of the image, empty where there are none; None without a reference set."""
         return None if self.judgement is None else self.judgement.flags
 
     def __repr__(self) -> str:
@@ -129,11 +129,15 @@ class Segmentation:
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
         """Draw the image with the outlines of its segmentation, beside its uncertainty map.
 
-        Of stacks the first time point and the middle plane.
+        Stacks are shown by their first time point and middle plane.
 
         Parameters
         ----------
-        longest : pixels on the longer side of each of the two
+        longest : pixels on the longer side of each of the two panels
+
+        Returns
+        -------
+        (y, x, 3) uint8
         """
         layout = self._computed.layout
         sizes = dict(zip(layout.axes, layout.shape, strict=True))

@@ -51,7 +51,7 @@ class Computed:
 
 
 def of_one_image(measures: frozenset[Measure], measure: Callable[[frozenset[Measure]], Statistics]) -> Statistics:
-    """Statistics of an image, and of the data set of this image alone.
+    """Return the statistics of an image, and of a data set that consists of this image alone.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def compute(
     settings: ResolvedSettings,
     answered: Callable[[int], None],
 ) -> Computed:
-    """Posterior, labels and scores of an image.
+    """Compute posterior, labels and scores of an image.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def compute(
 
 @contextmanager
 def torch_threads(settings: ResolvedSettings) -> Iterator[None]:
-    """Give torch as many threads as a run has, and leave it as it was."""
+    """Give torch as many threads as in a run inside the context, and restore the number afterwards."""
     before = torch.get_num_threads()
     device_of(settings.device).use_threads(settings.threads)
     try:

@@ -29,7 +29,7 @@ _SAY = 'say what its axes are, such as axes="cyx"'
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An array and what is known of it, as of an OME-Zarr image of it alone.
+    """An array with its metadata, treated as an OME-Zarr image.
 
     Attributes
     ----------
@@ -84,15 +84,30 @@ class ArraySource:
         return cls(getattr(array, "data", array) if known and hasattr(array, "dims") else array, image)
 
     def read(self, planned: PlannedImage, t: int, z: int, window: Window) -> NDArray[Any]:
-        """Read the channels that members see in a window; raise ImageError where a pixel is not finite."""
+        """Read the channels that members see in a window; raise ImageError where a pixel is not finite.
+
+        Returns
+        -------
+        (channels, y, x) of the array's dtype
+        """
         return self.channels(planned.channels, t, z, window)
 
     def all_channels(self, t: int, z: int, window: Window) -> NDArray[Any]:
-        """All channels, (channels, y, x) of a window; raises ImageError as `read`."""
+        """Read all channels of a window; raise ImageError as `read`.
+
+        Returns
+        -------
+        (channels, y, x) of the array's dtype
+        """
         return self.channels(range(len(self.image.channels)), t, z, window)
 
     def channels(self, channels: Sequence[int], t: int, z: int, window: Window, step: int = 1) -> NDArray[Any]:
-        """Channels of a window, every `step`-th pixel; raises ImageError where a pixel is no number."""
+        """Read channels of a window, every `step`-th pixel; raise ImageError where a pixel is not finite.
+
+        Returns
+        -------
+        (channels, y, x) of the array's dtype, y and x of the window divided by `step`, rounded up
+        """
         at: dict[str, int | slice] = {"t": t, "z": z}
         at |= {"y": slice(window.y.start, window.y.stop, step), "x": slice(window.x.start, window.x.stop, step)}
         planes = [self._plane(at | {"c": channel}) for channel in channels]
@@ -102,7 +117,7 @@ class ArraySource:
         return pixels
 
     def _plane(self, at: dict[str, int | slice]) -> NDArray[Any]:
-        """(y, x) in native byte order."""
+        """Return one plane, (y, x) in native byte order."""
         axes = self.image.axes
         found = np.asarray(self.array[tuple(at[axis] for axis in axes)])
         found = found if axes.index("y") < axes.index("x") else found.T
@@ -110,7 +125,7 @@ class ArraySource:
 
 
 def _dimensions(array: Any) -> tuple[str, ...] | None:
-    """Names of the axes, where an array says them: those of xarray, and those in a Zarr array's metadata."""
+    """Return the names of the axes where the array has them: of xarray, or in a Zarr array's metadata."""
     names = getattr(array, "dims", None)
     if names is None:
         names = getattr(getattr(array, "metadata", None), "dimension_names", None)
@@ -134,7 +149,7 @@ def _axes(shape: tuple[int, ...], axes: str | None, channel_axis: int | None, kn
 
 
 def _named(known: tuple[str, ...] | None, shape: tuple[int, ...]) -> str | None:
-    """Axes by their names; None where there are none, or where they say nothing, as those that xarray gives."""
+    """Return the axes by their names; None where there are none or they are generic, as xarray's defaults."""
     if known is None or all(name.startswith("dim_") for name in known):
         return None
     letters = [_DIMENSIONS.get(name.lower()) for name in known]
@@ -144,7 +159,7 @@ def _named(known: tuple[str, ...] | None, shape: tuple[int, ...]) -> str | None:
 
 
 def _counted(shape: tuple[int, ...], channel_axis: int | None) -> str:
-    """Axes of an array that says nothing of them."""
+    """Return the axes of an array without names, by its number of dimensions."""
     planes = len(shape) - (channel_axis is not None)
     if planes != 2:
         more = "; channel_axis alone is enough for planes with channels" if len(shape) == 3 else ""
@@ -162,7 +177,7 @@ def _position(axis: int, shape: tuple[int, ...]) -> int:
 
 
 def _coordinates(array: Any, axes: str) -> tuple[str, ...]:
-    """Names of the channels of an xarray; empty where it has none."""
+    """Return the names of the channels of an xarray; empty where it has none."""
     if "c" not in axes:
         return ()
     coordinates = getattr(array, "coords", {})
@@ -171,7 +186,7 @@ def _coordinates(array: Any, axes: str) -> tuple[str, ...]:
 
 
 def _pixel_size(pixel_size: float | tuple[float, float] | None, name: str) -> dict[str, float]:
-    """Micrometres of y and x; empty where nobody says."""
+    """Return the pixel size in micrometres along y and x; empty where unknown."""
     if pixel_size is None:
         return {}
     y, x = (pixel_size, pixel_size) if isinstance(pixel_size, int | float) else pixel_size
