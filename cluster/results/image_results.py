@@ -1,4 +1,4 @@
-"""One image of a run: its arrays, opened and not yet read, its objects and its picture."""
+"""One image of a run: its arrays, opened lazily, its objects and its picture."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHOWN = ("uncertainty", "epistemic", "pairwise_dice", "expected_dice")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageResults:
-    """What a run says of one image. Arrays are dask arrays of what is stored: ``numpy.asarray(image.labels)`` reads.
+    """The results of one image, as dask arrays of stored data: ``numpy.asarray(image.labels)`` reads.
 
     Attributes
     ----------
@@ -81,11 +81,11 @@ class ImageResults:
 
     @property
     def aleatoric(self) -> da.Array:
-        """Variance that each sample states itself, 0 to 0.25."""
+        """Mean of the variance within each sample, 0 to 0.25."""
         return self.maps(ALEATORIC.name)
 
     def maps(self, kind: str) -> da.Array:
-        """A kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
+        """Return a kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
 
         Raises
         ------
@@ -130,11 +130,15 @@ class ImageResults:
         return found
 
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
-        """The image with the outlines of what was found, beside its uncertainty: (y, x, 3) uint8, from coarse levels.
+        """Draw the image with the outlines of its segmentation, beside its uncertainty map, from coarse levels.
 
         Parameters
         ----------
-        longest : pixels on the longer side of each of the two
+        longest : pixels on the longer side of each of the two panels
+
+        Returns
+        -------
+        (y, x, 3) uint8
 
         Raises
         ------
@@ -171,5 +175,5 @@ def _lazy(array: zarr.Array[Any]) -> da.Array:
 
 
 def labels_place(url: str, planned: PlannedImage, *, in_place: bool) -> str:
-    """URL of the group that has the labels of an image: its results, or the source itself."""
+    """Return the URL of the group that has the labels of an image: its results, or the source itself."""
     return storage.normalise(planned.url) if in_place else url

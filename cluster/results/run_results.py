@@ -26,7 +26,7 @@ _ROWS = 5
 
 
 class RunResults:
-    """What a run has left in `out`.
+    """The results of a run in `out`.
 
     Tables are read when they are first asked for, arrays of images when they are used.
 
@@ -72,7 +72,7 @@ class RunResults:
 
     @cached_property
     def flags(self) -> pd.DataFrame | None:
-        """What `chorus flag` said of each image, the riskiest first; None where it was not asked."""
+        """The result of `chorus flag` for each image, the riskiest first; None where it was not run."""
         return self._table("flags.parquet")
 
     def _table(self, name: str) -> pd.DataFrame | None:
@@ -81,7 +81,7 @@ class RunResults:
             return pd.read_parquet(io.BytesIO(storage.read_bytes(url))) if storage.exists(url) else None
 
     def rank(self, by: str = "uncertainty") -> pd.DataFrame:
-        """Images by a score, the worst first; those without it (no foreground, failed) are left out.
+        """Rank images by a score, the worst first; those without it (no foreground, failed) are left out.
 
         Parameters
         ----------
@@ -96,11 +96,11 @@ class RunResults:
 
     @property
     def names(self) -> list[str]:
-        """Names of all images, in the order of the run."""
+        """Return the names of all images, in the order of the run."""
         return list(self.scores["name"])
 
     def image(self, name: str) -> ImageResults:
-        """The results of one image.
+        """Return the results of one image.
 
         Parameters
         ----------
