@@ -1,4 +1,4 @@
-"""A whole run: plan, resume, stream, finish, scores. What it leaves does not depend on how often it was cut short."""
+"""A whole run: plan, resume, stream, finish, scores. Its results do not depend on how often it was interrupted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
 
 
 def forecast(request: PredictRequest, reporter: PlanReporter) -> Forecast:
-    """What `predict` would do and cost, without doing it."""
+    """Forecast the work and cost of `predict`, without running it."""
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     job = plan_job(request, reporter)
     with executor_of(job, reporter) as (_, made):
@@ -85,7 +85,7 @@ def forecast(request: PredictRequest, reporter: PlanReporter) -> Forecast:
 def forecast_cost(
     request: PredictRequest, cluster: ClusterFile, calibration: str | None, reporter: PlanReporter
 ) -> CostForecast:
-    """What `predict` would take and cost on nodes that need not be at hand.
+    """Forecast the time and cost of `predict` on nodes that need not be available.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def plan_job(request: PredictRequest, reporter: PlanReporter, *, without: str | 
 
 
 def _as_before(request: PredictRequest) -> PredictRequest:
-    """The request as the run in its output was, where it does not choose: what was measured since changes nothing."""
+    """Return the request with the backend and batch that the run in its output took, unless it names a backend."""
     if request.settings.backend != "auto" or request.overwrite:
         return request
     if (earlier := earlier_choice(request.out)) is None:

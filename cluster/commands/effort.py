@@ -142,7 +142,7 @@ def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
 def _efforts(
     engine: Engine, ensemble: Ensemble, settings: ResolvedSettings, image: PlannedImage
 ) -> Iterator[list[TileEffort]]:
-    """What every tile of an image came to, region by region, each tile once."""
+    """Yield the effort of every tile of an image, region by region, each tile once."""
     known = measured(image, measures_of(ensemble, settings.tile, "image"), stored_pixels(image, strict=settings.strict))
     array = open_level(image.url, image.level_path, image.ngff)
     for place in range(image.regions):

@@ -123,6 +123,7 @@ class Account:
         self.reporter.begin(regions, pixels, devices)
 
     def devices(self, count: int) -> None:
+        """Pass it on."""
         self.reporter.devices(count)
 
     def region(self, status: RegionStatus) -> None:

@@ -48,7 +48,7 @@ class ScoreTable:
 
 
 def read_file(out: str, name: str, what: str) -> io.BytesIO:
-    """A table of an output; raises RefusedError where there is none yet.
+    """Read a table of an output; raise RefusedError where there is none yet.
 
     Parameters
     ----------
