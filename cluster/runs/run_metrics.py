@@ -27,13 +27,13 @@ class RunMetrics:
 
     Parameters
     ----------
-    passes : forward passes of a tile that gets all
+    passes : forward passes of a tile with full effort
     """
 
     def __init__(self, context: RunContext, passes: int) -> None:
         self._recorder = driver_recorder(context.out, context.ensemble_name)
         self._passes = passes
-        # So that their increase is known from the first one on, and that alerts find what they ask for.
+        # Start at zero, so that the first increase is seen, and that alerts find every series.
         for metric in (TILES, PIXELS, PASSES, RETRIES, RESTARTS):
             self._recorder.add(metric, 0)
         for state in ("done", "failed", "quarantined", "unwritable"):

@@ -30,7 +30,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io.writer import labels_present, remove_labels
 
-# Seconds from which on it is worth measuring first what makes a run fast.
+# Runs longer than this (seconds) are advised to measure what makes them fast.
 _LONG = 600.0
 # Shares of the tiles that may be seen again by a neighbouring region, and that larger regions must save; and how many
 # of those an actor must get, so that none is without work at the end.
@@ -53,7 +53,7 @@ def make_ready(job: PlannedRun, record: RunRecord, name: str, *, fresh: bool) ->
     context = _context(job, name)
     if not fresh:
         record.repeat(len(unended_regions(out)))
-    # The record first: an output with anything in it is known as ours however soon the run ends.
+    # The record first: it marks an output with anything in it as ours, however early the run ends.
     record.write(out)
     job.table.write(context.table_url)
     clear_attempts(out)
@@ -99,7 +99,7 @@ def executor_of(job: PlannedRun, reporter: PlanReporter) -> Iterator[tuple[Execu
         stages = run.stages if run.placement == "staged" else 1
         keep_freed_memory()
         device_of(job.settings.device).require()
-        # As many places for members as there are stages, though one after the other.
+        # One placement per stage, although they run one after the other.
         resources = Resources(stages * job.settings.threads, 0, 1, psutil.virtual_memory().total)
         measured = measured or probe_device(job.ensemble, job.settings)
         yield SerialExecutor(stages), _forecast(job, resources, measured, reporter, "serial")
@@ -150,7 +150,7 @@ def _small(job: PlannedRun, reporter: PlanReporter) -> DeviceProbe | None:
     reporter.phase("trying the ensemble")
     with span("try the ensemble"):
         measured = probe_device(job.ensemble, settings)
-    # What was tried on a GPU stays there: this process would keep some of its memory from the actors.
+    # After a trial on a GPU the run stays here: this process would keep some of the GPU memory from the actors.
     if device.accelerated or beside + work.tiles * measured.seconds_per_tile <= SERIAL_SECONDS:
         return measured
     return None

@@ -1,10 +1,10 @@
-"""From what an ensemble says of a volume's planes in three directions to what it says of its voxels.
+"""Merges an ensemble's predictions on a volume's planes in three directions into predictions per voxel.
 
 Every map is the mean of the three, every component of the flows the mean of the two that see it, as in Cellpose's
 ``run_3D``. A task writes some planes of one region::
 
     OUT/work/volumes/<view>/...                        three runs of their own, one for each direction
-    OUT/work/volumes/merged/<image>/<slab>.json        written after the slab's shards: the sign that it is done
+    OUT/work/volumes/merged/<image>/<slab>.json        written after the slab's shards: marks it as done
     OUT/images/<image>/...                             the means
 """
 
@@ -37,7 +37,7 @@ from chorus.pipeline.io.writer import open_posterior, prepare_image, write_regio
 from chorus.pipeline.report.thumbnails import write_thumbnail
 
 WORK = ("work", "volumes")
-# Voxels of a slab, at most, but one plane at least: its maps are held at once.
+# Maximum number of voxels of a slab (but at least one plane): its maps are in memory at once.
 _VOXELS = 1 << 24
 
 
@@ -55,9 +55,9 @@ class MergeJob:
     out : of the whole run
     layout : of the volume's results
     views : of the results of each view
-    probabilities : names of the channels of which labels are made
+    probabilities : names of the channels from which labels are computed
     multilabel : see `chorus.pipeline.core.posterior.predicted_labels`
-    thumbnails : whether the volume gets one when it is finished
+    thumbnails : whether to write one for the finished volume
     """
 
     out: str
@@ -100,8 +100,8 @@ def merge_slab(job: MergeJob, index: int) -> float:
 
     Raises
     ------
-    ImageError : what the views left cannot be read
-    OutputError : storage does not take the means
+    ImageError : the results of the views cannot be read
+    OutputError : the means cannot be written
     """
     started = time.perf_counter()
     url = job.done_url(index)
@@ -142,7 +142,7 @@ def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int
 def seen_by(channel: str) -> list[tuple[str, str]]:
     """Return the views that predict a channel of a volume, each with the name of that channel in the view.
 
-    A component of a vector is seen by the views whose planes have its axis, all else by each of them.
+    A component of a vector is predicted by the views whose planes contain its axis, everything else by all views.
     """
     field = field_of(channel)
     if field is None or field.symmetry == "scalar":
@@ -169,7 +169,7 @@ def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: st
 def finish_volume(job: MergeJob) -> dict[str, Any]:
     """Write the pyramid and the record of a volume whose slabs are all written; return its row of scores.
 
-    The row is that of the planes as they were taken (view yx): sums of scores are of planes, not of volumes.
+    The row is that of the acquired planes (view yx), because scores are defined for planes, not for volumes.
 
     Raises
     ------

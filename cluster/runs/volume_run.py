@@ -48,7 +48,7 @@ class VolumeRun(Run):
 
     Parameters
     ----------
-    of_view : carries out the run over the planes of a view, or goes on with it
+    of_view : runs or resumes the run over the planes of a view
     """
 
     def __init__(
