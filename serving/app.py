@@ -40,7 +40,7 @@ from chorus.serving.web.tokens import read_tokens
 
 log = logging.getLogger("chorus")
 NAME = "chorus"
-# Seconds that a replica that is replaced has to end what it began.
+# Seconds in which a replaced replica may finish its requests.
 _GRACE = 30.0
 
 
@@ -61,7 +61,7 @@ class EnsembleReplica:
     async def reconfigure(self, config: dict[str, str]) -> None:
         """Host the ensemble at ``config["url"]``: at the start, and again when it changed.
 
-        Meanwhile requests are answered by the one before.
+        Meanwhile the earlier ensemble answers requests.
         """
         if self._predictor is None:
             self._predictor = await asyncio.to_thread(self._load, config["url"])
@@ -98,7 +98,7 @@ class EnsembleReplica:
 class ServePredictors:
     """See `chorus.serving.contract.predictors.Predictors`: implemented on Ray Serve.
 
-    Predictions may be carried out again, so that one whose replica dies is given to another.
+    Predictions can be repeated, so one whose replica dies is retried on another.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ def build(args: dict[str, Any]) -> Application:
     told = settings.model_dump_json()
     handles = {name: _replicas(name, url, settings, told) for name, url in settings.ensembles.items()}
     limits = settings.limits
-    # Reads bodies and hands them on: it waits more than it works. What is beyond its own queue is refused by Serve.
+    # It reads bodies and passes them on, and mostly waits. Serve refuses requests beyond its queue.
     deployment: Any = serve.deployment(WebApplication)  # whose types know only how it decorates
     web: Application = deployment.options(
         name="web",

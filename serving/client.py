@@ -40,7 +40,7 @@ class ServerError(ChorusError):
     Attributes
     ----------
     status : of HTTP; 0 where the server could not be reached
-    request_id : by which its logs name the request
+    request_id : identifies the request in the server's logs
     """
 
     def __init__(self, message: str, status: int = 0, request_id: str = "") -> None:
@@ -68,9 +68,9 @@ class Client:
     Parameters
     ----------
     url : of the server
-    token : one that it knows; none where it runs on this machine without
-    timeout : seconds that an answer may take
-    retries : how often a request is sent again that was refused as there was too much to do
+    token : accepted by the server; none for a server without tokens on this machine
+    timeout : seconds to wait for an answer
+    retries : how often to repeat a request that was refused because the server is busy
     transport : of httpx, for tests
     """
 
@@ -113,7 +113,7 @@ class Client:
 
         Raises
         ------
-        ServerError : it was refused, or is too large to be answered at once: see `submit`
+        ServerError : the image was refused, or is too large to be answered at once: see `submit`
         """
         answer = self._predict(image, JSON, options)
         if answer.status_code == 202:

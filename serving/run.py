@@ -24,7 +24,7 @@ def serve(
     Parameters
     ----------
     address : a running Ray cluster; None starts one here
-    announce : is told when it answers, and where
+    announce : called with the settings and the URL once the server answers
 
     Raises
     ------

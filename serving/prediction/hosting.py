@@ -43,7 +43,7 @@ class Hosted:
             backend=settings.backend,
             effort=settings.effort,
             threads=settings.threads,
-            # The fastest for a long run may be more tiles than an image has, which would be filled up with zeros.
+            # The batch that is fastest for a long run may exceed the tiles of an image and be padded with zeros.
             batch=tiles_per_call(settings.device, ensemble.spec.tile, len(ensemble.spec.augmentations)),
         )
         hosted = cls(name, LoadedEnsemble.load(url, wanted, trust_code=settings.trust_code))
@@ -98,7 +98,7 @@ class Hosted:
     def settings(self, options: PredictOptions) -> ResolvedSettings:
         """Return the settings of `chorus predict` with these options, objects included; raise RefusedError as it does.
 
-        Other augmentations than the ensemble's get full effort: its bound holds for its own.
+        Augmentations other than the ensemble's get full effort: its bound is valid only for its own.
         """
         own = options.augmentations in (None, self.ensemble.spec.augmentations)
         asked = set(options.outputs) & set(self.info.outputs) & set(CHOICES)

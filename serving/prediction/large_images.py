@@ -35,7 +35,7 @@ from chorus.serving.prediction.hosting import Hosted
 from chorus.serving.prediction.steps import Planned, result_of_row
 
 log = logging.getLogger("chorus")
-# That a region may wait for the device among all others.
+# Seconds for which a region may wait for the shared device.
 _PATIENCE = 3600.0
 
 
@@ -85,9 +85,9 @@ class _Progress(Silent):
 
 
 def carry_out(large: LargeImage, device: SharedDevice, store: JobStore) -> JobRecord:
-    """Do all of an image; what is noted in `store` ends with the record that is returned.
+    """Process a large image, and record its progress in `store`; return the last record.
 
-    An error that nobody knew of is raised, once it is noted that the job failed.
+    An unexpected error is raised again after the job is recorded as failed.
     """
     began, progress = time.monotonic(), _Progress()
     hosted, job = large.planned.hosted, large.record.job

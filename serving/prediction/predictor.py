@@ -31,7 +31,7 @@ from chorus.serving.prediction.steps import Planned, Result, conclude, cost_pixe
 log = logging.getLogger("chorus")
 T = TypeVar("T")
 _LATE = "the image was not done in time; ask for less, or allow more"
-# That read, measure and encode while another one is on the device.
+# Threads that read, measure and encode while another request is on the device.
 _BESIDE = 4
 
 

@@ -66,9 +66,9 @@ class Result:
 
     Attributes
     ----------
-    maps : what a run would keep, (channels, y, x) of its type, in the order of `layout`
+    maps : that a run would keep, (channels, y, x) floats of its dtype, in the order of `layout`
     labels : (y, x) classes
-    objects : per class (y, x), where they were asked for
+    objects : (y, x) label image per class, where requested
     layout : of an image of the window alone
     """
 
