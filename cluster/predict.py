@@ -34,7 +34,7 @@ from chorus.pipeline.io.models import FailedImage
 def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> Outcome:
     """Run an ensemble over sources; the same call again resumes.
 
-    Objects, where they are asked for, are made when all images are done; `of_objects` is told how that goes on.
+    Objects, if requested, are segmented when all images are done; `of_objects` receives that progress.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def _account(job: PlannedRun, made: Forecast, reporter: PlanReporter, begun: flo
 
 
 def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> None:
-    """Note beside the outcome what the session took and cost."""
+    """Record beside the outcome the session's time and cost."""
     outcome.summary |= account.summary()
     if outcome.state != "interrupted":
         record.content["summary"] = outcome.summary
@@ -154,7 +154,7 @@ def _as_before(request: PredictRequest) -> PredictRequest:
 def _begin(
     job: PlannedRun, record: RunRecord, name: str, executor: Executor, reporter: PlanReporter, *, fresh: bool
 ) -> Run:
-    """Make the output that of this run."""
+    """Prepare the output for this run."""
     context = make_ready(job, record, name, fresh=fresh)
     if job.settings.volumes == "all":
         of_view = partial(_within, name=name, executor=executor, reporter=reporter, whole=job.request.out)

@@ -1,4 +1,4 @@
-"""``scores.parquet`` for those who only list it: without pandas, whose import takes longer than to read a table."""
+"""``scores.parquet`` for callers that only list it: without pandas, whose import takes longer than reading a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ScoreTable:
     """
 
     def __init__(self, out: str) -> None:
-        # What else of Arrow reads Parquet or picks rows imports pandas.
+        # Arrow's other ways to read Parquet or select rows import pandas.
         self._file = pq.ParquetFile(read_file(out, "scores.parquet", "scores"))
         fields = [(current_name(field.name), field) for field in self._file.schema_arrow]
         self._kinds: dict[str, pa.DataType] = {name: field.type for name, field in fields}
@@ -32,16 +32,16 @@ class ScoreTable:
 
     @property
     def names(self) -> list[str]:
-        """Names of its columns."""
+        """Return the names of the columns."""
         return list(self._kinds)
 
     @property
     def numeric(self) -> list[str]:
-        """Those of numbers."""
+        """Return the names of the numeric columns."""
         return [name for name, kind in self._kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
 
     def columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Values by column, None where there is none; of names that it has not, none."""
+        """Return values by column, None where a value is missing; unknown names are left out."""
         stored = {name: self._stored[name] for name in names if name in self._stored}
         table = self._file.read(columns=list(stored.values()))
         return {name: table[column].to_pylist() for name, column in stored.items()}

@@ -43,7 +43,7 @@ def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def read_scores(out: str) -> pd.DataFrame:
-    """``scores.parquet`` of an output; raises RefusedError where there is none yet."""
+    """Read ``scores.parquet`` of an output; raise RefusedError where there is none yet."""
     return with_current_names(pd.read_parquet(read_file(out, "scores.parquet", "scores")))
 
 
@@ -69,5 +69,5 @@ def write_features(out: str, rows: list[dict[str, Any]]) -> None:
 
 
 def read_features(out: str) -> pd.DataFrame:
-    """``features.parquet`` of an output; raises RefusedError where there is none yet."""
+    """Read ``features.parquet`` of an output; raise RefusedError where there is none yet."""
     return pd.read_parquet(read_file(out, "features.parquet", "features"))
