@@ -1,1 +1,1 @@
-"""Work on machines of others: submitted runs and jobs, what they cost, profiles, and serving."""
+"""Commands for clusters: submitted runs and jobs, costs, profiles, and serving."""

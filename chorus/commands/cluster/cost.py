@@ -1,4 +1,4 @@
-"""How ``chorus plan --cluster`` looks: what the run is, and node types beside each other."""
+"""The output of ``chorus plan --cluster``: the work of the run, and node types side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tables(found: CostForecast) -> Iterator[RenderableType]:
-    """What is to be done, then a row for each choice of nodes, then what all of them together would do."""
+    """Yield the work to be done, a row for each choice of nodes, the share of each, and the size of the output."""
     cost, measured = found.cost, found.calibration
     yield (
         f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.megapixels / 1e3:.3g} gigapixels; "
@@ -54,7 +54,7 @@ def _cells(one: DurationForecast) -> list[str]:
 
 
 def _shares(together: DurationForecast) -> Table:
-    """Who does how much of the work, and what that costs."""
+    """Return a table of each node type's share of the work and its cost."""
     table = Table(title="All together, by node type", title_justify="left")
     table.add_column("nodes", overflow="fold")
     for name in ("share of regions", "node hours", "taken away", "cost"):

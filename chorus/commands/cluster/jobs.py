@@ -132,7 +132,7 @@ def logs(
     address: Address = DEFAULT_ADDRESS,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends, and end as it does.")] = False,
 ) -> None:
-    """Print what a job has said.
+    """Print the log of a job.
 
     **Example**
 
@@ -163,7 +163,7 @@ def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) 
 
 
 def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True, as_json: Json = False) -> None:
-    """Start the command of a job that was stopped or cut short again, as a new job; what is recorded is not done again.
+    """Start the command of a job that was stopped or interrupted again, as a new job; recorded work is not repeated.
 
     **Example**
 
@@ -176,7 +176,7 @@ def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True
 
 
 def _begin(jobs: Jobs, job: SubmittedJob, *, follow: bool, as_json: bool) -> None:
-    """Say that a job was started, and stay with it if that is wished."""
+    """Report that a job was started, and follow it if asked to."""
     _say(f"job      {job.name}  ({job.command}, into {job.out})")
     if follow:
         job = _follow(jobs, job, Console(stderr=True, soft_wrap=True))
@@ -188,7 +188,7 @@ def _begin(jobs: Jobs, job: SubmittedJob, *, follow: bool, as_json: bool) -> Non
 
 
 def _follow(jobs: Jobs, job: SubmittedJob, console: Console) -> SubmittedJob:
-    """Show what a job says until it ends; returns it as it is then."""
+    """Print the log of a job until it ends; return its state then."""
     try:
         return jobs.follow(job.name, lambda text: console.out(text, end="", highlight=False))
     except KeyboardInterrupt as error:
@@ -197,7 +197,7 @@ def _follow(jobs: Jobs, job: SubmittedJob, console: Console) -> SubmittedJob:
 
 
 def _end(jobs: Jobs, job: SubmittedJob, *, as_json: bool) -> None:
-    """Say how a job ended."""
+    """Report how a job ended."""
     if as_json:
         print(json.dumps(asdict(job)))
     _say(f"{job.name}: {job.state}" + (f" ({job.message})" if job.exit_code is None and job.message else ""))
@@ -206,7 +206,7 @@ def _end(jobs: Jobs, job: SubmittedJob, *, as_json: bool) -> None:
 
 
 def _next(jobs: Jobs, job: SubmittedJob) -> str:
-    """What can be done with a job as it is."""
+    """Return what can be done with a job in its present state."""
     if job.alive:
         return (
             f"look at it with {jobs.call('status', job.name)}, follow it with {jobs.call('logs --follow', job.name)}, "
@@ -218,7 +218,7 @@ def _next(jobs: Jobs, job: SubmittedJob) -> str:
 
 
 def _run_state(job: SubmittedJob) -> tuple[RunState | None, str]:
-    """What is recorded of a job's run, or why this machine cannot tell."""
+    """Return the recorded state of a job's run, or why this machine cannot read it."""
     from chorus.cluster.state.progress import run_state
     from chorus.pipeline.errors import ChorusError
 
@@ -237,7 +237,7 @@ def _facts(job: SubmittedJob) -> dict[str, str]:
 
 
 def _course(job: SubmittedJob, reached: Reached | None, state: RunState | None, why: str) -> dict[str, str]:
-    """How far it has come, in this job and in all."""
+    """Return the progress of the job and of the whole run."""
     found: dict[str, str] = {}
     if reached is not None:
         found["progress"] = f"{reached.ended} of {reached.total} {reached.units} that were open, {reached.rates}"

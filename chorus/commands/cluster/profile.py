@@ -58,7 +58,7 @@ def profile(
 
 
 def tables(found: Profile) -> Iterator[Table]:
-    """What devices did, and the stages of regions, images and the run."""
+    """Yield tables of the devices, then of the stages of regions, images and the run."""
     sessions = f"{found.sessions} session{'s' if found.sessions > 1 else ''}"
     devices = Table(title=f"Devices in {duration(found.seconds)} of regions ({sessions})", title_justify="left")
     for name in ("devices were", "share", ""):

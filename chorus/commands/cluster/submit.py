@@ -1,4 +1,4 @@
-"""A command line for a cluster: parsed here, where a mistake costs a second, and only with places that it reaches."""
+"""Parses a command line for a cluster here, where a mistake costs a second, and allows only paths that it can reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chorus.pipeline.io import storage
 if TYPE_CHECKING:
     import typer
 
-# Parameters of commands that say where something is, what is written or worked on first.
+# Parameters of commands that hold paths; outputs first.
 OUTPUTS = ("out", "results", "outs")
 PLACES = (
     *OUTPUTS,
@@ -32,12 +32,12 @@ PLACES = (
     "calibration",
     "cluster",
 )
-# Those that may also be names: of ensembles that Chorus brings, of label images in an OME-Zarr.
+# Those that may also be names: of built-in ensembles, or of label images in an OME-Zarr.
 _ENSEMBLES, _LABELS = ("ensemble", "start", "flows_from"), ("labels", "test_labels")
 
 
 def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) -> SubmittedCommand:
-    """The command that `words` are; raises RefusedError, or what the command line raises, where it cannot run there.
+    """Parse `words` as a command; raise RefusedError, or what the command line raises, where it cannot run as a job.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def read_command(context: typer.Context, words: Sequence[str], *, shared: bool) 
 
 
 def _check_places(given: Mapping[str, Any], options: Mapping[str, str], *, shared: bool) -> str | None:
-    """Raise RefusedError for what the cluster cannot see; returns where relative paths begin, None: there are none."""
+    """Raise RefusedError for paths that the cluster cannot see; return the base of relative paths, None for no base."""
     relative = False
     for name in PLACES:
         for value in _values(given.get(name)):
@@ -95,7 +95,7 @@ def _values(value: str | Sequence[str] | None) -> list[str]:
 
 
 def _is_name(parameter: str, value: str) -> bool:
-    """Whether `value` is no place: a name without slash or suffix, unless there is such a file or folder here."""
+    """Return whether `value` is a name, not a path: no slash or suffix, and no such file or folder here."""
     if not value:
         return True
     if parameter not in _ENSEMBLES + _LABELS or "/" in value or Path(value).suffix or Path(value).exists():

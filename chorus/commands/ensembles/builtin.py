@@ -39,17 +39,17 @@ def list_builtin(as_json: Json = False) -> None:
 
 
 def builtin_table(known: Mapping[str, str]) -> Table:
-    """The ensembles that Chorus brings, by name and path."""
+    """Return a table of the ensembles that are part of Chorus, by name and path."""
     import yaml
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("name", "members", "description", "scores"):
         table.add_column(Text(name), no_wrap=name in ("name", "members"))
     for name, path in known.items():
-        # They are ours and checked in our tests: whoever looks at the list does not wait until networks are imported.
+        # Built-in ensembles are checked by the tests, so the list does not import networks.
         content = yaml.load(Path(path).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         about = content["about"]
-        # Of the first set alone: it is the one that is most like what the ensemble is for.
+        # Scores of the first set only: it is the closest to the ensemble's purpose.
         first = [f"{data}: {numbers(of_the_ensemble(found))}" for data, found in about["scores"].items()][:1]
         scores = "".join(first)
         cells = (name, f"{len(content['members'])}", about["description"], scores)
@@ -58,11 +58,11 @@ def builtin_table(known: Mapping[str, str]) -> Table:
 
 
 def of_the_ensemble(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """The scores of all members together, where single ones have some, too; `--json` has them all."""
+    """Return the scores of all members together, where single members have some, too; `--json` has them all."""
     whole = {name.removesuffix(":ensemble"): value for name, value in scores.items() if name.endswith(":ensemble")}
     return whole or scores
 
 
 def numbers(values: Mapping[str, float]) -> str:
-    """Names and values in a line."""
+    """Format names and values in one line."""
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())

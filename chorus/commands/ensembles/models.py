@@ -114,7 +114,7 @@ def _about(
     cite_text: str | None,
     cite_doi: str | None,
 ) -> About:
-    """What the ensemble says of itself, and what the options say instead."""
+    """Return the ensemble's own description, replaced by the options where they are given."""
     from chorus.pipeline.core.provenance import About
 
     if (cite_text is None) != (cite_doi is None):
@@ -132,7 +132,7 @@ def _about(
 
 
 def _print_tested(tested: PackageTest) -> None:
-    """A table of the weight formats, then why some failed or were skipped."""
+    """Print a table of the weight formats, then why some failed or were skipped."""
     title = f"{tested.name} (BioImage.IO {tested.format_version}): {tested.url}"
     table = Table(title=title, title_justify="left")
     for heading in ("weights", "run by", "", "max diff", "relative", "seconds"):

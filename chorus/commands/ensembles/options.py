@@ -1,4 +1,4 @@
-"""What ``chorus ensemble add`` is told of a new ensemble, and how these options are written."""
+"""The options of ``chorus ensemble add`` that describe a new ensemble, and their syntax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMS = "percentile:1,99.8, mean_std:MEAN/STD, mean_std:image, none or member"
 
 @dataclass
 class NewEnsembleOptions:
-    """Of a new ensemble; what is not given is taken from its first member."""
+    """Options of a new ensemble; what is not given is taken from its first member."""
 
     name: Annotated[str | None, typer.Option(help="Name of the ensemble.")] = None
     classes: Annotated[
@@ -56,7 +56,7 @@ class NewEnsembleOptions:
     ] = None
 
     def wanted(self) -> Wanted:
-        """As the pipeline takes it; raises RefusedError naming the option."""
+        """Return the options as the pipeline takes them; raise RefusedError naming the option."""
         from chorus.pipeline.ensembles.creation import Wanted
 
         return Wanted(
@@ -74,7 +74,7 @@ class NewEnsembleOptions:
 
 
 def member_options(given: list[str]) -> dict[str, Any]:
-    """``key=value`` with values as in YAML; raises RefusedError for another form."""
+    """Parse ``key=value`` with values as in YAML; raise RefusedError for another form."""
     options = {}
     for text in given:
         key, equals, value = text.partition("=")

@@ -52,7 +52,7 @@ def train(options: TrainOptions, as_json: Json = False) -> None:
 
 
 def scores_table(dataset: str, scores: dict[str, float]) -> Table:
-    """A row per predictor: Dice, and AP of objects where there are any."""
+    """Return a table with a row per predictor: Dice, and AP of objects where there are any."""
     metrics = {"dice": "Dice", "ap50": "AP 0.5", "map": "mAP 0.5:0.95"}
     there = [metric for metric in metrics if any(name.startswith(f"{metric}:") for name in scores)]
     table = Table(title=f"{dataset}: {scores['images']:.0f} images that nobody trained on", title_justify="left")
@@ -65,14 +65,14 @@ def scores_table(dataset: str, scores: dict[str, float]) -> Table:
 
 
 def _content(outcome: TrainOutcome) -> dict[str, Any]:
-    """The outcome for machines."""
+    """Return the outcome as JSON content."""
     names = ("out", "state", "hash", "scores", "verdicts", "skipped", "seconds")
     content = {name: getattr(outcome, name) for name in names}
     return content | {"folds": [fold.model_dump(mode="json") for fold in outcome.folds]}
 
 
 def _lines(outcome: TrainOutcome) -> list[str]:
-    """How it ended, where the ensemble is, and what to do next."""
+    """Return how the training ended, where the ensemble is, and what to do next."""
     dices = ", ".join(f"{fold.mean_dice:.3f}" for fold in outcome.folds)
     begun = ", ".join(sorted({fold.begun_with for fold in outcome.folds}))
     lines = [

@@ -25,7 +25,7 @@ _AUGMENT, _ABOUT, _RUN = "What is varied from patch to patch", "What is said of 
 
 @dataclass
 class TrainOptions:
-    """What `chorus train` asks for: `chorus.pipeline.training.settings.TrainSettings`, data, and how to go about it."""
+    """The options of `chorus train`: `chorus.pipeline.training.settings.TrainSettings`, the data, and how to train."""
 
     images: Annotated[
         str, typer.Argument(help="TIFF, PNG or JPEG files (folder or glob), or OME-Zarr images, plates, folders.")
@@ -171,7 +171,7 @@ class TrainOptions:
     ] = None
 
     def request(self) -> TrainRequest:
-        """The validated request; raises RefusedError naming the option."""
+        """Return the validated request; raise RefusedError naming the option."""
         from chorus.cluster.training.run import TrainRequest
 
         data: dict[str, str | None] = {"name": self.data_name or self.images.rstrip("/").rsplit("/", 1)[-1]}
@@ -187,7 +187,7 @@ class TrainOptions:
             raise RefusedError(_sentence(error)) from error
 
     def _settings(self) -> dict[str, Any]:
-        """As `TrainSettings` takes them; its own names, but for `_NAMES`."""
+        """Return the options under the names of `TrainSettings`; they differ only in `_NAMES`."""
         same: tuple[str, ...] = (
             "architecture",
             "encoder",
@@ -222,7 +222,7 @@ class TrainOptions:
 
 
 def starting_member(text: str) -> SmpMember:
-    """Member of an ensemble to fine-tune, with the whole URL of its weights; raises RefusedError for other kinds."""
+    """Return the ensemble member to fine-tune, with the full URL of its weights; raise RefusedError for other kinds."""
     from chorus.pipeline.ensembles.ensemble import read_ensemble
     from chorus.pipeline.members.smp import SmpMember
 
@@ -240,7 +240,7 @@ def starting_member(text: str) -> SmpMember:
     return member.model_copy(update={"weights": ensemble.asked(index).url})
 
 
-# Options that are not called as the settings that they fill.
+# Options whose names differ from the settings that they fill.
 _NAMES = {
     "labels": "label-kind",
     "classes": "class",
@@ -253,7 +253,7 @@ _NAMES = {
 
 
 def _sentence(error: ValidationError) -> str:
-    """What is wrong with which option."""
+    """Return a sentence that says which option is wrong and why."""
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ").replace("labels: ", "--label-kind ")
     path = [str(part) for part in first["loc"] if part != "augment"]
@@ -267,7 +267,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """``name=value`` with a value in JSON, or a plain word."""
+    """Parse ``name=value`` with a value in JSON, or a plain word."""
     name, sign, value = text.partition("=")
     if not sign:
         raise RefusedError(f"--option {text}: give name=value, e.g. decoder_channels=[64,48,32,24,16]")

@@ -1,4 +1,4 @@
-"""An ensemble as people read it: what it is of, how it is fed, its members, where it comes from, how good it is."""
+"""An ensemble as people read it: purpose, input, members, origin, and scores."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from chorus.pipeline.inference.adaptive_bound import EffortBound
     from chorus.pipeline.members.contract import MemberEntry
 
-# Of members and of sets of images that are shown unless all are asked for.
+# Number of members and of image sets that are shown by default.
 _ROWS = 5
 # Of a member: what its own columns of the table, or those of all, show already.
 _SHOWN = {"kind", "weights", "sha256", "activation", "architecture", "encoder"}
 
 
 def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[RenderableType]:
-    """The parts of the view, from top to bottom: what fits a screen, or `everything`."""
+    """Yield the parts of the view, from top to bottom: what fits a screen, or `everything`."""
     spec = ensemble.spec
     yield Text(spec.name, style="bold")
-    # To be copied: never broken, however narrow the terminal.
+    # Meant to be copied: never broken, however narrow the terminal.
     yield Text(ensemble.url, no_wrap=True, overflow="ignore")
     yield Text(ensemble.hash, no_wrap=True, overflow="ignore")
     yield _facts(
@@ -61,7 +61,7 @@ def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[Renderable
 
 
 def normalisation(settings: Normalisation) -> str:
-    """In words."""
+    """Describe the normalisation in words."""
     if isinstance(settings, Percentile):
         return f"percentiles {settings.low:g} and {settings.high:g} of the image become 0 and 1"
     if isinstance(settings, MeanStd):
@@ -72,7 +72,7 @@ def normalisation(settings: Normalisation) -> str:
 
 
 def _effort(bound: EffortBound) -> str:
-    """Which tiles are done early, and what that was measured on."""
+    """Describe which tiles stop early, and on what data that was measured."""
     of = f", {bound.reference}" if bound.reference else ""
     return (
         f"adaptive: as many augmentations as it takes that at most {bound.changed:.2%} of a tile's labels change "
@@ -106,7 +106,7 @@ def _members(ensemble: Ensemble) -> RenderableType:
 
 
 def _kinds(ensemble: Ensemble) -> RenderableType:
-    """How many members there are of a kind and a network."""
+    """Return a table of the number of members of each kind and network."""
     table = _table("", "kind", "network")
     counts = Counter((member.kind, _named(member)) for member in ensemble.spec.members)
     for (kind, network), count in counts.most_common(_ROWS):
@@ -115,7 +115,7 @@ def _kinds(ensemble: Ensemble) -> RenderableType:
 
 
 def _named(member: MemberEntry) -> str:
-    """Architecture and encoder, or the weights of a member that names none."""
+    """Return architecture and encoder, or the weights of a member that names none."""
     content = member.model_dump(mode="json", exclude_defaults=True)
     return "/".join(str(content[key]) for key in ("architecture", "encoder") if key in content) or member.weights
 
@@ -129,7 +129,7 @@ def _sentinels(sentinels: Iterable[Sentinel]) -> RenderableType:
 
 
 def _network(member: MemberEntry) -> str:
-    """Architecture and format, as far as ``ensemble.yaml`` has them."""
+    """Return architecture and format, as far as ``ensemble.yaml`` has them."""
     content = member.model_dump(mode="json", exclude_defaults=True)
     names = "/".join(str(content[key]) for key in ("architecture", "encoder") if key in content)
     others = [f"{key}={value}" for key, value in content.items() if key not in _SHOWN]

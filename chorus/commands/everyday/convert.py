@@ -62,7 +62,7 @@ def convert(
 
 
 def _lines(outcome: Outcome) -> list[str]:
-    """How it ended, where the results are, and what to do next."""
+    """Return how the command ended, where the results are, and what to do next."""
     summary = outcome.summary
     parts = f", {summary['part']} parts of others" if summary["part"] else ""
     left = f", {summary['open']} not yet" if summary["open"] else ""

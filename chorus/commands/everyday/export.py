@@ -149,7 +149,7 @@ def annotation(
 
 
 def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
-    """Names of the images that were decided so; None without --decided."""
+    """Return the names of the images with this decision; None without --decided."""
     if decided is None:
         return None
     from chorus.serving.review.run import decided_images
@@ -169,7 +169,7 @@ def _objects(content: dict[str, Any], only: tuple[str, ...] | None, as_json: boo
 
 
 def _package_table(outcome: Outcome) -> Table:
-    """The images of a package, and which window of them."""
+    """Return a table of the images of a package, and the window of each."""
     table = Table(title=f"{outcome.summary['done']} images by {outcome.summary['by']}", title_justify="left")
     for name in ("image", "plane (t, z)", "window (y, x)", "pixels", "labels"):
         table.add_column(name, overflow="fold")
@@ -183,7 +183,7 @@ def _package_table(outcome: Outcome) -> Table:
 
 
 def _end(outcome: Outcome, places: list[str], as_json: bool) -> None:
-    """Say how it ended and where the files are, and leave with its exit code."""
+    """Report how the export ended and where the files are, and exit with its code."""
     if as_json:
         print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
     summary = outcome.summary

@@ -48,7 +48,7 @@ def objects(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Number the objects of every image and list them, anew or by another method than `chorus predict` did.
+    """Label the objects of every image and list them, anew or by another method than `chorus predict` did.
 
     The same command again resumes.
 
@@ -86,7 +86,7 @@ def objects(
 
 
 def _table(outcome: Outcome) -> Table:
-    """Objects per image and class."""
+    """Return a table of the objects per image and class."""
     classes = list(outcome.summary["objects"])
     of = f" of {outcome.summary['flows_from']}" if "flows_from" in outcome.summary else ""
     title = f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}{of}"
@@ -105,7 +105,7 @@ def _table(outcome: Outcome) -> Table:
 
 
 def _lines(outcome: Outcome) -> list[str]:
-    """How it ended, where the results are, and what to do next."""
+    """Return how the command ended, where the results are, and what to do next."""
     summary = outcome.summary
     lines = [counted(summary)]
     lines += failures(outcome, "objects.json")

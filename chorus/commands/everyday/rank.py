@@ -64,7 +64,7 @@ def rank(
 
 
 def _export(out: str, by: str, above: float | None, path: str) -> None:
-    """Write the ranking, or with a threshold what is beyond it."""
+    """Write the ranking, or with a threshold the images beyond it."""
     from chorus.cluster.state.scores import read_scores
     from chorus.pipeline.errors import OutputError
     from chorus.pipeline.exports.tables import write_table

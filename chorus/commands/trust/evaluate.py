@@ -142,7 +142,7 @@ def _means_table(summary: dict[str, Any]) -> Table:
 
 
 def _lines(outcome: Outcome) -> list[str]:
-    """How it ended, what was left out, whether deep learning was needed, and what to do next."""
+    """Return how the evaluation ended, what was left out, whether deep learning was needed, and what to do next."""
     summary = outcome.summary
     images = summary["images"]
     lines = [

@@ -72,7 +72,7 @@ def flag(
 
 
 def flag_table(flagged: pd.DataFrame, title: str) -> Table:
-    """A row per image: what to expect of it, and what is the matter with it."""
+    """Return a table with a row per image: the expected Dice, and why the image is flagged."""
     from chorus.pipeline.scores.flag_registry import flag_label
     from chorus.pipeline.scores.registry import STATED
 
@@ -90,7 +90,7 @@ def flag_table(flagged: pd.DataFrame, title: str) -> Table:
 
 
 def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau: float) -> list[str]:
-    """What was flagged, what looking at the budget's images buys, and how far the reference set can be trusted."""
+    """Return lines on the flagged images, the gain from a review within budget, and limits of the reference set."""
     from chorus.pipeline.scores.flag_registry import flag_label
 
     counts = flagged["flags"].explode().value_counts()
@@ -105,7 +105,7 @@ def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau:
 
 
 def _features(out: str) -> pd.DataFrame | None:
-    """``features.parquet`` of an output; None where it has none, as those of earlier versions."""
+    """Read ``features.parquet`` of an output; None where it has none, as those of earlier versions."""
     from chorus.cluster.state.scores import read_features
     from chorus.pipeline.io import storage
     from chorus.pipeline.io.storage import storage_errors
@@ -138,7 +138,7 @@ def _write_metrics(path: str, out: str, ensemble: str, flagged: pd.DataFrame) ->
 
 
 def _content(flagged: pd.DataFrame, reference: Reference, plan: Review) -> dict[str, Any]:
-    """The outcome for machines."""
+    """Return the outcome as JSON content."""
     from dataclasses import asdict
 
     known = {"images": reference.images, "tau": reference.tau, "alpha": reference.bound.alpha}

@@ -70,7 +70,7 @@ def shift(
 
 
 def shift_tables(found: Shift) -> list[Table]:
-    """The comparisons with the reference, and those between groups of images, if there are any."""
+    """Return the comparisons with the reference, and those between groups of images, if there are any."""
     from chorus.pipeline.scores.registry import phrase_of
 
     against = Table(title=f"{found.images} images, {found.reference_images} of the reference", title_justify="left")
@@ -92,7 +92,7 @@ def shift_tables(found: Shift) -> list[Table]:
 
 
 def _features(out: str, names: list[str]) -> pd.DataFrame | None:
-    """``features.parquet`` of an output, the rows of `names` alone: of many images it is gigabytes; None without."""
+    """Read the rows `names` of an output's ``features.parquet``, which can be gigabytes; None where there is none."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -85,7 +85,7 @@ def truth(
 
 
 def _table(outcome: Outcome) -> Table:
-    """A row per expert."""
+    """Return a table with a row per expert."""
     table = Table(title="Experts", title_justify="left")
     for name in ("expert", "images", "missing", "Dice with the truth", "minimum", "Dice with the others"):
         table.add_column(name, justify="left" if name == "expert" else "right")
@@ -97,7 +97,7 @@ def _table(outcome: Outcome) -> Table:
 
 
 def _lines(outcome: Outcome) -> list[str]:
-    """How it ended, what to look at, where the results are, and what to do next."""
+    """Return how the command ended, what to look at, where the results are, and what to do next."""
     summary = outcome.summary
     lines = [counted(summary)]
     missing = [f"{row['name']} ({', '.join(row['missing'])})" for row in outcome.rows if row["missing"]]
