@@ -87,7 +87,7 @@ def plan_table(forecast: Forecast) -> Table:
 
 
 def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], title: str) -> Table:
-    """Rows of scores under their labels, numbers to four digits."""
+    """Return a table of rows of scores under their labels, numbers to four digits."""
     from chorus.pipeline.scores.registry import phrase_of
 
     table = Table(title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""Commands that are imported when they are called: whoever asks for help or for a version waits for nothing else."""
+"""Commands that are imported when they are called, so that help and version appear without delay."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CommandEntry:
     Attributes
     ----------
     name : as typed
-    home : ``module:name`` of its function, or of the `typer.Typer` of a group that takes options of its own; empty
-        where it is a group without
+    home : ``module:name`` of its function, or of the `typer.Typer` of a group with options of its own; empty for a
+        group without options
     summary : what it does, in a line of the list of commands
     commands : of a group
-    options_first : what comes after the first word that is no option belongs to that word
+    options_first : everything after the first word that is no option belongs to that word
     """
 
     name: str
@@ -48,7 +48,7 @@ class LazyCommand(TyperCommand):
 
     @cached_property
     def loaded(self) -> Any:
-        """The command itself."""
+        """Import and return the command itself."""
         module, _, name = self._home.partition(":")
         home = getattr(import_module(module), name)
         if isinstance(home, typer.Typer):
@@ -58,12 +58,12 @@ class LazyCommand(TyperCommand):
         return _narrow(get_command(app))
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Read the arguments of the command itself."""
+        """Parse the arguments of the command itself."""
         return self.loaded.make_context(info_name, args, parent, **extra)
 
 
 def _narrow(command: Any) -> Any:
-    """Have the help of a command fit 80 columns: long lists may be broken between their words, and only there."""
+    """Fit the help of a command into 80 columns: long lists may be broken between their words only."""
     for param in command.params:
         choices = _choices(param.type_descriptor.annotation)
         if len("|".join(choices)) > _WIDEST and not param.metavar:
@@ -77,7 +77,7 @@ def _narrow(command: Any) -> Any:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Of a parameter that takes one of several words, or none; empty for others."""
+    """Return the choices of a parameter that takes one of several words; empty for others."""
     if get_origin(annotation) is Literal:
         return [str(one) for one in get_args(annotation)]
     parts = [part for part in get_args(annotation) if part is not NoneType]
@@ -85,7 +85,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def commands_of(panels: Mapping[str | None, Sequence[CommandEntry]]) -> dict[str, Any]:
-    """The commands of a group by name; none of them is imported.
+    """Return the commands of a group by name, without importing any of them.
 
     Parameters
     ----------
@@ -108,5 +108,5 @@ def _made(command: CommandEntry, panel: str | None) -> TyperCommand | TyperGroup
 
 
 def resolved(command: Any) -> Any:
-    """A command with its options, of one that may not be imported yet."""
+    """Return a command with its options; import it if that has not happened yet."""
     return command.loaded if isinstance(command, LazyCommand) else command

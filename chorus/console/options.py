@@ -57,7 +57,7 @@ MoreMaps = " and ".join(f"`{name}`" for name in CHOICES if name not in DEFAULTS)
 
 @dataclass
 class RequestOptions:
-    """What `chorus predict` and `chorus plan` ask for: first the options that people need first."""
+    """The options of `chorus predict` and `chorus plan`, the most used first."""
 
     sources: Annotated[
         list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
@@ -187,7 +187,7 @@ class RequestOptions:
     stages: Annotated[int, typer.Option(help="Groups of members with --placement staged.", rich_help_panel=RUNNING)] = 2
 
     def request(self) -> PredictRequest:
-        """The validated request; raises RefusedError naming the option."""
+        """Return the validated request; raise RefusedError naming the option."""
         from chorus.cluster.planning.requests import PredictRequest
 
         settings = {
@@ -226,7 +226,7 @@ class RequestOptions:
 
 
 def validated(request: type[Request], content: dict[str, Any], command: str) -> Request:
-    """The request of a command; raises RefusedError naming the option that is at fault."""
+    """Validate the request of a command; raise RefusedError naming the option that is at fault."""
     from pydantic import ValidationError
 
     try:
@@ -274,7 +274,7 @@ def names(text: str) -> list[str]:
 
 
 def augmentation_names(text: str | None) -> list[str] | None:
-    """What `--augment` means; None where the ensemble decides."""
+    """Parse `--augment`; return None where the ensemble decides."""
     from chorus.pipeline.core.augmentation import D4, FLIPS
 
     named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
@@ -290,7 +290,7 @@ def _device(device: DeviceChoice, address: str | None) -> DeviceKind:
 
 
 def device_here(device: DeviceChoice) -> DeviceKind:
-    """What `--device` means where this machine computes; whether it has what was named shows when that is taken."""
+    """Return the device that `--device` means on this machine; whether it exists is found out when it is used."""
     from chorus.pipeline.core.devices import best
 
     return best() if device == "auto" else device

@@ -37,7 +37,7 @@ def last_progress(log: str) -> Reached | None:
 
 
 def _where(forecast: Forecast) -> str:
-    """What carries a run out, and on which device."""
+    """Describe what the run is executed on, and on which device."""
     if forecast.executor == "serial":
         return f"in this process, without Ray ({forecast.calibration.device})"
     placement = forecast.placement
@@ -45,7 +45,7 @@ def _where(forecast: Forecast) -> str:
 
 
 def remaining(seconds: float) -> str:
-    """As `duration`, of what is yet to come: never nothing while anything is, however short."""
+    """Format the remaining time like `duration`; at least one second."""
     return duration(max(1.0, seconds))
 
 
@@ -82,6 +82,7 @@ class ConsoleReporter:
         self._console.print(f"[dim]{text} ...[/dim]", highlight=False, soft_wrap=True)
 
     def forecast(self, forecast: Forecast) -> None:
+        """Print the forecast."""
         cost = forecast.cost
         self._console.print(
             f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.forward_passes} forward passes "
@@ -109,6 +110,7 @@ class ConsoleReporter:
             self._progress.start()
 
     def devices(self, count: int) -> None:
+        """Record that the number of devices in use changes now."""
         now = time.monotonic()
         self._available += self._devices * (now - self._since)
         self._devices, self._since = count, now
@@ -137,7 +139,7 @@ class ConsoleReporter:
         now = time.monotonic()
         seconds = max(now - self._started, 1e-9)
         more = self._regions - self._done
-        # Of the last one nothing is said: other parts of the run may come.
+        # Do not report the end: other parts of the run may follow.
         left = f"{remaining(seconds / self._done * more)} left  " if more > 0 else ""
         available = max(self._available + max(1, self._devices) * (now - self._since), 1e-9)
         # A region's device time may have begun before the bar did, on an actor that started earlier.

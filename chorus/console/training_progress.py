@@ -84,7 +84,7 @@ class TrainingReporter:
             self._progress = None
 
     def _rates(self, step: Step, seconds: float, done: int) -> str:
-        """Rate, time left, loss, and Dice of the last validation."""
+        """Return rate, time left, loss, and Dice of the last validation."""
         more = step.steps - step.step
         left = f"{remaining(seconds / done * more)} left  " if done > 0 and more > 0 else ""
         dice = f"  Dice {self._dice[step.fold]:.3f}" if step.fold in self._dice else ""
