@@ -1,4 +1,4 @@
-"""Chorus: deep-ensemble segmentation of microscopy images at cloud scale, with an honest measure of doubt.
+"""Chorus: deep-ensemble segmentation of microscopy images at cloud scale, with an honest measure of uncertainty.
 
 An image that is in memory::
 
@@ -19,11 +19,11 @@ A server of ``chorus serve``::
 
     prediction = chorus.Client("http://127.0.0.1:8000").predict(image)
 
-Whatever does not fit is said in one sentence by a `ChorusError`.
+Errors are a `ChorusError` with one sentence.
 """
 
-# The face: what a person types (`chorus.cli`) and imports; no logic of its own. Every import of a part of Chorus runs
-# this file first, so it imports nothing before it is asked for (PEP 562).
+# The public interface: the command line (`chorus.cli`) and the names for programs; no logic of its own. Every import of
+# a part of Chorus runs this file first, so it imports nothing before first use (PEP 562).
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Operations that Apple's GPUs lack run on the cores; torch reads this once, when it is imported.
+# Operations that Apple's GPUs lack run on the CPU; torch reads this once, when it is imported.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [
@@ -82,7 +82,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for from its home."""
+    """Import a name from its module on first use."""
     if name == "__version__":
         from importlib.metadata import version
 
@@ -93,5 +93,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What can be imported from here."""
+    """List what can be imported from here."""
     return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""What a program calls: the names of `chorus` that are functions."""
+"""The functions of `chorus` for programs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def load(
     Parameters
     ----------
     ensemble : name of a built-in ensemble (`chorus ensemble list`), or path or URL of `ensemble.yaml` or its folder
-    device : ``cpu``, ``cuda``, ``mps`` or ``xpu``; ``auto`` takes the best that is there
-    backend : what carries out the networks; ``auto`` takes what `chorus bench engine` found fastest here, else PyTorch
+    device : ``cpu``, ``cuda``, ``mps`` or ``xpu``; ``auto`` takes the best one available
+    backend : runs the networks; ``auto`` takes what `chorus bench engine` found fastest here, else PyTorch
     precision : arithmetic within the members
     effort : ``adaptive`` gives tiles all augmentations only where they matter, by the ensemble's bound
     augmentations, tile, overlap : the ensemble's where None
     threads : of torch on a CPU; more are faster, and may change the last bits as `chorus predict --threads` does
-    trust_code : whether code that a member's package brings along may run
+    trust_code : whether code from a member's package may run
 
     Returns
     -------
-    LoadedEnsemble, of which `segment` answers arrays
+    LoadedEnsemble, whose `segment` takes arrays
 
     Raises
     ------
@@ -87,12 +87,12 @@ def predict(
     progress: bool = True,
     **options: Any,
 ) -> RunResults:
-    """Segment whole data sets, as `chorus predict` does; the same call again resumes where it was cut short.
+    """Segment whole data sets, as `chorus predict` does; the same call again resumes an interrupted run.
 
     Parameters
     ----------
     sources : OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs
-    ensemble : as of `load`, or what it gave
+    ensemble : as in `load`, or a loaded ensemble
     out : folder, or a gs:// or s3:// URL, for the results
     objects : by ``flows``, ``watershed`` or ``components``, or ``none``; ``auto`` is by flows where there are any
     report : whether `report/index.html` is written at the end
@@ -107,7 +107,7 @@ def predict(
     Raises
     ------
     ChorusError
-        in one sentence: what does not fit, before any work; or that the run was cut short
+        in one sentence: what does not fit, before any work; or that the run was interrupted
 
     Examples
     --------
@@ -142,7 +142,7 @@ def predict(
 
 
 def open_results(out: Place) -> RunResults:
-    """Open what an earlier run has left; raises ChorusError where there is nothing.
+    """Open the results of an earlier run; raise ChorusError where there are none.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a person types: the tree of commands, each imported when it is called."""
+"""The command line: the tree of commands, each imported when it is called."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def chorus(
 
 
 def main() -> None:
-    """The command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
+    """Run the command line: a `ChorusError` becomes one sentence and an exit code, anything else is a bug."""
     from chorus.cluster.runtime.signals import resumable
     from chorus.cluster.runtime.versions import require_submitter
     from chorus.cluster.telemetry.logs import structured
@@ -148,7 +148,7 @@ def main() -> None:
 
 @contextmanager
 def _errors_as_sentences() -> Iterator[None]:
-    """End the process with an exit code; outside of what is structured for the one error that is about that itself."""
+    """Print a `ChorusError` raised inside as a sentence, and end the process with its exit code."""
     try:
         yield
     except CutShortError as error:

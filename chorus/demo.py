@@ -1,4 +1,4 @@
-"""The whole of it on a small sample, made on the spot: ``python -m chorus.demo FOLDER``, or ``make demo``."""
+"""All of Chorus on a small sample that is made first: ``python -m chorus.demo FOLDER``, or ``make demo``."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
 
 
 def step(text: str) -> None:
+    """Print the title of a step."""
     console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
 
 def command(*arguments: str) -> None:
-    """Run a command as a person would, and stop where it fails."""
+    """Run a command as on the command line, and stop where it fails."""
     console.print("$ chorus " + " ".join(arguments), style="dim", highlight=False, soft_wrap=True)
     done = subprocess.run([sys.executable, "-m", "chorus.cli", *arguments], check=False)
     if done.returncode:
