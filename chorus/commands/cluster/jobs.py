@@ -50,10 +50,10 @@ def submit(
 ) -> None:
     """Run a command of Chorus on a Ray cluster: `chorus submit [options] predict ...`, with predict's own options.
 
-    Only the command is sent: images, ensemble and output are URLs that the cluster reaches, an ensemble that Chorus
-    brings goes by its name, and the software is that of the cluster's image. Ctrl-C leaves the job running. Exit code:
-    that of the command (0: all done, 1: finished with failures, 2: refused, 3: cut short, `chorus jobs resume` goes
-    on); 0 with --no-follow, 130 after Ctrl-C.
+    Only the command is sent: images, ensemble and output are URLs that the cluster can reach, a built-in ensemble
+    is given by its name, and the software is that of the cluster's image. Ctrl-C leaves the job running. Exit code:
+    that of the command (0: all done, 1: finished with failures, 2: refused, 3: interrupted, `chorus jobs resume`
+    continues); 0 with --no-follow, 130 after Ctrl-C.
 
     **Examples**
 
@@ -72,7 +72,7 @@ def submit(
 
 
 def list_jobs(address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None:
-    """List the cluster's jobs, the latest first; it forgets them when its head goes.
+    """List the cluster's jobs, the latest first; they are lost when its head node ends.
 
     **Example**
 
@@ -97,9 +97,9 @@ def status(
     address: Address = DEFAULT_ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Say how a job is: its state, how far it has come, how fast, what is recorded, and what to do next.
+    """Show a job: its state, progress and speed, what is recorded, and what to do next.
 
-    What is recorded is read from the output, if this machine may read that.
+    What is recorded is read from the output, if this machine can read it.
 
     **Example**
 
@@ -148,9 +148,9 @@ def logs(
 
 
 def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None:
-    """Stop a job in order: what is recorded stays, what is in hand is handed back, and the output is free.
+    """Stop a job cleanly: recorded work stays, work in progress is dropped, and the output is unlocked.
 
-    Waits until it has ended; one that does not within 90 seconds is killed by Ray, which costs what was in hand.
+    Waits until it has ended; after 90 seconds Ray kills it, which loses the work in progress.
 
     **Example**
 
@@ -163,7 +163,7 @@ def stop(name: Name, address: Address = DEFAULT_ADDRESS, as_json: Json = False) 
 
 
 def resume(name: Name, address: Address = DEFAULT_ADDRESS, follow: Follow = True, as_json: Json = False) -> None:
-    """Start the command of a job that was stopped or interrupted again, as a new job; recorded work is not repeated.
+    """Resume a job that was stopped or interrupted, as a new job; recorded work is not repeated.
 
     **Example**
 

@@ -34,7 +34,7 @@ def profile(
 ) -> None:
     """Show where the time of a run went: its stages, how busy its devices were, and what they waited for.
 
-    Writes OUT/profile/index.html, with a line of time for each actor, and OUT/profile/trace.json for ui.perfetto.dev.
+    Writes OUT/profile/index.html, with a timeline of each actor, and OUT/profile/trace.json for ui.perfetto.dev.
 
     **Examples**
 

@@ -58,7 +58,7 @@ def serve(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Answer images one by one over HTTP, and show the page for looking at a run; ends with Ctrl-C.
+    """Predict images one by one over HTTP, and serve the page for reviewing a run; ends with Ctrl-C.
 
     **Examples**
 
@@ -104,7 +104,7 @@ def token(
     requests_per_minute: Annotated[int, typer.Option(min=1, max=1_000_000, help="That it may ask.")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")] = False,
 ) -> None:
-    """Make a token for a client and print it, once: only its hash is kept.
+    """Make a token for a client and print it once: only its hash is stored.
 
     **Example**
 

@@ -43,9 +43,9 @@ def engine(
 ) -> None:
     """Try each backend with an ensemble's networks on this device; `predict --backend auto` then takes the fastest.
 
-    Backends carry out the networks: PyTorch as it is (eager), recorded as CUDA graphs, compiled (inductor), ONNX
-    Runtime, OpenVINO. Answers that are not PyTorch's within a tolerance are refused. The fastest is then tried with
-    more and with fewer tiles a call.
+    Backends run the networks: plain PyTorch (eager), recorded as CUDA graphs, compiled (inductor), ONNX
+    Runtime, OpenVINO. Backends whose output differs from PyTorch's beyond a tolerance are refused. The fastest is
+    then tried with more and with fewer tiles a call.
 
     **Examples**
 

@@ -15,9 +15,9 @@ from chorus.pipeline.ensembles.builtin import builtin_ensembles
 
 
 def list_builtin(as_json: Json = False) -> None:
-    """List the ensembles that Chorus brings; each is taken by its name, as in `chorus predict --ensemble NAME`.
+    """List the built-in ensembles; each is used by its name, as in `chorus predict --ensemble NAME`.
 
-    `chorus ensemble show NAME` says more of one; `--json` has all scores.
+    `chorus ensemble show NAME` shows more of one; `--json` has all scores.
 
     **Example**
 

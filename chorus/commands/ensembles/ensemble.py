@@ -34,7 +34,7 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print what an ensemble says of itself: classes, input, members, use and scores. Nothing is loaded.
+    """Print an ensemble's description: classes, input, members, use and scores. Nothing is loaded.
 
     **Examples**
 
@@ -59,9 +59,9 @@ def check(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Load every member, show it a tile, measure the sentinels, and print what the ensemble is.
+    """Load every member, predict a tile, measure the sentinels, and print the ensemble's description.
 
-    Exit code 2 where something does not fit, or the Dice of a sentinel moved.
+    Exit code 2 where something does not fit, or the Dice of a sentinel changed.
 
     **Examples**
 
@@ -109,9 +109,9 @@ def add(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Add trained networks; ENSEMBLE is made where there is none, of what the first one says and the options.
+    """Add trained networks; a new ENSEMBLE is created from the first network's metadata and the options.
 
-    Each is loaded and shown a tile before anything is written. Weights are copied beside ensemble.yaml. The options
+    Each is loaded and predicts a tile before anything is written. Weights are copied beside ensemble.yaml. The options
     from --name to --scale are for a new ensemble.
 
     **Examples**
@@ -143,7 +143,7 @@ def remove(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take members out of an ensemble; at least one stays.
+    """Remove members from an ensemble; at least one stays.
 
     **Examples**
 

@@ -70,8 +70,8 @@ def pack(
 ) -> None:
     """Write an ensemble's members as BioImage.IO packages, and test them.
 
-    A package holds the weights, the ensemble's normalisation, test tensors, and what `about` in ensemble.yaml says;
-    options go before that. Exit code 0: all passed their test, 1: one did not, 2: refused.
+    A package holds the weights, the ensemble's normalisation, test tensors, and `about` in ensemble.yaml;
+    options take precedence over it. Exit code 0: all passed their test, 1: one did not, 2: refused.
 
     **Examples**
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @with_options(TrainOptions)
 def train(options: TrainOptions, as_json: Json = False) -> None:
-    """Train an ensemble from annotated images, a fold per GPU (or core); the same command again goes on.
+    """Train an ensemble from annotated images, a fold per GPU (or core); the same command again resumes.
 
     OUT becomes the ensemble: `ensemble.yaml` at the end, `training/curves.svg`, and from the first validation on the
     best weights so far in `folds/`. Exit code 0: all done, 1: done without images that could not be read, 2: refused,
-    3: cut short and resumable.
+    3: interrupted, resumable.
 
     **Examples**
 

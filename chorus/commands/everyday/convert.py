@@ -34,10 +34,10 @@ def convert(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Make OME-Zarr 0.5 (sharded, with pyramid) of images in other formats; the same command again goes on.
+    """Make OME-Zarr 0.5 (sharded, with pyramid) from images in other formats; the same command again resumes.
 
     A file becomes `OUT/<path below its folder>.ome.zarr`, one of several series a collection of images. Exit code 0:
-    all done, 1: finished with failed files, 2: refused, 3: cut short and resumable.
+    all done, 1: finished with failed files, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 

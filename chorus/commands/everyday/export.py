@@ -42,8 +42,8 @@ def rois(
 ) -> None:
     """Write the objects of each image as a set of ImageJ ROIs (.zip), the most uncertain first.
 
-    Beside them `by_doubt.csv` lists the objects of all images by doubt, `images.csv` what became of each image. Exit
-    code 0: all done, 1: some images failed, 2: refused, 3: cut short; the same command does all of it again.
+    Beside them `by_doubt.csv` lists the objects of all images by uncertainty, `images.csv` the outcome of each image.
+    Exit code 0: all done, 1: some images failed, 2: refused, 3: interrupted; the same command starts over.
 
     **Examples**
 
@@ -90,7 +90,7 @@ def tables(
     kind: Annotated[Literal["csv", "parquet", "json"], typer.Option("--format", help="Of the files.")] = "csv",
     as_json: Json = False,
 ) -> None:
-    """Write all that is known of images (scores, flags, evaluation) and of objects as two tables.
+    """Write all data of images (scores, flags, evaluation) and of objects as two tables.
 
     **Example**
 

@@ -48,13 +48,13 @@ def objects(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Label the objects of every image and list them, anew or by another method than `chorus predict` did.
+    """Label the objects of every image and list them, again or by another method than in `chorus predict`.
 
     The same command again resumes.
 
     Leaves a label image `labels/<class>` beside each image's `labels/semantic`, and `objects.parquet` in OUT: a row per
-    object with place, size, shape, intensities and doubt. They are the same bytes whatever the regions of the run. Exit
-    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
+    object with position, size, shape, intensities and uncertainty. Their bytes do not depend on the run's regions. Exit
+    code 0: all done, 1: finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 

@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Print what `chorus predict` would do and cost: images, regions, tiles, passes, bytes, memory, placement, time.
 
-    With --cluster it says time and cost on nodes that need not be at hand, by simulation; see docs/scale.md.
+    With --cluster it simulates time and cost on nodes that need not be available; see docs/scale.md.
 
     **Examples**
 

@@ -41,7 +41,7 @@ def predict(
     """Segment OME-Zarr images with an ensemble; the same command again resumes.
 
     Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT. Exit
-    code 0: all done, 1: finished with failed images, 2: refused, 3: cut short and resumable.
+    code 0: all done, 1: finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 

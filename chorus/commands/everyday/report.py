@@ -18,7 +18,7 @@ def report(
     ] = 8,
     as_json: Json = False,
 ) -> None:
-    """Write OUT/report/index.html anew, with what `chorus flag`, `evaluate` and `shift` have left since.
+    """Write OUT/report/index.html again, with the results of `chorus flag`, `evaluate` and `shift` since.
 
     Up to 60 images it is one file; of more, the list of all images loads from `report/data` and `report/thumbnails`
     beside it.

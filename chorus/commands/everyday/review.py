@@ -22,7 +22,7 @@ def review(
 
     A gallery in any order, a viewer for images of any size with maps and labels over them, plates, and scores with
     thresholds to try. Accept, reject and correct-later are kept in OUT/review, also of several reviewers at once; see
-    `chorus export annotation --decided correct-later`. Served to this machine alone; Ctrl-C ends it.
+    `chorus export annotation --decided correct-later`. Served to this machine only; Ctrl-C ends it.
 
     **Examples**
 

@@ -26,12 +26,12 @@ def calibrate(
     ] = 0.1,
     as_json: Json = False,
 ) -> None:
-    """Measure what an ensemble is worth on images with a truth, and keep it with the ensemble for `chorus flag`.
+    """Measure an ensemble on images with a ground truth, and store that with the ensemble for `chorus flag`.
 
-    The images must be of the kind that will come, and none that a member was trained on; 10 at least, 50 are better.
-    Predicts and evaluates into OUT (see `chorus predict` and `chorus evaluate`; the same command goes on where it was
-    cut short) and writes `reference.json` and `reference.npz` beside `ensemble.yaml`. Exit code 0: all done, 1:
-    finished with failed images, 2: refused, 3: cut short and resumable.
+    The images must represent those to come, and no member may be trained on them; 10 is the minimum, 50 are better.
+    Predicts and evaluates into OUT (see `chorus predict` and `chorus evaluate`; the same command resumes an
+    interrupted run) and writes `reference.json` and `reference.npz` beside `ensemble.yaml`. Exit code 0: all done, 1:
+    finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 

@@ -34,9 +34,10 @@ def effort(
 ) -> None:
     """Measure on reference images which tiles need fewer augmentations, for `chorus predict --effort adaptive`.
 
-    Every tile of the images gets full effort and is compared with what members say of it in one and in two ways. The
-    images must be of the kind that will come; no labels are needed. The bound is written into ensemble.yaml, for its
-    own tile, overlap and augmentations; the ensemble's hash stays the same, comments in the file are lost.
+    Every tile of the images gets full effort, which is compared with the members' predictions from one and from two
+    augmentations. The images must represent those to come; no labels are needed. The bound is written into
+    ensemble.yaml, for its own tile, overlap and augmentations; the ensemble's hash stays the same, comments in the
+    file are lost.
 
     **Examples**
 

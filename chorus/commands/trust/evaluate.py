@@ -58,10 +58,10 @@ def evaluate(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Measure predictions against a truth: Dice, IoU, boundaries, objects; beside experts and a simple baseline.
+    """Measure predictions against a truth: Dice, IoU, boundaries, objects; beside annotators and a simple baseline.
 
-    Leaves `evaluation.parquet` (a row per image) and `evaluation.json` in OUT; docs/evaluation.md says what each column
-    is. Exit code 0: all done, 1: finished with failed images, 2: refused.
+    Leaves `evaluation.parquet` (a row per image) and `evaluation.json` in OUT; docs/evaluation.md defines each
+    column. Exit code 0: all done, 1: finished with failed images, 2: refused.
 
     **Examples**
 

@@ -38,9 +38,9 @@ def flag(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say of each image what Dice to expect, whether it is out of distribution, and which ones to look at, and why.
+    """Estimate the Dice of each image, find those out of distribution, and say which ones to review and why.
 
-    Leaves all of it in `OUT/flags.parquet`, the images to look at first on top.
+    Writes `OUT/flags.parquet`, the images to review first on top.
 
     **Examples**
 

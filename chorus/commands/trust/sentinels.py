@@ -20,10 +20,10 @@ def sentinel(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Add a labelled image on which every `chorus predict` is tried first; the run stops where its Dice moved.
+    """Add a labelled image on which every `chorus predict` is tried first; the run stops where its Dice changed.
 
     The image is predicted with the ensemble's own settings on the CPU, copied beside ensemble.yaml, and listed there
-    with its Dice. One of the same name is measured anew. The ensemble's hash stays the same; comments in the file are
+    with its Dice. One of the same name is replaced. The ensemble's hash stays the same; comments in the file are
     lost.
 
     **Examples**

@@ -35,10 +35,10 @@ def shift(
     alpha: Annotated[float, typer.Option(help="Share of runs without a shift in which one may be found.")] = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Say whether the run as a whole is like the ensemble's reference images, and what its scores depend on.
+    """Test whether the run as a whole is like the ensemble's reference images, and what its scores depend on.
 
-    Compares how images look, what the encoders make of them, how far the members doubt and how much they find; and
-    scores between plates, rows, columns and the columns of a table. Leaves all of it in `OUT/shift.json`.
+    Compares image appearance, encoder features, uncertainty and the amount of foreground; and scores between plates,
+    rows, columns and the columns of a table. Writes all of it to `OUT/shift.json`.
 
     **Examples**
 

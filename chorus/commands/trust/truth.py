@@ -44,11 +44,11 @@ def truth(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Make one ground truth of several experts' drawings, and say who agrees with whom; the same command goes on.
+    """Estimate one ground truth from several annotators' drawings, and their agreement; the same command resumes.
 
     TIFF and PNG become `OUT/<image>.tif`, which `chorus train IMAGES --labels OUT` takes; OME-Zarr becomes
     `OUT/<image>.ome.zarr`. Beside them `agreement.csv`, `agreement.parquet` and `agreement.svg`. Exit code 0: all done,
-    1: finished with failed images, 2: refused, 3: cut short and resumable.
+    1: finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 
