@@ -82,6 +82,11 @@ class Segmentation:
     def maps(self, kind: str) -> NDArray[np.floating[Any]]:
         """Return a kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
 
+        Returns
+        -------
+        float16 or float32, as asked of `segment`; its axes are `axes`, with c before z, y and x for ``probability`` and
+        ``flows``
+
         Raises
         ------
         KeyError

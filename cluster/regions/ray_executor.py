@@ -115,6 +115,10 @@ class RayExecutor(RayTasks):
         Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
         is never replaced, ray#62746; a pool may hang; a row may be lost) a new stream processes the rest.
 
+        Parameters
+        ----------
+        todo : (n,) int64, ascending numbers of regions in the run
+
         Raises
         ------
         CutShortError

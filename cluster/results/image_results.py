@@ -87,6 +87,11 @@ class ImageResults:
     def maps(self, kind: str) -> da.Array:
         """Return a kept map by its name; ``probability`` and ``flows`` have a c axis, others have the axes `axes`.
 
+        Returns
+        -------
+        dask array of floats, of the run's dtype; its axes are `axes`, with c before z, y and x for ``probability`` and
+        ``flows``
+
         Raises
         ------
         KeyError
