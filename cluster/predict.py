@@ -163,7 +163,7 @@ def _begin(
 
 
 def _within(request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter, whole: str) -> Outcome:
-    """A part of a run on what carries out the whole, in a folder of its output `whole`."""
+    """Return a part of a run on what carries out the whole, in a folder of its output `whole`."""
     job = plan_job(request, Silent(), without=whole)
     record, fresh = open_record(job, time.time())
     return _begin(job, record, name, executor, reporter, fresh=fresh).carry_out()

@@ -152,7 +152,7 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
 
 
 def _check_no_copy(job: EvaluationJob, read_truth: ReadLabels) -> None:
-    """Raises ImageError where the truth is the image itself, as of a folder of images that is given for the truth."""
+    """Raise ImageError where the truth is the image itself, as of a folder of images that is given for the truth."""
     image = job.image
     if len(image.channels) > 1:
         return

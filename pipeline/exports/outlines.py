@@ -156,7 +156,7 @@ def doubt_column(columns: Sequence[str]) -> str | None:
 
 
 def by_doubt(doubt: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Indices of objects, the most uncertain first; in the order of the table where it is the same or unknown."""
+    """Return indices of objects, the most uncertain first; ties and unknown values in the order of the table."""
     order: NDArray[np.int64] = np.argsort(np.where(np.isnan(doubt), np.inf, -doubt), kind="stable")
     return order
 

@@ -65,7 +65,7 @@ class ArrayPlan:
     dtype: str
 
     def create(self, objects: dict[str, Any], *, empty: bool = False) -> zarr.Array[Any]:
-        """The array, empty, in memory: `objects` gets its documents and, when it is written to, its shards.
+        """Return the array, empty, in memory: `objects` gets its documents and, when it is written to, its shards.
 
         With `empty` those of zeros, too.
         """
@@ -94,8 +94,9 @@ class ArrayPlan:
     def encode(
         self, selection: tuple[slice, ...], values: NDArray[Any], *, empty: bool = False
     ) -> dict[str, bytes | None]:
-        """The objects that hold `selection`, by path below the image's group; None for one that is all zero, but with
-        `empty`.
+        """Return the objects that hold `selection`, by path below the image's group.
+
+        One that is all zero is None, except with `empty`.
 
         Parameters
         ----------

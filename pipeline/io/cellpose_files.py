@@ -65,7 +65,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _content(data: bytes) -> Any:
-    """What `numpy.save` has pickled."""
+    """Return what `numpy.save` has pickled."""
     stream = BytesIO(data)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -19,7 +19,7 @@ _ASKED = 64
 
 
 def check_any_chunk(array: zarr.Array[Any], url: str) -> None:
-    """Raises ImageError where no chunk (or shard) of the array at `url` exists."""
+    """Raise ImageError where no chunk (or shard) of the array at `url` exists."""
     first = array.metadata.encode_chunk_key((0,) * array.ndim)
     edges = array.shards or array.chunks
     counts = [-(-length // edge) for length, edge in zip(array.shape, edges, strict=True)]
@@ -33,7 +33,7 @@ def check_any_chunk(array: zarr.Array[Any], url: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _check_listed(url: str, first: str) -> None:
-    """Raises ImageError where no file below `url` is called as the chunk `first`, but for the numbers."""
+    """Raise ImageError where no file below `url` is called as the chunk `first`, but for the numbers."""
     pattern = re.compile(re.escape(first).replace("0", r"\d+"))
     fs, root = storage.filesystem(url)
     others = False

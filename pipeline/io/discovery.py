@@ -123,7 +123,7 @@ def _storage_refusals(url: str) -> Iterator[None]:
 
 
 def identity(url: str) -> str:
-    """What two URLs of one local file or folder have in common, whatever links lead there."""
+    """Return what two URLs of one local file or folder have in common, whatever links lead there."""
     return os.path.realpath(url) if storage.scheme(url) == "file" else url
 
 
@@ -137,7 +137,7 @@ def _names(urls: Sequence[str]) -> dict[str, str]:
 
 
 def _roots(url: str, pool: ThreadPoolExecutor, without: str | None) -> Iterator[_Place]:
-    """The roots at and below a named `url`; raises RefusedError where there is none."""
+    """Return the roots at and below a named `url`; raises RefusedError where there is none."""
     top = _look(url)
     if isinstance(top.failure, RefusedError):
         raise top.failure
@@ -163,7 +163,7 @@ def _descend(place: _Place, pool: ThreadPoolExecutor, above: frozenset[str]) -> 
 
 
 def _look(url: str) -> _Place:
-    """What stands at `url`; a failure is part of the answer."""
+    """Return what is at `url`; a failure is part of the answer."""
     if readable(url) != url:
         message = "its name is not UTF-8, and what is in it cannot be named in results; rename it"
         return _Place(readable(url), failure=ImageError(f"{readable(url)}: {message}"))

@@ -71,12 +71,12 @@ def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, wha
 
 
 def readable(text: str) -> str:
-    """A name that can be written down: bytes in it that are not UTF-8 become ``\\xfc``."""
+    r"""Return a name that can be written down: bytes in it that are not UTF-8 become ``\xfc``."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def fitting(name: str, key: str) -> str:
-    """A name for results: `name`, or where it is too long for a file system, its begin and a digest of `key`.
+    """Return a name for results: `name`, or where it is too long for a file system, its begin and a digest of `key`.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ def image_of(label: str) -> str:
 
 
 def pair_labels(images: Mapping[str, str | None], labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels of each image that has some: by its name with a suffix of labels, else by its name alone.
+    """Return the labels of each image that has some: by its name with a suffix of labels, else by its name alone.
 
     A file is never its own label. Where a folder holds ``a`` and ``a_masks``, files without such a suffix in it are
     images, so that ``b`` there is not the label of the image ``b``.

@@ -61,7 +61,7 @@ class _ChannelLabel(BaseAttrs):
 
 
 def open_image(root: str, kind: Kind, path: str, name: str, *, dtypes: Collection[str] = DTYPES) -> SourceImage:
-    """The image at `path` of the `kind` of source at `root`; `name` is that of its results.
+    """Return the image at `path` of the `kind` of source at `root`; `name` is that of its results.
 
     Parameters
     ----------

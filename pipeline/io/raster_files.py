@@ -36,7 +36,7 @@ class RasterFile:
 
 
 def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFile]:
-    """The raster files that paths, folders, globs and ``.txt`` lists stand for, in order, each once.
+    """Return the raster files that paths, folders, globs and ``.txt`` lists stand for, in order, each once.
 
     Folders are searched to their leaves, also linked ones, but hidden files and folders and OME-Zarrs are left out.
 

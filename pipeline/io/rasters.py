@@ -100,7 +100,7 @@ def stem(name: str) -> str | None:
 def open_rasters(
     url: str, data: bytes | None = None, *, dtypes: Collection[str] = DTYPES
 ) -> Iterator[list[Raster] | PartOf]:
-    """The images of a file, for as long as it is open; at least one.
+    """Return the images of a file, for as long as it is open; at least one.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def open_rasters(
 def _images(
     url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], dtypes: Collection[str]
 ) -> list[Raster]:
-    """The images that begin in a file; raises ImageError where planes of them are missing."""
+    """Return the images that begin in a file; raises ImageError where planes of them are missing."""
     check_promises(url, tiff, series)
     elements = ome_images(tiff.ome_metadata if tiff.is_ome else None)
     of_series = image_of_series(tiff, series, elements)
@@ -157,7 +157,7 @@ def _images(
 
 
 def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
-    """The image of a file that should hold one; raises ImageError where it holds several, or planes of another file."""
+    """Return the only image of a file; raises ImageError where it holds several, or planes of another file."""
     if isinstance(opened, PartOf):
         raise ImageError(f"{url}: its planes begin in {opened.url}; give that file alone")
     if len(opened) > 1:
@@ -179,7 +179,7 @@ def _first_file(series: tifffile.TiffPageSeries) -> str:
 def _from_series(
     url: str, series: tifffile.TiffPageSeries, described: TiffDescription, dtypes: Collection[str]
 ) -> Raster:
-    """An image of a TIFF, read in windows through tifffile's own Zarr store."""
+    """Return an image of a TIFF, read in windows through tifffile's own Zarr store."""
     stored = series.axes.lower()
     store = series.aszarr(level=0)
     # A file object that could be written to makes a store that cannot be opened for reading alone.
@@ -189,7 +189,7 @@ def _from_series(
 
 
 def _flat(url: str, data: bytes | None, dtypes: Collection[str]) -> list[Raster]:
-    """The image of a PNG or JPEG file, decoded whole."""
+    """Return the image of a PNG or JPEG file, decoded whole."""
     with _errors(url):
         if data is None:
             data = storage.read_bytes(url)

@@ -145,7 +145,7 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def temporary(target: Path) -> Path:
-    """A new name beside a file that is to be written; short, since the file's own may be as long as can be."""
+    """Return a new name beside a file that is to be written; short, since the file's own may be as long as can be."""
     return target.with_name(f".{os.urandom(8).hex()}.part")
 
 

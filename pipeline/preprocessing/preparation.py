@@ -173,12 +173,12 @@ def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> S
 
 
 def percentile_measures(channels: int, low: float, high: float) -> frozenset[Measure]:
-    """What `percentile_ends` needs of each channel."""
+    """Return what `percentile_ends` needs of each channel."""
     return frozenset(Measure("percentile", c, end) for c in range(channels) for end in (0.0, low, high, 100.0))
 
 
 def percentile_ends(statistics: Statistics, channel: int, low: float, high: float) -> tuple[float, float]:
-    """What becomes 0 and 1 of a channel that is scaled by percentiles: these, or where they are equal its range.
+    """Return what becomes 0 and 1 of a channel that is scaled by percentiles: these, or where they are equal its range.
 
     Objects on a black background may be less than 0.2 % of an image, so that both percentiles are black.
     """
@@ -190,7 +190,7 @@ def percentile_ends(statistics: Statistics, channel: int, low: float, high: floa
 
 
 def spread_message(statistics: Statistics) -> str:
-    """A sentence where some channel has no spread, or none between its percentiles; empty where all have."""
+    """Return a sentence where some channel has no spread, or none between its percentiles; empty where all have."""
     ends: dict[tuple[int, str], dict[float, float]] = {}
     for measure, value in statistics.items():
         if measure.kind == "std" and value < SMALLEST_SPREAD:

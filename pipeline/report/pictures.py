@@ -151,7 +151,7 @@ def paint_result(
     classes: Sequence[ClassInfo],
     longest: int,
 ) -> NDArray[np.uint8]:
-    """An image with the outlines of what was found, beside its uncertainty map: (y, x, 3) uint8.
+    """Return an image with the outlines of what was found, beside its uncertainty map: (y, x, 3) uint8.
 
     Parameters
     ----------
