@@ -46,8 +46,7 @@ def _check_listed(url: str, first: str) -> None:
     if others:
         raise ImageError(
             f"{url}: none of its chunks is found, though files are there: by its metadata the first is {first}; "
-            f"correct "
-            "the dimension_separator, or copy the image again"
+            "correct the dimension_separator, or copy the image again"
         )
     raise _none(url)
 

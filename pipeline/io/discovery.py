@@ -164,12 +164,15 @@ def _descend(place: _Place, pool: ThreadPoolExecutor, above: frozenset[str]) -> 
 
 def _look(url: str) -> _Place:
     """Return what is at `url`; a failure is part of the answer."""
-    if readable(url) != url:
-        message = "its name is not UTF-8, and what is in it cannot be named in results; rename it"
-        return _Place(readable(url), failure=ImageError(f"{readable(url)}: {message}"))
     try:
+        if any("\ud800" <= c <= "\udfff" for c in url):  # bytes that are not UTF-8
+            message = "its name is not UTF-8, so that nothing in it can be named in results; rename it"
+            return _Place(readable(url), failure=ImageError(f"{readable(url)}: {message}"))
         group = open_group(url)
         kind = None if group is None else _kind(group)
+        if kind and not storage.is_web(url) and (reason := fault(storage.basename(url))):
+            # Its results would have the same name.
+            return _Place(readable(url), failure=ImageError(f"{readable(url)}: its name {reason}; rename it"))
         return _Place(url, kind) if kind else _folder(url, group)
     except zarr.errors.ContainsArrayError:
         return _Place(url, words="a plain Zarr array")

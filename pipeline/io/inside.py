@@ -71,8 +71,9 @@ def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, wha
 
 
 def readable(text: str) -> str:
-    r"""Return a name that can be written down: bytes in it that are not UTF-8 become ``\xfc``."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    r"""Return a name that can be written in a line, with ``\xfc`` for bytes that are not UTF-8 and ``\n`` for controls."""
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def fitting(name: str, key: str) -> str:

@@ -92,7 +92,7 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     page = _environment().get_template("report.html.j2").render(content)
     target = storage.join(out, "report", "index.html")
     with storage_errors(target):
-        storage.write_bytes(target, page.encode())
+        storage.write_bytes(target, page.encode(errors="backslashreplace"))
     return target
 
 

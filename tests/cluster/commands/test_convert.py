@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,33 @@ def test_real_images_arrive_pixel_by_pixel(shared_data: Path, tmp_path: Path) ->
     assert outcome.state == "complete"
     for row in outcome.rows:
         assert np.array_equal(stored(tmp_path / "out" / row["name"]), tifffile.imread(row["source"]))
+
+
+def test_linked_folders_are_searched_each_once_and_links_back_up_are_not(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "far/deep").mkdir(parents=True)
+    tifffile.imwrite(tmp_path / "far/deep/x.tif", noise((8, 8)))
+    (folder / "link").symlink_to(tmp_path / "far")
+    (folder / "again").symlink_to(tmp_path / "far/deep")
+    (tmp_path / "far/up").symlink_to(folder)
+    names = [row["name"] for row in run(folder, tmp_path / "out").rows]
+    assert len(names) == 4
+    assert [name for name in names if name.endswith("x.ome.zarr")] == ["again/x.ome.zarr"]
+
+
+def test_files_with_names_that_results_cannot_have_fail_alone_and_long_ones_do_not(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in (b"a", b"Z\xfcrich", b"two\nlines", b"l" * 235, b"m" * 251):
+        tifffile.imwrite(tmp_path / "in/odd.tif", noise((8, 8)))
+        os.rename(tmp_path / "in/odd.tif", os.fsencode(tmp_path / "in") + b"/" + name + b".tif")
+    for _ in range(2):
+        outcome = run(tmp_path / "in", tmp_path / "out")
+        assert sorted(row["status"] for row in outcome.rows) == ["done", "done", "done", "failed", "failed"]
+        failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
+        assert all(message.endswith("rename it") and message.isprintable() for message in failed), failed
+
+
+def test_a_black_file_is_an_image_with_a_chunk(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "black.tif", np.zeros((300, 200), np.uint16))
+    assert run(tmp_path / "black.tif", tmp_path / "out").state == "complete"
+    assert (tmp_path / "out/black.ome.zarr/s0/c/0/0").is_file()
+    assert not stored(tmp_path / "out/black.ome.zarr").any()

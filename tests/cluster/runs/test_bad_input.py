@@ -138,7 +138,7 @@ def test_a_missing_chunk_is_fill_value_unless_strict(strict: bool, run: Run, tmp
 @pytest.mark.parametrize("shape", [(1, 1), (1, 100), (100, 1), (7, 9), (31, 33), (65, 64)])
 @pytest.mark.parametrize("constant", [False, True])
 def test_every_shape_is_done_and_keeps_it(shape: tuple[int, int], constant: bool, run: Run, tmp_path: Path) -> None:
-    source = image(tmp_path, "odd", np.full(shape, 7, "uint16") if constant else pixels(shape))
+    source = image(tmp_path, "odd", np.full(shape, 7, "uint16") if constant else pixels(shape) + 1)
     assert run(tmp_path / "out", source)[0] == 0
     group = zarr.open_group(tmp_path / "out/images/odd.ome.zarr", mode="r")
     assert group["labels/semantic/s0"].shape == shape
@@ -221,3 +221,47 @@ def test_a_member_that_fails_on_an_image_is_no_silent_emptiness(
     code, _ = run(tmp_path / "out", image(tmp_path, "a"), ensemble=ensemble)
     assert code == 1
     assert_sentence(row(tmp_path / "out", "a")["message"], "a.ome.zarr", "NaN")
+
+
+def test_a_plate_that_lists_a_well_that_is_not_there_loses_that_well_alone(run: Run, tmp_path: Path) -> None:
+    plate = zarr.create_group(tmp_path / "in/p.ome.zarr", zarr_format=3)
+    wells = [{"path": f"A/{c + 1}", "rowIndex": 0, "columnIndex": c} for c in range(2)]
+    listed = {"name": "p", "rows": [{"name": "A"}], "columns": [{"name": "1"}, {"name": "2"}], "wells": wells}
+    plate.attrs["ome"] = {"version": "0.5", "plate": listed}
+    well = plate.create_group("A/1")
+    well.attrs["ome"] = {"version": "0.5", "well": {"images": [{"path": "0"}]}}
+    write_image(tmp_path / "in/p.ome.zarr/A/1/0", pixels((40, 40)))
+    write_image(tmp_path / "in/other.ome.zarr", pixels((40, 40)))
+    for _ in range(2):
+        code, _ = run(tmp_path / "out", tmp_path / "in")
+        assert code == 1
+        scores = read_scores(str(tmp_path / "out")).set_index("name")
+        assert scores.status.eq("failed").to_dict() == {
+            "other.ome.zarr": False,
+            "p.ome.zarr/A/1/0": False,
+            "p.ome.zarr/A/2": True,
+        }
+        assert_sentence(scores.message["p.ome.zarr/A/2"], "A/2")
+    made = zarr.open_group(tmp_path / "out/images/p.ome.zarr", mode="r").attrs["ome"]
+    assert [one["path"] for one in made["plate"]["wells"]] == ["A/1"]  # type: ignore[index, call-overload]
+
+
+def test_names_that_results_cannot_have_fail_alone_and_long_ones_do_not(run: Run, tmp_path: Path) -> None:
+    for name in ("ok", "l" * 230, "m" * 246):
+        write_image(tmp_path / f"in/{name}.ome.zarr", pixels((40, 40)))
+    for odd in (b"Z\xfcrich", b"two\nlines", b"back\\slash"):
+        write_image(tmp_path / "in/odd", pixels((40, 40)))
+        os.rename(tmp_path / "in/odd", os.fsencode(tmp_path / "in") + b"/" + odd + b".ome.zarr")
+    code, _ = run(tmp_path / "out", tmp_path / "in")
+    assert code == 1
+    scores = read_scores(str(tmp_path / "out"))
+    assert sorted(scores.status) == ["done", "done", "done", "failed", "failed", "failed"]
+    for message in scores.message[scores.status == "failed"]:
+        assert_sentence(message, "rename it")
+
+
+def test_an_output_within_its_source_is_no_source(run: Run, tmp_path: Path) -> None:
+    write_image(tmp_path / "in/a.ome.zarr", pixels((40, 40)))
+    for _ in range(2):
+        assert run(tmp_path / "in/results", tmp_path / "in")[0] == 0
+        assert list(read_scores(str(tmp_path / "in/results")).name) == ["a.ome.zarr"]

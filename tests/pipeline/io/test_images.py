@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zarr
 
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.discovery import expand, find_images
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.ngff import DTYPES, collection_series, plate_metadata, well_metadata
 from chorus.pipeline.io.reading import open_level, read_window
+from tests.support import making
 from tests.support.ngff import TYPES, failure, multiscales, names, only, write_group, write_image, write_plate
 
 
@@ -259,3 +261,20 @@ def test_all_real_plates_and_images_are_found(shared_data: Path) -> None:
     )
     wells = {image.name for image in found if "ixm" in image.name}
     assert wells == {f"ixm_plate3434_mip_v05.ome.zarr/B/{well}/{field}" for well in ("02", "03") for field in (0, 1)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("/data/a.zarr\r\n".encode(encoding))
+    assert expand([str(tmp_path / "list.txt")]) == ["/data/a.zarr"]
+
+
+def test_channel_labels_that_are_numbers_are_names(tmp_path: Path) -> None:
+    path = making.write_image(tmp_path / "a.ome.zarr", np.zeros((4, 8, 8), np.uint8), "cyx", channels=list("abcd"))
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])  # type: ignore[call-overload, arg-type]
+    ome["omero"] = {"channels": [{"label": 405}, {"label": "dna"}, {"label": 568.0}, {"label": {}}]}
+    group.attrs["ome"] = ome
+    (found,) = find_images([str(path)])
+    assert isinstance(found, SourceImage)
+    assert found.channels == ("405", "dna", "568", "3")
