@@ -71,7 +71,7 @@ def inside(root: str, path: str, error: type[ChorusError] = RefusedError, *, wha
 
 
 def readable(text: str) -> str:
-    r"""Return a name that can be written in a line, with ``\xfc`` for bytes that are not UTF-8 and ``\n`` for controls."""
+    r"""Return a name that fits in a line, with ``\xfc`` for bytes that are not UTF-8 and ``\n`` for controls."""
     text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
 
