@@ -205,7 +205,7 @@ def test_an_image_whose_metadata_lead_elsewhere_or_run_code_is_refused(tmp_path:
     inside = write_image(tmp_path / "a.zarr", pixels((32, 32)))
     document = (inside / "zarr.json").read_text()
     (inside / "zarr.json").write_text(document.replace('"path": "s0"', '"path": "../a.zarr/s0"'))
-    with pytest.raises(RequestError, match="outside"):
+    with pytest.raises((RequestError, ChorusError), match=r"\.\./a\.zarr"):
         Stored(str(inside)).open()
     old = write_image(tmp_path / "b.zarr", pixels((32, 32)), ngff="0.4")
     array = (old / "s0" / ".zarray").read_text()
