@@ -254,7 +254,7 @@ def test_objects_have_its_mean_in_tables_and_exports(field: Field, tmp_path: Pat
         ObjectTable("", 0, 1, table), table.schema, np.array([1]), field.name, str(tmp_path / "by_doubt.csv")
     )
     assert pd.read_csv(tmp_path / "by_doubt.csv")[field.name].tolist() == [0.25]
-    image = LabelledImage("image", "", "yx", (1, 1), 1, (1.0, 1.0), CLASSES)
+    image = LabelledImage("image", "", "yx", (1, 1), 1, CLASSES)
     drawn = roi(image, Outline(1, "name", row, polygons(np.ones((2, 2), bool), 0, 0), (0, 0, 0)))
     assert drawn.properties[field.name] == 0.25
 

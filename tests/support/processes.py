@@ -13,7 +13,8 @@ LONGEST_SECONDS = 240.0
 
 
 def hashes(out: Path) -> dict[str, str]:
-    files = (path for path in (out / "images").rglob("*") if path.is_file())
+    # What a process was writing when it was killed stays under a name that nobody reads.
+    files = (path for path in (out / "images").rglob("*") if path.is_file() and path.suffix != ".part")
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
