@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -28,6 +28,8 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.io.writer import labels_present, remove_labels
 
 # Runs longer than this (seconds) are advised to measure what makes them fast.
@@ -52,12 +54,23 @@ def make_ready(job: PlannedRun, record: RunRecord, name: str, *, fresh: bool) ->
     _check_in_place(job, fresh=fresh)
     context = _context(job, name)
     if not fresh:
-        record.repeat(len(unended_regions(out)))
+        unended = unended_regions(out)
+        record.repeat(len(unended))
+        _remove_partial_files(job, unended)
     # The record first: it marks an output with anything in it as ours, however early the run ends.
     record.write(out)
     job.table.write(context.table_url)
     clear_attempts(out)
     return context
+
+
+def _remove_partial_files(job: PlannedRun, unended: Collection[int]) -> None:
+    """Remove what was being written of regions that earlier sessions began and did not end; nobody writes now."""
+    with storage_errors(job.request.out):
+        for index in {job.table.find(region)[0] for region in unended if region < job.table.regions}:
+            layout = layout_of(job.table.image(index), job.ensemble, job.settings, job.request.out)
+            for url in {layout.url, storage.join(layout.labels_url, "labels")}:
+                storage.remove_partial_files(url)
 
 
 def _context(job: PlannedRun, name: str) -> RunContext:

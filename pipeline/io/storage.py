@@ -149,6 +149,13 @@ def temporary(target: Path) -> Path:
     return target.with_name(f".{os.urandom(8).hex()}.part")
 
 
+def remove_partial_files(url: str) -> None:
+    """Remove what killed processes were writing below a local `url`; objects in a bucket appear when they are whole."""
+    if scheme(url) == "file":
+        for part in Path(filesystem(url)[1]).rglob(f".{'?' * 16}.part"):
+            part.unlink(missing_ok=True)
+
+
 def exists(url: str) -> bool:
     """Return whether there is a file at `url` (or, but in a bucket, a folder)."""
     fs, path = filesystem(url)

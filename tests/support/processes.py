@@ -13,8 +13,7 @@ LONGEST_SECONDS = 240.0
 
 
 def hashes(out: Path) -> dict[str, str]:
-    # What a process was writing when it was killed stays under a name that nobody reads.
-    files = (path for path in (out / "images").rglob("*") if path.is_file() and path.suffix != ".part")
+    files = (path for path in (out / "images").rglob("*") if path.is_file())
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
