@@ -52,7 +52,7 @@ def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane)
         for block in _blocks(image, read):
             survey.update(block)
         survey = survey.conclude()
-    return survey.found
+    return survey.values
 
 
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
@@ -65,7 +65,7 @@ def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Su
 
 def write_dataset_statistics(context: RunContext, survey: Survey) -> None:
     """Store what was found over all images of the run."""
-    _write(context.dataset_url, survey.found)
+    _write(context.dataset_url, survey.values)
 
 
 def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> Statistics:
@@ -98,9 +98,9 @@ def _blocks(image: PlannedImage, read: ReadPlane) -> Iterator[NDArray[Any]]:
                 yield read(t, z, grid.window(index))
 
 
-def _write(url: str, found: Statistics) -> None:
+def _write(url: str, statistics: Statistics) -> None:
     with storage_errors(url):
-        storage.write_bytes(url, _FOUND.dump_json(sorted(found.items())))
+        storage.write_bytes(url, _FOUND.dump_json(sorted(statistics.items())))
 
 
 @lru_cache(maxsize=256)

@@ -77,14 +77,14 @@ def check_backend(backend: Backend, precision: Precision, device: str) -> None:
 
 def usable(precision: Precision, device: str) -> list[Backend]:
     """Return the backends that can be used here, ``eager`` first."""
-    found: list[Backend] = []
+    backends: list[Backend] = []
     for backend in BACKENDS:
         try:
             check_backend(backend, precision, device)
         except RefusedError:
             continue
-        found.append(backend)
-    return found
+        backends.append(backend)
+    return backends
 
 
 def difference(answer: torch.Tensor, reference: torch.Tensor) -> float:

@@ -88,9 +88,9 @@ def measure_and_keep(
         for tiles in workload.batches:
             Path(_path(ensemble.hash, workload.work(tiles))).unlink(missing_ok=True)
     first = batch or workload.batch
-    found = [kept(first)]
+    kept_timings = [kept(first)]
     others = [] if batch else workload.batches
-    best = found[0].best
+    best = kept_timings[0].best
     for row in ([n for n in others if n > first], [n for n in reversed(others) if n < first]):
         for tiles in row:
             try:
@@ -99,15 +99,15 @@ def measure_and_keep(
                 if not is_out_of_memory(error):
                     raise
                 break
-            found.append(timings)
-            if timings.seconds(timings.best) > min(one.seconds(one.best) for one in found):
+            kept_timings.append(timings)
+            if timings.seconds(timings.best) > min(one.seconds(one.best) for one in kept_timings):
                 break
-    return sorted(found, key=lambda timings: timings.samples)
+    return sorted(kept_timings, key=lambda timings: timings.samples)
 
 
-def fastest(found: list[EnsembleTimings], workload: Workload) -> tuple[Backend, int] | None:
+def fastest(measured: list[EnsembleTimings], workload: Workload) -> tuple[Backend, int] | None:
     """Return the backend and the tiles per call with the least time per tile for all members; None without timings."""
-    known = [timings for timings in found if timings.best in usable(workload.precision, workload.device.type)]
+    known = [timings for timings in measured if timings.best in usable(workload.precision, workload.device.type)]
     if not known:
         return None
     least = min(timings.seconds(timings.best) for timings in known)
@@ -125,8 +125,8 @@ def choose(ensemble: Ensemble, workload: Workload, batch: int | None = None) -> 
     batch : tiles per call, if it is fixed
     """
     batches = workload.batches if batch is None else [batch]
-    found = [timings for tiles in batches if (timings := known_timings(ensemble, workload.work(tiles)))]
-    return fastest(found, workload) or ("eager", batch or workload.batch)
+    measured = [timings for tiles in batches if (timings := known_timings(ensemble, workload.work(tiles)))]
+    return fastest(measured, workload) or ("eager", batch or workload.batch)
 
 
 def known_timings(ensemble: Ensemble, work: Work) -> EnsembleTimings | None:

@@ -41,10 +41,10 @@ def load_members(
     RefusedError
         If weights are missing, wrong or do not fit, or a member's answer does not fit.
     """
-    found = []
+    members = []
     for index in indices:
         member = ensemble.load_member(index, device, tile, tried=not check)
         if check:
             check_answer(ensemble, index, member, tile, device)
-        found.append(on_backend(member, backend, precision, device))
-    return found
+        members.append(on_backend(member, backend, precision, device))
+    return members

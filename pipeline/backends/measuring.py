@@ -164,7 +164,7 @@ def _timed(
     """Return the timing of each backend, and the tiles per second of PyTorch in fp32 with channels first."""
     tiles = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(work.device)
     calls: dict[str, Callable[[], torch.Tensor]] = {}
-    found: dict[Backend, Timing] = {}
+    timing_of: dict[Backend, Timing] = {}
     with torch.inference_mode():
         reference = member(tiles)
         for backend in backends:
@@ -172,23 +172,23 @@ def _timed(
             started = time.perf_counter()
             converted = on_backend(member, backend, work.precision, work.device)
             if backend != "eager" and converted is member:
-                found[backend] = found["eager"].model_copy(update={"backend": backend})
+                timing_of[backend] = timing_of["eager"].model_copy(update={"backend": backend})
                 continue
             call = _call(converted, tiles.contiguous(memory_format=torch.channels_last), work.precision)
             try:
                 answer = call()
             except RefusedError as error:
-                found[backend] = Timing(backend=backend, message=str(error))
+                timing_of[backend] = Timing(backend=backend, message=str(error))
                 continue
             took = time.perf_counter() - started
-            found[backend] = Timing(
+            timing_of[backend] = Timing(
                 backend=backend, setup_seconds=round(took, 2), difference=difference(answer, reference)
             )
             calls[backend] = call
         calls["plain"] = _call(_as_published(member), tiles, "fp32")
         rates = _rates(calls, len(tiles), seconds, work.device)
     timings = []
-    for timing in found.values():
+    for timing in timing_of.values():
         rate = 0.0 if timing.message else rates.get(timing.backend, rates["eager"])
         timings.append(timing.model_copy(update={"rate": rate}))
     return timings, rates["plain"]

@@ -93,12 +93,12 @@ class ConvertedMember:
         # The caller enables autocast for reduced precision; here it is a part of the graph, or set in the runtime.
         with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False), torch.no_grad():
             run, graph = self._made(example)
-            found = self._difference(run, graph, example)
+            difference = self._difference(run, graph, example)
         allowed = tolerance(self._precision, self._member.module)
-        if not found <= allowed:
+        if not difference <= allowed:
             raise RefusedError(
                 f"--backend {self._backend} in {self._precision} answers otherwise than PyTorch in fp32 (relative "
-                f"difference {found:.1e}, {allowed:.0e} is allowed); use --backend eager"
+                f"difference {difference:.1e}, {allowed:.0e} is allowed); use --backend eager"
             )
         return run
 
@@ -162,7 +162,7 @@ def _onnxruntime(path: Path) -> Run:
 
     session = open_session(str(path), str(path), torch.device("cpu"), what="the graph", mend="use --backend eager")
     name = session.get_inputs()[0].name
-    return lambda tiles: [torch.from_numpy(said) for said in session.run(None, {name: tiles.contiguous().numpy()})]
+    return lambda tiles: [torch.from_numpy(output) for output in session.run(None, {name: tiles.contiguous().numpy()})]
 
 
 def _openvino(path: Path, precision: Precision) -> Run:
@@ -186,6 +186,6 @@ def _openvino(path: Path, precision: Precision) -> Run:
 
     def run(tiles: torch.Tensor) -> list[torch.Tensor]:
         # Without `share_inputs`, which computes in the input's memory and overwrites it.
-        return [torch.from_numpy(said) for said in request.infer([tiles.contiguous().numpy()]).values()]
+        return [torch.from_numpy(output) for output in request.infer([tiles.contiguous().numpy()]).values()]
 
     return run

@@ -90,11 +90,11 @@ def check_package(url: str, format: WeightFormat | None = None, *, trust_code: b
     with _silence():
         package = open_package(url)
         weights = package.description.weights
-        found = [name for name in type(weights).model_fields if getattr(weights, name) is not None]
-        if format is not None and format not in found:
-            raise RefusedError(f"{url}: has no {format} weights; it has {', '.join(found)}: correct --format")
+        formats = [name for name in type(weights).model_fields if getattr(weights, name) is not None]
+        if format is not None and format not in formats:
+            raise RefusedError(f"{url}: has no {format} weights; it has {', '.join(formats)}: correct --format")
         described = _validated(package)
-        tests = [_test_format(package, described, name, trust_code) for name in found if format in (None, name)]
+        tests = [_test_format(package, described, name, trust_code) for name in formats if format in (None, name)]
     summary = described.validation_summary
     spec = [w for detail in summary.details if detail.loc[:1] != ("weights",) for w in detail.warnings]
     remarks = tuple(f"{_field(w.loc)}: {first_line(w.msg)}" for w in spec)

@@ -37,7 +37,9 @@ def readme(ensemble: Ensemble, about: About, title: str) -> str:
     """Return the package's documentation as Markdown."""
     spec = ensemble.spec
     size = "as they are" if spec.input.pixel_size_um is None else f"at {spec.input.pixel_size_um:g} um a pixel"
-    scores = [f"- {data}: " + ", ".join(f"{k} {v:.3f}" for k, v in of.items()) for data, of in about.scores.items()]
+    scores = [
+        f"- {data}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()) for data, values in about.scores.items()
+    ]
     scores += [
         f"- sentinel {one.name} (in the ensemble, not in this package): "
         + ", ".join(f"Dice of {k} {v:.3f}" for k, v in one.dice.items())

@@ -133,8 +133,8 @@ class Device(ABC):
 
     def fp32_policy(self) -> str:
         """Return what fp32 means on it now; part of the key of whatever was compared or compiled in this process."""
-        found = zip(self.fp32_settings, fp32_settings(self.fp32_settings), strict=True)
-        return " ".join(f"{name}={settings.fp32_precision}" for name, settings in found)
+        current = zip(self.fp32_settings, fp32_settings(self.fp32_settings), strict=True)
+        return " ".join(f"{name}={settings.fp32_precision}" for name, settings in current)
 
     def in_float64(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor in float64; on the host if the device cannot compute in it.
@@ -263,10 +263,10 @@ def fp32_settings(names: Iterable[str]) -> list[Any]:
     """Return the parts of ``torch.backends`` with these names; each has a `fp32_precision`."""
     import torch
 
-    found = []
+    values = []
     for name in names:
         settings: Any = torch.backends
         for part in name.split("."):
             settings = getattr(settings, part)
-        found.append(settings)
-    return found
+        values.append(settings)
+    return values

@@ -255,8 +255,8 @@ _BY_PREFIX = {field.prefix or field.name: field for field in FIELDS.values()}
 def field_of(channel: str) -> Field | None:
     """Return the field that a map belongs to, by the map's name; None if no field has such maps."""
     prefix, colon, _ = channel.partition(":")
-    found = _BY_PREFIX.get(prefix)
-    return found if found is not None and found.per_channel == bool(colon) else None
+    field = _BY_PREFIX.get(prefix)
+    return field if field is not None and field.per_channel == bool(colon) else None
 
 
 def in_order(names: Collection[str]) -> list[str]:

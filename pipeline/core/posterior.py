@@ -210,12 +210,12 @@ class SampleSums:
             square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
         epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
         aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
-        found = {PROBABILITY: mean, EPISTEMIC: epistemic[:, None], ALEATORIC: aleatoric[:, None]}
+        maps = {PROBABILITY: mean, EPISTEMIC: epistemic[:, None], ALEATORIC: aleatoric[:, None]}
         if self.flows.shape[1]:
             direction = self.directions / self.samples
             variance = (1 - _length(direction)).clamp_(min=0)
-            found |= {FLOW: self.flows / self.samples, FLOW_VARIANCE: variance}
-        return found
+            maps |= {FLOW: self.flows / self.samples, FLOW_VARIANCE: variance}
+        return maps
 
     def maps(self) -> torch.Tensor:
         """Return `statistics` as one tensor.

@@ -54,8 +54,8 @@ _TIMES = _tables(("second",), "s", _OTHER_TIMES, _TIME_SYMBOLS)
 
 def micrometers(unit: object) -> float | None:
     """Return the length of a unit of a file in micrometers; None if it is no unit of length."""
-    found = _base(unit, *_LENGTHS)
-    return None if found is None else float(f"{found * 1e6:.12g}")
+    length = _base(unit, *_LENGTHS)
+    return None if length is None else float(f"{length * 1e6:.12g}")
 
 
 def seconds(unit: object) -> float | None:
@@ -83,7 +83,7 @@ def _base(unit: object, names: dict[str, float], symbols: dict[str, float]) -> f
 
 def _plain(unit: str) -> str:
     """Return `unit` with a plain µ, undoing what programs make of that letter."""
-    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), html.unescape(unit))
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), html.unescape(unit))
     text = text.replace("Âµ", "µ").replace("Î¼", "μ").replace("Ã…", "Å")
     return unicodedata.normalize("NFKC", text).strip().strip("\0").strip()
 

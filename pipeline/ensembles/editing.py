@@ -146,8 +146,8 @@ def _described(
     files: Sequence[str], kind: str | None, network: Network | None, trust_code: bool
 ) -> list[ModelDescription]:
     # A name in a collection, such as BioImage.IO's, is no path.
-    found = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
-    return [each for url in found for each in describe(url, kind, network, trust_code=trust_code)]
+    urls = [url for file in files for url in ([file] if _is_id(file, kind) else members_in(file))]
+    return [each for url in urls for each in describe(url, kind, network, trust_code=trust_code)]
 
 
 def _name(url: str, described: Sequence[ModelDescription]) -> str:
@@ -248,11 +248,11 @@ def _position(ensemble: Ensemble, text: str) -> int:
     if text.isdecimal() and int(text) < len(members):
         return int(text)
     names = [{m.weights, storage.basename(m.weights), PurePosixPath(m.weights).stem} for m in members]
-    found = [index for index, known in enumerate(names) if text in known]
-    if len(found) == 1:
-        return found[0]
+    matching = [index for index, known in enumerate(names) if text in known]
+    if len(matching) == 1:
+        return matching[0]
     listed = ", ".join(f"{index} ({member.weights})" for index, member in enumerate(members))
-    what = f"several members are called {text}" if found else f"no member {text}"
+    what = f"several members are called {text}" if matching else f"no member {text}"
     raise RefusedError(f"{ensemble.url}: {what}; name one of {listed}")
 
 

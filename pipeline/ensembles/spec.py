@@ -161,7 +161,7 @@ class EnsembleSpec(Strict):
 
 def newer(content: Any) -> bool:
     """Return whether `content` is of a format that came after this version of Chorus."""
-    found = (
+    features = (
         re.fullmatch(r"chorus-ensemble/(\d{1,9})", str(content.get("format"))) if isinstance(content, dict) else None
     )
-    return found is not None and int(found[1]) > int(FORMAT.rpartition("/")[2])
+    return features is not None and int(features[1]) > int(FORMAT.rpartition("/")[2])

@@ -69,7 +69,7 @@ def _files(url: str) -> list[str]:
     if not _is_folder(url):
         return [""]
     fs, path = storage.filesystem(url)
-    return [str(found).removeprefix(f"{path}/") for found in fs.find(path)]
+    return [str(file).removeprefix(f"{path}/") for file in fs.find(path)]
 
 
 def _read(url: str) -> bytes:

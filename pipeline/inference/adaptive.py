@@ -98,17 +98,17 @@ class AdaptiveSampler:
         held, features = self._drawn(wave, self._draws[0], [{} for _ in range(self._group.count)])
         sums, means = self._sums(held)
         maps, samples = sums.statistics(), torch.full((len(wave),), float(sums.samples), device=self._device)
-        at, found = torch.arange(len(wave), device=self._device), maps
-        for look, draw in enumerate(self._draws[1:]):
-            on = torch.nonzero(self._doubtful(look, found, held) > self._most[look])[:, 0]
+        at, answer = torch.arange(len(wave), device=self._device), maps
+        for step, draw in enumerate(self._draws[1:]):
+            on = torch.nonzero(self._doubtful(step, answer, held) > self._most[step])[:, 0]
             if not len(on):
                 break
             at = at[on]
             held = [{index: (p[on], f[on]) for index, (p, f) in of_member.items()} for of_member in held]
             held, _ = self._drawn(wave[at], draw, held)
             sums, of_members = self._sums(held)
-            found, samples[at] = sums.statistics(), float(sums.samples)
-            for field, values in found.items():
+            answer, samples[at] = sums.statistics(), float(sums.samples)
+            for field, values in answer.items():
                 maps[field][at] = values
             for mean, anew in zip(means, of_members, strict=True):
                 mean[at] = anew
@@ -116,7 +116,7 @@ class AdaptiveSampler:
         return WaveAnswers(stacked(maps), means, features, [int(n) for n in samples.tolist()])
 
     def measure(self, wave: torch.Tensor) -> list[TileEffort]:
-        """Measure what full effort changes in each tile, compared with stopping at each look.
+        """Measure what full effort changes in each tile, compared with stopping at each step.
 
         Parameters
         ----------
@@ -129,11 +129,11 @@ class AdaptiveSampler:
         """
         held: list[Held] = [{} for _ in range(self._group.count)]
         looks, shares = [], []
-        for look, draw in enumerate(self._draws):
+        for step, draw in enumerate(self._draws):
             held, _ = self._drawn(wave, draw, held)
             looks.append(self._sums(held)[0].statistics())
-            if look < looks_of(len(self._augmentations)):
-                shares.append((self._doubtful(look, looks[-1], held) / self._settings.tile**2).tolist())
+            if step < looks_of(len(self._augmentations)):
+                shares.append((self._doubtful(step, looks[-1], held) / self._settings.tile**2).tolist())
         efforts = []
         for tile in range(len(wave)):
             *early, full = (self._judged(maps, tile) for maps in looks)
@@ -146,13 +146,13 @@ class AdaptiveSampler:
         masks = class_masks(maps[PROBABILITY][tile], multilabel=self._settings.multilabel)
         return maps[EPISTEMIC][tile, 0] + maps[ALEATORIC][tile, 0], masks
 
-    def _doubtful(self, look: int, maps: Maps, held: list[Held]) -> torch.Tensor:
+    def _doubtful(self, step: int, maps: Maps, held: list[Held]) -> torch.Tensor:
         """Count the pixels in doubt of each tile, (tiles,) int64.
 
         The first look uses the variance between members, the second one the variance within each member.
         """
         settings = self._settings
-        if look == 0:
+        if step == 0:
             variance = maps[EPISTEMIC][:, 0] / self._group.count
         else:
             drawn = [self._draws[0][0], self._draws[1][0]]

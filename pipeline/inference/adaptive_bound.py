@@ -216,17 +216,17 @@ def find_factors(
     counts = np.arange(len(tiles))
     beyond = int(np.flatnonzero(binom.cdf(counts, len(tiles), risk) <= 1 - level)[-1])
     factors = []
-    for look in range(looks):
-        doubts = np.array([max(tile.doubtful[look], _LEAST) for tile in tiles])
-        ratios = np.sort(np.array([tile.changed[look] for tile in tiles]) / doubts)[::-1]
+    for step in range(looks):
+        doubts = np.array([max(tile.doubtful[step], _LEAST) for tile in tiles])
+        ratios = np.sort(np.array([tile.changed[step] for tile in tiles]) / doubts)[::-1]
         # If nothing changes at all, assume that one label in a hundred pixels in doubt might.
         factors.append(max(float(ratios[beyond]), 0.01))
         done = doubts <= _largest(factors[-1], changed)
-        moved = int(sum(tile.shift[look] > shift for tile, stops in zip(tiles, done, strict=True) if stops))
+        moved = int(sum(tile.shift[step] > shift for tile, stops in zip(tiles, done, strict=True) if stops))
         count = int(done.sum())
         if count == moved or beta.ppf(level, moved + 1, count - moved) > risk:
             raise RefusedError(
-                f"of {len(tiles)} tiles {count} could be done after {look + 1} samples a member, and U of {moved} of "
+                f"of {len(tiles)} tiles {count} could be done after {step + 1} samples a member, and U of {moved} of "
                 f"these would move by more than --shift {shift:g}; allow a larger --changed, --shift or --risk, or "
                 f"give more reference images"
             )
@@ -238,7 +238,7 @@ def stopped_at(tiles: Sequence[TileEffort], factors: Sequence[float], changed: f
     limits = [_largest(factor, changed) for factor in factors]
     counts = [0] * len(limits)
     for tile in tiles:
-        first = next((look for look, most in enumerate(limits) if tile.doubtful[look] <= most), None)
+        first = next((step for step, most in enumerate(limits) if tile.doubtful[step] <= most), None)
         if first is not None:
             counts[first] += 1
     return counts

@@ -128,9 +128,9 @@ class Engine:
             answers = self._group.add_samples(batch, sums)
             maps, means, features = sums.maps(), answers.means, answers.features
             samples = [sums.samples] * len(batch)
-        said = torch.cat([maps, *means], dim=1)
+        answer = torch.cat([maps, *means], dim=1)
         for region, tiles, first in sent:
-            region.take(tiles, said[first:], features[first:], samples[first : first + len(tiles)])
+            region.take(tiles, answer[first:], features[first:], samples[first : first + len(tiles)])
 
     def efforts(self, plane: PlaneWindow, target: Window, features: TileFeatures) -> list[TileEffort]:
         """Measure what full effort changes in each tile that counts for `features`.
@@ -144,11 +144,11 @@ class Engine:
             raise ValueError("only an engine with a bound has a first round to compare with")
         source = TileSource(plane, target, self._settings, self._device)
         tiles = [tile for tile in plane.grid.tiles(target) if features.counts(tile)]
-        found = []
+        efforts = []
         for start in range(0, len(tiles), self.batch):
             wave = torch.stack([source.cut(tile) for tile in tiles[start : start + self.batch]])
-            found += self._rounds.measure(wave)
-        return found
+            efforts += self._rounds.measure(wave)
+        return efforts
 
     def stage(
         self, plane: PlaneWindow, target: Window, before: StageState | None, features: TileFeatures | None = None
@@ -184,10 +184,10 @@ class Engine:
             blender.finish()
         self._land()
         masks = canvas.member_masks
-        said = np.zeros(0, np.int64) if features is None else features.sums()
+        feature_sums = np.zeros(0, np.int64) if features is None else features.sums()
         if before is not None:
             masks = np.concatenate([before.member_masks, masks])
-            said = np.concatenate([before.features, said])
+            feature_sums = np.concatenate([before.features, feature_sums])
         return StageState(
             probability=np.concatenate(probability),
             squares=np.concatenate(squares),
@@ -195,7 +195,7 @@ class Engine:
             directions=np.concatenate(directions),
             samples=samples,
             member_masks=masks,
-            features=said,
+            features=feature_sums,
         )
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:

@@ -66,8 +66,8 @@ def corners(labels: NDArray[np.integer[Any] | np.bool_]) -> NDArray[np.uint8]:
                 same = moved(on_border, a, b) & (moved(wide, a, b) == own)
                 patterns += np.uint8(_AROUND[1 + a, 1 + b]) * same
     kind = np.zeros(256, np.uint8)
-    for index, found in enumerate(_KINDS, 1):
-        kind[list(found)] = index
+    for index, corner_count in enumerate(_KINDS, 1):
+        kind[list(corner_count)] = index
     return np.where(border, kind[patterns], np.uint8(0))
 
 
@@ -138,10 +138,10 @@ def _exact_parts(values: NDArray[np.number], numbers: NDArray[np.int32], count: 
     exact = values.astype(np.float64)
     finite = np.isfinite(exact)
     mantissa, exponent = np.frexp(np.where(finite, exact, 0))
-    places, place = np.unique(exponent, return_inverse=True)
+    places, group = np.unique(exponent, return_inverse=True)
     upper = np.floor(mantissa * 2.0**26)
     halves = ((upper, -26), ((mantissa * 2.0**26 - upper) * 2.0**27, -53))
-    cell = numbers.astype(np.int64) * len(places) + place
+    cell = numbers.astype(np.int64) * len(places) + group
     parts = [
         np.ldexp(np.bincount(cell, half, minlength=(count + 1) * len(places)).reshape(count + 1, -1), places + low)
         for half, low in halves

@@ -97,7 +97,7 @@ def converging_objects(
 
 
 def converging_rows(
-    found: RegionObjects,
+    objects: RegionObjects,
     region: Window,
     shape: tuple[int, int],
     method: Method,
@@ -111,12 +111,12 @@ def converging_rows(
     ----------
     spacing : of the plane's pixels
     """
-    if found.around.any():
-        values = list(maps(found.crop))
+    if objects.around.any():
+        values = list(maps(objects.crop))
     else:  # nothing is read where there is nothing to measure
-        values = [np.broadcast_to(np.float64(0), found.crop.shape)] * columns
+        values = [np.broadcast_to(np.float64(0), objects.crop.shape)] * columns
     named = {str(index): each for index, each in enumerate(values)}
-    rows = object_rows(found, region, shape, named, spacing)
+    rows = object_rows(objects, region, shape, named, spacing)
     if method == "watershed":
         rows["flow_error"] = np.nan  # there are no flows to be wrong
     return rows
@@ -166,9 +166,9 @@ def plane_objects(
     grid, names, tables = RegionGrid(*shape, region), np.zeros(shape, np.uint64), []
     for index in range(grid.count):
         window = grid.window(index)
-        found = converging_objects(plane, window, shape, value, method, settings)
-        names[window.y.slice, window.x.slice] = found.names
-        tables.append(converging_rows(found, window, shape, method, maps, len(columns), spacing))
+        objects = converging_objects(plane, window, shape, value, method, settings)
+        names[window.y.slice, window.x.slice] = objects.names
+        tables.append(converging_rows(objects, window, shape, method, maps, len(columns), spacing))
     # Empty tables have no reliable column types.
     rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return PlaneObjects(names, rows.sort_values("name", ignore_index=True))

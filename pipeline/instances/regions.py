@@ -111,9 +111,9 @@ def label_region(
     halo = settings.first_halo
     while True:
         crop = read(_around(region, plane, halo))
-        found = _label(crop, region, settings, enough=halo >= settings.widest_halo)
-        if found is not None:
-            return found
+        labelled = _label(crop, region, settings, enough=halo >= settings.widest_halo)
+        if labelled is not None:
+            return labelled
         halo = min(2 * halo, settings.widest_halo)
 
 

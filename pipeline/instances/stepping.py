@@ -258,14 +258,14 @@ def spread(reached: NDArray[np.bool_], before: int, after: int) -> NDArray[np.bo
     height, width = reached.shape
     rows, near = np.zeros_like(reached), np.zeros_like(reached)
     for y in range(height):
-        found = -before - 1
+        nearest = -before - 1
         for x in range(width):
-            found = x if reached[y, x] else found
-            rows[y, x] = x - found <= before
-        found = width + after
+            nearest = x if reached[y, x] else nearest
+            rows[y, x] = x - nearest <= before
+        nearest = width + after
         for x in range(width - 1, -1, -1):
-            found = x if reached[y, x] else found
-            rows[y, x] |= found - x <= after
+            nearest = x if reached[y, x] else nearest
+            rows[y, x] |= nearest - x <= after
     last = np.full(width, -before - 1, np.int64)
     for y in range(height):
         for x in range(width):

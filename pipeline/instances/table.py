@@ -16,7 +16,7 @@ from chorus.pipeline.instances.shapes import SQUARE, Spacing, cut_out, shape_row
 
 
 def object_rows(
-    found: RegionObjects,
+    objects: RegionObjects,
     region: Window,
     plane: tuple[int, int],
     maps: Mapping[str, NDArray[np.floating]],
@@ -40,16 +40,16 @@ def object_rows(
         moments), ``orientation`` (radians), ``perimeter`` (pixels), those of
         `chorus.pipeline.instances.shapes.shape_rows`, ``touches_border``, ``flow_error`` and the means; sorted by name.
     """
-    chosen = _first_pixels_inside(found, region)
-    numbers = np.zeros(len(found.anchors), np.int32)
+    chosen = _first_pixels_inside(objects, region)
+    numbers = np.zeros(len(objects.anchors), np.int32)
     numbers[chosen] = np.arange(1, len(chosen) + 1)
-    labels = numbers[found.around]
+    labels = numbers[objects.around]
     pixels = np.flatnonzero(labels)
     of_perimeter = corners(labels) if len(pixels) else np.zeros(labels.shape, np.uint8)
-    sums = pixel_sums(labels, pixels, found.anchors[chosen], found.crop, of_perimeter, list(maps.values()))
+    sums = pixel_sums(labels, pixels, objects.anchors[chosen], objects.crop, of_perimeter, list(maps.values()))
     rows = measured_rows(sums, plane, list(maps))
-    rows["flow_error"] = found.flow_errors[chosen]
-    return with_shapes(rows, labels, np.arange(1, len(chosen) + 1), found.crop, spacing)
+    rows["flow_error"] = objects.flow_errors[chosen]
+    return with_shapes(rows, labels, np.arange(1, len(chosen) + 1), objects.crop, spacing)
 
 
 def with_shapes(
@@ -85,17 +85,17 @@ def insert_shapes(rows: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows.iloc[:, :at], shapes.set_axis(rows.index), rows.iloc[:, at:]], axis=1)
 
 
-def _first_pixels_inside(found: RegionObjects, region: Window) -> NDArray[np.int64]:
+def _first_pixels_inside(objects: RegionObjects, region: Window) -> NDArray[np.int64]:
     """Return the objects whose first pixel in row-major order is in the region, sorted by their names."""
-    flat = found.around.ravel()
+    flat = objects.around.ravel()
     pixels = np.flatnonzero(flat)[::-1]
-    first = np.full(len(found.anchors), -1, np.int64)
+    first = np.full(len(objects.anchors), -1, np.int64)
     first[flat[pixels]] = pixels  # the last to be written is the first pixel
-    y, x = np.divmod(first, found.around.shape[1])
-    y, x = y + found.crop.y.start, x + found.crop.x.start
+    y, x = np.divmod(first, objects.around.shape[1])
+    y, x = y + objects.crop.y.start, x + objects.crop.x.start
     inside = (y >= region.y.start) & (y < region.y.stop) & (x >= region.x.start) & (x < region.x.stop)
     chosen = np.flatnonzero(inside & (first >= 0))
-    result: NDArray[np.int64] = chosen[np.argsort(found.anchors[chosen])]
+    result: NDArray[np.int64] = chosen[np.argsort(objects.anchors[chosen])]
     return result
 
 

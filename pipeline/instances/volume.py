@@ -78,7 +78,7 @@ class BlockGrid:
         if not 0 <= index < self.count:
             raise IndexError(f"block {index} of {self.count}")
         _, rows, columns = self.counts
-        place = index // (rows * columns), index // columns % rows, index % columns
-        starts = [at * size for at, size in zip(place, self.size, strict=True)]
+        position = index // (rows * columns), index // columns % rows, index % columns
+        starts = [at * size for at, size in zip(position, self.size, strict=True)]
         spans = [Span(a, min(a + size, length)) for a, size, length in zip(starts, self.size, self.shape, strict=True)]
         return Box(*spans)

@@ -122,9 +122,9 @@ def label_block(
     halo, widest = settings.first_halo, settings.widest_halo
     while True:
         enough = all(one >= most for one, most in zip(halo, widest, strict=True))
-        found = _label(read(_around(block, volume, halo)), block, settings, enough=enough)
-        if found is not None:
-            return found
+        labelled = _label(read(_around(block, volume, halo)), block, settings, enough=enough)
+        if labelled is not None:
+            return labelled
         z, y, x = (min(2 * one, most) for one, most in zip(halo, widest, strict=True))
         halo = z, y, x
 

@@ -148,11 +148,11 @@ def follow(
     for start in range(0, n, _LANES):
         filled = min(_LANES, n - start)
         for k in range(filled):
-            place = pixels[start + k]
+            remainder = pixels[start + k]
             integers[_LEFT + k] = 0
             for axis in range(2, -1, -1):
-                at = np.int32(place % shape[axis])
-                place //= shape[axis]
+                at = np.int32(remainder % shape[axis])
+                remainder //= shape[axis]
                 cell = min(at, last[axis])
                 integers[axis * _LANES + k] = cell
                 numbers[axis * _LANES + k] = np.float32(at - cell)
@@ -206,8 +206,8 @@ def flood(vectors: NDArray[np.float32], open_cells: NDArray[np.int32]) -> NDArra
     leaves = np.empty((3, 3), np.bool_)
     leaves[:, 1] = True
     while len(front):
-        place = front.pop()
-        x, y, z = place % width, place // width % height, place // width // height
+        voxel = front.pop()
+        x, y, z = voxel % width, voxel // width % height, voxel // width // height
         leaves[:, 0] = False
         leaves[:, 2] = False
         for a in range(2):

@@ -114,11 +114,11 @@ class StoredVolume:
         ImageError
             If the results cannot be decoded.
         """
-        found = np.empty((len(names), *box.shape), dtype or self._layout.dtype)
+        maps = np.empty((len(names), *box.shape), dtype or self._layout.dtype)
         for channel, name in enumerate(names):
             at = {"c": self._layout.channels.index(name)}
-            found[channel] = self._read(self._posterior, posterior_axes(self._layout), box, at)
-        return found
+            maps[channel] = self._read(self._posterior, posterior_axes(self._layout), box, at)
+        return maps
 
     def _read(self, array: zarr.Array[Any], axes: str, box: Box, at: dict[str, int]) -> NDArray[Any]:
         where: dict[str, int | slice] = {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice, "t": self._t, **at}

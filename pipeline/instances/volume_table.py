@@ -15,7 +15,7 @@ from chorus.pipeline.instances.volume_regions import BlockObjects
 
 
 def volume_rows(
-    found: BlockObjects,
+    objects: BlockObjects,
     block: Box,
     volume: tuple[int, int, int],
     maps: Sequence[str],
@@ -42,13 +42,16 @@ def volume_rows(
         ``flow_error`` (NaN) and the means; sorted by name. Sums are taken plane by plane over the object alone, so that
         they are the same in every crop.
     """
-    chosen = _first_voxels_inside(found, block)
-    numbers = np.zeros(len(found.anchors), np.int32)
+    chosen = _first_voxels_inside(objects, block)
+    numbers = np.zeros(len(objects.anchors), np.int32)
     numbers[chosen] = np.arange(1, len(chosen) + 1)
-    labels, count = numbers[found.around], len(chosen)
+    labels, count = numbers[objects.around], len(chosen)
     boxes = ndimage.find_objects(labels, count)
     sides = np.array([[side for part in box for side in (part.start, part.stop)] for box in boxes], np.int64)
-    sides = sides.reshape(count, 3, 2) + np.array([found.crop.z.start, found.crop.y.start, found.crop.x.start])[:, None]
+    sides = (
+        sides.reshape(count, 3, 2)
+        + np.array([objects.crop.z.start, objects.crop.y.start, objects.crop.x.start])[:, None]
+    )
     sums, totals = np.zeros((4, count + 1), np.int64), np.zeros((len(maps), count + 1))
     for z, plane in enumerate(labels):
         pixels = np.flatnonzero(plane)
@@ -60,11 +63,11 @@ def volume_rows(
         for total, values in zip(totals, read(z) if maps else (), strict=True):
             total += np.bincount(number, values.ravel()[pixels].astype(np.float64), minlength=count + 1)
     voxels = sums[0, 1:]
-    rows = pd.DataFrame({"name": found.anchors[chosen], "volume": voxels})
+    rows = pd.DataFrame({"name": objects.anchors[chosen], "volume": voxels})
     for end, suffix in enumerate("01"):
         for axis, letter in enumerate("zyx"):
             rows[letter + suffix] = sides[:, axis, end]
-    starts = (found.crop.z.start, found.crop.y.start, found.crop.x.start)
+    starts = (objects.crop.z.start, objects.crop.y.start, objects.crop.x.start)
     for total, letter, start in zip(sums[1:, 1:], "zyx", starts, strict=True):
         # Relative to the volume's origin before the division: the same number in every crop.
         rows[letter] = (total + start * voxels) / voxels
@@ -82,19 +85,19 @@ def _sums(number: NDArray[np.int32], values: NDArray[np.int64], count: int) -> N
     return np.bincount(number, values, minlength=count + 1).astype(np.int64)
 
 
-def _first_voxels_inside(found: BlockObjects, block: Box) -> NDArray[np.int64]:
+def _first_voxels_inside(objects: BlockObjects, block: Box) -> NDArray[np.int64]:
     """Return the objects whose first voxel in row-major order is in the block, sorted by their names."""
-    first = np.full(len(found.anchors), -1, np.int64)
-    size = found.around[0].size
-    for plane in range(len(found.around) - 1, -1, -1):
-        flat = found.around[plane].ravel()
+    first = np.full(len(objects.anchors), -1, np.int64)
+    size = objects.around[0].size
+    for plane in range(len(objects.around) - 1, -1, -1):
+        flat = objects.around[plane].ravel()
         pixels = np.flatnonzero(flat)[::-1]
         first[flat[pixels]] = plane * size + pixels  # the last to be written is the first voxel
-    places = np.unravel_index(np.maximum(first, 0), found.around.shape)
-    crops, blocks = (found.crop.z, found.crop.y, found.crop.x), (block.z, block.y, block.x)
+    places = np.unravel_index(np.maximum(first, 0), objects.around.shape)
+    crops, blocks = (objects.crop.z, objects.crop.y, objects.crop.x), (block.z, block.y, block.x)
     inside = first >= 0
-    for place, crop, own in zip(places, crops, blocks, strict=True):
-        inside &= (place + crop.start >= own.start) & (place + crop.start < own.stop)
+    for voxels, crop, own in zip(places, crops, blocks, strict=True):
+        inside &= (voxels + crop.start >= own.start) & (voxels + crop.start < own.stop)
     chosen = np.flatnonzero(inside)
-    result: NDArray[np.int64] = chosen[np.argsort(found.anchors[chosen])]
+    result: NDArray[np.int64] = chosen[np.argsort(objects.anchors[chosen])]
     return result

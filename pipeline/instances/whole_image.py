@@ -44,8 +44,8 @@ def flows_of(labels: NDArray[Any]) -> NDArray[np.float32]:
     """
     # A copy, since Cellpose renumbers in place.
     one = np.array(labels, dtype=np.int64, order="C")
-    found = import_cellpose("dynamics").labels_to_flows([one], device=torch.device("cpu"))[0]
-    result: NDArray[np.float32] = np.float32(FLOW_LENGTH) * found[2:4].astype(np.float32)
+    flows = import_cellpose("dynamics").labels_to_flows([one], device=torch.device("cpu"))[0]
+    result: NDArray[np.float32] = np.float32(FLOW_LENGTH) * flows[2:4].astype(np.float32)
     return result
 
 

@@ -224,15 +224,15 @@ def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes
         raise RefusedError(
             f"weights {storage.explain(error, url) or url}; a member's `weights` is relative to ensemble.yaml"
         ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if not beside and found != (sha256 or "").lower():
+    digest = hashlib.sha256(data).hexdigest()
+    if not beside and digest != (sha256 or "").lower():
         raise RefusedError(
             f"{url}: is not the file that ensemble.yaml names, whose sha256 it gives; correct the path or the hash"
         )
     if sha256 is None:
-        raise RefusedError(f"{url}: its member has no sha256 in ensemble.yaml; add `sha256: {found}`")
-    if found != sha256.lower():
+        raise RefusedError(f"{url}: its member has no sha256 in ensemble.yaml; add `sha256: {digest}`")
+    if digest != sha256.lower():
         raise RefusedError(
-            f"{url}: sha256 is {found}, ensemble.yaml says {sha256}; restore the file or correct the hash"
+            f"{url}: sha256 is {digest}, ensemble.yaml says {sha256}; restore the file or correct the hash"
         )
     return data

@@ -254,10 +254,10 @@ def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
 def _numpy_globals() -> list[Any]:
     """List what a pickle of NumPy arrays refers to, under names before and since NumPy 2; pure data."""
     core = import_module("numpy._core.multiarray")
-    found: list[Any] = [np.ndarray, np.dtype, codecs.encode]
+    allowed: list[Any] = [np.ndarray, np.dtype, codecs.encode]
     for name in ("_reconstruct", "scalar"):
-        found += [(getattr(core, name), f"numpy.{core_name}.multiarray.{name}") for core_name in ("core", "_core")]
-    return found + [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8")]
+        allowed += [(getattr(core, name), f"numpy.{core_name}.multiarray.{name}") for core_name in ("core", "_core")]
+    return allowed + [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8")]
 
 
 _NUMPY = _numpy_globals()

@@ -31,8 +31,8 @@ def members_in(url: str) -> list[str]:
         names = listing(url)
         if names is None or _is_package(names):
             return [url]
-        found = [storage.join(url, name) for name in sorted(names)]
-        weights = [file for file in found if file.endswith(suffixes) or _is_package(listing(file) or [])]
+        members = [storage.join(url, name) for name in sorted(names)]
+        weights = [file for file in members if file.endswith(suffixes) or _is_package(listing(file) or [])]
     except OSError as error:
         raise RefusedError(f"weights {storage.explain(error, url) or url}") from error
     if not weights:

@@ -86,16 +86,16 @@ class _OnnxNetwork:
         dtype, numpy_dtype = TYPES[self.given.type]
         home, tiles = tiles.device, tiles.to(self.device, dtype).contiguous()
         shape = tuple(tiles.shape)
-        place = (self.device.type, self.device.index or 0)
+        device = (self.device.type, self.device.index or 0)
         binding = self.session.io_binding()
-        binding.bind_input(self.given.name, *place, numpy_dtype, shape, tiles.data_ptr())
+        binding.bind_input(self.given.name, *device, numpy_dtype, shape, tiles.data_ptr())
         if shape not in self.answers:
             binding.bind_output(self.taken.name)
             self._go(binding)
             self.answers[shape] = tuple(binding.get_outputs()[0].shape())
         dtype, numpy_dtype = TYPES[self.taken.type]
         answer = torch.empty(self.answers[shape], dtype=dtype, device=self.device)
-        binding.bind_output(self.taken.name, *place, numpy_dtype, tuple(answer.shape), answer.data_ptr())
+        binding.bind_output(self.taken.name, *device, numpy_dtype, tuple(answer.shape), answer.data_ptr())
         self._go(binding)
         return answer.to(home)
 

@@ -72,10 +72,10 @@ def check_trial(
     key = (hashlib.sha256(data).hexdigest(), tuple(map(tuple, shapes)), child, limits)
     if key not in _SAID:
         _SAID[key] = _tried(data, shapes, child, limits)
-    said = _SAID[key]
-    if said:
+    reason = _SAID[key]
+    if reason:
         raise RefusedError(
-            f"{url}: {said} for one tile; take a smaller tile, or run with --trust-code if you trust its author"
+            f"{url}: {reason} for one tile; take a smaller tile, or run with --trust-code if you trust its author"
         )
 
 
@@ -169,8 +169,8 @@ def _fork(request: _Request) -> str:
             os._exit(code)
     until = time.monotonic() + request.limits.seconds
     while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             break
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)

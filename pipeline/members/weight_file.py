@@ -32,8 +32,8 @@ class WeightFile:
     @property
     def suffix(self) -> str:
         """Suffix of its name, in lower case with the dot; empty where it has none."""
-        found = re.search(r"\.\w+$", storage.basename(self.url))
-        return found[0].lower() if found else ""
+        match = re.search(r"\.\w+$", storage.basename(self.url))
+        return match[0].lower() if match else ""
 
     @cached_property
     def folder(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def listing(url: str) -> list[str] | None:
     fs, path = storage.filesystem(url)
     if not fs.exists(path):
         raise FileNotFoundError(url)
-    return [storage.basename(found) for found in fs.ls(path, detail=False)] if fs.isdir(path) else None
+    return [storage.basename(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else None
 
 
 def stem(url: str) -> str:

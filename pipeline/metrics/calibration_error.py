@@ -149,11 +149,11 @@ def reliability(histogram: PixelHistogram) -> pd.DataFrame:
     """
     rows = []
     for index, name in enumerate(histogram.names):
-        for place in range(BINS):
-            pixels = histogram.count[index][place]
+        for bin_index in range(BINS):
+            pixels = histogram.count[index][bin_index]
             if pixels:
-                said = histogram.confidence[index][place] / FIXED_POINT / pixels
-                rows.append((name, place, pixels, said, histogram.hits[index][place] / pixels))
+                confidence = histogram.confidence[index][bin_index] / FIXED_POINT / pixels
+                rows.append((name, bin_index, pixels, confidence, histogram.hits[index][bin_index] / pixels))
     return pd.DataFrame(rows, columns=["name", "bin", "pixels", "confidence", "accuracy"])
 
 
@@ -165,12 +165,12 @@ def expected_calibration_error(histogram: PixelHistogram) -> dict[str, float]:
     Naeini, Cooper and Hauskrecht, AAAI (2015); Guo et al., ICML (2017), Eq. 3: with 15 bins.
     """
     table = reliability(histogram)
-    found = {}
+    errors = {}
     for name in histogram.names:
         own = table[table["name"] == name]
         gap = (own["accuracy"] - own["confidence"]).abs() * own["pixels"]
-        found[name] = float(gap.sum() / own["pixels"].sum()) if len(own) else float("nan")
-    return found
+        errors[name] = float(gap.sum() / own["pixels"].sum()) if len(own) else float("nan")
+    return errors
 
 
 def temperatures(histogram: PixelHistogram) -> dict[str, float]:
@@ -187,11 +187,11 @@ def temperatures(histogram: PixelHistogram) -> dict[str, float]:
 
     step = 2 * _LOGIT_LIMIT / _LOGIT_BINS
     middles = -_LOGIT_LIMIT + step * (np.arange(_LOGIT_BINS) + 0.5)
-    found = {}
+    values = {}
     for name, counts, positives in zip(histogram.names, histogram.logit_count, histogram.logit_hits, strict=True):
         count, hits = np.asarray(counts, np.float64), np.asarray(positives, np.float64)
         if not 0 < hits.sum() < count.sum():
-            found[name] = 1.0
+            values[name] = 1.0
             continue
 
         def loss(log_temperature: float, count: NDArray[np.float64] = count, hits: NDArray[np.float64] = hits) -> float:
@@ -201,8 +201,8 @@ def temperatures(histogram: PixelHistogram) -> dict[str, float]:
             )
 
         bounds = tuple(np.log(_TEMPERATURES))
-        found[name] = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
-    return found
+        values[name] = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    return values
 
 
 def _sums(bins: Counts, fixed: Counts) -> list[int]:

@@ -172,11 +172,11 @@ def rank_biserial(differences: NDArray[np.float64]) -> float:
     """
     from scipy.stats import rankdata
 
-    found = differences[differences != 0]
-    if not found.size:
+    unequal = differences[differences != 0]
+    if not unequal.size:
         return 0.0
-    ranks = rankdata(np.abs(found))
-    return float((ranks * np.sign(found)).sum() / ranks.sum())
+    ranks = rankdata(np.abs(unequal))
+    return float((ranks * np.sign(unequal)).sum() / ranks.sum())
 
 
 def critical_difference(count: int, images: int, alpha: float = ALPHA) -> float:
@@ -218,7 +218,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
     if len(values) < 2:
         return None
-    found = bootstrap(
+    resampled = bootstrap(
         (values,),
         np.mean,
         n_resamples=_RESAMPLES,
@@ -227,7 +227,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(resampled.low), float(resampled.high)
 
 
 def _difference(first: str, second: str, differences: NDArray[np.float64], p: float) -> Difference:
@@ -242,8 +242,8 @@ def _friedman(table: NDArray[np.float64]) -> tuple[float, float]:
     images, count = table.shape
     if (table == table[:, :1]).all():
         return 1.0, 0.0
-    found = friedmanchisquare(*table.T)
-    return float(found.pvalue), float(found.statistic) / (images * (count - 1))
+    test = friedmanchisquare(*table.T)
+    return float(test.pvalue), float(test.statistic) / (images * (count - 1))
 
 
 def _nemenyi(difference: float, count: int, images: int) -> float:

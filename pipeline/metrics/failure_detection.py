@@ -166,8 +166,8 @@ def failure_table(
     rows = []
     for name, doubt in scores.items():
         for measure, value in measures.items():
-            found = np.array([value(doubt, sample) for sample in drawn])
-            known = found[~np.isnan(found)]  # a resample may hold no failed image
+            statistics = np.array([value(doubt, sample) for sample in drawn])
+            known = statistics[~np.isnan(statistics)]  # a resample may hold no failed image
             tails = (1 - confidence) / 2, (1 + confidence) / 2
             low, high = np.quantile(known, tails) if len(known) else (np.nan, np.nan)
             rows.append((name, measure, value(doubt, everything), float(low), float(high)))

@@ -93,21 +93,21 @@ def count_objects(truth: NDArray[np.integer], predicted: NDArray[np.integer], *,
     """
     from scipy.sparse import coo_array
 
-    (truth, truths), (predicted, found) = (_numbered(labels, minimum_size) for labels in (truth, predicted))
-    if not truths or not found:
-        return ObjectCounts(truths, found)
+    (truth, truths), (predicted, predictions) = (_numbered(labels, minimum_size) for labels in (truth, predicted))
+    if not truths or not predictions:
+        return ObjectCounts(truths, predictions)
     sizes, sizes_found = (np.bincount(labels.ravel())[1:] for labels in (truth, predicted))
     both = (truth > 0) & (predicted > 0)
     at = truth[both] - 1, predicted[both] - 1
-    table = coo_array((np.ones(len(at[0]), np.int64), at), shape=(truths, found))
+    table = coo_array((np.ones(len(at[0]), np.int64), at), shape=(truths, predictions))
     table.sum_duplicates()
     row, column, overlap = table.row, table.col, table.data
     iou = overlap / (sizes[row] + sizes_found[column] - overlap)
     within = 2 * overlap > sizes_found[column], 2 * overlap > sizes[row]
     return ObjectCounts(
         truths,
-        found,
-        tuple(_pairs(row, column, iou >= threshold, (truths, found)) for threshold in THRESHOLDS),
+        predictions,
+        tuple(_pairs(row, column, iou >= threshold, (truths, predictions)) for threshold in THRESHOLDS),
         tuple(iou[iou > 0.5].tolist()),
         splits=int(np.count_nonzero(np.bincount(row[within[0]]) > 1)),
         merges=int(np.count_nonzero(np.bincount(column[within[1]]) > 1)),

@@ -110,9 +110,9 @@ def _agreement(both: int, predicted: int, truth: int) -> Agreement:
     )
 
 
-def macro_dice(found: Sequence[Agreement]) -> float:
+def macro_dice(agreements: Sequence[Agreement]) -> float:
     """Return the mean of the Dice over foreground classes."""
-    return math.fsum(one.dice for one in found) / len(found)
+    return math.fsum(one.dice for one in agreements) / len(agreements)
 
 
 def boundary_distances(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64] | None:
@@ -153,9 +153,9 @@ def boundary_distance(planes: Sequence[NDArray[np.float64] | None]) -> BoundaryD
     ----------
     planes : (n,) float64 per plane, or None, as returned by `boundary_distances`
     """
-    found = np.concatenate([np.empty(0), *(plane for plane in planes if plane is not None)])
-    if not found.size:
+    distances = np.concatenate([np.empty(0), *(plane for plane in planes if plane is not None)])
+    if not distances.size:
         value = None if any(plane is None for plane in planes) else 0.0
         return BoundaryDistance(value, value, value)
-    median, p95 = np.percentile(found, (50, 95))
-    return BoundaryDistance(float(median), float(p95), float(found.mean()))
+    median, p95 = np.percentile(distances, (50, 95))
+    return BoundaryDistance(float(median), float(p95), float(distances.mean()))

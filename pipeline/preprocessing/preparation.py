@@ -78,7 +78,7 @@ class Survey:
     measures: tuple[Measure, ...]
     channels: int
     sketches: dict[tuple[bool, bool], Sketch]
-    found: dict[Measure, float] = field(default_factory=dict)
+    values: dict[Measure, float] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, measures: Collection[Measure], channels: int, dtype: DTypeLike) -> Survey:
@@ -124,15 +124,15 @@ class Survey:
 
     def conclude(self) -> Survey:
         """Return the results of this pass, with the sketches for the next one if one is needed."""
-        found, pending = dict(self.found), {}
+        values, pending = dict(self.values), {}
         for key, sketch in self.sketches.items():
             result = sketch.conclude()
             if not isinstance(result, tuple):
                 pending[key] = result
                 continue
             percents = sketch.percents if isinstance(sketch, RadixSearch) else ()
-            found |= {m: self._value(m, result, percents) for m in self.measures if self._key(m) == key}
-        return Survey(self.measures, self.channels, pending, found)
+            values |= {m: self._value(m, result, percents) for m in self.measures if self._key(m) == key}
+        return Survey(self.measures, self.channels, pending, values)
 
     @staticmethod
     def _key(measure: Measure) -> tuple[bool, bool]:
@@ -169,7 +169,7 @@ def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> S
         for block in blocks:
             survey.update(block)
         survey = survey.conclude()
-    return survey.found
+    return survey.values
 
 
 def percentile_measures(channels: int, low: float, high: float) -> frozenset[Measure]:
@@ -198,10 +198,10 @@ def spread_message(statistics: Statistics) -> str:
         if measure.kind == "percentile":
             ends.setdefault((measure.channel, measure.per), {})[measure.percent] = value
     message = ""
-    for found in ends.values():
-        inner = [value for percent, value in found.items() if percent not in (0, 100)]
-        known = {0, 100} <= found.keys()
-        if known and found[100.0] - found[0.0] < SMALLEST_SPREAD:
+    for limits in ends.values():
+        inner = [value for percent, value in limits.items() if percent not in (0, 100)]
+        known = {0, 100} <= limits.keys()
+        if known and limits[100.0] - limits[0.0] < SMALLEST_SPREAD:
             return _CONSTANT
         if len(inner) > 1 and max(inner) - min(inner) < SMALLEST_SPREAD:
             message = "a channel has the same value at its percentiles"

@@ -179,14 +179,14 @@ class RadixSearch:
         """Return the percentiles of each channel, or the sketch for the second pass."""
         neighbours = tuple((0, rank) for q in self.percents for rank in self._position(q)[:2])
         sought = self.sought or (neighbours,) * len(self.counts)
-        found = tuple(
+        percentiles = tuple(
             tuple(_descend(counts[prefix], prefix, rank) for prefix, rank in channel)
             for counts, channel in zip(self.counts, sought, strict=True)
         )
         if self.shift == 0:
-            return tuple(self._between([key for key, _ in channel]) for channel in found)
-        wanted = tuple({prefix: np.zeros(_BUCKETS, np.int64) for prefix, _ in channel} for channel in found)
-        return RadixSearch(self.percents, self.dtype, self.shift - _HALF, wanted, found)
+            return tuple(self._between([key for key, _ in channel]) for channel in percentiles)
+        wanted = tuple({prefix: np.zeros(_BUCKETS, np.int64) for prefix, _ in channel} for channel in percentiles)
+        return RadixSearch(self.percents, self.dtype, self.shift - _HALF, wanted, percentiles)
 
     def _position(self, percent: float) -> tuple[int, int, float]:
         """Return the ranks of a percentile's two neighbours, and its position between them, 0 to 1."""
@@ -275,12 +275,12 @@ def _exact_sums(values: NDArray[Any]) -> tuple[int, int]:
     upper, lower = mantissa >> 12, mantissa & 0xFFF
     signed = np.where(bits < _SIGN, mantissa, -mantissa)
     # Value = mantissa * 2^place units. All products are integers below 2^25, so their float64 sums are exact.
-    place = np.maximum(exponent, 1) - 1
+    shift = np.maximum(exponent, 1) - 1
     sums, high, middle, low = (
-        np.bincount(place, weights) for weights in (signed, upper * upper, 2 * upper * lower, lower * lower)
+        np.bincount(shift, weights) for weights in (signed, upper * upper, 2 * upper * lower, lower * lower)
     )
     total = squares = 0
-    for power in np.flatnonzero(np.bincount(place)).tolist():
+    for power in np.flatnonzero(np.bincount(shift)).tolist():
         total += int(sums[power]) << power
         square = (int(high[power]) << 24) + (int(middle[power]) << 12) + int(low[power])
         squares += square << 2 * power

@@ -143,5 +143,5 @@ def failure_probability(
     positions, of_image = np.unique(np.searchsorted(ordered, values, side="left"), return_inverse=True)
     from sklearn.isotonic import isotonic_regression  # takes a second to import
 
-    upper = [isotonic_regression(np.insert(outcomes, place, 1.0))[place] for place in positions]
+    upper = [isotonic_regression(np.insert(outcomes, position, 1.0))[position] for position in positions]
     return np.where(np.isnan(values), np.nan, np.asarray(upper, np.float64)[of_image])

@@ -37,8 +37,8 @@ class Ellipsoid:
         """Of (images, d) points."""
         from sklearn.covariance import LedoitWolf  # takes a second to import
 
-        found = LedoitWolf().fit(points)
-        return cls(np.asarray(found.location_, np.float64), np.asarray(found.precision_, np.float64))
+        covariance = LedoitWolf().fit(points)
+        return cls(np.asarray(covariance.location_, np.float64), np.asarray(covariance.precision_, np.float64))
 
     def distances(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return Mahalanobis distances.
@@ -150,10 +150,10 @@ def feature_matrix(
     if not widths:
         return None
     if len(widths) > 1 or width not in (None, widths[0]):
-        found = " or ".join(str(one) for one in widths)
+        known_widths = " or ".join(str(one) for one in widths)
         wanted = f", the reference set has {width}" if width is not None else ""
         raise RefusedError(
-            f"features.parquet: images have {found} features{wanted}; run `chorus predict` and `chorus calibrate` with "
-            f"the same version of Chorus"
+            f"features.parquet: images have {known_widths} features{wanted}; run `chorus predict` and "
+            f"`chorus calibrate` with the same version of Chorus"
         )
     return np.stack([row if len(row) else np.full(widths[0], np.nan) for row in rows])

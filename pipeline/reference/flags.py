@@ -30,7 +30,7 @@ class Review:
     Attributes
     ----------
     look_at : names, the most urgent first
-    of : number of images that have a result
+    images : number of images that have a result
     left_share : upper estimate of the share below tau among the images that are not reviewed
     wanted : the largest acceptable share there
     needed : the smallest number of images to review so that `left_share` is below `wanted`
@@ -38,7 +38,7 @@ class Review:
     """
 
     look_at: list[str]
-    of: int
+    images: int
     left_share: float
     wanted: float
     needed: int
@@ -131,7 +131,7 @@ def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Rev
     ood = [OOD in flags for flags in known["flags"].iloc[count:]]
     return Review(
         look_at=[str(name) for name in known["name"].iloc[:count]],
-        of=len(known),
+        images=len(known),
         left_share=float(left[count]),
         wanted=wanted,
         needed=int(np.flatnonzero(left < wanted)[0]),
@@ -143,8 +143,8 @@ def uncertainty_threshold(reference: Reference, tau: float) -> Threshold | None:
     """Return U_min of the reference set for any `tau`; None if the ensemble gives no uncertainty."""
     if "uncertainty" not in reference.scores:
         return None
-    found = reference.frame()
-    known = found[(found["status"] == "done") & found["uncertainty"].notna()]
+    images = reference.frame()
+    known = images[(images["status"] == "done") & images["uncertainty"].notna()]
     return threshold(known["uncertainty"].to_numpy(np.float64), known["dice"].to_numpy(np.float64), tau)
 
 
@@ -178,23 +178,25 @@ def _reasons(
     away = {name: sigmas[name].to_numpy(np.float64) for name in detectors}
     expected = table["expected_dice"].to_numpy(np.float64)
     messages = scores["message"].fillna("") if "message" in scores else pd.Series("", index=scores.index)
-    found: list[list[str]] = []
+    reasons: list[list[str]] = []
     for row, flags in enumerate(table["flags"]):
-        said = []
+        own_reasons = []
         if FAILED in flags:
-            said.append(str(messages.iloc[row]) or "it has no result")
+            own_reasons.append(str(messages.iloc[row]) or "it has no result")
         if EMPTY_FLAG in flags:
-            said.append(f"nothing found, as in {sum(reference.empty)} of {reference.images} reference images")
+            own_reasons.append(f"nothing found, as in {sum(reference.empty)} of {reference.images} reference images")
         if POOR in flags:
-            said.append(f"expected Dice {expected[row]:.2f}, below {tau:g}")
+            own_reasons.append(f"expected Dice {expected[row]:.2f}, below {tau:g}")
         if UNCERTAIN in flags and limit is not None:
-            said.append(_beyond(float(scores["uncertainty"].iloc[row]), limit))
+            own_reasons.append(_beyond(float(scores["uncertainty"].iloc[row]), limit))
         if {OOD, POOR} & set(flags):
             there = [name for name in detectors if not math.isnan(tails[name][row])]
-            own, far, tail = ({name: float(of[name][row]) for name in there} for of in (values, away, tails))
-            said += detector_reasons(own, far, tail, level)
-        found.append(said)
-    return found
+            own, far, tail = (
+                {name: float(values_of[name][row]) for name in there} for values_of in (values, away, tails)
+            )
+            own_reasons += detector_reasons(own, far, tail, level)
+        reasons.append(own_reasons)
+    return reasons
 
 
 def _beyond(uncertainty: float, limit: Threshold) -> str:

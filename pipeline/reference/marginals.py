@@ -33,17 +33,17 @@ def quality_scores(scores: pd.DataFrame) -> list[str]:
 
     The variance of flows is not among them: it measures the certainty about objects, which Dice does not count.
     """
-    found = [column for column in columns_in(scores) if column.score.table == "scores" and column.score.quality]
-    several = sum(bool(column.of) for column in found) > 1
+    columns = [column for column in columns_in(scores) if column.score.table == "scores" and column.score.quality]
+    several = sum(bool(column.part) for column in columns) > 1
     # With one class its Dice is that of the image.
-    return [column.key for column in found if several or not column.of]
+    return [column.key for column in columns if several or not column.part]
 
 
 def all_scores(scores: pd.DataFrame) -> list[str]:
     """Return the columns of ``scores.parquet`` that a reference keeps: of quality, then all other detectors."""
     known = [column for column in columns_in(scores) if column.score.table == "scores"]
     others = [column for column in known if column.score.detects and not column.score.quality]
-    return quality_scores(scores) + [column.key for column in others if column.of or _has_values(scores, column)]
+    return quality_scores(scores) + [column.key for column in others if column.part or _has_values(scores, column)]
 
 
 def _has_values(scores: pd.DataFrame, column: Column) -> bool:

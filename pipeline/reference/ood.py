@@ -130,9 +130,9 @@ class Detectors:
             wanted = [index for index, name in enumerate((FEATURES, OUTSIDE)) if name in self.names]
             sigmas = self._with(sigmas, given[:, wanted], marginals)
         share = (1 + np.count_nonzero(self.empty)) / (1 + len(self.empty))
-        found = pd.DataFrame(sigmas, columns=list(self.names), index=scores.index)
-        found[EMPTY] = np.where(empty, norm.isf(share), np.nan)
-        return found
+        table = pd.DataFrame(sigmas, columns=list(self.names), index=scores.index)
+        table[EMPTY] = np.where(empty, norm.isf(share), np.nan)
+        return table
 
     def ood_scores(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
         """Return -log10 of the combined tail; it distinguishes images beyond the minimum p-value.
@@ -165,13 +165,13 @@ class Detectors:
         """
         tails = self._log_p(sigmas.to_numpy(np.float64))
         reference = self._log_p(np.column_stack([self.sigmas, self._empty_sigmas()]))
-        found = np.full(len(tails), np.nan)
+        p_values = np.full(len(tails), np.nan)
         patterns, of_image = np.unique(~np.isnan(tails), axis=0, return_inverse=True)
         for index, there in enumerate(patterns):
             rows = of_image.reshape(-1) == index
             if there.any():
-                found[rows] = conformal_p_values(_combined(reference[:, there]), _combined(tails[rows][:, there]))
-        return found
+                p_values[rows] = conformal_p_values(_combined(reference[:, there]), _combined(tails[rows][:, there]))
+        return p_values
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all of it but the names, for a ``.npz`` file.
@@ -181,14 +181,14 @@ class Detectors:
         dict
             Arrays by name; those of `together` and `space` are missing if these are None.
         """
-        found: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
+        arrays: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
         if self.together is not None:
-            found |= {"together_location": self.together.location, "together_precision": self.together.precision}
+            arrays |= {"together_location": self.together.location, "together_precision": self.together.precision}
         if self.space is not None:
-            found |= {f"features_{name}": getattr(self.space, name) for name in ("mean", "scale", "components")}
-            found["features_location"] = self.space.ellipsoid.location
-            found["features_precision"] = self.space.ellipsoid.precision
-        return found
+            arrays |= {f"features_{name}": getattr(self.space, name) for name in ("mean", "scale", "components")}
+            arrays["features_location"] = self.space.ellipsoid.location
+            arrays["features_precision"] = self.space.ellipsoid.precision
+        return arrays
 
     @classmethod
     def from_arrays(cls, scores: list[str], names: list[str], arrays: Mapping[str, NDArray[Any]]) -> Detectors:
@@ -252,19 +252,19 @@ def _complete(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _by_marginals(values: NDArray[np.float64], marginals: list[Marginal]) -> NDArray[np.float64]:
-    found = [marginal(column) for marginal, column in zip(marginals, values.T, strict=False)]
-    return np.stack(found, axis=1) if found else np.empty((len(values), 0))
+    tails = [marginal(column) for marginal, column in zip(marginals, values.T, strict=False)]
+    return np.stack(tails, axis=1) if tails else np.empty((len(values), 0))
 
 
 def _sigmas_of_others(values: NDArray[np.float64], folds: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return (images, detectors) sigmas, each by the marginals of the other folds; NaN if those have no value."""
-    found = np.full(values.shape, np.nan)
+    sigmas = np.full(values.shape, np.nan)
     for fold in np.unique(folds):
         held_out = folds == fold
         for index, column in enumerate(values.T):
             if np.isfinite(column[~held_out]).any():
-                found[held_out, index] = Marginal.of(column[~held_out])(column[held_out])
-    return found
+                sigmas[held_out, index] = Marginal.of(column[~held_out])(column[held_out])
+    return sigmas
 
 
 def _distances_of_others(
@@ -272,12 +272,12 @@ def _distances_of_others(
 ) -> NDArray[np.float64]:
     """Return (images, count) distances of reference images from the other folds; NaN if these are too few."""
     complete = _complete(points)
-    found = np.full((len(points), count), np.nan)
+    distances = np.full((len(points), count), np.nan)
     for fold in np.unique(folds):
         known = points[(folds != fold) & complete]
         if len(known) >= _FEWEST - 1:
-            found[folds == fold] = measured(known, points[folds == fold])
-    return found
+            distances[folds == fold] = measured(known, points[folds == fold])
+    return distances
 
 
 def _append(

@@ -28,12 +28,12 @@ def detector_reasons(
     unusual = sorted((name for name in tails if tails[name] <= level), key=lambda name: (tails[name], name))
     if not unusual and tails:
         unusual = [min(tails, key=lambda name: (tails[name], name))]
-    said: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name in unusual:
         column = column_of(name) or unknown(name)
         # Both distances of features share a reason, and so do the mean and minimum of the members' Dice.
-        said.setdefault(_subject(column), sentence(column, values.get(name, math.nan), sigmas[name]))
-    return list(said.values())[:_MOST]
+        reasons.setdefault(_subject(column), sentence(column, values.get(name, math.nan), sigmas[name]))
+    return list(reasons.values())[:_MOST]
 
 
 def sentence(column: Column, value: float, sigma: float) -> str:
@@ -49,7 +49,7 @@ def sentence(column: Column, value: float, sigma: float) -> str:
     side = "above" if sigma >= 0 else "below"
     template = column.score.reason or column.phrase.replace("{", "{{").replace("}", "}}") + " {value:.3f}, {away}"
     return template.format(
-        of=column.of,
+        part=column.part,
         value=value,
         percent=percent(value),
         complement=percent(1 - value),
@@ -71,8 +71,8 @@ def unknown(name: str) -> Column:
 def _subject(column: Column) -> str:
     """Return the subject of a score: one reason is given per subject."""
     return (
-        f"{column.score.subject}:{column.of}"
-        if column.of and column.score.subject
+        f"{column.score.subject}:{column.part}"
+        if column.part and column.score.subject
         else column.score.subject or column.key
     )
 

@@ -118,9 +118,9 @@ class Reference(BaseModel):
         """Return a row per image: ``name``, ``status``, ``dice``, ``failure_score``, ``expected_dice``, scores."""
         status = np.where(np.asarray(self.empty, bool), "empty", "done")
         content = {"name": self.names, "status": status, "dice": self.dice}
-        found = pd.DataFrame(content | {"failure_score": self.failure_scores, "expected_dice": self.expected_dice})
+        frame = pd.DataFrame(content | {"failure_score": self.failure_scores, "expected_dice": self.expected_dice})
         given = pd.DataFrame({name: pd.to_numeric(pd.Series(values)) for name, values in self.scores.items()})
-        return pd.concat([found, given], axis=1)
+        return pd.concat([frame, given], axis=1)
 
     def risk(self, failure: NDArray[np.float64], empty: NDArray[np.bool_], tau: float) -> NDArray[np.float64]:
         """Return an upper estimate of the probability that Dice is below `tau`.
@@ -141,9 +141,9 @@ class Reference(BaseModel):
         """
         dice, nothing = np.asarray(self.dice), np.asarray(self.empty, bool)
         known = np.asarray([np.nan if score is None else score for score in self.failure_scores])[~nothing]
-        found = failure_probability(known, dice[~nothing] < tau, failure)
+        probability = failure_probability(known, dice[~nothing] < tau, failure)
         of_empty = (1 + np.count_nonzero(dice[nothing] < tau)) / (1 + np.count_nonzero(nothing))
-        return np.where(empty, of_empty, found)
+        return np.where(empty, of_empty, probability)
 
     def minimum_p(self) -> float:
         """Return the smallest p-value that this number of images can give."""
@@ -186,15 +186,15 @@ def calibrate_from(
     dice = table["dice"].to_numpy(np.float64)
     empty = (table["status"] == "empty").to_numpy(bool)
     _check_enough(len(table), int((~empty).sum()))
-    found, of_quality = table[~empty], quality_scores(table)
+    with_foreground, of_quality = table[~empty], quality_scores(table)
     names = list(table["name"])
     matrix = feature_matrix(features, names)
     kept = all_scores(table)
-    failure, expected = (_spread(values, ~empty) for values in cross_fitted(found, dice[~empty], of_quality))
-    quality = fit_quality(found, dice[~empty], of_quality)
-    bound = fit_bound(found, dice[~empty], of_quality, alpha)
+    failure, expected = (_spread(values, ~empty) for values in cross_fitted(with_foreground, dice[~empty], of_quality))
+    quality = fit_quality(with_foreground, dice[~empty], of_quality)
+    bound = fit_bound(with_foreground, dice[~empty], of_quality, alpha)
     detectors = Detectors.fit(table, kept, empty, matrix)
-    thresholds = _thresholds(found, dice[~empty], of_quality, tau, false_positive_rate)
+    thresholds = _thresholds(with_foreground, dice[~empty], of_quality, tau, false_positive_rate)
     notes += _notes(of_quality, quality, bound, dice, tau, matrix)
     return Reference(
         ensemble=ensemble,
@@ -239,10 +239,12 @@ def _joined(scores: pd.DataFrame, evaluation: pd.DataFrame) -> tuple[pd.DataFram
 
 def _check_enough(images: int, with_foreground: int) -> None:
     if with_foreground < FEWEST:
-        of = f" (and {images - with_foreground} in which nothing was found)" if images > with_foreground else ""
+        empty_images = (
+            f" (and {images - with_foreground} in which nothing was found)" if images > with_foreground else ""
+        )
         raise RefusedError(
-            f"the reference set has {with_foreground} images with scores and truth{of}; give at least {FEWEST}, better "
-            f"100, of the kind that the ensemble is for and that it was not trained on"
+            f"the reference set has {with_foreground} images with scores and truth{empty_images}; give at least "
+            f"{FEWEST}, better 100, of the kind that the ensemble is for and that it was not trained on"
         )
 
 
@@ -265,16 +267,16 @@ def fit_bound(scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str],
 def _thresholds(
     scores: pd.DataFrame, dice: NDArray[np.float64], names: list[str], tau: float, false_positive_rate: float
 ) -> dict[str, Threshold]:
-    found = {}
+    thresholds = {}
     for name in names:
         values = numbers(scores, [name])[:, 0]
         there = np.isfinite(values)
         if there.any():
             low = side_of(name) == "low"
-            found[name] = threshold(
+            thresholds[name] = threshold(
                 values[there], dice[there], tau, low_is_bad=low, false_positive_rate=false_positive_rate
             )
-    return found
+    return thresholds
 
 
 def _notes(
@@ -311,9 +313,9 @@ def _notes(
 
 
 def _spread(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    found = np.full(len(where), np.nan)
-    found[where] = values
-    return found
+    spread = np.full(len(where), np.nan)
+    spread[where] = values
+    return spread
 
 
 def _optional(values: NDArray[np.float64]) -> list[float | None]:

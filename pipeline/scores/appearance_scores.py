@@ -23,7 +23,7 @@ INTENSITY_MEAN = Score(
     detects=True,
     kind="intensity",
     by_group=True,
-    reason="mean intensity of {of} {value:.4g}, {away}",
+    reason="mean intensity of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: total.pixels[c][0],
 )
 INTENSITY_STD = Score(
@@ -36,7 +36,7 @@ INTENSITY_STD = Score(
     per="channel",
     detects=True,
     kind="intensity",
-    reason="intensity standard deviation of {of} {value:.4g}, {away}",
+    reason="intensity standard deviation of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: total.pixels[c][1],
 )
 BACKGROUND = Score(
@@ -49,7 +49,7 @@ BACKGROUND = Score(
     per="channel",
     detects=True,
     kind="intensity",
-    reason="background of {of} {value:.4g}, {away}",
+    reason="background of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: total.background[c][0],
 )
 CONTRAST = Score(
@@ -61,7 +61,7 @@ CONTRAST = Score(
     per="channel",
     detects=True,
     kind="intensity",
-    reason="contrast of {of} {value:.4g}, {away}",
+    reason="contrast of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: total.by_std(total.foreground_mean(c) - total.background[c][0], c),
 )
 NOISE = Score(
@@ -74,7 +74,7 @@ NOISE = Score(
     per="channel",
     detects=True,
     kind="noise",
-    reason="noise of {of} {value:.4g}, {away}",
+    reason="noise of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: math.sqrt(math.pi / 2) / 6 * total.noise[c][0],
 )
 SHARPNESS = Score(
@@ -87,7 +87,7 @@ SHARPNESS = Score(
     detects=True,
     kind="sharpness",
     by_group=True,
-    reason="sharpness of {of} {value:.4g}, {away}",
+    reason="sharpness of {part} {value:.4g}, {away}",
     from_appearance=lambda total, c: total.by_std(total.laplacian[c][1], c),
 )
 OBJECT_RADIUS = Score(
@@ -101,7 +101,7 @@ OBJECT_RADIUS = Score(
     detects=True,
     kind="object size",
     by_group=True,
-    reason="{of} of {value:.1f} pixels radius, {away}",
+    reason="{part} of {value:.1f} pixels radius, {away}",
     from_appearance=lambda total, k: total.disc_radius(k),
 )
 

@@ -27,7 +27,7 @@ def with_tables(text: str) -> str:
     KeyError
         If a comment names a table that does not exist.
     """
-    return _PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+    return _PLACE.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
 
 
 def _image_table() -> str:
@@ -53,9 +53,9 @@ def _detectors() -> str:
     def what(score: Score) -> str:
         return _capital(score.meaning) if score.table == "sigma" else _DOUBTFUL[score.doubtful]
 
-    found = [score for score in SCORES if score.detects]
+    detectors = [score for score in SCORES if score.detects]
     groups: dict[str, list[str]] = {}
-    for score in found:
+    for score in detectors:
         groups.setdefault(what(score), []).append(f"`{score.pattern}`")
     return _markdown(("detector", "unusual when"), ((", ".join(names), text) for text, names in groups.items()))
 

@@ -116,14 +116,14 @@ def appearance(
     whole = pixels.dtype.kind in "biu" and pixels.dtype.itemsize <= 2
     values = pixels.astype(np.int32 if whole else np.float32)
     answers = [_filtered(channel, patch) for channel in values]
-    found = [mask_of(masks, k, multilabel=multilabel) for k in range(1, classes)]
+    class_masks = [mask_of(masks, k, multilabel=multilabel) for k in range(1, classes)]
     return Appearance(
         pixels=Sums.of(list(values)),
         background=Sums.of([channel[outside] for channel in values]),
         noise=Sums.of([noise for noise, _ in answers]),
         laplacian=Sums.of([laplacian for _, laplacian in answers]),
-        class_pixels=tuple(int(np.count_nonzero(mask)) for mask in found),
-        edges=tuple(_edges(mask, patch) for mask in found),
+        class_pixels=tuple(int(np.count_nonzero(mask)) for mask in class_masks),
+        edges=tuple(_edges(mask, patch) for mask in class_masks),
         pairs=sum(int(together.sum()) * across for together, across in _neighbours(values.shape[1:], patch)),
     )
 
@@ -226,11 +226,11 @@ def appearance_columns(sums: Sequence[Appearance], channels: Sequence[str], clas
         By column, the scores of `chorus.pipeline.scores.appearance_scores`, without those that are undefined.
     """
     total = AppearanceTotal(functools.reduce(operator.add, sums))
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for column in score_columns(classes, channels):
         if column.score.from_appearance is not None:
             names = channels if column.score.per == "channel" else classes
-            value = column.score.from_appearance(total, names.index(column.of))
+            value = column.score.from_appearance(total, names.index(column.part))
             if value is not None and math.isfinite(value):
-                found[column.key] = value
-    return found
+                columns[column.key] = value
+    return columns

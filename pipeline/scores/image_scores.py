@@ -170,7 +170,7 @@ def image_scores(sums: Sequence[RegionSums], classes: Sequence[str]) -> dict[str
     """
     total = RegionTotal(functools.reduce(operator.add, sums))
     return {
-        column.key: column.score.from_regions(total, classes.index(column.of) if column.of else 0)
+        column.key: column.score.from_regions(total, classes.index(column.part) if column.part else 0)
         for column in score_columns(classes, ())
         if column.score.from_regions is not None
     }

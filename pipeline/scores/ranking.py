@@ -75,7 +75,7 @@ def rank_rows(
     values = columns[score]
     parts = _order(columns["name"], columns["status"], values, score)
     ranked, empty, failed = ([{name: columns[name][row] for name in columns} for row in part] for part in parts)
-    ranked = [{"rank": place, **row} for place, row in enumerate(ranked, 1)]
+    ranked = [{"rank": rank, **row} for rank, row in enumerate(ranked, 1)]
     if above is not None:
         low = _low_is_bad(score)
         for row in ranked:

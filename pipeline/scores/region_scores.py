@@ -130,7 +130,7 @@ CLASS_DICE = Score(
     quality=True,
     detects=True,
     kind="doubt",
-    reason="members disagree on {complement} of {of}",
+    reason="members disagree on {complement} of {part}",
     from_regions=lambda total, k: total.class_dices[k],
 )
 CLASS_DICE_MINIMUM = Score(
@@ -141,7 +141,7 @@ CLASS_DICE_MINIMUM = Score(
     doubtful="low",
     unit="0 to 1",
     per="class",
-    reason="two members disagree on {complement} of {of}",
+    reason="two members disagree on {complement} of {part}",
     from_regions=lambda total, k: min(total.dices[k], default=None),
 )
 AREA_FRACTION = Score(
@@ -156,7 +156,7 @@ AREA_FRACTION = Score(
     detects=True,
     kind="prior",
     by_group=True,
-    reason="{of} covers {percent} of the image, {away}",
+    reason="{part} covers {percent} of the image, {away}",
     former="foreground_fraction",
     from_regions=lambda total, k: total.sums.class_pixels[k] / total.sums.pixels,
 )
@@ -169,7 +169,7 @@ AREA_VARIATION = Score(
     doubtful="high",
     unit="0 or more",
     per="class",
-    reason="members' areas of {of} vary by {percent}, {away}",
+    reason="members' areas of {part} vary by {percent}, {away}",
     from_regions=_area_variation,
 )
 FLOW_VARIANCE = Score(

@@ -34,10 +34,10 @@ _FORMER = {(score.former, score.per != "image"): score for score in SCORES if sc
 
 def column_of(name: str) -> Column | None:
     """Return the score that a column holds, also under its name in earlier versions; None if it holds none."""
-    start, colon, of = name.partition(":")
+    start, colon, subject = name.partition(":")
     key = start, bool(colon)
     score = _BY_NAME.get(key) or _FORMER.get(key)
-    return None if score is None else Column(score, of)
+    return None if score is None else Column(score, subject)
 
 
 def current_name(name: str) -> str:
@@ -60,21 +60,21 @@ def score_columns(classes: Sequence[str], channels: Sequence[str]) -> list[Colum
     classes : names of the foreground classes
     channels : names of the ensemble's input channels
     """
-    found = [score.column() for score in IMAGE_TABLE if score.per == "image"]
+    columns = [score.column() for score in IMAGE_TABLE if score.per == "image"]
     others = (score for score in IMAGE_TABLE if score.per != "image")
     for per, group in itertools.groupby(others, lambda score: score.per):
         scores = list(group)
         if per == "class":
-            found += [score.column(name) for score in scores for name in classes]
+            columns += [score.column(name) for score in scores for name in classes]
         else:  # all scores of a channel stand together
-            found += [score.column(name) for name in channels for score in scores]
-    return found
+            columns += [score.column(name) for name in channels for score in scores]
+    return columns
 
 
 def columns_in(names: Iterable[Hashable]) -> list[Column]:
     """Return the scores among the columns of a table, in the order of the registry; within a score, of the table."""
-    found = [column for name in map(str, names) if (column := column_of(name)) is not None and column.key == name]
-    return sorted(found, key=lambda column: _place(column.score))
+    columns = [column for name in map(str, names) if (column := column_of(name)) is not None and column.key == name]
+    return sorted(columns, key=lambda column: _place(column.score))
 
 
 @cache

@@ -41,7 +41,7 @@ class Score:
     by_group : whether `chorus shift` tests if it depends on plate, well and metadata
     reference : column of `Reference.frame` that it is comparable to; by default its own in ``scores``
     is_dice : whether it is a Dice against a truth, known or estimated: comparable to tau
-    reason : template of a reason for a flag: ``{of}`` is the class or channel, ``{value}`` the number, ``{percent}``
+    reason : template of a reason for a flag: ``{part}`` is the class or channel, ``{value}`` the number, ``{percent}``
         the same in per cent, ``{complement}`` 1 - value in per cent, ``{sigma}`` the distance from the reference set's
         median, ``{away}`` that and the side; by default label, number and distance
     subject : name of the score with an equivalent reason
@@ -72,9 +72,9 @@ class Score:
     from_regions: Callable[[RegionTotal, int], Value] | None = field(default=None, repr=False, compare=False)
     from_appearance: Callable[[AppearanceTotal, int], Value] | None = field(default=None, repr=False, compare=False)
 
-    def column(self, of: str = "") -> Column:
+    def column(self, part: str = "") -> Column:
         """Return the column of a class or channel, or of the image."""
-        return Column(self, of)
+        return Column(self, part)
 
     @property
     def pattern(self) -> str:
@@ -88,21 +88,21 @@ class Column:
 
     Attributes
     ----------
-    of : the class or channel; empty if the score is the image's
+    part : the class or channel; empty if the score is the image's
     """
 
     score: Score
-    of: str = ""
+    part: str = ""
 
     @property
     def key(self) -> str:
         """Name of the column."""
-        return f"{self.score.name}:{self.of}" if self.of else self.score.name
+        return f"{self.score.name}:{self.part}" if self.part else self.score.name
 
     @property
     def phrase(self) -> str:
         """Display name within a sentence: ``area fraction of nucleus``."""
-        return f"{self.score.label} of {self.of}" if self.of else self.score.label
+        return f"{self.score.label} of {self.part}" if self.part else self.score.label
 
     @property
     def label(self) -> str:

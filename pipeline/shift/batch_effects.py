@@ -101,11 +101,11 @@ def plate_maps(scores: pd.DataFrame, names: list[str]) -> list[PlateMap]:
         rows, columns = (sorted(images[key].unique(), key=_natural) for key in (_ROW, _COLUMN))
         wells = images.groupby([_ROW, _COLUMN])
         counts, medians = wells.size(), wells[names].median()
-        order = sorted(counts.index, key=lambda place: (_natural(place[0]), _natural(place[1])))
+        order = sorted(counts.index, key=lambda well: (_natural(well[0]), _natural(well[1])))
         for score in names:
-            values = {place: _known(value) for place, value in medians[score].items()}
-            found = [Well(row=r, column=c, images=int(counts[r, c]), value=values[r, c]) for r, c in order]
-            maps.append(PlateMap(plate=str(plate), score=score, rows=rows, columns=columns, wells=found))
+            values = {well: _known(value) for well, value in medians[score].items()}
+            well_list = [Well(row=r, column=c, images=int(counts[r, c]), value=values[r, c]) for r, c in order]
+            maps.append(PlateMap(plate=str(plate), score=score, rows=rows, columns=columns, wells=well_list))
     return maps
 
 
@@ -157,8 +157,8 @@ def group_tests(
         if not any(outcome for *_, outcome in tested):
             notes.append(f"{by} is not compared: that takes two groups of {_FEWEST} wells or images, or other numbers")
     adjusted = false_discovery_control([one.p for *_, one in raw]) if raw else []
-    found = [_test(by, score, one, float(p), alpha) for (by, score, one), p in zip(raw, adjusted, strict=True)]
-    return found, notes
+    tests = [_test(by, score, one, float(p), alpha) for (by, score, one), p in zip(raw, adjusted, strict=True)]
+    return tests, notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +171,17 @@ class _Outcome:
     levels: list[GroupLevel]
 
 
-def _test(by: str, score: str, found: _Outcome, p_adjusted: float, alpha: float) -> GroupTest:
-    least = LEAST_CORRELATION**2 if found.measure == EPSILON else LEAST_CORRELATION
+def _test(by: str, score: str, outcome: _Outcome, p_adjusted: float, alpha: float) -> GroupTest:
+    least = LEAST_CORRELATION**2 if outcome.measure == EPSILON else LEAST_CORRELATION
     return GroupTest(
         by=by,
         score=score,
-        p=found.p,
+        p=outcome.p,
         p_adjusted=p_adjusted,
-        measure=found.measure,
-        effect=found.effect,
-        shifted=bool(p_adjusted <= alpha and abs(found.effect) >= least),
-        levels=found.levels,
+        measure=outcome.measure,
+        effect=outcome.effect,
+        shifted=bool(p_adjusted <= alpha and abs(outcome.effect) >= least),
+        levels=outcome.levels,
     )
 
 
@@ -195,19 +195,19 @@ def _tested(by: pd.Series, numbers: pd.Series | None, score: pd.Series, wells: p
     if numbers is not None:
         if len(units) < _FEWEST_NUMBERS or units["by"].nunique() < 2 or units["score"].nunique() < 2:
             return None
-        found = spearmanr(units["by"].astype(float), units["score"])
-        return _Outcome(float(found.pvalue), RHO, float(found.statistic), list(_quarters(images, by)))
+        test = spearmanr(units["by"].astype(float), units["score"])
+        return _Outcome(float(test.pvalue), RHO, float(test.statistic), list(_quarters(images, by)))
     samples = {name: part.to_numpy(np.float64) for name, part in units.groupby("by")["score"] if len(part) >= _FEWEST}
     if len(samples) < 2 or np.ptp(np.concatenate(list(samples.values()))) == 0:
         return None
-    found = kruskal(*samples.values())
-    effect = float(found.statistic) / (sum(map(len, samples.values())) - 1)
+    test = kruskal(*samples.values())
+    effect = float(test.statistic) / (sum(map(len, samples.values())) - 1)
     of_level = {name: part for name, part in images.groupby("by")["score"] if name in samples}
     levels = [
         GroupLevel(name=str(name), images=len(of_level[name]), median=float(of_level[name].median()))
         for name in sorted(of_level, key=_natural)
     ]
-    return _Outcome(float(found.pvalue), EPSILON, effect, levels)
+    return _Outcome(float(test.pvalue), EPSILON, effect, levels)
 
 
 def _units(images: pd.DataFrame) -> pd.DataFrame:
@@ -240,8 +240,8 @@ def _quarters(images: pd.DataFrame, by: pd.Series) -> Iterator[GroupLevel]:
     """Yield the images in the order of their number, in four parts of about equal size; equal numbers stay together."""
     parts = pd.qcut(images["by"], _QUARTERS, duplicates="drop")
     for _, part in images.groupby(parts, observed=True, sort=True):
-        own, place = by.loc[part.index], part["by"].to_numpy()
-        first, last = own.iloc[int(place.argmin())], own.iloc[int(place.argmax())]
+        own, positions = by.loc[part.index], part["by"].to_numpy()
+        first, last = own.iloc[int(positions.argmin())], own.iloc[int(positions.argmax())]
         name = str(first) if first == last else f"{first} to {last}"
         yield GroupLevel(name=name, images=len(part), median=float(part["score"].median()))
 

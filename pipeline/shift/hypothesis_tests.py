@@ -72,19 +72,19 @@ def shift_tests(
     given = {name: numbers(table, [name])[:, 0] for name in known}
     known[EMPTY] = np.asarray(reference.empty, np.float64)
     given[EMPTY] = np.asarray(table["status"] == "empty", np.float64)
-    found: list[tuple[str, str, float | None, float | None, Difference]] = []
+    tests: list[tuple[str, str, float | None, float | None, Difference]] = []
     for name in known:
         first, second = (values[np.isfinite(values)] for values in (known[name], given[name]))
         if min(len(first), len(second)) < _FEWEST or np.ptp(np.concatenate([first, second])) == 0:
             continue
         middle = np.mean if name == EMPTY else np.median
         kind = kind_of(name) or "prior"
-        found.append((kind, name, float(middle(first)), float(middle(second)), compare_values(first, second)))
+        tests.append((kind, name, float(middle(first)), float(middle(second)), compare_values(first, second)))
     clouds = _clouds(table, reference, features)
     if clouds is not None and (difference := compare_points(*clouds)) is not None:
-        found.append((FEATURES, FEATURES, None, None, difference))
-    found.sort(key=lambda one: KINDS.index(one[0]))
-    adjusted = false_discovery_control([one[-1].p for one in found]) if found else []
+        tests.append((FEATURES, FEATURES, None, None, difference))
+    tests.sort(key=lambda one: KINDS.index(one[0]))
+    adjusted = false_discovery_control([one[-1].p for one in tests]) if tests else []
     return [
         ShiftTest(
             kind=kind,
@@ -98,7 +98,7 @@ def shift_tests(
             p_adjusted=float(p),
             shifted=bool(p <= alpha and abs(one.effect) >= NEGLIGIBLE),
         )
-        for (kind, name, before, now, one), p in zip(found, adjusted, strict=True)
+        for (kind, name, before, now, one), p in zip(tests, adjusted, strict=True)
     ]
 
 

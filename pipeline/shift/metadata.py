@@ -62,9 +62,9 @@ def joined(names: pd.Series, metadata: pd.DataFrame) -> tuple[pd.DataFrame, list
             "row as an image, well or plate of scores.parquet"
         )
     table = metadata.drop(columns="name")
-    found = table.iloc[np.maximum(rows, 0)].set_axis(names.index)
-    found[rows < 0] = None
-    return found, [f"{missing} of {len(names)} images are not in the table"] if missing else []
+    matched = table.iloc[np.maximum(rows, 0)].set_axis(names.index)
+    matched[rows < 0] = None
+    return matched, [f"{missing} of {len(names)} images are not in the table"] if missing else []
 
 
 def _key(name: object) -> str:

@@ -115,35 +115,35 @@ def _usable(scores: pd.DataFrame) -> pd.DataFrame:
 def _words(tests: list[ShiftTest], known: int, images: int, alpha: float) -> list[str]:
     """Return sentences on the comparison with the reference, and on shifts that it could not have detected."""
     shifted = sorted((test for test in tests if test.shifted), key=lambda test: (-abs(test.effect), test.name))
-    said = []
+    sentences = []
     for kind in dict.fromkeys(test.kind for test in shifted):
         first, *more = (test for test in shifted if test.kind == kind)
         others = f"; so are {len(more)} more of this kind" if more else ""
-        said.append(f"{_title(kind)}: {_difference(first)}{others}")
+        sentences.append(f"{_title(kind)}: {_difference(first)}{others}")
     if shifted:
-        said.append(
+        sentences.append(
             "the run is not like the reference images: expected Dice, bounds and risks of `chorus flag` are guesses "
             "for it; look at some of its images, and run `chorus calibrate` with such images if they are to come again"
         )
     else:
-        said.append(
+        sentences.append(
             f"no shift found: the run's {images} images are like the {known} reference images in {len(tests)} "
             f"comparisons (alpha {alpha:g})"
         )
     slight = sum(test.p_adjusted <= alpha and not test.shifted for test in tests)
     if slight:
-        said.append(f"{slight} differences are no chance and yet negligible (Cliff's delta below {NEGLIGIBLE})")
+        sentences.append(f"{slight} differences are no chance and yet negligible (Cliff's delta below {NEGLIGIBLE})")
     least = detectable(known, images, alpha / max(len(tests), 1))
     if least > 1:
-        said.append(
+        sentences.append(
             f"{images} images are too few to find any shift against {known} reference images; give more of either"
         )
     elif least > NEGLIGIBLE:
-        said.append(
+        sentences.append(
             f"with {images} images and {known} reference images only a shift of Cliff's delta {least:.2f} "
             f"({magnitude(least)}) or more is found four times in five; smaller ones may be there"
         )
-    return said
+    return sentences
 
 
 def _title(kind: str) -> str:
@@ -171,16 +171,18 @@ def _group_words(groups: list[GroupTest]) -> list[str]:
     def strength(test: GroupTest) -> float:
         return test.effect**2 if test.measure == RHO else test.effect
 
-    said = []
+    sentences = []
     for test in sorted((one for one in groups if one.shifted), key=lambda one: (-strength(one), one.by, one.score)):
         basis = f"{test.measure} {test.effect:.2f}, p = {test.p_adjusted:.1g}"
         if test.measure == RHO:
-            said.append(f"{phrase_of(test.score)} {'rises' if test.effect > 0 else 'falls'} with {test.by} ({basis})")
+            sentences.append(
+                f"{phrase_of(test.score)} {'rises' if test.effect > 0 else 'falls'} with {test.by} ({basis})"
+            )
             continue
         ordered = sorted(test.levels, key=lambda level: level.median)
         ends = f"{ordered[-1].median:.3g} in {ordered[-1].name}, {ordered[0].median:.3g} in {ordered[0].name}"
-        said.append(f"{phrase_of(test.score)} depends on {test.by}: {ends} ({basis})")
-    return said
+        sentences.append(f"{phrase_of(test.score)} depends on {test.by}: {ends} ({basis})")
+    return sentences
 
 
 def _left_out(table: pd.DataFrame, reference: Reference, features: pd.DataFrame | None) -> list[str]:

@@ -194,10 +194,10 @@ def _principal(pooled: Values) -> Values:
     scale = np.where(scale > 1e-9 * np.maximum(np.abs(pooled).max(axis=0), 1e-3), scale, np.inf)
     standardised = (pooled - pooled.mean(axis=0)) / scale
     components = min(components_of(*pooled.shape), len(pooled) - 1)
-    found = PCA(components, svd_solver="randomized", random_state=0).fit_transform(standardised)
-    spread = found.std(axis=0)
+    coordinates = PCA(components, svd_solver="randomized", random_state=0).fit_transform(standardised)
+    spread = coordinates.std(axis=0)
     kept = spread > 1e-6 * spread.max()  # the data may have fewer directions than components
-    return np.asarray(found[:, kept] / spread[kept], np.float64)
+    return np.asarray(coordinates[:, kept] / spread[kept], np.float64)
 
 
 def _energy_p(points: Values, of_second: NDArray[np.bool_]) -> float:
@@ -206,12 +206,12 @@ def _energy_p(points: Values, of_second: NDArray[np.bool_]) -> float:
 
     distances = cdist(points, points)
     rng = np.random.default_rng(0)
-    found = energy_distances(distances, of_second[:, None].astype(np.float64))[0]
+    observed = energy_distances(distances, of_second[:, None].astype(np.float64))[0]
     at_least = 0
     for start in range(0, _PERMUTATIONS, _AT_ONCE):
         count = min(_AT_ONCE, _PERMUTATIONS - start)
         labels = np.stack([rng.permutation(of_second) for _ in range(count)], axis=1)
-        at_least += int((energy_distances(distances, labels.astype(np.float64)) >= found * (1 - 1e-9)).sum())
+        at_least += int((energy_distances(distances, labels.astype(np.float64)) >= observed * (1 - 1e-9)).sum())
     return (1 + at_least) / (1 + _PERMUTATIONS)
 
 

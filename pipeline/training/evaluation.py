@@ -81,11 +81,11 @@ class Evaluator:
             raise ImageError(f"{name}: image {image.shape[1:]} and label {truth.shape} differ in size; give a pair")
         statistics = surveyed(self._inputs.measures, [image])
         pixels = np.concatenate([one.apply(image, statistics) for one in self._inputs.preparations])
-        found = []
+        scores = []
         for augmented in (True, False):
             for predictor, answer in self._answers(pixels, augmented=augmented):
-                found.append(self._score(name, predictor, answer, truth, augmented=augmented))
-        return found
+                scores.append(self._score(name, predictor, answer, truth, augmented=augmented))
+        return scores
 
     def _answers(self, pixels: NDArray[np.float32], *, augmented: bool) -> list[tuple[str, _Answer]]:
         """Return the prediction of each predictor for the whole plane."""
@@ -105,9 +105,9 @@ class Evaluator:
             plane = PlaneWindow(np.ascontiguousarray(pixels[:, needed.y.slice, needed.x.slice]), needed, grid)
             together: StageState | None = None
             for engine, answer in zip(engines, answers, strict=False):
-                said = engine.stage(plane, target, None)
-                answer.take(target, engine.conclude(plane, target, said))
-                together = said if together is None else _sum(together, said)
+                maps = engine.stage(plane, target, None)
+                answer.take(target, engine.conclude(plane, target, maps))
+                together = maps if together is None else _sum(together, maps)
             if together is not None:
                 answers[-1].take(target, engines[0].conclude(plane, target, together))
         return list(zip(names, answers, strict=True))
@@ -181,7 +181,7 @@ def summarise(scores: Sequence[FoldScore]) -> dict[str, float]:
         for metric, value in (("dice", score.dice), ("ap50", score.ap50), ("map", score.mean_ap)):
             if value is not None:
                 values.setdefault(f"{metric}:{name}", []).append(value)
-    means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+    means = {name: math.fsum(known) / len(known) for name, known in values.items()}
     return means | {"images": float(len({score.image for score in scores}))}
 
 

@@ -170,13 +170,13 @@ class _Trainer:
 
     def _find(self) -> float:
         """Find a learning rate, by a range test on other patches than those of the training."""
-        found = find_learning_rate(
+        finder = find_learning_rate(
             self._network,
             lambda network, step: self._loss_of(network, self._source.draw((*self._seed, _FOR_FINDER, step))),
             self._settings.weight_decay,
         )
-        _log.info("fold %d: learning rate %.2g found", self._fold, found.suggestion)
-        return found.suggestion
+        _log.info("fold %d: learning rate %.2g found", self._fold, finder.suggestion)
+        return finder.suggestion
 
     def _enter(self, cycle: Cycle) -> None:
         self._cycle = cycle

@@ -42,9 +42,9 @@ def _of_classes(name: LossName) -> Callable[[torch.Tensor, torch.Tensor], torch.
         overlap: nn.Module = losses.DiceLoss("multiclass")
         return lambda logits, classes: functional.cross_entropy(logits, classes) + overlap(logits, classes)
     if name == "focal":
-        found: nn.Module = losses.FocalLoss("multiclass")
+        loss: nn.Module = losses.FocalLoss("multiclass")
     elif name == "tversky":
-        found = losses.TverskyLoss("multiclass", **_TVERSKY)
+        loss = losses.TverskyLoss("multiclass", **_TVERSKY)
     else:
-        found = losses.LovaszLoss("multiclass")
-    return lambda logits, classes: found(logits, classes)  # typed, unlike the call of a module
+        loss = losses.LovaszLoss("multiclass")
+    return lambda logits, classes: loss(logits, classes)  # typed, unlike the call of a module

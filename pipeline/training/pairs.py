@@ -83,15 +83,15 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     RefusedError
         If a source is missing, or no pair is left.
     """
-    found = _zarr_pairs(images, labels, channels) if is_zarr(images) else _raster_pairs(images, labels, channels)
-    if not found.pairs:
-        reasons = [reason for _, reason in found.failed]
-        why = reasons[0] if reasons else f"{len(found.without_label)} images have no label of their name"
+    pairs = _zarr_pairs(images, labels, channels) if is_zarr(images) else _raster_pairs(images, labels, channels)
+    if not pairs.pairs:
+        reasons = [reason for _, reason in pairs.failed]
+        why = reasons[0] if reasons else f"{len(pairs.without_label)} images have no label of their name"
         raise RefusedError(
             f"{labels}: no label fits an image of {images} ({why}); name each label as its image, in another folder or "
             f"with one of {', '.join(LABEL_SUFFIXES)} at its end"
         )
-    return found
+    return pairs
 
 
 def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:

@@ -126,7 +126,7 @@ class PatchSource:
         self._window = window_size(settings.patch, settings.augment)
         classes = range(len(settings.classes))
         having = [[image for image in images if image.bounds[k] < image.bounds[k + 1]] for k in classes]
-        self._having = [(k, found) for k, found in enumerate(having) if found]
+        self._having = [(k, positions) for k, positions in enumerate(having) if positions]
 
     def draw(self, seed: Sequence[int]) -> Draw:
         """Return the batch of `seed`, independent of earlier draws."""
@@ -156,8 +156,8 @@ class PatchSource:
         at = int(source.order[rng.integers(source.bounds[k], source.bounds[k + 1])])
         height, width = source.image.shape[1:]
         (ys, turn_y), (xs, turn_x) = (
-            _mirrored(place - self._window // 2, self._window, length)
-            for place, length in zip(divmod(at, width), (height, width), strict=True)
+            _mirrored(start - self._window // 2, self._window, length)
+            for start, length in zip(divmod(at, width), (height, width), strict=True)
         )
         _take(source.image, ys, xs, image)
         if source.equalised is not None and rng.random() < 0.5:

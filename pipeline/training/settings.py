@@ -127,8 +127,8 @@ class TrainSettings(Strict):
     @property
     def class_colors(self) -> list[str]:
         """Colour per class, background first."""
-        found = [COLORS[(index - 1) % len(COLORS)] for index in range(1, len(self.classes))]
-        return self.colors or ["#000000", *found]
+        colors = [COLORS[(index - 1) % len(COLORS)] for index in range(1, len(self.classes))]
+        return self.colors or ["#000000", *colors]
 
     def fingerprint(self) -> str:
         """Return a hash that differs if a resumed fold would end with another result."""

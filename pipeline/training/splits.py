@@ -33,5 +33,5 @@ def split(names: Sequence[str], folds: int, seed: int) -> list[Split]:
     if len(ordered) < parts:
         raise RefusedError(f"training: {len(ordered)} images are fewer than {parts} folds; ask for fewer folds")
     shuffled = KFold(n_splits=parts, shuffle=True, random_state=seed).split(ordered)
-    found = [Split(*(tuple(ordered[i] for i in sorted(part)) for part in parts_of)) for parts_of in shuffled]
-    return found[:folds]
+    splits = [Split(*(tuple(ordered[i] for i in sorted(part)) for part in parts_of)) for parts_of in shuffled]
+    return splits[:folds]

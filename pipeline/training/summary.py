@@ -91,9 +91,9 @@ def _areas(label: NDArray[np.integer], settings: TrainSettings, name: str) -> ND
 
 
 def _statistics(values: NDArray[np.float32]) -> dict[str, float]:
-    found = {"mean": float(values.mean(dtype=np.float64)), "std": float(values.std(dtype=np.float64))}
+    statistics = {"mean": float(values.mean(dtype=np.float64)), "std": float(values.std(dtype=np.float64))}
     percentiles = np.percentile(values, _PERCENTS)
-    return found | {f"p{percent:g}": float(value) for percent, value in zip(_PERCENTS, percentiles, strict=True)}
+    return statistics | {f"p{percent:g}": float(value) for percent, value in zip(_PERCENTS, percentiles, strict=True)}
 
 
 def _diameters(values: NDArray[np.float64]) -> dict[str, float]:
@@ -104,7 +104,7 @@ def _diameters(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _scores(result: FoldResult) -> dict[str, float]:
-    found = {
+    scores = {
         "fold": float(result.fold),
         "dice": result.mean_dice,
         "best_step": float(result.best_step),
@@ -113,5 +113,5 @@ def _scores(result: FoldResult) -> dict[str, float]:
         "validation_images": float(len(result.validation)),
     }
     if len(result.dice) > 1:
-        found |= {f"dice:{name}": value for name, value in result.dice.items()}
-    return found if result.ap50 is None else found | {"ap50": result.ap50}
+        scores |= {f"dice:{name}": value for name, value in result.dice.items()}
+    return scores if result.ap50 is None else scores | {"ap50": result.ap50}

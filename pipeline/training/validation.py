@@ -96,9 +96,9 @@ def dice_scores(
     both, total = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     with evaluating(network):
         for one in images:
-            found = predicted(network, one.image, settings, device)[:classes].argmax(0)
+            prediction = predicted(network, one.image, settings, device)[:classes].argmax(0)
             for k in range(1, classes):
-                mine, truth = found == k, one.classes == k
+                mine, truth = prediction == k, one.classes == k
                 both[k] += np.count_nonzero(mine & truth)
                 total[k] += np.count_nonzero(mine) + np.count_nonzero(truth)
     return {settings.classes[k]: float(2 * both[k] / total[k]) if total[k] else 1.0 for k in range(1, classes)}

@@ -95,8 +95,8 @@ def review_lines(flagged: pd.DataFrame, reference: Reference, plan: Review, tau:
 
     counts = flagged["flags"].explode().value_counts()
     named = ", ".join(f"{count} {flag_label(str(name))}" for name, count in counts.items()) or "none"
-    lines = [f"flagged  {named}", f"look at  {len(plan.look_at)} of {plan.of} images (`review` in flags.parquet)"]
-    if plan.of > len(plan.look_at):
+    lines = [f"flagged  {named}", f"look at  {len(plan.look_at)} of {plan.images} images (`review` in flags.parquet)"]
+    if plan.images > len(plan.look_at):
         ood = f", {plan.ood_left} of them out of distribution, for which this is a guess" if plan.ood_left else ""
         lines.append(f"then     at most {plan.left_share:.1%} of the rest are expected below Dice {tau:g}{ood}")
     lines.append(f"needed   {plan.needed} images to look at to leave fewer than {plan.wanted:.0%}")

@@ -186,10 +186,10 @@ def _architecture(package: Package, architecture: Any, trust_code: bool) -> Any:
     )
     if library.split(".")[0] not in LIBRARIES and not trust_code:
         raise untrusted
-    found = _imported(package, architecture)
-    if not trust_code and not _makes_networks(library, architecture.callable, found):
+    attribute = _imported(package, architecture)
+    if not trust_code and not _makes_networks(library, architecture.callable, attribute):
         raise untrusted
-    return found
+    return attribute
 
 
 def _imported(package: Package, architecture: Any) -> Any:
@@ -204,10 +204,10 @@ def _imported(package: Package, architecture: Any) -> Any:
         ) from error
 
 
-def _makes_networks(library: str, name: Any, found: Any) -> bool:
+def _makes_networks(library: str, name: Any, attribute: Any) -> bool:
     """Return whether a callable of a well-known library is a network's class or a function that makes one."""
-    if inspect.isclass(found):
-        return issubclass(found, torch.nn.Module) and found.__module__.split(".")[0] in LIBRARIES
+    if inspect.isclass(attribute):
+        return issubclass(attribute, torch.nn.Module) and attribute.__module__.split(".")[0] in LIBRARIES
     if library.split(".")[0] == "torchvision":
         return str(name) in importlib.import_module("torchvision.models").list_models()
     return (library, str(name)) in _MAKERS

@@ -198,15 +198,15 @@ def choose_format(package: Package, wanted: WeightFormat | None) -> WeightFormat
     The choice depends on the package alone, so that an ensemble means the same everywhere.
     """
     weights = package.description.weights
-    found = [name for name in type(weights).model_fields if getattr(weights, name) is not None]
-    runnable = [name for name in RUNNABLE if name in found]
-    if wanted is not None and wanted not in found:
-        raise RefusedError(f"{package.url}: has no {wanted} weights; it has {', '.join(found)}: correct `format`")
+    formats = [name for name in type(weights).model_fields if getattr(weights, name) is not None]
+    runnable = [name for name in RUNNABLE if name in formats]
+    if wanted is not None and wanted not in formats:
+        raise RefusedError(f"{package.url}: has no {wanted} weights; it has {', '.join(formats)}: correct `format`")
     if wanted is not None:
         return wanted
     if not runnable:
         raise RefusedError(
-            f"{package.url}: has only {', '.join(found) or 'no'} weights, and Chorus runs {', '.join(RUNNABLE)}; "
+            f"{package.url}: has only {', '.join(formats) or 'no'} weights, and Chorus runs {', '.join(RUNNABLE)}; "
             "convert them with bioimageio.core's `add_weights`"
         )
     state = weights.pytorch_state_dict
@@ -226,17 +226,17 @@ def weight_files(package: Package, format: WeightFormat) -> WeightFiles:
 
 def check_files(package: Package, files: WeightFiles, sha256: str | None, *, beside: bool = True) -> None:
     """Refuse a package that is not the one that was meant, as `contract.fetch_weights` does a file."""
-    found = files.sha256(package)
-    if not beside and found != (sha256 or "").lower():
+    hashes = files.sha256(package)
+    if not beside and hashes != (sha256 or "").lower():
         raise RefusedError(
             f"{package.url}: is not the package that ensemble.yaml names, whose sha256 it gives; correct the path or "
             "the hash"
         )
     if sha256 is None:
-        raise RefusedError(f"{package.url}: its member has no sha256 in ensemble.yaml; add `sha256: {found}`")
-    if found != sha256.lower():
+        raise RefusedError(f"{package.url}: its member has no sha256 in ensemble.yaml; add `sha256: {hashes}`")
+    if hashes != sha256.lower():
         raise RefusedError(
-            f"{package.url}: sha256 of its rdf and {files.format} weights is {found}, ensemble.yaml says {sha256}; "
+            f"{package.url}: sha256 of its rdf and {files.format} weights is {hashes}, ensemble.yaml says {sha256}; "
             "restore the package, or correct the hash or `format`"
         )
 

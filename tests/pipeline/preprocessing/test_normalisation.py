@@ -84,7 +84,7 @@ def by_merging(
         for one, block in zip(surveys, blocks, strict=True):
             one.update(block)
         survey = merge(surveys).conclude()
-    return survey.found
+    return survey.values
 
 
 def from_the_left(surveys: list[Survey]) -> Survey:

@@ -128,7 +128,7 @@ def test_the_review_budget_is_that_of_a_case_by_hand() -> None:
     """Ten images and a failed one: two are looked at, of the other eight (0.2 + 0.1 + 6 * 0.01) / 8 are left."""
     table = by_hand([0.9, 0.5, 0.2, 0.1, *[0.01] * 6, math.nan], {1, 3, 4})
     plan = review(table, 0.2, wanted=0.03)
-    assert (plan.look_at, plan.of) == (["i0", "i1"], 10)
+    assert (plan.look_at, plan.images) == (["i0", "i1"], 10)
     assert plan.left_share == pytest.approx(0.36 / 8)
     assert plan.needed == 3  # then 0.16 / 7 = 0.023 are left, with two 0.045
     assert plan.ood_left == 2
@@ -140,7 +140,7 @@ def test_a_budget_is_rounded_up_and_all_or_nothing_are_budgets_too() -> None:
     assert review(table, 0.0).left_share == pytest.approx(0.7 / 3)
     whole = review(table, 1.0)
     assert (whole.left_share, whole.needed, len(whole.look_at)) == (0, 3, 3)
-    assert review(by_hand([]), 0.5).of == 0
+    assert review(by_hand([]), 0.5).images == 0
     with pytest.raises(RefusedError, match="--budget 5: give a share"):
         review(table, 5)
 
