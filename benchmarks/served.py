@@ -30,7 +30,7 @@ from benchmarks.records import keep
 from chorus.cluster.runtime import session
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.inference.tile_stream import PlaneWindow, TileSource
 from chorus.serving.app import NAME, build

@@ -35,7 +35,8 @@ from chorus.pipeline.core.fields import (
     field_of,
 )
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.core.posterior import Posterior, SampleSums
+from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.exports.annotation import Drafted, draft
 from chorus.pipeline.exports.contours import polygons
 from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, Outline, doubt_column, object_name

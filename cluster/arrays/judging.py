@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from chorus.cluster.state.scores import scores_frame
-from chorus.pipeline.inference.encoder_features import ImageFeatures
+from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.scores.registry import STATED

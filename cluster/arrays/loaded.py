@@ -24,8 +24,8 @@ from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import DEFAULTS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
-from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Member
 from chorus.pipeline.reference.reference import Reference

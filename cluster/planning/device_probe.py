@@ -12,7 +12,7 @@ from chorus.cluster.planning.plan import ResolvedSettings, inference_settings
 from chorus.cluster.runtime.resources import USABLE_MEMORY
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.members import MemberGroup
 
@@ -41,8 +41,19 @@ class DeviceProbe:
     device: str
 
 
-def probe_device(ensemble: Ensemble, settings: ResolvedSettings) -> DeviceProbe:
-    """Load every member and run one batch; raise RefusedError naming the member that does not fit."""
+def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool = False) -> DeviceProbe:
+    """Load every member and run one batch.
+
+    Parameters
+    ----------
+    ensemble, settings : of the run
+    once : do not repeat the batch for a finer time, as where the run is hardly longer than the trial
+
+    Raises
+    ------
+    RefusedError
+        Naming the member that does not fit.
+    """
     found = device_of(settings.device)
     device = found.torch_device
     found.use_threads(settings.threads)
@@ -67,7 +78,7 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings) -> DeviceProbe:
     with torch.inference_mode():
         best = seconds()
         # The first calls of converted networks convert them; others were called before, by their check.
-        if settings.backend != "eager" or best < _LONG_SECONDS:
+        if settings.backend != "eager" or (best < _LONG_SECONDS and not once):
             best = min(best, seconds())
     return DeviceProbe(
         weights=weights,

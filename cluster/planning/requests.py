@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from chorus.cluster.planning.device_probe import DeviceProbe
-from chorus.cluster.planning.placement import Memory, Placement
-from chorus.cluster.planning.plan import Cost
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.reporting import Reporter
+
+if TYPE_CHECKING:  # they need torch; commands that run no network do without
+    from chorus.cluster.planning.device_probe import DeviceProbe
+    from chorus.cluster.planning.placement import Memory, Placement
+    from chorus.cluster.planning.plan import Cost
 
 ObjectsMethod = Literal["auto", "none", "flows", "watershed", "components"]
 """What makes objects of results; ``auto`` is flows where the ensemble gives them, else none."""

@@ -18,7 +18,8 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble, Inputs
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.inference.encoder_features import FeatureSums, TileFeatures
+from chorus.pipeline.inference.encoder_features import TileFeatures
+from chorus.pipeline.inference.feature_records import FeatureSums
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.preprocessing.preparation import Statistics
 from chorus.pipeline.preprocessing.resampling import AxisMap, resample

@@ -162,7 +162,7 @@ def _small(job: PlannedRun, reporter: PlanReporter) -> DeviceProbe | None:
         return None
     reporter.phase("trying the ensemble")
     with span("try the ensemble"):
-        measured = probe_device(job.ensemble, settings)
+        measured = probe_device(job.ensemble, settings, once=work.tiles <= settings.batch)
     # After a trial on a GPU the run stays here: this process would keep some of the GPU memory from the actors.
     if device.accelerated or beside + work.tiles * measured.seconds_per_tile <= SERIAL_SECONDS:
         return measured

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import LETTERS, VIEWS
 from chorus.cluster.state.ledger import ImageRecord, Ledger
+from chorus.pipeline.core.class_labels import predicted_labels
 from chorus.pipeline.core.fields import field_of
-from chorus.pipeline.core.posterior import predicted_labels
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import BlockGrid, Box
 from chorus.pipeline.io import storage

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.pipeline.errors import ImageError, OutputError
-from chorus.pipeline.inference.encoder_features import FeatureSums, ImageFeatures
+from chorus.pipeline.inference.feature_records import FeatureSums, ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.storage import remove_folder, storage_errors

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.score_table import read_file
 from chorus.pipeline.exports.files import whole_file
-from chorus.pipeline.inference.encoder_features import ImageFeatures
+from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.scores.registry import current_name, with_current_names

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, Sample, plain_augmentation, sample_of
+from chorus.pipeline.core.class_labels import class_masks
 from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, PROBABILITY, SAMPLES, Field
-from chorus.pipeline.core.posterior import SampleSums, class_masks, stacked
+from chorus.pipeline.core.sample_sums import SampleSums, stacked
 from chorus.pipeline.inference.adaptive_bound import TileEffort, difference, doubtful_pixels, looks_of, spread_within
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 

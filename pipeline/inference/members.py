@@ -9,7 +9,7 @@ import torch
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.inference.encoder_features import pooled
 from chorus.pipeline.inference.oom_splitting import Answer, OomSplitter
 from chorus.pipeline.inference.posterior_builder import InferenceSettings

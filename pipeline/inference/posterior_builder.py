@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.class_labels import class_masks, predicted_labels
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import PROBABILITY, FieldLayout, Outputs
 from chorus.pipeline.core.geometry import Span, Window
-from chorus.pipeline.core.posterior import Posterior, class_masks, predicted_labels
+from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.device_transfer import host_array, to_host
 from chorus.pipeline.members.contract import Activation

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
-from scipy.stats import norm, rankdata
+from scipy.special import log_ndtr, ndtri
 
 from chorus.pipeline.scores.registry import column_of, columns_in
 from chorus.pipeline.scores.score import Column
@@ -113,7 +112,9 @@ class Marginal:
         values : (images,) float64; values that are not finite are left out, at least one must remain
         """
         known = np.sort(values[np.isfinite(values)])
-        sigmas = norm.ppf((rankdata(known) - 0.5) / len(known))
+        from scipy.stats import rankdata  # imported here, since it would slow down the start of the command line
+
+        sigmas = ndtri((rankdata(known) - 0.5) / len(known))
         knots, first = np.unique(known, return_index=True)
         sigmas = sigmas[first]
         median, spread = float(np.median(known)), float(known.std())

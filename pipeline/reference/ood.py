@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.special import logsumexp, ndtri
 
 from chorus.pipeline.reference.conformal import conformal_p_values, fold_numbers
 from chorus.pipeline.reference.distances import Ellipsoid, FeatureSpace, components_of
@@ -131,7 +130,7 @@ class Detectors:
             sigmas = self._with(sigmas, given[:, wanted], marginals)
         share = (1 + np.count_nonzero(self.empty)) / (1 + len(self.empty))
         table = pd.DataFrame(sigmas, columns=list(self.names), index=scores.index)
-        table[EMPTY] = np.where(empty, norm.isf(share), np.nan)
+        table[EMPTY] = np.where(empty, -ndtri(share), np.nan)
         return table
 
     def ood_scores(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
@@ -223,7 +222,7 @@ class Detectors:
 
     def _empty_sigmas(self) -> NDArray[np.float64]:
         """Return the sigma of an empty prediction for each reference image, NaN for images that are not empty."""
-        return np.where(self.empty, norm.isf(np.count_nonzero(self.empty) / len(self.empty)), np.nan)
+        return np.where(self.empty, -ndtri(np.count_nonzero(self.empty) / len(self.empty)), np.nan)
 
     def _log_p(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
         sides = [side_of(name) for name in (*self.names, EMPTY)]

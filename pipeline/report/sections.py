@@ -26,6 +26,8 @@ from chorus.pipeline.shift.shift import Shift
 # Maximum number of lines of a table, and of levels of a group, within the page.
 _MOST = 40
 _LEVELS = 12
+# Histograms of fewer images say no more than the table.
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def flags_raised(images: Images) -> list[Raised]:
 
 
 def distributions(images: Images, reference: Reference | None) -> list[Plot]:
-    """Return a histogram per score, of the run and of the reference."""
+    """Return a histogram per score, of the run and of the reference; none of a few images without a reference."""
+    if reference is None and len(images) < _FEWEST:
+        return []
     frame = None if reference is None else reference.frame()
     found = []
     for quantity in images.quantities:

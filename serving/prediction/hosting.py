@@ -13,8 +13,8 @@ from chorus.cluster.planning.plan import ResolvedSettings, outputs_of
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
-from chorus.pipeline.inference.encoder_features import ImageFeatures
 from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.inference.posterior_builder import tiles_per_call
 from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, PredictOptions
 from chorus.serving.contract.settings import ServeSettings

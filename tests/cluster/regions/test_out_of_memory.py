@@ -18,7 +18,7 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.telemetry.metrics import REGISTRY
-from chorus.pipeline.core.posterior import SampleSums
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.ensembles import ensemble as ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.inference.members import MemberGroup
@@ -170,9 +170,9 @@ def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
     calibrate = planned_runs.probe_device
     measured: list[Any] = []
 
-    def once(*arguments: Any) -> Any:
+    def once(*arguments: Any, **options: Any) -> Any:
         if not measured:
-            measured.append(calibrate(*arguments))
+            measured.append(calibrate(*arguments, **options))
         return measured[0]
 
     monkeypatch.setattr(planned_runs, "probe_device", once)

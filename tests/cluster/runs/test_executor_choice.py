@@ -45,7 +45,7 @@ def small(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds
     tiles = setup.cost(job.table, job.ensemble, job.settings).tiles
     tried = []
 
-    def calibrate(*_: object) -> DeviceProbe:
+    def calibrate(*_: object, once: bool) -> DeviceProbe:
         tried.append(True)
         return DeviceProbe(1, 1, 1, 1 << 40, seconds / tiles, "made up")
 

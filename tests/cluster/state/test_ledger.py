@@ -31,7 +31,7 @@ from chorus.cluster.state.run_record import ENTRIES
 from chorus.cluster.state.scores import read_features, write_features
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ImageError, OutputError
-from chorus.pipeline.inference.encoder_features import FeatureSums, ImageFeatures
+from chorus.pipeline.inference.feature_records import FeatureSums, ImageFeatures
 from chorus.pipeline.scores.image_quality import appearance
 from chorus.pipeline.scores.image_scores import RegionSums
 from tests.support.making import write_light_ensemble

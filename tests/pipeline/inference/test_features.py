@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
-from chorus.pipeline.inference.encoder_features import (
-    FeatureSums,
-    FeatureTotal,
-    ImageFeatures,
-    TileFeatures,
-    centres_in,
-    pooled,
-)
+from chorus.pipeline.inference.encoder_features import TileFeatures, centres_in, pooled
 from chorus.pipeline.inference.engine import Engine, PlaneWindow, StageState
+from chorus.pipeline.inference.feature_records import FeatureSums, FeatureTotal, ImageFeatures
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.contract import ModuleMember
 from chorus.pipeline.preprocessing.resampling import AxisMap

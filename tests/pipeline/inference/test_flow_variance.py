@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import circvar
 
 from chorus.pipeline.core.fields import FLOW_VARIANCE
-from chorus.pipeline.core.posterior import SampleSums, unit_vectors
+from chorus.pipeline.core.sample_sums import SampleSums, unit_vectors
 from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference, calibrate_from
 from chorus.pipeline.scores.ranking import rank
