@@ -31,7 +31,7 @@ from chorus.pipeline.instances.dynamics import Crop, directions
 from chorus.pipeline.instances.flow_error import flow_errors
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.table import object_rows
-from chorus.pipeline.io.writer import open_labels, open_posterior
+from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
 
 # Cellpose's flow errors take so long that they are timed in a corner.
 _CORNER = 1024

@@ -37,7 +37,7 @@ from benchmarks.records import keep
 from chorus.pipeline.bioimageio.export import pack_members
 from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.io.writer import open_posterior
+from chorus.pipeline.io.outputs.writer import open_posterior
 from chorus.pipeline.metrics.objects import components, count_objects
 from chorus.pipeline.metrics.segmentation import dice
 from chorus.pipeline.training.pairs import find_pairs, load_pair

@@ -27,7 +27,7 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.scores import read_scores
-from chorus.pipeline.io.writer import open_labels, open_posterior
+from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
 
 REFERENCE = "eager:fp32"
 

@@ -44,7 +44,7 @@ from chorus.pipeline.exports.rois import roi
 from chorus.pipeline.exports.tables import write_by_doubt
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
-from chorus.pipeline.io.writer import open_posterior, prepare_image, write_region
+from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.report.pictures import paint_panels
 from chorus.pipeline.report.rows import read_images
 from chorus.pipeline.scores.registry import IMAGE_TABLE

@@ -17,7 +17,7 @@ from chorus.cluster.objects.labels import ObjectLabels
 from chorus.cluster.state.scores import scores_frame
 from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FIELDS, PROBABILITY, UNCERTAINTY
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.io.arrays import posterior_axes
+from chorus.pipeline.io.outputs.arrays import posterior_axes
 from chorus.pipeline.report.pictures import data_uri, encode, paint_result, png
 from chorus.pipeline.scores.registry import phrase_of
 

@@ -25,8 +25,8 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.io.arrays import posterior_axes, semantic_labels
 from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.outputs.arrays import posterior_axes, semantic_labels
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics
 
 Labels = NDArray[np.unsignedinteger[Any]]

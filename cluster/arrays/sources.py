@@ -13,8 +13,8 @@ from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.models import Level, SourceImage
-from chorus.pipeline.io.ngff import DTYPES
-from chorus.pipeline.io.reading import check_finite
+from chorus.pipeline.io.sources.ngff import DTYPES
+from chorus.pipeline.io.sources.reading import check_finite
 
 _DIMENSIONS = {
     **{axis: axis for axis in "tczyx"},

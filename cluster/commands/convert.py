@@ -15,8 +15,8 @@ from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.command import Command, plan_files, resumable
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.conversion import ConvertSettings
-from chorus.pipeline.io.raster_files import RasterFile, find_files
+from chorus.pipeline.io.files.conversion import ConvertSettings
+from chorus.pipeline.io.files.raster_files import RasterFile, find_files
 
 
 class ConvertRequest(BaseModel):

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.state.ledger import record_file, recorded_files
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.files.raster_files import RasterFile
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.peer_check import check_image
-from chorus.pipeline.io.raster_files import RasterFile
+from chorus.pipeline.io.outputs.peer_check import check_image
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
 
@@ -26,7 +26,7 @@ class ConvertedFile(BaseModel):
 
     Attributes
     ----------
-    name, source, stamp : see `chorus.pipeline.io.raster_files.RasterFile`
+    name, source, stamp : see `chorus.pipeline.io.files.raster_files.RasterFile`
     images, pixels : number of images in it, and of their pixels
     part_of : the file of the same set that has its planes; such a file is not recorded
     note : what of the file was left out

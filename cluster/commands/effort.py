@@ -24,7 +24,7 @@ from chorus.pipeline.inference.adaptive_bound import EffortBound, TileEffort, fi
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.reading import open_level, read_window
 
 
 def add_effort(

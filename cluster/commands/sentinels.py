@@ -19,8 +19,8 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
 LARGEST = 64 << 20

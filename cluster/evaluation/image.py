@@ -18,10 +18,10 @@ from chorus.pipeline.consensus.truths import ReadLabels, Sizes, open_truth, trut
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LABEL_NAME
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.reading import open_level, read_window
-from chorus.pipeline.io.saved_probability import ReadProbability, open_probability
+from chorus.pipeline.io.outputs.arrays import LABEL_NAME
+from chorus.pipeline.io.sources.reading import open_level, read_window
+from chorus.pipeline.io.sources.saved_probability import ReadProbability, open_probability
 from chorus.pipeline.metrics.baseline import otsu_mask, watershed_objects
 from chorus.pipeline.metrics.calibration_error import PixelHistogram, expected_calibration_error, pixel_histogram
 from chorus.pipeline.metrics.objects import ObjectCounts, components, count_objects, objects_of

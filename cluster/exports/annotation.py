@@ -27,10 +27,10 @@ from chorus.pipeline.exports.files import remove_file
 from chorus.pipeline.exports.spreadsheet import original
 from chorus.pipeline.exports.tables import write_table
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LABEL_NAME
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.reading import pixel_size_um
+from chorus.pipeline.io.outputs.arrays import LABEL_NAME
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import pixel_size_um
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.scores.judgement_scores import RISK as RISK_SCORE
 from chorus.pipeline.scores.ranking import rank

@@ -29,9 +29,9 @@ from chorus.pipeline.exports.rois import write_rois
 from chorus.pipeline.exports.tables import write_by_doubt, write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.level_geometry import place_of
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.sources.level_geometry import place_of
+from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.storage import storage_errors
 
 SUFFIX = {"rois": ".zip", "geojson": ".geojson"}

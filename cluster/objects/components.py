@@ -20,8 +20,8 @@ from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.shapes import LARGEST, shape_rows
 from chorus.pipeline.instances.table import insert_shapes
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.outputs.writer import open_labels
 from chorus.pipeline.io.storage import storage_errors
-from chorus.pipeline.io.writer import open_labels
 
 _SIDES = ("top", "bottom", "left", "right")
 

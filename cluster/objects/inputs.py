@@ -26,8 +26,8 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LABEL_NAME
 from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.outputs.arrays import LABEL_NAME
 
 WORK = ("work", "objects")
 _CHOSEN = ("diameter", "minimum_size", "flow_error")

@@ -15,8 +15,8 @@ from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LabelImage
 from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.outputs.arrays import LabelImage
 
 
 @dataclass(frozen=True)

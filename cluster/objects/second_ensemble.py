@@ -23,8 +23,8 @@ from chorus.pipeline.core.fields import FIELDS, FLOWS, PROBABILITY
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import posterior_axes, posterior_plan
 from chorus.pipeline.io.models import FailedImage, ImageLayout, Level, SourceImage
+from chorus.pipeline.io.outputs.arrays import posterior_axes, posterior_plan
 
 WORK = ("work", "flows")
 

@@ -47,13 +47,13 @@ from chorus.pipeline.instances.plane_objects import converging_objects, convergi
 from chorus.pipeline.instances.stored import StoredPlane
 from chorus.pipeline.instances.table import numbered, with_shapes
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LabelImage, label_plan
-from chorus.pipeline.io.groups import put_documents
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.pyramid import write_label_pyramid
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.outputs.arrays import LabelImage, label_plan
+from chorus.pipeline.io.outputs.groups import put_documents
+from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
+from chorus.pipeline.io.outputs.writer import open_labels, prepare_labels, remove_labels, write_labels
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import remove_folder, storage_errors
-from chorus.pipeline.io.writer import open_labels, prepare_labels, remove_labels, write_labels
 
 Job = TypeVar("Job", bound=ObjectJob)
 

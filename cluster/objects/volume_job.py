@@ -12,7 +12,7 @@ from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.instances.volume import BlockGrid, Box
 from chorus.pipeline.instances.volume_regions import VolumeSettings
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import ArrayPlan
+from chorus.pipeline.io.outputs.arrays import ArrayPlan
 
 # Maximum of voxels of a block with its halo, unless even the smallest has more: some 40 bytes of memory each.
 _CROP_VOXELS = 1 << 26

@@ -35,10 +35,10 @@ from chorus.pipeline.instances.volume_regions import label_block
 from chorus.pipeline.instances.volume_stored import StoredVolume
 from chorus.pipeline.instances.volume_table import volume_rows
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.groups import put_documents
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.outputs.groups import put_documents
+from chorus.pipeline.io.outputs.writer import prepare_labels, put_array, remove_labels, write_labels
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
-from chorus.pipeline.io.writer import prepare_labels, put_array, remove_labels, write_labels
 
 _MEASURED = [
     *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),

@@ -15,7 +15,7 @@ from chorus.cluster.planning.plan import RunContext
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Survey
 
@@ -80,7 +80,7 @@ def image_statistics(context: RunContext, image: PlannedImage, ensemble: Ensembl
 
 
 def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
-    """Return a function that reads the pixels of a stored image; see `chorus.pipeline.io.reading.read_window`."""
+    """Return a function that reads a stored image's pixels; see `chorus.pipeline.io.sources.reading.read_window`."""
     array = open_level(image.url, image.level_path, image.ngff)
 
     def read(t: int, z: int, window: Window) -> NDArray[Any]:

@@ -22,10 +22,10 @@ from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.encoder_features import centres_in
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
-from chorus.pipeline.io.reading import choose_channels, choose_level, unknown_pixel_size
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.reading import choose_channels, choose_level, unknown_pixel_size
 from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
 
 # Where the image table is kept, below the output.

@@ -17,7 +17,7 @@ from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.shapes import Spacing
-from chorus.pipeline.io.reading import SAME_SIZE
+from chorus.pipeline.io.sources.reading import SAME_SIZE
 
 VIEWS = ("yx", "zx", "zy")
 # Letter in the view of each letter of the volume.

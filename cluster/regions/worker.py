@@ -38,8 +38,8 @@ from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine, StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.io.models import ImageLayout
-from chorus.pipeline.io.reading import open_level, read_window
-from chorus.pipeline.io.writer import prepare_image, write_region
+from chorus.pipeline.io.outputs.writer import prepare_image, write_region
+from chorus.pipeline.io.sources.reading import open_level, read_window
 
 # Open arrays, for the images in progress; an open array holds metadata and no pixels.
 _OPEN_ARRAYS = 64

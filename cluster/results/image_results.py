@@ -17,11 +17,11 @@ from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FIELDS, PROBABILITY, UNCERTAINTY
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import LABEL_NAME
 from chorus.pipeline.io.models import ClassInfo, SourceImage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.reading import open_level
-from chorus.pipeline.io.writer import open_labels
+from chorus.pipeline.io.outputs.arrays import LABEL_NAME
+from chorus.pipeline.io.outputs.writer import open_labels
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level
 from chorus.pipeline.report.pictures import beside, data_uri, encode, paint_panels, png
 from chorus.pipeline.scores.registry import phrase_of
 

@@ -14,8 +14,8 @@ from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
 from chorus.cluster.telemetry.timeline import keep, noted, span
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.feature_records import FeatureTotal
-from chorus.pipeline.io.peer_check import check_image
-from chorus.pipeline.io.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.peer_check import check_image
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.preprocessing.preparation import Statistics, spread_message
 from chorus.pipeline.report.thumbnails import write_thumbnail
 from chorus.pipeline.scores.image_quality import Appearance, appearance_columns

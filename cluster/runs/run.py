@@ -27,9 +27,9 @@ from chorus.cluster.telemetry.timeline import TimelineWriter, span, unpacked
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ChorusError, CutShortError, OutputError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.groups import prepare_collection, prepare_plate
 from chorus.pipeline.io.models import FailedImage
-from chorus.pipeline.io.ngff import collection_series, plate_metadata, well_metadata
+from chorus.pipeline.io.outputs.groups import prepare_collection, prepare_plate
+from chorus.pipeline.io.sources.ngff import collection_series, plate_metadata, well_metadata
 
 
 @dataclass

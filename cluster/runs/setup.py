@@ -29,8 +29,8 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.outputs.writer import labels_present, remove_labels
 from chorus.pipeline.io.storage import storage_errors
-from chorus.pipeline.io.writer import labels_present, remove_labels
 
 # Runs longer than this (seconds) are advised to measure what makes them fast.
 _LONG = 600.0

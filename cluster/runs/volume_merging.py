@@ -29,11 +29,11 @@ from chorus.pipeline.core.fields import field_of
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import BlockGrid, Box
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import posterior_axes
 from chorus.pipeline.io.models import ImageLayout
-from chorus.pipeline.io.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.arrays import posterior_axes
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.io.storage import storage_errors
-from chorus.pipeline.io.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.report.thumbnails import write_thumbnail
 
 WORK = ("work", "volumes")

@@ -2,7 +2,7 @@
 
 A drawing is a TIFF, PNG or JPEG file of labels, an OME-Zarr image of labels, or a label image of an OME-Zarr image.
 Drawings of one image have the same path below their annotator's folder, except for the suffix and for what
-`chorus.pipeline.io.label_files` takes off the names of labels.
+`chorus.pipeline.io.files.label_files` takes off the names of labels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images, identity
+from chorus.pipeline.io.files.label_files import LABEL_DTYPES, image_of, pair_labels, stored_labels
+from chorus.pipeline.io.files.raster_files import find_files, is_zarr
+from chorus.pipeline.io.formats.rasters import only_one, open_rasters
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.label_files import LABEL_DTYPES, image_of, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.raster_files import find_files, is_zarr
-from chorus.pipeline.io.rasters import only_one, open_rasters
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.discovery import find_images, identity
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level, read_window
 
 
 @dataclass(frozen=True, slots=True)

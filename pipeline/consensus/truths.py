@@ -15,12 +15,12 @@ from chorus.pipeline.consensus.annotations import Drawing, find_drawings, open_d
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.files.label_files import LABEL_DTYPES, pair_labels, stored_labels
+from chorus.pipeline.io.files.raster_files import find_files, is_zarr
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.label_files import LABEL_DTYPES, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
-from chorus.pipeline.io.raster_files import find_files, is_zarr
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.reading import open_level, read_window
 
 ReadLabels = Callable[[int, int, Window], NDArray[np.integer]]
 """Returns (y, x) labels of time point t, plane z and a window."""

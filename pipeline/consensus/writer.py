@@ -14,9 +14,9 @@ from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.ensembles.spec import COLORS
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
-from chorus.pipeline.io.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from chorus.pipeline.io.storage import storage_errors
-from chorus.pipeline.io.writer import prepare_image, write_region
 
 # Edges of the blocks and of the OME-Zarr's chunks; any value gives the same labels.
 _REGION, _CHUNK = 2048, 512

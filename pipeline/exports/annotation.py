@@ -16,8 +16,8 @@ from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 
 # Edge of the blocks in which maps are read; sums of integers are the same for any value.

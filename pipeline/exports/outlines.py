@@ -20,9 +20,9 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.exports.contours import Polygon, polygons
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.level_geometry import AxisPlace
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.level_geometry import AxisPlace
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 
 # Edge of the blocks in which labels are read; any value gives the same outlines.

@@ -15,9 +15,9 @@ from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volume import Box
 from chorus.pipeline.instances.volume_dynamics import VolumeCrop
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.arrays import posterior_axes
 from chorus.pipeline.io.models import ImageLayout
-from chorus.pipeline.io.writer import open_labels, open_posterior
+from chorus.pipeline.io.outputs.arrays import posterior_axes
+from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
 
 FLOW_CHANNELS = tuple(map(FLOW.channel, "zyx"))
 

@@ -1,5 +1,5 @@
 """Everything that is opened, listed, read and written.
 
-Begin with `storage`, the one place that opens a URL. In: `discovery` finds images, `ngff` and `rasters` know formats,
-`reading` gives pixels. Out: `writer`, `pyramid` and `groups` make OME-Zarr, `conversion` makes it of raster files.
+Begin with `storage`, the one place that opens a URL. In: `sources` finds OME-Zarr images and reads their pixels,
+`formats` reads files of other formats. Out: `outputs` makes OME-Zarr, `files` makes it of files of other formats.
 """

@@ -21,7 +21,7 @@ from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, Level, SourceImage
-from chorus.pipeline.io.ngff import open_image
+from chorus.pipeline.io.sources.ngff import open_image
 
 LONGEST_SIDE = 512
 # The scale of all variances of classes, the same in every report.

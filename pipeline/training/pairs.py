@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.files.label_files import LABEL_DTYPES, LABEL_SUFFIXES, pair_labels, stored_labels
+from chorus.pipeline.io.files.raster_files import find_files, is_zarr
+from chorus.pipeline.io.formats.rasters import only_one, open_rasters
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.label_files import LABEL_DTYPES, LABEL_SUFFIXES, pair_labels, stored_labels
 from chorus.pipeline.io.models import FailedImage, SourceImage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.raster_files import find_files, is_zarr
-from chorus.pipeline.io.rasters import only_one, open_rasters
-from chorus.pipeline.io.reading import choose_channels, open_level, read_window
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import choose_channels, open_level, read_window
 from chorus.pipeline.training.settings import TrainSettings
 
 
@@ -250,7 +250,7 @@ def _planes(
 def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     """Select channels of a file by name, or all in order if their number fits.
 
-    As `chorus.pipeline.io.reading.choose_channels`, which is for OME-Zarr.
+    As `chorus.pipeline.io.sources.reading.choose_channels`, which is for OME-Zarr.
     """
     folded = [name.casefold() for name in own]
     if all(folded.count(name.casefold()) == 1 for name in wanted):

@@ -20,12 +20,12 @@ from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.conversion import ConvertSettings, convert_raster
+from chorus.pipeline.io.files.conversion import ConvertSettings, convert_raster
+from chorus.pipeline.io.formats.rasters import Raster
 from chorus.pipeline.io.models import SourceImage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.pyramid import half
-from chorus.pipeline.io.rasters import Raster
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.outputs.pyramid import half
+from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, surveyed
 from chorus.serving.contract.problems import RequestError

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.core.units import micrometers
-from chorus.pipeline.io.arrays import LabelImage
-from chorus.pipeline.io.pyramid import write_label_pyramid, write_pyramid
-from chorus.pipeline.io.writer import prepare_image, prepare_labels, write_labels, write_region
+from chorus.pipeline.io.outputs.arrays import LabelImage
+from chorus.pipeline.io.outputs.pyramid import write_label_pyramid, write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, prepare_labels, write_labels, write_region
 from chorus.serving.contract.problems import RequestError
 from chorus.serving.contract.schemas import JSON, NPZ, TIFF, ZIP, Output
 from chorus.serving.prediction.steps import Result

@@ -16,8 +16,8 @@ from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault
 from chorus.pipeline.io.models import Ngff, SourceImage
-from chorus.pipeline.io.ngff import open_group, open_image
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.ngff import open_group, open_image
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.serving.review.cache import Cache
 
 Kind = Literal["channel", "labels", "map"]

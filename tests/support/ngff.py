@@ -10,8 +10,8 @@ import pytest
 import zarr
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.sources.discovery import find_images
 
 TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 FORMATS = {"0.4": 2, "0.5": 3}

@@ -21,8 +21,8 @@ from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import CHOICES
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
-from chorus.pipeline.io.pyramid import write_pyramid
-from chorus.pipeline.io.writer import prepare_image, write_region
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from tests.support.making import write_image, write_light_ensemble
 from tests.support.objects import discs, flows_to_centres
 

@@ -19,8 +19,8 @@ from scipy.ndimage import gaussian_filter
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
-from chorus.pipeline.io.pyramid import write_pyramid
-from chorus.pipeline.io.writer import prepare_image, write_region
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epistemic", "aleatoric")

@@ -16,8 +16,8 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.io.pyramid import write_pyramid
-from chorus.pipeline.io.writer import prepare_image, write_region
+from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from tests.support.making import write_image
 from tests.support.volumes import flows_to_centres
 

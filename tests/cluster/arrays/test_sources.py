@@ -12,7 +12,7 @@ import xarray
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.reading import pixel_size_um
+from chorus.pipeline.io.sources.reading import pixel_size_um
 
 
 def source(array: Any, **known: Any) -> ArraySource:

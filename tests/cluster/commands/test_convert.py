@@ -22,9 +22,9 @@ from chorus.cluster.planning.requests import Outcome
 from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.conversion import ConvertSettings
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.files.conversion import ConvertSettings
 from chorus.pipeline.io.models import SourceImage
+from chorus.pipeline.io.sources.discovery import find_images
 
 
 def run(

@@ -13,9 +13,9 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.console.options import RequestOptions
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import SourceImage
-from chorus.pipeline.io.reading import LevelChoice, choose_level
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.reading import LevelChoice, choose_level
 from tests.support.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.support.runs import arrays, assert_same_results, run
 

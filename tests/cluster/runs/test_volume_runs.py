@@ -26,8 +26,8 @@ from chorus.cluster.runtime.reporting import Silent
 from chorus.console.options import RequestOptions
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import SourceImage
+from chorus.pipeline.io.sources.discovery import find_images
 from tests.support.making import write_ensemble, write_image
 from tests.support.object_runs import run
 from tests.support.object_runs import write_ensemble as drawn_ensemble

@@ -22,8 +22,8 @@ from chorus.pipeline.demo.synthetic_data import (
     write_foreign_images,
     write_sample_plate,
 )
-from chorus.pipeline.io.discovery import find_images
 from chorus.pipeline.io.models import SourceImage
+from chorus.pipeline.io.sources.discovery import find_images
 from tests.support.paths import SHARED
 
 REAL = SHARED / "data" / "bbbc039" / "test"

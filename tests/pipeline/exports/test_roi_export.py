@@ -20,8 +20,8 @@ from chorus.pipeline.exports.contours import polygons, signed_area
 from chorus.pipeline.exports.files import Parts
 from chorus.pipeline.exports.outlines import LabelledImage, Outline, by_doubt, object_name, ranks
 from chorus.pipeline.exports.rois import roi, write_rois
-from chorus.pipeline.io.level_geometry import AxisPlace
 from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.sources.level_geometry import AxisPlace
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("cell", "#4daf4a"))
 RING = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], bool)

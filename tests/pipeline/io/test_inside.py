@@ -20,12 +20,12 @@ from chorus.cluster.state.ledger import Ledger, RegionRecord
 from chorus.pipeline.ensembles.spec import ClassEntry
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.conversion import ConvertSettings
-from chorus.pipeline.io.discovery import find_images
+from chorus.pipeline.io.files.conversion import ConvertSettings
+from chorus.pipeline.io.files.raster_files import RasterFile
 from chorus.pipeline.io.inside import fault, inside, is_name
 from chorus.pipeline.io.models import FailedImage, SourceImage
-from chorus.pipeline.io.ngff import open_image
-from chorus.pipeline.io.raster_files import RasterFile
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.report.thumbnails import thumbnail_url
 from tests.support.making import write_image, write_light_ensemble
 

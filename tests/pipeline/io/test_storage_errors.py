@@ -30,8 +30,8 @@ from moto.server import ThreadedMotoServer
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.discovery import find_images
-from chorus.pipeline.io.reading import open_level, read_window
+from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.reading import open_level, read_window
 from tests.support.buckets import without_waiting
 
 RESUME = "run the same command again to resume"

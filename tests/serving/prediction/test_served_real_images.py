@@ -19,7 +19,7 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.ensembles.builtin import named_ensemble
-from chorus.pipeline.io.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.serving.contract.metrics import ApplicationMetrics
 from chorus.serving.contract.schemas import Prediction
 from chorus.serving.contract.settings import parse_settings
