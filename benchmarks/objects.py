@@ -27,8 +27,8 @@ from rich.table import Table
 from skimage.segmentation import relabel_sequential
 
 from chorus.pipeline.core.geometry import RegionGrid, Window
-from chorus.pipeline.instances.dynamics import Crop, directions
-from chorus.pipeline.instances.flow_error import flow_errors
+from chorus.pipeline.instances.flows.dynamics import Crop, directions
+from chorus.pipeline.instances.flows.flow_error import flow_errors
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.table import object_rows
 from chorus.pipeline.io.outputs.writer import open_labels, open_posterior

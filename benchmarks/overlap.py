@@ -47,7 +47,7 @@ from chorus.pipeline.members.contract import Member
 from chorus.pipeline.metrics.objects import count_objects
 from chorus.pipeline.metrics.segmentation import dice
 from chorus.pipeline.preprocessing.preparation import surveyed
-from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
+from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs, load_pair
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()

@@ -40,7 +40,7 @@ from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.io.outputs.writer import open_posterior
 from chorus.pipeline.metrics.objects import components, count_objects
 from chorus.pipeline.metrics.segmentation import dice
-from chorus.pipeline.training.pairs import find_pairs, load_pair
+from chorus.pipeline.training.data.pairs import find_pairs, load_pair
 
 Network = Literal["nuclei-fluo", "resnet18"]
 STARTER = Path("chorus/builtin/nuclei-fluo")

@@ -308,7 +308,7 @@ def write_ensemble(folder: Path, seconds: float) -> Path:
         "weights": {"pytorch_state_dict": weights},
     }
     (package / "rdf.yaml").write_text(yaml.safe_dump(content))
-    from chorus.pipeline.members.bioimageio.description import describe
+    from chorus.pipeline.members.kinds.bioimageio.description import describe
 
     ensemble = {
         "format": "chorus-ensemble/2",

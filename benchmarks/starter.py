@@ -24,8 +24,8 @@ from rich.console import Console
 
 from chorus.commands.ensembles.train import scores_table
 from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs, load_pair
 from chorus.pipeline.training.evaluation import Evaluator, FoldScore, summarise, verdict
-from chorus.pipeline.training.pairs import TrainingPair, find_pairs, load_pair
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()

@@ -9,8 +9,8 @@ from chorus.cluster.objects.job import ObjectJob
 from chorus.cluster.planning.volume_views import anisotropy, spacing_of
 from chorus.cluster.runs.volume_merging import slab_grid
 from chorus.pipeline.instances.shapes import Spacing
-from chorus.pipeline.instances.volume import BlockGrid, Box
-from chorus.pipeline.instances.volume_regions import VolumeSettings
+from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
+from chorus.pipeline.instances.volumes.regions import VolumeSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.arrays import ArrayPlan
 

@@ -30,10 +30,10 @@ from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.shapes import VOLUME_COLUMNS
 from chorus.pipeline.instances.table import numbered
-from chorus.pipeline.instances.volume import Box
-from chorus.pipeline.instances.volume_regions import label_block
-from chorus.pipeline.instances.volume_stored import StoredVolume
-from chorus.pipeline.instances.volume_table import volume_rows
+from chorus.pipeline.instances.volumes.blocks import Box
+from chorus.pipeline.instances.volumes.regions import label_block
+from chorus.pipeline.instances.volumes.stored import StoredVolume
+from chorus.pipeline.instances.volumes.table import volume_rows
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.writer import prepare_labels, put_array, remove_labels, write_labels

@@ -27,7 +27,7 @@ from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.pipeline.core.class_labels import predicted_labels
 from chorus.pipeline.core.fields import field_of
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.instances.volume import BlockGrid, Box
+from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes

@@ -15,8 +15,8 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, content_hash
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.curves import Curve, Panel, draw_curves
+from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.evaluation import FoldScore, summarise, verdict
-from chorus.pipeline.training.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, read_log
 from chorus.pipeline.training.settings import TrainSettings
 from chorus.pipeline.training.summary import ensemble_spec, training_summary

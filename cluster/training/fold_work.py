@@ -14,9 +14,9 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.evaluation import Evaluator, FoldScore
-from chorus.pipeline.training.fold import train_fold
-from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.fitting.fold import train_fold
 from chorus.pipeline.training.records import FoldResult, Step, read_log
 from chorus.pipeline.training.settings import TrainSettings
 

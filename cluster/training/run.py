@@ -30,7 +30,7 @@ from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.training.checks import check_memory, check_pairs
-from chorus.pipeline.training.pairs import Pairs, TrainingPair, find_pairs
+from chorus.pipeline.training.data.pairs import Pairs, TrainingPair, find_pairs
 from chorus.pipeline.training.records import FoldResult, read_result
 from chorus.pipeline.training.settings import TrainSettings
 
@@ -44,7 +44,7 @@ class TrainRequest(BaseModel):
 
     Attributes
     ----------
-    images, labels : see `chorus.pipeline.training.pairs.find_pairs`
+    images, labels : see `chorus.pipeline.training.data.pairs.find_pairs`
     out : URL of the folder that becomes the ensemble
     name : of the ensemble; None is the folder's
     about : description, intended use, licence, data reference

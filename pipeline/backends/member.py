@@ -158,7 +158,7 @@ def _inductor(path: Path) -> Run:
 
 
 def _onnxruntime(path: Path) -> Run:
-    from chorus.pipeline.members.onnx_session import open_session
+    from chorus.pipeline.members.kinds.onnx_session import open_session
 
     session = open_session(str(path), str(path), torch.device("cpu"), what="the graph", mend="use --backend eager")
     name = session.get_inputs()[0].name

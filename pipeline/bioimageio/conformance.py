@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.bioimageio.comparison import ComparisonOutcome, Status, Tolerance, compare, tolerance, worst
 from chorus.pipeline.errors import RefusedError, first_line
-from chorus.pipeline.members.bioimageio.member import BioimageioMember
-from chorus.pipeline.members.bioimageio.networks import LIBRARIES, load_network
-from chorus.pipeline.members.bioimageio.package import (
+from chorus.pipeline.members.contract import LoadRequest
+from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
+from chorus.pipeline.members.kinds.bioimageio.networks import LIBRARIES, load_network
+from chorus.pipeline.members.kinds.bioimageio.package import (
     EXTRA,
     RUNNABLE,
     Package,
@@ -29,10 +30,9 @@ from chorus.pipeline.members.bioimageio.package import (
     open_package,
     weight_files,
 )
-from chorus.pipeline.members.bioimageio.shapes import nearest_tile, port, tile_fits
-from chorus.pipeline.members.contract import LoadRequest
-from chorus.pipeline.members.script import check_source
-from chorus.pipeline.members.trial import check_trial
+from chorus.pipeline.members.kinds.bioimageio.shapes import nearest_tile, port, tile_fits
+from chorus.pipeline.members.safety.script import check_source
+from chorus.pipeline.members.safety.trial import check_trial
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")

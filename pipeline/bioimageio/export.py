@@ -23,9 +23,9 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
-from chorus.pipeline.members.bioimageio.package import EXTRA
 from chorus.pipeline.members.contract import FLOWS, Activation, Member, ModuleMember
 from chorus.pipeline.members.kind import PackedModule, PackedPackage
+from chorus.pipeline.members.kinds.bioimageio.package import EXTRA
 from chorus.pipeline.members.registry import kind_of, registry
 from chorus.pipeline.members.selection import ExportEntry
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.instances.components import label_pieces
-from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.shapes import Spacing

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from chorus.pipeline.core.geometry import Span, Window
-from chorus.pipeline.instances.dynamics import Crop, FlowField, Paths, steps_for
-from chorus.pipeline.instances.flow_error import flow_errors
-from chorus.pipeline.instances.seeds import REACH, Seeds, find_seeds
+from chorus.pipeline.instances.flows.dynamics import Crop, FlowField, Paths, steps_for
+from chorus.pipeline.instances.flows.flow_error import flow_errors
+from chorus.pipeline.instances.flows.seeds import REACH, Seeds, find_seeds
 
 # Pixels that a crop needs beyond the paths: the reach of seeds, and the outermost cells.
 _RIM = REACH + 6
@@ -86,7 +86,7 @@ class RegionObjects:
     around : (y, x) int32 objects of the crop, 0 for background; correct for objects with a pixel in the region
     anchors : (objects + 1,) uint64, the names of 0 (background) and of 1, 2, ...
     flow_errors : (objects + 1,) float64, of each object before its holes are filled, NaN if undefined;
-        see `chorus.pipeline.instances.flow_error`
+        see `chorus.pipeline.instances.flows.flow_error`
     """
 
     names: NDArray[np.uint64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.fields import FIELDS, FLOW, FLOWS, PROBABILITY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes

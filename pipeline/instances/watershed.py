@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from chorus.pipeline.core.geometry import Span, Window
-from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.members.contract import FLOW_LENGTH
 
 # In typical diameters. Distances beyond the cap count as equal: wider structures have no middle.

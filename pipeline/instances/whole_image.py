@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.instances.dynamics import directions
-from chorus.pipeline.members.cellpose_network import import_cellpose
+from chorus.pipeline.instances.flows.dynamics import directions
 from chorus.pipeline.members.contract import FLOW_LENGTH
+from chorus.pipeline.members.kinds.cellpose_network import import_cellpose
 
 # Steps of Euler's method, as `CellposeModel.eval` takes for objects of 30 pixels.
 _STEPS = 200

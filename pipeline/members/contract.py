@@ -33,7 +33,7 @@ class LoadRequest:
     flows : whether the flows (dy, dx) follow them
     tile : edge of a tile in pixels
     trust_code : whether code that the file brings along may run
-    tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.trial`)
+    tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.safety.trial`)
     beside : whether it lies beside ``ensemble.yaml``; messages reveal nothing of other files, not even a hash
     """
 

@@ -58,7 +58,7 @@ class Registry:
 @cache
 def registry() -> Registry:
     """Return the kinds of this process; plug-ins are searched for once, and those that fail to load are logged."""
-    own = [import_module(f"chorus.pipeline.members.{module}").KIND for module in _BUILT_IN]
+    own = [import_module(f"chorus.pipeline.members.kinds.{module}").KIND for module in _BUILT_IN]
     built_in: dict[str, MemberKind[Any]] = {kind.name: kind for kind in own}
     plug_ins: dict[str, MemberKind[Any]] = {}
     distributions: dict[str, tuple[str, str]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import TrainSettings
 
 # Memory of a pair, in bytes per pixel: float32 channels, class and flows, and the order of its pixels by class.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.ensembles.spec import COLORS
-from chorus.pipeline.members.smp import SmpMember
+from chorus.pipeline.members.kinds.smp import SmpMember
 from chorus.pipeline.preprocessing.normalisation import Normalisation, Percentile
 
 LossName = Literal["ce_dice", "focal", "tversky", "lovasz"]

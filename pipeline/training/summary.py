@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.provenance import About, TrainingSummary
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
-from chorus.pipeline.members.smp import SmpMember
-from chorus.pipeline.training.pairs import TrainingPair, class_image, load_pair
+from chorus.pipeline.members.kinds.smp import SmpMember
+from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult
 from chorus.pipeline.training.settings import TrainSettings
 

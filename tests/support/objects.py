@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.instances.dynamics import Crop
+from chorus.pipeline.instances.flows.dynamics import Crop
 
 
 def discs(height: int, width: int, circles: list[tuple[float, float, float]]) -> NDArray[np.int32]:

@@ -15,9 +15,9 @@ from bioimageio.core import create_prediction_pipeline, load_model_description
 from bioimageio.core.digest_spec import create_sample_for_model
 
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.bioimageio.member import BioimageioMember
-from chorus.pipeline.members.bioimageio.package import choose_format, open_package, weight_files
 from chorus.pipeline.members.contract import LoadRequest, Member
+from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
+from chorus.pipeline.members.kinds.bioimageio.package import choose_format, open_package, weight_files
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.instances.volume import Box
-from chorus.pipeline.instances.volume_dynamics import VolumeCrop
+from chorus.pipeline.instances.volumes.blocks import Box
+from chorus.pipeline.instances.volumes.dynamics import VolumeCrop
 
 
 def balls(

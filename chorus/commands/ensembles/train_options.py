@@ -16,7 +16,7 @@ from chorus.pipeline.training.settings import LossName, TrainSettings
 
 if TYPE_CHECKING:
     from chorus.cluster.training.run import TrainRequest
-    from chorus.pipeline.members.smp import SmpMember
+    from chorus.pipeline.members.kinds.smp import SmpMember
 
 _DEFAULT = TrainSettings()
 _DATA, _NETWORK, _COURSE = "What is learnt", "Network", "Course of the training"
@@ -224,7 +224,7 @@ class TrainOptions:
 def starting_member(text: str) -> SmpMember:
     """Return the ensemble member to fine-tune, with the full URL of its weights; raise RefusedError for other kinds."""
     from chorus.pipeline.ensembles.ensemble import read_ensemble
-    from chorus.pipeline.members.smp import SmpMember
+    from chorus.pipeline.members.kinds.smp import SmpMember
 
     url, _, position = text.partition("#")
     ensemble = read_ensemble(named_ensemble(url))

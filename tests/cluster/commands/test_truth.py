@@ -16,7 +16,7 @@ from chorus.cluster.commands.truth import TruthRequest, estimate
 from chorus.cluster.planning.requests import Outcome
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.training.pairs import find_pairs
+from chorus.pipeline.training.data.pairs import find_pairs
 
 
 def run(experts: Path | str, out: Path | str, executor: str = "serial", **request: Any) -> Outcome:

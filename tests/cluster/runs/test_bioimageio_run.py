@@ -18,7 +18,7 @@ from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
-from chorus.pipeline.members.bioimageio.description import describe
+from chorus.pipeline.members.kinds.bioimageio.description import describe
 from tests.support.making import pixels, write_image
 from tests.support.packages import Net, axes, core_prediction, reference, write_package
 from tests.support.reference import Array, reference_posterior

@@ -29,8 +29,8 @@ from chorus.pipeline.core.provenance import About, DataReference
 from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
+from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.evaluation import dice
-from chorus.pipeline.training.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, Step, read_log
 from chorus.pipeline.training.settings import TrainSettings
 from tests.support.making import write_image

@@ -23,9 +23,9 @@ from chorus.pipeline.bioimageio.export import pack_members, pack_whole
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.bioimageio.member import BioimageioMember
-from chorus.pipeline.members.bioimageio.package import open_package, weight_files
 from chorus.pipeline.members.contract import LoadRequest
+from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
+from chorus.pipeline.members.kinds.bioimageio.package import open_package, weight_files
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 from tests.support.making import pixels, write_ensemble, write_light_ensemble

@@ -16,7 +16,7 @@ from chorus.pipeline.core.devices import best, chosen, device_of, fp32_policy_ke
 from chorus.pipeline.core.gpus import Cuda, Mps, Xpu
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import tiles_per_call
-from chorus.pipeline.members.onnx_session import session_device
+from chorus.pipeline.members.kinds.onnx_session import session_device
 
 ROOT = Path(__file__).parents[3]
 # A kind that is compared, or a module of torch for one of them.

@@ -18,7 +18,7 @@ from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.members import smp
+from chorus.pipeline.members.kinds import smp
 from tests.support.making import write_light_ensemble
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]\n" for i in range(1, 12))

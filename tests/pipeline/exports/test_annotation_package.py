@@ -16,7 +16,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.exports import annotation
 from chorus.pipeline.exports.annotation import Drafted, Place, draft, most_doubtful
-from chorus.pipeline.training.pairs import find_pairs, load_pair
+from chorus.pipeline.training.data.pairs import find_pairs, load_pair
 from tests.support.making import write_image
 from tests.support.object_runs import drawn
 

@@ -12,8 +12,8 @@ import segmentation_models_pytorch as smp
 import torch
 
 from chorus.pipeline.members.contract import Encoding, LoadRequest, ModuleMember
-from chorus.pipeline.members.deepflash2 import Deepflash2Member
-from chorus.pipeline.members.torchscript import TorchScriptMember
+from chorus.pipeline.members.kinds.deepflash2 import Deepflash2Member
+from chorus.pipeline.members.kinds.torchscript import TorchScriptMember
 from tests.support.making import network
 
 CPU = torch.device("cpu")

@@ -70,8 +70,8 @@ def test_a_plug_in_is_a_kind_like_any_other(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("broken", "raise OSError('no such library')", "no such library"),
         ("broken", "KIND = 3", "is no chorus.pipeline.members.kind.MemberKind"),
-        ("smp", "from chorus.pipeline.members.smp import KIND", "there is a kind smp already"),
-        ("other", "from chorus.pipeline.members.smp import KIND", "its kind is smp, its entry point other"),
+        ("smp", "from chorus.pipeline.members.kinds.smp import KIND", "there is a kind smp already"),
+        ("other", "from chorus.pipeline.members.kinds.smp import KIND", "its kind is smp, its entry point other"),
     ],
 )
 def test_a_plug_in_that_fails_is_named_and_stops_no_other(

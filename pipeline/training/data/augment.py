@@ -1,0 +1,128 @@
+"""Windows become patches: rotated, scaled, deformed and varied in intensity, a whole batch at once.
+
+All geometric changes are one resampling by torch's ``grid_sample``, so pixels are interpolated only once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from chorus.pipeline.training.data.patches import ELASTIC_REACH, Draw
+
+FLOW_LENGTH = 5.0
+_ELASTIC_SIGMA = 8.0  # pixels
+_ELASTIC_STD = 3.0  # pixels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input and targets of a training step.
+
+    Attributes
+    ----------
+    images : (batch, channels, y, x) float32
+    classes : (batch, y, x) int64
+    flows : (batch, 2, y, x) float32, if they are learnt
+    """
+
+    images: torch.Tensor
+    classes: torch.Tensor
+    flows: torch.Tensor | None
+
+
+def augmented(draw: Draw, patch: int, device: torch.device) -> Batch:
+    """Return the augmented patches of the windows of `draw`.
+
+    Parameters
+    ----------
+    draw : windows and what to do to them
+    patch : edge of a patch in pixels
+    device : where to compute them
+    """
+    generator = torch.Generator(device).manual_seed(draw.seed)
+    windows, targets = (torch.from_numpy(a).to(device, non_blocking=True) for a in (draw.images, draw.targets))
+    places, jacobian = _places(draw, patch, windows.shape[-1], generator)
+    images = functional.grid_sample(windows, places, mode="bilinear", padding_mode="border", align_corners=True)
+    targets = functional.grid_sample(targets, places, mode="nearest", padding_mode="border", align_corners=True)
+    flows = turned(targets[:, 1:], jacobian) if targets.shape[1] > 1 else None
+    images = _varied(images, draw, generator)
+    return Batch(images.contiguous(memory_format=torch.channels_last), targets[:, 0].round().long(), flows)
+
+
+def _places(draw: Draw, patch: int, window: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the position of each pixel of a patch in its window, and its derivative.
+
+    The position is (batch, y, x, 2) for ``grid_sample``; the derivative of position y and x by pixel y and x is
+    (batch, 2, 2, 1 or y, 1 or x). The centre of a patch is half a pixel before the window's middle pixel, so that
+    rotations by 90 degrees and flips map pixels to pixels.
+    """
+    device = generator.device
+    matrix = torch.from_numpy(draw.matrix).to(device)
+    steps = torch.arange(patch, device=device, dtype=torch.float32) - (patch - 1) / 2
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="ij"))
+    places = torch.einsum("bij,jyx->biyx", matrix, offsets)
+    jacobian = matrix[..., None, None]
+    if draw.bent.any():
+        bend = _bend(draw, patch, generator)
+        by_y, by_x = torch.gradient(bend, dim=(-2, -1))
+        places = places + bend
+        jacobian = jacobian + torch.stack([by_y, by_x], dim=2)
+    places = places + (window // 2 - 0.5)
+    return (2 / (window - 1) * places - 1).flip(1).permute(0, 2, 3, 1), jacobian
+
+
+def _bend(draw: Draw, patch: int, generator: torch.Generator) -> torch.Tensor:
+    """Return a smooth random displacement in pixels, (batch, 2, y, x).
+
+    References
+    ----------
+    Simard et al., ICDAR 2003; ``torchvision.transforms.v2.ElasticTransform``, which uses one field for all images
+    and the global random generator.
+    """
+    shape = (len(draw.bent), 2, patch, patch)
+    noise = torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
+    kernel = min(int(8 * _ELASTIC_SIGMA) | 1, patch - 1 | 1)
+    smooth: torch.Tensor = gaussian_blur(noise, [kernel, kernel], [_ELASTIC_SIGMA, _ELASTIC_SIGMA])
+    smooth = smooth * (_ELASTIC_STD / smooth.std().clamp(min=1e-9))
+    bent = torch.from_numpy(draw.bent).to(generator.device)
+    return smooth.clamp(-ELASTIC_REACH, ELASTIC_REACH) * bent[:, None, None, None]
+
+
+def turned(flows: torch.Tensor, jacobian: torch.Tensor) -> torch.Tensor:
+    """Transform flows that were resampled from other positions to vectors of the patch.
+
+    Flows are directions of a gradient, of heat in an object. With T'(o) = T(p(o)) the gradient of T' is J^T grad T
+    at p(o), J being the derivative of p; its length is 5 again, or 0.
+
+    Parameters
+    ----------
+    flows : (batch, 2, y, x) float32
+    jacobian : (batch, 2, 2, 1 or y, 1 or x) float32, derivative of position y and x by pixel y and x
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, 2, y, x) float32.
+    """
+    dy, dx = flows.unbind(1)
+    moved_y, moved_x = (jacobian[:, 0, axis] * dy + jacobian[:, 1, axis] * dx for axis in range(2))
+    # `hypot`, since the norm over an axis other than the last takes ten times as long.
+    scale = FLOW_LENGTH / torch.hypot(moved_y, moved_x).clamp(min=1e-12)
+    return torch.stack([moved_y * scale, moved_x * scale], dim=1)
+
+
+def _varied(images: torch.Tensor, draw: Draw, generator: torch.Generator) -> torch.Tensor:
+    """Vary gamma, contrast and noise, relative to each image's own range of intensities."""
+    low, high, gamma, contrast, noise = (
+        torch.from_numpy(values).to(images.device).reshape(len(images), -1, 1, 1)
+        for values in (draw.low, draw.high, draw.gamma, draw.contrast, draw.noise)
+    )
+    spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    relative = (images - low) / spread
+    relative = relative.sign() * relative.abs() ** gamma * contrast
+    grain = torch.randn(images.shape, generator=generator, device=images.device)
+    return low + (high - low) * (relative + noise * grain)
