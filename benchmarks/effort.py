@@ -35,7 +35,7 @@ from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.results import finished_run
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.ensembles.editing import remove
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -148,12 +148,12 @@ def _run(
 ) -> pd.DataFrame:
     """A row per image: scores, Dice, risk and out-of-distribution scores, and the passes that it took."""
     _predicted(images, labels, folder, settings, out, executor)
-    scores, record = read_scores(str(out)), read_run(str(out))
+    scores, record = read_scores(str(out)), finished_run(str(out))
     dice = read_evaluation(str(out)).set_index("name").filter(regex="^dice:").mean(axis=1)
-    whole = len(record["settings"]["augmentations"]) * record["ensemble"]["members"]
+    whole = len(record.settings.augmentations) * record.ensemble.members
     scores["passes"] = scores["tiles"] * scores.get("samples", whole)
     scores["dice"] = scores["name"].map(dice)
-    if record["ensemble"]["hash"] == reference.ensemble:
+    if record.ensemble.hash == reference.ensemble:
         flags = flag_images(scores, reference, read_features(str(out))).set_index("name")
         scores["risk"], scores["ood_score"] = (scores["name"].map(flags[name]) for name in ("risk", "ood_score"))
     return scores

@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Iterator
 from functools import partial
 
-from chorus.cluster.costs.accounting import Account, calibration_content, earlier_calibration
+from chorus.cluster.costs.accounting import Account, earlier_calibration
 from chorus.cluster.costs.forecast import CostForecast, forecast_costs
 from chorus.cluster.evaluation.sentinels import check_sentinels
 from chorus.cluster.objects.after_predict import add_objects, with_objects
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import cost, plan_images, resolve
-from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import Forecast, PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.setup import executor_of, make_ready, open_record
@@ -22,6 +22,7 @@ from chorus.cluster.runs.volume_run import VolumeRun, planes_only
 from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.signals import stoppable
+from chorus.cluster.state.documents import Calibration, PredictOutcome
 from chorus.cluster.state.run_record import RunRecord, earlier_choice
 from chorus.cluster.telemetry.metrics import driver_recorder, served
 from chorus.cluster.telemetry.timeline import profiled, span
@@ -31,7 +32,7 @@ from chorus.pipeline.io.models import FailedImage
 
 
 @stoppable()
-def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> Outcome:
+def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> PredictOutcome:
     """Run an ensemble over sources; the same call again resumes.
 
     Objects, if requested, are segmented when all images are done; `of_objects` receives that progress.
@@ -54,8 +55,7 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
         with output_lock(request.out, name), served(request.run.metrics_port):
             record, fresh = open_record(job, started)
             with executor_of(job, reporter) as (executor, made):
-                record.content["run"]["executor"] = made.executor
-                record.content["calibration"] = calibration_content(made.calibration, job.settings)
+                record.execute(made.executor, Calibration.of(made.calibration, job.settings.device))
                 account = _account(job, made, reporter, begun)
                 # Nothing is removed before the ensemble was tried.
                 run = _begin(job, record, name, executor, account, fresh=fresh)
@@ -110,11 +110,11 @@ def _account(job: PlannedRun, made: Forecast, reporter: PlanReporter, begun: flo
     return Account(reporter, made, job.settings.device, job.request.run.cluster, recorder, begun)
 
 
-def _close_account(account: Account, record: RunRecord, outcome: Outcome) -> None:
+def _close_account(account: Account, record: RunRecord, outcome: PredictOutcome) -> None:
     """Record beside the outcome the session's time and cost."""
-    outcome.summary |= account.summary()
+    outcome.summary = outcome.summary.accounted(account.summary())
     if outcome.state != "interrupted":
-        record.content["summary"] = outcome.summary
+        record.end(outcome.state, outcome.summary)
         record.write(outcome.out)
 
 
@@ -162,7 +162,9 @@ def _begin(
     return Run(job, context, executor, reporter, record)
 
 
-def _within(request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter, whole: str) -> Outcome:
+def _within(
+    request: PredictRequest, name: str, executor: Executor, reporter: PlanReporter, whole: str
+) -> PredictOutcome:
     """Return a part of a run on what carries out the whole, in a folder of its output `whole`."""
     job = plan_job(request, Silent(), without=whole)
     record, fresh = open_record(job, time.time())

@@ -16,6 +16,10 @@ class RefusedError(ChorusError):
     """Refused before any work: usage, settings or ensemble (exit code 2)."""
 
 
+class DamagedError(RefusedError):
+    """A file that Chorus wrote is cut, or does not hold what it should."""
+
+
 class ImageError(ChorusError):
     """One image cannot be done; it is recorded as failed and the rest of the dataset goes on (exit code 1)."""
 

@@ -12,6 +12,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Forecast, Outcome
+    from chorus.cluster.state.documents import PredictOutcome
+    from chorus.pipeline.core.run_document import ObjectCounts, SessionAccount
 
 
 def print_json(content: object) -> None:
@@ -98,25 +100,25 @@ def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], ti
     return table
 
 
-def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
+def summary_lines(outcome: PredictOutcome, *, with_report: bool) -> list[str]:
     """Describe how a run ended, where its results are, and what to do next."""
     summary = outcome.summary
     lines = [
-        f"{summary['images']} images: {summary['done']} done, {summary['empty']} without foreground, "
-        f"{summary['failed']} failed; {duration(summary['seconds'])} since the run was first begun"
+        f"{summary.images} images: {summary.done} done, {summary.empty} without foreground, "
+        f"{summary.failed} failed; {duration(summary.seconds or 0)} since the run was first begun"
     ]
-    failed = [row for row in outcome.rows if row["status"] == "failed"]
-    lines += [f"  failed: {row['name']}: {row['message']}" for row in failed[:20]]
+    failed = [row for row in outcome.rows if row.status == "failed"]
+    lines += [f"  failed: {row.name}: {row.message}" for row in failed[:20]]
     if len(failed) > 20:
         lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
-    said = [f"{row['name']}: {row['message']}" for row in outcome.rows if row["status"] != "failed" and row["message"]]
+    said = [f"{row.name}: {row.message}" for row in outcome.rows if row.status != "failed" and row.message]
     lines += some("note", said, "scores.parquet")
-    if "passes_saved" in summary:
-        lines.append(f"adaptive effort left out {summary['passes_saved']:.0%} of the forward passes")
+    if summary.passes_saved is not None:
+        lines.append(f"adaptive effort left out {summary.passes_saved:.0%} of the forward passes")
     lines += _expectation(summary)
-    objects = summary.get("objects")
-    if objects and objects["failed"]:
-        lines.append(f"  failed: objects of {objects['failed']} images; {outcome.out}/objects.json says why")
+    objects = summary.objects
+    if objects is not None and objects.failed:
+        lines.append(f"  failed: objects of {objects.failed} images; {outcome.out}/objects.json says why")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [
@@ -128,22 +130,23 @@ def summary_lines(outcome: Outcome, *, with_report: bool) -> list[str]:
     ]
 
 
-def _objects(objects: Mapping[str, Any]) -> str:
+def _objects(objects: ObjectCounts) -> str:
     """Describe the number of objects of each class, and their method."""
-    counts = ", ".join(f"{count} of {name}" for name, count in objects["counts"].items())
-    return f"{counts}, by {objects['method']}"
+    counts = ", ".join(f"{count} of {name}" for name, count in objects.counts.items())
+    return f"{counts}, by {objects.method}"
 
 
-def _expectation(summary: Mapping[str, Any]) -> list[str]:
+def _expectation(account: SessionAccount) -> list[str]:
     """Compare the time of this session with the forecast, and state its cost."""
     parts = []
-    if "measured_over_predicted" in summary:
+    if account.measured_over_predicted is not None:
         parts.append(
-            f"regions took {duration(summary['measured_seconds'])}, {summary['measured_over_predicted']:.2f} times the "
-            f"{duration(summary['predicted_seconds'])} that were expected; devices {summary['device_busy']:.0%} busy"
+            f"regions took {duration(account.measured_seconds or 0)}, {account.measured_over_predicted:.2f} times the "
+            f"{duration(account.predicted_seconds or 0)} that were expected; devices {account.device_busy or 0:.0%} "
+            f"busy"
         )
-    if cost := summary.get("cost"):
-        parts.append(f"cost of this session {cost['amount']:.2f} {cost['currency']}")
+    if account.cost is not None:
+        parts.append(f"cost of this session {account.cost.amount:.2f} {account.cost.currency}")
     return ["; ".join(parts)] if parts else []
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
+from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.scores import scores_frame
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.reference.flags import flag_images
@@ -34,9 +33,9 @@ class Judgement:
     p_value: float | None
 
 
-def judged(row: Mapping[str, Any], features: ImageFeatures, reference: Reference) -> Judgement:
+def judged(row: ImageRow, features: ImageFeatures, reference: Reference) -> Judgement:
     """Compare an image, by its row of scores and its features, with a reference set."""
-    known = pd.DataFrame({"name": [row["name"]], "features": [features.mean]})
-    found = flag_images(scores_frame([dict(row)]), reference, known).iloc[0]
+    known = pd.DataFrame({"name": [row.name], "features": [features.mean]})
+    found = flag_images(scores_frame([row]), reference, known).iloc[0]
     said = {one.name: None if pd.isna(found[one.name]) else float(found[one.name]) for one in STATED}
     return Judgement(flags=tuple(found["flags"]), reasons=tuple(found["reasons"]), **said)

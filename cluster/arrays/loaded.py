@@ -20,6 +20,7 @@ from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, p
 from chorus.cluster.planning.requests import ObjectsMethod, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.progress_bar import tile_bar
+from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import DEFAULTS
@@ -97,7 +98,7 @@ class LoadedEnsemble:
             return self._engines.setdefault(key, Engine(self.members, inference, self.device, inputs.channels))
         return self._engines[key]
 
-    def judged(self, row: dict[str, Any], features: ImageFeatures) -> Judgement | None:
+    def judged(self, row: ImageRow, features: ImageFeatures) -> Judgement | None:
         """Return flags, reasons and expected Dice, as `chorus flag` gives them; None without a reference set."""
         return None if self.reference is None else judged(row, features, self.reference)
 

@@ -119,10 +119,10 @@ class Segmentation:
 
     def _sentences(self) -> list[str]:
         row = self._computed.record.row
-        found = [row["message"]] if row["message"] else []
-        if row["status"] == "empty":
+        found = [row.message] if row.message else []
+        if row.status == "empty":
             found.append(f"no {' and no '.join(self.classes[1:])}")
-        found += [f"{phrase_of(score)} {row[score]:.3g}" for score in _SHOWN if row[score] is not None]
+        found += [f"{phrase_of(name)} {score:.3g}" for name in _SHOWN if (score := row.scores[name]) is not None]
         if self.objects is not None:
             found += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
         if self.judgement is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import EXIT_CODES, PlanReporter, PredictRequest
 from chorus.cluster.predict import predict
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -34,25 +36,52 @@ class CalibrateRequest(BaseModel):
     alpha: float = 0.1
 
 
-def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> tuple[Outcome, Reference | None, str]:
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """How a calibration ended.
+
+    Attributes
+    ----------
+    out : URL of the results
+    state, message : as of the run, or of the evaluation
+    failures : name of each image that failed, and the reason
+    reference, url : None and empty if the run was interrupted
+    """
+
+    out: str
+    state: str
+    message: str
+    failures: tuple[tuple[str, str], ...]
+    reference: Reference | None
+    url: str
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code of the command line."""
+        return EXIT_CODES[self.state]
+
+
+def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Calibrated:
     """Predict, evaluate, and write the reference beside the ensemble; the same call resumes an interrupted one.
 
     Returns
     -------
-    The outcome of the run, or of the evaluation; the reference and its URL (None and empty if the run was interrupted)
+    Calibrated
+        How the run or the evaluation ended, and the reference.
 
     Raises
     ------
     RefusedError
         As `predict`, `evaluate` and `chorus.pipeline.reference.reference.calibrate_from` do.
     """
-    outcome = predict(request.run, reporter)
-    if outcome.state == "interrupted":
-        return outcome, None, ""
+    predicted = predict(request.run, reporter)
+    if predicted.state == "interrupted":
+        failures = tuple((row.name, row.message) for row in predicted.rows if row.status == "failed")
+        return Calibrated(predicted.out, predicted.state, predicted.message, failures, None, "")
     run = request.run.run
     outcome = evaluate(
         EvaluateRequest(
-            out=outcome.out,
+            out=predicted.out,
             truth=request.truth,
             truth_label=request.truth_label,
             executor=run.executor,
@@ -71,4 +100,6 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> tup
         tau=request.tau,
         alpha=request.alpha,
     )
-    return outcome, reference, write_reference(ensemble.url, reference)
+    failures = tuple((row["name"], row["message"]) for row in outcome.rows if row["status"] == "failed")
+    url = write_reference(ensemble.url, reference)
+    return Calibrated(outcome.out, outcome.state, outcome.message, failures, reference, url)

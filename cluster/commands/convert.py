@@ -90,7 +90,7 @@ def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: R
     state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
     if state == "complete" and any(row["status"] == "failed" for row in rows.values()):
         state = "failures"
-    return Outcome(request.out, state, message, list(rows.values()))
+    return Outcome(request.out, state, message, list(rows.values()), {})
 
 
 def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:

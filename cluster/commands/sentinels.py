@@ -120,7 +120,7 @@ def measure(ensemble: Ensemble, images: Sequence[tuple[str, str]]) -> list[dict[
         )
         if outcome.state == "interrupted":
             raise CutShortError(outcome.message)
-        failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
+        failed = [row.message for row in outcome.rows if row.status == "failed"]
         if failed:
             raise RefusedError(failed[0])
         try:

@@ -122,7 +122,7 @@ def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Ou
     state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
     if state == "complete" and any(row["status"] == "failed" for row in rows):
         state = "failures"
-    return Outcome(request.out, state, message, rows)
+    return Outcome(request.out, state, message, rows, {})
 
 
 def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, seconds: float) -> None:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.runtime.status import RegionStatus
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.documents import Calibration, PredictRecord
+from chorus.cluster.state.results import finished_run, settings_of
 from chorus.cluster.telemetry.metrics import COST, Recorder
 from chorus.pipeline.core.device import KINDS, DeviceKind
+from chorus.pipeline.core.run_document import Price, SessionAccount
 from chorus.pipeline.errors import RefusedError
 
 # Settings on which seconds per tile depend, in addition to ensemble and device.
 _DECIDES = ("tile", "augmentations", "precision", "backend", "threads")
 
 
-def calibration_content(measured: DeviceProbe, settings: ResolvedSettings) -> dict[str, Any]:
-    """Return the entry of ``run.json`` that keeps a calibration."""
-    return asdict(measured) | {"kind": settings.device}
-
-
 def calibration_device(out: str) -> DeviceKind:
     """Return the kind of device on which the run in `out` was calibrated; raise RefusedError if it keeps none."""
-    kept = _kept(out)["kind"]
+    kept = _kept(finished_run(out), out).kind
     known = [kind for kind in KINDS if kind == kept]
     if not known:
         raise RefusedError(f"--calibration {out}: was measured on {kept}, which this Chorus does not know; update it")
@@ -46,33 +42,32 @@ def earlier_calibration(out: str, ensemble: str, settings: ResolvedSettings) -> 
     RefusedError
         If that run was of another ensemble, or of settings that imply another speed.
     """
-    content = dict(_kept(out))
-    known = read_run(out)
-    if known["ensemble"]["hash"] != ensemble:
+    known = finished_run(out)
+    measured = _kept(known, out).probe
+    if known.ensemble.hash != ensemble:
         raise RefusedError(
-            f"--calibration {out}: was measured with ensemble {known['ensemble']['name']}, which is another one or has "
+            f"--calibration {out}: was measured with ensemble {known.ensemble.name}, which is another one or has "
             f"changed; give a run of the same ensemble, or leave --calibration out"
         )
+    decisive = settings_of(known, out)
     for name in _DECIDES:
-        earlier, now = known["settings"][name], getattr(settings, name)
+        earlier, now = getattr(decisive, name), getattr(settings, name)
         if earlier != now:
             raise RefusedError(
                 f"--calibration {out}: was measured with {name} {earlier}, now {now}; ask for the same, or leave "
                 f"--calibration out"
             )
-    content.pop("kind")
-    seen = known.get("summary", {}).get("seconds_per_tile")
-    return DeviceProbe(**(content | ({"seconds_per_tile": seen} if seen else {})))
+    seen = None if known.summary is None else known.summary.seconds_per_tile
+    return replace(measured, seconds_per_tile=seen) if seen else measured
 
 
-def _kept(out: str) -> dict[str, Any]:
-    found: dict[str, Any] | None = read_run(out).get("calibration")
-    if found is None:
+def _kept(run: PredictRecord, out: str) -> Calibration:
+    if run.calibration is None:
         raise RefusedError(
             f"--calibration {out}: its run.json keeps no calibration, as of a run of an earlier Chorus; give another "
             f"run, or leave --calibration out"
         )
-    return found
+    return run.calibration
 
 
 @dataclass
@@ -152,22 +147,22 @@ class Account:
             return 0.0
         return seconds / 3600 * self._devices * self.cluster.price_of_a_device(self.device)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> SessionAccount:
         """Return time and cost, expected and measured, for ``run.json``; empty if the session had nothing to do.
 
         Volumes are not predicted: their directions are runs of their own.
         """
         if not self._tiles:
-            return {}
-        found: dict[str, Any] = {
-            "measured_seconds": round(self._measured, 1),
-            "device_busy": round(min(1.0, self._device_seconds / (self._measured * self._devices)), 3),
-            "seconds_per_tile": self._device_seconds / self._tiles,
-        }
-        if self._streams == 1:
-            ratio = round(self._measured / self._expected, 3)
-            found |= {"predicted_seconds": round(self._expected, 1), "measured_over_predicted": ratio}
+            return SessionAccount()
+        alone, cost = self._streams == 1, None
         if self.cluster is not None:
-            cost = self._price(time.monotonic() - self.started)
-            found["cost"] = {"amount": round(cost, 4), "currency": self.cluster.currency}
-        return found
+            amount = self._price(time.monotonic() - self.started)
+            cost = Price(amount=round(amount, 4), currency=self.cluster.currency)
+        return SessionAccount(
+            measured_seconds=round(self._measured, 1),
+            device_busy=round(min(1.0, self._device_seconds / (self._measured * self._devices)), 3),
+            seconds_per_tile=self._device_seconds / self._tiles,
+            predicted_seconds=round(self._expected, 1) if alone else None,
+            measured_over_predicted=round(self._measured / self._expected, 3) if alone else None,
+            cost=cost,
+        )

@@ -21,6 +21,7 @@ from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.started_tasks import Executor, started_tasks
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.documents import PredictRecord
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.cluster.state.run_record import surroundings
 from chorus.cluster.state.scores import read_scores
@@ -83,7 +84,7 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
     reporter.phase("looking for the truth")
     sources = {row["name"]: storage.join(row["source"], row["image"]) for row in scores}
     found = find_truths(sources, request.truth, request.truth_label)
-    classes = tuple(one["name"] for one in run["ensemble"]["classes"])
+    classes = tuple(one.name for one in run.ensemble.classes)
     jobs = _jobs(request, run, found, classes, [row["name"] for row in scores if row["status"] != "failed"])
     rows = {row["name"]: _row(row, found, classes) for row in scores}
     histogram = _carry_out(request, jobs, rows, reporter)
@@ -105,7 +106,7 @@ def read_evaluation(out: str) -> pd.DataFrame:
 
 
 def _jobs(
-    request: EvaluateRequest, run: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
+    request: EvaluateRequest, run: PredictRecord, found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
 ) -> list[EvaluationJob]:
     """Return a job for each image that has a prediction and a truth."""
     table = planned_images(request.out)
@@ -115,8 +116,8 @@ def _jobs(
     jobs = []
     for name in known:
         image = table.image(places[name])
-        url = image.url if run["settings"]["in_place"] else storage.join(request.out, "images", name)
-        maps = storage.join(request.out, "images", name) if "probability" in run["settings"]["save"] else ""
+        url = image.url if run.settings.in_place else storage.join(request.out, "images", name)
+        maps = storage.join(request.out, "images", name) if "probability" in run.settings.save else ""
         drawings = experts.get(name, ())
         jobs.append(EvaluationJob(image, url, maps, found.truths[name], drawings, classes, request.settings))
     return jobs
@@ -187,7 +188,7 @@ def _status(result: TaskResult, job: EvaluationJob) -> RegionStatus:
 
 def _summary(
     request: EvaluateRequest,
-    run: Mapping[str, Any],
+    run: PredictRecord,
     found: FoundTruths,
     rows: Sequence[dict[str, Any]],
     pixels: PixelCalibration | None,
@@ -200,7 +201,7 @@ def _summary(
         "truth_label": request.truth_label,
         "experts": request.experts,
         "settings": request.settings.model_dump(mode="json"),
-        "ensemble": {name: run["ensemble"][name] for name in ("name", "hash")},
+        "ensemble": run.ensemble.model_dump(include={"name", "hash"}),
         "images": {"all": len(rows), **counts},
         "without_truth": found.without_truth,
         "truth_without_image": found.without_image,
@@ -215,7 +216,7 @@ def _summary(
         dice, baseline = np.array(both).T
         against = compare("dice", {"the ensemble": dice, BASELINE: baseline})
         summary["against_baseline"] = asdict(against) | {"verdict": against.verdict}
-    return summary | {"versions": surroundings()}
+    return summary | {"versions": surroundings().model_dump(mode="json")}
 
 
 def _made_by(request: EvaluateRequest) -> str | None:

@@ -14,8 +14,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from chorus.cluster.evaluation.image import EvaluationJob, EvaluationSettings, evaluate_image
 from chorus.cluster.planning.plan import ResolvedSettings
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.results import planned_images
 from chorus.cluster.telemetry.metrics import SENTINEL_DICE, SENTINELS_MOVED, driver_recorder
 from chorus.pipeline.consensus.annotations import Drawing
@@ -56,7 +57,7 @@ def check_sentinels(
     ensemble: Ensemble,
     settings: ResolvedSettings,
     reporter: Reporter,
-    carry_out: Callable[[PredictRequest], Outcome],
+    carry_out: Callable[[PredictRequest], PredictOutcome],
 ) -> None:
     """Process the sentinels of `ensemble`, if it has any, and write ``sentinels.json``; skip those already checked.
 
@@ -155,7 +156,7 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
 
 
 def _measured(
-    request: PredictRequest, ensemble: Ensemble, carry_out: Callable[[PredictRequest], Outcome]
+    request: PredictRequest, ensemble: Ensemble, carry_out: Callable[[PredictRequest], PredictOutcome]
 ) -> tuple[list[SentinelDice], dict[str, str]]:
     """Return the rows of all sentinels, and by name why one could not be processed."""
     sentinels = ensemble.spec.sentinels
@@ -165,7 +166,7 @@ def _measured(
     outcome = carry_out(inner)
     if outcome.state == "interrupted":
         raise CutShortError(outcome.message)
-    failed = {row["source"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
+    failed = {row.source: row.message for row in outcome.rows if row.status == "failed"}
     rows, reasons = [], {}
     for sentinel in sentinels:
         url = sentinel_url(sentinel, ensemble)

@@ -19,6 +19,7 @@ from chorus.cluster.planning.requests import Outcome
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.started_tasks import rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.documents import PredictRecord
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.errors import RefusedError
@@ -146,8 +147,8 @@ def _worst(table: pd.DataFrame, scores: Collection[str], request: AnnotationRequ
     return by, ordered.head(count).reset_index(drop=True)
 
 
-def _classes(run: dict[str, Any]) -> list[str]:
-    return [entry["name"] for entry in run["ensemble"]["classes"]]
+def _classes(run: PredictRecord) -> list[str]:
+    return [entry.name for entry in run.ensemble.classes]
 
 
 def _with_objects(out: str) -> set[str]:
@@ -173,7 +174,7 @@ def _clear(request: AnnotationRequest) -> None:
                 remove_file(inside(storage.join(request.to, "labels"), str(name)))
 
 
-def _row(score: dict[Any, Any], as_objects: bool, run: dict[str, Any]) -> dict[str, Any]:
+def _row(score: dict[Any, Any], as_objects: bool, run: PredictRecord) -> dict[str, Any]:
     name = str(score["name"])
     label = _classes(run)[1] if as_objects else LABEL_NAME
     known = {"file": file_name(name, ".tif"), "name": name, "source": storage.join(score["source"], score["image"])}
@@ -181,7 +182,7 @@ def _row(score: dict[Any, Any], as_objects: bool, run: dict[str, Any]) -> dict[s
 
 
 def _draft(
-    request: AnnotationRequest, run: dict[str, Any], planned: PlannedImage, row: dict[str, Any]
+    request: AnnotationRequest, run: PredictRecord, planned: PlannedImage, row: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the two files of an image; return the new values of its row."""
     started = time.perf_counter()
@@ -196,7 +197,7 @@ def _draft(
         channels=planned.channels,
         channel_names=tuple(source.channels[index] for index in planned.channels),
         results_url=results,
-        labels_url=planned.url if run["settings"]["in_place"] else results,
+        labels_url=planned.url if run.settings.in_place else results,
         label=row["labels"],
         axes=planned.output_axes,
         planes=planned.planes,
@@ -225,7 +226,7 @@ def _write_package(
     write_table(pd.concat([place, said], axis=1), storage.join(request.to, PACKAGE))
 
 
-def _readme(run: dict[str, Any], as_objects: bool, rows: list[dict[str, Any]]) -> str:
+def _readme(run: PredictRecord, as_objects: bool, rows: list[dict[str, Any]]) -> str:
     classes = _classes(run)
     if as_objects:
         values = f"0 is background, every other value one {classes[1]}; two that touch have two values."
@@ -233,7 +234,7 @@ def _readme(run: dict[str, Any], as_objects: bool, rows: list[dict[str, Any]]) -
         values = "values are classes: " + ", ".join(f"{value} {name}" for value, name in enumerate(classes)) + "."
     command = ["chorus", "train", "images", "--labels", "labels", "--out", "ensemble"]
     command += ["--label-kind", "instances" if as_objects else "classes"]
-    if as_objects and "flows" in run["settings"]["save"]:
+    if as_objects and "flows" in run.settings.save:
         command.append("--flows")
     for name in classes:
         command += ["--class", name]

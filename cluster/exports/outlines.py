@@ -20,6 +20,7 @@ from chorus.cluster.planning.requests import Outcome
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
 from chorus.cluster.runtime.tasks import TaskResult, attempt
+from chorus.cluster.state.documents import PredictRecord
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.pipeline.errors import ImageError, OutputError, RefusedError
 from chorus.pipeline.exports.files import remove_file
@@ -33,6 +34,7 @@ from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.sources.level_geometry import place_of
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.report.documents import classes_of
 
 SUFFIX = {"rois": ".zip", "geojson": ".geojson"}
 IMAGES, BY_DOUBT = "images.csv", "by_doubt.csv"
@@ -183,10 +185,10 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _jobs(request: ExportRequest, run: dict[str, Any], objects: Objects) -> list[ExportJob]:
+def _jobs(request: ExportRequest, run: PredictRecord, objects: Objects) -> list[ExportJob]:
     plan = planned_images(request.out)
     places = {name: index for index, name in enumerate(plan.names)}
-    classes = tuple(ClassInfo(entry["name"], entry["color"]) for entry in run["ensemble"]["classes"])
+    classes = tuple(classes_of(run))
     jobs = []
     for row in objects.images:
         name = row["name"]

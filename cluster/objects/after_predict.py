@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
 from chorus.cluster.objects.run import make_objects
-from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
+from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 
@@ -36,7 +38,7 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     return request.model_copy(update={"objects": method, "settings": kept})
 
 
-def add_objects(request: PredictRequest, outcome: Outcome, record: RunRecord, reporter: PlanReporter) -> None:
+def add_objects(request: PredictRequest, outcome: PredictOutcome, record: RunRecord, reporter: PlanReporter) -> None:
     """Make the objects of a run that is done, and write their outcome to the run's outcome and ``run.json``.
 
     Complete objects that `chorus objects` has made of this run with other settings are kept.
@@ -47,13 +49,13 @@ def add_objects(request: PredictRequest, outcome: Outcome, record: RunRecord, re
         ObjectsRequest(out=request.out, method=request.objects, executor=run.executor, address=run.address)  # type: ignore[arg-type]
     )
     found = make_objects(results, reporter, keep_other=True)
-    failed = {row["name"] for row in outcome.rows if row["status"] == "failed"}
+    failed = {row.name for row in outcome.rows if row.status == "failed"}
     missed = [row["message"] for row in found.rows if row["status"] == "failed" and row["name"] not in failed]
-    counts = {"method": found.summary["method"], "counts": found.summary["objects"], "failed": len(missed)}
-    outcome.summary["objects"] = counts
+    counts = ObjectCounts(method=found.summary["method"], counts=found.summary["objects"], failed=len(missed))
+    outcome.summary = outcome.summary.model_copy(update={"objects": counts})
     if found.state == "interrupted":
         outcome.state, outcome.message = found.state, found.message
     elif missed:
         outcome.state, outcome.message = "failures", missed[0]
-    record.content |= {"outcome": outcome.state, "summary": outcome.summary}
+    record.end(outcome.state, outcome.summary)
     record.write(request.out)

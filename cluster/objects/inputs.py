@@ -14,12 +14,11 @@ from chorus.cluster.objects.job import ObjectJob, doubts_of
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import ResolvedSettings, layout_of
+from chorus.cluster.planning.plan import layout_of
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.ledger import Ledger
-from chorus.cluster.state.results import planned_images
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.results import finished_run, planned_images, settings_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
@@ -73,12 +72,10 @@ class Results:
 
     def __init__(self, request: ObjectsRequest) -> None:
         self.request, out = request, request.out
-        self.run = read_run(out)
-        if "ensemble" not in self.run or "settings" not in self.run:
-            raise RefusedError(f"{out}: holds no results of `chorus predict`; give the folder that it wrote")
-        self.settings = ResolvedSettings.model_validate(self.run["settings"])
-        self.ensemble: Ensemble = read_ensemble(self.run["ensemble"]["url"])
-        if self.ensemble.hash != self.run["ensemble"]["hash"]:
+        self.run = finished_run(out)
+        self.settings = settings_of(self.run, out)
+        self.ensemble: Ensemble = read_ensemble(self.run.ensemble.url)
+        if self.ensemble.hash != self.run.ensemble.hash:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
         self.second = self._second()
         self._require_maps()
@@ -167,7 +164,7 @@ class Results:
     @property
     def defining(self) -> dict[str, Any]:
         """Everything, besides the images, on which a byte of the result may depend."""
-        of = {"started": self.run["started"], "settings": self.run["settings"], "ensemble": self.ensemble.hash}
+        of = {"started": self.run.started, "settings": self.run.settings.content, "ensemble": self.ensemble.hash}
         chosen = {"method": self.method} | {name: getattr(self.request, name) for name in _CHOSEN}
         chosen |= {"ensemble_diameter": self.diameter}
         if self.second is not None:

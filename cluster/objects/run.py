@@ -91,7 +91,7 @@ def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool =
         content = results.defining | {"command": "objects", "started": datetime.now(UTC).isoformat()}
     elif content["outcome"] == "complete":
         return Outcome(request.out, "complete", "", content["images"], content["summary"])
-    content |= {"finished": None, "outcome": "running"} | surroundings()
+    content |= {"finished": None, "outcome": "running"} | surroundings().model_dump(mode="json")
     content |= {"run": {"executor": request.executor, "address": request.address}}
     _write(request.out, content)
     outcome = _carry_out(results, reporter)
@@ -182,7 +182,7 @@ def _carry_out(results: Results, reporter: PlanReporter) -> Outcome:
     rows = _rows(results, found, {index: text for index, (_, text) in errors.items()})
     if state == "complete" and any(row["status"] != "done" for row in rows):
         state = "failures"
-    return Outcome(results.request.out, state, message, rows)
+    return Outcome(results.request.out, state, message, rows, {})
 
 
 def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, str]) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, st
             row |= {"status": "failed", "message": f"{name}: is not finished; run the same `chorus predict` again"}
         rows.append(row)
     unplanned = "could not be planned by `chorus predict`; its scores.parquet says why"
-    failed = results.run["inputs"]["failed"]
+    failed = results.run.inputs.failed
     return [*rows, *({"name": n, "status": "failed", "message": f"{n}: {unplanned}", "objects": {}} for n in failed)]
 
 

@@ -159,8 +159,8 @@ def make_flows(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> dict[str, 
         if outcome.state == "interrupted":
             raise CutShortError(outcome.message)
         for row in outcome.rows:
-            if row["status"] == "failed":
-                without.setdefault(row["name"], row["message"])
+            if row.status == "failed":
+                without.setdefault(row.name, row.message)
     return without
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage import storage_errors
 
 
@@ -153,11 +154,21 @@ class ImageTable:
 
     @classmethod
     def read(cls, url: str) -> ImageTable:
-        """Read the table that `write` left at `url`."""
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
-        if "note" not in table.column_names:  # of an earlier version
-            table = table.append_column("note", pa.array([""] * len(table), pa.string()))
-        return cls(table.drop_columns(["regions"]), table.column("regions").to_numpy())
+        """Read the table that `write` left at `url`.
+
+        Raises
+        ------
+        OSError
+            It is not there, or storage fails.
+        DamagedError
+            It is cut, or no such table.
+        """
+        data = storage.read_bytes(url)
+        with parquet_errors(url, "run the same `chorus predict` again to mend it"):
+            table = pq.read_table(io.BytesIO(data))
+            if "note" not in table.column_names:  # of an earlier version
+                table = table.append_column("note", pa.array([""] * len(table), pa.string()))
+            return cls(table.select([*SCHEMA.names]), table.column("regions").to_numpy())
 
     def write(self, url: str) -> None:
         """Write the table as Parquet to `url`; raise OutputError where storage fails."""

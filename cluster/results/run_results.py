@@ -6,7 +6,6 @@ import difflib
 import io
 from functools import cached_property
 from html import escape
-from typing import Any
 
 import pandas as pd
 
@@ -14,11 +13,13 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.results.image_results import ImageResults, labels_place
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.cluster.state.scores import read_scores
+from chorus.pipeline.core.run_document import PredictSummary
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.report.documents import classes_of
 from chorus.pipeline.scores.ranking import rank
 
 _COLUMNS = ("rank", "name", "uncertainty", "epistemic", "pairwise_dice")
@@ -53,12 +54,12 @@ class RunResults:
     @property
     def state(self) -> str:
         """How the run ended: ``complete``, ``failures`` (some images failed), ``interrupted`` or ``running``."""
-        return str(self._run["outcome"])
+        return self._run.outcome
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> PredictSummary:
         """Counts and times, as `run.json` has them."""
-        return dict(self._run.get("summary", {}))
+        return self._run.summary or PredictSummary()
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -68,17 +69,21 @@ class RunResults:
     @cached_property
     def objects(self) -> pd.DataFrame | None:
         """A row per object: `objects.parquet`; None where none were made."""
-        return self._table("objects.parquet")
+        return self._table("objects.parquet", "chorus objects")
 
     @cached_property
     def flags(self) -> pd.DataFrame | None:
         """The result of `chorus flag` for each image, the riskiest first; None where it was not run."""
-        return self._table("flags.parquet")
+        return self._table("flags.parquet", "chorus flag")
 
-    def _table(self, name: str) -> pd.DataFrame | None:
+    def _table(self, name: str, command: str) -> pd.DataFrame | None:
         url = storage.join(self.out, name)
         with storage_errors(url):
-            return pd.read_parquet(io.BytesIO(storage.read_bytes(url))) if storage.exists(url) else None
+            if not storage.exists(url):
+                return None
+            data = storage.read_bytes(url)
+        with parquet_errors(url, f"run `{command}` again"):
+            return pd.read_parquet(io.BytesIO(data))
 
     def rank(self, by: str = "uncertainty") -> pd.DataFrame:
         """Rank images by a score, the worst first; those without it (no foreground, failed) are left out.
@@ -121,9 +126,9 @@ class RunResults:
         planned = self._planned.image(self._planned.names.index(name))
         url = inside(storage.join(self.out, "images"), name)
         objects = None if self.objects is None else self.objects[self.objects["image"] == name].reset_index(drop=True)
-        classes = tuple(ClassInfo(entry["name"], entry["color"]) for entry in self._run["ensemble"]["classes"])
-        labels = labels_place(url, planned, in_place=self._run["settings"]["in_place"])
-        kept = tuple(self._run["settings"]["save"])
+        classes = tuple(classes_of(self._run))
+        labels = labels_place(url, planned, in_place=self._run.settings.in_place)
+        kept = self._run.settings.save
         return ImageResults(name, url, classes, row, kept, planned, labels, objects)
 
     @cached_property
@@ -135,10 +140,11 @@ class RunResults:
 
     def _sentence(self) -> str:
         summary = self.summary
-        counts = [f"{summary[key]} {key}" for key in ("done", "empty", "failed") if summary.get(key)]
-        objects = summary.get("objects", {}).get("counts", {})
-        counts += [f"{count} objects of {name}" for name, count in objects.items()]
-        return f"{self.out}: {self.state}, {summary.get('images', 0)} images ({', '.join(counts)})"
+        states = {"done": summary.done, "empty": summary.empty, "failed": summary.failed}
+        counts = [f"{count} {state}" for state, count in states.items() if count]
+        if summary.objects is not None:
+            counts += [f"{count} objects of {name}" for name, count in summary.objects.counts.items()]
+        return f"{self.out}: {self.state}, {summary.images} images ({', '.join(counts)})"
 
     def _repr_html_(self) -> str:
         worst = self.rank().head(_ROWS)

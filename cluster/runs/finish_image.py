@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from chorus.cluster.planning.image_statistics import image_statistics
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger, RegionRecord
 from chorus.cluster.telemetry.logs import about
 from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
@@ -24,7 +24,7 @@ from chorus.pipeline.scores.region_scores import UNCERTAINTY
 from chorus.pipeline.scores.registry import score_columns
 
 
-def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
+def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ImageRow:
     """Write the pyramid and the record of an image whose regions are all recorded; return its row of scores."""
     with about(run=run_label(context.out), image=image.name):
         with noted() as spans:
@@ -34,7 +34,7 @@ def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -
         return row
 
 
-def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> dict[str, Any]:
+def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ImageRow:
     ledger = Ledger(context.out)
     with span("image scores"):
         records = ledger.region_records(image.name, image.regions)
@@ -74,22 +74,30 @@ def image_record(
         if record.samples is not None:
             samples, counted = samples + record.samples, counted + record.features.tiles
     names = _foreground(ensemble)
-    row: dict[str, Any] = base_row(image.path, image.root, image.name, ensemble)
-    row |= image_scores(sums, names)
-    row["status"] = "done" if row[UNCERTAINTY.name] is not None else "empty"
-    row["message"] = "; ".join(note for note in (spread_message(statistics), image.note) if note)
-    row |= appearance_columns(looks, ensemble.spec.input.channels, names)
-    if counted:
-        row["samples"] = samples / counted
-    row["regions"], row["tiles"], row["seconds"] = len(sums), tiles, round(seconds, 3)
+    measured = image_scores(sums, names) | appearance_columns(looks, ensemble.spec.input.channels, names)
+    row = ImageRow(
+        image=image.path,
+        source=image.root,
+        name=image.name,
+        status="done" if measured[UNCERTAINTY.name] is not None else "empty",
+        message="; ".join(note for note in (spread_message(statistics), image.note) if note),
+        scores=_no_scores(ensemble) | measured,
+        regions=len(sums),
+        tiles=tiles,
+        seconds=round(seconds, 3),
+        samples=samples / counted if counted else None,
+    )
     return ImageRecord(row=row, features=features.mean())
 
 
-def base_row(path: str, root: str, name: str, ensemble: Ensemble) -> dict[str, Any]:
-    """Return a row of ``scores.parquet`` that holds nothing but the image and the ensemble."""
-    row: dict[str, Any] = {"image": path, "source": root, "name": name, "status": "failed", "message": ""}
-    row |= dict.fromkeys(column.key for column in score_columns(_foreground(ensemble), ensemble.spec.input.channels))
-    return row | {"regions": 0, "tiles": 0, "seconds": 0.0}
+def failed_row(path: str, root: str, name: str, ensemble: Ensemble, message: str) -> ImageRow:
+    """Return the row of an image that failed: all scores of the ensemble without a value."""
+    return ImageRow(image=path, source=root, name=name, status="failed", message=message, scores=_no_scores(ensemble))
+
+
+def _no_scores(ensemble: Ensemble) -> dict[str, float | None]:
+    columns = score_columns(_foreground(ensemble), ensemble.spec.input.channels)
+    return dict.fromkeys(column.key for column in columns)
 
 
 def _foreground(ensemble: Ensemble) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,13 +12,14 @@ from chorus.cluster.planning.dataset_statistics import survey_dataset
 from chorus.cluster.planning.image_statistics import measure_image, measures_of
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import ResolvedSettings, RunContext
-from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
-from chorus.cluster.runs.finish_image import base_row, finish_image
+from chorus.cluster.runs.finish_image import failed_row, finish_image
 from chorus.cluster.runs.run_metrics import RunMetrics
 from chorus.cluster.runtime.signals import STOPPED
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.documents import ImageRow, PredictOutcome
 from chorus.cluster.state.ledger import Finished, Ledger, clear_attempts
 from chorus.cluster.state.run_record import RunRecord
 from chorus.cluster.state.scores import write_features, write_scores
@@ -30,6 +32,8 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage
 from chorus.pipeline.io.outputs.groups import prepare_collection, prepare_plate
 from chorus.pipeline.io.sources.ngff import collection_series, plate_metadata, well_metadata
+
+log = logging.getLogger("chorus")
 
 
 @dataclass
@@ -54,15 +58,27 @@ class Run:
         self._table = job.table
         self._ledger = Ledger(context.out)
         self._finished: Finished = self._ledger.scan(self._table)
+        self._rows = self._finished_rows()
         self._remaining = self._finished.remaining(self._table)
-        self._rows: dict[int, dict[str, object]] = {}
         self._errors: dict[int, tuple[int, str]] = {}
         members, augmentations = len(job.ensemble.spec.members), len(context.settings.augmentations)
         self._metrics = RunMetrics(context, members * augmentations)
         self._metrics.image("failed", len(job.failures))
         self._timeline = TimelineWriter(context.out, context.session)
 
-    def carry_out(self) -> Outcome:
+    def _finished_rows(self) -> dict[int, ImageRow]:
+        """Return the rows of the images that are finished, by index; one whose record is damaged is not finished."""
+        names, rows = self._table.names, {}
+        earlier = [int(index) for index in np.flatnonzero(self._finished.images)]
+        for index, row in zip(earlier, self._ledger.image_rows([names[index] for index in earlier]), strict=True):
+            if row is None:
+                log.warning("the record of image %s is damaged; it is finished anew", names[index])
+                self._finished.images[index] = False
+            else:
+                rows[index] = row
+        return rows
+
+    def carry_out(self) -> PredictOutcome:
         """Run all steps from containers to scores; return how the run ended."""
         state, message = "complete", ""
         try:
@@ -80,19 +96,18 @@ class Run:
         with span("scores"):
             return self._conclude(state, message)
 
-    def _conclude(self, state: str, message: str) -> Outcome:
+    def _conclude(self, state: str, message: str) -> PredictOutcome:
         """Write the scores of all images that have any."""
         rows = self._collect()
-        if state == "complete" and any(row["status"] == "failed" for row in rows):
+        if state == "complete" and any(row.status == "failed" for row in rows):
             state = "failures"
-        outcome = Outcome(self._context.out, state, message, rows)
-        outcome.summary = self._record.close(outcome, self._job.table)
+        summary = self._record.close(state, rows)
         if state != "interrupted":
             write_features(self._context.out, rows)
             write_scores(self._context.out, rows)
             clear_attempts(self._context.out)
             self._record.write(self._context.out)
-        return outcome
+        return PredictOutcome(self._context.out, state, message, rows, summary)
 
     def _containers(self) -> None:
         """Create the plates and collections of the sources in the output."""
@@ -141,7 +156,7 @@ class Run:
             raise OutputError(status.message)
         self._record.repeat(status.attempts - 1)
         if 0 < status.tiles_per_call < self._context.settings.batch:
-            self._record.content["smaller_batch"] += 1
+            self._record.divide_batch()
         self._remaining[status.image] -= 1
         if status.state != "done":
             self._note(status.image, status.place, status.message)
@@ -159,7 +174,7 @@ class Run:
                 self._timeline.add(result.spans, image=result.key)
             if result.error is None:
                 self._rows[result.key] = result.value
-                self._metrics.image(result.value["status"])
+                self._metrics.image(result.value.status)
             else:
                 self._fail(result)
 
@@ -183,20 +198,15 @@ class Run:
         images = np.searchsorted(np.cumsum(self._table.region_counts), todo, side="right")
         return int((self._table.pixels / self._table.region_counts)[images].sum())
 
-    def _collect(self) -> list[dict[str, object]]:
+    def _collect(self) -> list[ImageRow]:
         """Return a row per image in the order of the plan, then those that could not be planned."""
-        names = self._table.names
-        earlier = [int(index) for index in np.flatnonzero(self._finished.images)]
-        records = self._ledger.image_records([names[index] for index in earlier])
-        rows = dict(self._rows) | {i: record.row for i, record in zip(earlier, records, strict=True)}
+        rows, ensemble = dict(self._rows), self._job.ensemble
         for index, (_, message) in self._errors.items():
             image = self._table.image(index)
-            rows[index] = base_row(image.path, image.root, image.name, self._job.ensemble) | {"message": message}
+            rows[index] = failed_row(image.path, image.root, image.name, ensemble, message)
         planned = [rows[index] for index in sorted(rows)]
-        for failed in self._job.failures:
-            row = base_row(failed.path, failed.root, failed.name, self._job.ensemble)
-            planned.append(row | {"message": failed.message})
-        return planned
+        unplanned = (failed_row(one.path, one.root, one.name, ensemble, one.message) for one in self._job.failures)
+        return [*planned, *unplanned]
 
 
 def _prepare_container(root: str, kind: str, url: str) -> None:

@@ -14,12 +14,13 @@ import psutil
 from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
 from chorus.cluster.planning.placement import estimate_memory, may_grow, place, require_devices
 from chorus.cluster.planning.plan import Cost, RunContext, cost, layout_of, tile_counts
-from chorus.cluster.planning.requests import Forecast, Outcome, PlanReporter
+from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.regions.serial_executor import SerialExecutor
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runtime.break_even import IMAGE_SECONDS, SERIAL_SECONDS, TRIED_TILES, ray_is_up
 from chorus.cluster.runtime.resources import Resources
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.ledger import clear_attempts, unended_regions
 from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
 from chorus.cluster.telemetry.timeline import span
@@ -87,12 +88,12 @@ def _context(job: PlannedRun, name: str) -> RunContext:
     )
 
 
-def predict_jobs(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> list[Outcome]:
+def predict_jobs(jobs: Sequence[PlannedRun], reporter: PlanReporter) -> list[PredictOutcome]:
     """Run planned runs of one ensemble over the same images, in folders of an output whose lock the caller holds.
 
     They run one after the other, until one is interrupted.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[PredictOutcome] = []
     with executor_of(jobs[0], reporter) as (executor, _):
         for job in jobs:
             record, fresh = open_record(job, time.time())

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import LETTERS, VIEWS
+from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.pipeline.core.class_labels import predicted_labels
 from chorus.pipeline.core.fields import field_of
@@ -166,7 +167,7 @@ def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: st
     return found.transpose([order.index(letters[axis]) for axis in "zyx"])
 
 
-def finish_volume(job: MergeJob) -> dict[str, Any]:
+def finish_volume(job: MergeJob) -> ImageRow:
     """Write the pyramid and the record of a volume whose slabs are all written; return its row of scores.
 
     The row is that of the acquired planes (view yx), because scores are defined for planes, not for volumes.

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from chorus.cluster.planning.plan import RunContext, layout_of
-from chorus.cluster.planning.requests import Outcome, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.volume_merging import WORK, MergeJob, finish_volume, merge_slab, slab_grid, view_url
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.errors import CutShortError
@@ -58,7 +59,7 @@ class VolumeRun(Run):
         executor: Executor,
         reporter: PlanReporter,
         record: RunRecord,
-        of_view: Callable[[PredictRequest], Outcome],
+        of_view: Callable[[PredictRequest], PredictOutcome],
     ) -> None:
         super().__init__(job, context, executor, reporter, record)
         self._of_view = of_view
@@ -67,7 +68,7 @@ class VolumeRun(Run):
         self._left: dict[int, int] = {}
         self._submitted = 0
 
-    def carry_out(self) -> Outcome:
+    def carry_out(self) -> PredictOutcome:
         """Run all steps, then remove the work files if the run is complete; return how the run ended."""
         outcome = super().carry_out()
         if outcome.state == "complete":  # or else images that are open need them
@@ -88,8 +89,8 @@ class VolumeRun(Run):
             if outcome.state == "interrupted":
                 raise CutShortError(outcome.message)
             for row in outcome.rows:
-                if row["status"] == "failed" and row["name"] in index_of:
-                    self._note(index_of[row["name"]], -1, str(row["message"]))
+                if row.status == "failed" and row.name in index_of:
+                    self._note(index_of[row.name], -1, row.message)
         self._reporter.phase("taking the means of the three directions")
         self._merge([index for index in todo if index not in self._errors])
 
@@ -149,7 +150,7 @@ class VolumeRun(Run):
                 self._reporter.region(RegionStatus(result.key, index, place, "failed", result.error))
         elif place < 0:
             self._rows[index] = result.value
-            self._metrics.image(result.value["status"])
+            self._metrics.image(result.value.status)
         else:
             pixels = self._merging[index].place(place)[1].voxels
             self._reporter.region(

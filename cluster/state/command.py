@@ -30,6 +30,7 @@ from chorus.cluster.state.run_record import (
     surroundings,
     write_run,
 )
+from chorus.pipeline.core.run_document import RunDocument, SavedSettings
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
@@ -124,14 +125,16 @@ def resumable(
         "sources": list(command.sources),
         "inputs": dict(command.inputs),
     }
-    content |= surroundings() | dict(command.also)
+    content |= surroundings().model_dump(mode="json") | dict(command.also)
     record = CommandRecord(command, content)
     with output_lock(command.out, uuid.uuid4().hex[:12]):
-        known = earlier_run(command.out, lambda known: _differences(record, known, stale), overwrite=overwrite)
+        known = earlier_run(
+            command.out, RunDocument, lambda known: _differences(record, known.content, stale), overwrite=overwrite
+        )
         if known is None:
             _clear(command, made, owns_output=owns_output)
         else:
-            content["started"] = known["started"]
+            content["started"] = known.started
         # The record first: it marks an output with anything in it as ours, however early the command ends.
         write_run(content, command.out)
         yield record
@@ -157,7 +160,8 @@ def _differences(record: CommandRecord, known: Mapping[str, JsonValue], stale: S
     command, content = record.command, record.content
     if known.get("command") != command.name:
         return [f"it is not of `chorus {command.name}`"]
-    found = setting_differences(command.settings.model_dump(mode="json"), known)
+    settings = (command.settings.model_dump(mode="json"), known.get("settings", {}))
+    found = setting_differences(*map(SavedSettings.model_validate, settings))
     if known.get("sources") != content["sources"]:
         earlier = known.get("sources")
         words = " ".join(map(str, earlier)) if isinstance(earlier, list) else "others"
@@ -172,7 +176,7 @@ def _clear(command: Command, made: Callable[[], Sequence[str]], *, owns_output: 
     with storage_errors(out):
         if not storage.exists(storage.join(out, "run.json")):
             return
-        if read_run(out).get("command") != command.name:
+        if read_run(out, RunDocument).command != command.name:
             if owns_output:
                 raise RefusedError(f"{out}: holds results of another command; choose another --out")
             clear_output(out)

@@ -9,28 +9,33 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.pipeline.errors import ImageError, OutputError
+from chorus.cluster.state.documents import ImageRow
+from chorus.pipeline.errors import DamagedError, ImageError, OutputError
 from chorus.pipeline.inference.feature_records import FeatureSums, ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
+from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 from chorus.pipeline.scores.image_quality import Appearance
 from chorus.pipeline.scores.image_scores import RegionSums
 
 Record = TypeVar("Record", bound=BaseModel)
+log = logging.getLogger("chorus")
 _REGION = re.compile(r"region-(\d{8,})\.json")
 # Records in memory at once while many are read: with features they are tens of kilobytes each.
 _AT_ONCE = 256
+_RUN_AGAIN = "run the same `chorus predict` again, which finishes this image anew"
 
 
 class RegionRecord(BaseModel):
@@ -64,7 +69,7 @@ class ImageRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    row: dict[str, Any]
+    row: ImageRow
     features: ImageFeatures = ImageFeatures()
 
 
@@ -89,34 +94,63 @@ class Ledger:
     def region_records(self, image: str, count: int) -> Iterator[RegionRecord]:
         """Yield the records of an image's `count` regions, in order.
 
+        Records that cannot be used are removed, so that the next run does their regions anew.
+
         Raises
         ------
         ImageError
-            If one was written by an earlier version of Chorus and lacks a sum that is needed now.
+            If one is damaged, or was written by an earlier version of Chorus and lacks a sum that is needed now.
         """
         folder = storage.join(self._url, image)
         urls = [storage.join(folder, f"region-{index:08d}.json") for index in range(count)]
+        reasons: dict[str, DamagedError] = {}
         for url, data in zip(urls, _contents(urls), strict=True):
             try:
-                yield RegionRecord.model_validate_json(data)
-            except ValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(str(part) for part in first["loc"]) or "content"
-                raise ImageError(
-                    f"{url}: not a record of this version of Chorus (field {field}: {first['msg']}); remove {folder} "
-                    f"and run the same command again, which does this image anew"
-                ) from error
+                record = parsed(data, RegionRecord, url, "run the same command again, which does this region anew")
+            except DamagedError as error:
+                reasons[url] = error
+                continue
+            if not reasons:
+                yield record
+        for url in reasons:
+            with storage_errors(url):
+                remove_folder(url)
+        for reason in reasons.values():
+            raise ImageError(str(reason)) from reason
 
     def image_records(self, images: list[str]) -> Iterator[ImageRecord]:
-        """Yield the records of finished images."""
-        for data in _contents([storage.join(self._url, image, "image.json") for image in images]):
-            yield ImageRecord.model_validate_json(data)
+        """Yield the records of finished images.
+
+        Raises
+        ------
+        DamagedError
+            If one is cut, or does not hold what it should.
+        """
+        urls = [self._image_url(image) for image in images]
+        for url, data in zip(urls, _contents(urls), strict=True):
+            yield parsed(data, ImageRecord, url, _RUN_AGAIN)
+
+    def image_rows(self, images: list[str]) -> Iterator[ImageRow | None]:
+        """Yield the rows of finished images; None where the record is damaged, so that the image is not finished."""
+        urls = [self._image_url(image) for image in images]
+        for url, data in zip(urls, _contents(urls), strict=True):
+            try:
+                yield parsed(data, ImageRecord, url, _RUN_AGAIN).row
+            except DamagedError:
+                yield None
+
+    def _image_url(self, image: str) -> str:
+        return storage.join(self._url, image, "image.json")
 
     def scan(self, table: ImageTable) -> Finished:
-        """Return what is finished of the images of `table`, from one listing."""
+        """Return what is finished of the images of `table`, from one listing.
+
+        Records of other images, and of regions that an image does not have, count for nothing.
+        """
         fs, path = storage.filesystem(self._url)
         index_of = {name: index for index, name in enumerate(table.names)}
         regions, images = np.zeros(table.regions, dtype=bool), np.zeros(len(table), dtype=bool)
+        counts = table.region_counts
         for file in fs.find(path):
             image, _, leaf = file[len(path) :].strip("/").rpartition("/")
             index = index_of.get(image)
@@ -124,7 +158,7 @@ class Ledger:
                 continue
             if leaf == "image.json":
                 images[index] = True
-            elif match := _REGION.fullmatch(leaf):
+            elif (match := _REGION.fullmatch(leaf)) and int(match[1]) < counts[index]:
                 regions[table.first_region(index) + int(match[1])] = True
         return Finished(regions, images)
 
@@ -232,12 +266,18 @@ def record_file(out: str, name: str, record: BaseModel) -> None:
 
 
 def recorded_files(out: str, kind: type[Record]) -> list[Record]:
-    """Return the records that `record_file` wrote to `out`."""
+    """Return the records that `record_file` wrote to `out`; a damaged one stands for nothing and is left out."""
     ledger = storage.join(out, "ledger")
     with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
         fs, path = storage.filesystem(ledger)
         files = [name for name in fs.find(path) if name.endswith(".json")]
-        return [kind.model_validate_json(data) for data in pool.map(fs.cat_file, files)]
+        found = []
+        for name, data in zip(files, pool.map(fs.cat_file, files), strict=True):
+            try:
+                found.append(parsed(data, kind, name, "its results are made anew"))
+            except DamagedError as error:
+                log.warning("%s", error)
+        return found
 
 
 def _write(url: str, record: BaseModel) -> None:

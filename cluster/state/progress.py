@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import planned_images
 from chorus.cluster.state.run_record import read_run
+from chorus.pipeline.core.run_document import PredictDocument
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
@@ -50,22 +51,22 @@ def run_state(out: str, *, count: bool) -> RunState | None:
     with storage_errors(out):
         if not storage.exists(storage.join(out, "run.json")):
             return None
-        run = read_run(out)
-        if "inputs" not in run or "ensemble" not in run:
+        run = read_run(out, PredictDocument)
+        if run.ensemble is None:
             return None
         return _state(run, out, count=count)
 
 
-def _state(run: dict[str, Any], out: str, *, count: bool) -> RunState:
-    inputs, summary = run["inputs"], run.get("summary")
-    images, failed = inputs["images"] + len(inputs["failed"]), len(inputs["failed"])
-    if run["outcome"] in ("complete", "failures") and summary:
-        done = summary["done"] + summary["empty"]
-        return RunState(run["outcome"], images, inputs["regions"], done, None, summary["failed"])
+def _state(run: PredictDocument, out: str, *, count: bool) -> RunState:
+    inputs, summary = run.inputs, run.summary
+    images, failed = inputs.images + len(inputs.failed), len(inputs.failed)
+    if run.outcome in ("complete", "failures") and summary is not None:
+        outcome: Literal["complete", "failures"] = "complete" if run.outcome == "complete" else "failures"
+        return RunState(outcome, images, inputs.regions, summary.done + summary.empty, None, summary.failed)
     if not count:
-        return RunState("open", images, inputs["regions"], None, None, failed)
+        return RunState("open", images, inputs.regions, None, None, failed)
     table = planned_images(out)
     finished = Ledger(out).scan(table)
     # All regions of a finished image are finished.
     regions = finished.regions | np.repeat(finished.images, table.region_counts)
-    return RunState("open", images, inputs["regions"], int(finished.images.sum()), int(regions.sum()), failed)
+    return RunState("open", images, inputs.regions, int(finished.images.sum()), int(regions.sum()), failed)

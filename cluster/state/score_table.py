@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.scores.registry import current_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Cell: TypeAlias = str | int | float | None
 
 
 class ScoreTable:
@@ -20,12 +27,15 @@ class ScoreTable:
     Raises
     ------
     RefusedError
-        Where there is none yet.
+        Where there is none yet, or it is damaged.
     """
 
     def __init__(self, out: str) -> None:
         # Arrow's other ways to read Parquet or select rows import pandas.
-        self._file = pq.ParquetFile(read_file(out, "scores.parquet", "scores"))
+        data = read_file(out, "scores.parquet", "scores")
+        with _undamaged(out, "scores.parquet"):
+            self._file = pq.ParquetFile(data)
+        self._out = out
         fields = [(current_name(field.name), field) for field in self._file.schema_arrow]
         self._kinds: dict[str, pa.DataType] = {name: field.type for name, field in fields}
         self._stored: dict[str, str] = {name: field.name for name, field in fields}
@@ -40,10 +50,11 @@ class ScoreTable:
         """Return the names of the numeric columns."""
         return [name for name, kind in self._kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
 
-    def columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
+    def columns(self, names: Iterable[str]) -> dict[str, list[Cell]]:
         """Return values by column, None where a value is missing; unknown names are left out."""
         stored = {name: self._stored[name] for name in names if name in self._stored}
-        table = self._file.read(columns=list(stored.values()))
+        with _undamaged(self._out, "scores.parquet"):
+            table = self._file.read(columns=list(stored.values()))
         return {name: table[column].to_pylist() for name, column in stored.items()}
 
 
@@ -59,3 +70,22 @@ def read_file(out: str, name: str, what: str) -> io.BytesIO:
         return io.BytesIO(storage.read_bytes(url))
     except OSError as error:
         raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
+
+
+def read_frame(out: str, name: str, what: str) -> pd.DataFrame:
+    """Read a table of an output; raise RefusedError where there is none yet, or it is damaged.
+
+    Parameters
+    ----------
+    what : it holds, for the sentence
+    """
+    import pandas as pd
+
+    data = read_file(out, name, what)
+    with _undamaged(out, name):
+        return pd.read_parquet(data)
+
+
+def _undamaged(out: str, name: str) -> AbstractContextManager[None]:
+    url = storage.join(storage.normalise(out), name)
+    return parquet_errors(url, "run the same `chorus predict` again to make it anew")

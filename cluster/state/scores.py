@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import Ledger
-from chorus.cluster.state.score_table import read_file
+from chorus.cluster.state.score_table import read_frame
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
@@ -24,7 +25,7 @@ _FEATURES = pa.schema([("name", pa.string()), ("tiles", pa.int64()), ("features"
 _FEATURE_ROWS = 1_000
 
 
-def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
+def write_scores(out: str, rows: Iterable[ImageRow]) -> None:
     """Write ``scores.parquet``: one row per image, in the order of the plan."""
     buffer, url = io.BytesIO(), storage.join(out, "scores.parquet")
     scores_frame(rows).to_parquet(buffer, index=False)
@@ -32,10 +33,10 @@ def write_scores(out: str, rows: list[dict[str, Any]]) -> None:
         storage.write_bytes(url, buffer.getvalue())
 
 
-def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def scores_frame(rows: Iterable[ImageRow]) -> pd.DataFrame:
     """Return rows of scores as a table with the columns and types of ``scores.parquet``."""
     # Rows of images that an earlier version finished may have former names.
-    frame = pd.DataFrame([{current_name(name): value for name, value in row.items()} for row in rows])
+    frame = pd.DataFrame([{current_name(name): value for name, value in row.columns.items()} for row in rows])
     for name in frame.columns.difference(_TEXTS):
         # A score that no image has is still a numeric column.
         frame[name] = pd.to_numeric(frame[name])
@@ -43,11 +44,11 @@ def scores_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def read_scores(out: str) -> pd.DataFrame:
-    """Read ``scores.parquet`` of an output; raise RefusedError where there is none yet."""
-    return with_current_names(pd.read_parquet(read_file(out, "scores.parquet", "scores")))
+    """Read ``scores.parquet`` of an output; raise RefusedError where there is none yet, or it is damaged."""
+    return with_current_names(read_frame(out, "scores.parquet", "scores"))
 
 
-def write_features(out: str, rows: list[dict[str, Any]]) -> None:
+def write_features(out: str, rows: Sequence[ImageRow]) -> None:
     """Write ``features.parquet``: each image's encoder features (`chorus.pipeline.inference.encoder_features`).
 
     Rows are in the order of `rows`, the scores. Columns are `name`; `tiles`, over which the mean is taken, 0 for images
@@ -57,11 +58,11 @@ def write_features(out: str, rows: list[dict[str, Any]]) -> None:
     with whole_file(url) as file, pq.ParquetWriter(file, _FEATURES, use_dictionary=False) as writer:
         for start in range(0, len(rows), _FEATURE_ROWS):
             part = rows[start : start + _FEATURE_ROWS]
-            names = [row["name"] for row in part if row["status"] != "failed"]
+            names = [row.name for row in part if row.status != "failed"]
             found = dict(zip(names, ledger.image_records(names), strict=True))
-            features = [found[row["name"]].features if row["name"] in found else ImageFeatures() for row in part]
+            features = [found[row.name].features if row.name in found else ImageFeatures() for row in part]
             columns = {
-                "name": [row["name"] for row in part],
+                "name": [row.name for row in part],
                 "tiles": [one.tiles for one in features],
                 "features": [one.mean for one in features],
             }
@@ -69,5 +70,5 @@ def write_features(out: str, rows: list[dict[str, Any]]) -> None:
 
 
 def read_features(out: str) -> pd.DataFrame:
-    """Read ``features.parquet`` of an output; raise RefusedError where there is none yet."""
-    return pd.read_parquet(read_file(out, "features.parquet", "features"))
+    """Read ``features.parquet`` of an output; raise RefusedError where there is none yet, or it is damaged."""
+    return read_frame(out, "features.parquet", "features")

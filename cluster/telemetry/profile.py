@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.telemetry.timeline import FOLDER
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage import storage_errors
 
 # Stages of regions, in the order of the work, and of images; all others are the driver's.
@@ -114,12 +115,17 @@ def read_timeline(out: str) -> pd.DataFrame:
         files = [name for name in storage.entries(url) if name.endswith(".parquet")]
         contents = pool.map(lambda name: storage.read_bytes(storage.join(url, name)), files)
         parts = [
-            pd.read_parquet(io.BytesIO(data)).assign(session=name.rpartition("-")[0])
+            _part(storage.join(url, name), data).assign(session=name.rpartition("-")[0])
             for name, data in zip(files, contents, strict=True)
         ]
     if not parts:
         raise RefusedError(f"{out}: no profile of a run; run `chorus predict` with --profile, then ask again")
     return pd.concat(parts, ignore_index=True).sort_values(["begin", "end"], kind="stable", ignore_index=True)
+
+
+def _part(url: str, data: bytes) -> pd.DataFrame:
+    with parquet_errors(url, "remove it, and ask again for what the other parts say"):
+        return pd.read_parquet(io.BytesIO(data))
 
 
 def profile(timeline: pd.DataFrame) -> Profile:

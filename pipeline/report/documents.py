@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
-from typing import Any, TypeVar
+import re
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from chorus.pipeline.core.run_document import PredictDocument, SavedClass
+from chorus.pipeline.ensembles.spec import COLORS
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.json_documents import fault, parsed
+from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage import storage_errors
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -34,9 +39,14 @@ class SentinelResult(_Read):
 
 
 class Sentinels(_Read):
-    """``sentinels.json``."""
+    """``sentinels.json``: a list."""
 
     images: list[SentinelResult]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, given: object) -> object:
+        return {"images": given} if isinstance(given, list) else given
 
 
 class Mean(_Read):
@@ -54,7 +64,43 @@ class Evaluation(_Read):
     truth: str | None = None
     images: dict[str, int] = {}
     metrics: dict[str, Mean] = {}
-    against_baseline: dict[str, Any] | None = None
+    against_baseline: dict[str, JsonValue] | None = None
+
+
+def read_run(out: str, *, needed_by: str) -> PredictDocument:
+    """Return ``run.json`` of a run.
+
+    Parameters
+    ----------
+    needed_by : who asks, for the sentence: ``a report``
+
+    Raises
+    ------
+    RefusedError
+        If there is none, or it is damaged.
+    """
+    url = storage.join(out, "run.json")
+    try:
+        data = storage.read_bytes(url)
+    except OSError as error:
+        sentence = storage.explain(error, url)
+        raise RefusedError(f"{sentence}; {needed_by} needs the --out of a `chorus predict` run") from error
+    return parsed(data, PredictDocument, url, "run predict again with --overwrite to mend it")
+
+
+_TWO = (SavedClass(name="background"), SavedClass(name="foreground"))
+
+
+def classes_of(run: PredictDocument) -> list[ClassInfo]:
+    """Return the classes of the ensemble of a run, background first; an invalid colour is replaced."""
+    entries = () if run.ensemble is None else run.ensemble.classes
+    return [
+        ClassInfo(
+            entry.name or f"class {index}",
+            color if re.fullmatch("#[0-9a-fA-F]{6}", color := entry.color or "") else COLORS[(index - 1) % len(COLORS)],
+        )
+        for index, entry in enumerate(entries or _TWO)
+    ]
 
 
 def read_document(out: str, name: str, kind: type[Document], command: str, notes: list[str]) -> Document | None:
@@ -63,10 +109,9 @@ def read_document(out: str, name: str, kind: type[Document], command: str, notes
     if data is None:
         return None
     try:
-        content = json.loads(data)
-        return kind.model_validate({"images": content} if isinstance(content, list) else content)
-    except (ValueError, ValidationError) as error:
-        notes.append(f"{name} is damaged and left out ({_first(error)}); run `{command}` again")
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        notes.append(f"{name} is damaged and left out ({fault(data, error)}); run `{command}` again")
         return None
 
 
@@ -78,7 +123,7 @@ def read_table(out: str, name: str, columns: set[str], command: str, notes: list
     try:
         table = pd.read_parquet(io.BytesIO(data))
     except (pyarrow.ArrowInvalid, OSError) as error:
-        notes.append(f"{name} is damaged and left out ({_first(error)}); run `{command}` again")
+        notes.append(f"{name} is damaged and left out ({storage.words(error)}); run `{command}` again")
         return None
     if missing := columns - set(table.columns):
         notes.append(f"{name} lacks the column {min(missing)} and is left out; run `{command}` again")
@@ -93,10 +138,3 @@ def _read_optional(url: str) -> bytes | None:
             return storage.read_bytes(url)
         except FileNotFoundError:
             return None
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"field {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return storage.words(error)

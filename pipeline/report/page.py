@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from chorus.pipeline.ensembles.ensemble import COLORS
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.core.run_document import PredictDocument, PredictSummary, SavedEnsemble
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report import listing, sections
 from chorus.pipeline.report.citations import citations
-from chorus.pipeline.report.documents import Evaluation, Sentinels, read_document
+from chorus.pipeline.report.documents import Evaluation, Sentinels, classes_of, read_document, read_run
 from chorus.pipeline.report.pictures import INFERNO, UNCERTAINTY_TOP, Picture, Views, data_uri, draw_image, draw_views
 from chorus.pipeline.report.plates import Plates, plates_of
 from chorus.pipeline.report.rows import STATUSES, Images, Row, read_images
@@ -72,7 +67,7 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     """
     out = storage.normalise(out_url)
     notes: list[str] = []
-    run = _read_run(storage.join(out, "run.json"))
+    run = read_run(out, needed_by="a report")
     images = read_images(out, notes)
     plates = plates_of(images)
     worst, best = _pictures(out, images, run, top)
@@ -96,19 +91,22 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     return target
 
 
-def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) -> dict[str, Any]:
+def _content(out: str, run: PredictDocument, images: Images, notes: list[str]) -> dict[str, object]:
     """Return the variables of the template, except for pictures and lists."""
-    ensemble, settings = run["ensemble"], run["settings"]
-    known = sections.known_of(ensemble.get("url"), ensemble.get("hash"), notes)
+    ensemble = run.ensemble or SavedEnsemble()
+    known = sections.known_of(ensemble.url, ensemble.hash, notes)
     shift = read_document(out, "shift.json", Shift, "chorus shift", notes)
     evaluation = read_document(out, "evaluation.json", Evaluation, "chorus evaluate", notes)
-    flows = "cellpose" in known.kinds or "flows" in settings.get("save", [])
+    flows = "cellpose" in known.kinds or "flows" in run.settings.save
     with storage_errors(out):
         flows = flows or storage.exists(storage.join(out, "objects.json"))
     empty = images.rows(images.places("empty")[:_NAMED])
     return {
         "run": run,
-        "classes": _classes(run)[1:],
+        "ensemble": ensemble,
+        "summary": run.summary or PredictSummary(),
+        "settings": run.settings.content,
+        "classes": classes_of(run)[1:],
         "images": images,
         "counts": {status: len(images.places(status)) for status in STATUSES},
         "raised": sections.flags_raised(images),
@@ -126,7 +124,7 @@ def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) ->
         "shift_tests": sections.shifted_first(shift) if shift else [],
         "shift_groups": sections.groups_first(shift) if shift else [],
         "sentinels": read_document(out, "sentinels.json", Sentinels, "chorus predict", notes),
-        "citations": citations(run["chorus"], flows=flows, ensemble=known.about.cite),
+        "citations": citations(run.chorus, flows=flows, ensemble=known.about.cite),
         "notes": notes,
         "named": _NAMED,
         "inferno": INFERNO,
@@ -134,12 +132,12 @@ def _content(out: str, run: dict[str, Any], images: Images, notes: list[str]) ->
     }
 
 
-def _pictures(out: str, images: Images, run: dict[str, Any], top: int) -> tuple[list[Shown], list[Shown]]:
+def _pictures(out: str, images: Images, run: PredictDocument, top: int) -> tuple[list[Shown], list[Shown]]:
     """Return the images to review first, and for comparison the last ones, the very last on top."""
     ranked = images.ranked()
     first = ranked[:top]
     last = ranked[max(len(first), len(ranked) - (top + 1) // 2) :][::-1]
-    classes = _classes(run)
+    classes = classes_of(run)
 
     def draw(row: Row) -> Shown:
         result = storage.join(out, "images", row.name)
@@ -149,12 +147,12 @@ def _pictures(out: str, images: Images, run: dict[str, Any], top: int) -> tuple[
     return worst, best
 
 
-def _thumbnails(out: str, rows: list[Row], run: dict[str, Any]) -> set[str]:
+def _thumbnails(out: str, rows: list[Row], run: PredictDocument) -> set[str]:
     """Return the names of the images that have a thumbnail; those of `rows` without one get one.
 
     Runs of earlier versions have none.
     """
-    present, classes = thumbnails_present(out), _classes(run)
+    present, classes = thumbnails_present(out), classes_of(run)
     for row in rows:
         if row.name not in present and row.status != "failed":
             write_thumbnail(out, row.name, row.source_url, _labels_url(out, row, run), classes)
@@ -162,11 +160,11 @@ def _thumbnails(out: str, rows: list[Row], run: dict[str, Any]) -> set[str]:
     return present
 
 
-def _labels_url(out: str, row: Row, run: dict[str, Any]) -> str:
-    return row.source_url if run["settings"].get("in_place") else storage.join(out, "images", row.name)
+def _labels_url(out: str, row: Row, run: PredictDocument) -> str:
+    return row.source_url if run.settings.in_place else storage.join(out, "images", row.name)
 
 
-def _page_data(images: Images, plates: Plates) -> dict[str, Any]:
+def _page_data(images: Images, plates: Plates) -> dict[str, object]:
     """Return the data that the page's script needs before it requests any part."""
     return {
         "count": len(images),
@@ -204,36 +202,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _read_run(url: str) -> dict[str, Any]:
-    """Return ``run.json`` with an entry, empty if need be, for each part that the page uses."""
-    try:
-        run = json.loads(storage.read_bytes(url))
-    except OSError as error:
-        sentence = storage.explain(error, url)
-        raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
-    except ValueError as error:
-        raise RefusedError(f"{url}: is not JSON ({error}); run predict again to mend it") from error
-    if not isinstance(run, dict):
-        raise RefusedError(f"{url}: is no record of a run; run predict again to mend it")
-    parts = ("settings", "ensemble", "summary", "inputs", "versions", "machine")
-    missing = dict.fromkeys(("started", "finished", "outcome", "chorus"))
-    return missing | {"sources": []} | run | {part: run.get(part) or {} for part in parts}
-
-
-def _classes(run: dict[str, Any]) -> list[ClassInfo]:
-    """Return the classes of the ensemble, background first; an invalid colour is replaced."""
-    entries = run["ensemble"].get("classes") or [{"name": "background"}, {"name": "foreground"}]
-    return [
-        ClassInfo(
-            str(entry.get("name") or f"class {index}"),
-            color
-            if re.fullmatch(r"#[0-9a-fA-F]{6}", color := str(entry.get("color")))
-            else COLORS[(index - 1) % len(COLORS)],
-        )
-        for index, entry in enumerate(entries)
-    ]
-
-
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -242,7 +210,7 @@ def _chance(p: float | None) -> str:
     return "under 0.001" if p is not None and p < 0.001 else _number(p, 3)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     """Format a setting for display."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value)) or "none"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
@@ -192,6 +193,6 @@ class ReprocessRequest(_Strict):
     ensemble: str | None = Field(default=None, max_length=40)
 
 
-def numbers(row: dict[str, Any]) -> dict[str, float | None]:
+def numbers(row: Mapping[str, str | float | None]) -> dict[str, float | None]:
     """Return the scores of a row of ``scores.parquet``, by column."""
     return {name: None if value is None else float(value) for name, value in row.items() if column_of(name)}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
+from chorus.cluster.arrays.judging import Judgement
 from chorus.cluster.arrays.loaded import LoadedEnsemble
 from chorus.cluster.planning.plan import ResolvedSettings, outputs_of
 from chorus.cluster.planning.settings import ResultSettings
+from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.engine import Engine
@@ -117,7 +118,6 @@ class Hosted:
         """Return the engine for these augmentations, which decide the effort; built once."""
         return self.loaded.engine(settings)
 
-    def judged(self, row: dict[str, Any], features: ImageFeatures) -> dict[str, Any]:
-        """Return flags, reasons and expected Dice, as `chorus flag` gives them; nothing without a reference set."""
-        judgement = self.loaded.judged(row, features)
-        return {} if judgement is None else asdict(judgement)
+    def judged(self, row: ImageRow, features: ImageFeatures) -> Judgement | None:
+        """Return flags, reasons and expected Dice, as `chorus flag` gives them; None without a reference set."""
+        return self.loaded.judged(row, features)

@@ -16,7 +16,7 @@ import torch
 from chorus.cluster.objects.after_predict import add_objects
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, RunContext
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.worker import Answering, RegionWorker
@@ -24,8 +24,8 @@ from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.ledger import Ledger
-from chorus.cluster.state.results import finished_run
 from chorus.cluster.state.run_record import RunRecord, open_output
 from chorus.pipeline.errors import ChorusError, CutShortError
 from chorus.pipeline.io import storage
@@ -109,7 +109,7 @@ def carry_out(large: LargeImage, device: SharedDevice, store: JobStore) -> JobRe
     return record
 
 
-def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Progress) -> Outcome:
+def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Progress) -> PredictOutcome:
     planned, out = large.planned, store.place(large.record.job.id, "out")
     hosted: Hosted = planned.hosted
     settings: ResolvedSettings = planned.settings
@@ -151,13 +151,13 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
     return outcome
 
 
-def _ended(outcome: Outcome, large: LargeImage, store: JobStore, began: float) -> dict[str, object]:
+def _ended(outcome: PredictOutcome, large: LargeImage, store: JobStore, began: float) -> dict[str, object]:
     row, planned = outcome.rows[0], large.planned
-    if row["status"] == "failed":
-        return {"state": "failed", "detail": said(str(row["message"]).replace(large.source, "source.url"))}
+    if row.status == "failed":
+        return {"state": "failed", "detail": said(row.message.replace(large.source, "source.url"))}
     job, out = large.record.job, outcome.out
     (known,) = Ledger(out).image_records([planned.image.name])
-    objects = finished_run(out)["summary"].get("objects", {}).get("counts")
+    objects = None if outcome.summary.objects is None else outcome.summary.objects.counts
     prediction = result_of_row(planned, known, job.id, time.monotonic() - began, objects)
     where = storage.join("images", planned.image.name)
     links = job.links | {"results": f"/v1/predictions/{job.id}/files/{where}"}

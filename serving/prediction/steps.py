@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,16 +173,17 @@ def result_of_row(
     name : of the request or job
     """
     row = finished.row
+    judgement = planned.hosted.judged(row, finished.features)
     return Prediction(
         id=name,
         ensemble=planned.hosted.identity,
-        status=row["status"],
-        message=row["message"],
+        status="empty" if row.status == "empty" else "done",
+        message=row.message,
         shape=planned.where.window.shape,
-        scores=numbers(row),
+        scores=numbers(row.columns),
         objects=objects,
         seconds=round(seconds, 4),
-        **planned.hosted.judged(row, finished.features),
+        **({} if judgement is None else asdict(judgement)),
     )
 
 

@@ -187,7 +187,7 @@ class _Views:
     def _urls(self, snapshot: Snapshot, name: str) -> tuple[str, str]:
         """Return the groups of the source and of its labels."""
         source = str(snapshot.gallery.images.table["source_url"].iat[self.place(snapshot, name)])
-        in_place = snapshot.document.settings.in_place
+        in_place = snapshot.document.run.settings.in_place
         return source, source if in_place else inside(storage.join(self._run.out, "images"), name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 import time
@@ -11,13 +10,12 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from chorus.pipeline.ensembles.spec import COLORS
+from chorus.pipeline.core.run_document import PredictDocument, SavedEnsemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.report.documents import classes_of, read_run
 from chorus.pipeline.report.rows import read_images
 from chorus.serving.contract.problems import said
 from chorus.serving.review.cache import Cache
@@ -31,62 +29,32 @@ _TABLES = ("run.json", "scores.parquet", "flags.parquet", "evaluation.parquet", 
 Found = TypeVar("Found")
 
 
-class _Read(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+class ReviewedDocument:
+    """What the review needs of ``run.json``.
 
+    Attributes
+    ----------
+    run : the document; its ensemble is known
+    """
 
-class _Class(_Read):
-    name: str = ""
-    color: str = ""
-
-
-class _Ensemble(_Read):
-    name: str = ""
-    url: str | None = None
-    hash: str | None = None
-    members: int | None = None
-    classes: list[_Class] = []
-
-
-class _Settings(_Read):
-    in_place: bool = False
-    augmentations: list[str] = []
-
-
-class RunDocument(_Read):
-    """The parts of ``run.json`` that the review needs."""
-
-    chorus: str | None = None
-    started: str | None = None
-    finished: str | None = None
-    outcome: str | None = None
-    ensemble: _Ensemble | None = None
-    settings: _Settings = _Settings()
-    summary: dict[str, Any] = {}
+    def __init__(self, run: PredictDocument, ensemble: SavedEnsemble) -> None:
+        self.run, self.ensemble = run, ensemble
 
     @property
     def identity(self) -> str:
         """Identity of the results: changes with the ensemble and with a new run, not when a run is resumed."""
-        made = f"{self.ensemble.hash if self.ensemble else ''} {self.started}"
+        made = f"{self.ensemble.hash or ''} {self.run.started}"
         return hashlib.sha256(made.encode()).hexdigest()[:12]
 
     @property
     def samples(self) -> int:
         """Maximum of samples per pixel, members times augmentations; 1 if the run does not state it."""
-        members = self.ensemble.members if self.ensemble else None
-        return max(1, (members or 1) * len(self.settings.augmentations))
+        return max(1, (self.ensemble.members or 1) * len(self.run.settings.augmentations))
 
     @property
     def classes(self) -> list[ClassInfo]:
         """Classes, background first; an invalid colour is replaced."""
-        entries = self.ensemble.classes if self.ensemble else []
-        return [
-            ClassInfo(
-                entry.name or f"class {index}",
-                entry.color if re.fullmatch("#[0-9a-fA-F]{6}", entry.color) else COLORS[(index - 1) % len(COLORS)],
-            )
-            for index, entry in enumerate(entries or [_Class(name="background"), _Class(name="foreground")])
-        ]
+        return classes_of(self.run)
 
 
 class Snapshot:
@@ -188,15 +156,8 @@ def decided_images(out_url: str, decision: str) -> list[str]:
     return names
 
 
-def _read_document(out: str) -> RunDocument:
-    url = storage.join(out, "run.json")
-    try:
-        found = RunDocument.model_validate(json.loads(storage.read_bytes(url)))
-    except OSError as error:
-        sentence = storage.explain(error, url)
-        raise RefusedError(f"{sentence}; a review needs the --out of a `chorus predict` run") from error
-    except (ValueError, ValidationError) as error:
-        raise RefusedError(f"{url}: is no record of a run; run predict again to mend it") from error
-    if found.ensemble is None:
+def _read_document(out: str) -> ReviewedDocument:
+    run = read_run(out, needed_by="a review")
+    if run.ensemble is None:
         raise RefusedError(f"{out}: holds no predictions; a review needs the --out of a `chorus predict` run")
-    return found
+    return ReviewedDocument(run, run.ensemble)

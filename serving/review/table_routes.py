@@ -114,11 +114,11 @@ def _about(run: ReviewedRun, snapshot: Snapshot) -> dict[str, Any]:
         "version": snapshot.version,
         "results": snapshot.out if run.places else "OUT",
         "name": storage.basename(snapshot.out),
-        "chorus": document.chorus,
-        "started": document.started,
-        "finished": document.finished,
-        "outcome": document.outcome,
-        "summary": document.summary,
+        "chorus": document.run.chorus,
+        "started": document.run.started,
+        "finished": document.run.finished,
+        "outcome": document.run.outcome,
+        "summary": {} if document.run.summary is None else document.run.summary.model_dump(mode="json"),
         "ensemble": None
         if ensemble is None
         else {"name": ensemble.name, "hash": ensemble.hash, "members": ensemble.members},

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from chorus.cluster.runs.finish_image import base_row
+from chorus.cluster.runs.finish_image import failed_row
 from chorus.cluster.state.scores import read_scores, scores_frame, write_scores
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.reference.flags import flag_images
@@ -34,6 +34,7 @@ from chorus.serving.review.app import review_app
 from tests.support.making import write_light_ensemble
 from tests.support.paths import ROOT
 from tests.support.reports import Page, write_tables
+from tests.support.rows import image_row
 from tests.support.running import Chorus
 from tests.support.simulated import simulated
 
@@ -108,7 +109,7 @@ def test_a_declaration_is_complete(score: Score) -> None:
 
 def test_rows_of_images_have_a_column_for_every_score(run: Path) -> None:
     ensemble = read_ensemble(str(run.parent / "ensemble"))
-    row = base_row("", "/nowhere", "a", ensemble)
+    row = failed_row("", "/nowhere", "a", ensemble, "why").columns
     columns = [column.key for column in score_columns(CLASSES, ensemble.spec.input.channels)]
     assert [name for name in row if column_of(name)] == [*columns, "tiles"]
     assert {column.score for column in map(column_of, columns) if column} == set(IMAGE_TABLE)
@@ -258,9 +259,11 @@ def test_files_of_earlier_versions_are_read_with_their_former_names(run: Path, c
 
 
 def test_rows_that_an_earlier_version_recorded_continue_under_present_names(tmp_path: Path) -> None:
-    write_scores(str(tmp_path), [{"name": "a", "status": "done", "uncertainty_patch_max": 0.2}])
-    assert list(read_scores(str(tmp_path))) == ["name", "status", "patch_uncertainty_max"]
-    rows = [{"name": "a", "foreground_fraction:x": 0.5}, {"name": "b", "area_fraction:x": 0.25}]
+    write_scores(str(tmp_path), [image_row("a", uncertainty_patch_max=0.2)])
+    scores = read_scores(str(tmp_path))
+    assert "uncertainty_patch_max" not in scores
+    assert scores["patch_uncertainty_max"].tolist() == [0.2]
+    rows = [image_row("a", **{"foreground_fraction:x": 0.5}), image_row("b", **{"area_fraction:x": 0.25})]
     assert scores_frame(rows)["area_fraction:x"].tolist() == [0.5, 0.25]
 
 

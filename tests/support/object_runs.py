@@ -25,6 +25,7 @@ from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from tests.support.making import write_image, write_light_ensemble
 from tests.support.objects import discs, flows_to_centres
+from tests.support.rows import image_row
 
 CHANNELS = ("dna", "actin")
 
@@ -99,7 +100,7 @@ def finish(
             kept = maps[:, *inside] if layout.channels else None
             write_region(layout, t, z, window, kept, semantic[inside])
     write_pyramid(layout)
-    Ledger(str(out)).record_image(image.name, ImageRecord(row={}))
+    Ledger(str(out)).record_image(image.name, ImageRecord(row=image_row(image.name)))
 
 
 def _maps(

@@ -16,6 +16,7 @@ from chorus.pipeline.exports.tables import write_table
 from tests.support import object_runs
 from tests.support.object_runs import drawn
 from tests.support.reports import score, write_result, write_source, write_tables
+from tests.support.rows import image_row
 
 SLIDE = "slide.ome.zarr"
 FIELDS = [f"p1.ome.zarr/{row}/{column}/{field}" for row in "AB" for column in ("01", "02") for field in "01"]
@@ -79,8 +80,12 @@ def write_object_run(folder: Path, planes: dict[str, NDArray[np.int32]]) -> Path
     out = object_runs.write_results(folder / "out", source, object_runs.write_ensemble(folder / "e"), planes)
     assert object_runs.run(out).state == "complete"
     rows = [
-        {"image": "", "source": str(source / f"{name}.ome.zarr"), "name": f"{name}.ome.zarr", "status": "done"}
-        | {"message": "", "uncertainty": 0.05 * (1 + place), "pairwise_dice": 0.9}
+        image_row(
+            f"{name}.ome.zarr",
+            source=str(source / f"{name}.ome.zarr"),
+            uncertainty=0.05 * (1 + place),
+            pairwise_dice=0.9,
+        )
         for place, name in enumerate(planes)
     ]
     write_scores(str(out), rows)

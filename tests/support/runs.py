@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.io import storage
 
@@ -20,14 +21,14 @@ PER_CUT = ["seconds", "tiles", "regions"]
 """Columns of the scores that say how a run was cut, not what it found."""
 
 
-def run(source: Path, ensemble: Path, out: Path | str, **options: Any) -> Outcome:
+def run(source: Path, ensemble: Path, out: Path | str, **options: Any) -> PredictOutcome:
     """A run in this process that gets through; see `start`."""
     outcome = start(source, ensemble, out, **options)
     assert outcome.state == "complete", outcome.rows
     return outcome
 
 
-def start(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> Outcome:
+def start(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> PredictOutcome:
     """A run in this process, its members all together or in `stages` groups."""
     spread = {"placement": "staged", "stages": stages} if stages > 1 else {"placement": "replicated"}
     return predict(

@@ -19,6 +19,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from tests.support.making import write_image
+from tests.support.rows import image_row
 from tests.support.volumes import flows_to_centres
 
 SAVED = ["probability", "uncertainty", "flows"]
@@ -45,7 +46,7 @@ def write_volume_results(
     RunRecord.of(request, ensemble, chosen, table, [], time.time()).write(str(out))
     table.write("/".join([str(out), *PLAN]))
     _write(out, image, ensemble, chosen, labels.reshape(*image.planes, image.height, image.width), anisotropy)
-    Ledger(str(out)).record_image(image.name, ImageRecord(row={}))
+    Ledger(str(out)).record_image(image.name, ImageRecord(row=image_row(image.name)))
     return out
 
 

@@ -72,7 +72,8 @@ def predict(
     if report and outcome.state != "interrupted":
         write_report(outcome.out)
     if as_json:
-        print_json({name: getattr(outcome, name) for name in ("out", "state", "message", "summary")})
+        ended = {name: getattr(outcome, name) for name in ("out", "state", "message")}
+        print_json(ended | {"summary": outcome.summary.model_dump(mode="json")})
     for line in summary_lines(outcome, with_report=report):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)

@@ -44,8 +44,9 @@ def calibrate(
 
     err = Console(stderr=True)
     request = CalibrateRequest(run=options.request(), truth=truth, truth_label=truth_label, tau=tau, alpha=alpha)
-    outcome, reference, url = calibrate_ensemble(request, ConsoleReporter(err))
-    lines = [f"  failed: {row['name']}: {row['message']}" for row in outcome.rows if row["status"] == "failed"]
+    outcome = calibrate_ensemble(request, ConsoleReporter(err))
+    reference, url = outcome.reference, outcome.url
+    lines = [f"  failed: {name}: {message}" for name, message in outcome.failures]
     if reference is None:
         lines.append(f"cut short: {outcome.message}")
     else:

@@ -50,18 +50,20 @@ def flag(
     """
     from chorus.cluster.state.run_record import read_run
     from chorus.cluster.state.scores import read_scores
+    from chorus.pipeline.core.run_document import PredictDocument
     from chorus.pipeline.reference.flags import flag_images, review
     from chorus.pipeline.reference.storage import read_reference
 
     reference = read_reference(named_ensemble(ensemble))
-    if read_run(out).get("ensemble", {}).get("hash") != reference.ensemble:
+    made_by = read_run(out, PredictDocument).ensemble
+    if made_by is None or made_by.hash != reference.ensemble:
         raise RefusedError(f"{out}: was made with another ensemble than {ensemble}; name the one of its run.json")
     flagged = flag_images(read_scores(out), reference, _features(out), below=below)
     plan = review(flagged, budget)
     flagged["review"] = flagged["name"].isin(plan.look_at)
     _write(out, flagged)
     if metrics_file:
-        _write_metrics(metrics_file, out, read_run(out)["ensemble"]["name"], flagged)
+        _write_metrics(metrics_file, out, made_by.name, flagged)
     if as_json:
         print(json.dumps(_content(flagged, reference, plan)))
         return

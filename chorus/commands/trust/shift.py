@@ -48,12 +48,14 @@ def shift(
     """
     from chorus.cluster.state.run_record import read_run
     from chorus.cluster.state.scores import read_scores
+    from chorus.pipeline.core.run_document import PredictDocument
     from chorus.pipeline.reference.storage import read_reference
     from chorus.pipeline.shift.metadata import read_metadata
     from chorus.pipeline.shift.shift import feature_images, find_shift
 
     reference = read_reference(named_ensemble(ensemble))
-    if read_run(out).get("ensemble", {}).get("hash") != reference.ensemble:
+    made_by = read_run(out, PredictDocument).ensemble
+    if made_by is None or made_by.hash != reference.ensemble:
         raise RefusedError(f"{out}: was made with another ensemble than {ensemble}; name the one of its run.json")
     table = None if metadata is None else read_metadata(metadata)
     scores = read_scores(out)

@@ -24,6 +24,7 @@ from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.telemetry.metrics import REGISTRY, driver_recorder
+from chorus.pipeline.core.run_document import Price, SessionAccount
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from tests.support.making import write_light_ensemble
@@ -186,13 +187,13 @@ def test_the_account_compares_what_was_expected_of_what_was_open(
         account.region(RegionStatus(region, 0, region, "done", tiles=10, device_seconds=5.0))
     account.end()
     summary = account.summary()
-    assert summary["predicted_seconds"] == 10.0
-    assert summary["measured_seconds"] == 15.0
-    assert summary["measured_over_predicted"] == 1.5
-    assert summary["device_busy"] == pytest.approx(25 / 30, abs=1e-3)
-    assert summary["seconds_per_tile"] == 0.5
+    assert summary.predicted_seconds == 10.0
+    assert summary.measured_seconds == 15.0
+    assert summary.measured_over_predicted == 1.5
+    assert summary.device_busy == pytest.approx(25 / 30, abs=1e-3)
+    assert summary.seconds_per_tile == 0.5
     paid = 75 / 3600 * 2 * 1.5  # start-up counted in, two GPUs of 3.0 an hour for a node of two
-    assert summary["cost"] == {"amount": pytest.approx(paid, abs=1e-4), "currency": "CHF"}
+    assert summary.cost == Price(amount=round(paid, 4), currency="CHF")
     labels = {"run": "account", "ensemble": "test", "currency": "CHF"}
     assert REGISTRY.get_sample_value("chorus_cost_total", labels) == pytest.approx(paid)
 
@@ -201,12 +202,16 @@ def test_a_session_with_nothing_to_do_has_no_account(job: PlannedRun) -> None:
     account = account_of(job, started=0.0)
     account.begin(0, 0, 2)
     account.end()
-    assert account.summary() == {}
+    assert account.summary() == SessionAccount()
+    assert account.summary().model_dump() == {}
 
 
 def written_run(folder: Path, job: PlannedRun, **summary: Any) -> Path:
     content = {
-        "ensemble": {"name": "test", "hash": job.ensemble.hash},
+        "started": "2026-01-02T03:04:05+00:00",
+        "outcome": "complete",
+        "inputs": {"images": 1, "regions": 4},
+        "ensemble": {"name": "test", "url": job.ensemble.url, "hash": job.ensemble.hash, "members": 2},
         "settings": job.settings.model_dump(mode="json"),
         "calibration": {"weights": 1, "activations": 2, "process": 3, "device_memory": 4, "seconds_per_tile": 0.5}
         | {"device": "a GPU", "kind": "cuda"},

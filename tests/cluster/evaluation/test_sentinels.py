@@ -14,10 +14,11 @@ import yaml
 import zarr
 
 from chorus.cluster.commands.sentinels import add_sentinel, compare_sentinels
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.telemetry.metrics import REGISTRY
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(
     folder: Path, *, sources: list[str] | None = None, out: str = "out", mode: str = "check", **settings: Any
-) -> Outcome:
+) -> PredictOutcome:
     executor = settings.pop("executor", "serial")
     return predict(
         PredictRequest(
@@ -71,7 +72,7 @@ def rows(folder: Path, out: str = "out") -> list[dict[str, Any]]:
 def test_an_unchanged_ensemble_passes_and_gives_the_stored_dice(folder: Path) -> None:
     outcome = run(folder)
     assert outcome.state == "complete"
-    assert [row["name"] for row in outcome.rows] == ["first.ome.zarr", "second.ome.zarr"]
+    assert [row.name for row in outcome.rows] == ["first.ome.zarr", "second.ome.zarr"]
     (row,) = rows(folder)
     assert 0.5 < row["stored"] < 1
     assert row["found"] == pytest.approx(row["stored"], abs=1e-6)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.cluster.planning.plan import inference_settings, resolve
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.telemetry.metrics import REGISTRY
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.ensembles import ensemble as ensembles
@@ -125,7 +126,7 @@ def run_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         write_image(tmp_path / "images" / f"{index}.ome.zarr", pixels((100, 130), seed=index))
     load = ensembles.Ensemble.load_member
 
-    def run(name: str, room: int) -> Outcome:
+    def run(name: str, room: int) -> PredictOutcome:
         def small(*arguments: Any, **named: Any) -> Small:
             return Small(load(*arguments, **named), room, CUDA)
 
@@ -155,7 +156,7 @@ def shortages(out: Path) -> float:
 def test_run_goes_on_in_smaller_calls_and_says_so(run_with: Any, tmp_path: Path) -> None:
     plenty, little = run_with("plenty", 100), run_with("little", 1)
     assert (plenty.state, little.state) == ("complete", "complete")
-    assert (plenty.summary["smaller_batch"], little.summary["smaller_batch"]) == (0, plenty.summary["regions"])
+    assert (plenty.summary.smaller_batch, little.summary.smaller_batch) == (0, plenty.summary.regions)
     assert shortages(tmp_path / "plenty") == 0
     assert shortages(tmp_path / "little") == 2  # 4 to 2 to 1, once for the worker
     for row, other in zip(plenty.rows, little.rows, strict=True):
@@ -179,10 +180,9 @@ def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
     assert run_with("plenty", 100).state == "complete"
     outcome = run_with("none", 0)
     assert (outcome.state, outcome.exit_code) == ("failures", 1)
-    assert [row["status"] for row in outcome.rows] == ["failed", "failed"]
-    assert (
-        "needs more memory than there is (cpu), also with one tile a call; use a smaller --region"
-        in (outcome.rows[0]["message"])
+    assert [row.status for row in outcome.rows] == ["failed", "failed"]
+    assert "needs more memory than there is (cpu), also with one tile a call; use a smaller --region" in (
+        outcome.rows[0].message
     )
 
 

@@ -29,6 +29,6 @@ def test_every_finished_image_has_a_thumbnail_if_they_are_wanted(wanted: bool, t
         run=RunSettings(executor="serial", thumbnails=wanted),
     )
     outcome = predict(request, Silent())
-    done = {row["name"] for row in outcome.rows if row["status"] != "failed"}
+    done = {row.name for row in outcome.rows if row.status != "failed"}
     assert len(done) == 2
     assert thumbnails_present(out) == (done if wanted else set())

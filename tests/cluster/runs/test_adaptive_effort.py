@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from chorus.cli import app
 from chorus.cluster.commands.effort import add_effort
 from chorus.cluster.planning.plan import resolve
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.documents import PredictOutcome
+from chorus.cluster.state.results import finished_run
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.ensembles.builtin import builtin_ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -31,7 +32,7 @@ runner = CliRunner()
 FREE = ["--changed", "0.9", "--shift", "0.2", "--risk", "0.2"]
 
 
-def run(source: Path, ensemble: Path, out: Path, run: dict[str, Any] | None = None, **settings: Any) -> Outcome:
+def run(source: Path, ensemble: Path, out: Path, run: dict[str, Any] | None = None, **settings: Any) -> PredictOutcome:
     chosen = {"effort": "adaptive", "region": 64, "chunk": 32, "dtype": "float32"} | settings
     return predict(
         PredictRequest(
@@ -94,9 +95,9 @@ def test_adaptive_runs_are_the_same_in_every_cut_and_say_what_tiles_got(
     assert samples.min() == pytest.approx(3)
     assert samples.max() == pytest.approx(12)
     assert 3 < rows[0]["samples"][0] < 12
-    saved = outcomes[0].summary["passes_saved"]
+    saved = outcomes[0].summary.passes_saved
     assert saved == pytest.approx(1 - rows[0]["samples"][0] / 12, abs=1e-4)  # one region: no tile twice
-    assert read_run(str(tmp_path / "64"))["settings"]["bound"]["changed"] == 0.9
+    assert finished_run(str(tmp_path / "64")).settings.content["bound"]["changed"] == 0.9
 
 
 def test_a_run_goes_on_with_its_own_bound_alone(measured: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -112,8 +113,8 @@ def test_a_run_goes_on_with_its_own_bound_alone(measured: tuple[Path, Path, dict
     with pytest.raises(RefusedError, match=r"holds results of another run .*bound was"):
         run(image, other, tmp_path / "out", save=["probability"])
     full = run(image, ensemble, tmp_path / "full", save=["probability"], effort="full")
-    assert "samples" not in full.rows[0]
-    assert "passes_saved" not in full.summary
+    assert full.rows[0].samples is None
+    assert "passes_saved" not in full.summary.model_dump()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.results import finished_run
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.errors import RefusedError
@@ -35,7 +35,7 @@ def test_results_are_near_those_of_pytorch_and_do_not_depend_on_the_regions(
     assert whole.equals(cut)
     plain, other = (zarr.open_array(tmp_path / name / "images" / "image.ome.zarr" / "s0") for name in ("plain", "cut"))
     np.testing.assert_allclose(other[:], plain[:], rtol=0, atol=1e-5)
-    assert read_run(str(tmp_path / "cut"))["settings"]["backend"] == backend
+    assert finished_run(str(tmp_path / "cut")).settings.content["backend"] == backend
 
 
 def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
@@ -45,9 +45,9 @@ def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
     assert start(source, ensemble, out).state == "complete"
     monkeypatch.setattr("chorus.cluster.planning.plan.choose", lambda *_: ("openvino", 2))
     assert start(source, ensemble, out).state == "complete"
-    assert read_run(str(out))["settings"]["backend"] == "eager"
+    assert finished_run(str(out)).settings.content["backend"] == "eager"
     with pytest.raises(RefusedError, match="backend was eager, now openvino"):
         start(source, ensemble, out, backend="openvino")
     assert start(source, ensemble, tmp_path / "new").state == "complete"
-    new = read_run(str(tmp_path / "new"))["settings"]
+    new = finished_run(str(tmp_path / "new")).settings.content
     assert (new["backend"], new["batch"]) == ("openvino", 2)

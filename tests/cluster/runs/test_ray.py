@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from chorus.cluster.planning.placement import Placement
 from chorus.cluster.planning.plan import RunContext, resolve
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.regions import ray_executor as stream
@@ -29,6 +29,7 @@ from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.scores import read_features
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -67,7 +68,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_light_ensemble(tmp_path_factory.mktemp("ensemble"), width=4, input=entry)
 
 
-def run(images: Path, ensemble: Path, out: Path, **settings: Any) -> Outcome:
+def run(images: Path, ensemble: Path, out: Path, **settings: Any) -> PredictOutcome:
     request = PredictRequest(
         sources=[str(images)],
         ensemble=str(ensemble),

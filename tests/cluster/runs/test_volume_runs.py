@@ -17,12 +17,13 @@ from chorus.cluster.exports.outlines import ExportRequest, export_objects
 from chorus.cluster.objects import run as objects
 from chorus.cluster.objects import volume_job
 from chorus.cluster.planning.plan import plan_image
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runs import volume_merging
 from chorus.cluster.runs import volume_run as volumes
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.console.options import RequestOptions
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
@@ -156,7 +157,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 NOISE = np.random.default_rng(5).integers(0, 1000, (7, 30, 38), dtype=np.uint16)
 
 
-def predicted(source: Path, network: str, out: Path, **settings: Any) -> Outcome:
+def predicted(source: Path, network: str, out: Path, **settings: Any) -> PredictOutcome:
     content = {"overlap": 0.0, "augmentations": ["identity"], "region": 64, "chunk": 32} | settings
     request = PredictRequest(
         sources=[str(source)],
@@ -279,7 +280,7 @@ def test_what_is_no_volume_is_told_in_one_sentence(network: str, tmp_path: Path)
     write_image(source / "thin.ome.zarr", NOISE[:1], "zyx")
     outcome = predicted(source, network, tmp_path / "out", volumes="all")
     assert outcome.exit_code == 1
-    messages = [row["message"] for row in outcome.rows]
+    messages = [row.message for row in outcome.rows]
     assert messages[0].endswith("flat.ome.zarr: has no z axis (its axes are yx); leave --volumes out")
     assert messages[1].endswith("thin.ome.zarr: has one z plane, of which there is no volume; leave --volumes out")
     flowless = write_ensemble(tmp_path / "flowless", members=1)

@@ -36,6 +36,7 @@ from chorus.pipeline.scores.image_quality import appearance
 from chorus.pipeline.scores.image_scores import RegionSums
 from tests.support.making import write_light_ensemble
 from tests.support.plans import planned
+from tests.support.rows import image_row
 
 # A folder with characters that fsspec takes for patterns, and a bucket in memory.
 PLACES = ["folder [1] *", "memory://ledger"]
@@ -72,11 +73,15 @@ def test_what_is_recorded_is_read_back(out: str) -> None:
     for region in (2, 0, 1):
         ledger.record_region("plate/A/1/0", record(region))
     features = ImageFeatures.of(7, np.array([0.1, 2.0]))
-    ledger.record_image("plate/A/1/0", ImageRecord(row={"image": "A/1/0"}, features=features))
+    ledger.record_image("plate/A/1/0", ImageRecord(row=image_row("plate/A/1/0", uncertainty=0.1), features=features))
     assert ledger.has_region("plate/A/1/0", 2)
     assert list(ledger.region_records("plate/A/1/0", 3)) == [record(region) for region in range(3)]
     (found,) = ledger.image_records(["plate/A/1/0"])
-    assert (found.row, found.features.tiles, found.features.mean.tolist()) == ({"image": "A/1/0"}, 7, [0.1, 2.0])
+    assert (found.row, found.features.tiles, found.features.mean.tolist()) == (
+        image_row("plate/A/1/0", uncertainty=0.1),
+        7,
+        [0.1, 2.0],
+    )
 
 
 def test_features_are_written_from_the_records_in_the_order_of_the_scores(
@@ -85,7 +90,7 @@ def test_features_are_written_from_the_records_in_the_order_of_the_scores(
     monkeypatch.setattr("chorus.cluster.state.scores._FEATURE_ROWS", 2)
     ledger, rows = Ledger(out), []
     for index, status in enumerate(("done", "failed", "empty", "done", "done")):
-        rows.append({"name": f"{5 - index}", "status": status})
+        rows.append(image_row(f"{5 - index}", status=status))
         if status != "failed":
             features = ImageFeatures.of(index + 1, np.array([index / 3, -index]))
             ledger.record_image(f"{5 - index}", ImageRecord(row=rows[-1], features=features))
@@ -115,10 +120,13 @@ def test_records_of_an_earlier_chorus_are_refused_with_the_way_out(tmp_path: Pat
         list(ledger.region_records("plate/A/1/0", 1))
     message = str(caught.value)
     assert "field sums.entropy: Field required" in message
-    assert f"remove {path.parent} and run the same command again" in message
+    assert "run the same command again, which does this region anew" in message
+    assert not path.exists()
     assert "\n" not in message
     # What it finished is finished: its row counts, its features were never taken.
-    (path.parent / "image.json").write_text('{"row": {"image": "A/1/0"}}')
+    (path.parent / "image.json").write_text(
+        '{"row": {"image": "A/1/0", "source": "", "name": "plate/A/1/0", "status": "done"}}'
+    )
     (found,) = ledger.image_records(["plate/A/1/0"])
     assert (found.features.tiles, found.features.mean.size) == (0, 0)
 
@@ -131,8 +139,10 @@ def test_scan_finds_what_is_recorded_and_nothing_else(out: str) -> None:
     ledger.record_region("a", record(0))
     ledger.record_region("a/b", record(5))
     ledger.record_region("ab.ome.zarr", record(1))
-    ledger.record_image("ab.ome.zarr", ImageRecord(row={}))
+    ledger.record_image("ab.ome.zarr", ImageRecord(row=image_row("ab.ome.zarr")))
     ledger.record_region("of another run", record(0))
+    ledger.record_region("a", record(int(table.region_counts[0])))  # a region that the image does not have
+    ledger.record_region("never", record(60_000))
     finished = ledger.scan(table)
     assert np.flatnonzero(finished.regions).tolist() == [0, table.first_region(1) + 5, table.first_region(2) + 1]
     assert finished.images.tolist() == [False, False, True, False]

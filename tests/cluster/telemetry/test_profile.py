@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.cluster.planning.plan import RunContext
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.run_record import clear_output
 from chorus.cluster.telemetry.profile import REGION_STAGES, STATES, device_states, profile, read_timeline, window
 from chorus.cluster.telemetry.profile_page import binned_states, trace, write_page
@@ -51,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> PredictRequest:
     )
 
 
-def go_on(request: PredictRequest, **changes: object) -> Outcome:
+def go_on(request: PredictRequest, **changes: object) -> PredictOutcome:
     return predict(request.model_copy(update={"run": request.run.model_copy(update=changes)}), Silent())
 
 
@@ -60,7 +61,7 @@ def timeline(run: PredictRequest) -> pd.DataFrame:
     """Of a run that is done, a region and an image of which are then done anew: two sessions."""
     done = go_on(run)
     assert done.state == "complete"
-    ledger = Path(run.out) / "ledger" / done.rows[0]["name"]
+    ledger = Path(run.out) / "ledger" / done.rows[0].name
     (ledger / "region-00000002.json").unlink()
     (ledger / "image.json").unlink()
     assert go_on(run).state == "complete"

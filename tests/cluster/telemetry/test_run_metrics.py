@@ -17,10 +17,11 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.telemetry import metrics
 from chorus.cluster.telemetry.metrics import DRIVER, REGISTRY, WORKER, Metric, Recorder, run_label, served
 from chorus.pipeline.errors import RefusedError
@@ -33,7 +34,7 @@ MEMBERS, AUGMENTATIONS = 2, 2
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def run(tmp_path_factory: pytest.TempPathFactory) -> PredictOutcome:
     """A run in this process over three images and one with a broken chunk."""
     folder = tmp_path_factory.mktemp("metrics")
     for index, shape in enumerate(SHAPES):
@@ -64,20 +65,20 @@ def families() -> Iterator[Family]:
     return iter(text_string_to_metric_families(generate_latest(REGISTRY).decode()))
 
 
-def test_counters_equal_the_summary_of_the_run(run: Outcome) -> None:
+def test_counters_equal_the_summary_of_the_run(run: PredictOutcome) -> None:
     found, summary = counted(run.out), run.summary
     regions = found["chorus_regions_total"]
     assert regions == {("done",): 9, ("failed",): 1, ("quarantined",): 0, ("unwritable",): 0}
-    assert sum(regions.values()) == summary["regions"]
-    assert found["chorus_tiles_total"] == {(): summary["tiles"]}
-    assert found["chorus_forward_passes_total"] == {(): summary["tiles"] * MEMBERS * AUGMENTATIONS}
+    assert sum(regions.values()) == summary.regions
+    assert found["chorus_tiles_total"] == {(): summary.tiles}
+    assert found["chorus_forward_passes_total"] == {(): summary.tiles * MEMBERS * AUGMENTATIONS}
     assert found["chorus_pixels_total"] == {(): sum(h * w for h, w in SHAPES)}
-    states = {state: summary[state] for state in ("done", "empty", "failed")}
+    states = summary.model_dump(include={"done", "empty", "failed"})
     assert found["chorus_images_total"] == {(state,): count for state, count in states.items()}
     assert found["chorus_regions_open"] == found["chorus_devices"] == found["chorus_images_finishing"] == {(): 0}
 
 
-def test_stages_and_bytes_are_those_of_the_regions(run: Outcome) -> None:
+def test_stages_and_bytes_are_those_of_the_regions(run: PredictOutcome) -> None:
     found = counted(run.out)
     seconds = found["chorus_stage_seconds_total"]
     scores = pd.read_parquet(f"{run.out}/scores.parquet")
@@ -88,7 +89,7 @@ def test_stages_and_bytes_are_those_of_the_regions(run: Outcome) -> None:
     assert found["chorus_read_bytes_total"][()] >= sum(h * w for h, w in SHAPES) * np.dtype("uint16").itemsize
 
 
-def test_labels_name_run_ensemble_and_node_and_never_an_image_or_a_region(run: Outcome) -> None:
+def test_labels_name_run_ensemble_and_node_and_never_an_image_or_a_region(run: PredictOutcome) -> None:
     known = {metric.name: set(metric.labels) for metric in (*DRIVER, *WORKER)}
     at_work = {metric.name for metric in WORKER}
     for sample in (sample for family in families() for sample in family.samples):
@@ -98,7 +99,7 @@ def test_labels_name_run_ensemble_and_node_and_never_an_image_or_a_region(run: O
             assert not any(name in value for value in sample.labels.values() for name in ("broken", ".ome.zarr"))
 
 
-def test_exposition_is_clean_to_promtool(run: Outcome) -> None:
+def test_exposition_is_clean_to_promtool(run: PredictOutcome) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool, of Debian's package prometheus")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chorus.cluster.state.run_record import read_run
+from chorus.cluster.state.results import finished_run
 from tests.support.making import pixels, write_ensemble, write_image
 from tests.support.running import Chorus
 
@@ -42,7 +42,7 @@ def test_the_fastest_backend_is_what_the_next_run_takes(
         say(fast)
         result = chorus("predict", image, "-e", ensemble, "-o", tmp_path / "out", *options, *run)
         assert result.code == 0, result.err
-        settings = read_run(str(tmp_path / "out"))["settings"]
+        settings = finished_run(str(tmp_path / "out")).settings.content
         assert (settings["backend"], settings["batch"]) == ("openvino", 2)
 
 

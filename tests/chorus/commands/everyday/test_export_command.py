@@ -17,6 +17,7 @@ from roifile import ImagejRoi, roiread
 from chorus.cluster.exports.outlines import file_name
 from chorus.cluster.state.scores import write_scores
 from tests.support.object_runs import drawn, run, write_ensemble, write_results, write_source
+from tests.support.rows import image_row
 from tests.support.running import Chorus
 
 PLANES = {
@@ -40,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for index, name in enumerate(sorted(planes)):
         status = {"empty": "empty", "open": "failed"}.get(name, "done")
-        row = {"image": "", "source": str(source / f"{name}.ome.zarr"), "name": f"{name}.ome.zarr", "status": status}
         score = 0.1 + index / 100 if status == "done" else None
-        rows.append(row | {"message": "", "uncertainty": score, "pairwise_dice": score})
+        scores = {"uncertainty": score, "pairwise_dice": score}
+        rows.append(image_row(f"{name}.ome.zarr", source=str(source / f"{name}.ome.zarr"), status=status, **scores))
     write_scores(str(out), rows)
     return out
 
