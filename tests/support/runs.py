@@ -28,7 +28,9 @@ def run(source: Path, ensemble: Path, out: Path | str, **options: Any) -> Predic
     return outcome
 
 
-def start(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **settings: Any) -> PredictOutcome:
+def start(
+    source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, overwrite: bool = False, **settings: Any
+) -> PredictOutcome:
     """A run in this process, its members all together or in `stages` groups."""
     spread = {"placement": "staged", "stages": stages} if stages > 1 else {"placement": "replicated"}
     return predict(
@@ -38,6 +40,7 @@ def start(source: Path, ensemble: Path, out: Path | str, *, stages: int = 1, **s
             out=str(out),
             settings=ResultSettings(**{"region": 64, "chunk": 32} | settings),
             run=RunSettings(executor="serial", **spread),
+            overwrite=overwrite,
         ),
         Silent(),
     )
