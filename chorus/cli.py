@@ -91,6 +91,7 @@ COMMANDS: dict[str | None, tuple[CommandEntry, ...]] = {
             ),
         ),
         CommandEntry("profile", f"{_CLUSTER}.profile:profile", "Show where the time of a run went."),
+        CommandEntry("unlock", f"{_CLUSTER}.unlock:unlock", "Free an output whose run was killed."),
         CommandEntry("serve", f"{_CLUSTER}.serve:app", "Answer images one by one over HTTP."),
     ),
 }  # fmt: skip

@@ -32,6 +32,10 @@ class OutputError(CutShortError):
     """The place for the results cannot take them."""
 
 
+class OvertakenError(OutputError):
+    """Another run holds the output now; this one writes nothing more."""
+
+
 def first_line(error: object) -> str:
     """Of what an error of a library says: printable, without colours, at most 200 characters."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.instances.shapes import PLANE_COLUMNS
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
@@ -160,18 +159,8 @@ def table_writer(url: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     OutputError
         If it cannot be written.
     """
-    fs, path = storage.filesystem(url)
-    part = f"{path}.part"
-    with storage_errors(url):
-        if isinstance(fs, LocalFileSystem):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with fs.open(part, "wb") as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            yield writer
-        if isinstance(fs, LocalFileSystem):
-            Path(part).replace(path)
-        else:
-            fs.cp_file(part, path)
-            fs.rm_file(part)
+    with whole_file(url) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        yield writer
 
 
 def unite(urls: Sequence[str], counts: Sequence[int], url: str, schema: pa.Schema) -> None:

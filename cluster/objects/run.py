@@ -129,9 +129,7 @@ def _clear(out: str) -> None:
     """
     with storage_errors(out):
         for name in (RECORD, TABLE):
-            fs, path = storage.filesystem(storage.join(out, name))
-            if fs.exists(path):
-                fs.rm_file(path)
+            storage.remove_file(storage.join(out, name))
         work = storage.join(out, WORK[0])
         for name in set(storage.entries(work)) - {VOLUMES[-1]}:  # needed by images that are not finished
             remove_folder(storage.join(work, name))

@@ -10,7 +10,7 @@ import logging
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,8 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError, first_line
+from chorus.pipeline.io.fences import Pass, passes
+from chorus.pipeline.io.storage import raise_fences
 
 # Scale up above this utilisation; and make blocks for this multiple of the present actors, where more may join.
 _BUSY, _GROWTH = 0.9, 16
@@ -43,10 +45,17 @@ _STATUS_FIELDS = [field.name for field in fields(RegionStatus)]
 Batch = dict[str, np.ndarray]
 
 
+class _Fenced(NamedTuple):
+    """What an actor needs: the context of the run as JSON, and the passes by which it may write."""
+
+    content: str
+    passes: tuple[Pass, ...]
+
+
 class RegionActor:
     """All members on one device: region numbers in, statuses out."""
 
-    def __init__(self, context: str) -> None:
+    def __init__(self, context: _Fenced) -> None:
         self._worker = _worker(context, None)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -63,7 +72,7 @@ class StageActor:
     position : ``first``, ``middle`` or ``last`` of the chain
     """
 
-    def __init__(self, context: str, first: int, last: int, position: str) -> None:
+    def __init__(self, context: _Fenced, first: int, last: int, position: str) -> None:
         self._worker = _worker(context, range(first, last))
         self._position = position
 
@@ -160,7 +169,8 @@ class RayExecutor(RayTasks):
         settings.autoscaling_config.actor_pool_util_upscaling_threshold = _BUSY
         blocks = self._blocks(todo)
         settings.execution_no_progress_timeout_s = self._patience(len(blocks[0]))
-        stream = self._stages(ray.data.from_blocks(blocks), len(blocks), context.model_dump_json())
+        fenced = _Fenced(context.model_dump_json(), passes())
+        stream = self._stages(ray.data.from_blocks(blocks), len(blocks), fenced)
         tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for table in tables:
             for row in table.to_pylist():
@@ -176,7 +186,7 @@ class RayExecutor(RayTasks):
         size = block_regions(len(todo), actors, Schedule(regions_per_block=self._placement.regions_per_block))
         return [pa.table({"region": todo[start : start + size]}) for start in range(0, len(todo), size)]
 
-    def _stages(self, stream: ray.data.Dataset, blocks: int, context: str) -> ray.data.Dataset:
+    def _stages(self, stream: ray.data.Dataset, blocks: int, context: _Fenced) -> ray.data.Dataset:
         groups, least = self._placement.groups, self._placement.least_actors_per_stage
         # An actor that queues work ahead would take it from an idle one.
         at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
@@ -217,7 +227,7 @@ def calibrate_on_ray(
     """
     reserved: dict[str, Any] = device_of(settings.device).ray_options(settings.threads)
     trial = ray.remote(max_calls=1)(attempt_in_ray).options(**reserved)
-    task = trial.remote(0, probe_device, ensemble, settings)
+    task = trial.remote(passes(), 0, probe_device, ensemble, settings)
     ready, _ = ray.wait([task], timeout=patience)
     if not ready:
         cancel_running([task])
@@ -236,9 +246,10 @@ def calibrate_on_ray(
     return measured
 
 
-def _worker(context: str, members: range | None) -> RegionWorker:
+def _worker(context: _Fenced, members: range | None) -> RegionWorker:
     begin_in_ray()
-    parsed = RunContext.model_validate_json(context)
+    raise_fences(context.passes)
+    parsed = RunContext.model_validate_json(context.content)
     device = device_of(parsed.settings.device).torch_device
     return RegionWorker(parsed, device, members, NodeInfo(ray.get_runtime_context().get_node_id(), _nodes))
 

@@ -37,6 +37,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine, StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
+from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from chorus.pipeline.io.sources.reading import open_level, read_window
@@ -242,5 +243,6 @@ class RegionWorker:
 
     def _prepare(self, layout: ImageLayout) -> None:
         if layout.url not in self._prepared:
+            cover(layout.labels_url, self._context.out)
             prepare_image(layout)
             self._prepared.add(layout.url)

@@ -14,6 +14,7 @@ from chorus.cluster.telemetry.metrics import WorkMetrics, run_label
 from chorus.cluster.telemetry.timeline import keep, noted, span
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.feature_records import FeatureTotal
+from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.outputs.peer_check import check_image
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.preprocessing.preparation import Statistics, spread_message
@@ -40,6 +41,7 @@ def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> Ima
         records = ledger.region_records(image.name, image.regions)
         finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
     layout = layout_of(image, ensemble, context.settings, context.out)
+    cover(layout.labels_url, context.out)
     with span("pyramid"):
         write_pyramid(layout)
         if context.settings.strict:

@@ -30,6 +30,7 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.outputs.writer import labels_present, remove_labels
 from chorus.pipeline.io.storage import storage_errors
 
@@ -229,4 +230,5 @@ def _check_in_place(job: PlannedRun, *, fresh: bool) -> None:
                     f"{layout.labels_url}: has labels/semantic already; use --overwrite to replace them, or leave "
                     f"--in-place out"
                 )
+            cover(layout.labels_url, job.request.out)
             remove_labels(layout)

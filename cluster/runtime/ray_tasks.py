@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray
 from chorus.pipeline.core.retries import RETRIES
+from chorus.pipeline.io.fences import passes
 
 
 class RayTasks:
@@ -53,4 +54,4 @@ class RayTasks:
     def _begin(self) -> None:
         while self._waiting and len(self._running) < self._most:
             key, function, arguments = self._waiting.popleft()
-            self._running[self._attempt.remote(key, function, *arguments)] = key
+            self._running[self._attempt.remote(passes(), key, function, *arguments)] = key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,6 +11,8 @@ from chorus.cluster.telemetry.logs import configure
 from chorus.cluster.telemetry.metrics import export_by_ray
 from chorus.cluster.telemetry.timeline import StageSpan, noted
 from chorus.pipeline.errors import ChorusError, OutputError
+from chorus.pipeline.io.fences import Pass
+from chorus.pipeline.io.storage import raise_fences
 
 log = logging.getLogger("chorus")
 
@@ -61,10 +63,16 @@ def _attempted(key: int, function: Callable[..., Any], *arguments: Any) -> TaskR
         return TaskResult(key, None, f"unexpected {type(error).__name__}: {error}; please report this with the log")
 
 
-def attempt_in_ray(key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
-    """Call `attempt` in a process of Ray."""
-    begin_in_ray()
+def attempt_fenced(passes: Sequence[Pass], key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
+    """Call `attempt` in another process, which writes only while its run holds the locks of `passes`."""
+    raise_fences(passes)
     return attempt(key, function, *arguments)
+
+
+def attempt_in_ray(passes: Sequence[Pass], key: int, function: Callable[..., Any], *arguments: Any) -> TaskResult:
+    """Call `attempt_fenced` in a process of Ray."""
+    begin_in_ray()
+    return attempt_fenced(passes, key, function, *arguments)
 
 
 def begin_in_ray() -> None:

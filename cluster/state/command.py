@@ -184,5 +184,4 @@ def _clear(command: Command, made: Callable[[], Sequence[str]], *, owns_output: 
         # The ledger goes first: what it names must exist, even if removal is interrupted.
         for name in ("ledger", *planned_files(out), *made(), PLAN[0]):
             remove_folder(storage.join(out, name))
-        fs, path = storage.filesystem(storage.join(out, "run.json"))
-        fs.rm_file(path)
+        storage.remove_file(storage.join(out, "run.json"))

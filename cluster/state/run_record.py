@@ -265,6 +265,7 @@ def clear_output(out: str) -> None:
         for entry in ENTRIES:
             if entry in present:
                 remove_folder(storage.join(out, entry))
+        storage.remove_partial_files(out)
 
 
 def _saved(rows: Sequence[ImageRow], document: PredictRecord) -> float | None:

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from chorus.cluster.runtime.cancellation import cancel_running
-from chorus.cluster.runtime.tasks import TaskResult, attempt
+from chorus.cluster.runtime.tasks import TaskResult, attempt_fenced
 from chorus.cluster.training.fold_work import (
     Evaluated,
     FoldJob,
@@ -26,6 +26,7 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.fences import passes
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, Step
@@ -102,7 +103,7 @@ class RayFolds:
         self._logs = logs
         # Chorus itself retries: a death must be reported, and counted only if the fold made no progress.
         self._options = reserved | {"max_retries": 0}
-        self._attempt = ray.remote(attempt)
+        self._attempt = ray.remote(attempt_fenced)
 
     def folds(self, job: FoldJob, folds: Sequence[int], reporter: FoldReporter) -> list[FoldResult]:
         """Train `folds`; raise CutShortError or RefusedError if one of them cannot be trained."""
@@ -127,7 +128,7 @@ class RayFolds:
 
     def _submit(self, name: str, key: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """Submit a task on a device of its own; its process has the name `name`."""
-        return self._attempt.options(name=name, **self._options).remote(key, function, *arguments)
+        return self._attempt.options(name=name, **self._options).remote(passes(), key, function, *arguments)
 
 
 class _RayTraining:
@@ -222,9 +223,7 @@ class _RayTraining:
     def _allow(self) -> None:
         """Remove the stop request of an earlier session."""
         with storage_errors(self._job.stop_url):
-            if storage.exists(self._job.stop_url):
-                fs, path = storage.filesystem(self._job.stop_url)
-                fs.rm_file(path)
+            storage.remove_file(self._job.stop_url)
 
     def _stop(self) -> None:
         """Ask the folds to write their checkpoints and end, and wait for that a limited time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -35,21 +35,20 @@ def whole_file(url: str) -> Iterator[IO[bytes]]:
             try:
                 with part.open("wb+") as file:
                     yield file
-                part.replace(target)
+                storage.put_file(part, url)
             finally:
                 part.unlink(missing_ok=True)
             return
         with tempfile.NamedTemporaryFile(prefix="chorus-export-") as file:
             yield file
             file.flush()
-            fs.put_file(file.name, path)
+            storage.put_file(Path(file.name), url)
 
 
 def remove_file(url: str) -> None:
     """Remove the file at `url`, if there is one; raise OutputError if storage refuses."""
-    fs, path = storage.filesystem(url)
-    with storage_errors(url), suppress(FileNotFoundError):
-        fs.rm_file(path)
+    with storage_errors(url):
+        storage.remove_file(url)
 
 
 class Parts:

@@ -11,7 +11,7 @@ import gzip
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +22,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.io import fenced_writes
 from chorus.pipeline.io import object_stores as buckets
+from chorus.pipeline.io.conditional import objects_of
+from chorus.pipeline.io.fences import Fence, Pass, fence_of, missing, raise_fence
 
 # Small files are read without Zarr, which takes a second to import.
 if TYPE_CHECKING:
@@ -126,22 +129,71 @@ def check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a small file whole: a reader sees the old content or the new one, never a part."""
+    """Write a small file whole: a reader sees the old content or the new one, never a part.
+
+    Raises
+    ------
+    OvertakenError : `url` is in an output that another run took over
+    """
     fs, path = filesystem(url)
+    fence = fence_of(url)
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
+        if fence is not None:
+            fence.check()  # before a folder is made again
         target.parent.mkdir(parents=True, exist_ok=True)
         part = temporary(target)
         try:
             part.write_bytes(data)
-            part.replace(target)
         except OSError:
             part.unlink(missing_ok=True)
             raise
-    elif scheme(url) in buckets.SCHEMES:
-        fs.pipe_file(path, data, chunksize=buckets.PART)
+        fenced_writes.place(part, target, fence)
+    elif fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
+        fenced_writes.put(objects, path, data, fence)
     else:
-        fs.pipe_file(path, data)
+        if fence is not None:
+            fence.check()
+        options = {"chunksize": buckets.PART} if scheme(url) in buckets.SCHEMES else {}
+        fs.pipe_file(path, data, **options)
+
+
+def put_file(part: Path, url: str) -> None:
+    """Move a complete local file to `url`; one beside a local `url` is renamed. It may be of any length.
+
+    Raises
+    ------
+    OvertakenError : `url` is in an output that another run took over
+    """
+    fs, path = filesystem(url)
+    fence = fence_of(url)
+    if isinstance(fs, LocalFileSystem):
+        fenced_writes.place(part, Path(path), fence)
+        return
+    if fence is not None:
+        fence.check()
+        if (objects := objects_of(fs, scheme(url))).conditional:
+            fenced_writes.put_file(objects, path, str(part), fence)
+            return
+    fs.put_file(str(part), path)
+
+
+def remove_file(url: str) -> None:
+    """Remove a file, if there is one.
+
+    Raises
+    ------
+    OvertakenError : `url` is in an output that another run took over
+    """
+    fs, path = filesystem(url)
+    fence = fence_of(url)
+    if fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
+        fenced_writes.remove(objects, path, None, fence)
+        return
+    if fence is not None:
+        fence.check()
+    with suppress(FileNotFoundError):  # also where the answer to a first attempt was lost
+        fs.rm_file(path)
 
 
 def temporary(target: Path) -> Path:
@@ -303,16 +355,45 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def remove_folder(url: str) -> None:
-    """Remove what is below `url`, file by file on buckets: fsspec's `rm` reads ``a[1]`` as a pattern."""
+    """Remove what is below `url`, file by file on buckets: fsspec's `rm` reads ``a[1]`` as a pattern.
+
+    Raises
+    ------
+    OvertakenError : `url` is in an output that another run took over
+    """
     fs, path = filesystem(url)
+    fence = fence_of(url)
+    if fence is not None:
+        fence.check()
     if isinstance(fs, LocalFileSystem):
         if fs.exists(path):
             fs.rm(path, recursive=True)
         return
+    objects = objects_of(fs, scheme(url))
 
-    def remove(file: str) -> None:
-        with suppress(FileNotFoundError):  # as in `_remove`, and where the answer was lost
+    def remove(file: str, version: str | None) -> None:
+        if fence is not None and objects.conditional:
+            fenced_writes.remove(objects, file, version, fence)
+            return
+        if fence is not None:
+            fence.check()
+        with suppress(FileNotFoundError):  # as in `remove_file`
             fs.rm_file(file)
 
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(remove, fs.find(path)))
+        running = [
+            pool.submit(remove, file, objects.listed(entry)) for file, entry in fs.find(path, detail=True).items()
+        ]
+        for task in running:
+            task.result()
+
+
+def raise_fences(passes: Iterable[Pass]) -> None:
+    """Put fences before writes of this process that works for a run elsewhere, which gave it `passes`."""
+    for given in missing(passes):
+        raise_fence(fence_for(given))
+
+
+def fence_for(given: Pass) -> Fence:
+    """Return a fence that reads the lock through this module."""
+    return Fence(given, read_bytes, 0.0 if scheme(given.root) == "file" else given.timing.lease)

@@ -187,16 +187,21 @@ class _Handler(gcp.RequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _route  # noqa: N815 - as the library calls them
 
     def _refused(self, body: bytes) -> bool:
-        """Exclusive creation (``ifGenerationMatch=0``) of an object that is there."""
-        query = parse_qs(urlsplit(self.path).query)
-        if query.get("ifGenerationMatch") != ["0"]:
+        """A change of an object of another generation than ``ifGenerationMatch``; 0 is one that is not there."""
+        expected = parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")
+        if expected is None:
             return False
-        found = re.search(r"/b/([^/]+)/o", self.path)
-        name = re.search(rb'"name": "([^"]+)"', body)
+        found = re.search(r"/b/([^/]+)/o(?:/([^?]+))?", self.path)
         assert found
-        assert name
-        if self._size(found[1], name[1].decode()) is None:
-            return False
+        if self.command == "DELETE":
+            key = unquote(found[2])
+        else:
+            name = re.search(rb'"name": ("[^"]+")', body)
+            assert name
+            key = json.loads(name[1])
+        generation = self._generation(found[1], key)
+        if generation == expected[0] or (generation == "0" and self.command == "DELETE"):
+            return False  # of what is not there, it says so itself
         self.send_response(HTTPStatus.PRECONDITION_FAILED)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -210,6 +215,12 @@ class _Handler(gcp.RequestHandler):
             size = self._size(unquote(target[1]), unquote(target[2]))
             if size is not None:
                 self.headers.replace_header("range", f"bytes={max(0, size - int(suffix[1]))}-")
+
+    def _generation(self, bucket: str, name: str) -> str:
+        try:
+            return str(self.storage.get_file_obj(bucket, name)["generation"])
+        except NotFound:
+            return "0"
 
     def _size(self, bucket: str, name: str) -> int | None:
         try:

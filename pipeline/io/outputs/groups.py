@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import zarr
@@ -24,6 +25,9 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff
 from chorus.pipeline.io.storage import storage_errors
+
+# Documents that are put into a bucket at the same time.
+_AT_ONCE = 16
 
 
 def prepare_plate(url: str, plate: Plate, wells: Mapping[str, Well]) -> None:
@@ -99,8 +103,6 @@ def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
                         "remove it or choose another place"
                     )
                 wanted[path] = documents[path]
-        if isinstance(fs, LocalFileSystem):
-            for path, data in wanted.items():
-                storage.write_bytes(f"{root}/{path}", data)
-        elif wanted:
-            fs.pipe({f"{root}/{path}": data for path, data in wanted.items()})
+        at_once = 1 if isinstance(fs, LocalFileSystem) else _AT_ONCE
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda path: storage.write_bytes(storage.join(url, path), wanted[path]), wanted))

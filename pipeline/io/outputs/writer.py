@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -188,14 +187,7 @@ def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArra
             if data is not None:
                 storage.write_bytes(storage.join(url, path), data)
             else:
-                _remove(storage.join(url, path))
-
-
-def _remove(url: str) -> None:
-    """Remove an object, if there is one: its pixels are background now."""
-    fs, path = storage.filesystem(url)
-    with suppress(FileNotFoundError):
-        fs.rm_file(path)
+                storage.remove_file(storage.join(url, path))  # its pixels are background now
 
 
 def open_posterior(url: str, level: int = 0) -> zarr.Array[Any]:
