@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io.models import Level, SourceImage
-from chorus.pipeline.io.sources.ngff import DTYPES
+from chorus.pipeline.io.models import DTYPES, Level, SourceImage
 from chorus.pipeline.io.sources.reading import check_finite
 
 _DIMENSIONS = {

@@ -25,6 +25,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
 from chorus.pipeline.io.sources.discovery import find_images
+from chorus.pipeline.io.sources.file_store import file_in
 from chorus.pipeline.io.sources.reading import choose_channels, choose_level, unknown_pixel_size
 from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
 
@@ -178,6 +179,11 @@ def plan_images(
 def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:
     """Return one image's row of the table; raise ImageError where channels or level do not fit."""
     channels = choose_channels(image, settings.channel, ensemble.spec.input.channels)
+    if settings.in_place and file_in(image.root) is not None:
+        raise ImageError(
+            f"{image.url}: is a file of another format than OME-Zarr, in which no labels can be stored; leave out "
+            "--in-place, or convert it first"
+        )
     rescaling = _rescaling(settings, ensemble)
     choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
     level = image.levels[choice.level]

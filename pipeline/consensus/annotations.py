@@ -21,7 +21,8 @@ from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.label_files import LABEL_DTYPES, image_of, pair_labels, stored_labels
 from chorus.pipeline.io.files.raster_files import find_files, is_zarr
-from chorus.pipeline.io.formats.rasters import only_one, open_rasters
+from chorus.pipeline.io.formats.rasters import only_one
+from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.sources.discovery import find_images, identity

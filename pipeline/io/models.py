@@ -7,6 +7,9 @@ from typing import Literal
 
 Ngff = Literal["0.4", "0.5"]
 
+DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+"""Types that the pixels of an image may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:

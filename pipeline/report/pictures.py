@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
@@ -22,6 +21,7 @@ from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, Level, SourceImage
 from chorus.pipeline.io.sources.ngff import open_image
+from chorus.pipeline.io.sources.reading import open_level
 
 LONGEST_SIDE = 512
 # The scale of all variances of classes, the same in every report.
@@ -245,7 +245,7 @@ def _read_plane(url: str, channels: Sequence[str], otherwise: int, longest: int)
         "x": slice(None, None, stride),
     }
     try:
-        array = zarr.open_array(storage.store(image.url, read_only=True), path=level.path, mode="r")
+        array = open_level(image.url, level.path, image.ngff)
         pixels = np.asarray(array[tuple(at.get(axis, 0) for axis in image.axes)])
     except Exception as error:
         # Codecs raise types of many libraries, also of levels that the run itself did not read.

@@ -18,9 +18,9 @@ from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError
-from chorus.pipeline.io.formats.rasters import PartOf, Raster, open_rasters
-from chorus.pipeline.io.models import Level, SourceImage, pyramid_levels
-from chorus.pipeline.io.sources.ngff import DTYPES
+from chorus.pipeline.io.formats.rasters import PartOf, Raster
+from chorus.pipeline.io.formats.registry import open_rasters
+from chorus.pipeline.io.models import DTYPES, Level, SourceImage, pyramid_levels
 from chorus.serving.contract.problems import RequestError, said
 from chorus.serving.contract.settings import Limits
 from chorus.serving.contract.sources import Uploaded

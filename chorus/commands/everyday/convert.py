@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def convert(
     sources: Annotated[
-        list[str], typer.Argument(help="TIFF, PNG, JPEG, NIfTI, NRRD or MHA files, folders, globs, or a .txt of URLs.")
+        list[str], typer.Argument(help="Files of formats as in docs/formats.md, folders, globs, or a .txt of URLs.")
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="Gets an OME-Zarr per file: a folder or a URL.")],
     pixel_size: Annotated[

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from ome_zarr_models.common.omero import Channel, Omero
-from ome_zarr_models.v05.image import ImageAttrs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.formats.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline.io.formats.rasters import PartOf, Raster
+from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.models import pyramid_levels
 from chorus.pipeline.io.outputs.arrays import ArrayPlan, plan_array
-from chorus.pipeline.io.outputs.groups import dump, group_documents, prepare_collection, put_documents
+from chorus.pipeline.io.outputs.file_metadata import group_attributes, position_of
+from chorus.pipeline.io.outputs.groups import group_documents, prepare_collection, put_documents
 from chorus.pipeline.io.outputs.ngff_metadata import multiscale
 from chorus.pipeline.io.outputs.pyramid import half, pieces
 from chorus.pipeline.io.outputs.writer import put_array
@@ -34,8 +34,6 @@ from chorus.pipeline.io.storage import storage_errors
 
 # Channels that share a shard: colours stay together, the planes of a multiplexed stain do not fill the memory.
 _CHANNELS_PER_SHARD = 4
-_SAMPLE_COLORS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
-_COLORS = ("00FFFF", "FF00FF", "FFFF00", "00FF00", "FF0000", "0000FF")
 
 
 class ConvertSettings(BaseModel):
@@ -173,7 +171,7 @@ def convert_raster(raster: Raster, target: str, settings: ConvertSettings) -> No
         put_array(target, image.plan(0), _at(t, z, channels, window), black, empty=True)
     for level in range(1, image.levels):
         _halve(image, level)
-    put_documents(target, group_documents("", {"ome": dump(_attributes(image))}, "0.5"))
+    put_documents(target, group_documents("", _attributes(image), "0.5"))
 
 
 def _halve(image: _Image, level: int) -> None:
@@ -209,31 +207,16 @@ def _names(raster: Raster, settings: ConvertSettings) -> tuple[str, ...]:
     return tuple(settings.channel_name)
 
 
-def _attributes(image: _Image) -> ImageAttrs:
+def _attributes(image: _Image) -> dict[str, Any]:
     scale, units = dict(image.raster.scale), dict(image.raster.units)
     if image.settings.pixel_size is not None:
         scale |= dict.fromkeys("yx", image.settings.pixel_size)
         units |= dict.fromkeys("yx", "micrometer")
     name = storage.basename(image.target).removesuffix(".zarr").removesuffix(".ome")
-    levels = multiscale(image.axes, scale, {}, units, image.levels, prefix="s", name=name, method="mean")
-    content: dict[str, Any] = {"version": "0.5", "multiscales": [levels]}
-    if "c" in image.axes:
-        content["omero"] = dump(Omero(channels=[_channel(image, index) for index in range(image.channels)]))
-    return ImageAttrs.model_validate(content)
-
-
-def _channel(image: _Image, index: int) -> Channel:
-    """Return how a viewer first shows a channel: over the range of its values."""
-    label = image.names[index] if image.names else str(index)
-    color = "FFFFFF" if image.channels == 1 else _COLORS[index % len(_COLORS)]
-    if image.raster.samples > 1:
-        color = _SAMPLE_COLORS.get(label.rpartition(" ")[2], color)
-    low, high = float(image.low[index]), float(image.high[index])
-    if not low < high:  # all the same, or nothing finite
-        low, high = (low, low + 1) if np.isfinite(low) else (0.0, 1.0)
-    window = {"min": low, "max": high, "start": low, "end": high}
-    active = not (image.raster.samples > 1 and label.endswith("alpha"))
-    return Channel.model_validate({"label": label, "color": color, "active": active, "window": window})
+    position = position_of(image.raster)
+    levels = multiscale(image.axes, scale, position, units, image.levels, prefix="s", name=name, method="mean")
+    ranges = list(zip(image.low.tolist(), image.high.tolist(), strict=True)) if "c" in image.axes else []
+    return group_attributes(image.raster, levels, image.names, ranges)
 
 
 def _limit(dtype: np.dtype[Any], *, low: bool) -> float | int:

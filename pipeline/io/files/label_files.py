@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.models import DTYPES
 from chorus.pipeline.io.sources.discovery import identity
-from chorus.pipeline.io.sources.ngff import DTYPES
 
 LABEL_SUFFIXES = ("_masks", "_mask", "_cp_masks", "_labels", "_label", "_seg", "_gt")
 """What follows an image's name in that of its labels, the first one that is there; after them the name alone."""

@@ -12,8 +12,7 @@ from fsspec import AbstractFileSystem
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.formats import cellpose_files
-from chorus.pipeline.io.formats.rasters import SUFFIXES, stem
+from chorus.pipeline.io.formats.registry import kind_of, names, stem, suffix_list
 from chorus.pipeline.io.inside import fault, fitting, readable, shown
 from chorus.pipeline.io.sources.discovery import expand, identity
 
@@ -56,7 +55,10 @@ def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFi
             found.setdefault(file, (relative if fault(relative) else fitting(relative, file), stamp))
             before = -1
         if before >= 0:
-            raise RefusedError(f"{url}: holds no {_kinds()} file; check the path")
+            raise RefusedError(
+                f"{url}: holds no {_kinds()} file; check the path, and name files of HDF5, NumPy and DICOM, "
+                "as 'folder/*.h5' does"
+            )
     seen = Counter(relative.casefold() for relative, _ in found.values())
     files = []
     for url, (relative, stamp) in found.items():
@@ -76,7 +78,7 @@ def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
     try:
         info = fs.info(root)
         if info["type"] != "directory":
-            name = _stem(storage.basename(url), labels=labels)
+            name = stem(storage.basename(url), labels=labels)
             if name is None:
                 raise RefusedError(f"{url}: is no {_kinds()} file; leave it out, or export it as OME-TIFF")
             yield name, url, _stamp(info)
@@ -87,7 +89,8 @@ def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
     except OSError as error:
         raise RefusedError(storage.explain(error, url) or f"{url}: {error}") from error
     for path, info in sorted(listed, key=lambda item: item[0]):
-        relative = _stem(path, labels=labels)
+        kind = kind_of(path, labels=labels)
+        relative = stem(path, labels=labels) if kind is not None and kind.in_folders else None
         if relative is not None and storage.basename(relative):
             yield relative, storage.join(url, path), _stamp(info)
 
@@ -118,20 +121,13 @@ def _is_left_out(folder: str) -> bool:
     return folder.startswith(".") or folder.lower().endswith(".zarr")
 
 
-def _stem(name: str, *, labels: bool) -> str | None:
-    """`name` without its suffix; None where it is not searched for."""
-    if labels and name.lower().endswith(cellpose_files.SUFFIX):
-        return name[: -len(".npy")]
-    return stem(name)
-
-
 def _stamp(info: dict[str, Any]) -> str:
     keys = ("size", "mtime", "etag", "ETag", "md5Hash", "updated", "LastModified", "created")
     return " ".join(str(info[key]) for key in keys[: 2 if "mtime" in info else None] if key in info)
 
 
 def _kinds() -> str:
-    return "TIFF, PNG, JPEG, NIfTI, NRRD or MHA" + f" ({', '.join(SUFFIXES[3:])})"
+    return f"{names()} ({suffix_list()})"
 
 
 def is_zarr(images: str) -> bool:

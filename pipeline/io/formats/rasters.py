@@ -1,54 +1,49 @@
-"""Read TIFF, OME-TIFF, ImageJ TIFF, PNG, JPEG, NIfTI, NRRD and MHA: list a file's images and read windows of them.
+"""One image of an open file: what every reader of a format gives.
 
 Axes become those of OME-Zarr, in the order t, c, z, y, x (those that the file has). Samples (RGB) become channels.
-Axes whose meaning a TIFF does not say (``I``, ``Q``, ...) are taken as z, then t, then c, the last one first.
-Values are those that are stored: palette images keep their indices, bits become 0 and 1.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from io import BytesIO
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-import imagecodecs
 import numpy as np
-import tifffile
-import zarr
 from numpy.typing import NDArray
-from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.formats import cellpose_files, itk_files
-from chorus.pipeline.io.formats.tiff_metadata import TiffDescription, describe
-from chorus.pipeline.io.formats.tiff_planes import (
-    check_planes,
-    check_promises,
-    image_of_series,
-    main_images,
-    ome_images,
-    open_tiff,
-    series_of,
-)
-from chorus.pipeline.io.sources.ngff import DTYPES
+from chorus.pipeline.io.formats.tiff_metadata import TiffDescription
 
-TIFF_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf")
-SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpeg", ".jpg", *itk_files.SUFFIXES)
-
-_MEND = "copy or export the file again, or leave it out"
+MEND = "copy or export the file again, or leave it out"
 _SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 # Rows of a file that is stored in strips as wide as the plane are decoded once for all windows in them, up to this.
 _BAND_BYTES = 256 << 20
 
-# tifffile's log goes only to handlers of the program; without any, Python would print it between our own lines.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-# Pillow refuses large images as an attack; here the user names the files.
-Image.MAX_IMAGE_PIXELS = None
+Read: TypeAlias = Callable[[int, int, range, Window], NDArray[Any]]
+"""Gives (channels, y, x) of time point t, plane z, a range of channels and a window."""
+
+ReadPlane: TypeAlias = Callable[[int, int, int, slice, slice], NDArray[Any]]
+"""Gives (y, x), or (y, x, samples), of time point t, plane z, a stored channel, and spans of y and x."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoarserLevel:
+    """A smaller copy of an image that its file holds.
+
+    Attributes
+    ----------
+    height, width : in pixels
+    read : as that of `Raster`
+    """
+
+    height: int
+    width: int
+    read: Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,13 @@ class Raster:
     channels : names; empty where the file has none
     samples : consecutive channels that the file stores together, pixel by pixel
     scale, units : per axis that the file gives them for, in ``micrometer`` and ``second``
-    read : gives (channels, y, x) of time point t, plane z, a range of channels and a window
+    read : see `Read`
     note : other content or metadata of the file that are not used; empty or a sentence
+    name : of the image in its file; empty where it has none
+    colors : RRGGBB per channel; empty where the file has none
+    position : micrometers, per letter of z, y, x that the file gives it for, of the centre of the first pixel
+    acquired : when, as of ISO 8601; empty where the file does not say
+    levels : coarser copies, the finest of them first
     """
 
     url: str
@@ -75,8 +75,13 @@ class Raster:
     samples: int
     scale: Mapping[str, float]
     units: Mapping[str, str]
-    read: Callable[[int, int, range, Window], NDArray[Any]]
+    read: Read
     note: str = ""
+    name: str = ""
+    colors: tuple[str, ...] = ()
+    position: Mapping[str, float] = field(default_factory=dict)
+    acquired: str = ""
+    levels: tuple[CoarserLevel, ...] = ()
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -91,72 +96,6 @@ class PartOf:
     url: str
 
 
-def stem(name: str) -> str | None:
-    """Strip the suffix of a raster file from `name`; None if it has none."""
-    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-    return None if suffix is None else name[: -len(suffix)]
-
-
-@contextmanager
-def open_rasters(
-    url: str, data: bytes | None = None, *, dtypes: Collection[str] = DTYPES
-) -> Iterator[list[Raster] | PartOf]:
-    """Return the images of a file, for as long as it is open; at least one.
-
-    Parameters
-    ----------
-    data : the file, where it is in memory; then `url` is only its name
-    dtypes : names of the types that its pixels may have
-
-    Raises
-    ------
-    ImageError : it cannot be read, or holds what OME-Zarr or Chorus cannot take; reading a window raises it, too
-    """
-    if url.lower().endswith(itk_files.SUFFIXES):
-        with _errors(url):
-            raster = _raster(url, *itk_files.read_itk(url, data), dtypes)
-        yield [raster]
-        return
-    if url.lower().endswith(cellpose_files.SUFFIX):
-        with _errors(url):
-            masks = cellpose_files.read_masks(url, storage.read_bytes(url) if data is None else data)
-            raster = _raster(url, masks, "zyx"[-masks.ndim :], TiffDescription(), dtypes)
-        yield [raster]
-        return
-    if not url.lower().endswith(TIFF_SUFFIXES):
-        yield _flat(url, data, dtypes)
-        return
-    with ExitStack() as stack:
-        with _errors(url), _complete(url):
-            tiff = open_tiff(url, data, stack)
-            series = series_of(url, tiff)
-        if not series:
-            raise ImageError(f"{url}: holds no image; {_MEND}")
-        with _errors(url):
-            found = _images(url, tiff, series, dtypes)
-        yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
-
-
-def _images(
-    url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], dtypes: Collection[str]
-) -> list[Raster]:
-    """Return the images that begin in a file; raises ImageError where planes of them are missing."""
-    check_promises(url, tiff, series)
-    elements = ome_images(tiff.ome_metadata if tiff.is_ome else None)
-    of_series = image_of_series(tiff, series, elements)
-    described = describe(tiff, series, of_series)
-    kept, aside = main_images(series)
-    found = []
-    for one, index, metadata in zip(series, of_series, described, strict=True):
-        if one in kept and not _elsewhere(one, tiff):
-            check_planes(url, tiff, one, None if index is None else elements[index])
-            found.append(_from_series(url, one, metadata, dtypes))
-    if found and aside:
-        note = f"{url}: {', '.join(aside)} left out, since these are no images to segment"
-        found[0] = replace(found[0], note=note)
-    return found
-
-
 def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
     """Return the only image of a file; raises ImageError where it holds several, or planes of another file."""
     if isinstance(opened, PartOf):
@@ -166,72 +105,23 @@ def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
     return opened[0]
 
 
-def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
-    """Return whether an image that is spread over files begins in another one than `tiff`."""
-    return bool(series.is_multifile) and _first_file(series) not in ("", tiff.filename)
+def raster_of_array(url: str, pixels: Any, meaning: str, described: TiffDescription, dtypes: Collection[str]) -> Raster:
+    """Return an image of an array.
 
+    Parameters
+    ----------
+    pixels : anything that is sliced like an array
+    meaning : a letter of ``tczyxs`` per axis, ``s`` for samples (RGB); ``_`` for one of length 1 that is dropped
+    dtypes : names of the types that pixels may have
 
-def _first_file(series: tifffile.TiffPageSeries) -> str:
-    """Name of the file that holds the first plane; empty where that is missing."""
-    first = series.pages[0]
-    return "" if first is None else str(first.parent.filename)
-
-
-def _from_series(
-    url: str, series: tifffile.TiffPageSeries, described: TiffDescription, dtypes: Collection[str]
-) -> Raster:
-    """Return an image of a TIFF, read in windows through tifffile's own Zarr store."""
-    stored = series.axes.lower()
-    store = series.aszarr(level=0)
-    # A file object that could be written to makes a store that cannot be opened for reading alone.
-    array = zarr.open_array(store, mode="r" if store.read_only else "r+")
-    meaning = _meaning(url, stored, array.shape)
-    return _raster(url, array, meaning, described, dtypes)
-
-
-def _flat(url: str, data: bytes | None, dtypes: Collection[str]) -> list[Raster]:
-    """Return the image of a PNG or JPEG file, decoded whole."""
-    with _errors(url):
-        if data is None:
-            data = storage.read_bytes(url)
-        # Pillow would cut 16 bits of colour to 8.
-        if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":
-            pixels = imagecodecs.png_decode(data)
-        else:
-            with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
-                pixels = np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr") else image)
-        return [_raster(url, pixels, "yxs"[: pixels.ndim], TiffDescription(), dtypes)]
-
-
-def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
-    """Return a letter of ``tczyxs`` per stored axis; ``_`` for one that is dropped, unknown and of length 1."""
-    known = set(stored) & set("tczyxs")
-    if not {"y", "x"} <= known:
-        raise ImageError(f"{url}: axes are {stored!r}, without a plane of y and x; {_MEND}")
-    spare = [letter for letter in "zt" if letter not in known] + (["c"] if not known & set("cs") else [])
-    letters = list(stored)
-    for place in reversed(range(len(letters))):
-        if letters[place] not in "tczyxs":
-            if shape[place] == 1:
-                letters[place] = "_"
-            elif spare:
-                letters[place] = spare.pop(0)
-            else:
-                raise ImageError(
-                    f"{url}: axes are {stored!r} of lengths {shape}, more than time, channel, z, y and x; save it as "
-                    "several files or as OME-TIFF"
-                )
-    return "".join(letters)
-
-
-def _raster(url: str, pixels: Any, meaning: str, described: TiffDescription, dtypes: Collection[str]) -> Raster:
-    """`pixels` (anything that is sliced like an array) whose axes mean `meaning`, as an image in t, c, z, y, x."""
-    dtype = "uint8" if pixels.dtype.kind == "b" else pixels.dtype.newbyteorder("=").name
-    if dtype not in dtypes:
-        raise ImageError(f"{url}: data type {dtype} is not supported; save it as one of {', '.join(dtypes)}")
+    Raises
+    ------
+    ImageError : they are of another type, or there are none
+    """
+    dtype = stored_dtype(url, pixels.dtype, dtypes)
     sizes = dict(zip(meaning, pixels.shape, strict=True))
     if 0 in pixels.shape:
-        raise ImageError(f"{url}: has no pixels (shape {pixels.shape}); {_MEND}")
+        raise ImageError(f"{url}: has no pixels (shape {pixels.shape}); {MEND}")
     samples, planes = sizes.get("s", 1), sizes.get("c", 1)
     names = _channel_names(described.channels, planes, samples) if {"s", "c"} & set(meaning) else described.channels
     lengths = {axis: sizes[axis] for axis in "tczyx" if axis in sizes}
@@ -243,6 +133,72 @@ def _raster(url: str, pixels: Any, meaning: str, described: TiffDescription, dty
     shape = tuple(lengths[axis] for axis in axes)
     read = _Reader(url, pixels, meaning, samples, dtype)
     return Raster(url, axes, shape, dtype, names, samples, scale, units, read)
+
+
+def raster_of_planes(
+    url: str,
+    lengths: Mapping[str, int],
+    pixels: np.dtype[Any],
+    read: ReadPlane,
+    described: TiffDescription,
+    dtypes: Collection[str],
+    *,
+    samples: int = 1,
+) -> Raster:
+    """Return an image that is read plane by plane.
+
+    Parameters
+    ----------
+    lengths : per letter of ``tczyx`` that the file has; ``c`` before samples are counted
+    pixels : type of what `read` returns
+    samples : that `read` returns per pixel; with 1 it returns (y, x)
+
+    Raises
+    ------
+    ImageError : pixels are of another type, or there are none
+    """
+    dtype = stored_dtype(url, pixels, dtypes)
+    if min(lengths.values()) < 1:
+        raise ImageError(f"{url}: has no pixels; {MEND}")
+    planes = lengths.get("c", 1)
+    names = _channel_names(described.channels, planes, samples)
+    found = {axis: lengths[axis] for axis in "tczyx" if axis in lengths}
+    if "c" in lengths or samples > 1 or len(names) == 1:
+        found["c"] = planes * samples
+    axes = "".join(axis for axis in "tczyx" if axis in found)
+    scale = {axis: size for axis, size in described.scale.items() if axis in axes}
+    units = {axis: "second" if axis == "t" else "micrometer" for axis in scale}
+    shape = tuple(found[axis] for axis in axes)
+    return Raster(url, axes, shape, dtype, names, samples, scale, units, planes_reader(url, read, dtype, samples))
+
+
+def planes_reader(url: str, read: ReadPlane, dtype: str, samples: int) -> Read:
+    """Return a function that reads channels of a window, as type `dtype`, from stored planes."""
+
+    def read_channels(t: int, z: int, channels: range, window: Window) -> NDArray[Any]:
+        first, last = channels.start // samples, -(-channels.stop // samples)
+        data = np.empty((last - first, samples, *window.shape), dtype)
+        with decoding_errors(url):
+            for place, plane in enumerate(range(first, last)):
+                pixels = read(t, z, plane, window.y.slice, window.x.slice)
+                data[place] = pixels[np.newaxis] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        skip = channels.start - first * samples
+        return data.reshape(-1, *window.shape)[skip : skip + len(channels)]
+
+    return read_channels
+
+
+def stored_dtype(url: str, dtype: np.dtype[Any], dtypes: Collection[str]) -> str:
+    """Return the name of the type that pixels get; raise ImageError for one that is not among `dtypes`."""
+    name = "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
+    if name not in dtypes:
+        raise ImageError(f"{url}: data type {name} is not supported; save it as one of {', '.join(dtypes)}")
+    return name
+
+
+def rounded(value: float) -> float:
+    """Return a number that was rounded in a file, and then converted, without more digits than it had."""
+    return float(f"{value:.9g}") if math.isfinite(value) else value
 
 
 def _channel_names(names: tuple[str, ...], planes: int, samples: int) -> tuple[str, ...]:
@@ -268,7 +224,7 @@ class _Reader:
 
     def __call__(self, t: int, z: int, channels: range, window: Window) -> NDArray[Any]:
         size = len(channels) * len(window.y) * self._width * np.dtype(self._dtype).itemsize
-        with _errors(self._url):
+        with decoding_errors(self._url):
             if not self._strips or size > _BAND_BYTES:
                 return self._read(t, z, channels, window.y.slice, window.x.slice)
             key = (t, z, channels, window.y)
@@ -290,7 +246,7 @@ class _Reader:
 
 
 @contextmanager
-def _errors(url: str) -> Iterator[None]:
+def decoding_errors(url: str) -> Iterator[None]:
     """Convert what decoders raise, of many libraries' types, to an ImageError of one sentence."""
     try:
         yield
@@ -299,30 +255,4 @@ def _errors(url: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         sentence = storage.explain(error, url) if isinstance(error, OSError) and error.errno else None
-        raise ImageError(sentence or f"{url}: cannot be read ({reason}); {_MEND}") from error
-
-
-class _Losses(logging.Handler):
-    """Collects lost planes that tifffile only logs: a chain of pages that leads out of the file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if "invalid page offset" in message or "invalid offset to first page" in message:
-            self.found = message
-
-
-@contextmanager
-def _complete(url: str) -> Iterator[None]:
-    """Raise ImageError if a file that is opened in this context ends too early."""
-    log, losses = logging.getLogger("tifffile"), _Losses()
-    log.addHandler(losses)
-    try:
-        yield
-    finally:
-        log.removeHandler(losses)
-    if losses.found:
-        raise ImageError(f"{url}: is cut short, pages beyond its end are missing; {_MEND}")
+        raise ImageError(sentence or f"{url}: cannot be read ({reason}); {MEND}") from error

@@ -52,16 +52,21 @@ def prepare_plate(url: str, plate: Plate, wells: Mapping[str, Well]) -> None:
 
 
 def prepare_collection(url: str, series: Sequence[str]) -> None:
-    """Create the groups of a collection (``bioformats2raw.layout`` 3) of the images at the paths `series`.
+    """Create the groups of a collection of the images at the paths `series`.
 
     Raises
     ------
     OutputError : storage does not take it
     """
+    put_documents(url, collection_documents(series))
+
+
+def collection_documents(series: Sequence[str]) -> dict[str, bytes]:
+    """Return the groups of a collection (``bioformats2raw.layout`` 3) of the images at the paths `series`."""
     root = dump(BioFormats2RawAttrs.model_validate({"version": "0.5", "bioformats2raw.layout": 3}))
     documents = group_documents("", {"ome": root}, "0.5")
     documents |= group_documents("OME", {"ome": {"version": "0.5", "series": list(series)}}, "0.5")
-    put_documents(url, documents)
+    return documents
 
 
 def dump(attributes: BaseAttrs) -> dict[str, Any]:

@@ -22,10 +22,10 @@ import zarr.errors
 
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.formats.registry import kind_of, stem
 from chorus.pipeline.io.inside import fault, fitting, readable, shown
-from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.models import DTYPES, FailedImage, SourceImage
 from chorus.pipeline.io.sources.ngff import (
-    DTYPES,
     MEND,
     Kind,
     collection_series,
@@ -129,7 +129,8 @@ def identity(url: str) -> str:
 
 def _names(urls: Sequence[str]) -> dict[str, str]:
     """Names of the roots; equal ones (also on file systems that ignore case) are told apart by their URL."""
-    own = ((url, storage.basename(url).removesuffix(".zarr").removesuffix(".ome")) for url in urls)
+    bases = ((url, storage.basename(url)) for url in urls)
+    own = ((url, (stem(base) or base).removesuffix(".zarr").removesuffix(".ome")) for url, base in bases)
     stems = {url: fitting(stem, url) for url, stem in own}
     seen = Counter(stem.casefold() for stem in stems.values())
     tags = {url: f"-{hashlib.sha256(url.encode()).hexdigest()[:6]}" for url in urls}
@@ -150,7 +151,7 @@ def _roots(url: str, pool: ThreadPoolExecutor, without: str | None) -> Iterator[
     if not found:
         raise RefusedError(
             f"{url}: holds no OME-Zarr image, it is {top.words}; give an OME-Zarr image, plate, collection or a "
-            "folder of them, or convert TIFF and PNG first with `chorus convert`"
+            "folder of them, or convert other files first with `chorus convert`"
         )
 
 
@@ -203,9 +204,15 @@ def _folder(url: str, group: zarr.Group | None) -> _Place:
         return _Place(url, words="a file")
     if ".zarray" in entries:
         return _Place(url, words="a plain Zarr array")
-    folders = sorted(name for name, type_ in entries.items() if type_ == "directory" and name[0] != ".")
+    entered = (name for name, type_ in entries.items() if name[0] != "." and (type_ == "directory" or _searched(name)))
     words = "a folder without any" if entries else "an empty folder"
-    return _Place(url, children=tuple(storage.join(url, name) for name in folders), words=words)
+    return _Place(url, children=tuple(storage.join(url, name) for name in sorted(entered)), words=words)
+
+
+def _searched(name: str) -> bool:
+    """Return whether a file in a folder is of a format that is read directly, and is nothing but an image."""
+    kind = kind_of(name)
+    return kind is not None and kind.searched
 
 
 @dataclass(frozen=True, slots=True)

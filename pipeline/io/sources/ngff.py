@@ -29,10 +29,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside, shown
-from chorus.pipeline.io.models import Level, Ngff, SourceImage
+from chorus.pipeline.io.models import DTYPES, Level, Ngff, SourceImage
+from chorus.pipeline.io.sources.file_store import source_store
 from chorus.pipeline.io.sources.level_geometry import with_scales_of_shapes
 
-DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 _LEVELS = 64
 _PLANE, _PLANES, _CHUNK = 1 << 40, 1 << 20, 1 << 32
 """Maximum pixels per plane, planes per channel and bytes per (inner) chunk: no microscope produces more."""
@@ -137,9 +137,9 @@ def open_group(url: str) -> zarr.Group | None:
     list answers "forbidden" for the keys of the other format.
     """
     failure: Exception | None = None
+    store = source_store(url)
     for zarr_format in (3, 2):
         try:
-            store = storage.store(url, read_only=True)
             return zarr.open_group(store, mode="r", zarr_format=zarr_format, use_consolidated=False)
         except FileNotFoundError:
             continue
@@ -229,8 +229,7 @@ def _check_size(where: str, axes: str, array: zarr.Array[Any]) -> None:
 def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:
     where = inside(url, path, ImageError, what="the path of an array")
     try:
-        store = storage.store(where, read_only=True)
-        return zarr.open_array(store, mode="r", zarr_format=2 if ngff == "0.4" else 3)
+        return zarr.open_array(source_store(where), mode="r", zarr_format=2 if ngff == "0.4" else 3)
     except FileNotFoundError as error:
         message = f"{url}: array {shown(path)}, listed in multiscales.0.datasets, is missing"
         raise ImageError(f"{message}; copy the image again or mend the metadata") from error
@@ -303,6 +302,8 @@ def _validated(model: type[Model], data: Mapping[str, Any], url: str, field: str
 
 def _unopened(error: Exception, url: str) -> ChorusError:
     """Return the exception for an error while opening a group or array: storage's error, or damaged metadata."""
+    if isinstance(error, ImageError):
+        return error
     if sentence := storage.explain(error, url):
         return RefusedError(sentence)
     return ImageError(f"{url}: its Zarr metadata cannot be read ({storage.words(error)}); {MEND}")

@@ -19,6 +19,7 @@ from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff, SourceImage
 from chorus.pipeline.io.sources.chunks import check_any_chunk
+from chorus.pipeline.io.sources.file_store import FileStore, source_store
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
 # Pixels so many times as large, or as small, as the ensemble's show nothing of what it was trained on: a pixel size
@@ -173,7 +174,9 @@ def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zar
     url = storage.join(image_url, level_path)
     formats: dict[Ngff | None, Literal[2, 3] | None] = {None: None, "0.4": 2, "0.5": 3}
     try:
-        return zarr.open_array(storage.store(url, read_only=True), mode="r", zarr_format=formats[ngff])
+        return zarr.open_array(source_store(url), mode="r", zarr_format=formats[ngff])
+    except ImageError:
+        raise
     except Exception as error:
         damaged = f"{url}: cannot be opened ({storage.words(error)}); copy the image again from its origin"
         raise ImageError(storage.explain(error, url) or damaged) from error
@@ -215,13 +218,14 @@ def read_window(
     ValueError
         for indices outside the array
     """
+    is_file = isinstance(array.store_path.store, FileStore)  # its chunks are made when they are read
     selection = _selection(axes, tuple(array.shape), t, z, channels, window)
     place = f"{_url(array)}: t {t}, z {z}, y {window.y.start}-{window.y.stop}, x {window.x.start}-{window.x.stop}"
     try:
-        if strict and (missing := _first_missing(array, selection)):
+        if strict and not is_file and (missing := _first_missing(array, selection)):
             raise ImageError(f"{_url(array)}: chunk {missing} is missing; copy the image again from its origin")
         stored = np.asarray(array.get_orthogonal_selection(selection))
-        if source and (stored == array.fill_value).all():
+        if source and not is_file and (stored == array.fill_value).all():
             check_any_chunk(array, _url(array))
     except (ImageError, MemoryError):
         raise

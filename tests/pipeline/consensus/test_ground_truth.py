@@ -17,7 +17,7 @@ from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, es
 from chorus.pipeline.consensus.staple import staple
 from chorus.pipeline.consensus.vote_patterns import VotePatterns
 from chorus.pipeline.errors import ImageError, RefusedError
-from chorus.pipeline.io.formats.rasters import open_rasters
+from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.sources.discovery import find_images
 from tests.support.making import write_image
 

@@ -15,7 +15,8 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.files.raster_files import find_files
-from chorus.pipeline.io.formats.rasters import Raster, open_rasters
+from chorus.pipeline.io.formats.rasters import Raster
+from chorus.pipeline.io.formats.registry import open_rasters
 
 SUFFIXES = ("nii", "nii.gz", "nrrd", "mha")
 VOLUME = np.random.default_rng(0).integers(0, 60_000, (5, 20, 30)).astype(np.uint16)

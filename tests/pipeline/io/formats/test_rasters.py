@@ -15,7 +15,8 @@ from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.io.formats.rasters import PartOf, Raster, open_rasters, stem
+from chorus.pipeline.io.formats.rasters import PartOf, Raster
+from chorus.pipeline.io.formats.registry import open_rasters, stem
 
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64"]
 

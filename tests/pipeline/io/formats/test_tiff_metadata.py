@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from chorus.pipeline.io.formats.rasters import Raster, open_rasters
+from chorus.pipeline.io.formats.rasters import Raster
+from chorus.pipeline.io.formats.registry import open_rasters
 
 PIXELS = np.full((48, 64), 500, "uint16")
 APERIO = "Aperio Image Library v11\n256x256 "

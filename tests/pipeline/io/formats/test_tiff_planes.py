@@ -11,7 +11,8 @@ import tifffile
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.io.formats.rasters import PartOf, Raster, open_rasters
+from chorus.pipeline.io.formats.rasters import PartOf, Raster
+from chorus.pipeline.io.formats.registry import open_rasters
 
 HEAD = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{}">'
 SIZES = {"C": 1, "Z": 1, "T": 1}

@@ -14,7 +14,7 @@ import zarr
 from chorus.pipeline.errors import ChorusError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.raster_files import find_files
-from chorus.pipeline.io.formats.rasters import open_rasters
+from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.sources.discovery import expand, find_images
 from tests.support.making import write_image

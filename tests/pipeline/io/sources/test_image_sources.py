@@ -28,18 +28,18 @@ from tests.support.ngff import names, refused, write_image, write_plate
 def test_a_named_source_that_is_no_ome_zarr_is_refused_with_the_mend(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "two"), shape=(4, 4), dtype="u1", zarr_format=2)
     zarr.create_array(str(tmp_path / "three"), shape=(4, 4), dtype="u1")
-    (tmp_path / "image.tif").write_bytes(b"II*")
+    (tmp_path / "image.png").write_bytes(b"II*")
     (tmp_path / "empty").mkdir()
     for name, words in {
         "two": "a plain Zarr array",
         "three": "a plain Zarr array",
-        "image.tif": "a file",
+        "image.png": "a file",
         "empty": "an empty folder",
         ".": "a folder without any",
     }.items():
         message = refused((tmp_path / name).resolve())
         assert f"holds no OME-Zarr image, it is {words}; give" in message
-        assert message.endswith("convert TIFF and PNG first with `chorus convert`")
+        assert message.endswith("convert other files first with `chorus convert`")
     assert refused(tmp_path / "none").endswith("none: not found; check the path or URL")
 
 

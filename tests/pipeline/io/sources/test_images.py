@@ -11,9 +11,9 @@ import pytest
 import zarr
 
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.io.models import FailedImage, SourceImage
+from chorus.pipeline.io.models import DTYPES, FailedImage, SourceImage
 from chorus.pipeline.io.sources.discovery import expand, find_images
-from chorus.pipeline.io.sources.ngff import DTYPES, collection_series, plate_metadata, well_metadata
+from chorus.pipeline.io.sources.ngff import collection_series, plate_metadata, well_metadata
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from tests.support import making
 from tests.support.ngff import TYPES, failure, multiscales, names, only, write_group, write_image, write_plate

@@ -1,0 +1,147 @@
+"""Read TIFF, OME-TIFF and ImageJ TIFF in windows.
+
+Axes whose meaning a TIFF does not say (``I``, ``Q``, ...) are taken as z, then t, then c, the last one first.
+Values are those that are stored: palette images keep their indices, bits become 0 and 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import tifffile
+import zarr
+
+from chorus.pipeline.errors import ImageError
+from chorus.pipeline.io import storage
+from chorus.pipeline.io.formats.kind import FormatKind
+from chorus.pipeline.io.formats.rasters import MEND, PartOf, Raster, decoding_errors, raster_of_array
+from chorus.pipeline.io.formats.tiff_metadata import TiffDescription, describe
+from chorus.pipeline.io.formats.tiff_planes import (
+    check_planes,
+    check_promises,
+    image_of_series,
+    main_images,
+    ome_images,
+    open_tiff,
+    series_of,
+)
+
+# tifffile's log goes only to handlers of the program; without any, Python would print it between our own lines.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def _open(url: str, data: bytes | None, dtypes: Collection[str]) -> Iterator[list[Raster] | PartOf]:
+    with ExitStack() as stack:
+        with decoding_errors(url), _complete(url):
+            tiff = open_tiff(url, data, stack)
+            series = series_of(url, tiff)
+        if not series:
+            raise ImageError(f"{url}: holds no image; {MEND}")
+        with decoding_errors(url):
+            found = _images(url, tiff, series, dtypes)
+        yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
+
+
+def _images(
+    url: str, tiff: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], dtypes: Collection[str]
+) -> list[Raster]:
+    """Return the images that begin in a file; raises ImageError where planes of them are missing."""
+    check_promises(url, tiff, series)
+    elements = ome_images(tiff.ome_metadata if tiff.is_ome else None)
+    of_series = image_of_series(tiff, series, elements)
+    described = describe(tiff, series, of_series)
+    kept, aside = main_images(series)
+    found = []
+    for one, index, metadata in zip(series, of_series, described, strict=True):
+        if one in kept and not _elsewhere(one, tiff):
+            check_planes(url, tiff, one, None if index is None else elements[index])
+            found.append(_from_series(url, one, metadata, dtypes))
+    if found and aside:
+        note = f"{url}: {', '.join(aside)} left out, since these are no images to segment"
+        found[0] = replace(found[0], note=note)
+    return found
+
+
+def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
+    """Return whether an image that is spread over files begins in another one than `tiff`."""
+    return bool(series.is_multifile) and _first_file(series) not in ("", tiff.filename)
+
+
+def _first_file(series: tifffile.TiffPageSeries) -> str:
+    """Name of the file that holds the first plane; empty where that is missing."""
+    first = series.pages[0]
+    return "" if first is None else str(first.parent.filename)
+
+
+def _from_series(
+    url: str, series: tifffile.TiffPageSeries, described: TiffDescription, dtypes: Collection[str]
+) -> Raster:
+    """Return an image of a TIFF, read in windows through tifffile's own Zarr store."""
+    stored = series.axes.lower()
+    store = series.aszarr(level=0)
+    # A file object that could be written to makes a store that cannot be opened for reading alone.
+    array = zarr.open_array(store, mode="r" if store.read_only else "r+")
+    meaning = _meaning(url, stored, array.shape)
+    return raster_of_array(url, array, meaning, described, dtypes)
+
+
+def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
+    """Return a letter of ``tczyxs`` per stored axis; ``_`` for one that is dropped, unknown and of length 1."""
+    known = set(stored) & set("tczyxs")
+    if not {"y", "x"} <= known:
+        raise ImageError(f"{url}: axes are {stored!r}, without a plane of y and x; {MEND}")
+    spare = [letter for letter in "zt" if letter not in known] + (["c"] if not known & set("cs") else [])
+    letters = list(stored)
+    for place in reversed(range(len(letters))):
+        if letters[place] not in "tczyxs":
+            if shape[place] == 1:
+                letters[place] = "_"
+            elif spare:
+                letters[place] = spare.pop(0)
+            else:
+                raise ImageError(
+                    f"{url}: axes are {stored!r} of lengths {shape}, more than time, channel, z, y and x; save it as "
+                    "several files or as OME-TIFF"
+                )
+    return "".join(letters)
+
+
+class _Losses(logging.Handler):
+    """Collects lost planes that tifffile only logs: a chain of pages that leads out of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "invalid page offset" in message or "invalid offset to first page" in message:
+            self.found = message
+
+
+@contextmanager
+def _complete(url: str) -> Iterator[None]:
+    """Raise ImageError if a file that is opened in this context ends too early."""
+    log, losses = logging.getLogger("tifffile"), _Losses()
+    log.addHandler(losses)
+    try:
+        yield
+    finally:
+        log.removeHandler(losses)
+    if losses.found:
+        raise ImageError(f"{url}: is cut short, pages beyond its end are missing; {MEND}")
+
+
+KIND = FormatKind(
+    name="TIFF",
+    suffixes=(".ome.tiff", ".ome.tif", ".ome.btf", ".tiff", ".tif", ".btf"),
+    open=_open,
+    reader="tifffile",
+    licence="BSD-3-Clause",
+    windows=True,
+    in_memory=True,
+)
