@@ -63,7 +63,7 @@ class Raster:
     name : of the image in its file; empty where it has none
     colors : RRGGBB per channel; empty where the file has none
     position : micrometers, per letter of z, y, x that the file gives it for, of the centre of the first pixel
-    acquired : when, as of ISO 8601; empty where the file does not say
+    acquired : when, as the file writes it; empty where it does not say
     levels : coarser copies, the finest of them first
     """
 
