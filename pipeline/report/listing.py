@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ def marks_of(images: Images) -> list[str]:
     return [*found, *flags, *review][:_LIMIT]
 
 
-def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str, Any]]:
+def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str, object]]:
     """Yield everything that the script may request, by key; `shown` are names of images that have a thumbnail."""
     for start in range(0, len(images), ROWS):
         yield f"rows-{start // ROWS}", _rows(images, slice(start, start + ROWS), shown)
@@ -53,7 +53,7 @@ def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str
         yield f"order-{index}", _packed(order, "<u4")
     yield "marks", _packed(_marks(images), "<u2")
     for index, content in enumerate(plates.maps):
-        yield f"plate-{index}", content
+        yield f"plate-{index}", asdict(content)
 
 
 def write_parts(out: str, images: Images, plates: Plates, shown: set[str]) -> None:
@@ -66,7 +66,7 @@ def write_parts(out: str, images: Images, plates: Plates, shown: set[str]) -> No
     """
     folder = data_url(out)
 
-    def write(part: tuple[str, Any]) -> None:
+    def write(part: tuple[str, object]) -> None:
         key, value = part
         script = f"chorusData({htmlsafe_json_dumps(key)},{_json(value)});\n"
         storage.write_bytes(storage.join(folder, f"{key}.js"), script.encode())
@@ -87,11 +87,11 @@ def data_url(out: str) -> str:
     return storage.join(out, "report", "data")
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return str(htmlsafe_json_dumps(value, separators=(",", ":")))
 
 
-def _rows(images: Images, which: slice, shown: set[str]) -> list[list[Any]]:
+def _rows(images: Images, which: slice, shown: set[str]) -> list[list[object]]:
     """Return per image: name, rank, whether it has a thumbnail, its numbers, reasons, message."""
     table = images.table.iloc[which]
     columns = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,23 @@ _FORMATS = ((8, 12), (16, 24), (32, 48))
 _LETTERS = [*string.ascii_uppercase, *(f"A{letter}" for letter in string.ascii_uppercase)]
 
 
+@dataclass(frozen=True, slots=True)
+class PlateMap:
+    """What the page's script draws of a plate.
+
+    Attributes
+    ----------
+    rows, columns : names
+    wells : of every well the index of its row and column, and its number of images
+    values : per quantity, the median of every well; None if no image has one
+    """
+
+    rows: list[str]
+    columns: list[str]
+    wells: list[tuple[int, int, int]]
+    values: list[list[float | None]]
+
+
 @dataclass(frozen=True)
 class Plates:
     """The plates of a run.
@@ -26,14 +42,13 @@ class Plates:
     Attributes
     ----------
     names : of the plates
-    maps : per plate, the data that the page's script draws: names of ``rows`` and ``columns``; for every well its
-        position, its number of images, and per quantity its median (None if no image has one)
+    maps : one per plate
     quantities : whose medians these are
     limits : per quantity the values at the two ends of the colours, the same on all plates
     """
 
     names: list[str]
-    maps: list[dict[str, Any]]
+    maps: list[PlateMap]
     quantities: list[Column]
     limits: list[tuple[float, float]]
 
@@ -55,15 +70,15 @@ def plates_of(images: Images) -> Plates:
     return Plates(names, maps, quantities, limits)
 
 
-def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Column]) -> dict[str, Any]:
+def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Column]) -> PlateMap:
     rows, columns = _frame(
         [str(row) for row in medians.index.unique(0)], [str(column) for column in medians.index.unique(1)]
     )
     at_row, at_column = ({name: index for index, name in enumerate(names)} for names in (rows, columns))
     places = [(at_row[str(row)], at_column[str(column)]) for row, column in medians.index]
     values = [rounded(medians[quantity.key].to_numpy(np.float64), quantity.digits) for quantity in quantities]
-    wells = [[*place, int(count)] for place, count in zip(places, counts.to_numpy(), strict=True)]
-    return {"rows": rows, "columns": columns, "wells": wells, "values": values}
+    wells = [(*place, int(count)) for place, count in zip(places, counts.to_numpy(), strict=True)]
+    return PlateMap(rows, columns, wells, values)
 
 
 def _frame(rows: list[str], columns: list[str]) -> tuple[list[str], list[str]]:

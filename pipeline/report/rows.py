@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.report.documents import read_table
 from chorus.pipeline.scores.flag_registry import with_current_flags
 from chorus.pipeline.scores.judgement_scores import MEASURED_DICE
@@ -146,12 +146,12 @@ def read_images(out: str, notes: list[str]) -> Images:
 def _read_scores(url: str) -> pd.DataFrame:
     """Return ``scores.parquet`` with every column that the page needs."""
     try:
-        table = with_current_names(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
-    except pyarrow.ArrowInvalid as error:
-        raise RefusedError(f"{url}: is not Parquet ({error}); run predict again to mend it") from error
+        data = storage.read_bytes(url)
     except OSError as error:
         sentence = storage.explain(error, url)
         raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
+    with parquet_errors(url, "run predict again to mend it"):
+        table = with_current_names(pd.read_parquet(io.BytesIO(data)))
     for name in _TEXTS:
         # A column with only nulls has a numeric dtype.
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str) if name in table else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -13,7 +11,7 @@ from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.serving.review.decisions import DECISIONS, DecisionLog
 from chorus.serving.review.origin import require_own_page
 from chorus.serving.review.run import ReviewedRun, Snapshot
-from chorus.serving.review.schemas import DecideRequest, UndoRequest
+from chorus.serving.review.schemas import Decided, DecideRequest, DecisionsView, UndoRequest
 
 
 def decision_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
@@ -21,14 +19,13 @@ def decision_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
     router = APIRouter(prefix="/api")
 
     @router.get("/decisions")
-    def decisions(since: int = 0) -> dict[str, Any]:
+    def decisions(since: int = 0) -> DecisionsView:
         run.log.refresh()
-        changed = {name: state.model_dump() for name, state in run.log.since(since).items()}
-        counts = run.snapshot().gallery.counts(run.log.states())
-        return {"log": run.log.version, "images": changed, "counts": counts}
+        changed, counts = run.log.since(since), run.snapshot().gallery.counts(run.log.states())
+        return DecisionsView(log=run.log.version, images=changed, counts=counts)
 
     @router.post("/decisions", dependencies=[Depends(require_own_page)])
-    def decide(request: Request, body: DecideRequest) -> dict[str, Any]:
+    def decide(request: Request, body: DecideRequest) -> Decided:
         _check_writable(writable)
         gallery = run.snapshot().gallery
         if body.image not in gallery.places:
@@ -38,7 +35,7 @@ def decision_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
         return _answer(run.log, run.snapshot(), body.image, entry.id)
 
     @router.post("/undo", dependencies=[Depends(require_own_page)])
-    def undo(request: Request, body: UndoRequest) -> dict[str, Any]:
+    def undo(request: Request, body: UndoRequest) -> Decided:
         _check_writable(writable)
         run.log.refresh()
         entry = run.log.undo(_reviewer(request, body.reviewer), body.id)
@@ -61,20 +58,20 @@ def decision_table(log: DecisionLog, snapshot: Snapshot) -> pd.DataFrame:
     places = np.array(sorted(gallery.places[name] for name in decided), np.int64)
     rows = []
     for row in gallery.rows(places):
-        state = decided[row["name"]]
+        state = decided[row.name]
         last = state.verdicts[0]
         said = "; ".join(f"{v.reviewer}: {v.decision}" for v in state.verdicts) if state.conflict else ""
-        head = {"name": row["name"], "decision": state.decision, "reviewer": last.reviewer}
-        head |= {"time": last.time, "note": last.note, "conflict": said, "status": row["status"]}
-        rows.append(head | {"flags": "; ".join(row["flags"]), "reasons": "; ".join(row["reasons"])} | row["values"])
+        head: dict[str, str | float | None] = {"name": row.name, "decision": state.decision, "reviewer": last.reviewer}
+        head |= {"time": last.time, "note": last.note, "conflict": said, "status": row.status}
+        head |= {"flags": "; ".join(row.flags), "reasons": "; ".join(row.reasons)}
+        rows.append({**head, **row.values})
     first = ["name", "decision", "reviewer", "time", "note", "conflict", "status", "flags", "reasons"]
     return pd.DataFrame(rows, columns=[*first, *(quantity.key for quantity in gallery.quantities)])
 
 
-def _answer(log: DecisionLog, snapshot: Snapshot, image: str, entry: str) -> dict[str, Any]:
-    state = log.state(image)
+def _answer(log: DecisionLog, snapshot: Snapshot, image: str, entry: str) -> Decided:
     counts = snapshot.gallery.counts(log.states())
-    return {"id": entry, "image": image, "state": state.model_dump() if state else None, "counts": counts}
+    return Decided(id=entry, image=image, state=log.state(image), counts=counts)
 
 
 def _reviewer(request: Request, given: str) -> str:

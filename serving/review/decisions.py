@@ -45,7 +45,7 @@ class Entry(BaseModel):
     Attributes
     ----------
     id : its time and random digits, unique; entries sort by it
-    run : identity of its results (`RunDocument.identity`): results that replace others are to be reviewed anew
+    run : identity of its results (`ReviewedDocument.identity`): results that replace others are to be reviewed anew
     image : name
     decision : None in an entry that undoes
     undoes : id of the reviewer's own entry that is undone

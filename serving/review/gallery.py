@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from chorus.pipeline.scores.score import Column, Score
 from chorus.pipeline.shift.batch_effects import plate_places
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.decisions import DECISIONS, State
+from chorus.serving.review.schemas import ImageEntry
 
 RANK, NAME = "rank", "name"
 """Orders besides scores: as of the report (by risk after ``chorus flag``, else by uncertainty), and by name."""
@@ -148,8 +149,8 @@ class Gallery:
         key = (query, version if query.decision else None)
         return self._found.get(key, lambda: self._find(query, states))
 
-    def rows(self, places: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Return images as records.
+    def rows(self, places: NDArray[np.int64]) -> list[ImageEntry]:
+        """Return images as entries of a list.
 
         Parameters
         ----------
@@ -159,19 +160,19 @@ class Gallery:
         for place, row in zip(places.tolist(), self.images.rows(places.tolist()), strict=True):
             plate = self._plates[place]
             found.append(
-                {
-                    "place": place,
-                    "name": row.name,
-                    "rank": row.rank,
-                    "status": row.status,
-                    "message": row.message,
-                    "flags": [flag for flag in row.flags if flag != row.status],
-                    "reasons": list(row.reasons),
-                    "review": row.review,
-                    "plate": str(plate) or None,
-                    "well": str(self._wells[place]) if plate else None,
-                    "values": {key: _number(values[place]) for key, values in self._values.items()},
-                }
+                ImageEntry(
+                    place=place,
+                    name=row.name,
+                    rank=row.rank,
+                    status=row.status,
+                    message=row.message,
+                    flags=[flag for flag in row.flags if flag != row.status],
+                    reasons=list(row.reasons),
+                    review=row.review,
+                    plate=str(plate) or None,
+                    well=str(self._wells[place]) if plate else None,
+                    values={key: _number(values[place]) for key, values in self._values.items()},
+                )
             )
         return found
 

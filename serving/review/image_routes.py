@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Request
@@ -22,6 +22,7 @@ from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, wri
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers
 from chorus.serving.review.run import ReviewedRun, Snapshot
+from chorus.serving.review.schemas import ImageView, LayerEntry, LevelEntry, PixelValues
 from chorus.serving.review.tiles import MEDIA, Look, contrast, draw_tile, scale
 
 # Drawing a thumbnail reads three images: only a few at once if a run has no thumbnails.
@@ -42,15 +43,15 @@ def image_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
         views.place(snapshot, name)
         return _cached(request, snapshot.version, "image/webp", lambda: views.thumbnail(snapshot, name))
 
-    @router.get("/image/{name:path}")
-    def image(name: str) -> dict[str, Any]:
+    @router.get("/image/{name:path}", response_model_exclude_unset=True)
+    def image(name: str) -> ImageView:
         snapshot = run.snapshot()
         opened = views.opened(snapshot, name)
         row = snapshot.gallery.rows(np.array([views.place(snapshot, name)]))[0]
         layers = [views.describe(snapshot, name, layer) for layer in opened.layers.values()]
-        row["message"] = run.said(row["message"], name)
+        shown = row.model_copy(update={"message": run.said(row.message, name)})
         notes = [run.said(note, name) for note in opened.notes]
-        return {"image": row, "tile": TILE, "version": snapshot.version, "layers": layers, "notes": notes}
+        return ImageView(image=shown, tile=TILE, version=snapshot.version, layers=layers, notes=notes)
 
     @router.get("/tiles/{name:path}/{layer}/{level:int}/{t:int}/{z:int}/{y:int}/{x:int}.{suffix}")
     def tile(
@@ -94,9 +95,8 @@ def image_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
         x: Annotated[float, Parameter(ge=0, lt=1)],
         t: int = 0,
         z: int = 0,
-    ) -> dict[str, Any]:
-        snapshot = run.snapshot()
-        return {"values": views.values(snapshot, name, t, z, y, x)}
+    ) -> PixelValues:
+        return PixelValues(values=views.values(run.snapshot(), name, t, z, y, x))
 
     return router
 
@@ -151,27 +151,32 @@ class _Views:
         key = (snapshot.version, name, layer.id)
         return self._contrasts.get(key, lambda: contrast(self.pixels.sample(layer)))
 
-    def describe(self, snapshot: Snapshot, name: str, layer: Layer) -> dict[str, Any]:
+    def describe(self, snapshot: Snapshot, name: str, layer: Layer) -> LayerEntry:
         """Return the properties of a layer that the viewer needs."""
         steps, (times, depths) = layer.steps, layer.planes
-        content: dict[str, Any] = {
-            "id": layer.id,
-            "kind": layer.kind,
-            "name": layer.name,
-            "color": layer.color,
-            "times": times,
-            "depths": depths,
-            "levels": [{"width": step.width, "height": step.height} for step in steps],
-            "dtype": layer.image.levels[0].dtype,
-        }
+        entry = LayerEntry(
+            id=layer.id,
+            kind=layer.kind,
+            name=layer.name,
+            color=layer.color,
+            times=times,
+            depths=depths,
+            levels=[LevelEntry(width=step.width, height=step.height) for step in steps],
+            dtype=layer.image.levels[0].dtype,
+        )
         if layer.kind == "channel":
-            content["contrast"] = self.contrast(snapshot, name, layer)
-        elif layer.field is not None:
-            low, high, colors = scale(layer.field, snapshot.document.samples)
-            content |= {"contrast": (low, high), "colors": colors}
-            content |= {"label": layer.field.channel_label(layer.name), "unit": layer.field.display.unit}
-            content["uncertainty"] = layer.field in CLASS_VARIANCES
-        return content
+            return entry.model_copy(update={"contrast": self.contrast(snapshot, name, layer)})
+        if layer.field is None:
+            return entry
+        low, high, colors = scale(layer.field, snapshot.document.samples)
+        of_map = {
+            "contrast": (low, high),
+            "colors": colors,
+            "label": layer.field.channel_label(layer.name),
+            "unit": layer.field.display.unit,
+            "uncertainty": layer.field in CLASS_VARIANCES,
+        }
+        return entry.model_copy(update=of_map)
 
     def values(self, snapshot: Snapshot, name: str, t: int, z: int, y: float, x: float) -> dict[str, float]:
         """Return the value of every layer at a position, given as fractions of height and width."""

@@ -160,7 +160,7 @@ def test_run_goes_on_in_smaller_calls_and_says_so(run_with: Any, tmp_path: Path)
     assert shortages(tmp_path / "plenty") == 0
     assert shortages(tmp_path / "little") == 2  # 4 to 2 to 1, once for the worker
     for row, other in zip(plenty.rows, little.rows, strict=True):
-        assert row["uncertainty"] == pytest.approx(other["uncertainty"], abs=1e-6)
+        assert row.scores["uncertainty"] == pytest.approx(other.scores["uncertainty"], abs=1e-6)
 
 
 def test_too_little_memory_for_a_single_tile_fails_images_and_names_the_mend(
