@@ -172,7 +172,7 @@ class WebApplication:
         return create_app(self._settings, predictors, metrics, names_requests=False)
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: dict[str, object]) -> Application:
     """Build the application for Ray Serve.
 
     Parameters
@@ -206,7 +206,7 @@ def build(args: dict[str, Any]) -> Application:
 def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Application:
     """Return the deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
     ensemble = read_ensemble(url, trust_code=settings.trust_code)
-    scale: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    scale: dict[str, object] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
         bounds = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
         wanted = {"target_ongoing_requests": settings.target_ongoing, "downscale_delay_s": settings.idle_seconds}

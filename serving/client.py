@@ -187,7 +187,7 @@ class Client:
         """Stop the job of a large image, and remove its partial results."""
         self._send("DELETE", f"/v1/predictions/{job}")
 
-    def _predict(self, image: NDArray[Any] | str | Path, media: str, options: dict[str, Any]) -> httpx.Response:
+    def _predict(self, image: NDArray[Any] | str | Path, media: str, options: dict[str, object]) -> httpx.Response:
         path = str(options.pop("path", ""))
         asked = PredictOptions.model_validate(options)
         headers = {"Accept": media}

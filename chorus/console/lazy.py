@@ -84,7 +84,7 @@ def _choices(annotation: Any) -> list[str]:
     return _choices(parts[0]) if len(parts) == 1 and NoneType in get_args(annotation) else []
 
 
-def commands_of(panels: Mapping[str | None, Sequence[CommandEntry]]) -> dict[str, Any]:
+def commands_of(panels: Mapping[str | None, Sequence[CommandEntry]]) -> dict[str, TyperCommand | TyperGroup]:
     """Return the commands of a group by name, without importing any of them.
 
     Parameters
@@ -99,7 +99,7 @@ def _made(command: CommandEntry, panel: str | None) -> TyperCommand | TyperGroup
         return LazyCommand(command, panel)
     return TyperGroup(
         name=command.name,
-        commands=commands_of({None: command.commands}),
+        commands=list(commands_of({None: command.commands}).values()),
         help=command.summary,
         no_args_is_help=True,
         rich_help_panel=panel,

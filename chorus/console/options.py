@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
@@ -225,7 +225,7 @@ class RequestOptions:
         return validated(PredictRequest, content | {"settings": settings, "run": run}, "predict")
 
 
-def validated(request: type[Request], content: dict[str, Any], command: str) -> Request:
+def validated(request: type[Request], content: Mapping[str, object], command: str) -> Request:
     """Validate the request of a command; raise RefusedError naming the option that is at fault."""
     from pydantic import ValidationError
 

@@ -142,7 +142,7 @@ class ImageTable:
         """Build the table of `images`, in their order, without holding them as objects."""
         batches: list[pa.RecordBatch] = []
         regions: list[int] = []
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for image in images:
             rows.append({name: getattr(image, name) for name in SCHEMA.names})
             regions.append(image.regions)

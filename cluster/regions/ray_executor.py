@@ -192,7 +192,7 @@ class RayExecutor(RayTasks):
         at_once = min(self._placement.blocks_per_actor, -(-blocks // self._placement.actors_per_stage))
         for index, group in enumerate(groups):
             actor: type = RegionActor
-            arguments: dict[str, Any] = {"context": context}
+            arguments: dict[str, object] = {"context": context}
             if len(groups) > 1:
                 position = "first" if index == 0 else "last" if index == len(groups) - 1 else "middle"
                 actor = StageActor

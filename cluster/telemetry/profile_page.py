@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
 import jinja2
 import numpy as np
@@ -38,6 +38,26 @@ _COLORS = {
     "prepare output": "#e3b5cf", "record": "#e8c9dc",
     "image scores": "#7a6bb3", "pyramid": "#0072b2", "thumbnail": "#5fa8d3", "image record": "#a7cbe5",
 }  # fmt: skip
+
+
+class TraceEvent(TypedDict, total=False):
+    """An event of the Trace Event Format; `ts` and `dur` are microseconds."""
+
+    ph: Required[Literal["M", "X"]]
+    name: Required[str]
+    cat: Literal["region", "image", "run"]
+    pid: Required[int]
+    tid: int
+    ts: float
+    dur: float
+    args: Required[dict[str, int | str]]
+
+
+class Trace(TypedDict):
+    """A file of the Trace Event Format."""
+
+    traceEvents: list[TraceEvent]
+    displayTimeUnit: Literal["ms"]
 
 
 def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
@@ -67,7 +87,7 @@ def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
     return storage.join(folder, "index.html")
 
 
-def trace(timeline: pd.DataFrame) -> dict[str, Any]:
+def trace(timeline: pd.DataFrame) -> Trace:
     """Return all stages as complete events ("ph": "X") of the Trace Event Format, in microseconds since the first one.
 
     References
@@ -76,14 +96,16 @@ def trace(timeline: pd.DataFrame) -> dict[str, Any]:
     """
     first = int(timeline.begin.min())
     processes = {name: index for index, name in enumerate(timeline.actor.unique(), start=1)}
-    events: list[dict[str, Any]] = [
+    events: list[TraceEvent] = [
         {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}} for name, pid in processes.items()
     ]
     threads: dict[tuple[str, int], int] = {}
     rows: Any = timeline.itertuples(index=False)
     for row in rows:
         thread = threads.setdefault((row.actor, row.thread), len(threads) + 1)
-        about = {key: int(value) for key, value in (("region", row.region), ("image", row.image)) if value >= 0}
+        about: dict[str, int | str] = {
+            key: int(value) for key, value in (("region", row.region), ("image", row.image)) if value >= 0
+        }
         events.append(
             {
                 "ph": "X",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -135,7 +136,7 @@ class ServeSettings(_Strict):
         return max(1, math.ceil(self.limits.deadline_seconds / 30))
 
 
-def parse_settings(content: dict[str, Any]) -> ServeSettings:
+def parse_settings(content: Mapping[str, object]) -> ServeSettings:
     """Validate settings from outside.
 
     An ensemble may also be given as ``ensemble: URL``; its name is then that of its folder.
@@ -146,9 +147,11 @@ def parse_settings(content: dict[str, Any]) -> ServeSettings:
         The message names the field, and what is wrong with it.
     """
     content = dict(content)
-    single = content.pop("ensemble", None)
-    if single is not None:
-        content["ensembles"] = {name_of(single): single} | content.get("ensembles", {})
+    single, several = content.pop("ensemble", None), content.get("ensembles", {})
+    if isinstance(single, str) and isinstance(several, dict):
+        content["ensembles"] = {name_of(single): single} | several
+    elif single is not None:
+        raise RefusedError("serve: ensemble: give one URL, or several by their names as ensembles")
     try:
         return ServeSettings.model_validate(content)
     except ValidationError as error:

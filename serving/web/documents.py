@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import JsonValue
+
 from chorus.serving.contract.problems import MEDIA, TITLES, Problem
 from chorus.serving.contract.schemas import JSON, NPZ, TIFF, ZIP, JobState, Prediction, PredictOptions, PredictRequest
 
@@ -30,18 +32,18 @@ _BYTES = {"type": "string", "format": "binary"}
 _EXAMPLE = {"source": {"url": "https://example.org/public/plate.ome.zarr", "image": "B/3/0"}, "options": {"z": 2}}
 
 
-def _fields() -> dict[str, Any]:
+def _fields() -> dict[str, JsonValue]:
     """Return the options one by one, as fields of a form."""
     return dict(PredictOptions.model_json_schema()["properties"])
 
 
-def _parameters() -> list[dict[str, Any]]:
+def _parameters() -> list[dict[str, JsonValue]]:
     """Return the options as query parameters, for a body that is the image, and the headers."""
-    found = [
+    found: list[dict[str, JsonValue]] = [
         {"name": name, "in": "query", "required": False, "schema": schema, "explode": True}
         for name, schema in _fields().items()
     ]
-    header = {"name": "X-Deadline-Seconds", "in": "header", "required": False}
+    header: dict[str, JsonValue] = {"name": "X-Deadline-Seconds", "in": "header", "required": False}
     return [*found, header | {"schema": {"type": "number", "exclusiveMinimum": 0}, "description": "504 after it"}]
 
 

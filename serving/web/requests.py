@@ -111,7 +111,7 @@ async def _form(request: Request) -> tuple[bytes, str, PredictOptions]:
 
 def _options(fields: FormData | QueryParams) -> PredictOptions:
     """Parse options given as text; lists are given by repetition."""
-    content: dict[str, Any] = {}
+    content: dict[str, object] = {}
     for name in fields:
         values = fields.getlist(name)
         if name not in _LISTS and len(values) != 1:
