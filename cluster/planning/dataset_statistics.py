@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from chorus.cluster.planning.image_statistics import measures_of, survey_image, write_dataset_statistics
+from chorus.cluster.planning.image_statistics import (
+    measures_of,
+    stored_statistics,
+    survey_image,
+    write_dataset_statistics,
+)
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io import storage
 from chorus.pipeline.preprocessing.preparation import Survey
 
 
@@ -24,7 +28,7 @@ def survey_dataset(tasks: Tasks, context: RunContext, table: ImageTable, ensembl
     RefusedError
         If the images' types differ: values of different ranges have no common statistics.
     """
-    if storage.exists(context.dataset_url):
+    if stored_statistics(context.dataset_url) is not None:
         return []
     types = sorted({image.dtype for image in table.kinds[0]})
     if len(types) > 1:

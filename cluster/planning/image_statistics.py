@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext
@@ -35,7 +35,7 @@ def measure_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) 
     """Measure an image's statistics and store them; raise ImageError where a pixel is not a finite number."""
     url = context.statistics_url(image.name)
     measures = measures_of(ensemble, context.settings.tile, "image")
-    if storage.exists(url) and measures <= _stored(url).keys():
+    if (stored := stored_statistics(url)) is not None and measures <= stored.keys():
         return
     _write(url, measured(image, measures, stored_pixels(image, strict=context.settings.strict)))
 
@@ -106,8 +106,16 @@ def _write(url: str, statistics: Statistics) -> None:
 @lru_cache(maxsize=256)
 def _read(url: str, session: str) -> dict[Measure, float]:
     """Read once per session: a later run of the same process may have other statistics at the same place."""
-    return _stored(url)
-
-
-def _stored(url: str) -> dict[Measure, float]:
     return dict(_FOUND.validate_json(storage.read_bytes(url)))
+
+
+def stored_statistics(url: str) -> Statistics | None:
+    """Return the statistics that a session stored; None where there are none, or their file is damaged."""
+    with storage_errors(url):
+        if not storage.exists(url):
+            return None
+        data = storage.read_bytes(url)
+    try:
+        return dict(_FOUND.validate_json(data))
+    except ValidationError:
+        return None

@@ -47,6 +47,8 @@ def run_state(out: str, *, count: bool) -> RunState | None:
     ------
     OutputError
         If `out` cannot be read.
+    DamagedError
+        If its ``run.json`` is cut, or does not hold what it should.
     """
     with storage_errors(out):
         if not storage.exists(storage.join(out, "run.json")):

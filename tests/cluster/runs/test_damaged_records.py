@@ -28,7 +28,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     for name, shape in IMAGES.items():
         write_image(folder / "in" / name, pixels(shape), "yx")
-    write_light_ensemble(folder / "e", members=2, width=2, tile=32, augmentations=["identity"])
+    measured = {"channels": ["dna"], "normalisation": {"kind": "percentile", "low": 1, "high": 99.8}}
+    write_light_ensemble(folder / "e", members=2, width=2, tile=32, augmentations=["identity"], input=measured)
     run(folder / "in", folder / "e", folder / "out")
     return folder
 
@@ -85,6 +86,17 @@ def test_a_damaged_record_of_an_image_is_written_anew_and_said(
         assert start(done / "in", done / "e", out).state == "complete"
     assert "the record of image a.ome.zarr is damaged; it is finished anew" in caplog.text
     assert record.read_bytes() == before
+    assert_whole(out, done)
+
+
+@pytest.mark.parametrize("content", [b"", b"[[", b"[1]", b"{}"])
+def test_damaged_statistics_are_measured_anew(content: bytes, done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    (statistics,) = (out / "plan" / "statistics").rglob("a.ome.zarr.json")
+    statistics.write_bytes(content)
+    (out / "ledger" / "a.ome.zarr" / "image.json").unlink()
+    next((out / "ledger" / "a.ome.zarr").glob("region-*.json")).unlink()
+    assert start(done / "in", done / "e", out).state == "complete"
     assert_whole(out, done)
 
 
