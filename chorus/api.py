@@ -93,7 +93,7 @@ def predict(
     ----------
     sources : OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs
     ensemble : as in `load`, or a loaded ensemble
-    out : folder, or a gs:// or s3:// URL, for the results
+    out : folder, or a gs://, s3:// or az:// URL, for the results
     objects : by ``flows``, ``watershed`` or ``components``, or ``none``; ``auto`` is by flows where there are any
     report : whether `report/index.html` is written at the end
     progress : whether a bar is shown

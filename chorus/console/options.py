@@ -68,7 +68,7 @@ class RequestOptions:
             "--ensemble", "-e", help="ensemble.yaml, its folder, or the name of one in `chorus ensemble list`."
         ),
     ]
-    out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs:// or s3:// URL.")]
+    out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs://, s3:// or az:// URL.")]
     channel: Annotated[
         list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
     ] = None

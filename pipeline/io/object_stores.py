@@ -26,18 +26,29 @@ import fsspec.asyn
 from fsspec.config import set_conf_env
 
 from chorus.pipeline.core.retries import RETRIES
+from chorus.pipeline.errors import RefusedError
 
 log = logging.getLogger("chorus")
 T = TypeVar("T")
 
-SCHEMES = ("gs", "s3")
+SCHEMES = ("gs", "s3", "az")
 WEB = ("http", "https")
 PART = 50 << 20
 """Bytes per part of an upload; longer files go in several and become visible when all have arrived."""
 _CONNECT_SECONDS, _SILENCE_SECONDS, _BODY_SECONDS = 10, 60, 900
 _CONNECTIONS = 64
 # Beginnings of the names of variables by which the libraries are told where and as whom to work.
-_TOLD_BY = ("AWS_", "CLOUDSDK_", "FSSPEC_", "GCE_", "GCSFS_", "GOOGLE_", "NO_GCE_CHECK", "STORAGE_EMULATOR_HOST")
+_TOLD_BY = (
+    "AWS_",
+    "AZURE_",
+    "CLOUDSDK_",
+    "FSSPEC_",
+    "GCE_",
+    "GCSFS_",
+    "GOOGLE_",
+    "NO_GCE_CHECK",
+    "STORAGE_EMULATOR_HOST",
+)
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -59,7 +70,7 @@ def is_object(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 @cache
 def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.AbstractFileSystem:
-    kind = {"gs": _google, "s3": _amazon}.get(scheme, _web)()
+    kind = {"gs": _google, "s3": _amazon, "az": _azure}.get(scheme, _web)()
     fs = kind(
         asynchronous=asynchronous, use_listings_cache=False, skip_instance_cache=True, **_options(scheme, os.environ)
     )
@@ -68,7 +79,7 @@ def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.
 
 
 def _options(scheme: str, environment: Any) -> dict[str, Any]:
-    """Read options from ``FSSPEC_GS_...`` and ``FSSPEC_S3_...``, such as ``FSSPEC_S3_ANON=true``."""
+    """Read options from ``FSSPEC_GS_...``, ``FSSPEC_S3_...`` and ``FSSPEC_AZ_...``, such as ``FSSPEC_S3_ANON=true``."""
     found: dict[str, dict[str, Any]] = {}
     set_conf_env(found, environment)
     return {key: _truth(value) for key, value in found.get(scheme, {}).items()}
@@ -86,7 +97,7 @@ def _not_closed_here(*_: Any) -> None:
 
 def _close(fs: fsspec.AbstractFileSystem) -> None:
     """Close its connections in the event loop in which they were opened."""
-    session = getattr(fs, "_session", None) or getattr(fs, "_s3", None)
+    session = getattr(fs, "_session", None) or getattr(fs, "_s3", None) or getattr(fs, "service_client", None)
     if session is None or os.getpid() != fs._pid:
         return
 
@@ -226,6 +237,82 @@ def _amazon() -> type[fsspec.AbstractFileSystem]:
             return True
 
     return Amazon
+
+
+@cache
+def _azure() -> type[fsspec.AbstractFileSystem]:
+    try:
+        from adlfs import AzureBlobFileSystem
+    except ImportError as error:
+        raise RefusedError(
+            "az:// URLs are read by adlfs, which is not installed; install it with `pip install "
+            "'chorus-bioimage[azure]'`"
+        ) from error
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        HttpResponseError,
+        IncompleteReadError,
+        ResourceNotFoundError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
+
+    def passing(error: Exception) -> bool:
+        if isinstance(error, HttpResponseError) and error.status_code is not None:
+            return error.status_code in (408, 429, 500, 502, 503, 504)
+        broken = IncompleteReadError | ServiceRequestError | ServiceResponseError | TimeoutError
+        return isinstance(error, broken)
+
+    class Azure(AzureBlobFileSystem):  # type: ignore[misc]
+        """`adlfs` with this module's attempts, after those of Azure's own client, and with the last bytes of a blob."""
+
+        protocol = ("az", "abfs")
+
+        def __init__(self, **options: Any) -> None:
+            limits = {"connection_timeout": _CONNECT_SECONDS, "read_timeout": _SILENCE_SECONDS}
+            try:
+                super().__init__(**limits | options)
+            except ValueError as error:  # nothing in the environment says which account
+                raise ClientAuthenticationError(str(error)) from error
+
+        async def _info(self, path: str, refresh: bool = False, **options: Any) -> dict[str, Any]:
+            async def look() -> dict[str, Any]:
+                found: dict[str, Any] = await super(Azure, self)._info(path, refresh=refresh, **options)
+                return found
+
+            return await again(look, passing, f"az://{path}")
+
+        async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+            if start is not None and start < 0:  # Azure has no ranges from the end
+                size = (await self._info(path))["size"]
+                start = max(0, size + start)
+
+            async def read() -> bytes:
+                data: bytes = await super(Azure, self)._cat_file(path, start=start, end=end, **options)
+                return data
+
+            return await again(read, passing, f"az://{path}")
+
+        async def _pipe_file(self, path: str, value: bytes, **options: Any) -> Any:
+            options.pop("chunksize", None)  # Azure's client cuts uploads itself, and shows a blob when all has arrived
+            return await again(lambda: super(Azure, self)._pipe_file(path, value, **options), passing, f"az://{path}")
+
+        pipe_file = fsspec.asyn.sync_wrapper(_pipe_file)
+
+        async def is_object(self, path: str) -> bool:
+            container, blob, _ = self.split_path(path)
+
+            async def look() -> bool:
+                async with self.service_client.get_blob_client(container, blob) as client:
+                    try:
+                        await client.get_blob_properties()
+                    except ResourceNotFoundError:
+                        return False
+                return True
+
+            return await again(look, passing, f"az://{path}")
+
+    return Azure
 
 
 @cache

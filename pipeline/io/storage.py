@@ -1,6 +1,6 @@
 """The one place that opens a URL: Zarr stores for arrays, fsspec filesystems for small files.
 
-A URL is a local path, ``file://``, ``memory://``, ``gs://``, ``s3://`` or (read-only) ``http(s)://``.
+A URL is a local path, ``file://``, ``memory://``, ``gs://``, ``s3://``, ``az://`` or (read-only) ``http(s)://``.
 Credentials come from the environment of the filesystem's own library, never from arguments.
 """
 
@@ -31,7 +31,7 @@ from chorus.pipeline.io.fences import Fence, Pass, fence_of, missing, raise_fenc
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-SCHEMES = ("file", "memory", "gs", "s3", "http", "https")
+SCHEMES = ("file", "memory", "gs", "s3", "az", "http", "https")
 # Of presigned URLs of Amazon, Google and Azure.
 _SIGNATURE = re.compile(r"(^|&)(x-(amz|goog)-[a-z-]+|signature|sig|token|access_token|awsaccesskeyid)=", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ def is_web(url: str) -> bool:
 def check_writable(url: str) -> None:
     """Raise RefusedError if nothing can ever be written; missing permissions show only on writing."""
     if is_web(url):
-        raise RefusedError(f"{url}: cannot be written over HTTP; choose a folder or a gs:// or s3:// URL")
+        raise RefusedError(f"{url}: cannot be written over HTTP; choose a folder or a gs://, s3:// or az:// URL")
 
 
 def normalise(url: str) -> str:
@@ -273,13 +273,21 @@ def explain(error: BaseException, url: str) -> str | None:
 # Types of the libraries below fsspec, as package and name: so none of them is imported to look for its errors.
 _NETWORK_ERRORS = {
     "aiohttp.ClientConnectionError",
+    "azure.ServiceRequestError",
+    "azure.ServiceResponseError",
     "botocore.ConnectionError",
     "botocore.HTTPClientError",
     "google.TransportError",
     "requests.ConnectionError",
 }
-_BROKEN_OFF = {"aiohttp.ClientPayloadError", "botocore.IncompleteReadError", "botocore.ResponseStreamingError"}
+_BROKEN_OFF = {
+    "aiohttp.ClientPayloadError",
+    "azure.IncompleteReadError",
+    "botocore.IncompleteReadError",
+    "botocore.ResponseStreamingError",
+}
 _SIGN_IN_ERRORS = {
+    "azure.ClientAuthenticationError",
     "botocore.NoCredentialsError",
     "botocore.PartialCredentialsError",
     "botocore.CredentialRetrievalError",
@@ -291,6 +299,7 @@ _SIGN_IN_ERRORS = {
 }
 _OTHER_ERRORS = {
     "aiohttp.ClientError",
+    "azure.AzureError",
     "botocore.BotoCoreError",
     "gcsfs.HttpError",
     "gcsfs.ChecksumError",
@@ -299,6 +308,8 @@ _OTHER_ERRORS = {
     "google.GoogleAPIError",
 }
 _SIGN_IN = {
+    "az": "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and sign in with `az login` "
+    "(AZURE_STORAGE_ANON=true reads public containers without)",
     "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS "
     "(FSSPEC_GS_TOKEN=anon reads public buckets without)",
     "s3": "sign in with `aws sso login` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true reads "
@@ -323,6 +334,8 @@ def _http_status(error: BaseException, names: set[str]) -> int | None:
     """Return the status that a web server or Google's storage answered with."""
     if "aiohttp.ClientResponseError" in names:
         return int(getattr(error, "status", 0)) or None
+    if "azure.HttpResponseError" in names:
+        return int(getattr(error, "status_code", 0) or 0) or None
     if "gcsfs.HttpError" in names:
         code = str(getattr(error, "code", ""))
         return int(code) if code.isdecimal() else None

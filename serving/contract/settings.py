@@ -115,8 +115,8 @@ class ServeSettings(_Strict):
     def _buckets(cls, prefixes: list[str]) -> list[str]:
         # A run reads for hours: web addresses that were checked at its begin may have changed meanwhile.
         for prefix in prefixes:
-            if not prefix.startswith(("gs://", "s3://")):
-                raise ValueError(f"{prefix}: runs read and write buckets; give a gs:// or s3:// URL")
+            if not prefix.startswith(("gs://", "s3://", "az://")):
+                raise ValueError(f"{prefix}: runs read and write buckets; give a gs://, s3:// or az:// URL")
         return prefixes
 
     @model_validator(mode="after")

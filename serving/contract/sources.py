@@ -30,7 +30,7 @@ from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, surveyed
 from chorus.serving.contract.problems import RequestError
 
-_SCHEMES = ("gs", "s3", "https", "http")
+_SCHEMES = ("gs", "s3", "az", "https", "http")
 _PART = re.compile(r"[A-Za-z0-9._ +=@-]+")
 # Codecs of numcodecs and zarr that execute nothing that is stored: Pickle is not among them.
 _CODECS = {
@@ -202,7 +202,9 @@ def check_source(url: str, prefixes: Iterable[str], field: str = "source.url") -
     plain = parts.scheme in _SCHEMES and not (parts.query or parts.fragment or "@" in parts.netloc)
     # Prefixes are compared as text, so that there must be only one way to write a location.
     if not plain or not _is_plain(parts.path.strip("/")) or not url.isascii() or url != url.strip():
-        raise RequestError(403, f"{field} must be a plain https://, gs:// or s3:// URL without login, query or `..`")
+        raise RequestError(
+            403, f"{field} must be a plain https://, gs://, s3:// or az:// URL without login, query or `..`"
+        )
     if not any(f"{url.rstrip('/')}/".startswith(prefix) for prefix in prefixes):
         raise RequestError(403, f"{field} is not below a prefix that this server may use")
     if parts.scheme in ("http", "https"):

@@ -41,7 +41,7 @@ def serve(
         str | None, typer.Option(help="Folder or bucket for large images; by default gone at the end.")
     ] = None,
     reprocess: Annotated[
-        list[str] | None, typer.Option(help="gs:// or s3:// URL that /v1/jobs may use; with --address.")
+        list[str] | None, typer.Option(help="gs://, s3:// or az:// URL that /v1/jobs may use; with --address.")
     ] = None,
     device: Annotated[DeviceChoice, typer.Option(help="Where members run.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic within the members.")] = "fp32",

@@ -76,7 +76,7 @@ def _check_places(given: Mapping[str, Any], options: Mapping[str, str], *, share
     for name in PLACES:
         for value in _values(given.get(name)):
             if storage.scheme(value) == "memory":
-                raise RefusedError(f"{value}: is in the memory of one process; give a gs:// or s3:// URL")
+                raise RefusedError(f"{value}: is in the memory of one process; give a gs://, s3:// or az:// URL")
             if storage.scheme(value) != "file" or _is_name(name, value):
                 continue
             if not shared:

@@ -34,7 +34,9 @@ class TrainOptions:
         str,
         typer.Option("--labels", "-l", help="Label files of the same names; for OME-Zarr the name of the label image."),
     ]
-    out: Annotated[str, typer.Option("--out", "-o", help="Becomes the ensemble: a folder, or a gs:// or s3:// URL.")]
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Becomes the ensemble: a folder, or a gs://, s3:// or az:// URL.")
+    ]
     label_kind: Annotated[
         Literal["instances", "classes"],
         typer.Option(help="Values of labels: an object each, or the index of a class.", rich_help_panel=_DATA),

@@ -20,7 +20,7 @@ err = Console(stderr=True)
 
 _Run = Annotated[str, typer.Argument(help="Results of `chorus predict`.")]
 _WithObjects = Annotated[str, typer.Argument(help="Results of `chorus predict`, after `chorus objects`.")]
-_To = Annotated[str, typer.Option("--out", "-o", help="Gets the files: a folder, or a gs:// or s3:// URL.")]
+_To = Annotated[str, typer.Option("--out", "-o", help="Gets the files: a folder, or a gs://, s3:// or az:// URL.")]
 _Color = Annotated[
     Literal["class", "doubt"] | None,
     typer.Option(help="Colour of objects; by default of their doubt, or where none was saved of their class."),

@@ -25,6 +25,7 @@ from chorus.pipeline.io.models import DTYPES
 GROUP = "chorus.readers"
 BUILT_IN = (
     tiff.KIND,
+    tiff.SVS,
     whole_files.PICTURES,
     whole_files.ITK,
     whole_files.CELLPOSE,

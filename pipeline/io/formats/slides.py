@@ -1,4 +1,4 @@
-"""Read whole slides by OpenSlide, in windows: SVS, NDPI, MRXS, SCN and others, and DICOM.
+"""Read whole slides by OpenSlide, in windows: NDPI, MRXS, SCN and others, and DICOM.
 
 A slide is one image in red, green and blue, with the coarser levels that its file holds. What was not scanned has the
 slide's background colour, or white. Labels, overviews and thumbnails are not images to segment.
@@ -125,7 +125,7 @@ def _number(text: str | None) -> float:
 
 KIND = FormatKind(
     name="whole slides",
-    suffixes=(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
+    suffixes=(".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"),
     open=_open,
     reader="OpenSlide",
     licence="LGPL-2.1",

@@ -244,7 +244,7 @@ def test_runs_of_others_on_the_cluster_are_neither_shown_nor_stopped(faked: tupl
 
 
 def test_runs_need_buckets_and_a_cluster() -> None:
-    with pytest.raises(RefusedError, match="give a gs:// or s3:// URL"):
+    with pytest.raises(RefusedError, match="give a gs://, s3:// or az:// URL"):
         parse_settings({"ensemble": "e", "reprocess": ["https://example.org/public/"]})
     settings = parse_settings({"ensemble": "e", "reprocess": ["gs://lab/runs"]})
     with pytest.raises(RefusedError, match="give its --address"):

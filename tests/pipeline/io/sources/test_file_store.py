@@ -42,11 +42,11 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "a.nd2": lambda path: write_nd2(path, pixels((2, 2, 1, 300, 700, 2)), stages_um=((0.0, 0.0), (9.0, 9.0))),
     "a.lif": lambda path: write_lif(path, [LifImage("one", pixels((1, 1, 2, 300, 700, 2)))]),
     "a.svs": lambda path: write_svs(path, (pixels((720, 880, 3)) % 256).astype(np.uint8)),
+    "a.bif": lambda path: write_svs(path, (pixels((720, 880, 3)) % 256).astype(np.uint8)),
     "a.h5": lambda path: write_ilastik(path, pixels((300, 700, 2)), "yxc"),
     "a.npy": write_npy,
     "a.ome.tif": write_tiff,
 }
-IN_FOLDERS = [name for name in WRITERS if name.rpartition(".")[2] in ("czi", "nd2", "lif", "svs")]
 
 
 def read(image: SourceImage, window: Window, *, level: int = 0, t: int = 0, z: int = 0) -> np.ndarray[Any, Any]:
@@ -95,6 +95,7 @@ def test_a_folder_gives_zarr_and_files_of_microscopes_and_leaves_out_what_may_be
     write_image(tmp_path / "z.ome.zarr", pixels((40, 50)))
     images = found(tmp_path)
     assert [image.name for image in images] == [
+        "bif.ome.zarr",
         "czi.ome.zarr/0",
         "czi.ome.zarr/1",
         "lif.ome.zarr",
@@ -140,7 +141,7 @@ def test_a_file_that_is_cut_short_is_one_failed_image_and_the_others_are_done(
         ("a.czi", "pylibCZIrw", "czi"),
         ("a.nd2", "nd2", "nd2"),
         ("a.lif", "liffile", "lif"),
-        ("a.svs", "openslide", "slides"),
+        ("a.bif", "openslide", "slides"),
         ("a.h5", "h5py", "hdf5"),
     ],
 )
