@@ -17,6 +17,7 @@ import atexit
 import logging
 import os
 import random
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -274,6 +275,9 @@ def _azure() -> type[fsspec.AbstractFileSystem]:
                 super().__init__(**limits | options)
             except ValueError as error:  # nothing in the environment says which account
                 raise ClientAuthenticationError(str(error)) from error
+            for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+                if (watched := finalizer.peek()) is not None and watched[0] is self:
+                    finalizer.detach()  # as `_not_closed_here`; adlfs has no name for it
 
         async def _info(self, path: str, refresh: bool = False, **options: Any) -> dict[str, Any]:
             async def look() -> dict[str, Any]:
