@@ -35,6 +35,7 @@ from chorus.pipeline.instances.volumes.regions import label_block
 from chorus.pipeline.instances.volumes.stored import StoredVolume
 from chorus.pipeline.instances.volumes.table import volume_rows
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.writer import prepare_labels, put_array, remove_labels, write_labels
 from chorus.pipeline.io.sources.reading import open_level, read_window
@@ -169,6 +170,6 @@ def _stored_names(job: VolumeJob, name: str, t: int, box: Box) -> Iterator[tuple
     window: Window = box.window
     with storage_errors(job.scratch):
         store = storage.store(job.scratch, read_only=True)
-        array: zarr.Array[Any] = zarr.open_array(store, path=job.names_plan(name, t).path, mode="r")
+        array = open_array(store, job.names_plan(name, t).path)
         for z in range(box.z.start, box.z.stop):
             yield z, np.asarray(array[z, window.y.slice, window.x.slice], dtype=np.uint64)

@@ -32,12 +32,6 @@ from chorus.serving.contract.problems import RequestError
 
 _SCHEMES = ("gs", "s3", "az", "https", "http")
 _PART = re.compile(r"[A-Za-z0-9._ +=@-]+")
-# Codecs of numcodecs and zarr that execute nothing that is stored: Pickle is not among them.
-_CODECS = {
-    "blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd", "shuffle", "bitround", "delta", "fixedscaleoffset",
-    "quantize", "astype", "packbits", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes",
-    "transpose", "sharding_indexed",
-}  # fmt: skip
 # Any of them makes a folder a Zarr group.
 _GROUP = ("zarr.json", ".zgroup", ".zattrs")
 # Maximum of bytes of one decoded chunk.
@@ -134,9 +128,9 @@ class Stored:
         Raises
         ------
         RequestError
-            If they lead out of the image, or its chunks exceed the limit or use an unsupported codec.
+            If they lead out of the image, or its chunks exceed the limit.
         ChorusError
-            If there is no image.
+            If there is no image, or its codec is not read.
         """
         guard_web()
         image = open_image(self.url, "image" if not self.path else "collection", self.path, "image.ome.zarr")
@@ -145,7 +139,6 @@ class Stored:
                 raise RequestError(422, "the image's metadata name an array outside of it")
             if math.prod(map(int, level.chunks)) * np.dtype(level.dtype).itemsize > _CHUNK_BYTES:
                 raise RequestError(422, f"the image's chunks {level.chunks} are larger than is read here")
-        _check_codecs(open_level(image.url, image.levels[0].path, image.ngff).metadata.to_dict())
         return image
 
     def is_there(self) -> bool:
@@ -164,14 +157,8 @@ class Stored:
         Returns
         -------
         function from a window to (channels, y, x), the image's channels in its data type
-
-        Raises
-        ------
-        RequestError
-            422, if a codec is unsupported.
         """
         array = open_level(image.url, image.level_path, image.ngff)
-        _check_codecs(array.metadata.to_dict())
         return lambda window: read_window(array, image.axes, t, z, image.channels, window)
 
 
@@ -268,21 +255,6 @@ async def _guarded_client(**options: Any) -> Any:
 
     options.pop("connector", None)
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=PublicResolver()), trust_env=False, **options)
-
-
-def _check_codecs(metadata: Any) -> None:
-    """Raise RequestError for an array whose chunks need a codec that is not known to be harmless."""
-    entries = [metadata.get("compressor"), *(metadata.get("filters") or []), *(metadata.get("codecs") or [])]
-    for entry in entries:
-        if entry is None:
-            continue
-        content = entry.get_config() if hasattr(entry, "get_config") else entry
-        name = str(content.get("id") or content.get("name", "")).removeprefix("numcodecs.")
-        if name not in _CODECS:
-            raise RequestError(422, "the image is compressed by a codec that is not read here")
-        inner = (content.get("configuration") or {}).get("codecs")
-        if inner:
-            _check_codecs({"codecs": inner})
 
 
 def planned_source(source: Source) -> SourceImage:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +23,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.rasters import PartOf, Raster
 from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.models import pyramid_levels
+from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.arrays import ArrayPlan, plan_array
 from chorus.pipeline.io.outputs.file_metadata import group_attributes, position_of
 from chorus.pipeline.io.outputs.groups import group_documents, prepare_collection, put_documents
@@ -178,7 +178,7 @@ def _halve(image: _Image, level: int) -> None:
     """Write a level from the finer one before it."""
     plan = image.plan(level)
     with storage_errors(image.target):
-        finer = zarr.open_array(storage.store(image.target, read_only=True), path=f"s{level - 1}", mode="r")
+        finer = open_array(storage.store(image.target, read_only=True), f"s{level - 1}")
         for t, z, channels, window in image.places(level):
             values = np.zeros((len(channels), *window.shape), image.raster.dtype)
             for piece, source in pieces(image.grid(level - 1), window):

@@ -108,7 +108,7 @@ def _acquired(series: tifffile.TiffPageSeries) -> str:
 def _array(series: tifffile.TiffPageSeries) -> zarr.Array[Any]:
     store = series.aszarr(level=0)
     # A file object that could be written to makes a store that cannot be opened for reading alone.
-    return zarr.open_array(store, mode="r" if store.read_only else "r+")
+    return zarr.open_array(store, mode="r" if store.read_only else "r+")  # noqa: TID251 - chunks that tifffile decodes
 
 
 def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:

@@ -37,6 +37,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.arrays import (
     LABEL_NAME,
     ArrayPlan,
@@ -202,7 +203,7 @@ def open_labels(url: str, level: int = 0, name: str = LABEL_NAME) -> zarr.Array[
 
 def _open(url: str, path: str) -> zarr.Array[Any]:
     try:
-        return zarr.open_array(storage.store(url, read_only=True), path=path, mode="r")
+        return open_array(storage.store(url, read_only=True), path)
     except FileNotFoundError as error:
         raise RefusedError(f"{url}: has no array {path}; run predict to its end first") from error
 

@@ -30,6 +30,7 @@ from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside, shown
 from chorus.pipeline.io.models import DTYPES, Level, Ngff, SourceImage
+from chorus.pipeline.io.opened_arrays import UnknownCodecError, open_array
 from chorus.pipeline.io.sources.file_store import source_store
 from chorus.pipeline.io.sources.level_geometry import with_scales_of_shapes
 
@@ -229,7 +230,9 @@ def _check_size(where: str, axes: str, array: zarr.Array[Any]) -> None:
 def _open_array(url: str, ngff: Ngff, path: str) -> zarr.Array[Any]:
     where = inside(url, path, ImageError, what="the path of an array")
     try:
-        return zarr.open_array(source_store(where), mode="r", zarr_format=2 if ngff == "0.4" else 3)
+        return open_array(source_store(where), zarr_format=2 if ngff == "0.4" else 3)
+    except UnknownCodecError as error:
+        raise ImageError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         message = f"{url}: array {shown(path)}, listed in multiscales.0.datasets, is missing"
         raise ImageError(f"{message}; copy the image again or mend the metadata") from error

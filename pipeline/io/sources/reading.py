@@ -18,6 +18,7 @@ from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff, SourceImage
+from chorus.pipeline.io.opened_arrays import UnknownCodecError, open_array
 from chorus.pipeline.io.sources.chunks import check_any_chunk
 from chorus.pipeline.io.sources.file_store import FileStore, source_store
 
@@ -174,9 +175,11 @@ def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zar
     url = storage.join(image_url, level_path)
     formats: dict[Ngff | None, Literal[2, 3] | None] = {None: None, "0.4": 2, "0.5": 3}
     try:
-        return zarr.open_array(source_store(url), mode="r", zarr_format=formats[ngff])
+        return open_array(source_store(url), zarr_format=formats[ngff])
     except ImageError:
         raise
+    except UnknownCodecError as error:
+        raise ImageError(f"{url}: {error}") from error
     except Exception as error:
         damaged = f"{url}: cannot be opened ({storage.words(error)}); copy the image again from its origin"
         raise ImageError(storage.explain(error, url) or damaged) from error
