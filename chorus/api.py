@@ -126,7 +126,7 @@ def predict(
     places = [sources] if isinstance(sources, str | PathLike) else sources
     url = ensemble.ensemble.url if isinstance(ensemble, LoadedEnsemble) else str(ensemble)
     try:
-        wanted = RequestOptions([str(place) for place in places], url, str(out), **options)
+        wanted = RequestOptions([str(source) for source in places], url, str(out), **options)
     except TypeError as error:
         raise RefusedError(f"{str(error).split(') ', 1)[-1]}; `chorus predict --help` lists all options") from error
     request = wanted.request()

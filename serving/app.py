@@ -146,10 +146,10 @@ class ServePredictors:
     async def info(self, name: str) -> EnsembleInfo:
         """Return the description of ensemble `name`; raise RequestError 503 while it is not ready."""
         try:
-            found: EnsembleInfo = await self._handles[name].info.remote()
+            about: EnsembleInfo = await self._handles[name].info.remote()
         except (RayActorError, RayTaskError, DeploymentUnavailableError, BackPressureError) as error:
             raise RequestError(503, "the ensemble is not ready", self._retry_after) from error
-        return found
+        return about
 
 
 @serve.ingress()

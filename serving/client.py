@@ -142,8 +142,8 @@ class Client:
         answer = self._predict(image, NPZ, options | {"outputs": list(outputs)})
         if answer.status_code == 202:
             raise ServerError("the image is too large to be answered at once; use `Client.submit`", 202)
-        with np.load(io.BytesIO(answer.content), allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+        with np.load(io.BytesIO(answer.content), allow_pickle=False) as npz:
+            arrays = {name: npz[name] for name in npz.files}
         return Segmented(Prediction.model_validate_json(str(arrays.pop("prediction"))), arrays)
 
     def zarr(self, image: NDArray[Any] | str | Path, **options: Any) -> bytes:
@@ -167,8 +167,8 @@ class Client:
         answer = self._predict(image, JSON, options)
         if answer.status_code == 202:
             return JobState.model_validate_json(answer.content)
-        found = Prediction.model_validate_json(answer.content)
-        return JobState(id=found.id, ensemble=found.ensemble, state="done", prediction=found)
+        prediction = Prediction.model_validate_json(answer.content)
+        return JobState(id=prediction.id, ensemble=prediction.ensemble, state="done", prediction=prediction)
 
     def job(self, job: str) -> JobState:
         """Return the state of a large image's job."""

@@ -38,10 +38,10 @@ SHOWN = 20
 """Maximum of printed lines of a list that may be very long."""
 
 
-def some(title: str, found: Sequence[str], where: str) -> list[str]:
+def some(title: str, lines: Sequence[str], where: str) -> list[str]:
     """Return the first lines of `found`, each with `title`, and how many more there are in `where`."""
-    more = [f"  and {len(found) - SHOWN} more; all are in {where}"] if len(found) > SHOWN else []
-    return [f"  {title}: {text}" for text in found[:SHOWN]] + more
+    more = [f"  and {len(lines) - SHOWN} more; all are in {where}"] if len(lines) > SHOWN else []
+    return [f"  {title}: {text}" for text in lines[:SHOWN]] + more
 
 
 def counted(summary: Mapping[str, Any]) -> str:
@@ -111,8 +111,8 @@ def summary_lines(outcome: PredictOutcome, *, with_report: bool) -> list[str]:
     lines += [f"  failed: {row.name}: {row.message}" for row in failed[:20]]
     if len(failed) > 20:
         lines.append(f"  and {len(failed) - 20} more; all are in scores.parquet")
-    said = [f"{row.name}: {row.message}" for row in outcome.rows if row.status != "failed" and row.message]
-    lines += some("note", said, "scores.parquet")
+    notes = [f"{row.name}: {row.message}" for row in outcome.rows if row.status != "failed" and row.message]
+    lines += some("note", notes, "scores.parquet")
     if summary.passes_saved is not None:
         lines.append(f"adaptive effort left out {summary.passes_saved:.0%} of the forward passes")
     lines += _expectation(summary)

@@ -32,8 +32,8 @@ class Reached(NamedTuple):
 
 def last_progress(log: str) -> Reached | None:
     """Return the last line of progress in a run's log; None if there is none yet."""
-    found = _LINE.findall(log)
-    return Reached(int(found[-1][0]), int(found[-1][1]), *found[-1][2:]) if found else None
+    bars = _LINE.findall(log)
+    return Reached(int(bars[-1][0]), int(bars[-1][1]), *bars[-1][2:]) if bars else None
 
 
 def _where(forecast: Forecast) -> str:

@@ -26,7 +26,7 @@ def citations(version: str | None, *, flows: bool, ensemble: list[Citation]) -> 
     """
     chorus = f"Chorus {version or ''}".strip()
     own = Citation(text=f"{chorus}: deep-ensemble segmentation of microscopy images, the Chorus authors (2026)")
-    found = [("this run", own), ("uncertainty and its use", UNCERTAINTY)]
+    groups = [("this run", own), ("uncertainty and its use", UNCERTAINTY)]
     if flows:
-        found.append(("flows and objects", CELLPOSE))
-    return found + [("the ensemble", each) for each in ensemble]
+        groups.append(("flows and objects", CELLPOSE))
+    return groups + [("the ensemble", each) for each in ensemble]

@@ -36,11 +36,11 @@ _LIMIT = 16  # bits of a mark
 
 def marks_of(images: Images) -> list[str]:
     """Return the filters of the list: each is a bit of an image's mark."""
-    raised = {flag for said in images.table["flags"] for flag in said} - set(STATUSES)
+    raised = {flag for raised_by in images.table["flags"] for flag in raised_by} - set(STATUSES)
     flags = [flag for flag in FLAG_NAMES if flag in raised] + sorted(raised.difference(FLAG_NAMES))
-    found = [status for status in STATUSES if (images.table["status"] == status).any()]
+    statuses = [status for status in STATUSES if (images.table["status"] == status).any()]
     review = [REVIEW] if images.table["review"].any() else []
-    return [*found, *flags, *review][:_LIMIT]
+    return [*statuses, *flags, *review][:_LIMIT]
 
 
 def parts(images: Images, plates: Plates, shown: set[str]) -> Iterator[tuple[str, object]]:

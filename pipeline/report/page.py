@@ -77,9 +77,9 @@ def write_report(out_url: str, *, top: int = 8) -> str:
     data = _page_data(images, plates)
     if inline:
         listing.remove_parts(out)
-        found = {row.name: thumbnail_url(out, row.name) for row in small if row.name in present}
+        urls = {row.name: thumbnail_url(out, row.name) for row in small if row.name in present}
         with storage_errors(out):
-            data["thumbnails"] = {name: data_uri(storage.read_bytes(url)) for name, url in found.items()}
+            data["thumbnails"] = {name: data_uri(storage.read_bytes(url)) for name, url in urls.items()}
         data["inline"] = dict(listing.parts(images, plates, present))
     else:
         listing.write_parts(out, images, plates, present)

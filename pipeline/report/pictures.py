@@ -92,13 +92,13 @@ def draw_views(
     """
     painted = paint_panels(source_url, result_url, labels_url or result_url, classes, channel, LONGEST_SIDE)
     names = ", ".join(c.name for c in classes[1:]) or "foreground"
-    said = (
+    caption = (
         f"Microscopy image, {painted.image_name}",
         f"The same image with the predicted outlines of {names}",
         f"Map of {painted.doubt_name}; brighter means more doubt",
     )
     image, outlines, doubt = (
-        None if pixels is None else _picture(pixels, alt) for pixels, alt in zip(painted.pixels, said, strict=True)
+        None if pixels is None else _picture(pixels, alt) for pixels, alt in zip(painted.pixels, caption, strict=True)
     )
     return Views(image, outlines, doubt, painted.doubt_name, painted.notes)
 

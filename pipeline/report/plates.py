@@ -77,7 +77,7 @@ def _map(medians: pd.DataFrame, counts: pd.Series[int], quantities: list[Column]
     at_row, at_column = ({name: index for index, name in enumerate(names)} for names in (rows, columns))
     places = [(at_row[str(row)], at_column[str(column)]) for row, column in medians.index]
     values = [rounded(medians[quantity.key].to_numpy(np.float64), quantity.digits) for quantity in quantities]
-    wells = [(*place, int(count)) for place, count in zip(places, counts.to_numpy(), strict=True)]
+    wells = [(*well, int(count)) for well, count in zip(places, counts.to_numpy(), strict=True)]
     return PlateMap(rows, columns, wells, values)
 
 

@@ -77,13 +77,13 @@ def describe(run: NDArray[np.float64], reference: NDArray[np.float64], label: st
     run, reference : (images,) float64, finite; either may be empty
     label : of the score
     """
-    said = [
+    parts = [
         f"{whose} median {np.median(values):.4g}, 5 % to 95 % from {np.percentile(values, 5):.4g} to "
         f"{np.percentile(values, 95):.4g}, {len(values)} images"
         for whose, values in (("this run:", run), ("reference:", reference))
         if values.size
     ]
-    return f"{label}; {'; '.join(said)}"
+    return f"{label}; {'; '.join(parts)}"
 
 
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ def draw_reliability(pixels: PixelCalibration) -> str:
             f"{name}: error {pixels.error[name]:.3f}, temperature {pixels.temperature[name]:.2f}",
             "probability that was said",
             [
-                Curve("share that is so", [(said, found) for said, found, _ in points]),
+                Curve("share that is so", [(stated, observed) for stated, observed, _ in points]),
                 Curve("if it were right", [(0.0, 0.0), (1.0, 1.0)]),
             ],
             (0.0, 1.0),

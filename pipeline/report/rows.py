@@ -65,10 +65,10 @@ class Images:
     def rows(self, places: Iterable[int]) -> list[Row]:
         """Return the images at these indices of the order."""
         keys = [quantity.key for quantity in self.quantities]
-        found = []
+        rows = []
         for values in self.table.iloc[list(places)].to_dict("records"):
             numbers = {key: _finite(values[key]) for key in keys}
-            found.append(
+            rows.append(
                 Row(
                     name=values["name"],
                     source_url=values["source_url"],
@@ -81,11 +81,11 @@ class Images:
                     review=bool(values["review"]),
                 )
             )
-        return found
+        return rows
 
     def places(self, status: str) -> list[int]:
         """Return the indices of the images with a status."""
-        return [int(place) for place in np.flatnonzero(self.table["status"] == status)]
+        return [int(position) for position in np.flatnonzero(self.table["status"] == status)]
 
     def noted(self) -> list[int]:
         """Return the indices of completed images with a note, for example on an unknown pixel size."""
@@ -93,7 +93,9 @@ class Images:
 
     def ranked(self) -> list[int]:
         """Return the indices of the images that have a rank and foreground."""
-        return [int(place) for place in np.flatnonzero((self.table["rank"] > 0) & (self.table["status"] == "done"))]
+        return [
+            int(position) for position in np.flatnonzero((self.table["rank"] > 0) & (self.table["status"] == "done"))
+        ]
 
     def values(self, key: str) -> np.ndarray:
         """Return the finite numbers of a column.
@@ -182,7 +184,7 @@ def _by_risk(scores: pd.DataFrame, flags: pd.DataFrame) -> pd.DataFrame:
     table = chosen.merge(scores.drop(columns=["rank", "flags", "reasons", *_JUDGED], errors="ignore"), on="name")
     table["rank"] = pd.to_numeric(table["rank"]).fillna(0).astype(int)
     for name in ("flags", "reasons"):
-        table[name] = [tuple(map(str, said)) for said in table[name]]
+        table[name] = [tuple(map(str, reasons)) for reasons in table[name]]
     table["review"] = table["review"].fillna(False).astype(bool) if "review" in table else False
     return table
 

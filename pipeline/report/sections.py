@@ -89,8 +89,8 @@ def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
 def flags_raised(images: Images) -> list[Raised]:
     """Return every flag that some image has, in the order of the flags."""
     counts = images.table["flags"].explode().value_counts()
-    found = [(flag, int(counts.get(flag.name, 0))) for flag in FLAGS]
-    return [Raised(flag.name, flag.label, count, count / len(images), flag.meaning) for flag, count in found if count]
+    raised = [(flag, int(counts.get(flag.name, 0))) for flag in FLAGS]
+    return [Raised(flag.name, flag.label, count, count / len(images), flag.meaning) for flag, count in raised if count]
 
 
 def distributions(images: Images, reference: Reference | None) -> list[Plot]:
@@ -98,7 +98,7 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
     if reference is None and len(images) < _FEWEST:
         return []
     frame = None if reference is None else reference.frame()
-    found = []
+    histograms = []
     for quantity in images.quantities:
         key = quantity.in_reference
         if key is None:
@@ -110,13 +110,13 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
         own = images.values(quantity.key)
         what = "measured in the reference" if key == "dice" else "reference"
         svg = Markup(plots.histogram(own, theirs, quantity.label))
-        found.append(Plot(quantity.label, svg, _medians(own, theirs, what)))
-    return found
+        histograms.append(Plot(quantity.label, svg, _medians(own, theirs, what)))
+    return histograms
 
 
 def measured_plots(images: Images) -> list[Plot]:
     """Plot measured Dice against expected Dice and uncertainty; none without an evaluation."""
-    found = []
+    scatters = []
     for column in (EXPECTED_DICE.column(), UNCERTAINTY.column()):
         if not images.measured or column.key not in images.table:
             continue
@@ -126,8 +126,10 @@ def measured_plots(images: Images) -> list[Plot]:
         if both.any():
             measured = MEASURED_DICE.column().label
             svg = plots.scatter(x[both], y[both], column.label, measured, diagonal=column.score.is_dice)
-            found.append(Plot(f"{measured} by {column.label}", Markup(svg), f"{int(both.sum())} images with a truth"))
-    return found
+            scatters.append(
+                Plot(f"{measured} by {column.label}", Markup(svg), f"{int(both.sum())} images with a truth")
+            )
+    return scatters
 
 
 def shifted_first(shift: Shift) -> list[ShiftTest]:
@@ -162,14 +164,14 @@ def metrics_shown(evaluation: Evaluation) -> list[tuple[str, str, int]]:
         "baseline_dice": "Dice of a simple baseline",
         "expert_dice_mean": "Dice of the experts",
     }
-    found = []
+    shown = []
     for name, label in words.items():
         if (one := evaluation.metrics.get(name)) is not None:
             interval = "" if one.low is None or one.high is None else f" ({one.low:.3f} to {one.high:.3f})"
-            found.append((label, f"{one.mean:.3f}{interval}", one.images))
-    return found
+            shown.append((label, f"{one.mean:.3f}{interval}", one.images))
+    return shown
 
 
 def _medians(own: np.ndarray, theirs: np.ndarray, what: str) -> str:
-    said = f"median {np.median(own):.3g}" if own.size else "no image has it"
-    return f"{said}, {what} {np.median(theirs):.3g}" if theirs.size else said
+    words = f"median {np.median(own):.3g}" if own.size else "no image has it"
+    return f"{words}, {what} {np.median(theirs):.3g}" if theirs.size else words

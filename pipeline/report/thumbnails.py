@@ -82,8 +82,8 @@ def thumbnails_present(out: str) -> set[str]:
     url = thumbnails_url(out)
     with storage_errors(url):
         fs, path = storage.filesystem(url)
-        found = fs.find(path) if fs.exists(path) else []
-    return {file[len(path) :].strip("/").removesuffix(_SUFFIX) for file in found if file.endswith(_SUFFIX)}
+        files = fs.find(path) if fs.exists(path) else []
+    return {file[len(path) :].strip("/").removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)}
 
 
 def _strip(panels: Panels) -> NDArray[np.uint8]:

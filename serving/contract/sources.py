@@ -109,10 +109,10 @@ class Uploaded:
         planes = [self.pixels[t, c, z] for c in image.channels]
         for _ in range(level):
             planes = [half(plane) for plane in planes]
-        found: NDArray[Any] = np.stack(planes)
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
+        stacked: NDArray[Any] = np.stack(planes)
+        if stacked.dtype.kind == "f" and not np.isfinite(stacked).all():
             raise RequestError(422, "pixels are NaN or infinite; clean or mask them")
-        return found
+        return stacked
 
 
 @dataclass(frozen=True)
@@ -209,12 +209,12 @@ def check_path(path: str) -> str:
 def require_public(host: str, port: int) -> list[str]:
     """Return the addresses of `host`; raise RequestError 403 if any of them is not on the public internet."""
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
         raise RequestError(403, "the host of source.url cannot be reached from here") from error
-    if not found or not all(_is_public(address) for address in found):
+    if not addresses or not all(_is_public(address) for address in addresses):
         raise RequestError(403, "the host of source.url cannot be reached from here")
-    return sorted(found)
+    return sorted(addresses)
 
 
 def _is_public(address: str) -> bool:
@@ -248,10 +248,10 @@ async def _guarded_client(**options: Any) -> Any:
 
     class PublicResolver(ThreadedResolver):
         async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
-            found = await super().resolve(host, port, family)
-            if not all(_is_public(entry["host"]) for entry in found):
+            answers = await super().resolve(host, port, family)
+            if not all(_is_public(entry["host"]) for entry in answers):
                 raise OSError("not a public address")
-            return found
+            return answers
 
     options.pop("connector", None)
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=PublicResolver()), trust_env=False, **options)

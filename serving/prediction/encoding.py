@@ -57,17 +57,17 @@ def arrays(result: Result, outputs: list[str]) -> dict[str, NDArray[np.generic]]
     ``labels`` and ``objects-<class>``: (y, x) unsigned integers; maps: (y, x), or (channels, y, x) where a kind has
     several channels, floats of the dtype of `Result.maps`
     """
-    found: dict[str, NDArray[np.generic]] = {}
+    by_name: dict[str, NDArray[np.generic]] = {}
     for output in outputs:
         if output == "labels":
-            found["labels"] = result.labels
+            by_name["labels"] = result.labels
         elif output == "objects":
-            found |= {f"objects-{_UNSAFE.sub('_', name)}": labels for name, labels in result.objects.items()}
+            by_name |= {f"objects-{_UNSAFE.sub('_', name)}": labels for name, labels in result.objects.items()}
         else:
             field = FIELDS[output]
             maps = result.channels(field)
-            found[output] = maps if field.per_channel else maps[0]
-    return found
+            by_name[output] = maps if field.per_channel else maps[0]
+    return by_name
 
 
 def _npz(result: Result, outputs: list[str]) -> bytes:
@@ -78,10 +78,10 @@ def _npz(result: Result, outputs: list[str]) -> bytes:
 
 
 def _tiff(result: Result, outputs: list[str]) -> bytes:
-    found = arrays(result, outputs)
-    if len(found) != 1:
-        raise RequestError(406, f"a TIFF holds one output, not {', '.join(found)}; ask for one, or for {NPZ}")
-    (name, values), buffer = next(iter(found.items())), io.BytesIO()
+    by_name = arrays(result, outputs)
+    if len(by_name) != 1:
+        raise RequestError(406, f"a TIFF holds one output, not {', '.join(by_name)}; ask for one, or for {NPZ}")
+    (name, values), buffer = next(iter(by_name.items())), io.BytesIO()
     # TIFF has no half precision that viewers read.
     values = values.astype(np.float32) if values.dtype.kind == "f" else values
     metadata: dict[str, object] = {"axes": "CYX"[3 - values.ndim :], "Name": name}

@@ -158,7 +158,7 @@ def conclude(prepared: Prepared, posterior: Posterior, request_id: str, started:
     objects: dict[str, Labels] = {}
     if "objects" in planned.options.outputs:
         objects = _objects(planned, layout, stored, posterior.labels)
-    counts = {name: int(found.max(initial=0)) for name, found in objects.items()} if objects else None
+    counts = {name: int(labels.max(initial=0)) for name, labels in objects.items()} if objects else None
     prediction = result_of_row(planned, finished, request_id, time.monotonic() - started, counts)
     return Result(prediction, stored, posterior.labels, objects, layout)
 
@@ -204,9 +204,9 @@ def _objects(planned: Planned, layout: ImageLayout, maps: NDArray[np.floating], 
     settings = object_settings(planned.image, ensemble, planned.settings)
     plane, window = labels.shape, Window.of(0, labels.shape[0], 0, labels.shape[1])
     memory = plane_in_memory(maps, labels, layout, multilabel=ensemble.multilabel)
-    found = {}
+    by_class = {}
     for value, entry in enumerate(ensemble.spec.classes[1:], 1):
         names = converging_objects(memory, window, plane, value, "flows", settings).names
         known = np.unique(names)
-        found[entry.name] = numbered(names, known[known > 0])
-    return found
+        by_class[entry.name] = numbered(names, known[known > 0])
+    return by_class

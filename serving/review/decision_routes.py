@@ -60,9 +60,9 @@ def decision_table(log: DecisionLog, snapshot: Snapshot) -> pd.DataFrame:
     for row in gallery.rows(places):
         state = decided[row.name]
         last = state.verdicts[0]
-        said = "; ".join(f"{v.reviewer}: {v.decision}" for v in state.verdicts) if state.conflict else ""
+        verdicts = "; ".join(f"{v.reviewer}: {v.decision}" for v in state.verdicts) if state.conflict else ""
         head: dict[str, str | float | None] = {"name": row.name, "decision": state.decision, "reviewer": last.reviewer}
-        head |= {"time": last.time, "note": last.note, "conflict": said, "status": row.status}
+        head |= {"time": last.time, "note": last.note, "conflict": verdicts, "status": row.status}
         head |= {"flags": "; ".join(row.flags), "reasons": "; ".join(row.reasons)}
         rows.append({**head, **row.values})
     first = ["name", "decision", "reviewer", "time", "note", "conflict", "status", "flags", "reasons"]

@@ -135,10 +135,10 @@ class DecisionLog:
         """Messages on entries that were left out."""
         with self._reading:
             damaged, earlier = sorted(self._damaged), len(self._earlier)
-        found = [
+        notes = [
             f"review/decisions/.../{name}{_SUFFIX} is damaged and left out; mend it or remove it" for name in damaged
         ]
-        return [*found, f"{earlier} decisions on earlier results in this place are left out"] if earlier else found
+        return [*notes, f"{earlier} decisions on earlier results in this place are left out"] if earlier else notes
 
     @property
     def version(self) -> int:
@@ -185,9 +185,9 @@ class DecisionLog:
                     if name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX) not in known
                 ]
                 with ThreadPoolExecutor(16) as pool:
-                    found = list(pool.map(self._read, new))
+                    decisions = list(pool.map(self._read, new))
             self._looked = time.monotonic()
-        self._add(entry for entry in found if entry is not None)
+        self._add(entry for entry in decisions if entry is not None)
 
     def decide(self, reviewer: str, image: str, decision: Decision, note: str = "") -> Entry:
         """Write a decision; raise OutputError if it cannot be written."""
@@ -270,8 +270,8 @@ def state_of(entries: Iterable[Entry]) -> State:
         for entry in latest
         if entry.decision is not None
     )
-    said = {verdict.decision for verdict in verdicts}
-    return State(decision=verdicts[0].decision if verdicts else None, verdicts=verdicts, conflict=len(said) > 1)
+    opinions = {verdict.decision for verdict in verdicts}
+    return State(decision=verdicts[0].decision if verdicts else None, verdicts=verdicts, conflict=len(opinions) > 1)
 
 
 def _after(stamp: str) -> str:

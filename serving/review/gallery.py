@@ -76,7 +76,7 @@ class Gallery:
         self.images = images
         table = images.table
         self.names: list[str] = table["name"].tolist()
-        self.places = {name: place for place, name in enumerate(self.names)}
+        self.places = {name: position for position, name in enumerate(self.names)}
         self.quantities = (*images.quantities, *_others(images))
         self._by_key = {quantity.key: quantity for quantity in self.quantities}
         self._values = {
@@ -86,12 +86,12 @@ class Gallery:
         self._statuses = table["status"].to_numpy(str)
         self._flags = _membership(table["flags"])
         self._flags[REVIEW] = np.flatnonzero(table["review"].to_numpy(bool))
-        self._reasons = _membership(table["reasons"].map(lambda said: tuple(_kind(reason) for reason in said)))
+        self._reasons = _membership(table["reasons"].map(lambda reasons: tuple(_kind(reason) for reason in reasons)))
         places = plate_places(table["name"])
         self._plates = places["plate"].fillna("").to_numpy(str)
         self._wells = (places.iloc[:, 1].fillna("") + "/" + places.iloc[:, 2].fillna("")).to_numpy(str)
-        said = table["reasons"].map("; ".join) + "; " + table["message"]
-        self._text = pa.array((table["name"] + "\n" + said).tolist(), pa.large_string())
+        reasons = table["reasons"].map("; ".join) + "; " + table["message"]
+        self._text = pa.array((table["name"] + "\n" + reasons).tolist(), pa.large_string())
         self._found: Cache[NDArray[np.int64]] = Cache(32)
 
     def __len__(self) -> int:
@@ -156,12 +156,12 @@ class Gallery:
         ----------
         places : (rows,) int64
         """
-        found = []
-        for place, row in zip(places.tolist(), self.images.rows(places.tolist()), strict=True):
-            plate = self._plates[place]
-            found.append(
+        rows = []
+        for position, row in zip(places.tolist(), self.images.rows(places.tolist()), strict=True):
+            plate = self._plates[position]
+            rows.append(
                 ImageEntry(
-                    place=place,
+                    place=position,
                     name=row.name,
                     rank=row.rank,
                     status=row.status,
@@ -170,11 +170,11 @@ class Gallery:
                     reasons=list(row.reasons),
                     review=row.review,
                     plate=str(plate) or None,
-                    well=str(self._wells[place]) if plate else None,
-                    values={key: _number(values[place]) for key, values in self._values.items()},
+                    well=str(self._wells[position]) if plate else None,
+                    values={key: _number(values[position]) for key, values in self._values.items()},
                 )
             )
-        return found
+        return rows
 
     def _find(self, query: Query, states: Mapping[str, State]) -> NDArray[np.int64]:
         order = self._order(query.sort, query.order)
@@ -254,19 +254,19 @@ def beyond(values: NDArray[np.float64], limit: float, *, low_is_bad: bool) -> ND
 def _others(images: Images) -> list[Column]:
     """Return further numeric columns of the table, from other programs; they follow the scores."""
     known = {quantity.key for quantity in images.quantities} | set(_NOT_SCORES)
-    found = []
+    others = []
     for name in images.table.columns:
         column = images.table[name]
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         if name not in known and numeric and column.notna().any():
             text = str(name)
-            found.append(column_of(text) or Score(text, text.replace("_", " "), "", 4, "neither").column())
-    return found
+            others.append(column_of(text) or Score(text, text.replace("_", " "), "", 4, "neither").column())
+    return others
 
 
-def _membership(said: pd.Series) -> dict[str, NDArray[np.int64]]:
+def _membership(reasons: pd.Series) -> dict[str, NDArray[np.int64]]:
     """Invert a column of labels per image: return for each label the places of its images, (n,) int64."""
-    exploded = said.reset_index(drop=True).explode().dropna()
+    exploded = reasons.reset_index(drop=True).explode().dropna()
     return {str(name): group.index.to_numpy(np.int64) for name, group in exploded.groupby(exploded, sort=False)}
 
 

@@ -78,12 +78,12 @@ def image_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
             inside = level < len(steps) and t < planes[0] and z < planes[1]
             if not inside or y * TILE >= steps[level].height or x * TILE >= steps[level].width:
                 raise HTTPException(404, f"{name}: {layer} has no such tile; reload the page")
-            look = Look(low, high, color, style)
+            appearance = Look(low, high, color, style)
             if shown.kind == "channel" and (low is None or high is None):
-                look = Look(*views.contrast(snapshot, name, shown), color, style)
+                appearance = Look(*views.contrast(snapshot, name, shown), color, style)
             colors = [info.color for info in snapshot.classes]
             samples = snapshot.document.samples
-            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), look, colors, samples, suffix)
+            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), appearance, colors, samples, suffix)
 
         media = MEDIA["png" if layer.startswith("labels-") else suffix]
         return _cached(request, snapshot.version, media, draw)
@@ -113,10 +113,10 @@ class _Views:
 
     def place(self, snapshot: Snapshot, name: str) -> int:
         """Return the index of an image in the table; raise HTTPException 404 if it is not there."""
-        place = snapshot.gallery.places.get(name)
-        if place is None:
+        position = snapshot.gallery.places.get(name)
+        if position is None:
             raise HTTPException(404, "no image of that name in this run; look for it in the gallery")
-        return place
+        return position
 
     def opened(self, snapshot: Snapshot, name: str) -> Opened:
         """Open the layers of an image."""
@@ -180,14 +180,14 @@ class _Views:
 
     def values(self, snapshot: Snapshot, name: str, t: int, z: int, y: float, x: float) -> dict[str, float]:
         """Return the value of every layer at a position, given as fractions of height and width."""
-        found = {}
+        values = {}
         for layer in self.opened(snapshot, name).layers.values():
             step, (times, depths) = layer.steps[0], layer.planes
             if 0 <= t < max(times, 1) and 0 <= z < max(depths, 1):
                 top, left = int(y * step.height), int(x * step.width)
                 value = self.pixels.window(layer, step, t, z, Window.of(top, top + 1, left, left + 1))[0, 0]
-                found[layer.id] = float(f"{float(value):.6g}")
-        return found
+                values[layer.id] = float(f"{float(value):.6g}")
+        return values
 
     def _urls(self, snapshot: Snapshot, name: str) -> tuple[str, str]:
         """Return the groups of the source and of its labels."""

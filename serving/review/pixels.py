@@ -75,12 +75,12 @@ class Layer:
     def steps(self) -> tuple[Step, ...]:
         """Resolutions, finest first."""
         y, x = self.image.axes.index("y"), self.image.axes.index("x")
-        found = [Step(index, 1, one.shape[y], one.shape[x]) for index, one in enumerate(self.image.levels)]
-        last = found[-1]
-        while max(found[-1].height, found[-1].width) > _COARSEST and TILE * found[-1].thin * 2 <= _FAR:
-            thin = found[-1].thin * 2
-            found.append(Step(last.stored, thin, -(-last.height // thin), -(-last.width // thin)))
-        return tuple(found)
+        steps = [Step(index, 1, one.shape[y], one.shape[x]) for index, one in enumerate(self.image.levels)]
+        last = steps[-1]
+        while max(steps[-1].height, steps[-1].width) > _COARSEST and TILE * steps[-1].thin * 2 <= _FAR:
+            thin = steps[-1].thin * 2
+            steps.append(Step(last.stored, thin, -(-last.height // thin), -(-last.width // thin)))
+        return tuple(steps)
 
     @property
     def planes(self) -> tuple[int, int]:
@@ -136,17 +136,17 @@ class Pixels:
             min(window.x.stop * thin, width),
         )
         rows, columns = (_edge(level.chunks[layer.image.axes.index(axis)]) for axis in "yx")
-        found = np.empty(stored.shape, level.dtype)
+        window_pixels = np.empty(stored.shape, level.dtype)
         for top in range(stored.y.start // rows * rows, stored.y.stop, rows):
             for left in range(stored.x.start // columns * columns, stored.x.stop, columns):
                 inside = Window.of(top, min(top + rows, height), left, min(left + columns, width))
                 block = self._block(layer, step.stored, t, z, inside)
                 y0, y1 = max(top, stored.y.start), min(inside.y.stop, stored.y.stop)
                 x0, x1 = max(left, stored.x.start), min(inside.x.stop, stored.x.stop)
-                found[y0 - stored.y.start : y1 - stored.y.start, x0 - stored.x.start : x1 - stored.x.start] = block[
-                    y0 - top : y1 - top, x0 - left : x1 - left
-                ]
-        return found[::thin, ::thin]
+                window_pixels[y0 - stored.y.start : y1 - stored.y.start, x0 - stored.x.start : x1 - stored.x.start] = (
+                    block[y0 - top : y1 - top, x0 - left : x1 - left]
+                )
+        return window_pixels[::thin, ::thin]
 
     def sample(self, layer: Layer, t: int = 0, z: int = 0) -> NDArray[Any]:
         """Return the pixels of a plane at a coarse step, for statistics.
@@ -167,13 +167,13 @@ class Pixels:
     def _block(self, layer: Layer, level: int, t: int, z: int, window: Window) -> NDArray[Any]:
         image = layer.image
         path = image.levels[level].path
-        place = (window.y.start, window.x.start)
+        corner = (window.y.start, window.x.start)
 
         def read() -> NDArray[Any]:
             array = self._array(image.url, path, image.ngff)
             return np.asarray(read_window(array, image.axes, t, z, (layer.index,), window)[0])
 
-        return self.blocks.get((image.url, path, layer.index, t, z, place), read)
+        return self.blocks.get((image.url, path, layer.index, t, z, corner), read)
 
     def _array(self, url: str, path: str, ngff: Ngff) -> zarr.Array[Any]:
         return self._arrays.get((url, path), lambda: open_level(url, path, ngff))
@@ -245,12 +245,12 @@ def _colors(image: SourceImage) -> dict[int, str]:
     ome = attributes.get("ome", attributes)
     omero = ome.get("omero") if isinstance(ome, dict) else None
     listed = omero.get("channels") if isinstance(omero, dict) else None
-    found = {}
+    colors = {}
     for index, channel in enumerate(listed if isinstance(listed, list) else []):
         color = str(channel.get("color", "")) if isinstance(channel, dict) else ""
         if len(color) == 6 and all(letter in "0123456789abcdefABCDEF" for letter in color):
-            found[index] = color.lower()
-    return found
+            colors[index] = color.lower()
+    return colors
 
 
 def _edge(chunk: int) -> int:

@@ -76,8 +76,8 @@ class Snapshot:
 
     def once(self, key: str, make: Callable[[], Found]) -> Found:
         """Return the result of `make`, computed at the first call and kept with the snapshot."""
-        found: Found = self._made.get(key, make)
-        return found
+        made: Found = self._made.get(key, make)
+        return made
 
 
 class ReviewedRun:
@@ -131,12 +131,12 @@ class ReviewedRun:
 
     def _version(self) -> str:
         """Return a digest that changes with the tables, from the file metadata of storage alone."""
-        said = []
+        stamps = []
         with storage_errors(self.out):
             for name in _TABLES:
                 fs, path = storage.filesystem(storage.join(self.out, name))
-                said.append(fs.ukey(path) if storage.exists(storage.join(self.out, name)) else "")
-        return hashlib.sha256("|".join(map(str, said)).encode()).hexdigest()[:16]
+                stamps.append(fs.ukey(path) if storage.exists(storage.join(self.out, name)) else "")
+        return hashlib.sha256("|".join(map(str, stamps)).encode()).hexdigest()[:16]
 
 
 def decided_images(out_url: str, decision: str) -> list[str]:

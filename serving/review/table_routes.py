@@ -84,13 +84,13 @@ def table_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
             beyond=tuple(_limit(text) for text in limits),
         )
         version = run.log.version if known is None else known
-        found = gallery.find(query, states, version)
+        matching = gallery.find(query, states, version)
         rows = [
             row.model_copy(update={"decision": states.get(row.name), "message": run.said(row.message, row.name)})
-            for row in gallery.rows(found[offset : offset + limit])
+            for row in gallery.rows(matching[offset : offset + limit])
         ]
-        page = ImagePage(version=snapshot.version, log=version, total=len(found), offset=offset, rows=rows)
-        return page if at is None else page.model_copy(update={"position": _position(gallery, found, at)})
+        page = ImagePage(version=snapshot.version, log=version, total=len(matching), offset=offset, rows=rows)
+        return page if at is None else page.model_copy(update={"position": _position(gallery, matching, at)})
 
     @router.get("/distribution")
     def distribution(score: str) -> Distribution:
@@ -172,9 +172,9 @@ def _limit(text: str) -> tuple[str, float]:
     return key, number
 
 
-def _position(gallery: Gallery, found: np.ndarray, name: str) -> int | None:
-    place = gallery.places.get(name)
-    where = np.flatnonzero(found == place) if place is not None else np.empty(0)
+def _position(gallery: Gallery, matching: np.ndarray, name: str) -> int | None:
+    position = gallery.places.get(name)
+    where = np.flatnonzero(matching == position) if position is not None else np.empty(0)
     return int(where[0]) if len(where) else None
 
 

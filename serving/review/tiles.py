@@ -75,8 +75,8 @@ def draw_tile(
     pixels: Pixels,
     layer: Layer,
     step: Step,
-    place: tuple[int, int, int, int],
-    look: Look,
+    corner: tuple[int, int, int, int],
+    appearance: Look,
     colors: list[str],
     samples: int,
     suffix: str,
@@ -95,17 +95,20 @@ def draw_tile(
     ImageError
         If the pixels cannot be read.
     """
-    t, z, row, column = place
+    t, z, row, column = corner
     top, left = row * TILE, column * TILE
     window = Window.of(top, min(top + TILE, step.height), left, min(left + TILE, step.width))
     if layer.kind == "labels":
-        return _encode(_labels(pixels, layer, step, t, z, window, look.style, colors), "png")
+        return _encode(_labels(pixels, layer, step, t, z, window, appearance.style, colors), "png")
     values = pixels.window(layer, step, t, z, window)
     if layer.field is None:
-        low, high = (look.low or 0.0, look.high if look.high is not None else 1.0)
-        return _encode(paint_channel(values, low, high, look.color), suffix)
+        low, high = (appearance.low or 0.0, appearance.high if appearance.high is not None else 1.0)
+        return _encode(paint_channel(values, low, high, appearance.color), suffix)
     low, high, anchors = scale(layer.field, samples)
-    low, high = (low if look.low is None else look.low, high if look.high is None else look.high)
+    low, high = (
+        low if appearance.low is None else appearance.low,
+        high if appearance.high is None else appearance.high,
+    )
     return _encode(paint_map(values, low, high, anchors), suffix)
 
 
@@ -217,9 +220,9 @@ def _object_colors() -> NDArray[np.uint8]:
     -------
     (252, 3) uint8, the first is the background's
     """
-    found = [(0.0, 0.0, 0.0)]
-    found += [colorsys.hsv_to_rgb(i * 0.61803398875 % 1, 0.55 + 0.15 * (i % 3), 1.0) for i in range(_HUES)]
-    return np.asarray(np.rint(255 * np.array(found)), np.uint8)
+    colors = [(0.0, 0.0, 0.0)]
+    colors += [colorsys.hsv_to_rgb(i * 0.61803398875 % 1, 0.55 + 0.15 * (i % 3), 1.0) for i in range(_HUES)]
+    return np.asarray(np.rint(255 * np.array(colors)), np.uint8)
 
 
 def _encode(picture: NDArray[np.uint8], suffix: str) -> bytes:

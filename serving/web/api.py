@@ -133,9 +133,9 @@ def _add_about(api: FastAPI, settings: ServeSettings, predictors: Predictors, me
             return True
 
         names = predictors.names
-        found = dict(zip(names, await asyncio.gather(*map(is_ready, names)), strict=True))
-        content = Health(status="ok" if all(found.values()) else "starting", ensembles=found)
-        return JSONResponse(content.model_dump(), 200 if all(found.values()) else 503)
+        by_name = dict(zip(names, await asyncio.gather(*map(is_ready, names)), strict=True))
+        content = Health(status="ok" if all(by_name.values()) else "starting", ensembles=by_name)
+        return JSONResponse(content.model_dump(), 200 if all(by_name.values()) else 503)
 
     @api.get("/v1/ensembles", tags=["ensembles"], summary="The ensembles that answer here")
     async def ensembles() -> EnsembleList:

@@ -149,12 +149,12 @@ def _check_pixels(pixels: int, limits: Limits) -> None:
 def _raster(data: bytes, name: str, limits: Limits) -> Uploaded:
     """Read a TIFF or PNG as `chorus convert` does."""
     try:
-        with open_rasters(name, data) as found:
-            if isinstance(found, PartOf):
+        with open_rasters(name, data) as rasters:
+            if isinstance(rasters, PartOf):
                 raise RequestError(422, "the OME-TIFF is one of a set of files; save it as one file")
-            if len(found) != 1:
-                raise RequestError(422, f"the file holds {len(found)} images; send one")
-            return _whole(found[0], name, limits)
+            if len(rasters) != 1:
+                raise RequestError(422, f"the file holds {len(rasters)} images; send one")
+            return _whole(rasters[0], name, limits)
     except ChorusError as error:
         raise RequestError(422, said(str(error), name)) from error
 

@@ -39,12 +39,12 @@ def _fields() -> dict[str, JsonValue]:
 
 def _parameters() -> list[dict[str, JsonValue]]:
     """Return the options as query parameters, for a body that is the image, and the headers."""
-    found: list[dict[str, JsonValue]] = [
+    parameters: list[dict[str, JsonValue]] = [
         {"name": name, "in": "query", "required": False, "schema": schema, "explode": True}
         for name, schema in _fields().items()
     ]
     header: dict[str, JsonValue] = {"name": "X-Deadline-Seconds", "in": "header", "required": False}
-    return [*found, header | {"schema": {"type": "number", "exclusiveMinimum": 0}, "description": "504 after it"}]
+    return [*parameters, header | {"schema": {"type": "number", "exclusiveMinimum": 0}, "description": "504 after it"}]
 
 
 PREDICT: dict[str, Any] = {

@@ -141,11 +141,11 @@ def _known(jobs: Jobs, name: str, settings: ServeSettings) -> SubmittedJob:
 
 def _progress(job: SubmittedJob, *, count: bool) -> ReprocessState:
     """Return the state of a run with the progress that its results show."""
-    found = run_state(job.out, count=count)
-    if found is None:
+    state = run_state(job.out, count=count)
+    if state is None:
         return ReprocessState.of(job)
-    done = {"images_done": found.images_done, "regions_done": found.regions_done, "failed": found.failed}
-    return ReprocessState.of(job).model_copy(update={"images": found.images, "regions": found.regions} | done)
+    done = {"images_done": state.images_done, "regions_done": state.regions_done, "failed": state.failed}
+    return ReprocessState.of(job).model_copy(update={"images": state.images, "regions": state.regions} | done)
 
 
 def _last_words(text: str, job: SubmittedJob) -> str:

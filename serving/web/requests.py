@@ -49,7 +49,7 @@ def answer_media(request: Request) -> str:
     """Return the media type that the client accepts, out of `ANSWERS`; raise RequestError 406 if it is none of them."""
     accepted = request.headers.get("accept", "*/*")
     ranked: list[tuple[float, int, str]] = []
-    for place, part in enumerate(accepted.split(",")):
+    for order, part in enumerate(accepted.split(",")):
         media, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((p.partition("=")[2] for p in parameters if p.replace(" ", "").startswith("q=")), "1")
         try:
@@ -57,7 +57,7 @@ def answer_media(request: Request) -> str:
         except ValueError:
             weight = 0.0
         if weight > 0:
-            ranked.append((-weight, place, media.lower()))
+            ranked.append((-weight, order, media.lower()))
     for _, _, media in sorted(ranked):
         if media in ("*/*", "application/*"):
             return JSON
@@ -117,8 +117,8 @@ def _options(fields: FormData | QueryParams) -> PredictOptions:
         if name not in _LISTS and len(values) != 1:
             raise RequestError(422, f"{name}: give it once")
         content[name] = values if name in _LISTS else values[0]
-    found: PredictOptions = _validated(PredictOptions, content)
-    return found
+    options: PredictOptions = _validated(PredictOptions, content)
+    return options
 
 
 def _validated(model: type[Any], content: Mapping[str, Any]) -> Any:

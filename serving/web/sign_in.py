@@ -60,10 +60,10 @@ _WRONG = '<p id="wrong" class="wrong" role="alert">This server does not know tha
 def token_in(headers: Headers) -> str | None:
     """Return the token of a signed-in browser, valid or not; None if there is none."""
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
     except CookieError:
         return None
-    return found.value if found is not None else None
+    return cookie.value if cookie is not None else None
 
 
 def add_sign_in(api: FastAPI, gatekeeper: Gatekeeper) -> None:

@@ -53,7 +53,7 @@ class _File(BaseModel):
 def read_tokens(path: str) -> list[Token]:
     """Return the tokens of a file; raise RefusedError if it cannot be read, or holds none."""
     try:
-        found = _File.model_validate_json(Path(path).read_bytes()).tokens
+        tokens = _File.model_validate_json(Path(path).read_bytes()).tokens
     except OSError as error:
         raise RefusedError(f"--token-file {path}: {error.strerror}; make one with `chorus serve token`") from error
     except ValidationError as error:
@@ -62,9 +62,9 @@ def read_tokens(path: str) -> list[Token]:
         raise RefusedError(
             f"--token-file {path}: {field}: {first['msg']}; make it with `chorus serve token`"
         ) from error
-    if not found:
+    if not tokens:
         raise RefusedError(f"--token-file {path}: holds no token; make one with `chorus serve token`")
-    return found
+    return tokens
 
 
 def add_token(path: str, name: str, requests_per_minute: int) -> str:
