@@ -225,3 +225,43 @@ def write_plantseg(path: Path, raw: NDArray[Any], size_um: Sequence[float]) -> N
     with h5py.File(path, "w") as file:
         file.create_dataset("raw", data=raw).attrs["element_size_um"] = size_um
         file.create_dataset("label", data=(raw > raw.mean()).astype(np.uint16))
+
+
+def write_dicom(folder: Path, pixels: NDArray[np.uint8], *, tile: int = 64, pixel_um: float = 0.5) -> None:
+    """Write (y, x, 3) as a DICOM slide: a file per level, full and four times coarser, its tiles as frames."""
+    from pydicom import dcmwrite
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    common = {name: generate_uid() for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")}
+    for number, factor in enumerate((1, 4)):
+        level = pixels[::factor, ::factor]
+        height, width = level.shape[:2]
+        rows, columns = -(-height // tile), -(-width // tile)
+        whole = np.zeros((rows * tile, columns * tile, 3), np.uint8)
+        whole[:height, :width] = level
+        frames = whole.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
+        file = Dataset()
+        file.file_meta = FileMetaDataset()
+        file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = VLWholeSlideMicroscopyImageStorage
+        file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid()
+        for name, value in common.items():
+            setattr(file, name, value)
+        file.Modality, file.InstanceNumber = "SM", number + 1
+        kind = ["ORIGINAL" if factor == 1 else "DERIVED", "PRIMARY", "VOLUME", "NONE" if factor == 1 else "RESAMPLED"]
+        file.ImageType, file.DimensionOrganizationType = kind, "TILED_FULL"
+        file.Rows = file.Columns = tile
+        file.TotalPixelMatrixRows, file.TotalPixelMatrixColumns = height, width
+        file.NumberOfFrames, file.SamplesPerPixel, file.PlanarConfiguration = rows * columns, 3, 0
+        file.PhotometricInterpretation, file.PixelRepresentation = "RGB", 0
+        file.BitsAllocated = file.BitsStored = 8
+        file.HighBit, file.TotalPixelMatrixFocalPlanes, file.NumberOfOpticalPaths = 7, 1, 1
+        file.OpticalPathSequence = [Dataset()]
+        file.OpticalPathSequence[0].OpticalPathIdentifier = "1"
+        measures, shared = Dataset(), Dataset()
+        measures.PixelSpacing = [pixel_um * factor / 1000] * 2
+        shared.PixelMeasuresSequence = [measures]
+        file.SharedFunctionalGroupsSequence = [shared]
+        file.PixelData = frames.tobytes()
+        dcmwrite(folder / f"level-{number}.dcm", file, enforce_file_format=True)

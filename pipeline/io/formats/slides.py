@@ -6,6 +6,8 @@ slide's background colour, or white. Labels, overviews and thumbnails are not im
 
 from __future__ import annotations
 
+import configparser
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,9 +31,12 @@ from chorus.pipeline.io.formats.rasters import (
     rounded,
 )
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription
+from chorus.pipeline.io.inside import fault, shown
 
 _CACHE_BYTES = 128 << 20
 _DICOM = ".dcm"
+# Keys, in lower case, of the indices of 3DHISTECH and Hamamatsu.
+_NAMES_A_FILE = re.compile(r"file_\d+|indexfile|imagefile.*|mapfile|optimisationfile|macroimage")
 
 
 @contextmanager
@@ -40,6 +45,7 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
     path = storage.normalise(url)
     storage.check_regular(*storage.filesystem(url))
     with decoding_errors(url):
+        _check_names(url)
         if openslide.OpenSlide.detect_format(path) is None:
             raise ImageError(f"{url}: is no whole slide that OpenSlide reads; {MEND}")
         slide = openslide.OpenSlide(path)
@@ -49,6 +55,20 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
             first = _first_of_series(openslide, slide, url) if url.lower().endswith(_DICOM) else url
             found = PartOf(first) if first != url else [_image(url, slide, dtypes)]
         yield found
+
+
+def _check_names(url: str) -> None:
+    """Refuse a slide of several files whose index names one outside its folder, which OpenSlide would open."""
+    suffix = url.lower().rpartition(".")[2]
+    if suffix not in ("mrxs", "vms", "vmu"):
+        return
+    index = storage.join(url[: -len(".mrxs")], "Slidedat.ini") if suffix == "mrxs" else url
+    parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
+    parser.read_string(storage.read_bytes(index).decode("utf-8-sig", errors="replace"))
+    for section in parser.sections():
+        for key, value in parser.items(section):
+            if value and _NAMES_A_FILE.fullmatch(key) and (reason := fault(value)):
+                raise ImageError(f"{url}: names the file {shown(value)}, which {reason}; {MEND}")
 
 
 def _first_of_series(openslide: Any, slide: Any, url: str) -> str:

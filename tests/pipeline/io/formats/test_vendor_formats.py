@@ -12,6 +12,7 @@ import liffile
 import nd2
 import numpy as np
 import openslide
+import pydicom
 import pytest
 import tifffile
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from chorus.pipeline.io.formats.registry import open_rasters
 from tests.support.format_files import (
     LifImage,
     write_czi,
+    write_dicom,
     write_ilastik,
     write_lif,
     write_nd2,
@@ -233,3 +235,29 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ImageError, match="cannot be read"), open_rasters(str(tmp_path / "a.npy")):
         pass
+
+
+def test_the_files_of_a_dicom_slide_are_one_image_with_levels(images: Images, tmp_path: Path) -> None:
+    pixels = noise((200, 300, 3), "uint8")
+    write_dicom(tmp_path, pixels)
+    (raster,) = images(tmp_path / "level-0.dcm")
+    assert np.array_equal(np.moveaxis(whole(raster)[0, 0], 0, -1), pixels)
+    assert raster.scale == {"y": 0.5, "x": 0.5}
+    (coarser,) = raster.levels
+    small = np.moveaxis(coarser.read(0, 0, range(3), Window.of(0, 50, 0, 75)), 0, -1)
+    assert np.array_equal(small, pixels[::4, ::4])
+    other = pydicom.dcmread(tmp_path / "level-1.dcm")
+    assert np.array_equal(other.pixel_array[0][:50], small[:50, :64])
+    with open_rasters(str(tmp_path / "level-1.dcm")) as part:
+        assert part == PartOf(str(tmp_path / "level-0.dcm"))
+
+
+@pytest.mark.parametrize("outside", ["../../secret.dat", "/etc/passwd"])
+def test_a_slide_of_several_files_that_names_one_outside_its_folder_is_refused(outside: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.mrxs").write_bytes(b"")
+    (tmp_path / "a/Slidedat.ini").write_text(f"\ufeff[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = {outside}\n")
+    (tmp_path / "b.vms").write_text(f"[Virtual Microscope Specimen]\nImageFile(1,0)={outside}\n")
+    for name in ("a.mrxs", "b.vms"):
+        with pytest.raises(ImageError, match="names the file"), open_rasters(str(tmp_path / name)):
+            pass
