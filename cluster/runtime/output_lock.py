@@ -193,6 +193,8 @@ class _Held:
             if renewed:
                 continue
             self.lost = fence.overtaken = True
+            # Its other processes take back what they were writing, before they end with this one.
+            self.stop.wait(fence.given.timing.grace)
             if self._in_main_thread:  # in a server, another thread does other things
                 _thread.interrupt_main()
             return
