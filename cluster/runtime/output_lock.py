@@ -47,6 +47,7 @@ def output_lock(out: str, session: str) -> Iterator[None]:
     OvertakenError
         If another run took the lock in the meantime.
     """
+    out = storage.normalise(out)
     url = storage.join(out, NAME)
     times = timing()
     holder = Holder.here(session, times.silence)

@@ -175,7 +175,7 @@ def raise_fence(fence: Fence, root: str | None = None) -> None:
 def cover(root: str, of: str) -> None:
     """Put the fence of writes to `of`, if there is one, before writes below `root`, too: results in a source."""
     if (fence := fence_of(of)) is not None:
-        raise_fence(fence, root)
+        raise_fence(fence, root.removeprefix("file://").rstrip("/"))
 
 
 def lower_fence(fence: Fence) -> None:

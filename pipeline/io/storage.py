@@ -136,7 +136,7 @@ def write_bytes(url: str, data: bytes) -> None:
     OvertakenError : `url` is in an output that another run took over
     """
     fs, path = filesystem(url)
-    fence = fence_of(url)
+    fence = _fence_of(fs, path, url)
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
         if fence is not None:
@@ -158,6 +158,10 @@ def write_bytes(url: str, data: bytes) -> None:
         fs.pipe_file(path, data, **options)
 
 
+def _fence_of(fs: fsspec.AbstractFileSystem, path: str, url: str) -> Fence | None:
+    return fence_of(path if isinstance(fs, LocalFileSystem) else url.rstrip("/"))
+
+
 def put_file(part: Path, url: str) -> None:
     """Move a complete local file to `url`; one beside a local `url` is renamed. It may be of any length.
 
@@ -166,7 +170,7 @@ def put_file(part: Path, url: str) -> None:
     OvertakenError : `url` is in an output that another run took over
     """
     fs, path = filesystem(url)
-    fence = fence_of(url)
+    fence = _fence_of(fs, path, url)
     if isinstance(fs, LocalFileSystem):
         fenced_writes.place(part, Path(path), fence)
         return
@@ -186,7 +190,7 @@ def remove_file(url: str) -> None:
     OvertakenError : `url` is in an output that another run took over
     """
     fs, path = filesystem(url)
-    fence = fence_of(url)
+    fence = _fence_of(fs, path, url)
     if fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
         fenced_writes.remove(objects, path, None, fence)
         return
@@ -375,7 +379,7 @@ def remove_folder(url: str) -> None:
     OvertakenError : `url` is in an output that another run took over
     """
     fs, path = filesystem(url)
-    fence = fence_of(url)
+    fence = _fence_of(fs, path, url)
     if fence is not None:
         fence.check()
     if isinstance(fs, LocalFileSystem):
