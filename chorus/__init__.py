@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from chorus.cluster.arrays.loaded import LoadedEnsemble
     from chorus.cluster.arrays.segmentation import Segmentation
     from chorus.cluster.objects.labels import ObjectLabels
-    from chorus.cluster.planning.requests import Outcome, PredictRequest
+    from chorus.cluster.planning.requests import PredictRequest
     from chorus.cluster.planning.settings import ResultSettings, RunSettings
     from chorus.cluster.results.image_results import ImageResults
     from chorus.cluster.results.run_results import RunResults
+    from chorus.cluster.state.outcome import Outcome
     from chorus.pipeline.errors import ChorusError
     from chorus.serving.client import Client
 
@@ -69,7 +70,7 @@ _HOMES = {
     "ImageResults": "chorus.cluster.results.image_results",
     "LoadedEnsemble": "chorus.cluster.arrays.loaded",
     "ObjectLabels": "chorus.cluster.objects.labels",
-    "Outcome": "chorus.cluster.planning.requests",
+    "Outcome": "chorus.cluster.state.outcome",
     "PredictRequest": "chorus.cluster.planning.requests",
     "ResultSettings": "chorus.cluster.planning.settings",
     "RunResults": "chorus.cluster.results.run_results",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from chorus.cluster.costs.accounting import Account, earlier_calibration
@@ -66,11 +67,10 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
                     reporter,
                     lambda inner: _within(planes_only(inner), name, executor, Silent(), request.out),
                 )
-                outcome = run.carry_out()
-                _close_account(account, record, outcome)
+                outcome = _accounted(run.carry_out(), account, record)
                 if job.request.objects != "none" and outcome.state != "interrupted":
                     with span("objects"):
-                        add_objects(job.request, outcome, record, of_objects or Silent())
+                        outcome = add_objects(job.request, outcome, record, of_objects or Silent())
                 return outcome
 
 
@@ -110,12 +110,13 @@ def _account(job: PlannedRun, made: Forecast, reporter: PlanReporter, begun: flo
     return Account(reporter, made, job.settings.device, job.request.run.cluster, recorder, begun)
 
 
-def _close_account(account: Account, record: RunRecord, outcome: PredictOutcome) -> None:
-    """Record beside the outcome the session's time and cost."""
-    outcome.summary = outcome.summary.accounted(account.summary())
-    if outcome.state != "interrupted":
-        record.end(outcome.state, outcome.summary)
-        record.write(outcome.out)
+def _accounted(outcome: PredictOutcome, account: Account, record: RunRecord) -> PredictOutcome:
+    """Return the outcome with the session's time and cost, which are recorded."""
+    whole = replace(outcome, summary=outcome.summary.accounted(account.summary()))
+    if whole.state != "interrupted":
+        record.end(whole.state, whole.summary)
+        record.write(whole.out)
+    return whole
 
 
 def plan_job(request: PredictRequest, reporter: PlanReporter, *, without: str | None = None) -> PlannedRun:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from rich.filesize import decimal
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from chorus.cluster.planning.requests import Forecast, Outcome
+    from chorus.cluster.planning.requests import Forecast
     from chorus.cluster.state.documents import PredictOutcome
+    from chorus.cluster.state.outcome import ItemRow
     from chorus.pipeline.core.run_document import ObjectCounts, SessionAccount
 
 
@@ -44,18 +45,47 @@ def some(title: str, lines: Sequence[str], where: str) -> list[str]:
     return [f"  {title}: {text}" for text in lines[:SHOWN]] + more
 
 
-def counted(summary: Mapping[str, Any]) -> str:
+class Counted(Protocol):
+    """A summary of a command over images."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """Of these, how many are done."""
+        ...
+
+    @property
+    def failed(self) -> int:
+        """How many failed."""
+        ...
+
+    @property
+    def open(self) -> int:
+        """How many are not done yet."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first call began."""
+        ...
+
+
+def counted(summary: Counted) -> str:
     """Describe how many images of a command are done, failed and open, and the time since it began."""
-    left = f", {summary['open']} not yet" if summary["open"] else ""
+    left = f", {summary.open} not yet" if summary.open else ""
     return (
-        f"{summary['images']} images: {summary['done']} done, {summary['failed']} failed{left}; "
-        f"{duration(summary['seconds'])} since the run was first begun"
+        f"{summary.images} images: {summary.done} done, {summary.failed} failed{left}; "
+        f"{duration(summary.seconds)} since the run was first begun"
     )
 
 
-def failures(outcome: Outcome, where: str) -> list[str]:
-    """Return the messages of images that failed."""
-    return some("failed", [row["message"] for row in outcome.rows if row["status"] == "failed"], where)
+def failures(rows: Sequence[ItemRow], where: str) -> list[str]:
+    """Return the messages of items that failed."""
+    return some("failed", [row.message for row in rows if row.status == "failed"], where)
 
 
 def plan_table(forecast: Forecast) -> Table:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from chorus.cluster.arrays.segmenting import Computed, Labels
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.inputs import diameter_in, typical_diameter
-from chorus.cluster.objects.job import doubts_of
+from chorus.cluster.objects.job import distinct, doubts_of
 from chorus.cluster.objects.labels import ObjectLabels
 from chorus.cluster.objects.rows import labelled, object_schema, region_table
-from chorus.cluster.objects.tasks import distinct
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.volume_views import spacing_of
@@ -79,7 +78,7 @@ def make_objects(
             known = objects.rows["name"].to_numpy(np.uint64)
             found[entry.name][at] = numbered(objects.names, known)
             rows = region_table(objects.rows, value, columns)
-            tables.append(labelled(rows, 1, schema, image=image.name, t=t, z=z, class_name=entry.name))
+            tables.append(labelled(rows, 1, schema, (image.name, t, z, entry.name)))
     return ObjectLabels(found, pa.concat_tables(tables).to_pandas())
 
 

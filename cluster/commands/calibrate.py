@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.planning.requests import EXIT_CODES, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.predict import predict
+from chorus.cluster.state.outcome import ItemRow, Outcome, State, failures_of
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.metrics.calibration_error import PixelCalibration
 from chorus.pipeline.reference.reference import Reference, calibrate_from
 from chorus.pipeline.reference.storage import write_reference
 
@@ -36,38 +36,28 @@ class CalibrateRequest(BaseModel):
     alpha: float = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Calibrated:
     """How a calibration ended.
 
     Attributes
     ----------
-    out : URL of the results
-    state, message : as of the run, or of the evaluation
-    failures : name of each image that failed, and the reason
-    reference, url : None and empty if the run was interrupted
+    out, state, message, exit_code : of the run, or of the evaluation
+    failures : messages by the images' names
+    reference, url : what was written; None and empty if it was interrupted
     """
 
     out: str
-    state: str
+    state: State
     message: str
-    failures: tuple[tuple[str, str], ...]
-    reference: Reference | None
-    url: str
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line."""
-        return EXIT_CODES[self.state]
+    exit_code: int
+    failures: dict[str, str]
+    reference: Reference | None = None
+    url: str = ""
 
 
 def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Calibrated:
     """Predict, evaluate, and write the reference beside the ensemble; the same call resumes an interrupted one.
-
-    Returns
-    -------
-    Calibrated
-        How the run or the evaluation ended, and the reference.
 
     Raises
     ------
@@ -76,8 +66,7 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Cal
     """
     predicted = predict(request.run, reporter)
     if predicted.state == "interrupted":
-        failures = tuple((row.name, row.message) for row in predicted.rows if row.status == "failed")
-        return Calibrated(predicted.out, predicted.state, predicted.message, failures, None, "")
+        return _ended(predicted)
     run = request.run.run
     outcome = evaluate(
         EvaluateRequest(
@@ -89,17 +78,21 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Cal
         ),
         reporter,
     )
+    ended = _ended(outcome)
+    if outcome.state == "interrupted":
+        return ended
     ensemble = read_ensemble(request.run.ensemble, trust_code=run.trust_code)
-    pixels = outcome.summary["pixels"]
     reference = calibrate_from(
         read_scores(outcome.out),
         read_evaluation(outcome.out),
         read_features(outcome.out),
         ensemble=ensemble.hash,
-        pixels=None if pixels is None else PixelCalibration.model_validate(pixels),
+        pixels=outcome.summary.pixels,
         tau=request.tau,
         alpha=request.alpha,
     )
-    failures = tuple((row["name"], row["message"]) for row in outcome.rows if row["status"] == "failed")
-    url = write_reference(ensemble.url, reference)
-    return Calibrated(outcome.out, outcome.state, outcome.message, failures, reference, url)
+    return replace(ended, reference=reference, url=write_reference(ensemble.url, reference))
+
+
+def _ended(outcome: Outcome[ItemRow, BaseModel]) -> Calibrated:
+    return Calibrated(outcome.out, outcome.state, outcome.message, outcome.exit_code, failures_of(outcome.rows))

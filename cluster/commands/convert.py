@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from chorus.cluster.commands.convert_file import ConvertedFile, convert_and_record, read_converted
-from chorus.cluster.planning.requests import Outcome
 from chorus.cluster.runtime.reporting import Reporter
-from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
+from chorus.cluster.runtime.started_tasks import Ending, Executor, ItemEnd, Items
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.command import Command, plan_files, resumable
+from chorus.cluster.state.command import Command, Execution, RecordWithSurroundings, plan_files, resumable
+from chorus.cluster.state.outcome import ItemRow, Outcome, Summary, count, failures_of, state_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.conversion import ConvertSettings
 from chorus.pipeline.io.files.raster_files import RasterFile, find_files
@@ -42,12 +41,56 @@ class ConvertRequest(BaseModel):
     strict: bool = False
 
 
-def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
-    """Convert raster files to OME-Zarr; the same call again resumes an interrupted one.
+class ConvertRow(ItemRow):
+    """What became of a file.
 
-    A row of the outcome is a file: ``name`` of the result, ``source``, ``status`` (``done``; ``part``, its planes are
-    in another file's images; ``failed``; ``open`` if the run was interrupted before it), ``message``, ``images``,
-    ``pixels`` and ``seconds``.
+    Attributes
+    ----------
+    name : of its result
+    source : URL of the file
+    status : also ``part``, its planes are in another file's images
+    images, pixels : number of images in it, and of their pixels
+    """
+
+    source: str
+    images: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+
+
+class ConvertSummary(Summary):
+    """Counts of files by status, of images and of pixels."""
+
+    files: int
+    done: int
+    part: int
+    failed: int
+    open: int
+    images: int
+    pixels: int
+    seconds: float
+
+
+class ConvertInputs(BaseModel):
+    """Number of files found in the sources."""
+
+    files: int
+
+
+class ConvertRecord(RecordWithSurroundings):
+    """``run.json`` of ``chorus convert``; `failures` are messages by name."""
+
+    command: str = "convert"
+    settings: ConvertSettings
+    run: Execution
+    sources: list[str]
+    inputs: ConvertInputs
+    failures: dict[str, str] = Field(default_factory=dict)
+    summary: ConvertSummary | None = None
+
+
+def convert(request: ConvertRequest, reporter: Reporter) -> Outcome[ConvertRow, ConvertSummary]:
+    """Convert raster files to OME-Zarr; the same call again resumes an interrupted one.
 
     Raises
     ------
@@ -58,64 +101,61 @@ def convert(request: ConvertRequest, reporter: Reporter) -> Outcome:
     storage.check_writable(request.out)
     reporter.phase("looking for files")
     files = find_files(request.sources)
-    command = Command(
-        name="convert",
-        out=request.out,
+    record = ConvertRecord(
         settings=request.settings,
-        run={"executor": request.executor, "address": request.address},
+        run=Execution(executor=request.executor, address=request.address),
         sources=request.sources,
-        inputs={"files": len(files)},
+        inputs=ConvertInputs(files=len(files)),
     )
-    with resumable(command, overwrite=request.overwrite, stale=lambda _: _stale(files, request.out)) as record:
+    command = Command(request.out, record)
+    with resumable(command, overwrite=request.overwrite, stale=lambda _: _stale(files, request.out)) as running:
         plan_files(request.out, [file.name for file in files if not file.failure])
-        outcome = _carry_out(request, files, reporter)
-        outcome.summary = _summary(outcome.rows, record.seconds)
-        failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
-        record.close(outcome.state, outcome.summary, failures=failures)
-        return outcome
+        rows, ending = _carry_out(request, files, reporter)
+        state, summary = state_of(ending.state, rows), _summary(rows, running.seconds)
+        running.close(state, failures=failures_of(rows), summary=summary)
+        return Outcome(request.out, state, ending.message, rows, summary)
 
 
-def _carry_out(request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter) -> Outcome:
+def _carry_out(
+    request: ConvertRequest, files: Sequence[RasterFile], reporter: Reporter
+) -> tuple[list[ConvertRow], Ending]:
     finished = read_converted(request.out)
     rows = {file.url: _row(file, finished.get(file.url)) for file in files}
-    todo = [index for index, file in enumerate(files) if file.url not in finished and not file.failure]
+    todo = [file for file in files if file.url not in finished and not file.failure]
     task = partial(convert_and_record, strict=request.strict)
-    calls = [(index, task, (request.out, files[index], request.settings)) for index in todo]
 
-    def take(result: TaskResult) -> dict[str, Any]:
-        file = files[result.key]
-        rows[file.url] = _result_row(file, result, rows)
-        return rows[file.url]
+    def take(file: RasterFile, result: TaskResult) -> ItemEnd:
+        row = rows[file.url] = _result_row(file, result, rows)
+        return ItemEnd(row.pixels, row.seconds, row.message if row.status == "failed" else "")
 
-    state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
-    if state == "complete" and any(row["status"] == "failed" for row in rows.values()):
-        state = "failures"
-    return Outcome(request.out, state, message, list(rows.values()), {})
+    items = Items(todo, lambda file: (task, (request.out, file, request.settings)), take)
+    ending = items.carry_out(request.executor, request.address, reporter)
+    return list(rows.values()), ending
 
 
-def _row(file: RasterFile, done: ConvertedFile | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": file.name, "source": file.url, "status": "open", "message": ""}
-    row |= {"images": 0, "pixels": 0, "seconds": 0.0}
+def _row(file: RasterFile, done: ConvertedFile | None) -> ConvertRow:
+    row = ConvertRow(name=file.name, source=file.url)
     if file.failure:
-        row |= {"status": "failed", "message": file.failure}
-    elif done is not None:
-        row |= {"status": "done", "message": done.note, "images": done.images}
-        row |= {"pixels": done.pixels, "seconds": done.seconds}
-    return row
+        return row.model_copy(update={"status": "failed", "message": file.failure})
+    if done is None:
+        return row
+    found = {"status": "done", "message": done.note, "images": done.images, "pixels": done.pixels}
+    return row.model_copy(update=found | {"seconds": done.seconds})
 
 
-def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, ConvertRow]) -> ConvertRow:
     """Return the row of a file whose task has ended; `rows` are those of all files."""
+    row = _row(file, None)
     if result.error is not None:
-        status = "open" if result.unwritable else "failed"
-        return _row(file, None) | {"status": status, "message": result.error}
+        return row.without_result(result)
     done: ConvertedFile = result.value
     if not done.part_of:
         return _row(file, done)
     if done.part_of in rows:
-        return _row(file, None) | {"status": "part", "message": f"its planes are in the images of {done.part_of}"}
+        words = f"its planes are in the images of {done.part_of}"
+        return row.model_copy(update={"status": "part", "message": words})
     reason = f"{file.url}: its planes belong to images that begin in {done.part_of}; give that file, too"
-    return _row(file, None) | {"status": "failed", "message": reason}
+    return row.model_copy(update={"status": "failed", "message": reason})
 
 
 def _stale(files: Sequence[RasterFile], out: str) -> Iterator[str]:
@@ -129,7 +169,14 @@ def _stale(files: Sequence[RasterFile], out: str) -> Iterator[str]:
             yield f"{file.url} was {done.name}, now another file has this name, too"
 
 
-def _summary(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "part", "failed", "open")}
-    images, pixels = (sum(row[name] for row in rows) for name in ("images", "pixels"))
-    return {"files": len(rows), **counts, "images": images, "pixels": pixels, "seconds": seconds}
+def _summary(rows: Sequence[ConvertRow], seconds: float) -> ConvertSummary:
+    return ConvertSummary(
+        files=len(rows),
+        done=count(rows, "done"),
+        part=count(rows, "part"),
+        failed=count(rows, "failed"),
+        open=count(rows, "open"),
+        images=sum(row.images for row in rows),
+        pixels=sum(row.pixels for row in rows),
+        seconds=seconds,
+    )

@@ -12,7 +12,7 @@ import time
 
 from pydantic import BaseModel, ConfigDict
 
-from chorus.cluster.state.ledger import record_file, recorded_files
+from chorus.cluster.state.items import ItemLedger
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.files.raster_files import RasterFile
@@ -78,10 +78,15 @@ def convert_and_record(out: str, file: RasterFile, settings: ConvertSettings, *,
         note=made.note,
     )
     if not made.part_of:
-        record_file(out, file.name, record)
+        ledger_of(out).record(file.name, record)
     return record
+
+
+def ledger_of(out: str) -> ItemLedger[ConvertedFile]:
+    """Return the ledger of an output."""
+    return ItemLedger(storage.join(out, "ledger"), ConvertedFile)
 
 
 def read_converted(out: str) -> dict[str, ConvertedFile]:
     """Return what is finished in `out`, by the URL of the source."""
-    return {record.source: record for record in recorded_files(out, ConvertedFile)}
+    return {record.source: record for record in ledger_of(out).read().values()}

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from chorus.cluster.commands.truth_image import EstimatedImage, digest, estimate_and_record, read_estimated
-from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.commands.truth_image import EstimatedImage, estimate_and_record, read_estimated
 from chorus.cluster.runtime.reporting import Reporter
-from chorus.cluster.runtime.started_tasks import Executor, rows_of_calls
+from chorus.cluster.runtime.started_tasks import Ending, Executor, ItemEnd, Items
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.command import Command, plan_files, resumable
+from chorus.cluster.state.command import Command, Execution, RecordWithSurroundings, plan_files, resumable
+from chorus.cluster.state.outcome import ItemRow, Outcome, State, Summary, count, failures_of, state_of
 from chorus.pipeline.consensus.agreement_plot import draw_agreement
-from chorus.pipeline.consensus.agreement_table import agreement_table, summarise, warnings
-from chorus.pipeline.consensus.annotations import Drawings, DrawnImage, find_drawings
+from chorus.pipeline.consensus.agreement_table import ExpertSummary, agreement_table, summarise, warnings
+from chorus.pipeline.consensus.annotations import Drawings, DrawnImage, digest_of, find_drawings
 from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, truth_file
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.spreadsheet import csv_bytes
@@ -62,14 +60,68 @@ class TruthRequest(BaseModel):
     overwrite: bool = False
 
 
-def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
-    """Estimate the ground truth of all images; the same call again resumes an interrupted one.
+class TruthRow(ItemRow):
+    """What became of an image.
 
-    A row of the outcome is an image: ``name``, ``status`` (``done``, ``failed``, ``open`` if the run was interrupted
-    before it), ``message`` (why it failed, or what is unusual), ``file``, ``experts`` (how many drew it), ``missing``
-    (names of those who did not), ``foreground``, ``pixels`` and ``seconds``. In addition to counts, the summary has
-    ``experts`` (see `chorus.pipeline.consensus.agreement_table.ExpertSummary`), ``left_out`` (folders) and
-    ``warnings``.
+    Attributes
+    ----------
+    message : why it failed, or what is unusual
+    file : name of the estimate; empty if there is none
+    experts : number of annotators who drew it
+    missing : names of those who did not
+    foreground : fraction of the pixels, 0 to 1
+    """
+
+    file: str = ""
+    experts: int
+    missing: list[str]
+    foreground: float | None = None
+    pixels: int = 0
+    seconds: float = 0.0
+
+
+class TruthSummary(Summary):
+    """Counts of images by status.
+
+    Attributes
+    ----------
+    experts : of each annotator, the agreement with the truth and with the others
+    left_out : folders
+    """
+
+    images: int
+    done: int
+    failed: int
+    open: int
+    seconds: float
+    experts: list[ExpertSummary]
+    left_out: list[str]
+    warnings: list[str]
+
+
+class TruthInputs(BaseModel):
+    """Annotators, folders that were left out, and the number of images."""
+
+    experts: list[str]
+    left_out: list[str]
+    images: int
+
+
+class TruthRecord(RecordWithSurroundings):
+    """``run.json`` of ``chorus truth``; `failures` and `notes` are messages by the images' names."""
+
+    command: str = "truth"
+    settings: TruthSettings
+    run: Execution
+    sources: list[str]
+    inputs: TruthInputs
+    failures: dict[str, str] = Field(default_factory=dict)
+    notes: dict[str, str] = Field(default_factory=dict)
+    summary: TruthSummary | None = None
+
+
+def estimate(request: TruthRequest, reporter: Reporter) -> Outcome[TruthRow, TruthSummary]:
+    """Estimate the ground truth of all images; the same call again resumes an interrupted one.
 
     Raises
     ------
@@ -82,25 +134,23 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome:
     found = find_drawings(request.experts, request.expert, request.label, without=request.out)
     if not found.images:
         raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
-    command = Command(
-        name="truth",
-        out=request.out,
+    record = TruthRecord(
         settings=request.settings,
-        run={"executor": request.executor, "address": request.address},
+        run=Execution(executor=request.executor, address=request.address),
         sources=_sources(request),
-        inputs={"experts": list(found.experts), "left_out": list(found.left_out), "images": len(found.images)},
-        of_sources="experts",
+        inputs=TruthInputs(experts=list(found.experts), left_out=list(found.left_out), images=len(found.images)),
     )
+    command = Command(request.out, record, of_sources="experts")
     stale = partial(_stale, found.images, request.out)
-    with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as record:
+    with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as running:
         # Recorded before they are made, so that they can be removed.
         plan_files(request.out, [truth_file(image, request.settings) for image in found.images])
-        outcome = _carry_out(request, found, reporter)
-        _conclude(request, found, outcome, record.seconds)
-        failures = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "failed"}
-        notes = {row["name"]: row["message"] for row in outcome.rows if row["status"] == "done" and row["message"]}
-        record.close(outcome.state, outcome.summary, failures=failures, notes=notes)
-        return outcome
+        rows, ending = _carry_out(request, found, reporter)
+        state = state_of(ending.state, rows)
+        summary = _conclude(request, found, rows, state, running.seconds)
+        notes = {row.name: row.message for row in rows if row.status == "done" and row.message}
+        running.close(state, failures=failures_of(rows), notes=notes, summary=summary)
+        return Outcome(request.out, state, ending.message, rows, summary)
 
 
 def _sources(request: TruthRequest) -> list[str]:
@@ -108,40 +158,41 @@ def _sources(request: TruthRequest) -> list[str]:
     return [request.experts, *options]
 
 
-def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> Outcome:
+def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> tuple[list[TruthRow], Ending]:
     finished = read_estimated(request.out)
-    images = found.images
-    rows = [_row(image, finished.get(image.name)) for image in images]
-    todo = [index for index, image in enumerate(images) if image.name not in finished]
-    calls = [(index, estimate_and_record, (request.out, images[index], request.settings)) for index in todo]
+    rows = {image.name: _row(image, finished.get(image.name)) for image in found.images}
 
-    def take(result: TaskResult) -> dict[str, Any]:
-        rows[result.key] = _result_row(images[result.key], result)
-        return rows[result.key]
+    def take(image: DrawnImage, result: TaskResult) -> ItemEnd:
+        row = _row(image, result.value) if result.error is None else _row(image, None).without_result(result)
+        rows[image.name] = row
+        return ItemEnd(row.pixels, row.seconds, row.message if row.status == "failed" else "")
 
-    state, message = rows_of_calls(request.executor, request.address, calls, reporter, take)
-    if state == "complete" and any(row["status"] == "failed" for row in rows):
-        state = "failures"
-    return Outcome(request.out, state, message, rows, {})
+    todo = [image for image in found.images if image.name not in finished]
+    items = Items(todo, lambda image: (estimate_and_record, (request.out, image, request.settings)), take)
+    ending = items.carry_out(request.executor, request.address, reporter)
+    return list(rows.values()), ending
 
 
-def _conclude(request: TruthRequest, found: Drawings, outcome: Outcome, seconds: float) -> None:
-    """Write tables and plot of the images that are done, and fill in the summary."""
+def _conclude(
+    request: TruthRequest, found: Drawings, rows: Sequence[TruthRow], state: State, seconds: float
+) -> TruthSummary:
+    """Write tables and plot of the images that are done, and return the summary."""
     known = {image.name for image in found.images}
-    records = read_estimated(request.out) if outcome.state != "interrupted" else {}
+    records = read_estimated(request.out) if state != "interrupted" else {}
     truths = [record.truth for name, record in sorted(records.items()) if name in known]
     summaries = summarise(truths, found.experts)
     if truths:
         _write_tables(request.out, truths, found.experts)
-    counts = {state: sum(row["status"] == state for row in outcome.rows) for state in ("done", "failed", "open")}
-    outcome.summary = {
-        "images": len(outcome.rows),
-        **counts,
-        "seconds": seconds,
-        "experts": [asdict(one) for one in summaries],
-        "left_out": list(found.left_out),
-        "warnings": warnings(truths, summaries),
-    }
+    return TruthSummary(
+        images=len(rows),
+        done=count(rows, "done"),
+        failed=count(rows, "failed"),
+        open=count(rows, "open"),
+        seconds=seconds,
+        experts=list(summaries),
+        left_out=list(found.left_out),
+        warnings=warnings(truths, summaries),
+    )
 
 
 def _write_tables(out: str, truths: Sequence[ImageTruth], experts: Sequence[str]) -> None:
@@ -154,21 +205,13 @@ def _write_tables(out: str, truths: Sequence[ImageTruth], experts: Sequence[str]
             storage.write_bytes(url, data)
 
 
-def _row(image: DrawnImage, done: EstimatedImage | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": image.name, "status": "open", "message": "", "file": ""}
-    row |= {"experts": len(image.drawings), "missing": list(image.missing)}
-    row |= {"foreground": None, "pixels": 0, "seconds": 0.0}
-    if done is not None:
-        truth = done.truth
-        row |= {"status": "done", "message": "; ".join(truth.notes), "file": truth.file}
-        row |= {"foreground": truth.foreground, "pixels": truth.pixels, "seconds": done.seconds}
-    return row
-
-
-def _result_row(image: DrawnImage, result: TaskResult) -> dict[str, Any]:
-    if result.error is None:
-        return _row(image, result.value)
-    return _row(image, None) | {"status": "open" if result.unwritable else "failed", "message": result.error}
+def _row(image: DrawnImage, done: EstimatedImage | None) -> TruthRow:
+    row = TruthRow(name=image.name, experts=len(image.drawings), missing=list(image.missing))
+    if done is None:
+        return row
+    truth = done.truth
+    found = {"status": "done", "message": "; ".join(truth.notes), "file": truth.file, "foreground": truth.foreground}
+    return row.model_copy(update=found | {"pixels": truth.pixels, "seconds": done.seconds})
 
 
 def _stale(images: Sequence[DrawnImage], out: str, known: Mapping[str, JsonValue]) -> Iterator[str]:
@@ -176,5 +219,5 @@ def _stale(images: Sequence[DrawnImage], out: str, known: Mapping[str, JsonValue
     finished = read_estimated(out)
     for image in images:
         done = finished.get(image.name)
-        if done is not None and done.drawings != digest(image):
+        if done is not None and done.drawings != digest_of(image.drawings):
             yield f"the drawings of {image.name} changed since its truth was estimated"

@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 from pydantic import BaseModel, ConfigDict
 
-from chorus.cluster.state.ledger import record_file, recorded_files
-from chorus.pipeline.consensus.annotations import DrawnImage
+from chorus.cluster.state.items import ItemLedger
+from chorus.pipeline.consensus.annotations import DrawnImage, digest_of
 from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, estimate_truth
+from chorus.pipeline.io import storage
 
 
 class EstimatedImage(BaseModel):
@@ -26,12 +26,6 @@ class EstimatedImage(BaseModel):
     truth: ImageTruth
     drawings: str
     seconds: float
-
-
-def digest(image: DrawnImage) -> str:
-    """Return a digest of an image's drawings; it changes if other annotators drew the image, or a file changed."""
-    lines = [f"{drawing.expert} {drawing.url} {drawing.stamp}" for drawing in image.drawings]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def estimate_and_record(out: str, image: DrawnImage, settings: TruthSettings) -> EstimatedImage:
@@ -46,11 +40,18 @@ def estimate_and_record(out: str, image: DrawnImage, settings: TruthSettings) ->
     """
     started = time.perf_counter()
     truth = estimate_truth(image, out, settings)
-    record = EstimatedImage(truth=truth, drawings=digest(image), seconds=round(time.perf_counter() - started, 3))
-    record_file(out, image.name, record)
+    record = EstimatedImage(
+        truth=truth, drawings=digest_of(image.drawings), seconds=round(time.perf_counter() - started, 3)
+    )
+    ledger_of(out).record(image.name, record)
     return record
+
+
+def ledger_of(out: str) -> ItemLedger[EstimatedImage]:
+    """Return the ledger of an output."""
+    return ItemLedger(storage.join(out, "ledger"), EstimatedImage)
 
 
 def read_estimated(out: str) -> dict[str, EstimatedImage]:
     """Return what is finished in `out`, by the image's name."""
-    return {record.truth.name: record for record in recorded_files(out, EstimatedImage)}
+    return ledger_of(out).read()

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
+from chorus.cluster.evaluation.job import Evaluated, EvaluationJob, Value
 from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.state.items import ItemLedger
 from chorus.pipeline.consensus.annotations import Drawing
 from chorus.pipeline.consensus.truths import ReadLabels, Sizes, open_truth, truth_classes
 from chorus.pipeline.core.geometry import RegionGrid, Window
@@ -42,62 +42,6 @@ Both need the plane or image in memory as a whole.
 _BLOCK = 2048
 
 
-class EvaluationSettings(BaseModel):
-    """What is measured.
-
-    Attributes
-    ----------
-    objects : source of the predicted objects: the label images ``labels/<class>`` of the run where they exist, or
-        connected components of its semantic labels
-    minimum_size : objects of fewer pixels are left out, both predicted and true ones
-    baseline : whether Otsu's threshold (and a watershed) is measured as well
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    objects: Literal["labels", "components"] = "labels"
-    minimum_size: int = Field(default=0, ge=0)
-    baseline: bool = True
-
-
-@dataclass(frozen=True)
-class EvaluationJob:
-    """The evaluation of one image, as a worker receives it.
-
-    Attributes
-    ----------
-    labels_url : group whose ``labels`` hold the prediction
-    maps_url : group that holds its maps; empty if the run saved no probabilities
-    experts : the annotators' drawings of the image
-    classes : names, background first
-    """
-
-    image: PlannedImage
-    labels_url: str
-    maps_url: str
-    truth: Drawing
-    experts: tuple[Drawing, ...]
-    classes: tuple[str, ...]
-    settings: EvaluationSettings
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The result of one image.
-
-    Attributes
-    ----------
-    values : metrics by column of ``evaluation.parquet``
-    pixels : counts for the calibration of probabilities; None if there are no probabilities
-    notes : what could not be measured, and why
-    """
-
-    values: dict[str, Any]
-    pixels: PixelHistogram | None
-    notes: list[str]
-    seconds: float
-
-
 @dataclass
 class _Tally:
     """Sums over the planes of an image.
@@ -114,15 +58,6 @@ class _Tally:
     boundaries: dict[int, list[NDArray[np.float64] | None]] = field(default_factory=dict)
     objects: dict[int, ObjectCounts] = field(default_factory=dict)
     baseline_objects: list[ObjectCounts] = field(default_factory=list)
-
-
-def metric_columns(classes: tuple[str, ...]) -> list[str]:
-    """Return the numeric columns of ``evaluation.parquet``, in order."""
-    per_class = ("dice", "iou", "precision", "recall", "boundary_median", "boundary_p95", "boundary_mean")
-    columns = ["dice", *(f"{metric}:{name}" for name in classes[1:] for metric in per_class)]
-    columns += ["ap50", "map", "panoptic_quality", "objects_truth", "objects_predicted", "splits", "merges"]
-    columns += ["baseline_dice", "baseline_ap50", "baseline_map"]
-    return [*columns, "calibration_error", "expert_dice_min", "expert_dice_mean", "expert_dice_max"]
 
 
 def evaluate_image(job: EvaluationJob) -> Evaluated:
@@ -148,7 +83,16 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     values |= _expert_values(job, notes)
     if tally.pixels is not None:
         values["calibration_error"] = expected_calibration_error(tally.pixels)["predicted"]
-    return Evaluated(values, tally.pixels, notes, time.perf_counter() - started)
+    return Evaluated(
+        drawings=job.drawings, values=values, pixels=tally.pixels, notes=notes, seconds=time.perf_counter() - started
+    )
+
+
+def evaluate_and_record(job: EvaluationJob, ledger: ItemLedger[Evaluated]) -> Evaluated:
+    """Measure one image and record it; errors as of `evaluate_image`, and OutputError if it cannot be recorded."""
+    found = evaluate_image(job)
+    ledger.record(job.image.name, found)
+    return found
 
 
 def _check_no_copy(job: EvaluationJob, read_truth: ReadLabels) -> None:
@@ -281,9 +225,9 @@ def _add_objects(
         tally.baseline_objects.append(count_objects(truth, watershed_objects(mask), minimum_size=least))
 
 
-def _class_values(job: EvaluationJob, tally: _Tally) -> dict[str, Any]:
+def _class_values(job: EvaluationJob, tally: _Tally) -> dict[str, Value]:
     found = agreements(tally.counts)
-    values: dict[str, Any] = {"dice": macro_dice(found)}
+    values: dict[str, Value] = {"dice": macro_dice(found)}
     for name, one in zip(job.classes[1:], found, strict=True):
         values |= {f"{metric}:{name}": value for metric, value in asdict(one).items()}
     for k, planes in tally.boundaries.items():
@@ -292,7 +236,7 @@ def _class_values(job: EvaluationJob, tally: _Tally) -> dict[str, Any]:
     return values
 
 
-def _object_values(counts: list[ObjectCounts]) -> dict[str, Any]:
+def _object_values(counts: list[ObjectCounts]) -> dict[str, Value]:
     """Average rates over classes and sum counts; return nothing if no objects were measured."""
     if not counts:
         return {}
@@ -307,7 +251,7 @@ def _object_values(counts: list[ObjectCounts]) -> dict[str, Any]:
     }
 
 
-def _expert_values(job: EvaluationJob, notes: list[str]) -> dict[str, Any]:
+def _expert_values(job: EvaluationJob, notes: list[str]) -> dict[str, Value]:
     """Return the range of the annotators' own Dice against the truth."""
     dices = []
     for drawing in job.experts:

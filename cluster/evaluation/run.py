@@ -1,41 +1,63 @@
-"""A run of ``chorus evaluate``: match the images of a run with their truth, measure them in parallel, summarise."""
+"""A run of ``chorus evaluate``: match the images of a run with their truth, measure them in parallel, summarise.
+
+::
+
+    OUT/evaluation.json              settings, and at the end what was measured of all images together
+    OUT/work/evaluation/<image>.json what was measured of an image, until the evaluation has ended
+    OUT/evaluation.parquet           a row per image, written at the end
+    OUT/reliability.svg              with them, if the run saved probabilities
+"""
 
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from chorus.cluster.evaluation.image import EvaluationJob, EvaluationSettings, evaluate_image, metric_columns
-from chorus.cluster.objects.run import RECORD as OBJECTS
-from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.evaluation.documents import (
+    DIAGRAM,
+    NO_TRUTH,
+    SUMMARY,
+    TABLE,
+    AgainstBaseline,
+    EvaluatedEnsemble,
+    EvaluatedRun,
+    EvaluationCounts,
+    EvaluationRecord,
+    EvaluationRow,
+    Mean,
+)
+from chorus.cluster.evaluation.image import evaluate_and_record
+from chorus.cluster.evaluation.job import Evaluated, EvaluationJob, EvaluationSettings, metric_columns
+from chorus.cluster.objects.records import ObjectsRecord, read_objects_record
 from chorus.cluster.runtime.reporting import Reporter
-from chorus.cluster.runtime.started_tasks import Executor, started_tasks
-from chorus.cluster.runtime.status import RegionStatus
+from chorus.cluster.runtime.signals import stoppable
+from chorus.cluster.runtime.started_tasks import Ending, Executor, ItemEnd, Items
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.cluster.state.command import Command, begin_inside, earlier_record
 from chorus.cluster.state.documents import PredictRecord
+from chorus.cluster.state.items import ItemLedger
+from chorus.cluster.state.outcome import Outcome, count, failures_of, state_of
 from chorus.cluster.state.results import finished_run, planned_images
-from chorus.cluster.state.run_record import surroundings
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.consensus.truths import FoundTruths, find_experts, find_truths
-from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.metrics.calibration_error import PixelCalibration, PixelHistogram
 from chorus.pipeline.metrics.comparison import compare, mean_interval
 from chorus.pipeline.report.reliability import draw_reliability
 
-TABLE, SUMMARY, DIAGRAM = "evaluation.parquet", "evaluation.json", "reliability.svg"
-NO_TRUTH = "no truth"
+LEDGER = "work/evaluation"
 BASELINE = "Otsu's threshold"
+_DEFINING = ("truth", "truth_label", "experts", "expert", "settings", "of", "ensemble")
 # Prefixes of the metrics, besides those of Dice, whose means are in the summary.
 _SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "calibration_error", "expert_")
 
@@ -64,18 +86,37 @@ class EvaluateRequest(BaseModel):
     address: str | None = None
 
 
-def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
-    """Measure a run's predictions against a truth.
+@dataclass
+class _Measured:
+    """What is measured so far: a row per image of the run, and the pixel counts of all of them together."""
+
+    rows: dict[str, EvaluationRow]
+    pixels: PixelHistogram | None = field(default=None)
+
+    def add(self, name: str, found: Evaluated) -> None:
+        """Fill in what was measured of an image."""
+        row = self.rows[name]
+        filled = {"message": "; ".join(found.notes), "values": row.values | found.values}
+        self.rows[name] = row.model_copy(update=filled)
+        if found.pixels is not None:
+            self.pixels = found.pixels if self.pixels is None else self.pixels + found.pixels
+
+
+@stoppable()
+def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome[EvaluationRow, EvaluationRecord]:
+    """Measure a run's predictions against a truth; the same call again resumes an interrupted one.
 
     Writes ``evaluation.parquet`` and ``evaluation.json`` to the run's output, and ``reliability.svg`` if it saved
-    probabilities. A row is an image of the run: ``name``; ``status``, that of the run (``done``, ``empty``), ``failed``
-    if the run or the evaluation of the image failed (no metrics), or ``no truth``; ``message``; and the columns of
-    `metric_columns`, null if they are undefined or were not measured.
+    probabilities; those of an earlier evaluation are removed before. An image that was measured by an interrupted call
+    is measured again if its truth was replaced since; of a truth in OME-Zarr only another URL tells.
 
     Raises
     ------
     RefusedError
-        Before any work: `out` holds no finished run, or there is no truth for any of its images.
+        Before any work: `out` holds no finished run, there is no truth for any of its images, or another command is
+        writing there.
+    CutShortError
+        If the process is told to stop before the first image.
     """
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
@@ -86,23 +127,49 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome:
     found = find_truths(sources, request.truth, request.truth_label)
     classes = tuple(one.name for one in run.ensemble.classes)
     jobs = _jobs(request, run, found, classes, [row["name"] for row in scores if row["status"] != "failed"])
-    rows = {row["name"]: _row(row, found, classes) for row in scores}
-    histogram = _carry_out(request, jobs, rows, reporter)
-    state = "failures" if any(row["status"] == "failed" for row in rows.values()) else "complete"
-    pixels = None if histogram is None else PixelCalibration.of(histogram)
-    summary = _summary(request, run, found, list(rows.values()), pixels)
-    _write(request.out, list(rows.values()), summary, pixels)
-    return Outcome(request.out, state, "", list(rows.values()), summary)
+    command = Command(request.out, _record(request, run), SUMMARY, _DEFINING)
+    ledger = ItemLedger(storage.join(request.out, LEDGER), Evaluated)
+    with command.held():
+        running = begin_inside(command, earlier_record(command), lambda: [TABLE, DIAGRAM, LEDGER])
+        measured = _Measured({row["name"]: _row(row, found, classes) for row in scores})
+        ending = _carry_out(request, jobs, ledger, measured, reporter)
+        rows = list(measured.rows.values())
+        state = state_of(ending.state, rows)
+        pixels = None if measured.pixels is None else PixelCalibration.of(measured.pixels)
+        running.record = _summary(running.record, found, rows, pixels)
+        if state != "interrupted":
+            _write(request.out, rows, pixels)
+            running.close(state)
+            ledger.clear()
+        return Outcome(request.out, state, ending.message, rows, running.record)
 
 
 def read_evaluation(out: str) -> pd.DataFrame:
-    """Return ``evaluation.parquet`` of a run; raise RefusedError if there is none yet."""
+    """Return ``evaluation.parquet`` of a run; raise RefusedError if there is none yet, or it is damaged."""
     url = storage.join(storage.normalise(out), TABLE)
+    again = f"run `chorus evaluate {out} --truth ...`"
     try:
         return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    except pa.ArrowInvalid as error:
+        raise RefusedError(f"{url}: is damaged ({storage.words(error)}); {again}") from error
     except OSError as error:
-        reason = storage.explain(error, url)
-        raise RefusedError(f"{out}: no evaluation yet ({reason}); run `chorus evaluate {out} --truth ...`") from error
+        raise RefusedError(f"{out}: no evaluation yet ({storage.explain(error, url)}); {again}") from error
+
+
+def _record(request: EvaluateRequest, run: PredictRecord) -> EvaluationRecord:
+    """Return the record of an evaluation that begins."""
+    objects = None if request.settings.objects == "components" else read_objects_record(request.out)
+    made = None if objects is None else f"{objects.started} to {objects.finished}"
+    return EvaluationRecord(
+        truth=request.truth,
+        truth_label=request.truth_label,
+        experts=request.experts,
+        expert=request.expert,
+        settings=request.settings,
+        of=EvaluatedRun(started=run.started, objects=made),
+        ensemble=EvaluatedEnsemble(name=run.ensemble.name, hash=run.ensemble.hash),
+        objects=_made_by(request, objects),
+    )
 
 
 def _jobs(
@@ -123,7 +190,7 @@ def _jobs(
     return jobs
 
 
-def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...]) -> dict[str, Any]:
+def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...]) -> EvaluationRow:
     """Return the row of an image before it is measured."""
     name, status, message = score["name"], score["status"], ""
     if status == "failed":
@@ -132,126 +199,89 @@ def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...])
         status, message = "failed", found.failed[name]
     elif name not in found.truths:
         status = NO_TRUTH
-    return {"name": name, "status": status, "message": message} | dict.fromkeys(metric_columns(classes))
+    return EvaluationRow(name=name, status=status, message=message, values=dict.fromkeys(metric_columns(classes)))
 
 
 def _carry_out(
-    request: EvaluateRequest, jobs: Sequence[EvaluationJob], rows: dict[str, dict[str, Any]], reporter: Reporter
-) -> PixelHistogram | None:
-    """Measure the images and fill in the rows.
+    request: EvaluateRequest,
+    jobs: Sequence[EvaluationJob],
+    ledger: ItemLedger[Evaluated],
+    measured: _Measured,
+    reporter: Reporter,
+) -> Ending:
+    """Measure the images that are not recorded, and fill in what is known of all."""
+    todo = {job.image.name: job for job in jobs}
+    for name, known in ledger.records():
+        if name in todo and todo[name].drawings == known.drawings:
+            measured.add(name, known)
+            del todo[name]
+    status = {name: measured.rows[name].status for name in todo}
+    for name in todo:
+        measured.rows[name] = measured.rows[name].model_copy(update={"status": "open"})
 
-    Returns
-    -------
-    The pixel counts of all images; None if no probabilities were saved.
-    """
-    histogram: PixelHistogram | None = None
-    with started_tasks(request.executor, request.address, len(jobs), reporter) as (tasks, cores):
-        for index, job in enumerate(jobs):
-            tasks.submit(index, evaluate_image, job)
-        reporter.begin(len(jobs), sum(job.image.pixels for job in jobs), cores)
-        try:
-            for result in tasks.results(wait=True):
-                job = jobs[result.key]
-                row = rows[job.image.name]
-                if result.error is not None:
-                    row |= {"status": "failed", "message": result.error}
-                else:
-                    row |= result.value.values | {"message": "; ".join(result.value.notes)}
-                    histogram = _added(histogram, result.value.pixels)
-                reporter.region(_status(result, job))
-                if result.unwritable:
-                    raise OutputError(result.error or "")
-        finally:
-            reporter.end()
-    return histogram
+    def take(job: EvaluationJob, result: TaskResult) -> ItemEnd:
+        name, rows = job.image.name, measured.rows
+        if result.error is not None:
+            rows[name] = rows[name].without_result(result)
+            return ItemEnd(job.image.pixels, 0.0, result.error)
+        rows[name] = rows[name].model_copy(update={"status": status[name]})
+        measured.add(name, result.value)
+        return ItemEnd(job.image.pixels, result.value.seconds)
 
-
-def _added(total: PixelHistogram | None, more: PixelHistogram | None) -> PixelHistogram | None:
-    if total is None or more is None:
-        return more if total is None else total
-    return total + more
-
-
-def _status(result: TaskResult, job: EvaluationJob) -> RegionStatus:
-    seconds = 0.0 if result.error is not None else result.value.seconds
-    return RegionStatus(
-        region=result.key,
-        image=result.key,
-        place=0,
-        state="done" if result.error is None else "failed",
-        message=result.error or "",
-        pixels=job.image.pixels,
-        device_seconds=seconds,
-        seconds=seconds,
-    )
+    items = Items(list(todo.values()), lambda job: (evaluate_and_record, (job, ledger)), take)
+    pixels = sum(job.image.pixels for job in todo.values())
+    return items.carry_out(request.executor, request.address, reporter, pixels=pixels)
 
 
 def _summary(
-    request: EvaluateRequest,
-    run: PredictRecord,
-    found: FoundTruths,
-    rows: Sequence[dict[str, Any]],
-    pixels: PixelCalibration | None,
-) -> dict[str, Any]:
-    """Return the content of ``evaluation.json``."""
-    counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "empty", "failed", NO_TRUTH)}
-    summary: dict[str, Any] = {
-        "finished": datetime.now(UTC).isoformat(),
-        "truth": request.truth,
-        "truth_label": request.truth_label,
-        "experts": request.experts,
-        "settings": request.settings.model_dump(mode="json"),
-        "ensemble": run.ensemble.model_dump(include={"name", "hash"}),
-        "images": {"all": len(rows), **counts},
-        "without_truth": found.without_truth,
-        "truth_without_image": found.without_image,
-        "failures": {row["name"]: row["message"] for row in rows if row["status"] == "failed"},
-        "metrics": _means(rows),
-        "pixels": None if pixels is None else pixels.model_dump(mode="json"),
-        "objects": _made_by(request),
-        "against_baseline": None,
-    }
-    both = [(row["dice"], row["baseline_dice"]) for row in rows if None not in (row["dice"], row["baseline_dice"])]
-    if both:
-        dice, baseline = np.array(both).T
-        against = compare("dice", {"the ensemble": dice, BASELINE: baseline})
-        summary["against_baseline"] = asdict(against) | {"verdict": against.verdict}
-    return summary | {"versions": surroundings().model_dump(mode="json")}
+    record: EvaluationRecord, found: FoundTruths, rows: Sequence[EvaluationRow], pixels: PixelCalibration | None
+) -> EvaluationRecord:
+    """Return the record with what was measured of all images together."""
+    counts = EvaluationCounts(
+        all=len(rows),
+        done=count(rows, "done"),
+        empty=count(rows, "empty"),
+        failed=count(rows, "failed"),
+        no_truth=count(rows, NO_TRUTH),
+        open=count(rows, "open"),
+    )
+    dices = [(row.values["dice"], row.values["baseline_dice"]) for row in rows]
+    both = np.array([pair for pair in dices if None not in pair], np.float64)
+    against = (
+        AgainstBaseline.of(compare("dice", {"the ensemble": both.T[0], BASELINE: both.T[1]})) if both.size else None
+    )
+    measured = {"images": counts, "metrics": _means(rows), "pixels": pixels, "against_baseline": against}
+    measured |= {"without_truth": found.without_truth, "truth_without_image": found.without_image}
+    return record.model_copy(update=measured | {"failures": failures_of(rows)})
 
 
-def _made_by(request: EvaluateRequest) -> str | None:
+def _made_by(request: EvaluateRequest, objects: ObjectsRecord | None) -> str | None:
     """Return the method of the measured objects, as of `chorus objects`; None if the run has no objects."""
     if request.settings.objects == "components":
         return "components of the semantic labels"
-    url = storage.join(request.out, OBJECTS)
-    with storage_errors(url):
-        if not storage.exists(url):
-            return None
-        method: str = json.loads(storage.read_bytes(url))["settings"]["method"]
-    return method
+    return None if objects is None else objects.settings.method
 
 
-def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _means(rows: Sequence[EvaluationRow]) -> dict[str, Mean]:
     """Return for each metric its mean over the images that have it, the 95 % interval, and the number of images."""
-    means: dict[str, dict[str, Any]] = {}
-    names = [name for name in (rows[0] if rows else {}) if name.startswith(("dice", *_SUMMED))]
+    means: dict[str, Mean] = {}
+    names = [name for name in (rows[0].values if rows else {}) if name.startswith(("dice", *_SUMMED))]
     for name in names:
-        values = np.array([row[name] for row in rows if row[name] is not None], np.float64)
+        values = np.array([row.values[name] for row in rows if row.values[name] is not None], np.float64)
         if values.size:
             low, high = mean_interval(values) or (None, None)
-            mean = math.fsum(values) / values.size
-            means[name] = {"mean": mean, "low": low, "high": high, "images": int(values.size)}
+            means[name] = Mean(mean=math.fsum(values) / values.size, low=low, high=high, images=int(values.size))
     return means
 
 
-def _write(out: str, rows: Sequence[dict[str, Any]], summary: dict[str, Any], pixels: PixelCalibration | None) -> None:
-    frame = pd.DataFrame(rows)
+def _write(out: str, rows: Sequence[EvaluationRow], pixels: PixelCalibration | None) -> None:
+    frame = pd.DataFrame([row.model_dump() for row in rows])
     for name in frame.columns.difference(["name", "status", "message"]):
         # A metric that no image has is still a numeric column.
         frame[name] = pd.to_numeric(frame[name])
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
-    contents = {TABLE: buffer.getvalue(), SUMMARY: json.dumps(summary, indent=2).encode()}
+    contents = {TABLE: buffer.getvalue()}
     if pixels is not None:
         contents[DIAGRAM] = draw_reliability(pixels).encode()
     with storage_errors(out):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from chorus.cluster.evaluation.image import EvaluationJob, EvaluationSettings, evaluate_image
+from chorus.cluster.evaluation.image import evaluate_image
+from chorus.cluster.evaluation.job import EvaluationJob, EvaluationSettings
 from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.runtime.reporting import Reporter
@@ -152,7 +153,7 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
         settings=EvaluationSettings(baseline=False),
     )
     values = evaluate_image(job).values
-    return {name: float(values[f"dice:{name}"]) for name in job.classes[1:]}
+    return {name: cast("float", values[f"dice:{name}"]) for name in job.classes[1:]}
 
 
 def _measured(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
-from chorus.cluster.evaluation.run import TABLE as EVALUATION
-from chorus.cluster.exports.outlines import Objects, check_apart
-from chorus.cluster.objects.run import TABLE as OBJECTS
+from chorus.cluster.evaluation.documents import TABLE as EVALUATION
+from chorus.cluster.exports.objects import Objects, check_apart
+from chorus.cluster.objects.records import TABLE as OBJECTS
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.tables import write_groups, write_table
@@ -55,7 +55,7 @@ def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
     return found
 
 
-def export_tables(out: str, to: str, kind: Literal["csv", "parquet", "json"]) -> dict[str, Any]:
+def export_tables(out: str, to: str, kind: Literal["csv", "parquet", "json"]) -> dict[str, int]:
     """Write ``images.<kind>`` and, if there are objects, ``objects.<kind>``; return the number of rows of each.
 
     Raises

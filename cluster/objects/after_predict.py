@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
 from chorus.cluster.objects.run import make_objects
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.state.documents import PredictOutcome
+from chorus.cluster.state.outcome import failures_of
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
 from chorus.pipeline.core.run_document import ObjectCounts
@@ -38,8 +41,10 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     return request.model_copy(update={"objects": method, "settings": kept})
 
 
-def add_objects(request: PredictRequest, outcome: PredictOutcome, record: RunRecord, reporter: PlanReporter) -> None:
-    """Make the objects of a run that is done, and write their outcome to the run's outcome and ``run.json``.
+def add_objects(
+    request: PredictRequest, outcome: PredictOutcome, record: RunRecord, reporter: PlanReporter
+) -> PredictOutcome:
+    """Make the objects of a run that is done; return its outcome with theirs, which is written to ``run.json``, too.
 
     Complete objects that `chorus objects` has made of this run with other settings are kept.
     """
@@ -49,13 +54,14 @@ def add_objects(request: PredictRequest, outcome: PredictOutcome, record: RunRec
         ObjectsRequest(out=request.out, method=request.objects, executor=run.executor, address=run.address)  # type: ignore[arg-type]
     )
     found = make_objects(results, reporter, keep_other=True)
-    failed = {row.name for row in outcome.rows if row.status == "failed"}
-    missed = [row["message"] for row in found.rows if row["status"] == "failed" and row["name"] not in failed]
-    counts = ObjectCounts(method=found.summary["method"], counts=found.summary["objects"], failed=len(missed))
-    outcome.summary = outcome.summary.model_copy(update={"objects": counts})
+    failed = failures_of(outcome.rows)
+    missed = [row.message for row in found.rows if row.status == "failed" and row.name not in failed]
+    counts = ObjectCounts(method=found.summary.method, counts=found.summary.objects, failed=len(missed))
+    whole = replace(outcome, summary=outcome.summary.model_copy(update={"objects": counts}))
     if found.state == "interrupted":
-        outcome.state, outcome.message = found.state, found.message
+        whole = replace(whole, state=found.state, message=found.message)
     elif missed:
-        outcome.state, outcome.message = "failures", missed[0]
-    record.end(outcome.state, outcome.summary)
+        whole = replace(whole, state="failures", message=missed[0])
+    record.end(whole.state, whole.summary)
     record.write(request.out)
+    return whole

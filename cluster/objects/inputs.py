@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from chorus.cluster.objects.job import ObjectJob, doubts_of
+from chorus.cluster.objects.job import ObjectJob, VolumeJob, doubts_of
+from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
-from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import layout_of
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.started_tasks import Executor
+from chorus.cluster.state.command import Execution
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run, planned_images, settings_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
@@ -29,7 +30,6 @@ from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import LABEL_NAME
 
 WORK = ("work", "objects")
-_CHOSEN = ("diameter", "minimum_size", "flow_error")
 
 
 class ObjectsRequest(BaseModel):
@@ -162,14 +162,20 @@ class Results:
         return typical_diameter((self.second or self).ensemble)
 
     @property
-    def defining(self) -> dict[str, Any]:
-        """Everything, besides the images, on which a byte of the result may depend."""
-        of = {"started": self.run.started, "settings": self.run.settings.content, "ensemble": self.ensemble.hash}
-        chosen = {"method": self.method} | {name: getattr(self.request, name) for name in _CHOSEN}
-        chosen |= {"ensemble_diameter": self.diameter}
-        if self.second is not None:
-            chosen["flows_from"] = self.second.defining
-        return {"settings": chosen, "of": of}
+    def record(self) -> ObjectsRecord:
+        """The record of the objects when their making begins; its `settings` and `of` and the images define them."""
+        request = self.request
+        asked = ObjectsAsked(
+            method=self.method,
+            diameter=request.diameter,
+            minimum_size=request.minimum_size,
+            flow_error=request.flow_error,
+            ensemble_diameter=self.diameter,
+            flows_from=None if self.second is None else self.second.defining,
+        )
+        of = PredictedRun(started=self.run.started, settings=self.run.settings.content, ensemble=self.ensemble.hash)
+        run = Execution(executor=request.executor, address=request.address)
+        return ObjectsRecord(settings=asked, of=of, run=run)
 
     def work(self, image: str) -> str:
         """Return the folder of the work on an image."""

@@ -112,6 +112,31 @@ def known_names(regions: Sequence[RegionRows], value: int) -> NDArray[np.uint64]
     return known
 
 
+def write_known(url: str, known: NDArray[np.uint64]) -> None:
+    """Write the sorted names of the objects of a plane or volume; raise OutputError if they cannot be written.
+
+    Parameters
+    ----------
+    known : (objects,) uint64, ascending
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, known, allow_pickle=False)
+    with storage_errors(url):
+        storage.write_bytes(url, buffer.getvalue())
+
+
+def read_known(url: str) -> NDArray[np.uint64]:
+    """Read what `write_known` wrote.
+
+    Returns
+    -------
+    (objects,) uint64, ascending
+    """
+    with storage_errors(url):
+        known: NDArray[np.uint64] = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
+    return known
+
+
 def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uint64]) -> Iterator[pa.Table]:
     """Yield the rows of a class in a plane sorted by name, `GROUP` at a time.
 
@@ -133,21 +158,20 @@ def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uin
         yield pa.concat_tables(parts).sort_by("name")
 
 
-def labelled(rows: pa.Table, first: int, schema: pa.Schema, *, image: str, t: int, z: int, class_name: str) -> pa.Table:
+def labelled(rows: pa.Table, first: int, schema: pa.Schema, place: Sequence[str | int]) -> pa.Table:
     """Convert sorted rows of regions to rows of ``objects.parquet``, whose labels count from `first`.
 
-    The columns of means are the last of both, in the same order.
+    The columns after the label are the same in both, in the same order.
+
+    Parameters
+    ----------
+    place : values of the columns before the label: image, t, z (not of volumes), class
     """
     count = len(rows)
-    place = [
-        pa.repeat(pa.scalar(image), count),
-        pa.repeat(pa.scalar(t), count),
-        pa.repeat(pa.scalar(z), count),
-        pa.repeat(pa.scalar(class_name), count),
-        pa.array(np.arange(first, first + count, dtype=np.uint64)),
-    ]
+    columns = [pa.repeat(pa.scalar(value), count) for value in place]
+    labels = pa.array(np.arange(first, first + count, dtype=np.uint64))
     measured = rows.drop_columns(["class", "name"]).combine_chunks().columns
-    return pa.Table.from_arrays([*place, *measured], schema=schema)
+    return pa.Table.from_arrays([*columns, labels, *measured], schema=schema)
 
 
 @contextmanager

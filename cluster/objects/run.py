@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from chorus.cluster.objects.inputs import WORK, ObjectsRequest, Results
-from chorus.cluster.objects.job import ImageObjects, ObjectJob
+from chorus.cluster.objects.job import ObjectJob, VolumeJob
+from chorus.cluster.objects.records import (
+    RECORD,
+    TABLE,
+    ImageObjects,
+    ObjectsRecord,
+    ObjectsRow,
+    ObjectsSummary,
+    recorded_objects,
+)
 from chorus.cluster.objects.rows import object_schema, unite
 from chorus.cluster.objects.second_ensemble import make_flows
 from chorus.cluster.objects.tasks import (
@@ -26,10 +31,8 @@ from chorus.cluster.objects.tasks import (
     finish_objects,
     label_pixels,
     number_objects,
-    read_objects,
     timed,
 )
-from chorus.cluster.objects.volume_job import VolumeJob
 from chorus.cluster.objects.volume_tasks import (
     find_all_in_volume,
     find_in_block,
@@ -37,31 +40,26 @@ from chorus.cluster.objects.volume_tasks import (
     number_volume,
     volume_schema,
 )
-from chorus.cluster.planning.requests import Outcome, PlanReporter
+from chorus.cluster.planning.requests import PlanReporter
 from chorus.cluster.runs.volume_merging import WORK as VOLUMES
-from chorus.cluster.runtime.output_lock import output_lock
-from chorus.cluster.runtime.signals import STOPPED, stoppable
-from chorus.cluster.runtime.started_tasks import started_tasks
+from chorus.cluster.runtime.signals import stoppable
+from chorus.cluster.runtime.started_tasks import Ending, carry_out, interruptible
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
-from chorus.cluster.state.run_record import surroundings
-from chorus.pipeline.errors import CutShortError, OutputError
+from chorus.cluster.state.command import Command, begin_inside, earlier_record
+from chorus.cluster.state.outcome import Outcome, count, state_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
-RECORD = "objects.json"
-TABLE = "objects.parquet"
+ObjectsOutcome = Outcome[ObjectsRow, ObjectsSummary]
 # An image of at most this many regions is one task.
 _AT_ONCE = 4
 _STAGES = ("regions", "numbers", "labels", "end")
 
 
 @stoppable()
-def find_objects(request: ObjectsRequest, reporter: PlanReporter) -> Outcome:
+def find_objects(request: ObjectsRequest, reporter: PlanReporter) -> ObjectsOutcome:
     """Make label images and table of objects; the same call again resumes an interrupted one.
-
-    A row of the outcome is an image: ``name``, ``status`` (``done``; ``failed``; ``open`` if the run was interrupted
-    before it), ``message``, and ``objects``, their number per class.
 
     Raises
     ------
@@ -73,131 +71,115 @@ def find_objects(request: ObjectsRequest, reporter: PlanReporter) -> Outcome:
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
     results = Results(request)
-    with output_lock(request.out, uuid.uuid4().hex[:12]):
+    with _command(results).held():
         return make_objects(results, reporter)
 
 
-def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool = False) -> Outcome:
+def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool = False) -> ObjectsOutcome:
     """Do what `find_objects` does, for a caller that holds the output's lock.
 
     Parameters
     ----------
     keep_other : whether complete objects of this very run are kept, whatever their settings
     """
-    request = results.request
-    content = _earlier(results, keep_other=keep_other)
-    if content is None:
-        _clear(request.out)
-        content = results.defining | {"command": "objects", "started": datetime.now(UTC).isoformat()}
-    elif content["outcome"] == "complete":
-        return Outcome(request.out, "complete", "", content["images"], content["summary"])
-    content |= {"finished": None, "outcome": "running"} | surroundings().model_dump(mode="json")
-    content |= {"run": {"executor": request.executor, "address": request.address}}
-    _write(request.out, content)
-    outcome = _carry_out(results, reporter)
-    outcome.summary = _summary(results, outcome.rows, content["started"])
-    content |= {"finished": datetime.now(UTC).isoformat(), "outcome": outcome.state}
-    if outcome.state != "interrupted":
-        _write(request.out, content | {"summary": outcome.summary, "images": outcome.rows})
-    if outcome.state == "complete":  # otherwise another run resumes with the images that are open
-        with storage_errors(request.out):
-            remove_folder(storage.join(request.out, WORK[0]))
-    return outcome
+    out, command = results.request.out, _command(results)
+    known = earlier_record(command)
+    if (
+        known is not None
+        and known.summary is not None
+        and _nothing_left(results, command, known, keep_other=keep_other)
+    ):
+        return Outcome(out, "complete", "", known.images, known.summary)
+    running = begin_inside(command, known, lambda: [TABLE, *_unfinished(out)], resumes=("running", "failures"))
+    rows, ending = _carry_out(results, reporter)
+    state, summary = state_of(ending.state, rows), _summary(results, rows, running.seconds)
+    running.close(state, summary=summary, images=rows)
+    if state == "complete":  # otherwise another run resumes with the images that are open
+        with storage_errors(out):
+            remove_folder(storage.join(out, WORK[0]))
+    return Outcome(out, state, ending.message, rows, summary)
 
 
-def _earlier(results: Results, *, keep_other: bool) -> dict[str, Any] | None:
-    """Return the record of an earlier run that this one resumes, or that leaves nothing to do."""
-    out = results.request.out
-    url = storage.join(out, RECORD)
+def _command(results: Results) -> Command[ObjectsRecord]:
+    return Command(results.request.out, results.record, RECORD, ("settings", "of"))
+
+
+def _nothing_left(results: Results, command: Command[ObjectsRecord], known: ObjectsRecord, *, keep_other: bool) -> bool:
+    """Return whether an earlier call has made all that is asked for."""
+    if known.outcome != "complete" or set(command.differing(known)) - ({"settings"} if keep_other else set()):
+        return False
+    url = storage.join(results.request.out, TABLE)
     with storage_errors(url):
-        if not storage.exists(url):
-            return None
-        known: dict[str, Any] = json.loads(storage.read_bytes(url))
-        other = [key for key, value in results.defining.items() if known.get(key) != value]
-        if other and not (keep_other and other == ["settings"] and known["outcome"] == "complete"):
-            return None
-        if known["outcome"] == "complete":
-            same = [row["name"] for row in known["images"]] == results.table.names
-            return known if same and storage.exists(storage.join(out, TABLE)) else None
-        return known
+        return [row.name for row in known.images] == results.table.names and storage.exists(url)
 
 
-def _clear(out: str) -> None:
-    """Remove what an earlier run made, the record first: what it describes is never incomplete.
-
-    Label images stay until new ones are written over them.
-    """
-    with storage_errors(out):
-        for name in (RECORD, TABLE):
-            storage.remove_file(storage.join(out, name))
-        work = storage.join(out, WORK[0])
-        for name in set(storage.entries(work)) - {VOLUMES[-1]}:  # needed by images that are not finished
-            remove_folder(storage.join(work, name))
+def _unfinished(out: str) -> list[str]:
+    """Return what there is of unfinished work on objects. Label images stay until new ones are written over them."""
+    # Volumes are needed by images that `chorus predict` has not finished.
+    return [storage.join(WORK[0], name) for name in storage.entries(storage.join(out, WORK[0])) if name != VOLUMES[-1]]
 
 
-def _write(out: str, content: dict[str, Any]) -> None:
-    url = storage.join(out, RECORD)
-    with storage_errors(url):
-        storage.write_bytes(url, json.dumps(content, indent=2).encode())
-
-
-def _summary(results: Results, rows: list[dict[str, Any]], started: str) -> dict[str, Any]:
-    counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "failed", "open")}
-    objects = {name: sum(row["objects"].get(name, 0) for row in rows) for name in results.classes}
-    seconds = round(time.time() - datetime.fromisoformat(started).timestamp(), 1)
-    by = {"method": results.method} | ({"flows_from": results.second.ensemble.spec.name} if results.second else {})
-    return {"images": len(rows), **counts, **by, "objects": objects, "seconds": seconds}
+def _summary(results: Results, rows: list[ObjectsRow], seconds: float) -> ObjectsSummary:
+    return ObjectsSummary(
+        images=len(rows),
+        done=count(rows, "done"),
+        failed=count(rows, "failed"),
+        open=count(rows, "open"),
+        method=results.method,
+        flows_from=results.second.ensemble.spec.name if results.second else None,
+        objects={name: sum(row.objects.get(name, 0) for row in rows) for name in results.classes},
+        seconds=seconds,
+    )
 
 
 def _finished(results: Results) -> dict[int, ImageObjects]:
-    """Return the images whose objects are done, by their index."""
+    """Return the images whose objects are done, by their index; one whose record is damaged begins anew."""
     fs, path = storage.filesystem(storage.join(results.request.out, *WORK))
     with storage_errors(path), ThreadPoolExecutor(16) as pool:
         files = fs.find(path) if fs.exists(path) else []
         signs = {file[len(path) :].strip("/") for file in files if file.endswith("/done.json")}
         names = {i: name for i, name in enumerate(results.table.names) if f"{name}/done.json" in signs}
-        return dict(zip(names, pool.map(read_objects, map(results.work, names.values())), strict=True))
+        found = dict(zip(names, pool.map(recorded_objects, map(results.work, names.values())), strict=True))
+        for index in [index for index, known in found.items() if known is None]:
+            remove_folder(results.work(names[index]))
+        return {index: known for index, known in found.items() if known is not None}
 
 
-def _carry_out(results: Results, reporter: PlanReporter) -> Outcome:
+def _carry_out(results: Results, reporter: PlanReporter) -> tuple[list[ObjectsRow], Ending]:
     found = _finished(results)
     todo = [index for index in np.flatnonzero(results.finished).tolist() if index not in found]
     errors: dict[int, tuple[int, str]] = {}
-    state, message = "complete", ""
-    try:
+    request = results.request
+    with interruptible() as ending:
         without = make_flows(results.flow_jobs(todo), reporter)
         names = results.table.names
         errors |= {index: (0, without[names[index]]) for index in todo if names[index] in without}
         todo = [index for index in todo if index not in errors]
-        with started_tasks(results.request.executor, results.request.address, len(todo), reporter) as (tasks, cores):
-            _Stream(results, tasks, cores, found, errors).carry_out(todo, reporter)
+        stream = _Stream(results, todo, found, errors)
+        items, pixels = len(todo), int(results.table.pixels[todo].sum())
+        steps = stream.steps()
+        carry_out(stream, request.executor, request.address, reporter, items=items, steps=steps, pixels=pixels)
         reporter.phase(f"writing {TABLE}")
         _unite(results, found)
-    except CutShortError as error:
-        state, message = "interrupted", str(error)
-    except KeyboardInterrupt:
-        state, message = "interrupted", STOPPED
-    rows = _rows(results, found, {index: text for index, (_, text) in errors.items()})
-    if state == "complete" and any(row["status"] != "done" for row in rows):
-        state = "failures"
-    return Outcome(results.request.out, state, message, rows, {})
+    return _rows(results, found, {index: text for index, (_, text) in errors.items()}), ending
 
 
-def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, str]) -> list[dict[str, Any]]:
+def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, str]) -> list[ObjectsRow]:
     """Return a row per image in the order of the plan, then those that could not be planned."""
     rows = []
     for index, name in enumerate(results.table.names):
-        row: dict[str, Any] = {"name": name, "status": "open", "message": "", "objects": {}}
+        row = ObjectsRow(name=name)
         if index in found:
-            row |= {"status": "done", "objects": found[index].counts}
+            row = ObjectsRow(name=name, status="done", objects=found[index].counts)
         elif index in errors:
-            row |= {"status": "failed", "message": errors[index]}
+            row = ObjectsRow(name=name, status="failed", message=errors[index])
         elif not results.finished[index]:
-            row |= {"status": "failed", "message": f"{name}: is not finished; run the same `chorus predict` again"}
+            reason = f"{name}: is not finished; run the same `chorus predict` again"
+            row = ObjectsRow(name=name, status="failed", message=reason)
         rows.append(row)
     unplanned = "could not be planned by `chorus predict`; its scores.parquet says why"
     failed = results.run.inputs.failed
-    return [*rows, *({"name": n, "status": "failed", "message": f"{n}: {unplanned}", "objects": {}} for n in failed)]
+    return [*rows, *(ObjectsRow(name=n, status="failed", message=f"{n}: {unplanned}") for n in failed)]
 
 
 def _unite(results: Results, found: dict[int, ImageObjects]) -> None:
@@ -237,49 +219,48 @@ class _Stream:
 
     Parameters
     ----------
+    todo : indices of the images to process
     found, errors : receive the result of each image; of several errors, that of the first region
     """
+
+    _tasks: Tasks
+    _cores: int
 
     def __init__(
         self,
         results: Results,
-        tasks: Tasks,
-        cores: int,
+        todo: list[int],
         found: dict[int, ImageObjects],
         errors: dict[int, tuple[int, str]],
     ) -> None:
-        self._results, self._tasks, self._cores = results, tasks, cores
+        self._results, self._todo, self._waiting = results, todo, iter(todo)
         self._found, self._errors = found, errors
         self._images: dict[int, _Progress] = {}
         self._running: dict[int, tuple[int, str, int]] = {}
         self._submitted = 0
 
-    def carry_out(self, todo: list[int], reporter: PlanReporter) -> None:
-        """Process the images `todo`; raise OutputError if results cannot be written."""
-        steps = self._steps(todo)
-        reporter.begin(steps, int(self._results.table.pixels[todo].sum()), self._cores)
-        waiting = iter(todo)
-        try:
-            self._fill(waiting)
-            for result in self._tasks.results(wait=True):
-                reporter.region(self._take(result))
-                if result.unwritable:
-                    raise OutputError(result.error or "")
-                self._fill(waiting)
-        finally:
-            reporter.end()
-
-    def _steps(self, todo: list[int]) -> int:
-        """Count the tasks of all images `todo`; for planes arithmetically, since there may be very many."""
+    def steps(self) -> int:
+        """Count the tasks of all images; for planes arithmetically, since there may be very many."""
         if self._results.of_volumes:
-            counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, todo)]
+            counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, self._todo)]
             return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
-        regions = self._results.table.region_counts[todo]
+        regions = self._results.table.region_counts[self._todo]
         return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
 
-    def _fill(self, waiting: Iterator[int]) -> None:
+    def begin(self, tasks: Tasks, cores: int) -> None:
+        """Begin the first images."""
+        self._tasks, self._cores = tasks, cores
+        self._fill()
+
+    def take(self, result: TaskResult) -> RegionStatus:
+        """Record the result of a task, and submit what follows."""
+        status = self._taken(result)
+        self._fill()
+        return status
+
+    def _fill(self) -> None:
         """Begin images until all cores have enough to do; the jobs of the others are not created yet."""
-        while len(self._running) < 4 * self._cores and (index := next(waiting, None)) is not None:
+        while len(self._running) < 4 * self._cores and (index := next(self._waiting, None)) is not None:
             job = self._results.job(index)
             small = job.tasks("regions") <= _AT_ONCE
             self._images[index] = _Progress(job, ["all"] if small else list(_STAGES))
@@ -297,7 +278,7 @@ class _Stream:
             self._tasks.submit(self._submitted, timed, function, *arguments)
             self._submitted += 1
 
-    def _take(self, result: TaskResult) -> RegionStatus:
+    def _taken(self, result: TaskResult) -> RegionStatus:
         """Record the result of a task, and submit the next stage of its image if it was the last task of one."""
         index, stage, place = self._running.pop(result.key)
         image = self._images[index]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from chorus.cluster.objects.records import FlowsFrom
 from chorus.cluster.planning.image_statistics import measures_of
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image, resolve
@@ -86,10 +86,10 @@ class SecondEnsemble:
         return cls(ensemble, out, settings)
 
     @property
-    def defining(self) -> dict[str, Any]:
+    def defining(self) -> FlowsFrom:
         """Everything on which its flows may depend."""
         settings = resolve(self.settings, self.ensemble).model_dump(mode="json")
-        return {"ensemble": self.ensemble.spec.name, "hash": self.ensemble.hash, "settings": settings}
+        return FlowsFrom(ensemble=self.ensemble.spec.name, hash=self.ensemble.hash, settings=settings)
 
     def planned(self, first: ImageLayout, name: str, class_name: str) -> PlannedImage:
         """Return image `name` of the first run, with the layout `first`, as an image that this ensemble reads."""

@@ -14,10 +14,9 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -25,22 +24,25 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from chorus.cluster.objects.components import joined_names, unite_pieces, write_pieces
-from chorus.cluster.objects.job import ImageObjects, ObjectJob
+from chorus.cluster.objects.job import ObjectJob, channel_names
+from chorus.cluster.objects.records import ImageObjects, recorded_objects, write_json
 from chorus.cluster.objects.rows import (
     find_rows,
     known_names,
     labelled,
     object_schema,
+    read_known,
     region_table,
     sorted_rows,
     table_writer,
+    write_known,
     write_rows,
 )
 from chorus.cluster.planning.image_table import RegionPlace
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.errors import OutputError
 from chorus.pipeline.instances.components import around, label_pieces
 from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.plane_objects import converging_objects, converging_rows
@@ -51,10 +53,10 @@ from chorus.pipeline.io.outputs.arrays import LabelImage, label_plan
 from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
 from chorus.pipeline.io.outputs.writer import open_labels, prepare_labels, remove_labels, write_labels
-from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import remove_folder, storage_errors
 
+COUNTS = "counts.json"
 Job = TypeVar("Job", bound=ObjectJob)
 
 
@@ -159,6 +161,23 @@ def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window
     return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """A plane, or a volume at a time point, whose objects are numbered from 1.
+
+    Attributes
+    ----------
+    t, z : where it is; z is 0 for a volume
+    place : values of the columns between image and class in ``objects.parquet``
+    rows : URLs of the tables of its regions
+    """
+
+    t: int
+    z: int
+    place: tuple[int, ...]
+    rows: list[str]
+
+
 def number_objects(job: ObjectJob) -> None:
     """Write the image's table with labels, after all of its regions, and create its empty label images.
 
@@ -169,25 +188,41 @@ def number_objects(job: ObjectJob) -> None:
     OutputError
         If the result cannot be written.
     """
-    if storage.exists(storage.join(job.scratch, "counts.json")):
+    write_numbered(job, object_schema, _planes(job))
+
+
+def _planes(job: ObjectJob) -> Iterator[Numbered]:
+    per_plane = job.image.grid.count
+    for first in range(0, job.image.regions, per_plane):
+        place = job.image.locate(first)
+        urls = [job.rows_url(region) for region in range(first, first + per_plane)]
+        if job.method == "components" and per_plane > 1:
+            urls.append(unite_pieces(job, first, columns_of(job)))
+        yield Numbered(place.t, place.z, (place.t, place.z), urls)
+
+
+def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schema], parts: Iterable[Numbered]) -> None:
+    """Write numbers of the objects of an image: its table, ``counts.json`` and empty label images.
+
+    Parameters
+    ----------
+    schema_of : takes the columns of means, and returns the schema of the table
+    parts : all of the image, each given out when those before it are numbered
+    """
+    if recorded_objects(job.scratch, COUNTS) is not None:
         return
     columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
     counts = {name: 0 for _, name in job.classes}
-    most, schema, per_plane = dict(counts), object_schema(columns), job.image.grid.count
+    most, schema = dict(counts), schema_of(columns)
     with table_writer(job.table_url, schema) as writer:
-        for first in range(0, job.image.regions, per_plane):
-            place = job.image.locate(first)
-            urls = [job.rows_url(region) for region in range(first, first + per_plane)]
-            if job.method == "components" and per_plane > 1:
-                urls.append(unite_pieces(job, first, columns_of(job)))
-            regions = find_rows(urls)
+        for part in parts:
+            regions = find_rows(part.rows)
             for value, name in job.classes:
                 known = known_names(regions, value)
-                write_known(job.known_url(name, place.t, place.z), known)
+                write_known(job.known_url(name, part.t, part.z), known)
                 label = 1
                 for rows in sorted_rows(regions, value, known):
-                    of = {"image": job.image.name, "class_name": name}
-                    writer.write_table(labelled(rows, label, schema, t=place.t, z=place.z, **of))
+                    writer.write_table(labelled(rows, label, schema, (job.image.name, *part.place, name)))
                     label += len(rows)
                 counts[name] += len(known)
                 most[name] = max(most[name], len(known))
@@ -195,31 +230,44 @@ def number_objects(job: ObjectJob) -> None:
     for _, name in job.classes:
         remove_labels(job.layout, name)  # made with other settings
         prepare_labels(job.layout, found.label_image(name))
-    write_json(storage.join(job.scratch, "counts.json"), found)
+    write_json(storage.join(job.scratch, COUNTS), found)
 
 
-def channel_names(job: ObjectJob) -> list[str]:
-    """Return the names of the source's channels; with their number if two have the same."""
-    image = job.image
-    return distinct(open_image(image.root, image.kind, image.path, image.name).channels)  # type: ignore[arg-type]
+def counted_objects(job: ObjectJob) -> ImageObjects:
+    """Return the number of objects of an image after they are numbered; raise OutputError if that is damaged."""
+    found = recorded_objects(job.scratch, COUNTS)
+    if found is None:
+        raise OutputError(f"{storage.join(job.scratch, COUNTS)}: is damaged; run the same command again")
+    return found
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names of channels, with their number where two have the same."""
-    return [name if names.count(name) == 1 else f"{name}:{index}" for index, name in enumerate(names)]
-
-
-def write_known(url: str, known: NDArray[np.uint64]) -> None:
-    """Write the sorted names of the objects of a plane or volume; raise OutputError if they cannot be written.
+def write_numbers(
+    job: ObjectJob,
+    image: LabelImage,
+    t: int,
+    z: int,
+    window: Window,
+    names: NDArray[np.uint64],
+    known: NDArray[np.uint64],
+) -> None:
+    """Write labels of a window of a plane: numbers in the place of names.
 
     Parameters
     ----------
-    known : (objects,) uint64, ascending
+    names : (y, x) uint64, names of objects, 0 is background
+    known : (objects,) uint64, see `read_known`
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    RuntimeError
+        If a name is not known.
     """
-    buffer = io.BytesIO()
-    np.save(buffer, known, allow_pickle=False)
-    with storage_errors(url):
-        storage.write_bytes(url, buffer.getvalue())
+    labels = numbered(names, known)
+    if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
+        raise RuntimeError(f"plane t {t}, z {z} of {job.image.name} has an object without a row")
+    write_labels(job.layout, image, 0, t, z, window, labels)
 
 
 def label_pixels(job: ObjectJob, region: int) -> None:
@@ -230,19 +278,16 @@ def label_pixels(job: ObjectJob, region: int) -> None:
     OutputError
         If the names cannot be read, or the labels not written.
     """
-    found, place = read_objects(job.scratch, "counts.json"), job.image.locate(region)
+    found, place = counted_objects(job), job.image.locate(region)
     at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": place.window.y.slice, "x": place.window.x.slice}
     for _, name in job.classes:
+        known = read_known(job.known_url(name, place.t, place.z))
         with storage_errors(job.scratch):
             stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
-            known = np.load(io.BytesIO(storage.read_bytes(job.known_url(name, place.t, place.z))), allow_pickle=False)
         names = np.asarray(stored, dtype=np.uint64)
         if job.method == "components" and job.image.grid.count > 1:
             names = joined_names(job.joined_url(name, place.t, place.z), names)
-        labels = numbered(names, known)
-        if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
-            raise RuntimeError(f"region {region} has an object without a row")
-        write_labels(job.layout, found.label_image(name), 0, place.t, place.z, place.window, labels)
+        write_numbers(job, found.label_image(name), place.t, place.z, place.window, names, known)
 
 
 def finish_objects(job: ObjectJob) -> ImageObjects:
@@ -253,7 +298,7 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
     OutputError
         If the result cannot be written.
     """
-    found = read_objects(job.scratch, "counts.json")
+    found = counted_objects(job)
     for _, name in job.classes:
         write_label_pyramid(job.layout, found.label_image(name))
     write_json(storage.join(job.work, "done.json"), found)
@@ -261,16 +306,3 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
         for folder in ("labels", "rows", "pieces", "known"):
             remove_folder(storage.join(job.scratch, folder))
     return found
-
-
-def read_objects(work: str, name: str = "done.json") -> ImageObjects:
-    """Return the number of objects of an image from its work folder."""
-    url = storage.join(work, name)
-    with storage_errors(url):
-        return ImageObjects.model_validate_json(storage.read_bytes(url))
-
-
-def write_json(url: str, content: BaseModel) -> None:
-    """Write a small document; raise OutputError if it cannot be written."""
-    with storage_errors(url):
-        storage.write_bytes(url, content.model_dump_json().encode())

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
@@ -23,13 +22,19 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import ImageObjects
-from chorus.cluster.objects.rows import find_rows, known_names, sorted_rows, table_writer, write_rows
-from chorus.cluster.objects.tasks import at_once, channel_names, columns_of, read_objects, write_json, write_known
-from chorus.cluster.objects.volume_job import VolumeJob
+from chorus.cluster.objects.job import VolumeJob
+from chorus.cluster.objects.records import ImageObjects
+from chorus.cluster.objects.rows import read_known, write_rows
+from chorus.cluster.objects.tasks import (
+    Numbered,
+    at_once,
+    columns_of,
+    counted_objects,
+    write_numbered,
+    write_numbers,
+)
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.shapes import VOLUME_COLUMNS
-from chorus.pipeline.instances.table import numbered
 from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.instances.volumes.regions import label_block
 from chorus.pipeline.instances.volumes.stored import StoredVolume
@@ -37,7 +42,7 @@ from chorus.pipeline.instances.volumes.table import volume_rows
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.groups import put_documents
-from chorus.pipeline.io.outputs.writer import prepare_labels, put_array, remove_labels, write_labels
+from chorus.pipeline.io.outputs.writer import put_array
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import storage_errors
 
@@ -114,37 +119,9 @@ def number_volume(job: VolumeJob) -> None:
     OutputError
         If the result cannot be written.
     """
-    if storage.exists(storage.join(job.scratch, "counts.json")):
-        return
-    columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
-    counts = {name: 0 for _, name in job.classes}
-    most, schema, blocks = dict(counts), volume_schema(columns), job.blocks.count
-    with table_writer(job.table_url, schema) as writer:
-        for t in range(job.image.planes[0]):
-            found = find_rows([job.rows_url(t * blocks + index) for index in range(blocks)])
-            for value, name in job.classes:
-                known = known_names(found, value)
-                write_known(job.known_url(name, t, 0), known)
-                label = 1
-                for rows in sorted_rows(found, value, known):
-                    writer.write_table(_labelled(rows, label, schema, (job.image.name, t, name)))
-                    label += len(rows)
-                counts[name] += len(known)
-                most[name] = max(most[name], len(known))
-    objects = ImageObjects(counts=counts, most=most, maps=columns)
-    for _, name in job.classes:
-        remove_labels(job.layout, name)  # made with other settings
-        prepare_labels(job.layout, objects.label_image(name))
-    write_json(storage.join(job.scratch, "counts.json"), objects)
-
-
-def _labelled(rows: pa.Table, first: int, schema: pa.Schema, place: tuple[Any, ...]) -> pa.Table:
-    """Convert sorted rows of blocks to rows of ``objects.parquet``, whose labels count from `first`."""
-    count = len(rows)
-    columns = [pa.repeat(pa.scalar(value), count) for value in place]
-    labels = pa.array(np.arange(first, first + count, dtype=np.uint64))
-    measured = rows.drop_columns(["class", "name"]).combine_chunks().columns
-    return pa.Table.from_arrays([*columns, labels, *measured], schema=schema)
+    blocks = job.blocks.count
+    urls = [[job.rows_url(t * blocks + index) for index in range(blocks)] for t in range(job.image.planes[0])]
+    write_numbered(job, volume_schema, (Numbered(t, 0, (t,), rows) for t, rows in enumerate(urls)))
 
 
 def label_voxels(job: VolumeJob, index: int) -> None:
@@ -155,15 +132,11 @@ def label_voxels(job: VolumeJob, index: int) -> None:
     OutputError
         If the names cannot be read, or the labels not written.
     """
-    found, (t, box) = read_objects(job.scratch, "counts.json"), job.slab(index)
+    found, (t, box) = counted_objects(job), job.slab(index)
     for _, name in job.classes:
-        with storage_errors(job.scratch):
-            known = np.load(io.BytesIO(storage.read_bytes(job.known_url(name, t, 0))), allow_pickle=False)
+        known = read_known(job.known_url(name, t, 0))
         for z, names in _stored_names(job, name, t, box):
-            labels = numbered(names, known)
-            if not np.array_equal(np.concatenate([np.zeros(1, np.uint64), known])[labels], names):
-                raise RuntimeError(f"plane {z} of {job.image.name} has an object without a row")
-            write_labels(job.layout, found.label_image(name), 0, t, z, box.window, labels)
+            write_numbers(job, found.label_image(name), t, z, box.window, names, known)
 
 
 def _stored_names(job: VolumeJob, name: str, t: int, box: Box) -> Iterator[tuple[int, NDArray[np.uint64]]]:

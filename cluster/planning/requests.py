@@ -1,12 +1,11 @@
-"""The request for a run, the progress it reports, and its outcome."""
+"""The request for a run, and the forecast and progress that it reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
-from typing_extensions import TypeVar
 
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.reporting import Reporter
@@ -71,33 +70,3 @@ class PlanReporter(Reporter, Protocol):
 
     def forecast(self, forecast: Forecast) -> None:
         """Report the forecast, once the plan is made."""
-
-
-EXIT_CODES = {"complete": 0, "failures": 1, "interrupted": 3}
-Row = TypeVar("Row", default=dict[str, Any])
-Summary = TypeVar("Summary", default=dict[str, Any])
-
-
-@dataclass
-class Outcome(Generic[Row, Summary]):
-    """How a command ended.
-
-    Attributes
-    ----------
-    out : URL of the results
-    state : ``complete``, ``failures`` (finished, some images failed), ``interrupted`` (resumable)
-    message : why it was interrupted
-    rows : one per image, in the order of the plan
-    summary : counts and times, as in ``run.json``
-    """
-
-    out: str
-    state: str
-    message: str
-    rows: list[Row]
-    summary: Summary
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit code of the command line: 0 complete, 1 with failures, 3 interrupted."""
-        return EXIT_CODES[self.state]

@@ -16,18 +16,19 @@ from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.finish_image import failed_row, finish_image
 from chorus.cluster.runs.run_metrics import RunMetrics
-from chorus.cluster.runtime.signals import STOPPED
+from chorus.cluster.runtime.started_tasks import Ending, interruptible
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
 from chorus.cluster.state.documents import ImageRow, PredictOutcome
 from chorus.cluster.state.ledger import Finished, Ledger, clear_attempts
+from chorus.cluster.state.outcome import state_of
 from chorus.cluster.state.run_record import RunRecord
 from chorus.cluster.state.scores import write_features, write_scores
 from chorus.cluster.telemetry.logs import about, log_of_regions
 from chorus.cluster.telemetry.metrics import run_label
 from chorus.cluster.telemetry.timeline import TimelineWriter, span, unpacked
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.errors import ChorusError, CutShortError, OutputError
+from chorus.pipeline.errors import ChorusError, OutputError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage
 from chorus.pipeline.io.outputs.groups import prepare_collection, prepare_plate
@@ -80,34 +81,28 @@ class Run:
 
     def carry_out(self) -> PredictOutcome:
         """Run all steps from containers to scores; return how the run ended."""
-        state, message = "complete", ""
-        try:
+        with interruptible() as ending:
             with span("containers"):
                 self._containers()
             with span("statistics"):
                 self._statistics()
             with span("stream"):
                 self._stream()
-        except CutShortError as error:
-            state, message = "interrupted", str(error)
-        except KeyboardInterrupt:
-            state, message = "interrupted", STOPPED
         self._timeline.write()
         with span("scores"):
-            return self._conclude(state, message)
+            return self._conclude(ending)
 
-    def _conclude(self, state: str, message: str) -> PredictOutcome:
+    def _conclude(self, ending: Ending) -> PredictOutcome:
         """Write the scores of all images that have any."""
         rows = self._collect()
-        if state == "complete" and any(row.status == "failed" for row in rows):
-            state = "failures"
+        state = state_of(ending.state, rows)
         summary = self._record.close(state, rows)
         if state != "interrupted":
             write_features(self._context.out, rows)
             write_scores(self._context.out, rows)
             clear_attempts(self._context.out)
             self._record.write(self._context.out)
-        return PredictOutcome(self._context.out, state, message, rows, summary)
+        return PredictOutcome(self._context.out, state, ending.message, rows, summary)
 
     def _containers(self) -> None:
         """Create the plates and collections of the sources in the output."""

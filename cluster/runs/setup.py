@@ -22,7 +22,8 @@ from chorus.cluster.runtime.break_even import IMAGE_SECONDS, SERIAL_SECONDS, TRI
 from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.ledger import clear_attempts, unended_regions
-from chorus.cluster.state.run_record import RunRecord, clear_output, open_output
+from chorus.cluster.state.output import clear_output
+from chorus.cluster.state.run_record import RunRecord, open_output
 from chorus.cluster.telemetry.timeline import span
 from chorus.pipeline.backends.choice import usable
 from chorus.pipeline.core.devices import device_of

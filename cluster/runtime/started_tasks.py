@@ -6,18 +6,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from chorus.cluster.runtime.break_even import SERIAL_SECONDS, ray_is_up, several_cores
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.cluster.runtime.signals import STOPPED
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks, attempt
-from chorus.pipeline.errors import OutputError
+from chorus.pipeline.errors import CutShortError, OutputError
 
 Executor = Literal["auto", "ray", "serial"]
 """What carries work out; for ``auto`` see `chorus.cluster.runtime.break_even`."""
 Call = tuple[int, Callable[..., Any], tuple[Any, ...]]
-Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 class SerialTasks:
@@ -116,49 +118,125 @@ def _on_ray(address: str | None, reporter: Reporter) -> Iterator[tuple[Tasks, in
         session.stop()
 
 
-def rows_of_calls(
-    executor: Executor,
-    address: str | None,
-    calls: Sequence[Call],
-    reporter: Reporter,
-    take: Callable[[TaskResult], Row],
-) -> tuple[str, str]:
-    """Carry out calls that need nothing of each other, (key, function, arguments), and show each as it ends.
+@dataclass
+class Ending:
+    """How work ended.
 
-    `take` keeps a result and gives its row, with ``status``, ``message``, ``pixels`` and ``seconds``.
-
-    Returns
-    -------
-    ``complete`` or ``interrupted``, and why: storage did not take results, or the run was told to stop
+    Attributes
+    ----------
+    state : ``complete`` or ``interrupted``
+    message : why it was interrupted
     """
+
+    state: Literal["complete", "interrupted"] = "complete"
+    message: str = ""
+
+
+@contextmanager
+def interruptible() -> Iterator[Ending]:
+    """Do work inside the context; what interrupts it is noted in the ending and goes no further.
+
+    Work is interrupted if storage does not take its results, or if the process is told to stop.
+    """
+    ending = Ending()
     try:
-        with started_tasks(executor, address, len(calls), reporter) as (tasks, cores):
-            for key, function, arguments in calls:
-                tasks.submit(key, function, *arguments)
-            reporter.begin(len(calls), 0, cores)
-            try:
-                for result in tasks.results(wait=True):
-                    reporter.region(_status(result.key, take(result)))
-                    if result.unwritable:
-                        raise OutputError(result.error or "")
-            finally:
-                reporter.end()
-    except OutputError as error:
-        return "interrupted", str(error)
+        yield ending
+    except CutShortError as error:
+        ending.state, ending.message = "interrupted", str(error)
     except KeyboardInterrupt:
-        return "interrupted", "stopped; run the same command again to go on"
-    return "complete", ""
+        ending.state, ending.message = "interrupted", STOPPED
 
 
-def _status(key: int, row: Row) -> RegionStatus:
-    failed = row["status"] == "failed"
-    return RegionStatus(
-        region=key,
-        image=key,
-        place=0,
-        state="failed" if failed else "done",
-        message=row["message"] if failed else "",
-        pixels=row["pixels"],
-        device_seconds=row["seconds"],
-        seconds=row["seconds"],
-    )
+class Work(Protocol):
+    """Tasks to carry out; further ones may follow from the results of the first."""
+
+    def begin(self, tasks: Tasks, cores: int) -> None:
+        """Submit the first tasks."""
+        ...
+
+    def take(self, result: TaskResult) -> RegionStatus:
+        """Keep the result of a task, and submit those that follow from it; return what to report of it."""
+        ...
+
+
+def carry_out(
+    work: Work, executor: Executor, address: str | None, reporter: Reporter, *, items: int, steps: int, pixels: int
+) -> None:
+    """Carry out all tasks of `work`, and report each as it ends.
+
+    Parameters
+    ----------
+    items : number of independent parts of the work, by which `executor` is chosen
+    steps, pixels : number of tasks, and of pixels in them, for the reporter
+
+    Raises
+    ------
+    OutputError
+        If storage does not take the results of a task; the tasks after it are left.
+    """
+    with started_tasks(executor, address, items, reporter) as (tasks, cores):
+        reporter.begin(steps, pixels, cores)
+        try:
+            work.begin(tasks, cores)
+            for result in tasks.results(wait=True):
+                reporter.region(work.take(result))
+                if result.unwritable:
+                    raise OutputError(result.error or "")
+        finally:
+            reporter.end()
+
+
+@dataclass(frozen=True)
+class ItemEnd:
+    """What to report of an item that has ended; `failure` is empty if it is done."""
+
+    pixels: int = 0
+    seconds: float = 0.0
+    failure: str = ""
+
+
+class Items(Generic[Item]):
+    """Implements `Work`: a task for each of some items that need nothing of one another.
+
+    Parameters
+    ----------
+    items : one by one
+    call : returns the function of an item's task and its arguments
+    take : keeps the result of an item
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        call: Callable[[Item], tuple[Callable[..., object], tuple[object, ...]]],
+        take: Callable[[Item, TaskResult], ItemEnd],
+    ) -> None:
+        self._items, self._call, self._take = items, call, take
+
+    def begin(self, tasks: Tasks, cores: int) -> None:
+        """Submit all tasks."""
+        for index, item in enumerate(self._items):
+            function, arguments = self._call(item)
+            tasks.submit(index, function, *arguments)
+
+    def take(self, result: TaskResult) -> RegionStatus:
+        """Keep the result of an item."""
+        end = self._take(self._items[result.key], result)
+        state: Literal["failed", "done"] = "failed" if end.failure else "done"
+        return RegionStatus(
+            region=result.key,
+            image=result.key,
+            place=0,
+            state=state,
+            message=end.failure,
+            pixels=end.pixels,
+            device_seconds=end.seconds,
+            seconds=end.seconds,
+        )
+
+    def carry_out(self, executor: Executor, address: str | None, reporter: Reporter, *, pixels: int = 0) -> Ending:
+        """Carry all of them out; `pixels` is their number in all, if it is known."""
+        count = len(self._items)
+        with interruptible() as ending:
+            carry_out(self, executor, address, reporter, items=count, steps=count, pixels=pixels)
+        return ending

@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from chorus.cluster.planning.device_probe import DeviceProbe
-from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.state.outcome import ItemRow, Outcome
 from chorus.pipeline.core.run_document import Document, PredictDocument, PredictSummary, SavedEnsemble, SavedInputs
 
 ImageStatus = Literal["done", "empty", "failed"]
@@ -17,7 +17,7 @@ ImageStatus = Literal["done", "empty", "failed"]
 Value: TypeAlias = str | int | float | None
 
 
-class ImageRow(BaseModel):
+class ImageRow(ItemRow):
     """The row of an image in ``scores.parquet`` and in its record; flat there: `columns`.
 
     Attributes
@@ -31,14 +31,10 @@ class ImageRow(BaseModel):
     samples : mean per tile with adaptive effort; None with full effort
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     image: str
     source: str
-    name: str
     status: ImageStatus
-    message: str = ""
-    scores: dict[str, float | None] = {}
+    scores: dict[str, float | None] = Field(default_factory=dict)
     regions: int = 0
     tiles: int = 0
     seconds: float = 0.0

@@ -9,12 +9,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -30,8 +28,6 @@ from chorus.pipeline.io.storage import remove_folder, storage_errors
 from chorus.pipeline.scores.image_quality import Appearance
 from chorus.pipeline.scores.image_scores import RegionSums
 
-Record = TypeVar("Record", bound=BaseModel)
-log = logging.getLogger("chorus")
 _REGION = re.compile(r"region-(\d{8,})\.json")
 # Records in memory at once while many are read: with features they are tens of kilobytes each.
 _AT_ONCE = 256
@@ -258,26 +254,6 @@ def _contents(urls: Sequence[str]) -> Iterator[bytes]:
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(urls), _AT_ONCE):
             yield from pool.map(storage.read_bytes, urls[start : start + _AT_ONCE])
-
-
-def record_file(out: str, name: str, record: BaseModel) -> None:
-    """Record that `name` is done, for a command whose results are independent files, after they were written."""
-    _write(storage.join(out, "ledger", name + ".json"), record)
-
-
-def recorded_files(out: str, kind: type[Record]) -> list[Record]:
-    """Return the records that `record_file` wrote to `out`; a damaged one stands for nothing and is left out."""
-    ledger = storage.join(out, "ledger")
-    with storage_errors(ledger), ThreadPoolExecutor(16) as pool:
-        fs, path = storage.filesystem(ledger)
-        files = [name for name in fs.find(path) if name.endswith(".json")]
-        found = []
-        for name, data in zip(files, pool.map(fs.cat_file, files), strict=True):
-            try:
-                found.append(parsed(data, kind, name, "its results are made anew"))
-            except DamagedError as error:
-                log.warning("%s", error)
-        return found
 
 
 def _write(url: str, record: BaseModel) -> None:

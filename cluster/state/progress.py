@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from chorus.cluster.state.ledger import Ledger
+from chorus.cluster.state.output import read_run
 from chorus.cluster.state.results import planned_images
-from chorus.cluster.state.run_record import read_run
 from chorus.pipeline.core.run_document import PredictDocument
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors

@@ -7,7 +7,7 @@ import json
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import PLAN, ResolvedSettings
 from chorus.cluster.state.documents import PredictRecord
-from chorus.cluster.state.run_record import RUN, read_run
+from chorus.cluster.state.output import RUN, read_run
 from chorus.pipeline.core.run_document import PredictDocument
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage

@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TypeVar
-
-import psutil
-from pydantic import JsonValue
 
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import PLAN, ResolvedSettings
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.state.documents import Calibration, ImageRow, PredictRecord, UsedEnsemble
+from chorus.cluster.state.output import RUN, earlier_run, read_run, setting_differences, surroundings
 from chorus.pipeline.core.run_document import (
-    Machine,
     PredictDocument,
     PredictSettings,
     PredictSummary,
-    RunDocument,
     SavedClass,
     SavedEnsemble,
     SavedInputs,
-    SavedSettings,
-    Surroundings,
 )
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.errors import DamagedError, RefusedError
+from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.json_documents import parsed
-from chorus.pipeline.io.storage import remove_folder, storage_errors
-from chorus.pipeline.members.registry import plug_in_versions
-
-RUN = "run.json"
-Kind = TypeVar("Kind", bound=RunDocument)
-# Results of a run below its output; --overwrite removes these and nothing else.
-# The ledger goes first: what it names must exist, even if removal is interrupted.
-ENTRIES = (
-    "ledger",
-    "images",
-    "attempts",
-    "plan",
-    "report",
-    "scores.parquet",
-    "features.parquet",
-    "evaluation.parquet",
-    "evaluation.json",
-    "reliability.svg",
-    "flags.parquet",
-    "shift.json",
-    "sentinels",
-    "sentinels.json",
-    "work",
-    "objects.parquet",
-    "objects.json",
-    "profile",
-    RUN,
-)
-_LIBRARIES = ("chorus-bioimage", "torch", "ray", "zarr", "numpy", "segmentation-models-pytorch")
+from chorus.pipeline.io.storage import storage_errors
 
 
 @dataclass
@@ -155,47 +116,12 @@ class RunRecord:
 
     def write(self, out: str) -> None:
         """Write ``run.json``; raise OutputError if it cannot be written."""
-        _write(storage.join(out, RUN), self.document.written())
+        url = storage.join(out, RUN)
+        with storage_errors(url):
+            storage.write_bytes(url, self.document.written())
 
     def _change(self, **fields: object) -> None:
         self.document = self.document.model_copy(update=fields)
-
-
-def surroundings() -> Surroundings:
-    """Return the versions and the machine of this process."""
-    libraries = {name: version(name) for name in _LIBRARIES}
-    return Surroundings(
-        chorus=version("chorus-bioimage"),
-        versions={"python": platform.python_version()} | libraries | plug_in_versions(),
-        machine=Machine(system=platform.platform(), cores=psutil.cpu_count()),
-    )
-
-
-def write_run(content: Mapping[str, JsonValue], out: str) -> None:
-    """Write ``run.json`` of an output; raise OutputError if it cannot be written."""
-    _write(storage.join(out, RUN), json.dumps(content, indent=2).encode())
-
-
-def read_run(out: str, kind: type[Kind]) -> Kind:
-    """Return ``run.json`` of an output.
-
-    Parameters
-    ----------
-    kind : what is needed of it: `RunDocument` of any command, `PredictDocument` of `chorus predict`
-
-    Raises
-    ------
-    DamagedError
-        If it is cut, or does not hold what it should.
-    RefusedError
-        If there is none.
-    """
-    url = storage.join(storage.normalise(out), RUN)
-    try:
-        data = storage.read_bytes(url)
-    except OSError as error:
-        raise RefusedError(f"{out}: no results of Chorus ({storage.explain(error, url)})") from error
-    return parsed(data, kind, url, "run the command that made it again, with --overwrite")
 
 
 def earlier_choice(out: str) -> tuple[str, int | None] | None:
@@ -218,54 +144,6 @@ def open_output(record: RunRecord, out: str, *, overwrite: bool) -> bool:
     if known is not None:
         record.resume(known)
     return known is None
-
-
-def earlier_run(
-    out: str, kind: type[Kind], differences: Callable[[Kind], list[str]], *, overwrite: bool
-) -> Kind | None:
-    """Return ``run.json`` of the run to resume in `out`; None if `out` is new or to be cleared.
-
-    Parameters
-    ----------
-    kind : see `read_run`
-    differences : takes an earlier ``run.json`` and describes what defines its results and differs now
-
-    Raises
-    ------
-    RefusedError
-        If it holds other results; the message says what differs, and the two ways out.
-    """
-    with storage_errors(out):
-        present = set(storage.entries(out)) - {"run.lock"}
-    if RUN in present:
-        try:
-            known = read_run(out, kind)
-        except DamagedError:
-            # It does not say whose the output is: only its names do.
-            if overwrite and present.issubset(ENTRIES):
-                return None
-            raise
-        found = differences(known)
-        if not found:
-            return known
-        if not overwrite:
-            raise RefusedError(
-                f"{out}: holds results of another run ({'; '.join(found)}); use --overwrite to replace them, or "
-                f"another --out"
-            )
-    elif present:  # --overwrite never removes files of others
-        raise RefusedError(f"{out}: is not empty and holds no run of Chorus; choose another --out")
-    return None
-
-
-def clear_output(out: str) -> None:
-    """Remove what an earlier run made in `out`, and nothing else."""
-    with storage_errors(out):
-        present = storage.entries(out)
-        for entry in ENTRIES:
-            if entry in present:
-                remove_folder(storage.join(out, entry))
-        storage.remove_partial_files(out)
 
 
 def _saved(rows: Sequence[ImageRow], document: PredictRecord) -> float | None:
@@ -293,12 +171,6 @@ def _differences(record: RunRecord, known: PredictDocument, out: str) -> list[st
     return found
 
 
-def setting_differences(settings: SavedSettings, earlier: SavedSettings) -> list[str]:
-    """Describe the settings that differ from those of an earlier ``run.json``."""
-    known = earlier.content
-    return [f"{k} was {known.get(k)}, now {value}" for k, value in settings.content.items() if known.get(k) != value]
-
-
 def _same_images(record: RunRecord, inputs: SavedInputs, out: str) -> bool:
     """Return whether the images are those of the earlier run, apart from those that could not be planned."""
     now = record.document.inputs
@@ -309,8 +181,3 @@ def _same_images(record: RunRecord, inputs: SavedInputs, out: str) -> bool:
     except (OSError, DamagedError):
         return False
     return earlier.without(now.failed).same_images(record.table.without(inputs.failed))
-
-
-def _write(url: str, data: bytes) -> None:
-    with storage_errors(url):
-        storage.write_bytes(url, data)

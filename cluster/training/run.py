@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from chorus.cluster.runtime import session
 from chorus.cluster.runtime.signals import stoppable
-from chorus.cluster.state.command import Command, CommandRecord, resumable
+from chorus.cluster.state.command import Command, Execution, RecordWithSurroundings, Running, resumable
+from chorus.cluster.state.outcome import Summary
 from chorus.cluster.training.ensemble import write_ensemble
 from chorus.cluster.training.fold_work import FoldJob
 from chorus.cluster.training.folds import FoldReporter, FoldRunner, RayFolds, SerialFolds
@@ -114,6 +115,39 @@ class TrainOutcome:
         return {"complete": 0, "failures": 1}[self.state]
 
 
+class TrainSummary(Summary):
+    """Hash of the ensemble, and its scores on images outside of training by data set and metric."""
+
+    hash: str
+    scores: dict[str, dict[str, float]]
+    seconds: float
+
+
+class TrainExecution(Execution):
+    """How a training is carried out."""
+
+    device: str = "auto"
+
+
+class TrainInputs(BaseModel):
+    """Number of pairs that are trained on, and a hash of their names, places and sizes."""
+
+    pairs: int
+    sha256: str
+
+
+class TrainRecord(RecordWithSurroundings):
+    """``run.json`` of ``chorus train``; `test` has the images, the labels and the share that are held out."""
+
+    command: str = "train"
+    settings: TrainSettings
+    run: TrainExecution
+    sources: list[str]
+    inputs: TrainInputs
+    test: tuple[str | None, str | None, float | None]
+    summary: TrainSummary | None = None
+
+
 @dataclass
 class _Data:
     """The pairs for training and for testing."""
@@ -141,14 +175,14 @@ def train(request: TrainRequest, reporter: FoldReporter) -> TrainOutcome:
     checked = check_pairs(data.train, request.settings)
     if checked.empty:
         reporter.note(f"{len(checked.empty)} label images have no foreground and are trained on as such")
-    command = _command(request, data.train)
-    stale = partial(_stale, command)
+    command = Command(request.out, _record(request, data.train))
+    stale = partial(_stale, command.record)
     with resumable(
         command, overwrite=request.overwrite, stale=stale, made=lambda: _made(request.out), owns_output=True
-    ) as record:
-        outcome = _carry_out(request, data, record, reporter)
-        scores: dict[str, JsonValue] = {name: dict(values) for name, values in outcome.scores.items()}
-        record.close(outcome.state, {"hash": outcome.hash, "scores": scores, "seconds": outcome.seconds})
+    ) as running:
+        outcome = _carry_out(request, data, running, reporter)
+        summary = TrainSummary(hash=outcome.hash, scores=outcome.scores, seconds=outcome.seconds)
+        running.close(outcome.state, summary=summary)
         return outcome
 
 
@@ -197,22 +231,20 @@ def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[li
     return [p for p in pairs if p.group not in kept], [p for p in pairs if p.group in kept]
 
 
-def _command(request: TrainRequest, pairs: Sequence[TrainingPair]) -> Command:
+def _record(request: TrainRequest, pairs: Sequence[TrainingPair]) -> TrainRecord:
     named = [[p.name, p.channels, p.height, p.width, p.t, p.z] for p in pairs]
-    return Command(
-        name="train",
-        out=request.out,
+    return TrainRecord(
         settings=request.settings,
-        run={"executor": request.executor, "address": request.address, "device": request.device},
+        run=TrainExecution(executor=request.executor, address=request.address, device=request.device),
         sources=[request.images, request.labels],
-        inputs={"pairs": len(pairs), "sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest()},
-        also={"test": [request.test_images, request.test_labels, request.hold_out]},
+        inputs=TrainInputs(pairs=len(pairs), sha256=hashlib.sha256(json.dumps(named).encode()).hexdigest()),
+        test=(request.test_images, request.test_labels, request.hold_out),
     )
 
 
-def _stale(command: Command, known: Mapping[str, JsonValue]) -> Iterator[str]:
+def _stale(record: TrainRecord, known: Mapping[str, JsonValue]) -> Iterator[str]:
     """Describe what else defines the members and differs."""
-    if known.get("sources") == list(command.sources) and known.get("inputs") != command.inputs:
+    if known.get("sources") == record.sources and known.get("inputs") != record.inputs.model_dump(mode="json"):
         yield "the images that are trained on changed (their number, names or sizes)"
 
 
@@ -222,7 +254,9 @@ def _made(out: str) -> list[str]:
     return [*_FILES, *members, *_FOLDERS]
 
 
-def _carry_out(request: TrainRequest, data: _Data, record: CommandRecord, reporter: FoldReporter) -> TrainOutcome:
+def _carry_out(
+    request: TrainRequest, data: _Data, running: Running[TrainRecord], reporter: FoldReporter
+) -> TrainOutcome:
     done = _finished(request)
     todo = [fold for fold in range(request.settings.folds) if fold not in done]
     with _runner(request, data, len(todo), reporter) as (runner, device):
@@ -244,7 +278,7 @@ def _carry_out(request: TrainRequest, data: _Data, record: CommandRecord, report
         scores=written.scores,
         verdicts=written.verdicts,
         skipped=data.skipped,
-        seconds=record.seconds,
+        seconds=running.seconds,
     )
 
 

@@ -7,7 +7,8 @@ Drawings of one image have the same path below their annotator's folder, except 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -48,6 +49,12 @@ class Drawing:
     kind: Literal["raster", "zarr"]
     stamp: str = ""
     failure: str = ""
+
+
+def digest_of(drawings: Iterable[Drawing]) -> str:
+    """Return a digest of some drawings in their order; it changes if others take their place, or a file changed."""
+    lines = [f"{drawing.expert} {drawing.url} {drawing.stamp}" for drawing in drawings]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chorus.pipeline.errors import first_line
-from chorus.pipeline.members.contract import MemberEntry
-from chorus.pipeline.members.kind import MemberKind
+
+if TYPE_CHECKING:  # they need torch; commands that run no network do without
+    from chorus.pipeline.members.contract import MemberEntry
+    from chorus.pipeline.members.kind import MemberKind
 
 GROUP = "chorus.members"
 # Where each kind declares itself as KIND. A file may look like several: the first that recognises it has it.
@@ -85,10 +87,12 @@ def kind_of(entry: MemberEntry) -> MemberKind[Any]:
 
 def plug_in_versions() -> dict[str, str]:
     """Return the versions of the packages that provide kinds of members, by name."""
-    return dict(sorted(registry().distributions.values()))
+    return dict(sorted(registry().distributions.values())) if entry_points(group=GROUP) else {}
 
 
 def _loaded(point: EntryPoint) -> MemberKind[Any]:
+    from chorus.pipeline.members.kind import MemberKind
+
     kind = point.load()
     if not isinstance(kind, MemberKind):
         raise TypeError(f"{point.value} is no chorus.pipeline.members.kind.MemberKind")

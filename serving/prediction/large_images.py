@@ -147,7 +147,7 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
             _StoppedError(outcome.message) if store.is_stopped(large.record.job.id) else CutShortError(outcome.message)
         )
     if request.objects != "none" and outcome.state == "complete":
-        add_objects(request, outcome, record, Silent())
+        return add_objects(request, outcome, record, Silent())
     return outcome
 
 

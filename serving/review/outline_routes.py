@@ -14,7 +14,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
-from chorus.cluster.exports.outlines import IMAGES, ExportRequest, Objects, export_objects
+from chorus.cluster.exports.objects import Objects
+from chorus.cluster.exports.outline_files import ExportRequest
+from chorus.cluster.exports.outlines import IMAGES, export_objects
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.errors import OutputError
 from chorus.serving.contract.problems import RequestError
@@ -58,7 +60,7 @@ def _decided(run: ReviewedRun, decided: Decision) -> list[str]:
     places = run.snapshot().gallery.places
     known = {name for name, state in run.log.states().items() if state.decision == decided}
     objects = Objects(run.out)
-    counts = {row["name"]: sum(row["objects"].values()) for row in objects.images if row["status"] == "done"}
+    counts = {row.name: sum(row.objects.values()) for row in objects.images if row.status == "done"}
     names = sorted(known & counts.keys() & places.keys(), key=places.__getitem__)
     if not names:
         raise RequestError(404, f"no image with objects is decided {decided}; decide some first")
@@ -94,9 +96,10 @@ def _archive(run: ReviewedRun, names: Sequence[str], kind: Kind, busy: threading
                     if outcome.state == "interrupted":
                         raise OutputError(outcome.message)
                     for row in outcome.rows:
-                        table.writerow(row | {"message": run.said(row["message"], row["image"])})
-                        if row["file"] is not None:
-                            archive.write(Path(folder) / row["file"], row["file"])
+                        message = run.said(row.message, row.name)
+                        table.writerow(row.model_dump() | {"message": message})
+                        if row.file is not None:
+                            archive.write(Path(folder) / row.file, row.file)
                             yield sink.taken()
             archive.writestr(IMAGES, listed.getvalue())
         yield sink.taken()

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.cluster.objects.inputs import ObjectsRequest
-from chorus.cluster.objects.run import find_objects
+from chorus.cluster.objects.run import ObjectsOutcome, find_objects
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.ledger import ImageRecord, Ledger
@@ -115,6 +115,6 @@ def _maps(
     return np.array(found, np.float32).reshape(len(found), *semantic.shape)
 
 
-def run(out: Path, **settings: Any) -> Outcome:
+def run(out: Path, **settings: Any) -> ObjectsOutcome:
     content = {"out": str(out), "diameter": 10.0, "executor": "serial"} | settings
     return find_objects(ObjectsRequest.model_validate(content), Silent())

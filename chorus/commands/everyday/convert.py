@@ -12,7 +12,8 @@ from chorus.console.format import duration, failures, some
 from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
-    from chorus.cluster.planning.requests import Outcome
+    from chorus.cluster.commands.convert import ConvertRow, ConvertSummary
+    from chorus.cluster.state.outcome import Outcome
 
 
 def convert(
@@ -55,24 +56,24 @@ def convert(
     request = validated(run.ConvertRequest, content | {"settings": settings}, "convert")
     outcome = run.convert(request, ConsoleReporter(err, units="files", devices="cores"))
     if as_json:
-        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+        print(json.dumps(outcome.content))
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: Outcome[ConvertRow, ConvertSummary]) -> list[str]:
     """Return how the command ended, where the results are, and what to do next."""
     summary = outcome.summary
-    parts = f", {summary['part']} parts of others" if summary["part"] else ""
-    left = f", {summary['open']} not yet" if summary["open"] else ""
+    parts = f", {summary.part} parts of others" if summary.part else ""
+    left = f", {summary.open} not yet" if summary.open else ""
     lines = [
-        f"{summary['files']} files: {summary['done']} done ({summary['images']} images, "
-        f"{summary['pixels'] / 1e6:.1f} megapixels){parts}, {summary['failed']} failed{left}; "
-        f"{duration(summary['seconds'])} since the run was first begun"
+        f"{summary.files} files: {summary.done} done ({summary.images} images, "
+        f"{summary.pixels / 1e6:.1f} megapixels){parts}, {summary.failed} failed{left}; "
+        f"{duration(summary.seconds)} since the run was first begun"
     ]
-    lines += failures(outcome, "run.json")
-    notes = [row["message"] for row in outcome.rows if row["status"] == "done" and row["message"]]
+    lines += failures(outcome.rows, "run.json")
+    notes = [row.message for row in outcome.rows if row.status == "done" and row.message]
     lines += some("note", notes, "what --json prints")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]

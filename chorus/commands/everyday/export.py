@@ -14,7 +14,8 @@ from chorus.console.format import SHOWN, duration, failures
 from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
-    from chorus.cluster.planning.requests import Outcome
+    from chorus.cluster.exports.records import ExportRow, ExportSummary, PackageRow, PackageSummary
+    from chorus.cluster.state.outcome import Outcome
 
 err = Console(stderr=True)
 
@@ -43,7 +44,7 @@ def rois(
     """Write the objects of each image as a set of ImageJ ROIs (.zip), the most uncertain first.
 
     Beside them `by_doubt.csv` lists the objects of all images by uncertainty, `images.csv` the outcome of each image.
-    Exit code 0: all done, 1: some images failed, 2: refused, 3: interrupted; the same command starts over.
+    Exit code 0: all done, 1: some images failed, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 
@@ -137,7 +138,8 @@ def annotation(
 
     `chorus train to-correct/images --labels to-correct/labels --out better/`
     """
-    from chorus.cluster.exports.annotation import AnnotationRequest, export_annotation
+    from chorus.cluster.exports.annotation import export_annotation
+    from chorus.cluster.exports.package import AnnotationRequest
     from chorus.console.progress import ConsoleReporter
 
     content = {"out": results, "to": out, "images": images, "by": by, "size": size, "overwrite": overwrite}
@@ -145,7 +147,10 @@ def annotation(
     outcome = export_annotation(request, ConsoleReporter(err, units="images", devices="cores"))
     if not as_json:
         Console().print(_package_table(outcome))
-    _end(outcome, [f"package  {outcome.out}", f"next     read {outcome.out}/README.txt"], as_json)
+    summary = outcome.summary
+    left = f", {summary.open} not yet" if summary.open else ""
+    counts = f"{summary.images} images: {summary.done} done, {summary.failed} failed{left}"
+    _end(outcome, counts, [f"package  {outcome.out}", f"next     read {outcome.out}/README.txt"], as_json)
 
 
 def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
@@ -158,43 +163,46 @@ def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
 
 
 def _objects(content: dict[str, Any], only: tuple[str, ...] | None, as_json: bool) -> None:
-    from chorus.cluster.exports.outlines import BY_DOUBT, IMAGES, ExportRequest, export_objects
+    from chorus.cluster.exports.outline_files import ExportRequest
+    from chorus.cluster.exports.outlines import BY_DOUBT, IMAGES, export_objects
     from chorus.console.progress import ConsoleReporter
 
     request = validated(ExportRequest, content, f"export {content['kind']}")
     outcome = export_objects(request, ConsoleReporter(err, units="steps", devices="cores"), only)
     lists = [f"objects  {outcome.out}/{BY_DOUBT}"] if only is None else []
     lists.append(f"images   {outcome.out}/{IMAGES}")
-    _end(outcome, [f"files    {outcome.out}", *lists], as_json)
+    summary = outcome.summary
+    left = f", {summary.open} not yet" if summary.open else ""
+    counts = f"{summary.images} images: {summary.done} done, {summary.empty} without objects, {summary.failed} failed"
+    counts += f"{left}; {summary.objects} objects"
+    _end(outcome, counts, [f"files    {outcome.out}", *lists], as_json)
 
 
-def _package_table(outcome: Outcome) -> Table:
+def _package_table(outcome: Outcome[PackageRow, PackageSummary]) -> Table:
     """Return a table of the images of a package, and the window of each."""
-    table = Table(title=f"{outcome.summary['done']} images by {outcome.summary['by']}", title_justify="left")
+    table = Table(title=f"{outcome.summary.done} images by {outcome.summary.by}", title_justify="left")
     for name in ("image", "plane (t, z)", "window (y, x)", "pixels", "labels"):
         table.add_column(name, overflow="fold")
-    done = [row for row in outcome.rows if row["status"] == "done"]
-    for row in done[:SHOWN]:
-        places = f"{row['t']}, {row['z']}", f"{row['y']}, {row['x']}", f"{row['height']} x {row['width']}"
-        table.add_row(escape(row["file"]), *places, escape(row["labels"]))
+    done = [(row, row.origin) for row in outcome.rows if row.origin is not None]
+    for row, origin in done[:SHOWN]:
+        places = f"{origin.t}, {origin.z}", f"{origin.y}, {origin.x}", f"{origin.height} x {origin.width}"
+        table.add_row(escape(row.file), *places, escape(row.labels))
     if len(done) > SHOWN:
         table.add_row(f"and {len(done) - SHOWN} more")
     return table
 
 
-def _end(outcome: Outcome, places: list[str], as_json: bool) -> None:
+def _end(
+    outcome: Outcome[ExportRow, ExportSummary] | Outcome[PackageRow, PackageSummary],
+    counts: str,
+    places: list[str],
+    as_json: bool,
+) -> None:
     """Report how the export ended and where the files are, and exit with its code."""
     if as_json:
-        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
-    summary = outcome.summary
-    empty = f", {summary['empty']} without objects" if "empty" in summary else ""
-    left = f", {summary['open']} not yet" if summary["open"] else ""
-    objects = f"; {summary['objects']} objects" if "objects" in summary else ""
-    lines = [
-        f"{summary['images']} images: {summary['done']} done{empty}, {summary['failed']} failed{left}{objects}; "
-        f"{duration(summary['seconds'])}"
-    ]
-    lines += failures(outcome, "what --json prints")
+        print(json.dumps(outcome.content))
+    lines = [f"{counts}; {duration(outcome.summary.seconds)}"]
+    lines += failures(outcome.rows, "what --json prints")
     lines += [f"cut short: {outcome.message}"] if outcome.state == "interrupted" else places
     for line in lines:
         err.print(line, highlight=False, soft_wrap=True, markup=False)

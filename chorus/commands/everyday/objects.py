@@ -14,7 +14,7 @@ from chorus.console.options import Address, Executor, Json, TrustCode, validated
 from chorus.pipeline.ensembles.builtin import named_ensemble
 
 if TYPE_CHECKING:
-    from chorus.cluster.planning.requests import Outcome
+    from chorus.cluster.objects.run import ObjectsOutcome
 
 
 def objects(
@@ -77,7 +77,7 @@ def objects(
     request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
-        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+        print(json.dumps(outcome.content))
     else:
         Console().print(_table(outcome))
     for line in _lines(outcome):
@@ -85,30 +85,29 @@ def objects(
     raise typer.Exit(outcome.exit_code)
 
 
-def _table(outcome: Outcome) -> Table:
+def _table(outcome: ObjectsOutcome) -> Table:
     """Return a table of the objects per image and class."""
-    classes = list(outcome.summary["objects"])
-    of = f" of {outcome.summary['flows_from']}" if "flows_from" in outcome.summary else ""
-    title = f"objects of {outcome.summary['done']} images, by {outcome.summary['method']}{of}"
+    summary = outcome.summary
+    of = f" of {summary.flows_from}" if summary.flows_from is not None else ""
+    title = f"objects of {summary.done} images, by {summary.method}{of}"
     table = Table(title=title, title_justify="left")
     table.add_column("image", overflow="fold")
-    for name in classes:
+    for name in summary.objects:
         table.add_column(name, justify="right")
-    done = [row for row in outcome.rows if row["status"] == "done"]
+    done = [row for row in outcome.rows if row.status == "done"]
     for row in done[:SHOWN]:
-        table.add_row(row["name"], *(str(row["objects"][name]) for name in classes))
+        table.add_row(row.name, *(str(row.objects[name]) for name in summary.objects))
     if len(done) > SHOWN:
-        table.add_row(f"and {len(done) - SHOWN} more", *("" for _ in classes))
+        table.add_row(f"and {len(done) - SHOWN} more", *("" for _ in summary.objects))
     table.add_section()
-    table.add_row("all", *(str(outcome.summary["objects"][name]) for name in classes))
+    table.add_row("all", *(str(count) for count in summary.objects.values()))
     return table
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: ObjectsOutcome) -> list[str]:
     """Return how the command ended, where the results are, and what to do next."""
-    summary = outcome.summary
-    lines = [counted(summary)]
-    lines += failures(outcome, "objects.json")
+    lines = [counted(outcome.summary)]
+    lines += failures(outcome.rows, "objects.json")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [*lines, f"objects  {outcome.out}/objects.parquet", f"labels   {outcome.out}/images/.../labels"]

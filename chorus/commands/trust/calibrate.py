@@ -46,7 +46,7 @@ def calibrate(
     request = CalibrateRequest(run=options.request(), truth=truth, truth_label=truth_label, tau=tau, alpha=alpha)
     outcome = calibrate_ensemble(request, ConsoleReporter(err))
     reference, url = outcome.reference, outcome.url
-    lines = [f"  failed: {name}: {message}" for name, message in outcome.failures]
+    lines = [f"  failed: {name}: {message}" for name, message in outcome.failures.items()]
     if reference is None:
         lines.append(f"cut short: {outcome.message}")
     else:

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from chorus.console.options import Address, Executor, Json, validated
+from chorus.pipeline.errors import CutShortError
 
 if TYPE_CHECKING:
     from chorus.cluster.evaluation.compare import RunComparison
-    from chorus.cluster.planning.requests import Outcome
+    from chorus.cluster.evaluation.documents import EvaluationRecord, EvaluationRow
+    from chorus.cluster.state.outcome import Outcome
 
 _SHOWN = 10
 _Truth = Annotated[
@@ -61,7 +63,7 @@ def evaluate(
     """Measure predictions against a truth: Dice, IoU, boundaries, objects; beside annotators and a simple baseline.
 
     Leaves `evaluation.parquet` (a row per image) and `evaluation.json` in OUT; docs/evaluation.md defines each
-    column. Exit code 0: all done, 1: finished with failed images, 2: refused.
+    column. Exit code 0: all done, 1: finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 
@@ -81,8 +83,8 @@ def evaluate(
     request = validated(evaluating.EvaluateRequest, content, "evaluate")
     outcome = evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
     if as_json:
-        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "summary", "rows")}))
-    else:
+        print(json.dumps(outcome.content))
+    elif outcome.state != "interrupted":
         Console().print(_means_table(outcome.summary))
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -118,7 +120,9 @@ def compare(
     for out in outs if truth is not None else ():
         content = {"out": out, "truth": truth, "executor": executor, "address": address}
         request = validated(evaluating.EvaluateRequest, content, "evaluate")
-        evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
+        evaluated = evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
+        if evaluated.state == "interrupted":
+            raise CutShortError(f"{out}: {evaluated.message}")
     found = compare_runs(outs, metric)
     if as_json:
         content = asdict(found.comparison) | {"verdict": found.comparison.verdict, "left_out": found.left_out}
@@ -131,46 +135,47 @@ def compare(
         out_console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _means_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['ensemble']['name']}: means over images", title_justify="left")
+def _means_table(record: EvaluationRecord) -> Table:
+    table = Table(title=f"{record.ensemble.name}: means over images", title_justify="left")
     for name in ("metric", "mean", "95 % interval", "images"):
         table.add_column(name, overflow="fold")
-    for name, found in summary["metrics"].items():
+    for name, found in record.metrics.items():
         words = _METRICS.get(name) or "Dice, " + name.removeprefix("dice:")
-        table.add_row(words, _number(found["mean"]), _interval(found["low"], found["high"]), str(found["images"]))
+        table.add_row(words, _number(found.mean), _interval(found.low, found.high), str(found.images))
     return table
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: Outcome[EvaluationRow, EvaluationRecord]) -> list[str]:
     """Return how the evaluation ended, what was left out, whether deep learning was needed, and what to do next."""
-    summary = outcome.summary
-    images = summary["images"]
-    lines = [
-        f"{images['all']} images: {images['done']} done, {images['empty']} without prediction, "
-        f"{images['failed']} failed, {images['no truth']} without truth"
-    ]
+    record, lines = outcome.summary, []
+    if images := record.images:
+        left = f", {images.open} not yet" if images.open else ""
+        lines.append(
+            f"{images.all} images: {images.done} done, {images.empty} without prediction, "
+            f"{images.failed} failed, {images.no_truth} without truth{left}"
+        )
     for words, names in (
-        ("images have no truth", summary["without_truth"]),
-        ("truths have no image in the run", summary["truth_without_image"]),
+        ("images have no truth", record.without_truth),
+        ("truths have no image in the run", record.truth_without_image),
     ):
         if names:
             lines.append(f"{len(names)} {words}: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}")
-    failures = list(summary["failures"].items())
+    failures = list(record.failures.items())
     lines += [f"  failed: {name}: {message}" for name, message in failures[:_SHOWN]]
     if len(failures) > _SHOWN:
         lines.append(f"  and {len(failures) - _SHOWN} more; all are in evaluation.json")
-    notes = [
-        f"  {row['name']}: {row['message']}" for row in outcome.rows if row["message"] and row["status"] != "failed"
-    ]
+    notes = [f"  {row.name}: {row.message}" for row in outcome.rows if row.message and row.status != "failed"]
     lines += notes[:_SHOWN]
-    if pixels := summary["pixels"]:
-        known = {name: pixels["temperature"][name] for name in pixels["error"] if name != "predicted"}
+    if outcome.state == "interrupted":
+        return [*lines, f"cut short: {outcome.message}"]
+    if pixels := record.pixels:
+        known = {name: pixels.temperature[name] for name in pixels.error if name != "predicted"}
         bold = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
-        lines.append(f"pixels   calibration error {pixels['error']['predicted']:.4f}; temperatures {bold}")
-    if summary["objects"]:
-        lines.append(f"objects  by {summary['objects']}")
-    if summary["against_baseline"]:
-        lines += summary["against_baseline"]["verdict"]
+        lines.append(f"pixels   calibration error {pixels.error['predicted']:.4f}; temperatures {bold}")
+    if record.objects:
+        lines.append(f"objects  by {record.objects}")
+    if record.against_baseline:
+        lines += record.against_baseline.verdict
     return [*lines, f"results  {outcome.out}/evaluation.parquet, evaluation.json"]
 
 

@@ -48,7 +48,7 @@ def flag(
 
     `chorus flag results/ --ensemble nuclei/ --budget 0.02 --below 0.7`
     """
-    from chorus.cluster.state.run_record import read_run
+    from chorus.cluster.state.output import read_run
     from chorus.cluster.state.scores import read_scores
     from chorus.pipeline.core.run_document import PredictDocument
     from chorus.pipeline.reference.flags import flag_images, review

@@ -46,7 +46,7 @@ def shift(
 
     `chorus shift results/ --ensemble nuclei/ --metadata plates.csv`
     """
-    from chorus.cluster.state.run_record import read_run
+    from chorus.cluster.state.output import read_run
     from chorus.cluster.state.scores import read_scores
     from chorus.pipeline.core.run_document import PredictDocument
     from chorus.pipeline.reference.storage import read_reference

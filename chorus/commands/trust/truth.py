@@ -14,7 +14,8 @@ from chorus.console.format import counted, failures, some
 from chorus.console.options import Address, Executor, Json, validated
 
 if TYPE_CHECKING:
-    from chorus.cluster.planning.requests import Outcome
+    from chorus.cluster.commands.truth import TruthRow, TruthSummary
+    from chorus.cluster.state.outcome import Outcome
 
 _WHERE = "run.json and agreement.csv"
 
@@ -76,7 +77,7 @@ def truth(
     request = validated(run.TruthRequest, content, "truth")
     outcome = run.estimate(request, ConsoleReporter(err, units="images", devices="cores"))
     if as_json:
-        print(json.dumps({name: getattr(outcome, name) for name in ("out", "state", "message", "summary", "rows")}))
+        print(json.dumps(outcome.content))
     if outcome.state != "interrupted":
         err.print(_table(outcome))
     for line in _lines(outcome):
@@ -84,27 +85,27 @@ def truth(
     raise typer.Exit(outcome.exit_code)
 
 
-def _table(outcome: Outcome) -> Table:
+def _table(outcome: Outcome[TruthRow, TruthSummary]) -> Table:
     """Return a table with a row per expert."""
     table = Table(title="Experts", title_justify="left")
     for name in ("expert", "images", "missing", "Dice with the truth", "minimum", "Dice with the others"):
         table.add_column(name, justify="left" if name == "expert" else "right")
-    for one in outcome.summary["experts"]:
-        numbers = [one["dice"], one["minimum_dice"], one["dice_others"]]
+    for one in outcome.summary.experts:
+        numbers = [one.dice, one.minimum_dice, one.dice_others]
         texts = ["" if number is None else f"{number:.4f}" for number in numbers]
-        table.add_row(escape(one["expert"]), str(one["images"]), str(one["missing"]), *texts)
+        table.add_row(escape(one.expert), str(one.images), str(one.missing), *texts)
     return table
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: Outcome[TruthRow, TruthSummary]) -> list[str]:
     """Return how the command ended, what to look at, where the results are, and what to do next."""
-    summary = outcome.summary
-    lines = [counted(summary)]
-    missing = [f"{row['name']} ({', '.join(row['missing'])})" for row in outcome.rows if row["missing"]]
+    lines = [counted(outcome.summary)]
+    missing = [f"{row.name} ({', '.join(row.missing)})" for row in outcome.rows if row.missing]
     lines += some("not drawn by all", missing, _WHERE)
-    lines += some("note", [f"{row['name']}: {row['message']}" for row in outcome.rows if _noted(row)], _WHERE)
-    lines += failures(outcome, _WHERE)
-    lines += some("warning", summary["warnings"], _WHERE)
+    noted = [f"{row.name}: {row.message}" for row in outcome.rows if row.status == "done" and row.message]
+    lines += some("note", noted, _WHERE)
+    lines += failures(outcome.rows, _WHERE)
+    lines += some("warning", outcome.summary.warnings, _WHERE)
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
     return [
@@ -113,7 +114,3 @@ def _lines(outcome: Outcome) -> list[str]:
         f"look at  {outcome.out}/agreement.svg",
         f"next     chorus train IMAGES --labels {outcome.out} --out ...",
     ]
-
-
-def _noted(row: dict[str, Any]) -> bool:
-    return row["status"] == "done" and bool(row["message"])

@@ -17,10 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from chorus.cli import app
-from chorus.cluster.commands.convert import ConvertRequest, convert
-from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.commands.convert import ConvertRequest, ConvertRow, ConvertSummary, convert
 from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.outcome import Outcome
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.files.conversion import ConvertSettings
 from chorus.pipeline.io.models import SourceImage
@@ -29,7 +29,7 @@ from chorus.pipeline.io.sources.discovery import find_images
 
 def run(
     source: Path | str, out: Path | str, *, executor: str = "serial", overwrite: bool = False, **settings: Any
-) -> Outcome:
+) -> Outcome[ConvertRow, ConvertSummary]:
     request = ConvertRequest.model_validate(
         {
             "sources": [str(source)],
@@ -111,7 +111,7 @@ def test_levels_keep_the_type_and_do_not_depend_on_the_region(tmp_path: Path, dt
 def test_names_are_paths_below_the_folder_and_equal_ones_are_told_apart(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(noise((50, 60), "uint8")).save(folder / "a.png")
     outcome = run(folder, tmp_path / "out")
-    names = [row["name"] for row in outcome.rows]
+    names = [row.name for row in outcome.rows]
     assert names[2:] == ["c.ome.zarr", "sub/b.ome.zarr"]
     assert len(set(names)) == 4
     assert all(name.startswith("a-") and len(name) == len("a-123456.ome.zarr") for name in names[:2])
@@ -145,9 +145,9 @@ def test_a_bad_file_is_named_and_the_rest_goes_on_and_a_mended_one_is_done_by_th
     good = (folder / "a.tif").read_bytes()
     (folder / "a.tif").write_bytes(good[:500])
     outcome = run(folder, tmp_path / "out")
-    assert (outcome.exit_code, outcome.summary["done"], outcome.summary["failed"]) == (1, 2, 1)
-    (failed,) = [row for row in outcome.rows if row["status"] == "failed"]
-    assert str(folder / "a.tif") in failed["message"]
+    assert (outcome.exit_code, outcome.summary.done, outcome.summary.failed) == (1, 2, 1)
+    (failed,) = [row for row in outcome.rows if row.status == "failed"]
+    assert str(folder / "a.tif") in failed.message
     (folder / "a.tif").write_bytes(good)
     assert run(folder, tmp_path / "out").state == "complete"
     assert np.array_equal(stored(tmp_path / "out" / "a.ome.zarr"), noise((50, 60)))
@@ -207,8 +207,8 @@ def test_nothing_to_convert_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_numbers_of_names_fail_the_file_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     outcome = run(folder, tmp_path / "out", channel_name=["red", "green", "blue"])
-    assert [row["status"] for row in outcome.rows] == ["failed", "done", "failed"]
-    assert "has 2 channels, --channel-name is given 3 times" in outcome.rows[2]["message"]
+    assert [row.status for row in outcome.rows] == ["failed", "done", "failed"]
+    assert "has 2 channels, --channel-name is given 3 times" in outcome.rows[2].message
 
 
 def test_sources_and_results_may_be_on_other_storage(folder: Path) -> None:
@@ -236,7 +236,7 @@ def test_ray_leaves_the_same_bytes_as_one_process(folder: Path, tmp_path: Path) 
     run(folder, tmp_path / "serial")
     outcome = run(folder, tmp_path / "ray", executor="ray")
     assert outcome.state == "complete"
-    for name in (row["name"] for row in outcome.rows):
+    for name in (row.name for row in outcome.rows):
         one, other = (
             {p.relative_to(r): p.read_bytes() for p in sorted(r.rglob("*")) if p.is_file()}
             for r in (tmp_path / "serial" / name, tmp_path / "ray" / name)
@@ -249,7 +249,7 @@ def test_real_images_arrive_pixel_by_pixel(shared_data: Path, tmp_path: Path) ->
     outcome = run(source, tmp_path / "out")
     assert outcome.state == "complete"
     for row in outcome.rows:
-        assert np.array_equal(stored(tmp_path / "out" / row["name"]), tifffile.imread(row["source"]))
+        assert np.array_equal(stored(tmp_path / "out" / row.name), tifffile.imread(row.source))
 
 
 def test_linked_folders_are_searched_each_once_and_links_back_up_are_not(folder: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_linked_folders_are_searched_each_once_and_links_back_up_are_not(folder:
     (folder / "link").symlink_to(tmp_path / "far")
     (folder / "again").symlink_to(tmp_path / "far/deep")
     (tmp_path / "far/up").symlink_to(folder)
-    names = [row["name"] for row in run(folder, tmp_path / "out").rows]
+    names = [row.name for row in run(folder, tmp_path / "out").rows]
     assert len(names) == 4
     assert [name for name in names if name.endswith("x.ome.zarr")] == ["again/x.ome.zarr"]
 
@@ -270,8 +270,8 @@ def test_files_with_names_that_results_cannot_have_fail_alone_and_long_ones_do_n
         os.rename(tmp_path / "in/odd.tif", os.fsencode(tmp_path / "in") + b"/" + name + b".tif")
     for _ in range(2):
         outcome = run(tmp_path / "in", tmp_path / "out")
-        assert sorted(row["status"] for row in outcome.rows) == ["done", "done", "done", "failed", "failed"]
-        failed = [row["message"] for row in outcome.rows if row["status"] == "failed"]
+        assert sorted(row.status for row in outcome.rows) == ["done", "done", "done", "failed", "failed"]
+        failed = [row.message for row in outcome.rows if row.status == "failed"]
         assert all(message.endswith("rename it") and message.isprintable() for message in failed), failed
 
 

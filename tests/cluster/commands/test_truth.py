@@ -12,14 +12,16 @@ import pytest
 import tifffile
 from PIL import Image
 
-from chorus.cluster.commands.truth import TruthRequest, estimate
-from chorus.cluster.planning.requests import Outcome
+from chorus.cluster.commands.truth import TruthRequest, TruthRow, TruthSummary, estimate
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.outcome import Outcome
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.training.data.pairs import find_pairs
 
 
-def run(experts: Path | str, out: Path | str, executor: str = "serial", **request: Any) -> Outcome:
+def run(
+    experts: Path | str, out: Path | str, executor: str = "serial", **request: Any
+) -> Outcome[TruthRow, TruthSummary]:
     content = {"experts": str(experts), "out": str(out), "executor": executor}
     return estimate(TruthRequest.model_validate(content | request), Silent())
 
@@ -54,14 +56,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_labels_tables_and_picture_are_left_and_what_is_unusual_is_said(experts: Path, tmp_path: Path) -> None:
     outcome = run(experts, tmp_path / "out")
     assert (outcome.state, outcome.exit_code) == ("complete", 0)
-    assert [(row["name"], row["status"], row["missing"]) for row in outcome.rows] == [
+    assert [(row.name, row.status, row.missing) for row in outcome.rows] == [
         ("a", "done", []),
         ("b", "done", []),
         ("c", "done", ["e2", "e3"]),
     ]
-    assert "all experts drew the same" in outcome.rows[2]["message"]
-    assert len(outcome.summary["warnings"]) == 1
-    assert "b: the drawing of e0 agrees with nobody (Dice 0.00" in outcome.summary["warnings"][0]
+    assert "all experts drew the same" in outcome.rows[2].message
+    assert len(outcome.summary.warnings) == 1
+    assert "b: the drawing of e0 agrees with nobody (Dice 0.00" in outcome.summary.warnings[0]
     assert np.array_equal(tifffile.imread(tmp_path / "out" / "c.tif"), blob(20, 20) // 255)
     table = pd.read_csv(tmp_path / "out" / "agreement.csv")
     assert len(table) == 12
@@ -71,7 +73,7 @@ def test_labels_tables_and_picture_are_left_and_what_is_unusual_is_said(experts:
     assert b"e0: agrees with nobody" in (tmp_path / "out" / "agreement.svg").read_bytes()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["command"], record["outcome"], record["settings"]["method"]) == ("truth", "complete", "staple")
-    assert record["summary"]["warnings"] == outcome.summary["warnings"]
+    assert record["summary"]["warnings"] == outcome.summary.warnings
     assert set(record["notes"]) == {"c"}
 
 
@@ -98,8 +100,8 @@ def test_a_bad_drawing_fails_its_image_and_a_mended_one_is_done_by_the_same_call
     good = (experts / "e1" / "a.png").read_bytes()
     (experts / "e1" / "a.png").write_bytes(good[:60])
     outcome = run(experts, tmp_path / "out")
-    assert (outcome.exit_code, outcome.summary["done"], outcome.summary["failed"]) == (1, 2, 1)
-    assert "e1/a.png: cannot be read" in outcome.rows[0]["message"]
+    assert (outcome.exit_code, outcome.summary.done, outcome.summary.failed) == (1, 2, 1)
+    assert "e1/a.png: cannot be read" in outcome.rows[0].message
     (experts / "e1" / "a.png").write_bytes(good)
     assert run(experts, tmp_path / "out").exit_code == 0
     assert len(pd.read_csv(tmp_path / "out" / "agreement.csv")) == 12
@@ -136,7 +138,7 @@ def test_instances_and_classes_are_asked_for_by_the_settings(experts: Path, tmp_
     table = pd.read_csv(tmp_path / "objects" / "agreement.csv")
     assert {"ap50", "map"} <= set(table.columns)
     outcome = run(experts, tmp_path / "classes", settings={"classes": 3})
-    assert outcome.summary["failed"] == 3
+    assert outcome.summary.failed == 3
     assert not (tmp_path / "classes" / "agreement.csv").exists()
 
 
@@ -156,11 +158,11 @@ def test_real_drawings_give_the_authors_truth_and_the_one_of_another_image_is_re
         source = shared_data / "multi_expert" / lab
         outcome = run(source, tmp_path / lab, expert=["expert_*"])
         assert outcome.state == "complete"
-        said += [text for text in outcome.summary["warnings"] if "agrees with nobody" in text]
+        said += [text for text in outcome.summary.warnings if "agrees with nobody" in text]
         dices = []
         for row in outcome.rows:
-            ours = tifffile.imread(tmp_path / lab / row["file"]) > 0
-            theirs = np.asarray(Image.open(source / "est_GT" / f"{row['name']}.png")) > 0
+            ours = tifffile.imread(tmp_path / lab / row.file) > 0
+            theirs = np.asarray(Image.open(source / "est_GT" / f"{row.name}.png")) > 0
             dices.append(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
         assert np.mean(dices) > 0.95, lab
     (only,) = said

@@ -16,15 +16,18 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from chorus.cluster.evaluation import image as evaluated
 from chorus.cluster.evaluation.compare import compare_runs
+from chorus.cluster.evaluation.documents import EvaluationRecord, EvaluationRow
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.state.outcome import Outcome
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.metrics.baseline import otsu_mask
 from chorus.pipeline.metrics.objects import components, count_objects
 from tests.support.making import pixels, write_image, write_light_ensemble
 
+Measured = Outcome[EvaluationRow, EvaluationRecord]
 SHAPES = {"a": (60, 50), "b": (60, 50), "e": (40, 40), "z": (3, 40, 30)}
 
 
@@ -68,7 +71,7 @@ def truth_of(run: Path, name: str) -> np.ndarray:
     return np.asarray(tifffile.imread(run / "truth" / f"{name}.tif"))
 
 
-def measure(run: Path, *, executor: str = "serial", settings: dict[str, Any] | None = None, **more: Any) -> Outcome:
+def measure(run: Path, *, executor: str = "serial", settings: dict[str, Any] | None = None, **more: Any) -> Measured:
     content = {"out": str(run / "out"), "executor": executor, "settings": settings or {}}
     given = {"truth": str(run / "truth")} | more
     return evaluate(EvaluateRequest.model_validate(content | given), Silent())
@@ -212,7 +215,7 @@ def test_experts_stand_beside_and_one_that_cannot_be_read_is_left_out(run: Path)
 
 
 def test_pixels_are_counted_where_the_run_kept_its_probabilities(finished: Path, run: Path, tmp_path: Path) -> None:
-    assert measure(run).summary["pixels"] is None  # this run kept no maps
+    assert measure(run).summary.pixels is None  # this run kept no maps
     settings = {"save": ["probability", "epistemic"], "region": 64, "chunk": 32}
     content = {"sources": [str(finished / "images" / f"{name}.ome.zarr") for name in "ab"], "settings": settings}
     content |= {"ensemble": str(finished / "ensemble"), "out": str(tmp_path / "kept"), "run": {"executor": "serial"}}
@@ -231,9 +234,10 @@ def test_pixels_are_counted_where_the_run_kept_its_probabilities(finished: Path,
         abs(right[places == place].mean() - confidence[places == place].mean()) * (places == place).mean()
         for place in np.unique(places)
     )
-    pixels = outcome.summary["pixels"]
-    assert pixels["error"]["predicted"] == pytest.approx(expected, abs=1e-6)
-    assert pixels["pixels"] == truth.size
+    pixels = outcome.summary.pixels
+    assert pixels is not None
+    assert pixels.error["predicted"] == pytest.approx(expected, abs=1e-6)
+    assert pixels.pixels == truth.size
     assert "<svg" in (tmp_path / "kept" / "reliability.svg").read_text()
     assert read_evaluation(str(tmp_path / "kept"))["calibration_error"].between(0, 1).all()
 

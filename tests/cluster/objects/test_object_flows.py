@@ -102,7 +102,7 @@ def test_discs_apart_are_one_object_each_in_the_same_bytes_whatever_the_region(r
     for region in (64, 256):
         out = results(f"out-{region}", region=region)
         outcome = run(out, flows_from=str(second), diameter=None)
-        assert (outcome.state, outcome.summary["method"], outcome.summary["flows_from"]) == (
+        assert (outcome.state, outcome.summary.method, outcome.summary.flows_from) == (
             "complete",
             "flows",
             "uphill",
@@ -186,7 +186,7 @@ def test_a_run_that_was_cut_short_among_its_objects_has_its_flows(
 
     with monkeypatch.context() as patch:
         patch.setattr(objects, "find_all", stopped)
-        assert [row["status"] for row in run(out, flows_from=str(second)).rows] == ["done", "open"]
+        assert [row.status for row in run(out, flows_from=str(second)).rows] == ["done", "open"]
     written = processed(monkeypatch)
     assert run(out, flows_from=str(second)).state == "complete"
     assert written == []
@@ -212,11 +212,11 @@ def test_an_image_that_the_second_ensemble_cannot_do_fails_alone(results: Make, 
     shard = min(path for path in (out / "images/b.ome.zarr/s0/c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:40])
     outcome: Outcome = run(out, flows_from=str(write_second(tmp_path / "second")))
-    assert [row["status"] for row in outcome.rows] == ["done", "failed"]
-    assert "b.ome.zarr" in outcome.rows[1]["message"]
+    assert [row.status for row in outcome.rows] == ["done", "failed"]
+    assert "b.ome.zarr" in outcome.rows[1].message
     nothing = run(results("nothing"), flows_from=str(write_second(tmp_path / "nan", most=0.7)))
-    assert [row["status"] for row in nothing.rows] == ["failed", "failed"]
-    assert "members answer with NaN" in nothing.rows[0]["message"]
+    assert [row.status for row in nothing.rows] == ["failed", "failed"]
+    assert "members answer with NaN" in nothing.rows[0].message
 
 
 def test_the_second_ensemble_sees_objects_at_the_size_that_it_was_trained_on(first: Ensemble, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_second_ensemble_sees_objects_at_the_size_that_it_was_trained_on(fir
         planned = known.second.planned(known.layout(0), "a.ome.zarr", "kind 1")
         assert (planned.height, planned.model_height) == (200, 200 * 16 / diameter)
         outcome = run(out, flows_from=str(second), diameter=diameter)
-        assert (outcome.summary["objects"]["kind 1"] == 4) == (found == 4)
+        assert (outcome.summary.objects["kind 1"] == 4) == (found == 4)
     # Without --diameter it is that of the ensemble, of pixels as they are.
     plain = Results(ObjectsRequest(out=str(out), flows_from=str(second))).job(0)
     assert plain.settings.diameter == 16
@@ -271,7 +271,7 @@ def test_a_changed_second_ensemble_makes_the_objects_anew(results: Make, tmp_pat
     now = json.loads((out / "objects.json").read_text())
     assert now["started"] != earlier["started"]
     assert now["settings"]["flows_from"]["hash"] != earlier["settings"]["flows_from"]["hash"]
-    assert run(out, method="components").summary["method"] == "components"
+    assert run(out, method="components").summary.method == "components"
     assert "flows_from" not in json.loads((out / "objects.json").read_text())["settings"]
 
 

@@ -108,7 +108,7 @@ def test_discs_apart_are_one_object_each(tmp_path: Path, ensemble: Ensemble) -> 
         truth[(y - 30 * cy - 15) ** 2 + (x - 30 * cx - 15) ** 2 <= 12**2] = index
     planes = {"grid": truth}
     out = write_results(tmp_path / "out", write_source(tmp_path / "in", planes), ensemble, planes, noise=0.1)
-    assert run(out).summary["objects"] == {"kind 1": 25}
+    assert run(out).summary.objects == {"kind 1": 25}
     pairs = np.unique(np.stack([truth, labels(out, "grid")]).reshape(2, -1), axis=1)
     assert pairs.shape == (2, 26)
 
@@ -165,7 +165,7 @@ def test_the_same_again_does_nothing_and_other_settings_make_it_anew(
     assert (again.state, again.rows, again.summary) == (first.state, first.rows, first.summary)
     assert written(out) == times
     larger = run(out, minimum_size=120)
-    assert larger.summary["objects"]["kind 1"] < first.summary["objects"]["kind 1"]
+    assert larger.summary.objects["kind 1"] < first.summary.objects["kind 1"]
     table = pd.read_parquet(out / "objects.parquet")
     assert (table["area"] >= 120).all()
     assert labels(out, "a").max() == (table["image"] == "a.ome.zarr").sum()
@@ -177,8 +177,8 @@ def test_images_that_are_not_finished_are_listed_and_done_when_they_are(
     out = write_results(tmp_path / "out", source, ensemble, PLANES, unfinished=("b",))
     outcome = run(out)
     assert (outcome.state, outcome.exit_code) == ("failures", 1)
-    assert [row["status"] for row in outcome.rows] == ["done", "failed", "done"]
-    assert "b.ome.zarr: is not finished; run the same `chorus predict` again" in outcome.rows[1]["message"]
+    assert [row.status for row in outcome.rows] == ["done", "failed", "done"]
+    assert "b.ome.zarr: is not finished; run the same `chorus predict` again" in outcome.rows[1].message
     assert pd.read_parquet(out / "objects.parquet")["image"].unique().tolist() == ["a.ome.zarr"]
     results = Results(ObjectsRequest(out=str(out)))
     finish(out, results.table.image(1), ensemble, results.settings, PLANES["b"])
@@ -212,7 +212,7 @@ def test_each_class_has_its_own_label_image(activation: str, tmp_path: Path) -> 
     for out in (first, second):
         outcome = run(out)
         assert outcome.state == "complete"
-        assert min(outcome.summary["objects"].values()) > 3
+        assert min(outcome.summary.objects.values()) > 3
     for k in (1, 2):
         assert_same(first, second, planes, f"kind {k}")
         objects_of_class = labels(first, "a", f"kind {k}")
@@ -226,9 +226,9 @@ def test_a_damaged_result_fails_its_image_alone(source: Path, ensemble: Ensemble
     shard = out / "images" / "b.ome.zarr" / "s0" / "c" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:50])
     outcome = run(out)
-    assert (outcome.exit_code, [row["status"] for row in outcome.rows]) == (1, ["done", "failed", "done"])
-    assert "b.ome.zarr: a result cannot be decoded" in outcome.rows[1]["message"]
-    assert "unexpected" not in outcome.rows[1]["message"]
+    assert (outcome.exit_code, [row.status for row in outcome.rows]) == (1, ["done", "failed", "done"])
+    assert "b.ome.zarr: a result cannot be decoded" in outcome.rows[1].message
+    assert "unexpected" not in outcome.rows[1].message
 
 
 def test_flows_that_are_no_numbers_are_no_flows(ensemble: Ensemble, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_flows_that_are_no_numbers_are_no_flows(ensemble: Ensemble, tmp_path: Pa
     )
     outcome = run(out)
     assert outcome.state == "complete"
-    assert outcome.summary["objects"] == {"kind 1": 0}
+    assert outcome.summary.objects == {"kind 1": 0}
     assert not labels(out, "a").any()
 
 

@@ -106,10 +106,10 @@ def test_another_method_makes_the_objects_anew(source: Path, ensemble: Ensemble,
     out = write_results(tmp_path / "out", source, ensemble, PLANES, region=64)
     counts = []
     for method in ("auto", "flows", "components"):
-        counts.append(run(out, method=method).summary["objects"]["kind 1"])
+        counts.append(run(out, method=method).summary.objects["kind 1"])
     assert counts[0] == counts[1] != counts[2]
     assert counts[2] == labels(out, "a").max() + 1 + labels(out, "snake").max()
-    assert run(out, flow_error=0.3).summary["objects"]["kind 1"] < counts[0]
+    assert run(out, flow_error=0.3).summary.objects["kind 1"] < counts[0]
     assert pd.read_parquet(out / "objects.parquet")["flow_error"].max() <= 0.3
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chorus.cluster.state.run_record import clear_output
+from chorus.cluster.state.output import clear_output
 from chorus.cluster.state.score_table import ScoreTable
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.errors import ChorusError, DamagedError

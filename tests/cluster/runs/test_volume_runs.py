@@ -13,9 +13,10 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from chorus.cluster.exports.outlines import ExportRequest, export_objects
+from chorus.cluster.exports.outline_files import ExportRequest
+from chorus.cluster.exports.outlines import export_objects
+from chorus.cluster.objects import job as volume_job
 from chorus.cluster.objects import run as objects
-from chorus.cluster.objects import volume_job
 from chorus.cluster.planning.plan import plan_image
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.state.documents import Calibration, ImageRow, PredictRecord
+from chorus.cluster.state.output import ENTRIES, earlier_run, read_run
 from chorus.cluster.state.progress import run_state
 from chorus.cluster.state.results import finished_run, settings_of
-from chorus.cluster.state.run_record import ENTRIES, earlier_run, read_run
 from chorus.pipeline.core.run_document import (
     Document,
     ObjectCounts,

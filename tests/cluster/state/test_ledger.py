@@ -27,7 +27,7 @@ from chorus.cluster.state.ledger import (
     clear_attempts,
     unended_regions,
 )
-from chorus.cluster.state.run_record import ENTRIES
+from chorus.cluster.state.output import ENTRIES
 from chorus.cluster.state.scores import read_features, write_features
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ImageError, OutputError

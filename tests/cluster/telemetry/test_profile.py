@@ -19,7 +19,7 @@ from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.documents import PredictOutcome
-from chorus.cluster.state.run_record import clear_output
+from chorus.cluster.state.output import clear_output
 from chorus.cluster.telemetry.profile import REGION_STAGES, STATES, device_states, profile, read_timeline, window
 from chorus.cluster.telemetry.profile_page import binned_states, trace, write_page
 from chorus.cluster.telemetry.timeline import StageSpan, TimelineWriter, noted, packed, span, unpacked

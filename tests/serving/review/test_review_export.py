@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from chorus.cluster.exports.annotation import AnnotationRequest, export_annotation
-from chorus.cluster.exports.outlines import IMAGES, ExportRequest, export_objects
+from chorus.cluster.exports.annotation import export_annotation
+from chorus.cluster.exports.outline_files import ExportRequest
+from chorus.cluster.exports.outlines import IMAGES, export_objects
+from chorus.cluster.exports.package import AnnotationRequest
 from chorus.cluster.runtime.reporting import Silent
 from chorus.commands.everyday.export import _only
 from chorus.pipeline.errors import RefusedError
@@ -41,7 +43,7 @@ def test_the_annotation_package_holds_all_that_is_to_be_corrected(results: Path,
 def test_objects_of_accepted_images_alone_are_exported(results: Path, tmp_path: Path) -> None:
     request = ExportRequest(out=str(results), to=str(tmp_path / "to"), kind="rois", executor="serial")
     assert export_objects(request, Silent(), _only(str(results), "accept")).state == "complete"
-    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["d.zip", IMAGES]
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["d.zip", "export.json", IMAGES, "run.lock"]
 
 
 def test_a_decision_that_nobody_took_is_said(results: Path) -> None:

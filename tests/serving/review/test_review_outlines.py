@@ -12,7 +12,8 @@ import pytest
 import roifile
 from fastapi.testclient import TestClient
 
-from chorus.cluster.exports.outlines import IMAGES, ExportRequest, export_objects
+from chorus.cluster.exports.outline_files import ExportRequest
+from chorus.cluster.exports.outlines import IMAGES, export_objects
 from chorus.cluster.runtime.reporting import Silent
 from chorus.serving.review.app import review_app
 from chorus.serving.review.run import ReviewedRun
