@@ -61,8 +61,9 @@ class Mean(_Read):
 class Evaluation(_Read):
     """``evaluation.json`` of `chorus evaluate`."""
 
+    outcome: str = "complete"
     truth: str | None = None
-    images: dict[str, int] = {}
+    images: dict[str, int] | None = None
     metrics: dict[str, Mean] = {}
     against_baseline: dict[str, JsonValue] | None = None
 

@@ -97,6 +97,9 @@ def _content(out: str, run: PredictDocument, images: Images, notes: list[str]) -
     known = sections.known_of(ensemble.url, ensemble.hash, notes)
     shift = read_document(out, "shift.json", Shift, "chorus shift", notes)
     evaluation = read_document(out, "evaluation.json", Evaluation, "chorus evaluate", notes)
+    if evaluation is not None and evaluation.outcome == "running":
+        notes.append("the evaluation was interrupted and is left out; run the same `chorus evaluate` again")
+        evaluation = None
     flows = "cellpose" in known.kinds or "flows" in run.settings.save
     with storage_errors(out):
         flows = flows or storage.exists(storage.join(out, "objects.json"))

@@ -188,3 +188,10 @@ def test_provenance_names_settings_and_limits(run: Path) -> None:
     assert "none known" in found
     assert "gs://b/&lt;x&gt;" in found
     assert "Level" not in found
+
+
+def test_an_evaluation_that_was_interrupted_is_left_out_and_said(run: Path) -> None:
+    path = run / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": "running", "metrics": {}, "images": None}))
+    page = Page(write_report(str(run), top=0))
+    assert "the evaluation was interrupted and is left out; run the same `chorus evaluate` again" in page.source
