@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chorus.cluster.training.fold_work import Evaluated, FoldJob
 from chorus.cluster.training.folds import FoldReporter, FoldRunner
@@ -21,7 +22,25 @@ from chorus.pipeline.training.records import FoldResult, read_log
 from chorus.pipeline.training.settings import TrainSettings
 from chorus.pipeline.training.summary import ensemble_spec, training_summary
 
+log = logging.getLogger("chorus")
+
 CURVES, SCORES = ("training", "curves.svg"), ("training", "scores.json")
+
+
+class ScoresRecord(BaseModel):
+    """``training/scores.json``: scores of an ensemble, by its hash, on some images.
+
+    Attributes
+    ----------
+    failed : names of images that could not be evaluated, and why
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    ensemble: str
+    pairs: list[TrainingPair]
+    scores: list[FoldScore]
+    failed: list[tuple[str, str]]
 
 
 @dataclass
@@ -81,17 +100,28 @@ def _evaluated(
 ) -> Evaluated:
     """Return the scores of exactly this ensemble on exactly these pairs, from an earlier session or measured now."""
     url = storage.join(job.out, *SCORES)
-    key = {"ensemble": ensemble.hash, "pairs": [json.loads(json.dumps(asdict(pair))) for pair in pairs]}
-    with storage_errors(url):
-        known = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
-    if {name: known.get(name) for name in key} == key:
-        return Evaluated([FoldScore(**row) for row in known["scores"]], [(name, why) for name, why in known["failed"]])
+    known = _read_scores(url)
+    if known is not None and (known.ensemble, known.pairs) == (ensemble.hash, list(pairs)):
+        return Evaluated(known.scores, known.failed)
     reporter.phase(f"evaluating {len(ensemble.spec.members)} members and the ensemble on {len(pairs)} images")
     found = runner.evaluate(job, ensemble, pairs)
-    content = key | {"scores": [asdict(score) for score in found.scores], "failed": found.failed}
+    record = ScoresRecord(ensemble=ensemble.hash, pairs=list(pairs), scores=found.scores, failed=found.failed)
     with storage_errors(url):
-        storage.write_bytes(url, json.dumps(content, indent=1).encode())
+        storage.write_bytes(url, record.model_dump_json(indent=1).encode())
     return found
+
+
+def _read_scores(url: str) -> ScoresRecord | None:
+    """Return the scores that an earlier session measured; None if there are none, or they are damaged."""
+    with storage_errors(url):
+        if not storage.exists(url):
+            return None
+        data = storage.read_bytes(url)
+    try:
+        return ScoresRecord.model_validate_json(data)
+    except ValidationError as error:
+        log.warning("%s: is damaged (%s); the images are evaluated again", url, error.errors()[0]["msg"])
+        return None
 
 
 def curves(job: FoldJob, results: Sequence[FoldResult]) -> str:

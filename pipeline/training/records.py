@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
+from pydantic import ValidationError
+
 from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+
+log = logging.getLogger("chorus")
 
 
 class Step(Strict):
@@ -77,19 +83,30 @@ def fold_folder(folder: str, fold: int) -> str:
 
 
 def read_result(folder: str, fold: int) -> FoldResult | None:
-    """Return the result of a finished fold, else None."""
+    """Return the result of a finished fold, else None; raise RefusedError if it is damaged."""
+    url = storage.join(fold_folder(folder, fold), "result.json")
     try:
-        return FoldResult.model_validate_json(
-            storage.read_bytes(storage.join(fold_folder(folder, fold), "result.json"))
-        )
+        return FoldResult.model_validate_json(storage.read_bytes(url))
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise RefusedError(
+            f"{url}: is damaged ({reason}); restore it, or remove it to train this fold again"
+        ) from error
 
 
 def read_log(folder: str, fold: int) -> list[Step]:
-    """Return the lines of a fold's log so far; empty if it has not begun."""
+    """Return the lines of a fold's log so far; empty if it has not begun. Damaged lines are left out."""
+    url = storage.join(fold_folder(folder, fold), "log.jsonl")
     try:
-        text = storage.read_bytes(storage.join(fold_folder(folder, fold), "log.jsonl")).decode()
+        lines = storage.read_bytes(url).splitlines()
     except FileNotFoundError:
         return []
-    return [Step.model_validate_json(line) for line in text.splitlines()]
+    steps = []
+    for number, line in enumerate(lines, 1):
+        try:
+            steps.append(Step.model_validate_json(line))
+        except ValidationError:
+            log.warning("%s: line %d is damaged and left out", url, number)
+    return steps

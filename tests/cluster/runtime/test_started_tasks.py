@@ -10,8 +10,20 @@ import pytest
 
 from chorus.cluster.runtime import started_tasks as room
 from chorus.cluster.runtime.reporting import Reporter, Silent
-from chorus.cluster.runtime.started_tasks import AutoTasks, Executor, SerialTasks, started_tasks
+from chorus.cluster.runtime.signals import STOPPED
+from chorus.cluster.runtime.started_tasks import (
+    AutoTasks,
+    Ending,
+    Executor,
+    ItemEnd,
+    Items,
+    SerialTasks,
+    interruptible,
+    started_tasks,
+)
+from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult
+from chorus.pipeline.errors import ImageError, OutputError
 
 
 class Elsewhere(SerialTasks):
@@ -107,3 +119,63 @@ def test_devices_are_told_when_ray_comes_and_ray_is_left_at_the_end(monkeypatch:
         assert values(tasks.results(wait=True)) == {0: 0, 1: 1, 2: 2}
         assert told == [4]
     assert told == [4, "left"]
+
+
+class Work:
+    """Three items: the second fails, or its result is not taken by storage, or somebody presses Ctrl-C."""
+
+    def __init__(self, second: BaseException) -> None:
+        self.second, self.ended = second, []  # type: ignore[var-annotated]
+
+    def task(self, item: str) -> str:
+        if item == "b":
+            raise self.second
+        return item.upper()
+
+    def take(self, item: str, result: TaskResult) -> ItemEnd:
+        self.ended.append((item, result.value))
+        return ItemEnd(pixels=10, seconds=0.5, failure=result.error or "")
+
+    def carry_out(self, reporter: Silent) -> Ending:
+        items = Items(["a", "b", "c"], lambda item: (self.task, (item,)), self.take)
+        return items.carry_out("serial", None, reporter, pixels=30)
+
+
+class Heard(Silent):
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def begin(self, regions: int, pixels: int, devices: int) -> None:
+        self.said.append((regions, pixels, devices))
+
+    def region(self, status: RegionStatus) -> None:
+        self.said.append((status.state, status.message, status.pixels, status.seconds))
+
+    def end(self) -> None:
+        self.said.append("end")
+
+
+def test_an_item_that_fails_is_reported_and_the_others_go_on() -> None:
+    work, heard = Work(ImageError("b: is broken")), Heard()
+    assert work.carry_out(heard) == Ending("complete", "")
+    assert work.ended == [("a", "A"), ("b", None), ("c", "C")]
+    done = ("done", "", 10, 0.5)
+    assert heard.said == [(3, 30, 1), done, ("failed", "b: is broken", 10, 0.5), done, "end"]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [(OutputError("disk is full"), "disk is full"), (KeyboardInterrupt(), STOPPED)],
+)
+def test_what_interrupts_is_the_ending_and_the_items_after_it_are_left(second: BaseException, message: str) -> None:
+    work, heard = Work(second), Heard()
+    assert work.carry_out(heard) == Ending("interrupted", message)
+    assert [item for item, _ in work.ended] == (["a", "b"] if isinstance(second, OutputError) else ["a"])
+    assert heard.said[-1] == "end"
+
+
+def test_a_fault_of_the_program_itself_goes_through() -> None:
+    with pytest.raises(ZeroDivisionError), interruptible():
+        raise ZeroDivisionError
