@@ -59,7 +59,7 @@ class EvaluationCounts(BaseModel):
     empty: int
     failed: int
     no_truth: int = Field(validation_alias=AliasChoices("no truth", "no_truth"), serialization_alias="no truth")
-    open: int = 0
+    open: int = Field(default=0, exclude_if=lambda value: not value)
 
 
 class Mean(BaseModel):
