@@ -143,6 +143,9 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome[TruthRow, Tru
     command = Command(request.out, record, of_sources="experts")
     stale = partial(_stale, found.images, request.out)
     with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as running:
+        if running.resumed:
+            with storage_errors(request.out):
+                storage.remove_partial_files(request.out)
         # Recorded before they are made, so that they can be removed.
         plan_files(request.out, [truth_file(image, request.settings) for image in found.images])
         rows, ending = _carry_out(request, found, reporter)

@@ -19,7 +19,6 @@ from chorus.cluster.exports.package import (
     write_text,
 )
 from chorus.cluster.exports.records import (
-    LEDGER,
     RECORD,
     ExportAsked,
     ExportedRun,
@@ -27,6 +26,7 @@ from chorus.cluster.exports.records import (
     PackagedImage,
     PackageRow,
     PackageSummary,
+    begun,
     command_of,
     ledger_of,
 )
@@ -36,7 +36,7 @@ from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.signals import stoppable
 from chorus.cluster.runtime.started_tasks import Ending, ItemEnd, Items
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.command import Execution, begin_inside, earlier_record
+from chorus.cluster.state.command import Execution, earlier_record
 from chorus.cluster.state.items import ItemLedger
 from chorus.cluster.state.outcome import Outcome, count, failures_of, state_of
 from chorus.cluster.state.results import finished_run, planned_images
@@ -84,10 +84,7 @@ def export_annotation(request: AnnotationRequest, reporter: Reporter) -> Outcome
     )
     command, ledger = command_of(request.to, record), ledger_of(request.to, PackagedImage)
     with command.held():
-        known = earlier_record(command)
-        if known is None or known.outcome != "running" or command.differing(known):
-            _clear(request, ledger)
-        running = begin_inside(command, known, lambda: [LEDGER])
+        running = begun(command, earlier_record(command), clear=lambda: _clear(request, ledger))
         ending = _carry_out(request, run.settings.in_place, objects, rows, ledger, reporter)
         listed = list(rows.values())
         if ending.state == "complete":

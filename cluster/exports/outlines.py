@@ -9,13 +9,13 @@ import pandas as pd
 from chorus.cluster.exports.objects import Objects, check_apart, file_name
 from chorus.cluster.exports.outline_files import SUFFIX, ExportJob, ExportRequest, export_batch
 from chorus.cluster.exports.records import (
-    LEDGER,
     ExportAsked,
     ExportedImage,
     ExportedRun,
     ExportRecord,
     ExportRow,
     ExportSummary,
+    begun,
     command_of,
     ledger_of,
 )
@@ -24,7 +24,7 @@ from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.runtime.signals import stoppable
 from chorus.cluster.runtime.started_tasks import Ending, ItemEnd, Items
 from chorus.cluster.runtime.tasks import TaskResult
-from chorus.cluster.state.command import Execution, begin_inside, earlier_record
+from chorus.cluster.state.command import Execution, earlier_record
 from chorus.cluster.state.documents import PredictRecord
 from chorus.cluster.state.items import ItemLedger
 from chorus.cluster.state.outcome import Outcome, count, failures_of, state_of
@@ -79,7 +79,7 @@ def export_objects(
     record = _record(request, run, objects, only)
     command, ledger = command_of(request.to, record), ledger_of(request.to, ExportedImage)
     with command.held():
-        running = begin_inside(command, earlier_record(command), lambda: [LEDGER])
+        running = begun(command, earlier_record(command))
         rows, ending = _carry_out(request, _jobs(request, run, objects), objects.images, ledger, reporter)
         if ending.state == "complete" and only is None:
             reporter.phase(f"writing {BY_DOUBT}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
-from chorus.cluster.state.command import Command, Execution, RecordWithSurroundings
+from chorus.cluster.state.command import Command, Execution, RecordWithSurroundings, Running, begin_inside
 from chorus.cluster.state.items import ItemLedger, Record
 from chorus.cluster.state.outcome import ItemRow, Summary
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage import storage_errors
 
 RECORD, LEDGER = "export.json", "ledger"
 
@@ -152,6 +154,23 @@ class PackageRow(ItemRow):
 def command_of(to: str, record: ExportRecord) -> Command[ExportRecord]:
     """Return the command that exports to `to`."""
     return Command(to, record, RECORD, ("settings", "of"))
+
+
+def begun(
+    command: Command[ExportRecord], known: ExportRecord | None, *, clear: Callable[[], None] | None = None
+) -> Running[ExportRecord]:
+    """Begin an export, or resume the `known` one; remove what a killed process was writing.
+
+    Parameters
+    ----------
+    clear : is called before an export that does not resume
+    """
+    if known is not None and known.outcome == "running":
+        with storage_errors(command.out):
+            storage.remove_partial_files(command.out)
+    if clear is not None and not command.resumes(known):
+        clear()
+    return begin_inside(command, known, lambda: [LEDGER])
 
 
 def ledger_of(to: str, kind: type[Record]) -> ItemLedger[Record]:

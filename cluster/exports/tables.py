@@ -6,6 +6,7 @@ import io
 from typing import Literal
 
 import pandas as pd
+import pyarrow as pa
 
 from chorus.cluster.evaluation.documents import TABLE as EVALUATION
 from chorus.cluster.exports.objects import Objects, check_apart
@@ -30,7 +31,7 @@ def image_table(out: str) -> pd.DataFrame:
     Raises
     ------
     RefusedError
-        If there are no scores, or flags or evaluation are of other images.
+        If there are no scores, or flags or evaluation are damaged or of other images.
     """
     table = read_scores(out)
     flags, evaluation = _beside(out, FLAGS, table), _beside(out, EVALUATION, table)
@@ -45,12 +46,17 @@ def image_table(out: str) -> pd.DataFrame:
 def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
     """Return a table of the same images, if there is one."""
     url = storage.join(out, name)
+    command = "flag" if name == FLAGS else "evaluate"
     with storage_errors(url):
         if not storage.exists(url):
             return None
-        found = with_current_flags(pd.read_parquet(io.BytesIO(storage.read_bytes(url))))
+        data = storage.read_bytes(url)
+    try:
+        found = with_current_flags(pd.read_parquet(io.BytesIO(data)))
+    except pa.ArrowInvalid as error:
+        reason = f"is damaged ({storage.words(error)})"
+        raise RefusedError(f"{url}: {reason}; run `chorus {command}` again, or remove it") from error
     if sorted(found[_KEY]) != sorted(scores[_KEY]):
-        command = "flag" if name == FLAGS else "evaluate"
         raise RefusedError(f"{url}: is of other images than scores.parquet; run `chorus {command}` again, or remove it")
     return found
 

@@ -300,6 +300,9 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
     """
     found = counted_objects(job)
     for _, name in job.classes:
+        with storage_errors(job.layout.labels_url):
+            # Of processes that were killed: nobody else writes to this image any more.
+            storage.remove_partial_files(storage.join(job.layout.labels_url, "labels", name))
         write_label_pyramid(job.layout, found.label_image(name))
     write_json(storage.join(job.work, "done.json"), found)
     with storage_errors(job.scratch):

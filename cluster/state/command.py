@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
@@ -120,6 +120,10 @@ class Command(Generic[Record]):
         ours, theirs = (one.model_dump(mode="json", include=set(self.defining)) for one in (self.record, known))
         return [name for name in self.defining if ours[name] != theirs[name]]
 
+    def resumes(self, known: Record | None, outcomes: Collection[str] = ("running",)) -> TypeGuard[Record]:
+        """Return whether an earlier call of such an outcome defined the same results."""
+        return known is not None and known.outcome in outcomes and not self.differing(known)
+
 
 @dataclass
 class Running(Generic[Record]):
@@ -195,10 +199,9 @@ def begin_inside(
     made : returns names below the folder of results and of records of finished items
     resumes : outcomes of an earlier call that is resumed
     """
-    resumed = known is not None and known.outcome in resumes and not command.differing(known)
-    record = command.record
-    if known is not None and resumed:
-        record = record.model_copy(update={"started": known.started})
+    record, resumed = command.record, False
+    if command.resumes(known, resumes):
+        record, resumed = record.model_copy(update={"started": known.started}), True
     else:
         with storage_errors(command.out):
             # The record goes first: what it describes is never incomplete.

@@ -112,20 +112,32 @@ class ObjectTable:
         return ObjectTable(self.url, start, stop, held)
 
     def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows, one row group at a time; raise OutputError if they cannot be read."""
+        """Yield the rows, one row group at a time.
+
+        Raises
+        ------
+        ImageError
+            If the table is damaged.
+        OutputError
+            If it cannot be read.
+        """
         if self._held is not None:
             yield self._held if columns is None else self._held.select(columns)
             return
         fs, path = storage.filesystem(self.url)
         with storage_errors(self.url), fs.open(path, "rb") as source:
-            file = pq.ParquetFile(source)
-            first = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                low, high = max(self.start - first, 0), min(self.stop - first, count)
-                if low < high:
-                    yield file.read_row_group(group, columns=columns).slice(low, high - low)
-                first += count
+            try:
+                file = pq.ParquetFile(source)
+                first = 0
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    low, high = max(self.start - first, 0), min(self.stop - first, count)
+                    if low < high:
+                        yield file.read_row_group(group, columns=columns).slice(low, high - low)
+                    first += count
+            except pa.ArrowInvalid as error:
+                reason = f"is damaged ({storage.words(error)})"
+                raise ImageError(f"{self.url}: {reason}; remove it and run `chorus objects` again") from error
 
     def doubt(self, column: str | None) -> NDArray[np.float64]:
         """Read the uncertainty of each object.

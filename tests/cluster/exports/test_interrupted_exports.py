@@ -70,6 +70,7 @@ def test_a_killed_export_goes_on_where_it_was_with_the_same_bytes(
     record = json.loads((tmp_path / "killed" / "export.json").read_text())
     assert (record["outcome"], record["settings"]["kind"]) == ("running", kind)
     assert len(list((tmp_path / "killed" / "ledger").glob("*.json"))) == 2
+    (tmp_path / "killed" / ".0123456789abcdef.part").write_bytes(b"half of")
     outcome = export_objects(request(results, tmp_path / "killed", kind), Silent())
     assert (outcome.state, [row.status for row in outcome.rows]) == ("complete", ["done"] * 4)
     assert exported == ["c.ome.zarr", "d.ome.zarr"]

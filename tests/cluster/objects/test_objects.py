@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,53 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
     assert_same(out, whole)
     # No region is done twice: 2 were done of 9 of the first image, and none of the 5 of the others.
     assert len(computed) == (7 + 5 if stage == "find_in_region" else 0)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "stage"),
+    [
+        ("work/objects/a.ome.zarr/counts.json", "finish_objects"),
+        ("work/objects/a.ome.zarr/done.json", "unite"),
+        ("objects.json", "unite"),
+    ],
+)
+@pytest.mark.parametrize("length", [0, 20])
+def test_what_was_damaged_of_a_run_that_was_cut_short_is_made_again(
+    damaged: str,
+    stage: str,
+    length: int,
+    source: Path,
+    ensemble: Ensemble,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = write_results(tmp_path / "out", source, ensemble, PLANES)
+
+    def stopped(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, stage, stopped)
+        assert run(out).state == "interrupted"
+    content = (out / damaged).read_bytes()
+    (out / damaged).write_bytes(content[:length])
+    partial = out / "images" / "a.ome.zarr" / "labels" / "kind 1" / "s0" / ".0123456789abcdef.part"
+    partial.write_bytes(b"half of")
+    assert run(out).state == "complete"
+    assert_same(out, whole)
+    assert not partial.exists()
+
+
+def test_complete_objects_whose_record_is_damaged_are_made_again(
+    source: Path, ensemble: Ensemble, whole: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    content = (out / "objects.json").read_bytes()
+    (out / "objects.json").write_bytes(content[:-40] + b"\xff")
+    assert run(out).state == "complete"
+    assert_same(out, whole)
+    assert json.loads((out / "objects.json").read_bytes())["images"] == json.loads(content)["images"]
 
 
 def test_the_same_again_does_nothing_and_other_settings_make_it_anew(
