@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.evaluation.documents import (
@@ -50,6 +49,7 @@ from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.consensus.truths import FoundTruths, find_experts, find_truths
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.metrics.calibration_error import PixelCalibration, PixelHistogram
 from chorus.pipeline.metrics.comparison import compare, mean_interval
@@ -149,11 +149,11 @@ def read_evaluation(out: str) -> pd.DataFrame:
     url = storage.join(storage.normalise(out), TABLE)
     again = f"run `chorus evaluate {out} --truth ...`"
     try:
-        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
-    except pa.ArrowInvalid as error:
-        raise RefusedError(f"{url}: is damaged ({storage.words(error)}); {again}") from error
+        data = storage.read_bytes(url)
     except OSError as error:
         raise RefusedError(f"{out}: no evaluation yet ({storage.explain(error, url)}); {again}") from error
+    with parquet_errors(url, again):
+        return pd.read_parquet(io.BytesIO(data))
 
 
 def _record(request: EvaluateRequest, run: PredictRecord) -> EvaluationRecord:

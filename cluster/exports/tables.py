@@ -6,7 +6,6 @@ import io
 from typing import Literal
 
 import pandas as pd
-import pyarrow as pa
 
 from chorus.cluster.evaluation.documents import TABLE as EVALUATION
 from chorus.cluster.exports.objects import Objects, check_apart
@@ -15,6 +14,7 @@ from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.tables import write_groups, write_table
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.scores.flag_registry import with_current_flags
 
@@ -51,11 +51,8 @@ def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
         if not storage.exists(url):
             return None
         data = storage.read_bytes(url)
-    try:
+    with parquet_errors(url, f"run `chorus {command}` again, or remove it"):
         found = with_current_flags(pd.read_parquet(io.BytesIO(data)))
-    except pa.ArrowInvalid as error:
-        reason = f"is damaged ({storage.words(error)})"
-        raise RefusedError(f"{url}: {reason}; run `chorus {command}` again, or remove it") from error
     if sorted(found[_KEY]) != sorted(scores[_KEY]):
         raise RefusedError(f"{url}: is of other images than scores.parquet; run `chorus {command}` again, or remove it")
     return found

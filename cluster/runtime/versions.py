@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.registry import plug_in_versions
 
 Versions = Mapping[str, str]
 """Version by package; ``python`` is one of them, and ``missing`` the version of what is not there."""
@@ -42,9 +43,6 @@ def installed() -> dict[str, str]:
 
 def _packages() -> tuple[str, ...]:
     """Return the packages of Chorus, and those that add kinds of members."""
-    # Imported here: it needs torch, and not every command asks for versions.
-    from chorus.pipeline.members.registry import plug_in_versions
-
     return (*PACKAGES, *plug_in_versions())
 
 

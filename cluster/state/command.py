@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.state.outcome import State
-from chorus.cluster.state.output import clear_output, earlier_run, read_run, setting_differences, surroundings
+from chorus.cluster.state.output import RESTORE, clear_output, earlier_run, read_run, setting_differences, surroundings
 from chorus.pipeline.core.run_document import Machine, RunDocument, SavedSettings
 from chorus.pipeline.errors import DamagedError, RefusedError
 from chorus.pipeline.io import storage
@@ -236,7 +236,11 @@ def resumable(
     """
     with command.held():
         known = earlier_run(
-            command.out, RunDocument, lambda known: _differences(command, known.content, stale), overwrite=overwrite
+            command.out,
+            RunDocument,
+            lambda known: _differences(command, known.content, stale),
+            overwrite=overwrite,
+            mend=RESTORE,
         )
         record = command.record
         if known is None:
@@ -297,7 +301,7 @@ def _clear(command: Command[Record], made: Callable[[], Sequence[str]], *, owns_
     with storage_errors(out):
         if not storage.exists(storage.join(out, command.file)):
             return
-        if read_run(out, RunDocument).command != command.name:
+        if read_run(out, RunDocument, RESTORE).command != command.name:
             if owns_output:
                 raise RefusedError(f"{out}: holds results of another command; choose another --out")
             clear_output(out)

@@ -18,6 +18,10 @@ from chorus.pipeline.io.storage import remove_folder, storage_errors
 from chorus.pipeline.members.registry import plug_in_versions
 
 RUN = "run.json"
+MAKE_AGAIN, RESTORE = (
+    "run the command that made it again, with --overwrite",
+    "restore it, or choose another --out",
+)
 Kind = TypeVar("Kind", bound=RunDocument)
 # Results of a run below its output; --overwrite removes these and nothing else.
 # The ledger goes first: what it names must exist, even if removal is interrupted.
@@ -56,12 +60,13 @@ def surroundings() -> Surroundings:
     )
 
 
-def read_run(out: str, kind: type[Kind]) -> Kind:
+def read_run(out: str, kind: type[Kind], mend: str = MAKE_AGAIN) -> Kind:
     """Return ``run.json`` of an output.
 
     Parameters
     ----------
     kind : what is needed of it: `RunDocument` of any command, `PredictDocument` of `chorus predict`
+    mend : what to do where it is damaged, for the sentence
 
     Raises
     ------
@@ -75,17 +80,17 @@ def read_run(out: str, kind: type[Kind]) -> Kind:
         data = storage.read_bytes(url)
     except OSError as error:
         raise RefusedError(f"{out}: no results of Chorus ({storage.explain(error, url)})") from error
-    return parsed(data, kind, url, "run the command that made it again, with --overwrite")
+    return parsed(data, kind, url, mend)
 
 
 def earlier_run(
-    out: str, kind: type[Kind], differences: Callable[[Kind], list[str]], *, overwrite: bool
+    out: str, kind: type[Kind], differences: Callable[[Kind], list[str]], *, overwrite: bool, mend: str = MAKE_AGAIN
 ) -> Kind | None:
     """Return ``run.json`` of the run to resume in `out`; None if `out` is new or to be cleared.
 
     Parameters
     ----------
-    kind : see `read_run`
+    kind, mend : see `read_run`
     differences : takes an earlier ``run.json`` and describes what defines its results and differs now
 
     Raises
@@ -97,7 +102,7 @@ def earlier_run(
         present = set(storage.entries(out)) - {"run.lock"}
     if RUN in present:
         try:
-            known = read_run(out, kind)
+            known = read_run(out, kind, RESTORE if overwrite else mend)
         except DamagedError:
             # It does not say whose the output is: only its names do.
             if overwrite and present.issubset(ENTRIES):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.training.fold_work import Evaluated, FoldJob
 from chorus.cluster.training.folds import FoldReporter, FoldRunner
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble, content_hash
+from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.storage import storage_errors
 from chorus.pipeline.report.curves import Curve, Panel, draw_curves
 from chorus.pipeline.training.data.pairs import TrainingPair
@@ -118,9 +120,9 @@ def _read_scores(url: str) -> ScoresRecord | None:
             return None
         data = storage.read_bytes(url)
     try:
-        return ScoresRecord.model_validate_json(data)
-    except ValidationError as error:
-        log.warning("%s: is damaged (%s); the images are evaluated again", url, error.errors()[0]["msg"])
+        return parsed(data, ScoresRecord, url, "the images are evaluated again")
+    except DamagedError as error:
+        log.warning("%s", error)
         return None
 
 

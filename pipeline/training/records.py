@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from pydantic import ValidationError
-
 from chorus.pipeline.core.strict import Strict
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.json_documents import parsed
 
 log = logging.getLogger("chorus")
 
@@ -83,17 +82,13 @@ def fold_folder(folder: str, fold: int) -> str:
 
 
 def read_result(folder: str, fold: int) -> FoldResult | None:
-    """Return the result of a finished fold, else None; raise RefusedError if it is damaged."""
+    """Return the result of a finished fold, else None; raise DamagedError if it is damaged."""
     url = storage.join(fold_folder(folder, fold), "result.json")
     try:
-        return FoldResult.model_validate_json(storage.read_bytes(url))
+        data = storage.read_bytes(url)
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise RefusedError(
-            f"{url}: is damaged ({reason}); restore it, or remove it to train this fold again"
-        ) from error
+    return parsed(data, FoldResult, url, "restore it, or remove it to train this fold again")
 
 
 def read_log(folder: str, fold: int) -> list[Step]:
@@ -106,7 +101,7 @@ def read_log(folder: str, fold: int) -> list[Step]:
     steps = []
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(Step.model_validate_json(line))
-        except ValidationError:
-            log.warning("%s: line %d is damaged and left out", url, number)
+            steps.append(parsed(line, Step, f"{url}: line {number}", "it is left out"))
+        except DamagedError as error:
+            log.warning("%s", error)
     return steps

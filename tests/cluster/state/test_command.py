@@ -130,7 +130,7 @@ def test_a_record_that_was_cut_anywhere_is_one_sentence_and_its_command_begins_a
     path.write_bytes(cut)
     with pytest.raises(RefusedError) as refused:
         read_record(str(folder), "demo.json", DemoRecord)
-    assert "demo.json: is damaged, or of another version" in str(refused.value)
+    assert "demo.json: is damaged (" in str(refused.value)
     assert str(refused.value).endswith("run `chorus demo` again")
     assert "\n" not in str(refused.value)
     leave(folder)
@@ -172,6 +172,7 @@ def test_an_output_whose_record_was_cut_is_refused_in_one_sentence(
     with pytest.raises(RefusedError) as refused, owned(out, overwrite=overwrite):
         plan_files(str(out), ["more"])
     assert f"{name}: is damaged" in str(refused.value)
+    assert str(refused.value).endswith("restore it, or choose another --out")
     assert "\n" not in str(refused.value)
 
 
