@@ -18,7 +18,7 @@ from chorus.cluster.objects import run as objects
 from chorus.cluster.objects import second_ensemble as object_flows
 from chorus.cluster.objects.inputs import ObjectsRequest, Results
 from chorus.cluster.objects.job import ObjectJob
-from chorus.cluster.planning.requests import Outcome, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.regions import worker
@@ -211,7 +211,7 @@ def test_an_image_that_the_second_ensemble_cannot_do_fails_alone(results: Make, 
     out = results()
     shard = min(path for path in (out / "images/b.ome.zarr/s0/c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:40])
-    outcome: Outcome = run(out, flows_from=str(write_second(tmp_path / "second")))
+    outcome = run(out, flows_from=str(write_second(tmp_path / "second")))
     assert [row.status for row in outcome.rows] == ["done", "failed"]
     assert "b.ome.zarr" in outcome.rows[1].message
     nothing = run(results("nothing"), flows_from=str(write_second(tmp_path / "nan", most=0.7)))
