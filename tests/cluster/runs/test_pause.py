@@ -139,11 +139,12 @@ def test_actors_that_outlive_a_killed_driver_write_nothing_over_the_next_run(
     first = start(dataset.command(out, "--executor", "ray", "--actors", "2"))
     wait_for("a region", until_recorded(out, 1), first)
     stopped = pause(first.pid)
-    psutil.Process(first.pid).kill()
-    first.communicate()
+    first.kill()
+    first.wait()
     code, said = end(start(dataset.command(out, *OTHERS[name], "--overwrite", "--executor", "serial")))
     assert code == 0, said
     wake(stopped)
+    first.communicate(timeout=60)  # until all of its processes have closed their output
     psutil.wait_procs(stopped, timeout=60)
     assert not [process for process in stopped if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     now = contents(out)
