@@ -2,8 +2,9 @@
 
 `PYTHONPATH=. python benchmarks/pauses.py --times 20` does each case so many times, at seeded random moments, and stops
 all processes of a run: in a bucket (a server of S3 on loopback) and on a disk without ``flock``, serially and on Ray,
-and with one upload of the paused run held back on its way until the other run has ended. One line each; the exit code
-is 1 if anything differs from what the other run gives alone.
+and with one upload of the paused run held back on its way until the other run has ended; and with programs that do
+nothing but write, so that most pauses come within a write. One line each; the exit code is 1 if anything differs from
+what the other run gives alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,20 @@ import typer
 from chorus.pipeline.io import storage
 from tests.support.buckets import Bucket, amazon
 from tests.support.faults import no_fault
-from tests.support.pausing import COLUMNS, OTHERS, ROWS, Dataset, Held, contents, end, overtake, start
+from tests.support.pausing import (
+    COLUMNS,
+    OTHERS,
+    ROWS,
+    Dataset,
+    Held,
+    contents,
+    end,
+    overtake,
+    overtake_writer,
+    start,
+)
 
-CASES = ("bucket", "held", "disk", "ray")
+CASES = ("bucket", "held", "disk", "ray", "writer", "writer on a disk")
 _UPLOADS = [f"/s0/c/0/{row}/{column}" for row in range(ROWS) for column in range(COLUMNS)] + ["/ledger/", "labels/"]
 
 
@@ -36,7 +48,8 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="chorus-pauses-"))
     dataset = Dataset.make(folder)
     expected = {}
-    for name, other in OTHERS.items():
+    cases = case or CASES
+    for name, other in OTHERS.items() if any(not kind.startswith("writer") for kind in cases) else ():
         out = str(folder / name)
         code, said = end(start(dataset.command(out, *other, "--executor", "serial")))
         if code:
@@ -44,8 +57,9 @@ def main(
         expected[name] = contents(out)
     wrong = 0
     with pytest.MonkeyPatch.context() as monkeypatch, amazon(monkeypatch) as bucket:
+        monkeypatch.setenv("CHORUS_LOCK_SECONDS", "1")  # of this process; runs have their own
         for index in range(times):
-            for kind in case or CASES:
+            for kind in cases:
                 wrong += not _once(kind, index, seed, dataset, expected, bucket, folder)
     raise SystemExit(int(wrong > 0))
 
@@ -67,12 +81,17 @@ def _once(
     executor = ("--executor", "ray", "--actors", "2") if kind == "ray" else ("--executor", "serial")
     began = time.monotonic()
     try:
-        ended = overtake(
-            dataset, out, expected[name], OTHERS[name], *executor, flock=kind != "disk", moment=moment, held=held
-        )
+        if kind.startswith("writer"):
+            place = out if kind == "writer" else str(folder / f"writer-{index}")
+            ended = overtake_writer(place, moment, flock=kind == "writer")
+        else:
+            ended = overtake(
+                dataset, out, expected[name], OTHERS[name], *executor, flock=kind != "disk", moment=moment, held=held
+            )
     finally:
         bucket.proxy.choose = no_fault
-    right = not ended.different and ended.code == 3 and ended.said.count("another run took over") == 1
+    told = 0 if kind.startswith("writer") else 1
+    right = not ended.different and ended.code == 3 and ended.said.count("another run took over") == told
     line = {"case": kind, "index": index, "other": name, "code": ended.code, "different": ended.different[:5]}
     print(json.dumps(line | {"seconds": round(time.monotonic() - began, 1), "right": right}), flush=True)
     if not right:

@@ -190,7 +190,7 @@ def shares(notes: Path, actors: int) -> dict[str, float]:
 class InstantActor:
     """Stands in for `chorus.cluster.regions.ray_executor.RegionActor`: regions end after `SECONDS`, without work."""
 
-    def __init__(self, context: str) -> None: ...
+    def __init__(self, context: object) -> None: ...
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         from chorus.cluster.regions.ray_executor import _rows

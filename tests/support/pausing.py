@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -10,14 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import psutil
 
+from chorus.cluster.runtime.output_lock import output_lock
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.io import storage
 from tests.support.faults import Fault, Proxy
@@ -62,8 +66,8 @@ class Dataset:
         return [sys.executable, *program, *called, *sizes, *more]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"COLUMNS": "300", "CHORUS_LOCK_SECONDS": str(SILENCE)}
+def start(command: list[str], silence: float = SILENCE) -> subprocess.Popen[str]:
+    environment = os.environ | {"COLUMNS": "300", "CHORUS_LOCK_SECONDS": str(silence)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
     )
@@ -207,3 +211,57 @@ def overtake(
     now = contents(out)
     different = [name for name in sorted({*now, *expected}) if now.get(name) != expected.get(name)]
     return Ended(code, said, different)
+
+
+# Without networks, four threads write as fast as the storage takes it, so that most pauses come within a write.
+_WRITER = (
+    "import sys\n"
+    "from concurrent.futures import ThreadPoolExecutor\n"
+    "from chorus.cluster.runtime.output_lock import output_lock\n"
+    "from chorus.pipeline.errors import OvertakenError\n"
+    "from chorus.pipeline.io import storage\n"
+    "def write(thread):\n"
+    "    for index in range(1_000_000):\n"
+    "        storage.write_bytes(f'{sys.argv[1]}/images/{(4 * index + thread) % 40}', b'first' * 1000)\n"
+    "try:\n"
+    "    with output_lock(sys.argv[1], 'first'), ThreadPoolExecutor(4) as pool:\n"
+    "        list(pool.map(write, range(4)))\n"
+    "except OvertakenError:\n"
+    "    sys.exit(3)\n"
+)
+
+
+def overtake_writer(out: str, moment: random.Random, *, flock: bool = True) -> Ended:
+    """Do as `overtake` with programs that do nothing but write; the other one leaves every second place empty.
+
+    The lock is lost after a second; this process must have ``CHORUS_LOCK_SECONDS=1`` in its environment.
+    """
+    missing = "" if flock else _WITHOUT_FLOCK.partition("import sys")[0]
+    first = start([sys.executable, "-c", missing + _WRITER, out], silence=1.0)
+    wait_for("objects", lambda: len(storage.entries(f"{out}/images")) == 40, first)
+    time.sleep(moment.uniform(0, 0.5))
+    stopped = pause(first.pid)
+    try:
+        time.sleep(2.2)
+        with _flock(flock), output_lock(out, "other"):
+            storage.remove_folder(f"{out}/images")
+            storage.remove_partial_files(out)
+            for index in range(0, 40, 2):
+                storage.write_bytes(f"{out}/images/{index}", b"other")
+    finally:
+        wake(stopped)
+    code, said = end(first)
+    fs, path = storage.filesystem(f"{out}/images")
+    now = {storage.basename(file): fs.cat_file(file) for file in fs.find(path)}
+    expected = {str(index): b"other" for index in range(0, 40, 2)}
+    different = [name for name in sorted({*now, *expected}) if now.get(name) != expected.get(name)]
+    return Ended(code, said, different)
+
+
+@contextmanager
+def _flock(present: bool) -> Iterator[None]:
+    def missing(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with mock.patch.object(fcntl, "flock", fcntl.flock if present else missing):
+        yield

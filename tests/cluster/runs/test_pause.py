@@ -22,6 +22,7 @@ from tests.support.pausing import (
     contents,
     end,
     overtake,
+    overtake_writer,
     pause,
     start,
     until_recorded,
@@ -77,6 +78,17 @@ def test_paused_run_on_a_bucket_writes_nothing_after_it_was_overtaken(
     out, name = storage.join(bucket.url, "paused"), "other bytes"
     moment = random.Random(1)
     assert_stopped(overtake(dataset, out, undisturbed(name), OTHERS[name], "--executor", "serial", moment=moment))
+
+
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_program_that_was_paused_while_it_wrote_writes_nothing_after_it_was_overtaken(
+    place: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORUS_LOCK_SECONDS", "1")
+    out = storage.join(bucket.url, "written") if place == "bucket" else str(tmp_path / "out")
+    ended = overtake_writer(out, random.Random(4), flock=place == "bucket")
+    assert ended.different == []
+    assert ended.code == 3, ended.said
 
 
 @pytest.mark.parametrize("name", [pytest.param("other bytes", marks=pytest.mark.long), "nothing there"])
