@@ -4,7 +4,8 @@
 
 Each format's file holds one plane of `edge` x `edge` (uint16 of one channel; slides uint8 of three). It is read in
 regions of 2048 x 2048 as `chorus convert` reads them, and in regions with a halo through the Zarr store that `chorus
-predict` reads, each in a process of its own. Its memory is the peak above what it had before the file was opened.
+predict` reads, each in a process of its own. Its memory is the peak above what it had before the file was opened,
+its seconds are those of processors, so that a busy machine gives the same.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def resting() -> int:
 
 def by_region(path: str, send: Callable[[object], None]) -> None:
     """Read all of a file's first image in regions, as `chorus convert` does."""
-    before, started, pixels = resting(), time.perf_counter(), 0
+    before, started, pixels = resting(), time.process_time(), 0
     with open_rasters(path) as found:
         raster = found[0]  # type: ignore[index]
         lengths = raster.lengths
@@ -93,12 +94,12 @@ def by_region(path: str, send: Callable[[object], None]) -> None:
             for x in range(0, lengths["x"], REGION):
                 window = Window.of(y, min(y + REGION, lengths["y"]), x, min(x + REGION, lengths["x"]))
                 pixels += raster.read(0, 0, range(lengths.get("c", 1)), window)[0].size
-    send((pixels / 1e6 / (time.perf_counter() - started), (peak() - before) >> 20))
+    send((pixels / 1e6 / (time.process_time() - started), (peak() - before) >> 20))
 
 
 def by_window(path: str, send: Callable[[object], None]) -> None:
     """Read windows at random places through the Zarr store that the file is seen as."""
-    before, started, pixels = resting(), time.perf_counter(), 0
+    before, started, pixels = resting(), time.process_time(), 0
     (image,) = find_images([path])
     assert isinstance(image, SourceImage)
     array = open_level(image.url, image.levels[0].path, image.ngff)
@@ -108,11 +109,11 @@ def by_window(path: str, send: Callable[[object], None]) -> None:
         y, x = (int(rng.integers(0, lengths[axis] - WINDOW)) for axis in "yx")
         window = Window.of(y, y + WINDOW, x, x + WINDOW)
         pixels += read_window(array, image.axes, 0, 0, range(len(image.channels)), window)[0].size
-    send((pixels / 1e6 / (time.perf_counter() - started), (peak() - before) >> 20))
+    send((pixels / 1e6 / (time.process_time() - started), (peak() - before) >> 20))
 
 
 def measured(work: Callable[[str, Callable[[object], None]], None], path: Path) -> tuple[float, int]:
-    """Run `work` in a new process: megapixels per second, MiB."""
+    """Run `work` in a new process: megapixels per second of a core, MiB."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(str(path), send.send))

@@ -18,7 +18,7 @@ _ENSEMBLES, _CLUSTER = "chorus.commands.ensembles", "chorus.commands.cluster"
 
 COMMANDS: dict[str | None, tuple[CommandEntry, ...]] = {
     "Everyday": (
-        CommandEntry("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of TIFF, PNG and JPEG."),
+        CommandEntry("convert", f"{_EVERYDAY}.convert:convert", "Make OME-Zarr of files in other formats."),
         CommandEntry("predict", f"{_EVERYDAY}.predict:predict", "Segment images with an ensemble."),
         CommandEntry("plan", f"{_EVERYDAY}.plan:plan", "Print what predict would do and cost."),
         CommandEntry("rank", f"{_EVERYDAY}.rank:rank", "List images, the most uncertain first."),

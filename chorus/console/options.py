@@ -60,7 +60,7 @@ class RequestOptions:
     """The options of `chorus predict` and `chorus plan`, the most used first."""
 
     sources: Annotated[
-        list[str], typer.Argument(help="OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs.")
+        list[str], typer.Argument(help="OME-Zarr or files of microscopes, folders, globs, or a .txt of URLs.")
     ]
     ensemble: Annotated[
         str,

@@ -241,3 +241,14 @@ def test_no_suffix_belongs_to_two_formats_and_every_extra_is_declared() -> None:
         assert bool(kind.modules) == bool(kind.extra)
         assert not kind.extra or kind.extra in extras["optional-dependencies"]
         assert not kind.searched or (kind.windows and kind.in_folders)
+
+
+def test_the_docs_have_every_format_as_it_is_declared() -> None:
+    lines = (Path(__file__).parents[4] / "docs/formats.md").read_text().splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in reversed(lines) if line.startswith("| ")}
+    for kind in formats.registry().kinds:
+        _, _, files, reader, licence, extra, windows, *_ = rows[kind.name]
+        assert all(f"`{suffix}`" in files for suffix in kind.suffixes)
+        assert (reader.strip(), licence.strip()) == (kind.reader, kind.licence)
+        assert extra.strip().strip("`") == kind.extra
+        assert windows.strip() == ("yes" if kind.windows else "no")
