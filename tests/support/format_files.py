@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,13 @@ def write_nd2(
     stages_um: Sequence[tuple[float, float]] = (),
     interval_ms: float = 2000.0,
     step_um: float = 1.5,
+    pack: Callable[[bytes], bytes] | None = None,
 ) -> None:
-    """Write (t, p, z, y, x, c) as NIS-Elements does, uncompressed; colours of channels are BGR numbers."""
+    """Write (t, p, z, y, x, c) as NIS-Elements does; colours of channels are BGR numbers, `pack` compresses frames."""
     times, positions, planes, height, width, count = pixels.shape
     attributes = {"uiWidth": width, "uiWidthBytes": width * count * pixels.itemsize, "uiHeight": height}
     attributes |= {"uiComp": count, "uiBpcInMemory": 8 * pixels.itemsize, "uiBpcSignificant": 8 * pixels.itemsize}
-    attributes |= {"uiSequenceCount": times * positions * planes, "eCompression": 2}
+    attributes |= {"uiSequenceCount": times * positions * planes, "eCompression": 0 if pack else 2}
     loops: list[dict[str, Any]] = []
     if times > 1:
         loops.append(
@@ -170,7 +171,9 @@ def write_nd2(
     if experiment:
         chunks.append((b"ImageMetadataLV!", _lite("SLxExperiment", experiment)))
     frames = pixels.reshape(-1, height, width, count)
-    chunks += [(f"ImageDataSeq|{i}!".encode(), bytes(8) + frame.tobytes()) for i, frame in enumerate(frames)]
+    chunks += [
+        (f"ImageDataSeq|{i}!".encode(), bytes(8) + (pack or bytes)(frame.tobytes())) for i, frame in enumerate(frames)
+    ]
     magic = 0x0ABECEDA
     with path.open("wb") as file:
         file.write(struct.pack("<IIQ32s64s", magic, 32, 64, b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver3.0"))

@@ -33,7 +33,7 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
     h5py: Any = import_module("h5py")
     with decoding_errors(url):
         storage.check_regular(*storage.filesystem(url))
-        file = h5py.File(storage.normalise(url), "r")
+        file = h5py.File(storage.normalise(url), "r", locking=False)
     with file:
         with decoding_errors(url):
             datasets = _datasets(h5py, file, url)

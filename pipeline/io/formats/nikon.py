@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -84,6 +85,8 @@ def _check_frames(url: str, file: Any, frames: int) -> None:
 
 def _frame(file: Any, index: int, sizes: Mapping[str, int]) -> NDArray[Any]:
     """Return (channels, y, x) or (channels, y, x, samples) of a frame; of an uncompressed one nothing is read yet."""
+    if file.attributes.compressionType == "lossless" and not file.is_legacy:
+        _check_unpacked(file, index)
     pixels = np.asarray(file.read_frame(index))
     shape = [sizes["Y"], sizes["X"]]
     channels, samples = sizes.get("C", 1), sizes.get("S", 1)
@@ -93,6 +96,15 @@ def _frame(file: Any, index: int, sizes: Mapping[str, int]) -> NDArray[Any]:
     if pixels.shape != expected:
         raise ValueError(f"frame {index} has the shape {pixels.shape}, not {expected}")
     return pixels if "C" in sizes else pixels[np.newaxis]
+
+
+def _check_unpacked(file: Any, index: int) -> None:
+    """Raise ValueError for a frame that unpacks to other than its size: nd2 would unpack it whatever it takes."""
+    expected = file.attributes.heightPx * file.attributes.widthBytes
+    packed = file._rdr._load_chunk(f"ImageDataSeq|{index}!".encode())
+    found = len(zlib.decompressobj().decompress(packed[8:], expected + 1))
+    if found != expected:
+        raise ValueError(f"frame {index} does not unpack to the {expected} bytes that it has")
 
 
 def _plane_reader(frame: Any, loops: Mapping[str, int], position: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,6 +128,17 @@ def test_an_nd2_that_lacks_a_frame_is_refused_where_its_library_would_give_zeros
         open_rasters(str(tmp_path / "a.nd2")),
     ):
         pass
+
+
+def test_compressed_frames_of_an_nd2_are_unpacked_up_to_their_size(images: Images, tmp_path: Path) -> None:
+    pixels = noise((2, 1, 1, 64, 64, 2))
+    write_nd2(tmp_path / "a.nd2", pixels, pack=zlib.compress)
+    (raster,) = images(tmp_path / "a.nd2")
+    assert np.array_equal(whole(raster), np.moveaxis(pixels[:, 0], -1, 2))
+    write_nd2(tmp_path / "bomb.nd2", pixels, pack=lambda frame: zlib.compress(frame + bytes(1 << 28)))
+    (bomb,) = images(tmp_path / "bomb.nd2")
+    with pytest.raises(ImageError, match="frame 0 does not unpack to the 16384 bytes that it has"):
+        whole(bomb)
 
 
 def test_images_and_mosaic_tiles_of_a_lif_are_images(images: Images, tmp_path: Path) -> None:
