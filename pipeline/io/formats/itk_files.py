@@ -7,7 +7,6 @@ says nothing of them. NIfTI's scaling of values (``scl_slope``) is applied.
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import tempfile
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.decompression import check_growth, unpack_gzip
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription, in_micrometers
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -65,6 +65,7 @@ def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescr
         path = Path(folder) / f"image{suffix}"  # ITK reads from files alone
         path.write_bytes(data)
         try:
+            _check_growth(sitk, path, len(data))
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise ImageError(f"{url}: is damaged, or no {suffix} file; {_MEND}") from error
@@ -82,9 +83,25 @@ def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescr
     return sitk.GetArrayFromImage(image), letters + "c" * several, TiffDescription(scale=scale)
 
 
+def _check_growth(sitk: Any, path: Path, stored: int) -> None:
+    """Raise ValueError where a file promises more than so many bytes unpack to."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    pixel = one.GetSizeOfPixelComponent() * one.GetNumberOfComponentsPerPixel()
+    check_growth(stored, math.prod(map(int, reader.GetSize())) * pixel)
+
+
 def _unpacked(url: str, data: bytes) -> bytes:
+    """Decompress a NIfTI file up to the end that its header promises."""
     try:
-        return gzip.decompress(data)
+        header = unpack_gzip(data, _HEADER_BYTES)
+        end = _nifti_end(header)
+        if end is None or end <= len(header):
+            return header
+        check_growth(len(data), end)
+        return unpack_gzip(data, end)
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"{url}: is cut short or no gzip file; {_MEND}") from error
 

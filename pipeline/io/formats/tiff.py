@@ -30,6 +30,7 @@ from chorus.pipeline.io.formats.tiff_planes import (
     open_tiff,
     series_of,
 )
+from chorus.pipeline.io.formats.tiff_segments import bound_segments
 
 # tifffile's log goes only to handlers of the program; without any, Python would print it between our own lines.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -106,6 +107,7 @@ def _acquired(series: tifffile.TiffPageSeries) -> str:
 
 
 def _array(series: tifffile.TiffPageSeries) -> zarr.Array[Any]:
+    bound_segments(series)
     store = series.aszarr(level=0)
     # A file object that could be written to makes a store that cannot be opened for reading alone.
     return zarr.open_array(store, mode="r" if store.read_only else "r+")  # noqa: TID251 - chunks that tifffile decodes
