@@ -10,20 +10,38 @@ unexport PYTHONDONTWRITEBYTECODE
 
 
 .PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate
-.PHONY: score-tables docs clean
+.PHONY: score-tables docs clean requirements
 .DEFAULT_GOAL := test
 
-$(READY): pyproject.toml constraints.txt
+# Whatever is installed must have one of the hashes in requirements/: pip and setuptools first, then the rest.
+PIP_INSTALL := -m pip install --quiet --require-hashes --requirement
+
+$(READY): pyproject.toml requirements/installer.txt requirements/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) requirements/installer.txt
+	$(BIN)/python $(PIP_INSTALL) requirements/dev.txt --no-deps --no-compile --only-binary :all:
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-$(DOCS_READY): pyproject.toml constraints.txt
+$(DOCS_READY): requirements/installer.txt requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
-	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(DOCS)/bin/python $(PIP_INSTALL) requirements/installer.txt
+	$(DOCS)/bin/python $(PIP_INSTALL) requirements/docs.txt --no-deps --only-binary :all:
 	touch $(DOCS_READY)
+
+# The pins and hashes of requirements/ from the lower bounds of pyproject.toml, for Python 3.11 to 3.13 on Linux and
+# macOS; what is pinned stays where it still fits. All newer: make requirements UPGRADE=--upgrade
+LOCK = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --no-annotate \
+	--no-emit-index-url --custom-compile-command 'make requirements' $(UPGRADE)
+requirements: $(READY)
+	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.txt
+	grep -o '^[^ ]*==[^ ]*' requirements/dev.txt > requirements/.pins
+	$(LOCK) pyproject.toml --extra azure --extra bioimageio --extra cellpose --extra formats --extra onnx \
+		--extra openvino \
+		--constraint requirements/.pins --output-file requirements/run.txt
+	for use in docs installer release workflows; do \
+		$(LOCK) --group $$use --constraint requirements/.pins --output-file requirements/$$use.txt || exit; done
+	rm requirements/.pins
 
 # A sample plate, a small ensemble trained on the spot, predict (it says whether on Ray), the ranking and a page to look at.
 demo: $(READY)

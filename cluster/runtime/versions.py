@@ -28,7 +28,7 @@ PACKAGES = (
 )
 SUBMITTED_WITH = "CHORUS_SUBMITTED_WITH"
 """In the environment of a submitted job: the version of Chorus that checked its arguments."""
-_MEND = "use the same image, or the same constraints.txt, everywhere"
+_MEND = "use the same image, or the same requirements/run.txt, everywhere"
 # Time for a process to start on every node; a node that takes longer is busy or about to vanish.
 _ANSWER_SECONDS = 60.0
 # Ray's message that the cluster has another version of Ray or Python.

@@ -63,9 +63,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "CHANGELOG.md",
         "CITATION.cff",
         "LICENSE",
-        "constraints.txt",
     ):
         shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
     (tree / ".github").mkdir()
     shutil.copy(ROOT / ".github" / "check_wheel.py", tree / ".github")
     return tree

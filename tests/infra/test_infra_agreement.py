@@ -20,9 +20,10 @@ from tests.support.manifests import (
     text_files,
     yaml_documents,
 )
+from tests.support.pins import pins
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+PINS = pins("run")
 TERRAFORM = "\n".join(path.read_text() for path in sorted((INFRA / "gke").glob("*.tf")))
 PODS = pod_templates()
 NODES = [pod for pod in PODS if pod.ray_start]

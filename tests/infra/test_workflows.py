@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
+from tests.support.pins import USES, pins
 
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PROGRAMS = Path(sys.executable).parent
-CONSTRAINTS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -84,10 +86,45 @@ def test_scripts_of_steps_are_sound(path: Path) -> None:
                 assert program("shellcheck", "--shell=bash", "-", given=f"set -e\n{step['run']}") == ""
 
 
-def test_tools_of_the_release_are_pinned() -> None:
-    runs = re.findall(r"pip install --constraint constraints.txt (.+)", (GITHUB / "workflows/release.yml").read_text())
-    names = {name.replace("-", "_") for name in runs[0].split()}
-    assert names <= {name.replace("-", "_") for name in CONSTRAINTS}
+def test_workflows_install_what_has_a_pinned_hash_and_nothing_else() -> None:
+    text = "".join(path.read_text() for path in WORKFLOWS)
+    installs = [line for line in text.splitlines() if "pip install" in line]
+    assert installs
+    for line in installs:
+        assert "--require-hashes" in line or "--no-deps --no-index" in line, line
+    for name in re.findall(r"--requirement (\S+)", text):
+        assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_requirement_is_pinned_with_hashes_and_names_no_host(use: str) -> None:
+    text = (ROOT / "requirements" / f"{use}.txt").read_text()
+    entries = re.split(r"\n(?! )", text.partition("make requirements\n")[2].strip())
+    assert len(entries) == len(pins(use)) > 0
+    for entry in entries:
+        first, *hashes = entry.split(" \\\n")
+        assert re.fullmatch(r"[a-z0-9-]+==\S+( ; .+)?", first), first
+        assert hashes
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", line) for line in hashes)
+
+
+def test_what_is_shipped_is_what_is_tested() -> None:
+    tested = pins("dev")
+    for use in USES:
+        assert {name: version for name, version in pins(use).items() if tested.get(name, version) != version} == {}
+    assert pins("run").keys() <= tested.keys()
+
+
+def test_the_pins_are_of_what_the_project_asks_for() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    extras = PROJECT["optional-dependencies"]
+    run = [*PROJECT["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    for use, asked in {"run": run, "dev": [*run, *extras["dev"]], **groups}.items():
+        pinned = pins(use)
+        for requirement in map(Requirement, asked):
+            if requirement.name != PROJECT["name"]:
+                name = canonicalize_name(requirement.name)
+                assert requirement.specifier.contains(pinned[name], prereleases=True), requirement
 
 
 def test_ci_covers_the_oldest_and_the_newest_python() -> None:
@@ -99,8 +136,8 @@ def test_ci_covers_the_oldest_and_the_newest_python() -> None:
 def test_pre_commit_has_the_versions_that_are_pinned() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     revisions = {repository["repo"].rpartition("/")[2]: repository["rev"] for repository in hooks}
-    assert revisions["ruff-pre-commit"] == f"v{CONSTRAINTS['ruff']}"
-    assert revisions["zizmor-pre-commit"] == f"v{CONSTRAINTS['zizmor']}"
+    assert revisions["ruff-pre-commit"] == f"v{pins('dev')['ruff']}"
+    assert revisions["zizmor-pre-commit"] == f"v{pins('dev')['zizmor']}"
 
 
 def test_the_citation_is_of_this_version() -> None:
