@@ -30,7 +30,14 @@ from chorus.serving.contract.schemas import (
     SourceUrl,
 )
 
-_MEDIA = {".npy": "application/x-npy", ".png": "image/png", ".tif": "image/tiff", ".tiff": "image/tiff"}
+_MEDIA = {
+    ".npy": "application/x-npy",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+}
 _ENDED = ("done", "failed", "cancelled")
 
 
@@ -108,7 +115,7 @@ class Client:
 
         Parameters
         ----------
-        image : (y, x) or (channels, y, x); a TIFF, PNG or NPY file; or the URL of an OME-Zarr
+        image : (y, x), (channels, y, x) or (y, x, 3); a TIFF, PNG, JPEG or NPY file; or the URL of an OME-Zarr
         options : of `chorus.serving.contract.schemas.PredictOptions`; with a URL also ``path``, of the image inside it
 
         Raises

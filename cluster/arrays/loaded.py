@@ -131,7 +131,7 @@ class LoadedEnsemble:
             None takes it as it is
         channel_axis : where the channels are, in an array of one plane
         axes : a letter of t, c, z, y and x for each axis, such as ``"cyx"``; needed for more than two axes, unless
-            `channel_axis` or the array itself says which they are
+            `channel_axis` or the array itself says which they are, or it is (y, x, 3 or 4): red, green, blue (, alpha)
         channel : names or indices of the channels that the members take, in their order; needed where it is not clear
         channel_names : of all channels
         diameter : of the objects in pixels; then `pixel_size` is not used

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io.formats.rasters import sample_names
 from chorus.pipeline.io.models import DTYPES, Level, SourceImage
 from chorus.pipeline.io.sources.reading import check_finite
 
@@ -59,14 +60,15 @@ class ArraySource:
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             array = np.asarray(array)
         shape = tuple(int(length) for length in array.shape)
-        letters = _axes(shape, axes, channel_axis, known)
+        colors = () if axes or channel_axis is not None or known else sample_names(shape)
+        letters = _axes(shape, "yxc" if colors else axes, channel_axis, known)
         dtype = np.dtype(array.dtype).newbyteorder("=").name
         if dtype not in DTYPES:
             raise RefusedError(
                 f"{name}: pixels of type {dtype} are not supported; convert them to one of {', '.join(DTYPES)}"
             )
         count = shape[letters.index("c")] if "c" in letters else 1
-        labels = channels or _coordinates(array, letters) or tuple(map(str, range(count)))
+        labels = channels or _coordinates(array, letters) or colors or tuple(map(str, range(count)))
         if len(labels) != count:
             raise RefusedError(f"{name}: {len(labels)} names of channels ({', '.join(labels)}) for {count} channels")
         sizes = _pixel_size(pixel_size, name)

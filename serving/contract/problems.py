@@ -42,6 +42,9 @@ GUARDS = {
 }
 """Headers of every answer: a browser must not guess its type, and must not share it with other sites."""
 UNEXPECTED = "an unexpected error; the logs of the server name it by the request's id"
+# Options of the command line that lower layers advise, and what a request calls them.
+_FIELDS = {"--channel": "channels", "--level": "level", "--diameter": "diameter"}
+_OPTIONS = re.compile(rf"({'|'.join(_FIELDS)})\b(?: NAME\b)?")
 # Paths and URLs of this machine in messages of the lower layers.
 _PATHS = re.compile(r"(?:(?:[a-z0-9]+:/)?/(?:[^\s/:;,'\"()]+/)+[^\s:;,'\"()]*)")
 
@@ -108,6 +111,11 @@ def unexpected(request: Request, error: Exception) -> Response:
     name = request_id(request)
     log.error("request %s: %s %s: %s", name, request.method, request.url.path, type(error).__name__)
     return problem_response(RequestError(500, UNEXPECTED), name)
+
+
+def answered(sentence: str, *known: str) -> str:
+    """Word a message of the lower layers for a client: `said`, with fields of a request in place of options."""
+    return said(_OPTIONS.sub(lambda found: f"the field `{_FIELDS[found[1]]}`", sentence), *known)
 
 
 def said(sentence: str, *known: str) -> str:

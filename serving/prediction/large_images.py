@@ -30,7 +30,7 @@ from chorus.cluster.state.run_record import RunRecord, open_output
 from chorus.pipeline.errors import ChorusError, CutShortError
 from chorus.pipeline.io import storage
 from chorus.serving.contract.jobs import BEAT, JobRecord, JobStore
-from chorus.serving.contract.problems import UNEXPECTED, said
+from chorus.serving.contract.problems import UNEXPECTED, answered
 from chorus.serving.prediction.hosting import Hosted
 from chorus.serving.prediction.steps import Planned, result_of_row
 
@@ -101,7 +101,7 @@ def carry_out(large: LargeImage, device: SharedDevice, store: JobStore) -> JobRe
         ended = {"state": "cancelled"}
     except ChorusError as error:
         log.info("job %s: %s", job.id, error)
-        ended = {"state": "failed", "detail": said(str(error).replace(hosted.ensemble.url, hosted.name))}
+        ended = {"state": "failed", "detail": answered(str(error).replace(hosted.ensemble.url, hosted.name))}
     finally:
         last = record.job.model_copy(update={"done": progress.done} | ended)
         record = record.model_copy(update={"job": last, "updated": time.time()})
@@ -154,7 +154,7 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
 def _ended(outcome: PredictOutcome, large: LargeImage, store: JobStore, began: float) -> dict[str, object]:
     row, planned = outcome.rows[0], large.planned
     if row.status == "failed":
-        return {"state": "failed", "detail": said(row.message.replace(large.source, "source.url"))}
+        return {"state": "failed", "detail": answered(row.message.replace(large.source, "source.url"))}
     job, out = large.record.job, outcome.out
     (known,) = Ledger(out).image_records([planned.image.name])
     objects = None if outcome.summary.objects is None else outcome.summary.objects.counts

@@ -19,7 +19,7 @@ from chorus.pipeline.io import storage
 from chorus.serving.contract.jobs import JobRecord, JobStore
 from chorus.serving.contract.metrics import ReplicaMetrics
 from chorus.serving.contract.predictors import Answer, LargeTask, PredictorOutcome, Refusal, Task, TooLarge
-from chorus.serving.contract.problems import UNEXPECTED, RequestError, said
+from chorus.serving.contract.problems import UNEXPECTED, RequestError, answered
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import ServeSettings
 from chorus.serving.contract.sources import Stored
@@ -136,7 +136,7 @@ class Predictor:
         try:
             planned = await self._beside(plan, self._hosted, large.source, large.options, limits)
         except (RequestError, ChorusError) as error:
-            return Refusal(getattr(error, "status", 422), said(str(error), large.source.url))
+            return Refusal(getattr(error, "status", 422), answered(str(error), large.source.url))
         image = LargeImage(planned, storage.join(large.source.url, large.source.path), large.record)
         store = JobStore(self._settings.jobs_url, limits.kept_seconds)
         self._jobs_open += 1
@@ -156,7 +156,7 @@ class Predictor:
         if isinstance(error, RefusedError) and self._hosted.ensemble.url in str(error):
             known.append(self._name)
         sentence = str(error).replace(self._hosted.ensemble.url, self._name)
-        return Refusal(422, said(sentence, *known))
+        return Refusal(422, answered(sentence, *known))
 
     def close(self) -> None:
         """Wait for the requests in progress."""

@@ -18,20 +18,21 @@ from PIL import Image
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError
-from chorus.pipeline.io.formats.rasters import PartOf, Raster
+from chorus.pipeline.io.formats.rasters import PartOf, Raster, sample_names
 from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.models import DTYPES, Level, SourceImage, pyramid_levels
 from chorus.serving.contract.problems import RequestError, said
 from chorus.serving.contract.settings import Limits
 from chorus.serving.contract.sources import Uploaded
 
-MEDIA = ("image/tiff", "image/png", "application/x-npy")
+MEDIA = ("image/tiff", "image/png", "image/jpeg", "application/x-npy")
 # Maximum of pages of a TIFF: planes times channels.
 _PAGES = 4096
 # A file of a set of OME-TIFFs names others, which would be opened on this machine.
 _OTHER_FILES = re.compile(r"<\s*(?:\w+:)?(?:BinaryOnly|UUID[^>]*FileName)", re.IGNORECASE)
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
 # Maximum of bytes of a tile or strip, against decompression bombs.
 _SEGMENT_BYTES = 1 << 28
 
@@ -52,19 +53,23 @@ def decode(data: bytes, name: str, limits: Limits) -> Uploaded:
     """
     if data.startswith(_NPY):
         pixels = _decode_npy(data, limits)
+        colors = sample_names(pixels.shape)
+        if colors:
+            pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         lengths, axes = pixels.shape, "cyx"[3 - pixels.ndim :]
-        return _uploaded(name, axes, lengths, pixels.reshape(1, -1, 1, *lengths[-2:]), (), {}, {})
-    if data.startswith(_PNG):
-        _check_png(data, limits)
-        return _raster(data, f"{_stem(name)}.png", limits)
+        return _uploaded(name, axes, lengths, pixels.reshape(1, -1, 1, *lengths[-2:]), colors, {}, {})
+    for kind, start in (("PNG", _PNG), ("JPEG", _JPEG)):
+        if data.startswith(start):
+            _check_picture(data, kind, limits)
+            return _raster(data, f"{_stem(name)}.{kind.lower()}", limits)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         _check_tiff(data, limits)
         return _raster(data, f"{_stem(name)}.tif", limits)
-    raise RequestError(415, f"send a TIFF, OME-TIFF, PNG or NPY file ({', '.join(MEDIA)})")
+    raise RequestError(415, f"send a TIFF, OME-TIFF, PNG, JPEG or NPY file ({', '.join(MEDIA)})")
 
 
 def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
-    """Return (y, x) or (c, y, x) of an NPY file; refuse object arrays, which would be unpickled, by their header."""
+    """Return (y, x), (c, y, x) or (y, x, 3 or 4) of an NPY file; refuse object arrays, which would be unpickled."""
     stream = io.BytesIO(data)
     try:
         version = npy.read_magic(stream)
@@ -77,7 +82,7 @@ def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
     if dtype.hasobject or dtype.newbyteorder("=").name not in (*DTYPES, "bool"):
         raise RequestError(422, f"the NPY file holds {dtype}; save one of {', '.join(DTYPES)}")
     if len(shape) not in (2, 3) or any(length < 1 for length in shape):
-        raise RequestError(422, f"the NPY file has shape {shape}; save (y, x) or (channels, y, x)")
+        raise RequestError(422, f"the NPY file has shape {shape}; save (y, x), (channels, y, x) or (y, x, 3)")
     _check_pixels(math.prod(shape), limits)
     if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
         raise RequestError(422, "the NPY file is cut short, or longer than its header says")
@@ -86,15 +91,15 @@ def _decode_npy(data: bytes, limits: Limits) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _check_png(data: bytes, limits: Limits) -> None:
+def _check_picture(data: bytes, kind: str, limits: Limits) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
                 width, height = image.size
                 channels = len(image.getbands())
     except Exception as error:  # Pillow raises many types of exceptions for damaged files
-        raise RequestError(422, "the PNG file's header is damaged") from error
+        raise RequestError(422, f"the {kind} file's header is damaged") from error
     _check_pixels(width * height * channels, limits)
 
 
@@ -147,7 +152,7 @@ def _check_pixels(pixels: int, limits: Limits) -> None:
 
 
 def _raster(data: bytes, name: str, limits: Limits) -> Uploaded:
-    """Read a TIFF or PNG as `chorus convert` does."""
+    """Read a TIFF, PNG or JPEG as `chorus convert` does."""
     try:
         with open_rasters(name, data) as rasters:
             if isinstance(rasters, PartOf):

@@ -63,6 +63,7 @@ PREDICT: dict[str, Any] = {
                 },
                 "image/tiff": {"schema": _BYTES},
                 "image/png": {"schema": _BYTES},
+                "image/jpeg": {"schema": _BYTES},
                 "application/x-npy": {"schema": _BYTES},
                 JSON: {"schema": PredictRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
                        "example": _EXAMPLE},

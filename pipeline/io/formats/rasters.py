@@ -20,7 +20,8 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription
 
 MEND = "copy or export the file again, or leave it out"
-_SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
+# Names of the samples of a pixel, by their number.
+SAMPLES = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 # Rows of a file that is stored in strips as wide as the plane are decoded once for all windows in them, up to this.
 _BAND_BYTES = 256 << 20
 
@@ -94,6 +95,13 @@ class PartOf:
     """A file that holds planes of images that begin in another one: they are read from there."""
 
     url: str
+
+
+def sample_names(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the colours of an array (y, x, 3 or 4); none if its last axis is clearly no samples."""
+    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
+        return SAMPLES[shape[2]]
+    return ()
 
 
 def only_one(opened: list[Raster] | PartOf, url: str) -> Raster:
@@ -204,7 +212,7 @@ def rounded(value: float) -> float:
 def _channel_names(names: tuple[str, ...], planes: int, samples: int) -> tuple[str, ...]:
     if samples == 1:
         return names if len(names) == planes else ()
-    colors = _SAMPLES.get(samples, tuple(map(str, range(samples))))
+    colors = SAMPLES.get(samples, tuple(map(str, range(samples))))
     if planes == 1:
         return colors
     groups = names if len(names) == planes else tuple(map(str, range(planes)))

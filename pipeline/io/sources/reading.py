@@ -146,7 +146,7 @@ def _check_factor(image: SourceImage, level: int, wanted: float, factor: tuple[f
         raise ImageError(
             f"{image.url}: its pixel size is {y if y == x else f'{y} x {x}'} micrometers, the ensemble wants "
             f"{wanted:g}: such pixels do not show what it was trained on, or are those of a printer; mend the scale in "
-            "the metadata, or convert the file again with --pixel-size"
+            "the metadata, or convert the file again with chorus convert --pixel-size"
         )
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray
+from PIL import Image
 
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.io.formats.rasters import only_one
+from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.sources.reading import pixel_size_um
 
 
@@ -28,6 +32,10 @@ def source(array: Any, **known: Any) -> ArraySource:
         ((8, 9, 2), {"channel_axis": -1}, "yxc"),
         ((3, 8, 9), {"axes": "ZYX"}, "zyx"),
         ((2, 3, 8, 9), {"axes": "tcyx", "channel_axis": 1}, "tcyx"),
+        ((8, 9, 3), {}, "yxc"),
+        ((8, 9, 4), {}, "yxc"),
+        ((8, 9, 3), {"axes": "zyx"}, "zyx"),
+        ((8, 3, 9), {"channel_axis": 1}, "ycx"),
     ],
 )
 def test_axes_are_known_where_they_are_clear_or_said(shape: tuple[int, ...], known: dict[str, Any], axes: str) -> None:
@@ -37,6 +45,8 @@ def test_axes_are_known_where_they_are_clear_or_said(shape: tuple[int, ...], kno
 @pytest.mark.parametrize(
     ("shape", "known", "reason"),
     [
+        ((3, 8, 4), {}, "an array of shape (3, 8, 4): say what its axes are"),
+        ((8, 9, 2), {}, "an array of shape (8, 9, 2): say what its axes are"),
         ((2, 8, 9), {}, 'an array of shape (2, 8, 9): say what its axes are, such as axes="cyx"; channel_axis alone'),
         ((2, 3, 8, 9), {"channel_axis": 0}, "an array of shape (2, 3, 8, 9): say what its axes are"),
         ((9,), {}, "an array of shape (9,): say what its axes are"),
@@ -85,6 +95,17 @@ def test_a_pixel_size_is_of_both_axes_or_of_each() -> None:
     assert pixel_size_um(source(data, axes="zyx", pixel_size=0.5).image, 0) == (0.5, 0.5)
     assert pixel_size_um(source(data, axes="zyx", pixel_size=(0.5, 2)).image, 0) == (0.5, 2.0)
     assert pixel_size_um(source(data, axes="zyx").image, 0) is None
+
+
+def test_colours_have_the_names_and_values_that_they_have_in_a_file(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = source(pixels)
+    with open_rasters(str(tmp_path / "a.png")) as opened:
+        raster = only_one(opened, "a.png")
+        assert found.image.channels == raster.channels == ("red", "green", "blue")
+        window = Window.of(2, 12, 3, 30)
+        np.testing.assert_array_equal(found.channels(range(3), 0, 0, window), raster.read(0, 0, range(3), window))
 
 
 def test_lists_are_arrays() -> None:
