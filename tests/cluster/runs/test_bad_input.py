@@ -21,6 +21,7 @@ from chorus.cli import main
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import ModuleMember
+from tests.support.bombs import bomb, image_of, put_bomb
 from tests.support.making import pixels, write_ensemble, write_image, write_light_ensemble
 
 Run = Callable[..., tuple[int, str]]
@@ -265,3 +266,13 @@ def test_an_output_within_its_source_is_no_source(run: Run, tmp_path: Path) -> N
     for _ in range(2):
         assert run(tmp_path / "in/results", tmp_path / "in")[0] == 0
         assert list(read_scores(str(tmp_path / "in/results")).name) == ["a.ome.zarr"]
+
+
+def test_a_decompression_bomb_is_one_failed_image_and_the_others_are_done(tmp_path: Path, run: Run) -> None:
+    put_bomb(image_of(tmp_path / "in/bomb.ome.zarr", 3), bomb("zstd"))
+    write_image(tmp_path / "in/good.ome.zarr", pixels((48, 40)))
+    code, said = run(tmp_path / "out", tmp_path / "in")
+    assert code == 1
+    assert "unpacks to more than the 2048 bytes" in said
+    scores = read_scores(str(tmp_path / "out")).set_index("name")["status"]
+    assert dict(scores.items()) == {"bomb.ome.zarr": "failed", "good.ome.zarr": "done"}
