@@ -35,7 +35,8 @@ LOCK = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11
 	--no-emit-index-url --custom-compile-command 'make requirements' $(UPGRADE)
 requirements: $(READY)
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.txt
-	grep -o '^[^ ]*==[^ ]*' requirements/dev.txt > requirements/.pins
+	awk -F== '/^[^ ]*==/ { split($$2, v, " "); n[$$1]++; pin[$$1] = $$1 "==" v[1] } END { for (k in n) if (n[k] == 1) print pin[k] }' \
+		requirements/dev.txt > requirements/.pins
 	$(LOCK) pyproject.toml --extra azure --extra bioimageio --extra cellpose --extra formats --extra onnx \
 		--extra openvino \
 		--constraint requirements/.pins --output-file requirements/run.txt
