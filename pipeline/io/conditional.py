@@ -1,8 +1,8 @@
 """Objects that are written and removed only if nobody else changed them: what locks and fences of outputs stand on.
 
-A version is what the store itself calls one object's state: the ETag on S3, the generation on Google's storage. Other
-stores have none here: a put is exclusive where it creates, and else compares contents first, which two writers at once
-may get past; a lock is therefore read again after a while.
+A version is what the store itself calls one object's state: the ETag on S3 and Azure, the generation on Google's
+storage. Other stores have none here: a put is exclusive where it creates, and else compares contents first, which two
+writers at once may get past; a lock is therefore read again after a while.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def objects_of(fs: fsspec.AbstractFileSystem, scheme: str) -> Objects:
     """Return the objects of a filesystem of that URL scheme."""
     if scheme == "s3":
         return _Amazon(fs)
+    if scheme == "az":
+        from chorus.pipeline.io.azure_objects import AzureObjects  # built on what is here
+
+        return AzureObjects(fs)
     return _Google(fs) if scheme == "gs" else _Plain(fs)
 
 
@@ -96,7 +100,7 @@ class _Amazon:
 
         answer, data = fsspec.asyn.sync(self._fs.loop, get)
         now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return Versioned(data, answer["ETag"], _age(now, answer["LastModified"]))
+        return Versioned(data, answer["ETag"], age_of(now, answer["LastModified"]))
 
     def version(self, path: str) -> str | None:
         try:
@@ -171,7 +175,7 @@ class _Google:
         data: bytes = self._fs.cat_file(path) if int(about["size"]) <= LONGEST_READ else b""
         dates = [value for name, value in dict(headers).items() if name.lower() == "date"]
         changed = about.get("updated")
-        age = _age(dates[0], datetime.fromisoformat(changed)) if dates and changed else None
+        age = age_of(dates[0], datetime.fromisoformat(changed)) if dates and changed else None
         return Versioned(data, str(about["generation"]), age)
 
     def version(self, path: str) -> str | None:
@@ -323,7 +327,7 @@ def _in_parts(objects: Objects, path: str, put: Callable[[], object]) -> str | N
     return objects.version(path)
 
 
-def _age(now: str | None, changed: datetime) -> float | None:
+def age_of(now: str | None, changed: datetime) -> float | None:
     """Return the seconds between two times of a server."""
     if now is None:
         return None

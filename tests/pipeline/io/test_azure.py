@@ -16,6 +16,7 @@ import pytest
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import object_stores, storage
+from chorus.pipeline.io.conditional import objects_of
 from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.reading import open_level, read_window
@@ -83,6 +84,29 @@ def test_small_files_are_written_listed_read_and_removed(lab: str) -> None:
     assert not storage.exists(f"{lab}/run/none.json")
     storage.remove_folder(f"{lab}/run")
     assert storage.entries(f"{lab}/run") == []
+
+
+def test_a_blob_is_written_and_removed_only_in_the_version_that_was_read(lab: str) -> None:
+    fs, path = storage.filesystem(f"{lab}/run.lock")
+    objects = objects_of(fs, "az")
+    assert objects.conditional
+    assert objects.version(path) is None
+    first = objects.put(path, b"one", None)
+    assert first is not None
+    assert objects.put(path, b"two", None) is None
+    found = objects.read(path)
+    assert (found.data, found.version) == (b"one", first)
+    assert found.age is not None
+    assert 0 <= found.age < 60
+    second = objects.put(path, b"three", first)
+    assert second == objects.version(path)
+    assert second == objects.listed(fs.ls("lab", detail=True)[0])
+    assert objects.put(path, b"four", first) is None
+    assert not objects.remove(path, first)
+    assert objects.read(path).data == b"three"
+    assert objects.remove(path, second or "")
+    assert objects.put(path, b"five", second) is None
+    assert objects.version(path) is None
 
 
 def test_what_azure_answers_is_one_sentence(lab: str) -> None:
