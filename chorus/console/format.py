@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Protocol
 
 from rich.filesize import decimal
@@ -36,6 +37,7 @@ def duration(seconds: float) -> str:
 
 
 SHOWN = 20
+_HEADING = 12
 """Maximum of printed lines of a list that may be very long."""
 
 
@@ -119,12 +121,15 @@ def plan_table(forecast: Forecast) -> Table:
 
 
 def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], title: str) -> Table:
-    """Return a table of rows of scores under their labels, numbers to four digits."""
-    from chorus.pipeline.scores.registry import phrase_of
+    """Return a table of rows of scores under their labels, numbers to four digits.
+
+    Headings are narrow, so that names, which fold, have the rest of the line.
+    """
+    from chorus.pipeline.scores.registry import column_of, phrase_of
 
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(phrase_of(name), overflow="fold")
+        table.add_column(fill(phrase_of(name), _HEADING), overflow="fold", no_wrap=column_of(name) is not None)
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
     return table

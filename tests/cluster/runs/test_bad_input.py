@@ -157,13 +157,20 @@ def test_a_channel_that_does_not_exist_is_told_with_those_that_do(run: Run, tmp_
 
 def test_what_holds_no_image_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.tif").write_bytes(b"II*\0")
     zarr.create_array(tmp_path / "plain.zarr", shape=(4, 4), dtype="uint8")
-    for name in ("empty", "a.tif", "plain.zarr", "nowhere", "no*thing"):
+    for name in ("empty", "plain.zarr", "nowhere", "no*thing"):
         code, err = run(tmp_path / "out", tmp_path / name)
         assert code == 2
         assert_sentence(err.strip().splitlines()[-1], name)
         assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_named_file_that_is_damaged_is_a_failed_image(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0")
+    code, err = run(tmp_path / "out", tmp_path / "a.tif")
+    assert code == 1
+    (failed,) = (line for line in err.splitlines() if "failed: " in line and "a.tif" in line)
+    assert_sentence(failed, "a.tif")
 
 
 def test_an_unwritable_output_ends_with_code_3(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

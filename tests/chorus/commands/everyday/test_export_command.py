@@ -82,7 +82,7 @@ def test_rois_of_every_image_are_listed_and_those_of_all_are_in_the_order_of_dou
         "plate-a.ome.zarr": "done",
     }
     assert sorted(path.name for path in (tmp_path / "rois").iterdir()) == [
-        "b.zip", "by_doubt.csv", "export.json", "images.csv", "plate-a.zip", "run.lock",
+        "b.zip", "by_doubt.csv", "export.json", "images.csv", "plate-a.zip",
     ]  # fmt: skip
     objects, found = table(results), pd.read_csv(tmp_path / "rois" / "by_doubt.csv")
     assert found["uncertainty"].is_monotonic_decreasing
