@@ -41,4 +41,4 @@ def test_labels_cannot_be_stored_in_a_file_of_another_format(ensemble: Path, tmp
     write_czi(tmp_path / "a.czi", [pixels((1, 80, 90))], names=["DNA"])
     outcome = start(tmp_path / "a.czi", ensemble, tmp_path / "out", in_place=True)
     (row,) = outcome.rows
-    assert "leave out --in-place, or convert it first" in row["message"]
+    assert "leave out --in-place, or convert it first" in row.message
