@@ -36,6 +36,6 @@ class Judgement:
 def judged(row: ImageRow, features: ImageFeatures, reference: Reference) -> Judgement:
     """Compare an image, by its row of scores and its features, with a reference set."""
     known = pd.DataFrame({"name": [row.name], "features": [features.mean]})
-    found = flag_images(scores_frame([row]), reference, known).iloc[0]
-    said = {one.name: None if pd.isna(found[one.name]) else float(found[one.name]) for one in STATED}
-    return Judgement(flags=tuple(found["flags"]), reasons=tuple(found["reasons"]), **said)
+    flagged = flag_images(scores_frame([row]), reference, known).iloc[0]
+    values = {one.name: None if pd.isna(flagged[one.name]) else float(flagged[one.name]) for one in STATED}
+    return Judgement(flags=tuple(flagged["flags"]), reasons=tuple(flagged["reasons"]), **values)

@@ -162,11 +162,11 @@ class LoadedEnsemble:
         tiles, _, _ = tile_counts(ImageTable.collect([image]), settings)
         with torch_threads(settings), tile_bar(tiles, name, shown=progress) as answered:
             computed = compute(source, image, self.ensemble, self.engine(settings), settings, answered)
-        found = None
+        object_labels = None
         if method != "none":
-            found = make_objects(computed, image, source, self.ensemble, settings, method)
+            object_labels = make_objects(computed, image, source, self.ensemble, settings, method)
         judgement = self.judged(computed.record.row, computed.record.features)
-        return Segmentation(name, found, judgement, computed, source, image.channels[0])
+        return Segmentation(name, object_labels, judgement, computed, source, image.channels[0])
 
     def __repr__(self) -> str:
         return f"<LoadedEnsemble {'; '.join(self._sentences())}>"

@@ -64,7 +64,7 @@ def make_objects(
     doubts = doubts_of(layout.channels, second_flows=False)
     columns = [*doubts, *(f"mean:{name}" for name in distinct(source.image.channels))]
     schema, spacing = object_schema(columns), spacing_of(image, "yx")
-    found: dict[str, Labels] = {entry.name: np.zeros(layout.shape, np.uint32) for entry in layout.classes[1:]}
+    labels: dict[str, Labels] = {entry.name: np.zeros(layout.shape, np.uint32) for entry in layout.classes[1:]}
     tables = [schema.empty_table()]
     for t, z in np.ndindex(image.planes):
         at = tuple({"t": t, "z": z}[axis] for axis in layout.axes[:-2])
@@ -76,10 +76,10 @@ def make_objects(
         for value, entry in enumerate(layout.classes[1:], 1):
             objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)
             known = objects.rows["name"].to_numpy(np.uint64)
-            found[entry.name][at] = numbered(objects.names, known)
+            labels[entry.name][at] = numbered(objects.names, known)
             rows = region_table(objects.rows, value, columns)
             tables.append(labelled(rows, 1, schema, (image.name, t, z, entry.name)))
-    return ObjectLabels(found, pa.concat_tables(tables).to_pandas())
+    return ObjectLabels(labels, pa.concat_tables(tables).to_pandas())
 
 
 def _means(source: ArraySource, t: int, z: int, doubts: list[NDArray[np.floating[Any]]]) -> ReadMaps:

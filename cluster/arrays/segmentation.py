@@ -93,14 +93,14 @@ class Segmentation:
             It was not kept: name it in `save`.
         """
         names = self._computed.layout.channels
-        found = FIELDS[kind].among(names) if kind in FIELDS else []
-        if not found:
+        indices = FIELDS[kind].among(names) if kind in FIELDS else []
+        if not indices:
             raise KeyError(f"{kind!r} was not kept, of {', '.join(names)}; name it in `save`")
         axis = posterior_axes(self._computed.layout).index("c")
         if not FIELDS[kind].per_channel:
-            return np.asarray(self._computed.maps.take(found[0], axis))
+            return np.asarray(self._computed.maps.take(indices[0], axis))
         at = [slice(None)] * self._computed.maps.ndim
-        at[axis] = slice(found[0], found[-1] + 1)
+        at[axis] = slice(indices[0], indices[-1] + 1)
         return np.asarray(self._computed.maps[tuple(at)])
 
     @property
@@ -119,17 +119,17 @@ class Segmentation:
 
     def _sentences(self) -> list[str]:
         row = self._computed.record.row
-        found = [row.message] if row.message else []
+        sentences = [row.message] if row.message else []
         if row.status == "empty":
-            found.append(f"no {' and no '.join(self.classes[1:])}")
-        found += [f"{phrase_of(name)} {score:.3g}" for name in _SHOWN if (score := row.scores[name]) is not None]
+            sentences.append(f"no {' and no '.join(self.classes[1:])}")
+        sentences += [f"{phrase_of(name)} {score:.3g}" for name in _SHOWN if (score := row.scores[name]) is not None]
         if self.objects is not None:
-            found += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
+            sentences += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
         if self.judgement is not None:
             if self.judgement.expected_dice is not None:
-                found.append(f"expected Dice {self.judgement.expected_dice:.2f}")
-            found.append(f"flags: {', '.join(self.judgement.flags) or 'none'}")
-        return found
+                sentences.append(f"expected Dice {self.judgement.expected_dice:.2f}")
+            sentences.append(f"flags: {', '.join(self.judgement.flags) or 'none'}")
+        return sentences
 
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
         """Draw the image with the outlines of its segmentation, beside its uncertainty map.
@@ -161,9 +161,9 @@ class Segmentation:
     def _repr_html_(self) -> str:
         uri = data_uri(encode(self.picture()))
         names = ", ".join(self.classes[1:])
-        said = f"Outlines of {names} in {self.name}, beside the map of uncertainty; brighter means more uncertain"
+        alt_text = f"Outlines of {names} in {self.name}, beside the map of uncertainty; brighter means more uncertain"
         shape = " x ".join(map(str, self.labels.shape))
         lines = [f"<b>{escape(self.name)}</b> ({self.axes} {shape})", *map(escape, self._sentences())]
         if self.judgement is not None:
             lines += map(escape, self.judgement.reasons)
-        return f'<div><img alt="{escape(said)}" src="{uri}"><br>{"; ".join(lines)}</div>'
+        return f'<div><img alt="{escape(alt_text)}" src="{uri}"><br>{"; ".join(lines)}</div>'

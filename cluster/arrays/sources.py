@@ -113,16 +113,16 @@ class ArraySource:
         at |= {"y": slice(window.y.start, window.y.stop, step), "x": slice(window.x.start, window.x.stop, step)}
         planes = [self._plane(at | {"c": channel}) for channel in channels]
         pixels = np.ascontiguousarray(np.stack(planes))
-        place = f"{self.image.name}: t {t}, z {z}"
-        check_finite(pixels, channels, place, window)
+        location = f"{self.image.name}: t {t}, z {z}"
+        check_finite(pixels, channels, location, window)
         return pixels
 
     def _plane(self, at: dict[str, int | slice]) -> NDArray[Any]:
         """Return one plane, (y, x) in native byte order."""
         axes = self.image.axes
-        found = np.asarray(self.array[tuple(at[axis] for axis in axes)])
-        found = found if axes.index("y") < axes.index("x") else found.T
-        return found.astype(found.dtype.newbyteorder("="), copy=False)
+        plane = np.asarray(self.array[tuple(at[axis] for axis in axes)])
+        plane = plane if axes.index("y") < axes.index("x") else plane.T
+        return plane.astype(plane.dtype.newbyteorder("="), copy=False)
 
 
 def _dimensions(array: Any) -> tuple[str, ...] | None:
@@ -182,8 +182,8 @@ def _coordinates(array: Any, axes: str) -> tuple[str, ...]:
     if "c" not in axes:
         return ()
     coordinates = getattr(array, "coords", {})
-    found = next((name for name in _CHANNEL_COORDINATES if name in coordinates), None)
-    return () if found is None else tuple(str(name) for name in np.atleast_1d(coordinates[found].values))
+    coordinate = next((name for name in _CHANNEL_COORDINATES if name in coordinates), None)
+    return () if coordinate is None else tuple(str(name) for name in np.atleast_1d(coordinates[coordinate].values))
 
 
 def _pixel_size(pixel_size: float | tuple[float, float] | None, name: str) -> dict[str, float]:

@@ -139,8 +139,8 @@ def _row(file: RasterFile, done: ConvertedFile | None) -> ConvertRow:
         return row.model_copy(update={"status": "failed", "message": file.failure})
     if done is None:
         return row
-    found = {"status": "done", "message": done.note, "images": done.images, "pixels": done.pixels}
-    return row.model_copy(update=found | {"seconds": done.seconds})
+    changes = {"status": "done", "message": done.note, "images": done.images, "pixels": done.pixels}
+    return row.model_copy(update=changes | {"seconds": done.seconds})
 
 
 def _result_row(file: RasterFile, result: TaskResult, rows: dict[str, ConvertRow]) -> ConvertRow:

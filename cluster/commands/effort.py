@@ -61,7 +61,7 @@ def add_effort(
     of_images = list(tile_efforts(ensemble, settings, sources, note))
     tiles = [tile for image in of_images for tile in image]
     factors = find_factors(tiles, **asked)
-    found = EffortBound(
+    bound = EffortBound(
         factors=factors,
         ensemble=ensemble.hash,
         tile=settings.tile,
@@ -73,7 +73,7 @@ def add_effort(
         reference=reference,
         **asked,
     )
-    return set_effort(ensemble.url, found).ensemble, found
+    return set_effort(ensemble.url, bound).ensemble, bound
 
 
 def tile_efforts(
@@ -98,12 +98,12 @@ def tile_efforts(
             if isinstance(image, FailedImage):
                 raise RefusedError(f"{image.message}; leave it out of the reference images")
             try:
-                found = [effort for part in _efforts(engine, ensemble, settings, image) for effort in part]
+                efforts = [effort for part in _efforts(engine, ensemble, settings, image) for effort in part]
             except ImageError as error:
                 raise RefusedError(f"{error}; leave it out of the reference images") from error
-            images, tiles = images + 1, tiles + len(found)
+            images, tiles = images + 1, tiles + len(efforts)
             note(f"{images} images, {tiles} tiles")
-            yield found
+            yield efforts
 
 
 def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
@@ -145,11 +145,11 @@ def _efforts(
     """Yield the effort of every tile of an image, region by region, each tile once."""
     known = measured(image, measures_of(ensemble, settings.tile, "image"), stored_pixels(image, strict=settings.strict))
     array = open_level(image.url, image.level_path, image.ngff)
-    for place in range(image.regions):
-        where = image.locate(place)
+    for region in range(image.regions):
+        where = image.locate(region)
 
         def read(window: Window, where: RegionPlace = where) -> NDArray[np.generic]:
             return read_window(array, image.axes, where.t, where.z, image.channels, window)
 
-        work = region_work(image, place, where, settings, ensemble.all_inputs, known, read)
+        work = region_work(image, region, where, settings, ensemble.all_inputs, known, read)
         yield engine.efforts(work.plane, work.target, work.features)

@@ -150,17 +150,17 @@ def _one_image(url: str) -> SourceImage:
     """Return the image at `url`; raise RefusedError if it cannot become a sentinel."""
     if storage.is_web(url):
         raise RefusedError(f"{url}: a folder on the web cannot be copied; download the image first")
-    found = list(find_images([url]))
-    if len(found) > 1:
+    images = list(find_images([url]))
+    if len(images) > 1:
         raise RefusedError(
-            f"{url}: holds {len(found)} images; give one, such as {storage.join(found[0].root, found[0].path)}"
+            f"{url}: holds {len(images)} images; give one, such as {storage.join(images[0].root, images[0].path)}"
         )
-    if isinstance(found[0], FailedImage):
-        raise RefusedError(found[0].message)
-    size = ensemble_weights.size(found[0].url) or 0
+    if isinstance(images[0], FailedImage):
+        raise RefusedError(images[0].message)
+    size = ensemble_weights.size(images[0].url) or 0
     if size > LARGEST:
         raise RefusedError(
             f"{url}: takes {size >> 20} MiB, and a sentinel at most {LARGEST >> 20}, as every run processes it; cut "
             f"out a part of the image"
         )
-    return found[0]
+    return images[0]

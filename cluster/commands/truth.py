@@ -131,26 +131,28 @@ def estimate(request: TruthRequest, reporter: Reporter) -> Outcome[TruthRow, Tru
     request = request.model_copy(update={"out": storage.normalise(request.out)})
     storage.check_writable(request.out)
     reporter.phase("looking for drawings")
-    found = find_drawings(request.experts, request.expert, request.label, without=request.out)
-    if not found.images:
+    drawings = find_drawings(request.experts, request.expert, request.label, without=request.out)
+    if not drawings.images:
         raise RefusedError(f"{request.experts}: no expert drew anything; look at --label and the folders")
     record = TruthRecord(
         settings=request.settings,
         run=Execution(executor=request.executor, address=request.address),
         sources=_sources(request),
-        inputs=TruthInputs(experts=list(found.experts), left_out=list(found.left_out), images=len(found.images)),
+        inputs=TruthInputs(
+            experts=list(drawings.experts), left_out=list(drawings.left_out), images=len(drawings.images)
+        ),
     )
     command = Command(request.out, record, of_sources="experts")
-    stale = partial(_stale, found.images, request.out)
+    stale = partial(_stale, drawings.images, request.out)
     with resumable(command, overwrite=request.overwrite, stale=stale, made=lambda: _TABLES) as running:
         if running.resumed:
             with storage_errors(request.out):
                 storage.remove_partial_files(request.out)
         # Recorded before they are made, so that they can be removed.
-        plan_files(request.out, [truth_file(image, request.settings) for image in found.images])
-        rows, ending = _carry_out(request, found, reporter)
+        plan_files(request.out, [truth_file(image, request.settings) for image in drawings.images])
+        rows, ending = _carry_out(request, drawings, reporter)
         state = state_of(ending.state, rows)
-        summary = _conclude(request, found, rows, state, running.seconds)
+        summary = _conclude(request, drawings, rows, state, running.seconds)
         notes = {row.name: row.message for row in rows if row.status == "done" and row.message}
         running.close(state, failures=failures_of(rows), notes=notes, summary=summary)
         return Outcome(request.out, state, ending.message, rows, summary)
@@ -161,31 +163,31 @@ def _sources(request: TruthRequest) -> list[str]:
     return [request.experts, *options]
 
 
-def _carry_out(request: TruthRequest, found: Drawings, reporter: Reporter) -> tuple[list[TruthRow], Ending]:
+def _carry_out(request: TruthRequest, drawings: Drawings, reporter: Reporter) -> tuple[list[TruthRow], Ending]:
     finished = read_estimated(request.out)
-    rows = {image.name: _row(image, finished.get(image.name)) for image in found.images}
+    rows = {image.name: _row(image, finished.get(image.name)) for image in drawings.images}
 
     def take(image: DrawnImage, result: TaskResult) -> ItemEnd:
         row = _row(image, result.value) if result.error is None else _row(image, None).without_result(result)
         rows[image.name] = row
         return ItemEnd(row.pixels, row.seconds, row.message if row.status == "failed" else "")
 
-    todo = [image for image in found.images if image.name not in finished]
+    todo = [image for image in drawings.images if image.name not in finished]
     items = Items(todo, lambda image: (estimate_and_record, (request.out, image, request.settings)), take)
     ending = items.carry_out(request.executor, request.address, reporter)
     return list(rows.values()), ending
 
 
 def _conclude(
-    request: TruthRequest, found: Drawings, rows: Sequence[TruthRow], state: State, seconds: float
+    request: TruthRequest, drawings: Drawings, rows: Sequence[TruthRow], state: State, seconds: float
 ) -> TruthSummary:
     """Write tables and plot of the images that are done, and return the summary."""
-    known = {image.name for image in found.images}
+    known = {image.name for image in drawings.images}
     records = read_estimated(request.out) if state != "interrupted" else {}
     truths = [record.truth for name, record in sorted(records.items()) if name in known]
-    summaries = summarise(truths, found.experts)
+    summaries = summarise(truths, drawings.experts)
     if truths:
-        _write_tables(request.out, truths, found.experts)
+        _write_tables(request.out, truths, drawings.experts)
     return TruthSummary(
         images=len(rows),
         done=count(rows, "done"),
@@ -193,7 +195,7 @@ def _conclude(
         open=count(rows, "open"),
         seconds=seconds,
         experts=list(summaries),
-        left_out=list(found.left_out),
+        left_out=list(drawings.left_out),
         warnings=warnings(truths, summaries),
     )
 
@@ -213,8 +215,8 @@ def _row(image: DrawnImage, done: EstimatedImage | None) -> TruthRow:
     if done is None:
         return row
     truth = done.truth
-    found = {"status": "done", "message": "; ".join(truth.notes), "file": truth.file, "foreground": truth.foreground}
-    return row.model_copy(update=found | {"pixels": truth.pixels, "seconds": done.seconds})
+    changes = {"status": "done", "message": "; ".join(truth.notes), "file": truth.file, "foreground": truth.foreground}
+    return row.model_copy(update=changes | {"pixels": truth.pixels, "seconds": done.seconds})
 
 
 def _stale(images: Sequence[DrawnImage], out: str, known: Mapping[str, JsonValue]) -> Iterator[str]:

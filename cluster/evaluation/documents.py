@@ -98,7 +98,7 @@ class EvaluationRecord(CommandRecord):
     Attributes
     ----------
     truth, truth_label, experts, expert : as asked for
-    of : the run that is evaluated
+    source_run : the run that is evaluated
     without_truth, truth_without_image : names
     failures : messages by the images' names
     metrics : by name
@@ -112,7 +112,7 @@ class EvaluationRecord(CommandRecord):
     experts: str | None
     expert: list[str] = Field(default_factory=list)
     settings: EvaluationSettings
-    of: EvaluatedRun | None = None
+    source_run: EvaluatedRun | None = None
     ensemble: EvaluatedEnsemble
     images: EvaluationCounts | None = None
     without_truth: list[str] = Field(default_factory=list)

@@ -78,8 +78,8 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
     values = _class_values(job, tally) | _object_values([*tally.objects.values()])
     if baseline is not None:
         values["baseline_dice"] = macro_dice(agreements(tally.baseline_counts))
-        found = _object_values([sum(tally.baseline_objects, ObjectCounts(0, 0))] if tally.objects else [])
-        values |= {f"baseline_{name}": found[name] for name in ("ap50", "map") if name in found}
+        baseline_values = _object_values([sum(tally.baseline_objects, ObjectCounts(0, 0))] if tally.objects else [])
+        values |= {f"baseline_{name}": baseline_values[name] for name in ("ap50", "map") if name in baseline_values}
     values |= _expert_values(job, notes)
     if tally.pixels is not None:
         values["calibration_error"] = expected_calibration_error(tally.pixels)["predicted"]
@@ -90,9 +90,9 @@ def evaluate_image(job: EvaluationJob) -> Evaluated:
 
 def evaluate_and_record(job: EvaluationJob, ledger: ItemLedger[Evaluated]) -> Evaluated:
     """Measure one image and record it; errors as of `evaluate_image`, and OutputError if it cannot be recorded."""
-    found = evaluate_image(job)
-    ledger.record(job.image.name, found)
-    return found
+    evaluated = evaluate_image(job)
+    ledger.record(job.image.name, evaluated)
+    return evaluated
 
 
 def _check_no_copy(job: EvaluationJob, read_truth: ReadLabels) -> None:
@@ -134,12 +134,12 @@ def _stored_labels(job: EvaluationJob, name: str) -> ReadLabels:
 
 def _stored_objects(job: EvaluationJob) -> dict[int, ReadLabels]:
     """Return readers of the label images of objects that the run has, by class."""
-    found = {}
+    readers = {}
     for k, name in enumerate(job.classes):
         group = inside(storage.join(job.labels_url, "labels"), name)
         if k and any(storage.exists(storage.join(group, file)) for file in ("zarr.json", ".zattrs")):
-            found[k] = _stored_labels(job, name)
-    return found
+            readers[k] = _stored_labels(job, name)
+    return readers
 
 
 def _baseline_mask(job: EvaluationJob, notes: list[str]) -> NDArray[np.bool_] | None:
@@ -197,9 +197,9 @@ def _tally(
             distances = boundary_distances(predicted == k, truth == k)
             tally.boundaries.setdefault(k, []).append(distances)
             if k in stored or job.settings.objects == "components":
-                found = stored[k](t, z, window) if k in stored else components(predicted == k)
+                objects = stored[k](t, z, window) if k in stored else components(predicted == k)
                 wanted = objects_of(label) if classes == 2 else components(truth == k)
-                _add_objects(job, tally, k, wanted, found, mask)
+                _add_objects(job, tally, k, wanted, objects, mask)
     return tally
 
 
@@ -226,9 +226,9 @@ def _add_objects(
 
 
 def _class_values(job: EvaluationJob, tally: _Tally) -> dict[str, Value]:
-    found = agreements(tally.counts)
-    values: dict[str, Value] = {"dice": macro_dice(found)}
-    for name, one in zip(job.classes[1:], found, strict=True):
+    class_agreements = agreements(tally.counts)
+    values: dict[str, Value] = {"dice": macro_dice(class_agreements)}
+    for name, one in zip(job.classes[1:], class_agreements, strict=True):
         values |= {f"{metric}:{name}": value for metric, value in asdict(one).items()}
     for k, planes in tally.boundaries.items():
         distance = asdict(boundary_distance(planes))
@@ -269,7 +269,7 @@ def _expert_dice(job: EvaluationJob, drawing: Drawing) -> float:
     sizes, classes = _sizes(job.image), len(job.classes)
     counts = np.zeros((classes, classes), np.int64)
     with open_truth(job.truth, sizes) as read_truth, open_truth(drawing, sizes) as read:
-        for place in _windows(job.image):
-            truth = truth_classes(read_truth(*place), classes, job.truth.url)
-            counts += confusion(truth_classes(read(*place), classes, drawing.url), truth, classes)
+        for position in _windows(job.image):
+            truth = truth_classes(read_truth(*position), classes, job.truth.url)
+            counts += confusion(truth_classes(read(*position), classes, drawing.url), truth, classes)
     return macro_dice(agreements(counts))

@@ -57,7 +57,7 @@ from chorus.pipeline.report.reliability import draw_reliability
 
 LEDGER = "work/evaluation"
 BASELINE = "Otsu's threshold"
-_DEFINING = ("truth", "truth_label", "experts", "expert", "settings", "of", "ensemble")
+_DEFINING = ("truth", "truth_label", "experts", "expert", "settings", "source_run", "ensemble")
 # Prefixes of the metrics, besides those of Dice, whose means are in the summary.
 _SUMMED = ("ap50", "map", "panoptic_quality", "baseline_", "calibration_error", "expert_")
 
@@ -93,13 +93,13 @@ class _Measured:
     rows: dict[str, EvaluationRow]
     pixels: PixelHistogram | None = field(default=None)
 
-    def add(self, name: str, found: Evaluated) -> None:
+    def add(self, name: str, evaluated: Evaluated) -> None:
         """Fill in what was measured of an image."""
         row = self.rows[name]
-        filled = {"message": "; ".join(found.notes), "values": row.values | found.values}
+        filled = {"message": "; ".join(evaluated.notes), "values": row.values | evaluated.values}
         self.rows[name] = row.model_copy(update=filled)
-        if found.pixels is not None:
-            self.pixels = found.pixels if self.pixels is None else self.pixels + found.pixels
+        if evaluated.pixels is not None:
+            self.pixels = evaluated.pixels if self.pixels is None else self.pixels + evaluated.pixels
 
 
 @stoppable()
@@ -124,19 +124,19 @@ def evaluate(request: EvaluateRequest, reporter: Reporter) -> Outcome[Evaluation
     scores = [{str(name): value for name, value in row.items()} for row in read_scores(request.out).to_dict("records")]
     reporter.phase("looking for the truth")
     sources = {row["name"]: storage.join(row["source"], row["image"]) for row in scores}
-    found = find_truths(sources, request.truth, request.truth_label)
+    matched = find_truths(sources, request.truth, request.truth_label)
     classes = tuple(one.name for one in run.ensemble.classes)
-    jobs = _jobs(request, run, found, classes, [row["name"] for row in scores if row["status"] != "failed"])
+    jobs = _jobs(request, run, matched, classes, [row["name"] for row in scores if row["status"] != "failed"])
     command = Command(request.out, _record(request, run), SUMMARY, _DEFINING)
     ledger = ItemLedger(storage.join(request.out, LEDGER), Evaluated)
     with command.held():
         running = begin_inside(command, earlier_record(command), lambda: [TABLE, DIAGRAM, LEDGER])
-        measured = _Measured({row["name"]: _row(row, found, classes) for row in scores})
+        measured = _Measured({row["name"]: _row(row, matched, classes) for row in scores})
         ending = _carry_out(request, jobs, ledger, measured, reporter)
         rows = list(measured.rows.values())
         state = state_of(ending.state, rows)
         pixels = None if measured.pixels is None else PixelCalibration.of(measured.pixels)
-        running.record = _summary(running.record, found, rows, pixels)
+        running.record = _summary(running.record, matched, rows, pixels)
         if state != "interrupted":
             _write(request.out, rows, pixels)
             running.close(state)
@@ -166,19 +166,19 @@ def _record(request: EvaluateRequest, run: PredictRecord) -> EvaluationRecord:
         experts=request.experts,
         expert=request.expert,
         settings=request.settings,
-        of=EvaluatedRun(started=run.started, objects=made),
+        source_run=EvaluatedRun(started=run.started, objects=made),
         ensemble=EvaluatedEnsemble(name=run.ensemble.name, hash=run.ensemble.hash),
         objects=_made_by(request, objects),
     )
 
 
 def _jobs(
-    request: EvaluateRequest, run: PredictRecord, found: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
+    request: EvaluateRequest, run: PredictRecord, matched: FoundTruths, classes: tuple[str, ...], names: Sequence[str]
 ) -> list[EvaluationJob]:
     """Return a job for each image that has a prediction and a truth."""
     table = planned_images(request.out)
     places = {name: index for index, name in enumerate(table.names)}
-    known = [name for name in names if name in found.truths]
+    known = [name for name in names if name in matched.truths]
     experts = find_experts(known, request.experts, request.expert) if request.experts and known else {}
     jobs = []
     for name in known:
@@ -186,18 +186,18 @@ def _jobs(
         url = image.url if run.settings.in_place else storage.join(request.out, "images", name)
         maps = storage.join(request.out, "images", name) if "probability" in run.settings.save else ""
         drawings = experts.get(name, ())
-        jobs.append(EvaluationJob(image, url, maps, found.truths[name], drawings, classes, request.settings))
+        jobs.append(EvaluationJob(image, url, maps, matched.truths[name], drawings, classes, request.settings))
     return jobs
 
 
-def _row(score: Mapping[str, Any], found: FoundTruths, classes: tuple[str, ...]) -> EvaluationRow:
+def _row(score: Mapping[str, Any], matched: FoundTruths, classes: tuple[str, ...]) -> EvaluationRow:
     """Return the row of an image before it is measured."""
     name, status, message = score["name"], score["status"], ""
     if status == "failed":
         message = f"the run failed it: {score['message']}"
-    elif name in found.failed:
-        status, message = "failed", found.failed[name]
-    elif name not in found.truths:
+    elif name in matched.failed:
+        status, message = "failed", matched.failed[name]
+    elif name not in matched.truths:
         status = NO_TRUTH
     return EvaluationRow(name=name, status=status, message=message, values=dict.fromkeys(metric_columns(classes)))
 
@@ -234,7 +234,7 @@ def _carry_out(
 
 
 def _summary(
-    record: EvaluationRecord, found: FoundTruths, rows: Sequence[EvaluationRow], pixels: PixelCalibration | None
+    record: EvaluationRecord, matched: FoundTruths, rows: Sequence[EvaluationRow], pixels: PixelCalibration | None
 ) -> EvaluationRecord:
     """Return the record with what was measured of all images together."""
     counts = EvaluationCounts(
@@ -251,7 +251,7 @@ def _summary(
         AgainstBaseline.of(compare("dice", {"the ensemble": both.T[0], BASELINE: both.T[1]})) if both.size else None
     )
     measured = {"images": counts, "metrics": _means(rows), "pixels": pixels, "against_baseline": against}
-    measured |= {"without_truth": found.without_truth, "truth_without_image": found.without_image}
+    measured |= {"without_truth": matched.without_truth, "truth_without_image": matched.without_image}
     return record.model_copy(update=measured | {"failures": failures_of(rows)})
 
 

@@ -140,12 +140,12 @@ def dice_of(out: str, image_url: str, label: str, ensemble: Ensemble) -> dict[st
         If the run has no result for it, or the label image is missing or does not fit.
     """
     table = planned_images(out)
-    found = [image for image in map(table.image, range(len(table))) if storage.normalise(image.url) == image_url]
-    if not found:
+    images = [image for image in map(table.image, range(len(table))) if storage.normalise(image.url) == image_url]
+    if not images:
         raise ImageError(f"{image_url}: could not be read")
     job = EvaluationJob(
-        image=found[0],
-        labels_url=storage.join(out, "images", found[0].name),
+        image=images[0],
+        labels_url=storage.join(out, "images", images[0].name),
         maps_url="",
         truth=Drawing(TRUTH, inside(storage.join(image_url, "labels"), label, what="the label"), "zarr"),
         experts=(),
@@ -171,14 +171,14 @@ def _measured(
     rows, reasons = [], {}
     for sentinel in sentinels:
         url = sentinel_url(sentinel, ensemble)
-        found: dict[str, float] = {}
+        dice: dict[str, float] = {}
         try:
             if url in failed:
                 raise ImageError(failed[url])
-            found = dice_of(inner.out, url, sentinel.label, ensemble)
+            dice = dice_of(inner.out, url, sentinel.label, ensemble)
         except ImageError as error:
             reasons[sentinel.name] = str(error)
-        rows += rows_of(sentinel, found)
+        rows += rows_of(sentinel, dice)
     return rows, reasons
 
 
@@ -195,16 +195,16 @@ def _inner(request: PredictRequest, urls: list[str]) -> PredictRequest:
     )
 
 
-def rows_of(sentinel: Sentinel, found: Mapping[str, float]) -> list[SentinelDice]:
-    """Return a row per class of a sentinel with the Dice found now; `found` is empty if it could not be processed."""
+def rows_of(sentinel: Sentinel, dice: Mapping[str, float]) -> list[SentinelDice]:
+    """Return a row per class of a sentinel with the Dice found now; `dice` is empty if it could not be processed."""
     return [
         SentinelDice(
             name=sentinel.name,
             class_name=name,
             stored=stored,
-            found=found.get(name),
+            found=dice.get(name),
             tolerance=sentinel.tolerance,
-            moved=name not in found or abs(found[name] - stored) > sentinel.tolerance,
+            moved=name not in dice or abs(dice[name] - stored) > sentinel.tolerance,
         )
         for name, stored in sentinel.dice.items()
     ]

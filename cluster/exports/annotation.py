@@ -79,7 +79,7 @@ def export_annotation(request: AnnotationRequest, reporter: Reporter) -> Outcome
     made = None if objects is None else f"{objects.record.started} to {objects.record.finished}"
     record = ExportRecord(
         settings=ExportAsked(kind="annotation", only=list(rows), by=by, size=request.size),
-        of=ExportedRun(out=request.out, started=run.started, objects=made),
+        source_run=ExportedRun(out=request.out, started=run.started, objects=made),
         run=Execution(executor="serial"),
     )
     command, ledger = command_of(request.to, record), ledger_of(request.to, PackagedImage)

@@ -33,9 +33,9 @@ class Objects:
                 raise RefusedError(f"{out}: has no objects; run `chorus objects {out}` first")
             fs, path = storage.filesystem(self.url)
             with fs.open(path, "rb") as file, _intact(out, self.url):
-                found = pq.ParquetFile(file)
-                self.schema: pa.Schema = found.schema_arrow
-                rows = found.metadata.num_rows
+                parquet = pq.ParquetFile(file)
+                self.schema: pa.Schema = parquet.schema_arrow
+                rows = parquet.metadata.num_rows
         self.record, self.images = record, record.images
         done = [row for row in self.images if row.status == "done"]
         self.counts = np.array([sum(row.objects.values()) for row in done], np.int64)

@@ -119,12 +119,12 @@ def export_image(job: ExportJob) -> None:
         remove_file(job.url)
         return
     image = _labelled(job)
-    found = outlines(image, job.table, job.column, request.color or "class")
+    image_outlines = outlines(image, job.table, job.column, request.color or "class")
     if request.kind == "rois":
-        write_rois(image, found, count, job.url)
+        write_rois(image, image_outlines, count, job.url)
     else:
         painted = request.color == "doubt"
-        write_geojson(image, found, count, job.url, object_type=request.object_type, painted=painted)
+        write_geojson(image, image_outlines, count, job.url, object_type=request.object_type, painted=painted)
 
 
 def _labelled(job: ExportJob) -> LabelledImage:

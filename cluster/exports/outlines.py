@@ -103,7 +103,7 @@ def _record(request: ExportRequest, run: PredictRecord, objects: Objects, only: 
             color=request.color,
             object_type=request.object_type,
         ),
-        of=ExportedRun(out=request.out, started=run.started, objects=made),
+        source_run=ExportedRun(out=request.out, started=run.started, objects=made),
         run=Execution(executor=request.executor, address=request.address),
     )
 

@@ -103,13 +103,13 @@ def write_package(
     request: AnnotationRequest, chosen: pd.DataFrame, rows: Sequence[PackageRow], kept: list[int]
 ) -> None:
     """Write the table of the origin of every file, and why it was chosen."""
-    place = pd.DataFrame([rows[index].model_dump() for index in kept], columns=_PLACE)
+    positions = pd.DataFrame([rows[index].model_dump() for index in kept], columns=_PLACE)
     reasons = (
         chosen.iloc[kept]
         .reset_index(drop=True)
         .drop(columns=["name", "source", "image", "message", "rank"], errors="ignore")
     )
-    write_table(pd.concat([place, reasons], axis=1), storage.join(request.to, PACKAGE))
+    write_table(pd.concat([positions, reasons], axis=1), storage.join(request.to, PACKAGE))
 
 
 def readme_of(classes: Sequence[str], rows: Sequence[PackageRow], *, as_objects: bool, flows: bool) -> str:

@@ -70,7 +70,7 @@ class ExportRecord(RecordWithSurroundings):
 
     command: str = "export"
     settings: ExportAsked
-    of: ExportedRun
+    source_run: ExportedRun
     run: Execution
     failures: dict[str, str] = Field(default_factory=dict)
     summary: ExportSummary | PackageSummary | None = None
@@ -153,7 +153,7 @@ class PackageRow(ItemRow):
 
 def command_of(to: str, record: ExportRecord) -> Command[ExportRecord]:
     """Return the command that exports to `to`."""
-    return Command(to, record, RECORD, ("settings", "of"))
+    return Command(to, record, RECORD, ("settings", "source_run"))
 
 
 def begun(

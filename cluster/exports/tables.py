@@ -52,10 +52,10 @@ def _beside(out: str, name: str, scores: pd.DataFrame) -> pd.DataFrame | None:
             return None
         data = storage.read_bytes(url)
     with parquet_errors(url, f"run `chorus {command}` again, or remove it"):
-        found = with_current_flags(pd.read_parquet(io.BytesIO(data)))
-    if sorted(found[_KEY]) != sorted(scores[_KEY]):
+        table = with_current_flags(pd.read_parquet(io.BytesIO(data)))
+    if sorted(table[_KEY]) != sorted(scores[_KEY]):
         raise RefusedError(f"{url}: is of other images than scores.parquet; run `chorus {command}` again, or remove it")
-    return found
+    return table
 
 
 def export_tables(out: str, to: str, kind: Literal["csv", "parquet", "json"]) -> dict[str, int]:

@@ -53,13 +53,13 @@ def add_objects(
     results = Results(
         ObjectsRequest(out=request.out, method=request.objects, executor=run.executor, address=run.address)  # type: ignore[arg-type]
     )
-    found = make_objects(results, reporter, keep_other=True)
+    made = make_objects(results, reporter, keep_other=True)
     failed = failures_of(outcome.rows)
-    missed = [row.message for row in found.rows if row.status == "failed" and row.name not in failed]
-    counts = ObjectCounts(method=found.summary.method, counts=found.summary.objects, failed=len(missed))
+    missed = [row.message for row in made.rows if row.status == "failed" and row.name not in failed]
+    counts = ObjectCounts(method=made.summary.method, counts=made.summary.objects, failed=len(missed))
     whole = replace(outcome, summary=outcome.summary.model_copy(update={"objects": counts}))
-    if found.state == "interrupted":
-        whole = replace(whole, state=found.state, message=found.message)
+    if made.state == "interrupted":
+        whole = replace(whole, state=made.state, message=made.message)
     elif missed:
         whole = replace(whole, state="failures", message=missed[0])
     record.end(whole.state, whole.summary)

@@ -26,25 +26,25 @@ from chorus.pipeline.io.storage import storage_errors
 _SIDES = ("top", "bottom", "left", "right")
 
 
-def write_pieces(job: ObjectJob, region: int, found: Mapping[int, RegionPieces]) -> None:
+def write_pieces(job: ObjectJob, region: int, pieces: Mapping[int, RegionPieces]) -> None:
     """Write a region's pieces of objects that may extend into other regions.
 
     Parameters
     ----------
-    found : pieces by class
+    pieces : pieces by class
 
     Raises
     ------
     OutputError
         If they cannot be written.
     """
-    cut = pd.concat([one.cut.assign(**{"class": value}) for value, one in found.items()], ignore_index=True)
+    cut = pd.concat([one.cut.assign(**{"class": value}) for value, one in pieces.items()], ignore_index=True)
     lists = pa.schema([(name, pa.list_(pa.float64())) for name in cut.columns if name.startswith("map:")])
     numbers = pa.Table.from_pandas(cut.drop(columns=lists.names), preserve_index=False)
     for name in lists.names:
         numbers = numbers.append_column(lists.field(name), pa.array(cut[name].tolist(), lists.field(name).type))
     write_rows(job.pieces_url(region), numbers.replace_schema_metadata())
-    sides = {f"{value}-{side}": getattr(one.edges, side) for value, one in found.items() for side in _SIDES}
+    sides = {f"{value}-{side}": getattr(one.edges, side) for value, one in pieces.items() for side in _SIDES}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **sides)
     with storage_errors(job.edges_url(region)):
@@ -69,24 +69,24 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
     OutputError
         If the pieces cannot be read, or the objects not written.
     """
-    place, grid = job.image.locate(first), job.image.grid
+    location, grid = job.image.locate(first), job.image.grid
     url, tables = job.rows_url(first).replace(".parquet", "-joined.parquet"), []
     with storage_errors(job.scratch):
         read = [pq.read_table(io.BytesIO(storage.read_bytes(job.pieces_url(first + i)))) for i in range(grid.count)]
     all_pieces = pa.concat_tables([one for one in read if len(one)] or read[:1], promote_options="default").to_pandas()
     for value, name in job.classes:
         pieces = all_pieces[all_pieces["class"] == value].drop(columns="class").reset_index(drop=True)
-        of = _objects_of(job, first, grid, value, pieces["name"].to_numpy(np.uint64))
-        sums = joined_sums(pieces, of)
+        objects = _objects_of(job, first, grid, value, pieces["name"].to_numpy(np.uint64))
+        sums = joined_sums(pieces, objects)
         large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
-        of[np.isin(of, sums["name"][~large].to_numpy(np.uint64))] = 0
+        objects[np.isin(objects, sums["name"][~large].to_numpy(np.uint64))] = 0
         rows = measured_rows(sums[large].reset_index(drop=True), job.plane, columns)
         order = np.argsort(pieces["name"].to_numpy(np.uint64))
-        joined = np.stack([pieces["name"].to_numpy(np.uint64)[order], of[order]])
-        tables.append(region_table(_with_shapes(job, place, name, rows, joined), value, columns))
+        joined = np.stack([pieces["name"].to_numpy(np.uint64)[order], objects[order]])
+        tables.append(region_table(_with_shapes(job, location, name, rows, joined), value, columns))
         buffer = io.BytesIO()
         np.save(buffer, joined, allow_pickle=False)
-        joined_url = job.joined_url(name, place.t, place.z)
+        joined_url = job.joined_url(name, location.t, location.z)
         with storage_errors(joined_url):
             storage.write_bytes(joined_url, buffer.getvalue())
     write_rows(url, pa.concat_tables(tables))
@@ -94,7 +94,7 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
 
 
 def _with_shapes(
-    job: ObjectJob, place: RegionPlace, name: str, rows: pd.DataFrame, joined: NDArray[np.uint64]
+    job: ObjectJob, location: RegionPlace, name: str, rows: pd.DataFrame, joined: NDArray[np.uint64]
 ) -> pd.DataFrame:
     """Add their shapes to `rows` of objects that span regions, from the names of pieces that the regions wrote.
 
@@ -107,11 +107,11 @@ def _with_shapes(
         y0, x0, y1, x1 = boxes[index]
         if (y1 - y0) * (x1 - x0) > LARGEST:
             return None
-        at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": slice(y0, y1), "x": slice(x0, x1)}
+        at: dict[str, int | slice] = {"t": location.t, "z": location.z, "y": slice(y0, y1), "x": slice(x0, x1)}
         with storage_errors(job.scratch):
             stored = np.asarray(names[tuple(at[axis] for axis in job.layout.axes)], dtype=np.uint64)
-        found: NDArray[np.bool_] = _replaced(stored, *joined) == objects[index]
-        return found
+        pixels: NDArray[np.bool_] = _replaced(stored, *joined) == objects[index]
+        return pixels
 
     boxes, objects = rows[["y0", "x0", "y1", "x1"]].to_numpy(np.int64).tolist(), rows["name"].to_numpy(np.uint64)
     names = open_labels(job.scratch, 0, name)
@@ -173,5 +173,5 @@ def _replaced(names: NDArray[np.uint64], old: NDArray[np.uint64], new: NDArray[n
     """
     if not len(old):
         return names.copy()
-    place = np.minimum(np.searchsorted(old, names), len(old) - 1)
-    return np.where(old[place] == names, new[place], names)
+    positions = np.minimum(np.searchsorted(old, names), len(old) - 1)
+    return np.where(old[positions] == names, new[positions], names)

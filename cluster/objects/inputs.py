@@ -173,9 +173,11 @@ class Results:
             ensemble_diameter=self.diameter,
             flows_from=None if self.second is None else self.second.defining,
         )
-        of = PredictedRun(started=self.run.started, settings=self.run.settings.content, ensemble=self.ensemble.hash)
+        predicted_run = PredictedRun(
+            started=self.run.started, settings=self.run.settings.content, ensemble=self.ensemble.hash
+        )
         run = Execution(executor=request.executor, address=request.address)
-        return ObjectsRecord(settings=asked, of=of, run=run)
+        return ObjectsRecord(settings=asked, of=predicted_run, run=run)
 
     def work(self, image: str) -> str:
         """Return the folder of the work on an image."""

@@ -105,10 +105,10 @@ class ObjectJob:
         """Return the number of tasks of a stage, see `chorus.cluster.objects.run`."""
         return self.image.regions if stage in ("regions", "labels") else 1
 
-    def pixels(self, stage: str, place: int) -> int:
+    def pixels(self, stage: str, index: int) -> int:
         """Return the number of pixels of a task of a stage."""
         whole = {"all": self.image.pixels}
-        return self.image.locate(place).window.pixels if stage == "regions" else whole.get(stage, 0)
+        return self.image.locate(index).window.pixels if stage == "regions" else whole.get(stage, 0)
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,13 @@ class VolumeJob(ObjectJob):
 
     def block(self, index: int) -> tuple[int, Box]:
         """Return time point and voxels of a block."""
-        t, place = divmod(index, self.blocks.count)
-        return t, self.blocks.box(place)
+        t, position = divmod(index, self.blocks.count)
+        return t, self.blocks.box(position)
 
     def slab(self, index: int) -> tuple[int, Box]:
         """Return time point and voxels of a slab."""
-        t, place = divmod(index, self.slabs.count)
-        return t, self.slabs.box(place)
+        t, position = divmod(index, self.slabs.count)
+        return t, self.slabs.box(position)
 
     def names_plan(self, class_name: str, t: int) -> ArrayPlan:
         """Return the array of object names below `scratch`: a block is a shard, and its planes are chunks."""
@@ -161,11 +161,11 @@ class VolumeJob(ObjectJob):
         grids = {"regions": self.blocks, "labels": self.slabs}
         return self.image.planes[0] * grids[stage].count if stage in grids else 1
 
-    def pixels(self, stage: str, place: int) -> int:
+    def pixels(self, stage: str, index: int) -> int:
         """Return the number of voxels of a task of a stage."""
         if stage == "all":
             return self.image.pixels
-        return self.block(place)[1].voxels if stage == "regions" else 0
+        return self.block(index)[1].voxels if stage == "regions" else 0
 
 
 def block_grid(shape: tuple[int, int, int], settings: VolumeSettings) -> BlockGrid:

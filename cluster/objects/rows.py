@@ -158,17 +158,17 @@ def sorted_rows(regions: Sequence[RegionRows], value: int, known: NDArray[np.uin
         yield pa.concat_tables(parts).sort_by("name")
 
 
-def labelled(rows: pa.Table, first: int, schema: pa.Schema, place: Sequence[str | int]) -> pa.Table:
+def labelled(rows: pa.Table, first: int, schema: pa.Schema, key_values: Sequence[str | int]) -> pa.Table:
     """Convert sorted rows of regions to rows of ``objects.parquet``, whose labels count from `first`.
 
     The columns after the label are the same in both, in the same order.
 
     Parameters
     ----------
-    place : values of the columns before the label: image, t, z (not of volumes), class
+    key_values : values of the columns before the label: image, t, z (not of volumes), class
     """
     count = len(rows)
-    columns = [pa.repeat(pa.scalar(value), count) for value in place]
+    columns = [pa.repeat(pa.scalar(value), count) for value in key_values]
     labels = pa.array(np.arange(first, first + count, dtype=np.uint64))
     measured = rows.drop_columns(["class", "name"]).combine_chunks().columns
     return pa.Table.from_arrays([*columns, labels, *measured], schema=schema)

@@ -139,15 +139,15 @@ def _finished(results: Results) -> dict[int, ImageObjects]:
         files = fs.find(path) if fs.exists(path) else []
         signs = {file[len(path) :].strip("/") for file in files if file.endswith("/done.json")}
         names = {i: name for i, name in enumerate(results.table.names) if f"{name}/done.json" in signs}
-        found = dict(zip(names, pool.map(recorded_objects, map(results.work, names.values())), strict=True))
-        for index in [index for index, known in found.items() if known is None]:
+        finished = dict(zip(names, pool.map(recorded_objects, map(results.work, names.values())), strict=True))
+        for index in [index for index, known in finished.items() if known is None]:
             remove_folder(results.work(names[index]))
-        return {index: known for index, known in found.items() if known is not None}
+        return {index: known for index, known in finished.items() if known is not None}
 
 
 def _carry_out(results: Results, reporter: PlanReporter) -> tuple[list[ObjectsRow], Ending]:
-    found = _finished(results)
-    todo = [index for index in np.flatnonzero(results.finished).tolist() if index not in found]
+    finished = _finished(results)
+    todo = [index for index in np.flatnonzero(results.finished).tolist() if index not in finished]
     errors: dict[int, tuple[int, str]] = {}
     request = results.request
     with interruptible() as ending:
@@ -155,22 +155,22 @@ def _carry_out(results: Results, reporter: PlanReporter) -> tuple[list[ObjectsRo
         names = results.table.names
         errors |= {index: (0, without[names[index]]) for index in todo if names[index] in without}
         todo = [index for index in todo if index not in errors]
-        stream = _Stream(results, todo, found, errors)
+        stream = _Stream(results, todo, finished, errors)
         items, pixels = len(todo), int(results.table.pixels[todo].sum())
         steps = stream.steps()
         carry_out(stream, request.executor, request.address, reporter, items=items, steps=steps, pixels=pixels)
         reporter.phase(f"writing {TABLE}")
-        _unite(results, found)
-    return _rows(results, found, {index: text for index, (_, text) in errors.items()}), ending
+        _unite(results, finished)
+    return _rows(results, finished, {index: text for index, (_, text) in errors.items()}), ending
 
 
-def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, str]) -> list[ObjectsRow]:
+def _rows(results: Results, finished: dict[int, ImageObjects], errors: dict[int, str]) -> list[ObjectsRow]:
     """Return a row per image in the order of the plan, then those that could not be planned."""
     rows = []
     for index, name in enumerate(results.table.names):
         row = ObjectsRow(name=name)
-        if index in found:
-            row = ObjectsRow(name=name, status="done", objects=found[index].counts)
+        if index in finished:
+            row = ObjectsRow(name=name, status="done", objects=finished[index].counts)
         elif index in errors:
             row = ObjectsRow(name=name, status="failed", message=errors[index])
         elif not results.finished[index]:
@@ -182,14 +182,14 @@ def _rows(results: Results, found: dict[int, ImageObjects], errors: dict[int, st
     return [*rows, *(ObjectsRow(name=n, status="failed", message=f"{n}: {unplanned}") for n in failed)]
 
 
-def _unite(results: Results, found: dict[int, ImageObjects]) -> None:
+def _unite(results: Results, finished: dict[int, ImageObjects]) -> None:
     """Write the table of all images that are done, in the order of the plan."""
     names = results.table.names
-    images = sorted(found)
-    means = dict.fromkeys(column for index in images for column in found[index].maps if column not in results.doubts)
+    images = sorted(finished)
+    means = dict.fromkeys(column for index in images for column in finished[index].maps if column not in results.doubts)
     unite(
         [storage.join(results.work(names[index]), TABLE) for index in images],
-        [found[index].total for index in images],
+        [finished[index].total for index in images],
         storage.join(results.request.out, TABLE),
         (volume_schema if results.of_volumes else object_schema)([*results.doubts, *means]),
     )
@@ -220,7 +220,7 @@ class _Stream:
     Parameters
     ----------
     todo : indices of the images to process
-    found, errors : receive the result of each image; of several errors, that of the first region
+    finished, errors : receive the result of each image; of several errors, that of the first region
     """
 
     _tasks: Tasks
@@ -230,11 +230,11 @@ class _Stream:
         self,
         results: Results,
         todo: list[int],
-        found: dict[int, ImageObjects],
+        finished: dict[int, ImageObjects],
         errors: dict[int, tuple[int, str]],
     ) -> None:
         self._results, self._todo, self._waiting = results, todo, iter(todo)
-        self._found, self._errors = found, errors
+        self._finished, self._errors = finished, errors
         self._images: dict[int, _Progress] = {}
         self._running: dict[int, tuple[int, str, int]] = {}
         self._submitted = 0
@@ -272,27 +272,27 @@ class _Stream:
         stage = image.stages.pop(0)
         function = _functions(image.job)[stage]
         image.running = image.job.tasks(stage)
-        for place in range(image.running):
-            self._running[self._submitted] = index, stage, place
-            arguments = (image.job, place) if stage in ("regions", "labels") else (image.job,)
+        for task in range(image.running):
+            self._running[self._submitted] = index, stage, task
+            arguments = (image.job, task) if stage in ("regions", "labels") else (image.job,)
             self._tasks.submit(self._submitted, timed, function, *arguments)
             self._submitted += 1
 
     def _taken(self, result: TaskResult) -> RegionStatus:
         """Record the result of a task, and submit the next stage of its image if it was the last task of one."""
-        index, stage, place = self._running.pop(result.key)
+        index, stage, task = self._running.pop(result.key)
         image = self._images[index]
         image.running -= 1
         if result.error is not None:
-            self._errors[index] = min(self._errors.get(index, (place, result.error)), (place, result.error))
+            self._errors[index] = min(self._errors.get(index, (task, result.error)), (task, result.error))
         elif result.value.objects is not None:
-            self._found[index] = result.value.objects
+            self._finished[index] = result.value.objects
         if not image.running:
             if image.stages and index not in self._errors:
                 self._proceed(index)
             else:
                 del self._images[index]
         if result.error is not None:
-            return RegionStatus(result.key, index, place, "failed", result.error)
-        seconds, pixels = result.value.seconds, image.job.pixels(stage, place)
-        return RegionStatus(result.key, index, place, "done", pixels=pixels, device_seconds=seconds, seconds=seconds)
+            return RegionStatus(result.key, index, task, "failed", result.error)
+        seconds, pixels = result.value.seconds, image.job.pixels(stage, task)
+        return RegionStatus(result.key, index, task, "done", pixels=pixels, device_seconds=seconds, seconds=seconds)

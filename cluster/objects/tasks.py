@@ -106,39 +106,39 @@ def find_in_region(job: ObjectJob, region: int) -> None:
     """
     if storage.exists(job.rows_url(region)):
         return
-    place = job.image.locate(region)
-    plane = StoredPlane(job.layout, place.t, place.z, multilabel=job.multilabel, flows=job.flows)
+    location = job.image.locate(region)
+    plane = StoredPlane(job.layout, location.t, location.z, multilabel=job.multilabel, flows=job.flows)
     if job.method == "components":
-        tables = _components(job, plane, place, region)
+        tables = _components(job, plane, location, region)
     else:
-        tables = [_converging(job, plane, place, value, name) for value, name in job.classes]
+        tables = [_converging(job, plane, location, value, name) for value, name in job.classes]
     write_rows(job.rows_url(region), pa.concat_tables(tables))
 
 
-def _converging(job: ObjectJob, plane: StoredPlane, place: RegionPlace, value: int, name: str) -> pa.Table:
+def _converging(job: ObjectJob, plane: StoredPlane, location: RegionPlace, value: int, name: str) -> pa.Table:
     """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
-    found = converging_objects(plane, place.window, job.plane, value, job.method, job.settings)
-    _write_names(job, name, place, found.names)
+    objects = converging_objects(plane, location.window, job.plane, value, job.method, job.settings)
+    _write_names(job, name, location, objects.names)
     columns = columns_of(job)
-    maps = partial(_maps, job, plane, place, value=value)
-    rows = converging_rows(found, place.window, job.plane, job.method, maps, len(columns), job.spacing)
+    maps = partial(_maps, job, plane, location, value=value)
+    rows = converging_rows(objects, location.window, job.plane, job.method, maps, len(columns), job.spacing)
     return region_table(rows, value, columns)
 
 
-def _components(job: ObjectJob, plane: StoredPlane, place: RegionPlace, region: int) -> list[pa.Table]:
+def _components(job: ObjectJob, plane: StoredPlane, location: RegionPlace, region: int) -> list[pa.Table]:
     """Return rows of components inside the region; write pieces of others, which are joined after all regions."""
-    read = cache(lambda: _maps(job, plane, place, place.window, job.classes[0][0]))  # the same for all classes
-    columns, wide, found = columns_of(job), around(place.window, job.plane), {}
+    read = cache(lambda: _maps(job, plane, location, location.window, job.classes[0][0]))  # the same for all classes
+    columns, wide, pieces = columns_of(job), around(location.window, job.plane), {}
     for value, name in job.classes:
         foreground = plane.foreground(wide, value)
-        found[value] = label_pieces(foreground, place.window, job.plane, read, job.settings.minimum_size)
-        _write_names(job, name, place, found[value].names)
+        pieces[value] = label_pieces(foreground, location.window, job.plane, read, job.settings.minimum_size)
+        _write_names(job, name, location, pieces[value].names)
     if job.image.grid.count > 1:
-        write_pieces(job, region, found)
+        write_pieces(job, region, pieces)
     tables = []
-    for value, one in found.items():
+    for value, one in pieces.items():
         rows = measured_rows(one.whole, job.plane, columns)
-        rows = with_shapes(rows, one.names, rows["name"].to_numpy(np.uint64), place.window, job.spacing)
+        rows = with_shapes(rows, one.names, rows["name"].to_numpy(np.uint64), location.window, job.spacing)
         tables.append(region_table(rows, value, columns))
     return tables
 
@@ -148,16 +148,16 @@ def columns_of(job: ObjectJob) -> list[str]:
     return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
 
 
-def _write_names(job: ObjectJob, name: str, place: RegionPlace, names: NDArray[np.uint64]) -> None:
+def _write_names(job: ObjectJob, name: str, location: RegionPlace, names: NDArray[np.uint64]) -> None:
     layout, label = job.names_layout, LabelImage(name, "uint64")
     put_documents(layout.url, label_plan(layout, label, 0).documents())
-    write_labels(layout, label, 0, place.t, place.z, place.window, names)
+    write_labels(layout, label, 0, location.t, location.z, location.window, names)
 
 
-def _maps(job: ObjectJob, plane: StoredPlane, place: RegionPlace, window: Window, value: int) -> list[NDArray[Any]]:
+def _maps(job: ObjectJob, plane: StoredPlane, location: RegionPlace, window: Window, value: int) -> list[NDArray[Any]]:
     """Read the maps whose means objects get, (y, x) each: uncertainties, and the channels of the source."""
     array = open_level(job.image.url, job.image.level_path)
-    pixels = read_window(array, job.image.axes, place.t, place.z, job.channels, window, strict=job.strict)
+    pixels = read_window(array, job.image.axes, location.t, location.z, job.channels, window, strict=job.strict)
     return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
 
 
@@ -168,13 +168,13 @@ class Numbered:
     Attributes
     ----------
     t, z : where it is; z is 0 for a volume
-    place : values of the columns between image and class in ``objects.parquet``
+    coordinates : values of the columns between image and class in ``objects.parquet``
     rows : URLs of the tables of its regions
     """
 
     t: int
     z: int
-    place: tuple[int, ...]
+    coordinates: tuple[int, ...]
     rows: list[str]
 
 
@@ -194,11 +194,11 @@ def number_objects(job: ObjectJob) -> None:
 def _planes(job: ObjectJob) -> Iterator[Numbered]:
     per_plane = job.image.grid.count
     for first in range(0, job.image.regions, per_plane):
-        place = job.image.locate(first)
+        location = job.image.locate(first)
         urls = [job.rows_url(region) for region in range(first, first + per_plane)]
         if job.method == "components" and per_plane > 1:
             urls.append(unite_pieces(job, first, columns_of(job)))
-        yield Numbered(place.t, place.z, (place.t, place.z), urls)
+        yield Numbered(location.t, location.z, (location.t, location.z), urls)
 
 
 def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schema], parts: Iterable[Numbered]) -> None:
@@ -222,23 +222,23 @@ def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schem
                 write_known(job.known_url(name, part.t, part.z), known)
                 label = 1
                 for rows in sorted_rows(regions, value, known):
-                    writer.write_table(labelled(rows, label, schema, (job.image.name, *part.place, name)))
+                    writer.write_table(labelled(rows, label, schema, (job.image.name, *part.coordinates, name)))
                     label += len(rows)
                 counts[name] += len(known)
                 most[name] = max(most[name], len(known))
-    found = ImageObjects(counts=counts, most=most, maps=columns)
+    objects = ImageObjects(counts=counts, most=most, maps=columns)
     for _, name in job.classes:
         remove_labels(job.layout, name)  # made with other settings
-        prepare_labels(job.layout, found.label_image(name))
-    write_json(storage.join(job.scratch, COUNTS), found)
+        prepare_labels(job.layout, objects.label_image(name))
+    write_json(storage.join(job.scratch, COUNTS), objects)
 
 
 def counted_objects(job: ObjectJob) -> ImageObjects:
     """Return the number of objects of an image after they are numbered; raise OutputError if that is damaged."""
-    found = recorded_objects(job.scratch, COUNTS)
-    if found is None:
+    objects = recorded_objects(job.scratch, COUNTS)
+    if objects is None:
         raise OutputError(f"{storage.join(job.scratch, COUNTS)}: is damaged; run the same command again")
-    return found
+    return objects
 
 
 def write_numbers(
@@ -278,16 +278,21 @@ def label_pixels(job: ObjectJob, region: int) -> None:
     OutputError
         If the names cannot be read, or the labels not written.
     """
-    found, place = counted_objects(job), job.image.locate(region)
-    at: dict[str, int | slice] = {"t": place.t, "z": place.z, "y": place.window.y.slice, "x": place.window.x.slice}
+    objects, location = counted_objects(job), job.image.locate(region)
+    at: dict[str, int | slice] = {
+        "t": location.t,
+        "z": location.z,
+        "y": location.window.y.slice,
+        "x": location.window.x.slice,
+    }
     for _, name in job.classes:
-        known = read_known(job.known_url(name, place.t, place.z))
+        known = read_known(job.known_url(name, location.t, location.z))
         with storage_errors(job.scratch):
             stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
         names = np.asarray(stored, dtype=np.uint64)
         if job.method == "components" and job.image.grid.count > 1:
-            names = joined_names(job.joined_url(name, place.t, place.z), names)
-        write_numbers(job, found.label_image(name), place.t, place.z, place.window, names, known)
+            names = joined_names(job.joined_url(name, location.t, location.z), names)
+        write_numbers(job, objects.label_image(name), location.t, location.z, location.window, names, known)
 
 
 def finish_objects(job: ObjectJob) -> ImageObjects:
@@ -298,14 +303,14 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
     OutputError
         If the result cannot be written.
     """
-    found = counted_objects(job)
+    objects = counted_objects(job)
     for _, name in job.classes:
         with storage_errors(job.layout.labels_url):
             # Of processes that were killed: nobody else writes to this image any more.
             storage.remove_partial_files(storage.join(job.layout.labels_url, "labels", name))
-        write_label_pyramid(job.layout, found.label_image(name))
-    write_json(storage.join(job.work, "done.json"), found)
+        write_label_pyramid(job.layout, objects.label_image(name))
+    write_json(storage.join(job.work, "done.json"), objects)
     with storage_errors(job.scratch):
         for folder in ("labels", "rows", "pieces", "known"):
             remove_folder(storage.join(job.scratch, folder))
-    return found
+    return objects

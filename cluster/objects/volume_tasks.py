@@ -84,12 +84,12 @@ def find_in_block(job: VolumeJob, index: int) -> None:
     source = cache(lambda: open_level(job.image.url, job.image.level_path))
     columns, tables = columns_of(job), []
     for value, name in job.classes:
-        found = label_block(partial(stored.crop, value=value), box, job.shape, settings)
+        objects = label_block(partial(stored.crop, value=value), box, job.shape, settings)
         plan = job.names_plan(name, t)
         put_documents(job.scratch, plan.documents())
-        put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, found.names)
-        maps = partial(_maps, job, stored, source, t, found.crop)
-        rows = volume_rows(found, box, job.shape, columns, maps, job.spacing)
+        put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, objects.names)
+        maps = partial(_maps, job, stored, source, t, objects.crop)
+        rows = volume_rows(objects, box, job.shape, columns, maps, job.spacing)
         tables.append(_table(rows.assign(**{"class": value}), volume_schema(columns, _KEY)))
     write_rows(job.rows_url(index), pa.concat_tables(tables))
 
@@ -132,11 +132,11 @@ def label_voxels(job: VolumeJob, index: int) -> None:
     OutputError
         If the names cannot be read, or the labels not written.
     """
-    found, (t, box) = counted_objects(job), job.slab(index)
+    objects, (t, box) = counted_objects(job), job.slab(index)
     for _, name in job.classes:
         known = read_known(job.known_url(name, t, 0))
         for z, names in _stored_names(job, name, t, box):
-            write_numbers(job, found.label_image(name), t, z, box.window, names, known)
+            write_numbers(job, objects.label_image(name), t, z, box.window, names, known)
 
 
 def _stored_names(job: VolumeJob, name: str, t: int, box: Box) -> Iterator[tuple[int, NDArray[np.uint64]]]:

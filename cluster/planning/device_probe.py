@@ -54,16 +54,16 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool =
     RefusedError
         Naming the member that does not fit.
     """
-    found = device_of(settings.device)
-    device = found.torch_device
-    found.use_threads(settings.threads)
-    process, free = psutil.Process().memory_info().rss, found.free_memory()
+    compute_device = device_of(settings.device)
+    device = compute_device.torch_device
+    compute_device.use_threads(settings.threads)
+    process, free = psutil.Process().memory_info().rss, compute_device.free_memory()
     count = range(len(ensemble.spec.members))
     members = load_members(ensemble, count, device, settings.tile, settings.backend, settings.precision, check=True)
     inputs = ensemble.inputs(count, settings.tile)
     weights = sum(member.parameters_bytes() for member in members)
-    found.reset_peak_memory()
-    before = found.peak_memory()
+    compute_device.reset_peak_memory()
+    before = compute_device.peak_memory()
     inference = inference_settings(settings, ensemble)
     group = MemberGroup(members, inference, device, inputs.channels)
     batch = torch.zeros((settings.batch, inputs.count, settings.tile, settings.tile), device=device)
@@ -72,7 +72,7 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool =
         started = time.perf_counter()
         sums = SampleSums.zeros(settings.batch, inference.classes, settings.tile, device, flows=inference.flows)
         group.add_samples(batch, sums)
-        found.synchronize()
+        compute_device.synchronize()
         return time.perf_counter() - started
 
     with torch.inference_mode():
@@ -82,9 +82,9 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool =
             best = min(best, seconds())
     return DeviceProbe(
         weights=weights,
-        activations=max(0, found.peak_memory() - before),
+        activations=max(0, compute_device.peak_memory() - before),
         process=process,
         device_memory=int(USABLE_MEMORY * free),
         seconds_per_tile=best / settings.batch,
-        device=found.name(),
+        device=compute_device.name(),
     )

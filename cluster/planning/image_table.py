@@ -99,9 +99,9 @@ class PlannedImage:
 
     def locate(self, index: int) -> RegionPlace:
         """Locate region `index` of this image: time points in order, then z planes, then row by row within a plane."""
-        plane, place = divmod(index, self.grid.count)
+        plane, position = divmod(index, self.grid.count)
         t, z = divmod(plane, self.planes[1])
-        return RegionPlace(t, z, self.grid.window(place))
+        return RegionPlace(t, z, self.grid.window(position))
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,14 +166,14 @@ def plan_images(
 
     `out` is left out, where it lies within a source.
     """
-    for found in find_images(list(sources), without=out):
-        if isinstance(found, FailedImage):
-            yield found
+    for image in find_images(list(sources), without=out):
+        if isinstance(image, FailedImage):
+            yield image
             continue
         try:
-            yield plan_image(found, ensemble, settings)
+            yield plan_image(image, ensemble, settings)
         except ImageError as error:
-            yield FailedImage(found.root, found.path, found.name, str(error))
+            yield FailedImage(image.root, image.path, image.name, str(error))
 
 
 def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings) -> PlannedImage:

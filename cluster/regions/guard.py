@@ -62,10 +62,10 @@ class RegionGuard:
         Every stage is measured once: the metrics count it, and the timeline of a profiled run keeps it, after the
         stages `before` of other workers, `packed`.
         """
-        index, place = self._table.find(region)
-        with about(run=run_label(self._context.out), image=self._table.image(index).name, region=place):
+        index, region_in_image = self._table.find(region)
+        with about(run=run_label(self._context.out), image=self._table.image(index).name, region=region_in_image):
             with noted() as spans:
-                ended = self._attempt(region, index, place, work)
+                ended = self._attempt(region, index, region_in_image, work)
             self._metrics.stages(spans)
             if self._context.profile:
                 ended = replace(ended, spans=packed([*unpacked(before), *spans]))
@@ -76,18 +76,20 @@ class RegionGuard:
                 log_of_regions.log(level, "region %s%s", ended.state, reason, extra={"fields": fields})
             return ended
 
-    def _attempt(self, region: int, index: int, place: int, work: Callable[[], Ended]) -> Ended | RegionStatus:
+    def _attempt(
+        self, region: int, index: int, region_in_image: int, work: Callable[[], Ended]
+    ) -> Ended | RegionStatus:
         """Return what `work` gives, or how it failed: errors are data, so that one region never stops the others."""
         try:
             with span("look up"):
-                recorded = self._ledger.has_region(self._table.image(index).name, place)
+                recorded = self._ledger.has_region(self._table.image(index).name, region_in_image)
                 begun = [] if recorded else self._attempts.unended(region)
             if recorded:
                 # A block of the stream is retried whole when its actor dies; what was recorded is not done again.
-                return RegionStatus(region, index, place, "done")
+                return RegionStatus(region, index, region_in_image, "done")
             if reason := suspicion(begun, self._node.nodes):
-                message = f"region {place} {reason} and is set aside; look into the logs of Ray"
-                return RegionStatus(region, index, place, "quarantined", message, attempts=len(begun))
+                message = f"region {region_in_image} {reason} and is set aside; look into the logs of Ray"
+                return RegionStatus(region, index, region_in_image, "quarantined", message, attempts=len(begun))
             # A region that was in progress when a worker died is tried alone, so that it cannot kill its neighbours.
             with self._gate.enter(alone=bool(begun)):
                 with span("look up"):
@@ -99,16 +101,16 @@ class RegionGuard:
                     with span("record"):
                         self._attempts.end(region)
         except OutputError as error:
-            return RegionStatus(region, index, place, "unwritable", str(error))
+            return RegionStatus(region, index, region_in_image, "unwritable", str(error))
         except ChorusError as error:
-            return RegionStatus(region, index, place, "failed", str(error))
+            return RegionStatus(region, index, region_in_image, "failed", str(error))
         except Exception as error:
             if is_out_of_memory(error):
                 message = (
-                    f"region {place} needs more memory than there is ({self._context.settings.device}), also with one "
-                    f"tile a call; use a smaller --region or --tile, or fewer --actors on a machine"
+                    f"region {region_in_image} needs more memory than there is ({self._context.settings.device}), also "
+                    f"with one tile a call; use a smaller --region or --tile, or fewer --actors on a machine"
                 )
             else:
-                log.exception("region %d of image %d", place, index)
+                log.exception("region %d of image %d", region_in_image, index)
                 message = f"unexpected {type(error).__name__}: {error}; please report this with the log"
-            return RegionStatus(region, index, place, "failed", message)
+            return RegionStatus(region, index, region_in_image, "failed", message)

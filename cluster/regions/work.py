@@ -33,7 +33,7 @@ class RegionWork:
 
     Attributes
     ----------
-    place : its number in the image
+    region_in_image : its number in the image
     where : its plane and window
     target : the window of the model's plane to compute
     pixels : its own, (channels, y, x) as stored
@@ -41,7 +41,7 @@ class RegionWork:
     features : collects those of its tiles
     """
 
-    place: int
+    region_in_image: int
     image: PlannedImage
     where: RegionPlace
     target: Window
@@ -52,7 +52,7 @@ class RegionWork:
 
 def region_work(
     image: PlannedImage,
-    place: int,
+    region_in_image: int,
     where: RegionPlace,
     settings: ResolvedSettings,
     inputs: Inputs,
@@ -63,7 +63,7 @@ def region_work(
 
     Parameters
     ----------
-    place, where : its number, and where it lies in the image
+    region_in_image, where : its number, and where it lies in the image
     statistics : of the image and the data set, see `chorus.cluster.planning.image_statistics.image_statistics`
     read : gives (channels, y, x) as stored of a window of the region's plane
     """
@@ -82,7 +82,7 @@ def region_work(
             prepared = resample(prepared, source, needed, down, across)
     own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
     features = TileFeatures(grid, model_centres(image, where.window))
-    return RegionWork(place, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
+    return RegionWork(region_in_image, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
 
 
 def region_result(
@@ -108,14 +108,14 @@ def region_result(
     if not np.isfinite(posterior.epistemic).all():
         # Its labels would be background everywhere, like those of an empty image, although there is no prediction.
         raise ImageError(
-            f"{work.image.url}: region {work.place}: members answer with NaN; look for pixels far beyond what they "
-            f"were trained on, check the normalisation, or use --precision fp32"
+            f"{work.image.url}: region {work.region_in_image}: members answer with NaN; look for pixels far beyond "
+            f"what they were trained on, check the normalisation, or use --precision fp32"
         )
     if is_resampled(work.image):
         posterior = on_image(posterior, work.image, work.target, work.where.window)
     classes, multilabel, patch = len(ensemble.spec.classes), ensemble.multilabel, patch_edge(settings.chunk)
     record = RegionRecord(
-        region=work.place,
+        region=work.region_in_image,
         sums=region_sums(posterior, classes, multilabel=multilabel, patch=patch),
         appearance=appearance(work.pixels, posterior.masks, classes, multilabel=multilabel, patch=patch),
         features=FeatureSums.of(work.features.tiles, features),

@@ -157,16 +157,20 @@ class RegionWorker:
         state = None if before is None else before.state
 
         def work() -> Passed:
-            of = self._read(region).work
-            return Passed(self._on_device(lambda: self._engine.stage(of.plane, of.target, state, of.features))[0])
+            prepared = self._read(region).work
+            return Passed(
+                self._on_device(lambda: self._engine.stage(prepared.plane, prepared.target, state, prepared.features))[
+                    0
+                ]
+            )
 
         return self._guard.run(region, work, "" if before is None else before.spans)
 
     def _read(self, region: int) -> _Task:
         """Read and prepare the pixels of all tiles that touch a region."""
-        index, place = self._table.find(region)
+        index, region_in_image = self._table.find(region)
         image = self._table.image(index)
-        where = image.locate(place)
+        where = image.locate(region_in_image)
 
         def read(window: Window) -> NDArray[Any]:
             array = self._open_level(image.url, image.level_path, image.ngff)
@@ -179,7 +183,9 @@ class RegionWorker:
         with span("look up"):
             known = image_statistics(self._context, image, self._ensemble)
             layout = layout_of(image, self._ensemble, self._settings, self._context.out)
-        return _Task(region, index, layout, region_work(image, place, where, self._settings, self._inputs, known, read))
+        return _Task(
+            region, index, layout, region_work(image, region_in_image, where, self._settings, self._inputs, known, read)
+        )
 
     def _infer(self, work: RegionWork) -> _Inferred:
         """Compute the posterior of a region with the whole ensemble."""
@@ -231,7 +237,7 @@ class RegionWorker:
         return RegionStatus(
             region=task.region,
             image=task.index,
-            place=work.place,
+            region_in_image=work.region_in_image,
             state="done",
             tiles=record.tiles,
             pixels=window.pixels,

@@ -102,9 +102,11 @@ class ImageResults:
                 f"{kind!r} was not kept, of {', '.join(self.kept) or 'no maps'}; name it in `save` of the run"
             )
         stored = self._posterior
-        found = FIELDS[kind].among(stored.channels)
+        indices = FIELDS[kind].among(stored.channels)
         array: da.Array = _lazy(open_level(stored.url, "s0", stored.ngff))
-        at: dict[str, int | slice] = {"c": slice(found[0], found[-1] + 1) if FIELDS[kind].per_channel else found[0]}
+        at: dict[str, int | slice] = {
+            "c": slice(indices[0], indices[-1] + 1) if FIELDS[kind].per_channel else indices[0]
+        }
         chosen: da.Array = array[tuple(at.get(axis, slice(None)) for axis in stored.axes)]
         return chosen
 
@@ -127,12 +129,12 @@ class ImageResults:
     def _sentences(self) -> list[str]:
         shape = "x".join(map(str, self._planned.output_shape))
         row = self.scores.to_dict()
-        found = [f"{self.name}, {self.axes} {shape}", *([row["message"]] if row["message"] else [])]
+        sentences = [f"{self.name}, {self.axes} {shape}", *([row["message"]] if row["message"] else [])]
         known = [score for score in _SHOWN if score in row and not pd.isna(row[score])]
-        found += [f"{phrase_of(score)} {row[score]:.3g}" for score in known]
+        sentences += [f"{phrase_of(score)} {row[score]:.3g}" for score in known]
         if self.objects is not None:
-            found += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
-        return found
+            sentences += [f"{count} objects of {name}" for name, count in self.objects.counts.items()]
+        return sentences
 
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:
         """Draw the image with the outlines of its segmentation, beside its uncertainty map, from coarse levels.
@@ -163,10 +165,10 @@ class ImageResults:
         return png(self.picture())
 
     def _repr_html_(self) -> str:
-        said = f"Outlines in {self.name}, beside the map of uncertainty; brighter means more uncertain"
+        alt_text = f"Outlines in {self.name}, beside the map of uncertainty; brighter means more uncertain"
         title, *others = map(escape, self._sentences())
         try:
-            drawn = f'<img alt="{escape(said)}" src="{data_uri(encode(self.picture()))}"><br>'
+            drawn = f'<img alt="{escape(alt_text)}" src="{data_uri(encode(self.picture()))}"><br>'
         except RefusedError as error:
             drawn, others = "", [*others, escape(str(error))]
         return f"<div>{drawn}<b>{title}</b>; {'; '.join(others)}</div>"

@@ -116,11 +116,11 @@ class RunResults:
         RefusedError
             There is no such image, or it failed.
         """
-        found = self.scores[self.scores["name"] == name]
-        if not len(found):
+        rows = self.scores[self.scores["name"] == name]
+        if not len(rows):
             near = difflib.get_close_matches(name, self.names, 3, 0.4) or self.names[:3]
             raise RefusedError(f"{self.out}: no image {name!r}; names are such as {', '.join(near)}")
-        row = found.iloc[0]
+        row = rows.iloc[0]
         if row["status"] == "failed":
             raise RefusedError(f"{self.out}: image {name} has no results: {row['message']}")
         planned = self._planned.image(self._planned.names.index(name))

@@ -154,7 +154,7 @@ class Run:
             self._record.divide_batch()
         self._remaining[status.image] -= 1
         if status.state != "done":
-            self._note(status.image, status.place, status.message)
+            self._note(status.image, status.region_in_image, status.message)
         elif self._remaining[status.image] == 0 and status.image not in self._errors:
             self._finish(status.image)
 
@@ -178,15 +178,15 @@ class Run:
             raise OutputError(result.error or "")
         self._note(result.key, -1, result.error or "")
 
-    def _note(self, image: int, place: int, message: str) -> None:
+    def _note(self, image: int, region_in_image: int, message: str) -> None:
         """Record that an image failed; the reason kept is that of its first region that has one."""
         known = self._errors.get(image)
         if known is None:
             self._metrics.image("failed")
             with about(run=run_label(self._context.out), image=self._table.image(image).name):
                 log_of_regions.warning("image failed: %s", message)
-        if known is None or place < known[0]:
-            self._errors[image] = (place, message)
+        if known is None or region_in_image < known[0]:
+            self._errors[image] = (region_in_image, message)
 
     def _pixels(self, todo: np.ndarray) -> int:
         """Estimate the pixels of the unfinished regions, for the rate that is shown, with equal regions per image."""

@@ -79,10 +79,10 @@ class MergeJob:
         """Return the number of slabs over all time points."""
         return self.image.planes[0] * self.slabs.count
 
-    def place(self, index: int) -> tuple[int, Box]:
+    def slab(self, index: int) -> tuple[int, Box]:
         """Return the time point and the voxels of a slab."""
-        t, place = divmod(index, self.slabs.count)
-        return t, self.slabs.box(place)
+        t, position = divmod(index, self.slabs.count)
+        return t, self.slabs.box(position)
 
     def done_url(self, index: int) -> str:
         """Return the URL of the file that marks a slab as written."""
@@ -109,7 +109,7 @@ def merge_slab(job: MergeJob, index: int) -> float:
     with storage_errors(url):
         if storage.exists(url):
             return 0.0
-    t, box = job.place(index)
+    t, box = job.slab(index)
     views = {view: open_posterior(layout.url) for view, layout in job.views.items()}
     names = job.layout.channels
     maps = np.empty((len(names), *box.shape), job.layout.dtype)
@@ -159,12 +159,12 @@ def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: st
     at: dict[str, int | slice] = {axis: span.slice for axis, span in spans.items()}
     at |= {"t": t, "c": layout.channels.index(channel)}
     try:
-        found = np.asarray(array[tuple(at[axis] for axis in axes)])
+        block = np.asarray(array[tuple(at[axis] for axis in axes)])
     except Exception as error:  # codecs and remote filesystems raise types of many libraries
         damaged = f"{layout.url}: a result cannot be decoded ({storage.words(error)}); remove it and run the same again"
         raise ImageError(storage.explain(error, layout.url) or damaged) from error
     order = [axis for axis in axes if axis in "zyx"]
-    return found.transpose([order.index(letters[axis]) for axis in "zyx"])
+    return block.transpose([order.index(letters[axis]) for axis in "zyx"])
 
 
 def finish_volume(job: MergeJob) -> ImageRow:
@@ -180,6 +180,6 @@ def finish_volume(job: MergeJob) -> ImageRow:
     if job.thumbnails:
         layout, image = job.layout, job.image
         write_thumbnail(job.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
-    found: Sequence[ImageRecord] = list(Ledger(view_url(job.out, "yx")).image_records([job.image.name]))
-    Ledger(job.out).record_image(job.image.name, found[0])
-    return found[0].row
+    records: Sequence[ImageRecord] = list(Ledger(view_url(job.out, "yx")).image_records([job.image.name]))
+    Ledger(job.out).record_image(job.image.name, records[0])
+    return records[0].row

@@ -134,29 +134,29 @@ class VolumeRun(Run):
     def _fill(self, waiting: Iterator[tuple[int, int, MergeJob]]) -> None:
         """Submit slabs until all cores have enough to do."""
         while len(self._working) < 4 * self._executor.actors and (slab := next(waiting, None)) is not None:
-            index, place, job = slab
-            self._submit(index, place, merge_slab, job, place)
+            index, slab_index, job = slab
+            self._submit(index, slab_index, merge_slab, job, slab_index)
 
-    def _submit(self, index: int, place: int, function: Callable[..., Any], *arguments: Any) -> None:
-        self._working[self._submitted] = index, place
+    def _submit(self, index: int, slab_index: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self._working[self._submitted] = index, slab_index
         self._executor.submit(self._submitted, function, *arguments)
         self._submitted += 1
 
     def _take_slab(self, result: TaskResult) -> None:
-        index, place = self._working.pop(result.key)
+        index, slab_index = self._working.pop(result.key)
         if result.error is not None:
             self._fail(TaskResult(index, None, result.error, result.unwritable))
-            if place >= 0:
-                self._reporter.region(RegionStatus(result.key, index, place, "failed", result.error))
-        elif place < 0:
+            if slab_index >= 0:
+                self._reporter.region(RegionStatus(result.key, index, slab_index, "failed", result.error))
+        elif slab_index < 0:
             self._rows[index] = result.value
             self._metrics.image(result.value.status)
         else:
-            pixels = self._merging[index].place(place)[1].voxels
+            pixels = self._merging[index].slab(slab_index)[1].voxels
             self._reporter.region(
-                RegionStatus(result.key, index, place, "done", "", 0, pixels, result.value, result.value)
+                RegionStatus(result.key, index, slab_index, "done", "", 0, pixels, result.value, result.value)
             )
-        if place >= 0:
+        if slab_index >= 0:
             self._left[index] -= 1
             if not self._left[index]:
                 job = self._merging.pop(index)

@@ -40,13 +40,13 @@ def _machine(node: dict[str, Any]) -> Machine:
     )
 
 
-def with_gpu_memory(found: Iterable[Machine], kind: DeviceKind) -> tuple[Machine, ...]:
+def with_gpu_memory(machines: Iterable[Machine], kind: DeviceKind) -> tuple[Machine, ...]:
     """Return the nodes with their GPU memory filled in, measured on each node if several nodes have GPUs."""
-    found = tuple(found)
+    machines = tuple(machines)
     tasks: dict[Any, Machine] = {}
-    if sum(machine.gpus > 0 for machine in found) > 1:
+    if sum(machine.gpus > 0 for machine in machines) > 1:
         ask = ray.remote(max_calls=1, max_retries=0)(_usable_memory)
-        for machine in found:
+        for machine in machines:
             if machine.gpus:
                 there = NodeAffinitySchedulingStrategy(machine.id, soft=False)
                 tasks[ask.options(**device_of(kind).ray_options(0), scheduling_strategy=there).remote(kind)] = machine
@@ -59,7 +59,7 @@ def with_gpu_memory(found: Iterable[Machine], kind: DeviceKind) -> tuple[Machine
                 known[tasks[task].id] = ray.get(task)
             except RayError:
                 log.debug("the GPU of %s was not measured", tasks[task].host, exc_info=True)
-    return tuple(replace(machine, gpu_memory=known.get(machine.id, 0)) for machine in found)
+    return tuple(replace(machine, gpu_memory=known.get(machine.id, 0)) for machine in machines)
 
 
 def _usable_memory(kind: DeviceKind) -> int:

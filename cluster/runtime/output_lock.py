@@ -204,11 +204,11 @@ class _Held:
         renewed = self._holder.renewed()
         version = self._objects.put(self._path, renewed.content(), self._version)
         if version is None:
-            found = _found(self._objects, self._path)
-            theirs = None if found is None else Holder.parse(found.data)
-            if found is None or theirs is None or theirs.token != renewed.token:
+            stored = _found(self._objects, self._path)
+            theirs = None if stored is None else Holder.parse(stored.data)
+            if stored is None or theirs is None or theirs.token != renewed.token:
                 return False
-            renewed, version = theirs, found.version  # written by a first attempt whose answer was lost
+            renewed, version = theirs, stored.version  # written by a first attempt whose answer was lost
         self._holder, self._version = renewed, version
         return True
 
@@ -242,16 +242,16 @@ def _take(objects: Objects, url: str, path: str, holder: Holder, times: Timing) 
             )
             version = objects.version(path) or version
         return version
-    if (found := _found(objects, path)) is None:  # released a moment ago
+    if (stored := _found(objects, path)) is None:  # released a moment ago
         raise RefusedError(_busy(url, None))
-    theirs = Holder.parse(found.data)
+    theirs = Holder.parse(stored.data)
     if theirs is None:
         raise RefusedError(_strange(url, "its content is of something else"))
     if theirs.token == holder.token:  # created by a first attempt whose answer was lost
-        return found.version
-    if not theirs.is_dead() and not _is_silent(objects, url, path, theirs, found):
-        raise RefusedError(_busy(url, theirs, found.age))
-    version = objects.put(path, holder.content(), found.version)
+        return stored.version
+    if not theirs.is_dead() and not _is_silent(objects, url, path, theirs, stored):
+        raise RefusedError(_busy(url, theirs, stored.age))
+    version = objects.put(path, holder.content(), stored.version)
     if version is None:
         raise RefusedError(_busy(url, None))
     # Writes of the earlier run that are on their way end before this one begins; and where the store compares no
@@ -262,10 +262,10 @@ def _take(objects: Objects, url: str, path: str, holder: Holder, times: Timing) 
     return version
 
 
-def _is_silent(objects: Objects, url: str, path: str, theirs: Holder, found: Versioned) -> bool:
+def _is_silent(objects: Objects, url: str, path: str, theirs: Holder, stored: Versioned) -> bool:
     """Return whether a holder has not renewed its lock for too long: by the store's clock, else by watching it."""
-    if found.age is not None:
-        return found.age >= theirs.silence
+    if stored.age is not None:
+        return stored.age >= theirs.silence
     log.warning(
         "%s: held by %s; this store does not tell for how long, so it is watched for %.0f s",
         url,
@@ -276,7 +276,7 @@ def _is_silent(objects: Objects, url: str, path: str, theirs: Holder, found: Ver
     while time.monotonic() < until:
         time.sleep(min(2.0, theirs.silence / 10))
         now = _found(objects, path)
-        if now is None or now.version != found.version:
+        if now is None or now.version != stored.version:
             return False
     return True
 
@@ -318,9 +318,9 @@ def free_lock(out: str) -> str:
             lock.release()
         else:
             objects = objects_of(fs, storage.scheme(url))
-            found = objects.read(path)
-            theirs = Holder.parse(found.data)
-            objects.remove(path, found.version)
+            stored = objects.read(path)
+            theirs = Holder.parse(stored.data)
+            objects.remove(path, stored.version)
     time.sleep((timing() if theirs is None else Timing(theirs.silence)).grace)
     return "something else" if theirs is None else str(theirs)
 

@@ -73,17 +73,17 @@ class Jobs:
         """Return a job by its name; raise RefusedError if there is none."""
         with self._refusing():
             try:
-                found = SubmittedJob.of(self._client.get_job_info(name))
+                submitted = SubmittedJob.of(self._client.get_job_info(name))
             except RuntimeError as error:
                 if "status code 404" not in str(error):
                     raise
-                found = None
-        if found is None:
+                submitted = None
+        if submitted is None:
             raise RefusedError(
                 f"--address {self.address}: no job {name} of Chorus on this cluster, which forgets jobs when its head "
                 f"goes; see {self.call('list')}, or submit the same command again, which goes on"
             )
-        return found
+        return submitted
 
     def latest(self) -> SubmittedJob:
         """Return the job that was submitted last; raise RefusedError if there is none."""
@@ -133,8 +133,8 @@ class Jobs:
     def log(self, name: str) -> str:
         """Return the log of a job so far."""
         with self._refusing():
-            said: str = self._client.get_job_logs(name)
-        return said
+            text: str = self._client.get_job_logs(name)
+        return text
 
     def follow(self, name: str, write: Callable[[str], object]) -> SubmittedJob:
         """Pass the log of a job to `write`, from its beginning, until the job ends.
@@ -230,8 +230,8 @@ def _connect(address: str) -> JobSubmissionClient:
     elif address != "auto":
         parts = urlsplit(address)
         port_of = {"http": 80, "https": 443, "ray": 10001}
-        place = (parts.hostname or "", parts.port or port_of.get(parts.scheme, 0))
-        socket.create_connection(place, _ANSWER_SECONDS).close()
+        endpoint = (parts.hostname or "", parts.port or port_of.get(parts.scheme, 0))
+        socket.create_connection(endpoint, _ANSWER_SECONDS).close()
     # It logs that it closed a connection.
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
     kept = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}

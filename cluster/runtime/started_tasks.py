@@ -226,7 +226,7 @@ class Items(Generic[Item]):
         return RegionStatus(
             region=result.key,
             image=result.key,
-            place=0,
+            region_in_image=0,
             state=state,
             message=end.failure,
             pixels=end.pixels,

@@ -15,7 +15,8 @@ class RegionStatus:
 
     Attributes
     ----------
-    region, image, place : index of the region in the run, of its image in the table, of the region in its image
+    region, image : index of the region in the run, and of its image in the table
+    region_in_image : index of the region in its image
     state : ``done``; ``failed``, its image cannot be processed; ``quarantined``, it crashed its actor too often;
         ``unwritable``, the output cannot be written
     message : the reason, empty when done
@@ -29,7 +30,7 @@ class RegionStatus:
 
     region: int
     image: int
-    place: int
+    region_in_image: int
     state: Literal["done", "failed", "quarantined", "unwritable"]
     message: str = ""
     tiles: int = 0

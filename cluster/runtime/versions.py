@@ -53,14 +53,14 @@ def _probe(packages: Sequence[str]) -> Callable[[], dict[str, str]]:
         import importlib.metadata
         import platform
 
-        found = {"python": ".".join(platform.python_version_tuple()[:2])}
+        versions = {"python": ".".join(platform.python_version_tuple()[:2])}
         for package in packages:
             try:
                 # Without the local version after a +: wheels for CUDA and for CPU are the same release.
-                found[package] = importlib.metadata.version(package).partition("+")[0]
+                versions[package] = importlib.metadata.version(package).partition("+")[0]
             except importlib.metadata.PackageNotFoundError:
-                found[package] = "missing"
-        return found
+                versions[package] = "missing"
+        return versions
 
     return probe
 
@@ -78,7 +78,7 @@ def require_submitter() -> None:
 def require_same(address: str, ours: Versions, nodes: Sequence[tuple[str, Versions]]) -> None:
     """Raise RefusedError if a node of the cluster, by name, has another version of a package than `ours`."""
     for package, here in ours.items():
-        other = [(name, found.get(package, "missing")) for name, found in nodes]
+        other = [(name, versions.get(package, "missing")) for name, versions in nodes]
         differing = [(name, there) for name, there in other if there != here]
         if differing:
             name, there = differing[0]
@@ -89,15 +89,15 @@ def require_same(address: str, ours: Versions, nodes: Sequence[tuple[str, Versio
             )
 
 
-def mismatch(address: str, said: str) -> str | None:
+def mismatch(address: str, message: str) -> str | None:
     """Return the error message for Ray's own report of another version of Ray or Python on the cluster.
 
     Returns
     -------
-    None if `said` is no such report.
+    None if `message` is no such report.
     """
-    told = _SAID_BY_RAY.findall(said)
-    if "ersion mismatch" not in said or len(told) != 2:
+    told = _SAID_BY_RAY.findall(message)
+    if "ersion mismatch" not in message or len(told) != 2:
         return None
     there, here = (dict(zip(("ray", "python"), one, strict=True)) for one in told)
     package = "ray" if there["ray"] != here["ray"] else "python"
@@ -122,10 +122,10 @@ def of_nodes() -> list[tuple[str, Versions]]:
     cancel_running(silent)
     for one in silent:
         log.warning("node %s did not say within %.0f s what it runs", asked[one], _ANSWER_SECONDS)
-    found: list[tuple[str, Versions]] = []
+    versions: list[tuple[str, Versions]] = []
     for one in answered:
         try:
-            found.append((asked[one], ray.get(one)))
+            versions.append((asked[one], ray.get(one)))
         except RayError as error:  # the node has just vanished
             log.warning("node %s did not say what it runs: %s", asked[one], str(error).strip().splitlines()[-1])
-    return found
+    return versions

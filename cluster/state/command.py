@@ -286,13 +286,13 @@ def _differences(command: Command[Record], known: Mapping[str, JsonValue], stale
         return [f"it is not of `chorus {command.name}`"]
     content = command.record.model_dump(mode="json")
     settings = (content["settings"], known.get("settings", {}))
-    found = setting_differences(*map(SavedSettings.model_validate, settings))
+    differences = setting_differences(*map(SavedSettings.model_validate, settings))
     if known.get("sources") != content["sources"]:
         earlier = known.get("sources")
         words = " ".join(map(str, earlier)) if isinstance(earlier, list) else "others"
-        found.append(f"{command.of_sources} were {words}, now {' '.join(content['sources'])}")
-    found += stale(known)
-    return found[:_SHOWN] + [f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
+        differences.append(f"{command.of_sources} were {words}, now {' '.join(content['sources'])}")
+    differences += stale(known)
+    return differences[:_SHOWN] + [f"and {len(differences) - _SHOWN} more"] * (len(differences) > _SHOWN)
 
 
 def _clear(command: Command[Record], made: Callable[[], Sequence[str]], *, owns_output: bool) -> None:

@@ -108,12 +108,12 @@ def earlier_run(
             if overwrite and present.issubset(ENTRIES):
                 return None
             raise
-        found = differences(known)
-        if not found:
+        changes = differences(known)
+        if not changes:
             return known
         if not overwrite:
             raise RefusedError(
-                f"{out}: holds results of another run ({'; '.join(found)}); use --overwrite to replace them, or "
+                f"{out}: holds results of another run ({'; '.join(changes)}); use --overwrite to replace them, or "
                 f"another --out"
             )
     elif present:  # --overwrite never removes files of others

@@ -161,14 +161,14 @@ def _differences(record: RunRecord, known: PredictDocument, out: str) -> list[st
     if known.command is not None:
         return [f"it is of `chorus {known.command}`"]
     now, ensemble = record.document, known.ensemble or SavedEnsemble()
-    found = setting_differences(now.settings, known.settings)
+    differences = setting_differences(now.settings, known.settings)
     if ensemble.hash != now.ensemble.hash:
-        found.append(f"ensemble was {ensemble.name or None}, now another or changed")
+        differences.append(f"ensemble was {ensemble.name or None}, now another or changed")
     if known.sources != now.sources:
-        found.append(f"sources were {' '.join(known.sources)}, now {' '.join(now.sources)}")
+        differences.append(f"sources were {' '.join(known.sources)}, now {' '.join(now.sources)}")
     elif not _same_images(record, known.inputs, out):
-        found.append("the images of the sources changed (their number, shapes or types)")
-    return found
+        differences.append("the images of the sources changed (their number, shapes or types)")
+    return differences
 
 
 def _same_images(record: RunRecord, inputs: SavedInputs, out: str) -> bool:

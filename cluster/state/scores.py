@@ -59,8 +59,8 @@ def write_features(out: str, rows: Sequence[ImageRow]) -> None:
         for start in range(0, len(rows), _FEATURE_ROWS):
             part = rows[start : start + _FEATURE_ROWS]
             names = [row.name for row in part if row.status != "failed"]
-            found = dict(zip(names, ledger.image_records(names), strict=True))
-            features = [found[row.name].features if row.name in found else ImageFeatures() for row in part]
+            records = dict(zip(names, ledger.image_records(names), strict=True))
+            features = [records[row.name].features if row.name in records else ImageFeatures() for row in part]
             columns = {
                 "name": [row.name for row in part],
                 "tiles": [one.tiles for one in features],

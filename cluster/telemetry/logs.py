@@ -131,6 +131,6 @@ class _Lines(io.TextIOBase):
         """Log all complete lines and keep the rest until its line is complete."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            if said := Text.from_ansi(line).plain.strip():
-                log.info("%s", said)
+            if content := Text.from_ansi(line).plain.strip():
+                log.info("%s", content)
         return len(text)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from chorus.cluster.telemetry.timeline import FOLDER
 from chorus.pipeline.errors import RefusedError
@@ -46,7 +46,7 @@ class Stage(BaseModel):
 
     Attributes
     ----------
-    of : ``region``, ``image`` or ``run``
+    unit : ``region``, ``image`` or ``run``
     count : number of regions, images or sessions that had the stage
     seconds : total over all of them
     share : fraction of the total time of all workers' (or the driver's) stages
@@ -55,7 +55,7 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    of: str
+    unit: str = Field(serialization_alias="of")
     stage: str
     count: int
     seconds: float
@@ -140,9 +140,11 @@ def profile(timeline: pd.DataFrame) -> Profile:
         seconds += (end - begin) / NANOSECONDS
         for actor, own in regions.groupby("actor"):
             states = device_states(own, begin, end)
-            found = {name: value / NANOSECONDS for name, value in zip(STATES, states.tolist(), strict=True)}
+            state_seconds = {name: value / NANOSECONDS for name, value in zip(STATES, states.tolist(), strict=True)}
             devices.append(
-                DeviceTimes(session=str(session), actor=str(actor), seconds=(end - begin) / NANOSECONDS, states=found)
+                DeviceTimes(
+                    session=str(session), actor=str(actor), seconds=(end - begin) / NANOSECONDS, states=state_seconds
+                )
             )
     return Profile(sessions=int(timeline.session.nunique()), seconds=seconds, stages=_stages(timeline), devices=devices)
 
@@ -222,16 +224,16 @@ def _stages(timeline: pd.DataFrame) -> list[Stage]:
         ("image", timeline[is_image], "image", list(IMAGE_STAGES), worked),
         ("run", driver, "session", [], float((driver.end - driver.begin).sum())),
     )
-    found = []
-    for of, part, by, known, total in parts:
+    stages = []
+    for unit, part, by, known, total in parts:
         seen = part.stage.unique().tolist()
         for stage in [*(name for name in known if name in seen), *(name for name in seen if name not in known)]:
             rows = part[part.stage == stage]
             # A region that was retried has a stage more than once.
             each = ((rows.end - rows.begin) / NANOSECONDS).groupby(rows[by]).sum()
-            found.append(
+            stages.append(
                 Stage(
-                    of=of,
+                    unit=unit,
                     stage=stage,
                     count=len(each),
                     seconds=float(each.sum()),
@@ -240,4 +242,4 @@ def _stages(timeline: pd.DataFrame) -> list[Stage]:
                     p95=float(each.quantile(0.95)),
                 )
             )
-    return found
+    return stages

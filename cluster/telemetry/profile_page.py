@@ -60,7 +60,7 @@ class Trace(TypedDict):
     displayTimeUnit: Literal["ms"]
 
 
-def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
+def write_page(out: str, timeline: pd.DataFrame, profile: Profile) -> str:
     """Write the page and the trace of the run `out`; return the page's URL.
 
     Raises
@@ -79,7 +79,7 @@ def write_page(out: str, timeline: pd.DataFrame, found: Profile) -> str:
         if (part.region >= 0).any()
         for picture, shown in [draw_actors(part)]
     ]
-    content = {"out": out, "css": css, "profile": found, "sessions": sessions}
+    content = {"out": out, "css": css, "profile": profile, "sessions": sessions}
     page = environment.get_template("profile.html.j2").render(content)
     with storage_errors(folder):
         storage.write_bytes(storage.join(folder, "trace.json"), json.dumps(trace(timeline)).encode())
@@ -174,13 +174,15 @@ def draw_actors(part: pd.DataFrame) -> tuple[str, str]:
     shown = f"{len(some)} of {len(lanes)} threads, the first {len(drawn)} of {len(kept)} stages"
 
     def draw(axes: Axes) -> None:
-        place = {lane: index for index, lane in enumerate(some)}
-        height = [place[lane] for lane in zip(drawn.actor, drawn.thread, strict=True)]
+        lane_index = {lane: index for index, lane in enumerate(some)}
+        height = [lane_index[lane] for lane in zip(drawn.actor, drawn.thread, strict=True)]
         left, width = (drawn.begin - begin) / NANOSECONDS, (drawn.end - drawn.begin) / NANOSECONDS
         for stage in drawn.stage.unique():
-            of = (drawn.stage == stage).to_numpy()
-            rows = np.asarray(height)[of]
-            axes.barh(rows, width[of], left=left[of], height=0.8, color=_color(stage), label=stage, linewidth=0)
+            selected = (drawn.stage == stage).to_numpy()
+            rows = np.asarray(height)[selected]
+            axes.barh(
+                rows, width[selected], left=left[selected], height=0.8, color=_color(stage), label=stage, linewidth=0
+            )
         axes.set_yticks(range(len(some)), [actor if thread == own else "" for actor, thread, own in _named(some)])
         axes.invert_yaxis()
 

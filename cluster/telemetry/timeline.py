@@ -128,8 +128,8 @@ def _actor() -> str:
 
 def packed(spans: Iterable[StageSpan]) -> str:
     """Serialise stages to one text for a row of a stream; empty if there are none."""
-    found = list(spans)
-    return json.dumps(found) if found else ""
+    entries = list(spans)
+    return json.dumps(entries) if entries else ""
 
 
 def unpacked(text: str) -> list[StageSpan]:

@@ -106,11 +106,11 @@ def _evaluated(
     if known is not None and (known.ensemble, known.pairs) == (ensemble.hash, list(pairs)):
         return Evaluated(known.scores, known.failed)
     reporter.phase(f"evaluating {len(ensemble.spec.members)} members and the ensemble on {len(pairs)} images")
-    found = runner.evaluate(job, ensemble, pairs)
-    record = ScoresRecord(ensemble=ensemble.hash, pairs=list(pairs), scores=found.scores, failed=found.failed)
+    evaluation = runner.evaluate(job, ensemble, pairs)
+    record = ScoresRecord(ensemble=ensemble.hash, pairs=list(pairs), scores=evaluation.scores, failed=evaluation.failed)
     with storage_errors(url):
         storage.write_bytes(url, record.model_dump_json(indent=1).encode())
-    return found
+    return evaluation
 
 
 def _read_scores(url: str) -> ScoresRecord | None:

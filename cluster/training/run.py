@@ -190,12 +190,12 @@ def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
     """Find the pairs, report what is left out, and separate the test images."""
     reporter.phase("looking for images and labels")
     channels = request.settings.channels
-    found = find_pairs(request.images, request.labels, channels)
-    data = _Data(list(found.pairs), [], "")
-    _leave_out(found, request, data.skipped, reporter)
+    matched = find_pairs(request.images, request.labels, channels)
+    data = _Data(list(matched.pairs), [], "")
+    _leave_out(matched, request, data.skipped, reporter)
     if request.hold_out is not None:
         data.test_name = "hold-out"
-        data.train, data.test = hold_out(found.pairs, request.hold_out, request.settings.seed)
+        data.train, data.test = hold_out(matched.pairs, request.hold_out, request.settings.seed)
     elif request.test_images is not None and request.test_labels is not None:
         data.test_name = storage.basename(request.test_images.rstrip("/"))
         others = find_pairs(request.test_images, request.test_labels, channels)
@@ -204,10 +204,10 @@ def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
     return data
 
 
-def _leave_out(found: Pairs, request: TrainRequest, skipped: dict[str, list[str]], reporter: FoldReporter) -> None:
+def _leave_out(matched: Pairs, request: TrainRequest, skipped: dict[str, list[str]], reporter: FoldReporter) -> None:
     """List what cannot be used; with `strict` it is an error."""
-    failed = [f"{name}: {reason}" for name, reason in found.failed]
-    kinds = {"without label": found.without_label, "without image": found.without_image, "failed": failed}
+    failed = [f"{name}: {reason}" for name, reason in matched.failed]
+    kinds = {"without label": matched.without_label, "without image": matched.without_image, "failed": failed}
     for kind, names in kinds.items():
         if not names:
             continue

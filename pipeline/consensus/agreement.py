@@ -57,9 +57,9 @@ def expert_agreement(
     dice = np.where(total > 0, 2 * overlaps / np.maximum(total, 1), 1.0).mean(axis=0)
     sensitivity, specificity = [], []
     for expert in range(len(votes)):
-        found, drawn, true = overlaps[:, expert, -1], sizes[:, expert], sizes[:, -1]
-        sensitivity.append(_mean_share(found, true))
-        specificity.append(_mean_share(pixels - true - drawn + found, pixels - true))
+        shared, drawn, true = overlaps[:, expert, -1], sizes[:, expert], sizes[:, -1]
+        sensitivity.append(_mean_share(shared, true))
+        specificity.append(_mean_share(pixels - true - drawn + shared, pixels - true))
     return ExpertAgreement(tuple(map(float, dice[:-1, -1])), tuple(sensitivity), tuple(specificity), dice[:-1, :-1])
 
 
@@ -105,12 +105,12 @@ def alone(pairwise: NDArray[np.float64]) -> list[bool]:
     list of bool
         One per annotator; all False with fewer than three.
     """
-    found = []
+    isolated = []
     for expert in range(len(pairwise)):
         others = among_others(pairwise, expert)
         best = np.delete(pairwise[expert], expert).max(initial=0.0)
-        found.append(others is not None and len(pairwise) >= _LEAST_EXPERTS and bool(best < ALONE * others))
-    return found
+        isolated.append(others is not None and len(pairwise) >= _LEAST_EXPERTS and bool(best < ALONE * others))
+    return isolated
 
 
 def apart(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -> dict[str, float]:
@@ -130,7 +130,7 @@ def apart(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -> dict[s
             mean, others = means[expert], among_others(pairwise, expert)
             if mean is not None and others:
                 shares.setdefault(name, []).append(mean / others)
-    medians = {name: float(np.median(found)) for name, found in shares.items() if len(found) >= _LEAST_IMAGES}
+    medians = {name: float(np.median(values)) for name, values in shares.items() if len(values) >= _LEAST_IMAGES}
     return {name: share for name, share in sorted(medians.items()) if share < APART}
 
 
@@ -141,11 +141,11 @@ def mean_pairwise(images: Iterable[tuple[Sequence[str], NDArray[np.float64]]]) -
     ----------
     images : names of the annotators of an image, and their pairwise Dice, (experts, experts) float64
     """
-    found: dict[tuple[str, str], list[float]] = {}
+    values_by_pair: dict[tuple[str, str], list[float]] = {}
     for names, pairwise in images:
         for a, b in itertools.combinations(range(len(names)), 2):
-            found.setdefault((names[a], names[b]), []).append(float(pairwise[a, b]))
-    return {pair: float(np.mean(values)) for pair, values in sorted(found.items())}
+            values_by_pair.setdefault((names[a], names[b]), []).append(float(pairwise[a, b]))
+    return {pair: float(np.mean(values)) for pair, values in sorted(values_by_pair.items())}
 
 
 def _overlaps(

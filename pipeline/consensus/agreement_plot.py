@@ -59,10 +59,10 @@ def agreement_matrix(truths: Sequence[ImageTruth], experts: Sequence[str]) -> ND
     count = len(experts)
     matrix = np.full((count + 1, count + 1), np.nan)
     np.fill_diagonal(matrix, 1.0)
-    place = {expert: index for index, expert in enumerate(experts)}
+    row_of = {expert: index for index, expert in enumerate(experts)}
     for (one, other), dice in mean_pairwise((names_of(truth), matrix_of(truth)) for truth in truths).items():
-        matrix[place[one], place[other]] = matrix[place[other], place[one]] = dice
-    for expert, index in place.items():
+        matrix[row_of[one], row_of[other]] = matrix[row_of[other], row_of[one]] = dice
+    for expert, index in row_of.items():
         dices = [row.dice for truth in truths for row in truth.experts if row.expert == expert]
         if dices:
             matrix[index, count] = matrix[count, index] = float(np.mean(dices))
@@ -93,34 +93,34 @@ def _draw_matrix(axes: Axes, matrix: NDArray[np.float64], names: Sequence[str]) 
     axes.figure.colorbar(picture, ax=axes, shrink=0.6)
 
 
-def _draw_images(axes: Axes, truths: Sequence[ImageTruth], of: int, experts: Sequence[str]) -> None:
+def _draw_images(axes: Axes, truths: Sequence[ImageTruth], total: int, experts: Sequence[str]) -> None:
     from matplotlib import colormaps
 
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
     for index, expert in enumerate(experts):
-        found = [
-            (row.dice_others, place, row.status == "alone")
-            for place, truth in enumerate(truths)
+        points = [
+            (row.dice_others, position, row.status == "alone")
+            for position, truth in enumerate(truths)
             for row in truth.experts
             if row.expert == expert and row.dice_others is not None
         ]
         axes.scatter(
-            [dice for dice, _, _ in found],
-            [place for _, place, _ in found],
+            [dice for dice, _, _ in points],
+            [position for _, position, _ in points],
             color=colors[index % len(colors)],
             s=30,
             label=expert,
             zorder=2,
         )
-        for dice, place, alone in found:
+        for dice, position, alone in points:
             if alone:
-                axes.scatter([dice], [place], s=90, facecolors="none", edgecolors=_ALONE, linewidths=1.6)
-                axes.annotate(f"{expert}: agrees with nobody", (dice, place), (0, 8), textcoords="offset points")
+                axes.scatter([dice], [position], s=90, facecolors="none", edgecolors=_ALONE, linewidths=1.6)
+                axes.annotate(f"{expert}: agrees with nobody", (dice, position), (0, 8), textcoords="offset points")
     axes.set_yticks(range(len(truths)), [truth.name for truth in truths])
     axes.set_ylim(max(1, len(truths)) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.grid(color="#dddddd", zorder=0)
     axes.set_xlabel("mean Dice with the other experts")
-    more = f" (the {len(truths)} of {of} with least agreement)" if len(truths) < of else ""
+    more = f" (the {len(truths)} of {total} with least agreement)" if len(truths) < total else ""
     axes.set_title(f"Images{more}")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

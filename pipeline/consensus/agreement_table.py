@@ -61,13 +61,13 @@ def agreement_table(truths: Sequence[ImageTruth]) -> pd.DataFrame:
 def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[ExpertSummary]:
     """Summarise every annotator over all images, in the order given."""
     shares = apart((names_of(truth), matrix_of(truth)) for truth in truths)
-    found = []
+    summaries = []
     for expert in experts:
         rows = [row for truth in truths for row in truth.experts if row.expert == expert]
         missing = sum(expert in truth.missing for truth in truths)
         dices = [row.dice for row in rows]
         others = [row.dice_others for row in rows if row.dice_others is not None]
-        found.append(
+        summaries.append(
             ExpertSummary(
                 expert=expert,
                 images=len(rows),
@@ -78,23 +78,23 @@ def summarise(truths: Sequence[ImageTruth], experts: Sequence[str]) -> list[Expe
                 share=shares.get(expert),
             )
         )
-    return found
+    return summaries
 
 
 def warnings(truths: Sequence[ImageTruth], summaries: Sequence[ExpertSummary]) -> list[str]:
     """Return a sentence per drawing that agrees with nobody, and per annotator who stands apart over all images."""
-    found = [
+    messages = [
         f"{truth.name}: the drawing of {row.expert} agrees with nobody (Dice {row.dice_others or 0:.2f} with the "
         f"others, who have {row.among_others or 0:.2f} among themselves); look whether it is of another image"
         for truth, row in drawings_alone(truths)
     ]
-    found += [
+    messages += [
         f"{one.expert} stands apart: over {one.images} images its Dice with the others is {one.share:.0%} of what they "
         "have among themselves; look whether the task was understood alike"
         for one in summaries
         if one.share is not None
     ]
-    return found
+    return messages
 
 
 def drawings_alone(truths: Sequence[ImageTruth]) -> list[tuple[ImageTruth, ExpertRow]]:

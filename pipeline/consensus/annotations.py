@@ -128,12 +128,12 @@ def find_drawings(
     experts = [name for name in folders if not patterns or any(fnmatchcase(name, one) for one in patterns)]
     if not experts:
         raise RefusedError(f"{root}: holds no folders; give a folder with one folder of drawings per expert")
-    found: dict[str, dict[str, Drawing]] = {}
+    by_image: dict[str, dict[str, Drawing]] = {}
     for expert in experts:
         for name, drawing in _drawings(expert, storage.join(root, expert), label):
-            found.setdefault(name, {})[expert] = drawing
+            by_image.setdefault(name, {})[expert] = drawing
     images = []
-    for name, drawings in sorted(found.items()):
+    for name, drawings in sorted(by_image.items()):
         missing = tuple(expert for expert in experts if expert not in drawings)
         images.append(DrawnImage(name, tuple(drawings[expert] for expert in experts if expert in drawings), missing))
     left_out = tuple(name for name in folders if name not in experts)

@@ -143,10 +143,10 @@ def decide(patterns: VotePatterns, settings: TruthSettings) -> tuple[PatternLabe
     """Return the estimate, and sentences on what was unusual about it."""
     notes = []
     if settings.method == "staple":
-        found = staple(patterns, settings.ties)
-        estimate = found.estimate
-        if not found.converged:
-            notes.append(f"STAPLE was stopped after {found.rounds} rounds, before it had settled")
+        result = staple(patterns, settings.ties)
+        estimate = result.estimate
+        if not result.converged:
+            notes.append(f"STAPLE was stopped after {result.rounds} rounds, before it had settled")
     elif settings.method == "vote":
         estimate = majority(patterns, settings.ties)
     else:
@@ -159,17 +159,17 @@ def _pixels(image: DrawnImage, drawings: Sequence[Labels], out: str, settings: T
         return [class_labels(one.read(t, z, window), settings.classes, one.url) for one in drawings]
 
     patterns: VotePatterns | None = None
-    for place in places(drawings[0]):
-        block = VotePatterns.count(read(*place), settings.classes)
+    for position in places(drawings[0]):
+        block = VotePatterns.count(read(*position), settings.classes)
         patterns = block if patterns is None else patterns + block
     assert patterns is not None  # an image has pixels
     estimate, notes = decide(patterns, settings)
     file = truth_file(image, settings)
-    write_pixels(drawings, inside(out, file), settings.classes, lambda *place: estimate.apply(read(*place)))
-    found = expert_agreement(patterns.votes, estimate.labels, patterns.counts, settings.classes)
+    write_pixels(drawings, inside(out, file), settings.classes, lambda *position: estimate.apply(read(*position)))
+    agreement = expert_agreement(patterns.votes, estimate.labels, patterns.counts, settings.classes)
     notes = [*_degenerate(image, patterns, estimate.labels), *notes]
     foreground = int(patterns.counts[estimate.labels != 0].sum()) / patterns.pixels
-    return _result(image, file, patterns.pixels, foreground, found, notes, [None] * len(drawings))
+    return _result(image, file, patterns.pixels, foreground, agreement, notes, [None] * len(drawings))
 
 
 def _objects(image: DrawnImage, drawings: Sequence[Labels], out: str, settings: TruthSettings) -> ImageTruth:
@@ -187,11 +187,11 @@ def _objects(image: DrawnImage, drawings: Sequence[Labels], out: str, settings: 
     write_objects(estimate, inside(out, file))
     patterns = VotePatterns.count([one != 0 for one in [*labels, estimate]], 2)
     votes = patterns.votes
-    found = expert_agreement(votes[:-1], votes[-1], patterns.counts, 2)
+    agreement = expert_agreement(votes[:-1], votes[-1], patterns.counts, 2)
     drawn = VotePatterns.count([one != 0 for one in labels], 2)
     notes = _degenerate(image, drawn, estimate.max(keepdims=True))
     precisions = [average_precision(estimate, one) for one in labels]
-    return _result(image, file, estimate.size, float((estimate != 0).mean()), found, notes, precisions)
+    return _result(image, file, estimate.size, float((estimate != 0).mean()), agreement, notes, precisions)
 
 
 def _result(
@@ -199,22 +199,22 @@ def _result(
     file: str,
     pixels: int,
     foreground: float,
-    found: ExpertAgreement,
+    agreement: ExpertAgreement,
     notes: list[str],
     precisions: Sequence[list[float] | None],
 ) -> ImageTruth:
-    means, nobody = with_others(found.pairwise), alone(found.pairwise)
+    means, nobody = with_others(agreement.pairwise), alone(agreement.pairwise)
     rows = []
     for index, drawing in enumerate(image.drawings):
         precision = precisions[index]
         row = ExpertRow(
             expert=drawing.expert,
             status="alone" if nobody[index] else "drawn",
-            dice=found.dice[index],
-            sensitivity=found.sensitivity[index],
-            specificity=found.specificity[index],
+            dice=agreement.dice[index],
+            sensitivity=agreement.sensitivity[index],
+            specificity=agreement.specificity[index],
             dice_others=means[index],
-            among_others=among_others(found.pairwise, index),
+            among_others=among_others(agreement.pairwise, index),
             ap50=None if precision is None else precision[0],
             mean_ap=None if precision is None else float(np.mean(precision)),
         )
@@ -225,7 +225,7 @@ def _result(
         pixels=pixels,
         foreground=foreground,
         experts=rows,
-        pairwise=found.pairwise.tolist(),
+        pairwise=agreement.pairwise.tolist(),
         missing=list(image.missing),
         notes=notes,
     )

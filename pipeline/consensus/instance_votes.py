@@ -97,7 +97,7 @@ def matched(labels: Sequence[NDArray[np.integer]]) -> list[tuple[_Object, ...]]:
             one |= other
             for member in other:
                 group_of[member] = one
-    begins = {(e, label): place for e, one in enumerate(labels) for label, place in _begins(one).items()}
+    begins = {(e, label): position for e, one in enumerate(labels) for label, position in _begins(one).items()}
     groups = {tuple(sorted(group)) for group in group_of.values()}
     return sorted(groups, key=lambda group: (min(begins[member] for member in group), group))
 
@@ -108,13 +108,13 @@ def _pairs(
     """Return (IoU, object, object) of two annotators' objects that are the same."""
     both = (labels[a] != 0) & (labels[b] != 0)
     frame = pd.DataFrame({"a": labels[a][both].astype(np.int64), "b": labels[b][both].astype(np.int64)})
-    found = []
+    pairs = []
     counted = frame.groupby(["a", "b"]).size().reset_index(name="shared")
     for one, other, shared in counted.to_numpy(np.int64).tolist():
         overlap = shared / (sizes[a][one] + sizes[b][other] - shared)
         if overlap > SAME_OBJECT:
-            found.append((overlap, (a, one), (b, other)))
-    return found
+            pairs.append((overlap, (a, one), (b, other)))
+    return pairs
 
 
 def _counts(labels: NDArray[np.integer]) -> dict[int, int]:
@@ -126,7 +126,7 @@ def _counts(labels: NDArray[np.integer]) -> dict[int, int]:
 def _begins(labels: NDArray[np.integer]) -> dict[int, int]:
     """Return the flat index of every object's first pixel, row by row."""
     values, first = np.unique(labels, return_index=True)
-    return {int(value): int(place) for value, place in zip(values, first, strict=True) if value}
+    return {int(value): int(position) for value, position in zip(values, first, strict=True) if value}
 
 
 def _boxes(labels: NDArray[np.integer]) -> dict[int, tuple[slice, slice]]:
@@ -134,21 +134,21 @@ def _boxes(labels: NDArray[np.integer]) -> dict[int, tuple[slice, slice]]:
     from scipy.ndimage import find_objects
 
     values, inverse = np.unique(labels, return_inverse=True)
-    found = find_objects(inverse.reshape(labels.shape) + 1)
-    return {int(value): box for value, box in zip(values, found, strict=True) if value}
+    boxes = find_objects(inverse.reshape(labels.shape) + 1)
+    return {int(value): box for value, box in zip(values, boxes, strict=True) if value}
 
 
 @overload
-def _enough(votes: int, of: int, rule: Rule, ties: Ties) -> bool: ...
+def _enough(votes: int, experts: int, rule: Rule, ties: Ties) -> bool: ...
 @overload
-def _enough(votes: NDArray[np.int32], of: int, rule: Rule, ties: Ties) -> NDArray[np.bool_]: ...
-def _enough(votes: NDArray[np.int32] | int, of: int, rule: Rule, ties: Ties) -> NDArray[np.bool_] | bool:
-    """Return whether `votes` out of `of` are enough."""
+def _enough(votes: NDArray[np.int32], experts: int, rule: Rule, ties: Ties) -> NDArray[np.bool_]: ...
+def _enough(votes: NDArray[np.int32] | int, experts: int, rule: Rule, ties: Ties) -> NDArray[np.bool_] | bool:
+    """Return whether `votes` out of `experts` are enough."""
     if rule == "union":
         return votes > 0
     if rule == "intersection":
-        return votes == of
-    return 2 * votes >= of if ties == "foreground" else 2 * votes > of
+        return votes == experts
+    return 2 * votes >= experts if ties == "foreground" else 2 * votes > experts
 
 
 def _in_order(owner: NDArray[np.int32], votes: NDArray[np.int64]) -> ObjectEstimate:

@@ -141,8 +141,8 @@ def _log_likelihood(
     """Return log pi(c) + sum_k log theta_k(d_pk | c), (classes, patterns); -inf where it is impossible."""
     with np.errstate(divide="ignore"):
         total = np.repeat(np.log(prior)[:, np.newaxis], votes.shape[1], axis=1)
-        for said, theta in zip(votes, np.log(confusion), strict=True):
-            total += theta[said].T
+        for expert_votes, theta in zip(votes, np.log(confusion), strict=True):
+            total += theta[expert_votes].T
     return total
 
 
@@ -168,8 +168,8 @@ def _sums(votes: NDArray[np.int64], counts: NDArray[np.float64], weights: NDArra
     classes = len(weights)
     expected = (counts * weights).T
     sums = np.zeros((len(votes), classes, classes))
-    for table, said in zip(sums, votes, strict=True):
-        np.add.at(table, said, expected)
+    for table, expert_votes in zip(sums, votes, strict=True):
+        np.add.at(table, expert_votes, expected)
     return sums
 
 

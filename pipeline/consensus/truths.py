@@ -90,17 +90,17 @@ def find_truths(images: Mapping[str, str], truth: str | None, label: str | None)
         truths = _existing(
             {name: inside(storage.join(source, "labels"), label, what="the label") for name, source in images.items()}
         )
-        found = FoundTruths(truths, [name for name in images if name not in truths])
+        matched = FoundTruths(truths, [name for name in images if name not in truths])
         where = f"labels/{label} of the sources"
     else:
-        found = _zarr_truths(images, truth, label) if is_zarr(truth) else _raster_truths(images, truth)
+        matched = _zarr_truths(images, truth, label) if is_zarr(truth) else _raster_truths(images, truth)
         where = truth
-    if not found.truths and not found.failed:
+    if not matched.truths and not matched.failed:
         raise RefusedError(
             f"{where}: fits none of the {len(images)} images of the run (such as {next(iter(images), '-')}); name "
             "each truth as its image"
         )
-    return found
+    return matched
 
 
 @contextmanager
@@ -175,12 +175,12 @@ def _existing(urls: Mapping[str, str]) -> dict[str, Drawing]:
 
 def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> FoundTruths:
     """Match OME-Zarrs by the images' names, or labels within them."""
-    found: dict[str, SourceImage | FailedImage] = {}
+    by_key: dict[str, SourceImage | FailedImage] = {}
     known: dict[str, SourceImage | FailedImage] = {}
     for one in find_images([truth], dtypes=LABEL_DTYPES):
         # By its path below the folder, as `chorus truth` writes it, or by its name in a run, as fields of plates have.
         below = storage.join(one.root, one.path).removeprefix(storage.normalise(truth)).strip("/")
-        found[_key(one.name)] = one
+        by_key[_key(one.name)] = one
         known |= {below.replace(".ome.zarr", "", 1): one, _key(one.name): one}
     if label is None:
         sources = {_key(name): url for name, url in images.items()}
@@ -197,7 +197,7 @@ def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> Fo
     truths = _existing(urls)
     missing = [name for name in images if name not in truths and name not in failed]
     used = {id(known[key]) for key in pairs.values()}
-    return FoundTruths(truths, missing, sorted(name for name, one in found.items() if id(one) not in used), failed)
+    return FoundTruths(truths, missing, sorted(name for name, one in by_key.items() if id(one) not in used), failed)
 
 
 def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
@@ -223,9 +223,9 @@ def find_experts(images: Iterable[str], folder: str, patterns: Sequence[str]) ->
         If `folder` is missing or has another layout, or nobody drew any of the images.
     """
     drawn = {image.name: image.drawings for image in find_drawings(folder, patterns).images}
-    found = {name: drawn[_key(name)] for name in images if _key(name) in drawn}
-    if not found:
+    drawings = {name: drawn[_key(name)] for name in images if _key(name) in drawn}
+    if not drawings:
         raise RefusedError(
             f"{folder}: no expert drew any image of the run; lay it out as <expert>/<image>, named as the images"
         )
-    return found
+    return drawings

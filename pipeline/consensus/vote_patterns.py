@@ -59,22 +59,22 @@ class VotePatterns:
             raise ImageError(
                 f"{len(labels)} experts with {classes} classes are too many to count; take fewer with --expert"
             )
-        found = pd.Series(pattern_keys(labels, classes).ravel()).value_counts(sort=False).sort_index()
-        counts = np.asarray(found, np.int64)
-        return cls(len(labels), classes, found.index.to_numpy(np.int64), counts)
+        occurrences = pd.Series(pattern_keys(labels, classes).ravel()).value_counts(sort=False).sort_index()
+        counts = np.asarray(occurrences, np.int64)
+        return cls(len(labels), classes, occurrences.index.to_numpy(np.int64), counts)
 
     def __add__(self, other: VotePatterns) -> VotePatterns:
         if (self.experts, self.classes) != (other.experts, other.classes):
             raise ValueError("patterns of other experts or classes")
-        keys, place = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        keys, inverse = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
         counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
+        np.add.at(counts, inverse, np.concatenate([self.counts, other.counts]))
         return VotePatterns(self.experts, self.classes, keys, counts)
 
     @property
     def votes(self) -> NDArray[np.int64]:
         """(experts, patterns) int64, each annotator's label."""
-        weights = np.array([self.classes**place for place in reversed(range(self.experts))], np.int64)
+        weights = np.array([self.classes**exponent for exponent in reversed(range(self.experts))], np.int64)
         digits: NDArray[np.int64] = self.keys[np.newaxis] // weights[:, np.newaxis] % self.classes
         return digits
 

@@ -122,7 +122,7 @@ def most_doubtful(read: ReadMap, planes: tuple[int, int], shape: tuple[int, int]
     planes : numbers of time points and of z planes
     shape : height and width of a plane
     """
-    best, found = -1, Place(0, 0, Window.of(0, 0, 0, 0))
+    best, best_place = -1, Place(0, 0, Window.of(0, 0, 0, 0))
     rows, columns = (_Starts.make(length, size) for length in shape)
     for t in range(planes[0]):
         for z in range(planes[1]):
@@ -138,8 +138,8 @@ def most_doubtful(read: ReadMap, planes: tuple[int, int], shape: tuple[int, int]
                 best = int(sums.max())
                 y, x = (int(i) for i in np.unravel_index(np.argmax(sums), sums.shape))
                 top, left = int(rows.starts[y]), int(columns.starts[x])
-                found = Place(t, z, Window.of(top, top + rows.edge, left, left + columns.edge))
-    return found
+                best_place = Place(t, z, Window.of(top, top + rows.edge, left, left + columns.edge))
+    return best_place
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,13 @@ def polygons(mask: NDArray[np.bool_], top: int = 0, left: int = 0) -> list[Polyg
     if len(rings) == 1:  # as of most objects
         return [Polygon(rings[0] + offset, ())]
     parts, _ = ndimage.label(mask)
-    found = []
-    for index, place in enumerate(ndimage.find_objects(parts), 1):
-        start = offset + np.array([place[1].start, place[0].start])
-        own = [ring + start for ring in _rings(parts[place] == index)]
+    result = []
+    for index, box in enumerate(ndimage.find_objects(parts), 1):
+        start = offset + np.array([box[1].start, box[0].start])
+        own = [ring + start for ring in _rings(parts[box] == index)]
         (exterior,) = [ring for ring in own if signed_area(ring) > 0]
-        found.append(Polygon(exterior, tuple(ring for ring in own if ring is not exterior)))
-    return found
+        result.append(Polygon(exterior, tuple(ring for ring in own if ring is not exterior)))
+    return result
 
 
 def signed_area(ring: NDArray[np.int64]) -> float:
@@ -129,11 +129,11 @@ def _cycles(following: list[int]) -> list[list[int]]:
     seen = [False] * len(following)
     cycles = []
     for start in range(len(following)):
-        cycle, place = [], start
-        while not seen[place]:
-            seen[place] = True
-            cycle.append(place)
-            place = following[place]
+        cycle, edge = [], start
+        while not seen[edge]:
+            seen[edge] = True
+            cycle.append(edge)
+            edge = following[edge]
         if cycle:
             cycles.append(cycle)
     return cycles
@@ -142,16 +142,16 @@ def _cycles(following: list[int]) -> list[list[int]]:
 def _simple(ring: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Split a ring that touches itself into simple rings, cutting where it returns to a vertex."""
     path: list[tuple[int, int]] = []
-    place: dict[tuple[int, int], int] = {}
-    found = []
+    index_of: dict[tuple[int, int], int] = {}
+    rings = []
     for x, y in ring.tolist():
-        if (x, y) in place:
-            start = place[x, y]
-            found.append(np.array(path[start:], np.int64))
+        if (x, y) in index_of:
+            start = index_of[x, y]
+            rings.append(np.array(path[start:], np.int64))
             for vertex in path[start + 1 :]:
-                del place[vertex]
+                del index_of[vertex]
             del path[start + 1 :]
         else:
-            place[x, y] = len(path)
+            index_of[x, y] = len(path)
             path.append((x, y))
-    return [*found, np.array(path, np.int64)]
+    return [*rings, np.array(path, np.int64)]

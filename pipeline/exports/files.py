@@ -70,9 +70,9 @@ class Parts:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def put(self, place: int, data: bytes) -> None:
+    def put(self, index: int, data: bytes) -> None:
         """Keep the part of a place; after all are kept they are given back. Raises OutputError where disk is full."""
-        self._starts[place], self._lengths[place] = self._file.tell(), len(data)
+        self._starts[index], self._lengths[index] = self._file.tell(), len(data)
         with storage_errors(tempfile.gettempdir()):
             self._file.write(data)
 

@@ -58,7 +58,7 @@ def write_geojson(
 def feature(image: LabelledImage, one: Outline, *, object_type: str, painted: bool) -> dict[str, Any]:
     """Convert an object to a GeoJSON feature."""
     row, color = one.row, image.color(one.row["class"])
-    place = f"{image.name} {row['t']} {row['z']} {row['class']} {row['label']}"
+    identity = f"{image.name} {row['t']} {row['z']} {row['class']} {row['label']}"
     properties: dict[str, Any] = {"objectType": object_type, "name": one.name}
     if painted:
         properties["color"] = list(one.color)
@@ -69,7 +69,7 @@ def feature(image: LabelledImage, one: Outline, *, object_type: str, painted: bo
     }
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMES, place)),
+        "id": str(uuid.uuid5(_NAMES, identity)),
         "geometry": _geometry(image, one),
         "properties": properties,
     }
@@ -77,11 +77,11 @@ def feature(image: LabelledImage, one: Outline, *, object_type: str, painted: bo
 
 def _measurements(one: Outline) -> dict[str, float]:
     """Return the numeric measurements of an object; QuPath accepts nothing else."""
-    found: dict[str, float] = {"rank": one.rank}
+    measurements: dict[str, float] = {"rank": one.rank}
     for name, value in one.row.items():
         if name not in _PLACE and value is not None and math.isfinite(value):
-            found[name] = int(value) if isinstance(value, bool) else value
-    return found
+            measurements[name] = int(value) if isinstance(value, bool) else value
+    return measurements
 
 
 def _geometry(image: LabelledImage, one: Outline) -> dict[str, Any]:

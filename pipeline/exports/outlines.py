@@ -103,8 +103,8 @@ class ObjectTable:
 
     def in_memory(self) -> ObjectTable:
         """Return the same table, read into memory; raise as `groups`."""
-        found = list(self.groups())
-        return ObjectTable(self.url, self.start, self.stop, pa.concat_tables(found)) if found else self
+        groups = list(self.groups())
+        return ObjectTable(self.url, self.start, self.stop, pa.concat_tables(groups)) if groups else self
 
     def part(self, start: int, stop: int) -> ObjectTable:
         """Return rows `start` to `stop` of the table, which must be among these."""
@@ -192,8 +192,8 @@ def ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def object_name(rank: int, count: int, column: str | None, doubt: float, label: int) -> str:
     """Name an object so that names sort by rank."""
-    said = "" if column is None or np.isnan(doubt) else f"_{FIELDS[column].letter}{doubt:.3f}"
-    return f"{rank:0{max(4, len(str(count)))}d}{said}_label{label}"
+    doubt_text = "" if column is None or np.isnan(doubt) else f"_{FIELDS[column].letter}{doubt:.3f}"
+    return f"{rank:0{max(4, len(str(count)))}d}{doubt_text}_label{label}"
 
 
 def outlines(
@@ -238,14 +238,16 @@ def _outlines(image: LabelledImage, group: pa.Table) -> Iterator[tuple[int, list
     # What is larger than a block is read alone.
     rows["block"] = np.where(large, -1 - np.arange(len(rows)), 0)
     keys = ["class", "t", "z", "block", rows["y0"] // _BLOCK, rows["x0"] // _BLOCK]
-    for (name, t, z, *_), found in rows.groupby(keys, sort=True):
-        window = Window.of(found["y0"].min(), found["y1"].max(), found["x0"].min(), found["x1"].max())
+    for (name, t, z, *_), plane_rows in rows.groupby(keys, sort=True):
+        window = Window.of(
+            plane_rows["y0"].min(), plane_rows["y1"].max(), plane_rows["x0"].min(), plane_rows["x1"].max()
+        )
         array = open_level(image.labels_url, f"labels/{name}/s0")
         try:
             labels = read_window(array, image.axes, int(t), int(z), (0,), window)[0]
         except ValueError as error:
             raise _other(image, name) from error
-        for row in found.itertuples():
+        for row in plane_rows.itertuples():
             top, left = row.y0 - window.y.start, row.x0 - window.x.start
             mask = labels[top : row.y1 - window.y.start, left : row.x1 - window.x.start] == row.label
             if np.count_nonzero(mask) != row.area:

@@ -257,11 +257,11 @@ class _Plain:
         return self.put(path, Path(file).read_bytes(), None)
 
     def remove(self, path: str, expected: str) -> bool:
-        found = self.version(path)
-        if found == expected:
+        current = self.version(path)
+        if current == expected:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(path)
-        return found in (None, expected)
+        return current in (None, expected)
 
     def listed(self, entry: dict[str, Any]) -> str | None:
         return None

@@ -91,10 +91,10 @@ def _frames(begin: Callable[[], _Decompressor], data: Any, limit: int) -> bytes:
 def _stream(
     begin: Callable[[Mapping[str, Any]], _Decompressor], settings: Mapping[str, Any], data: Any, limit: int
 ) -> bytes:
-    found = _frames(lambda: begin(settings), data, limit + 1)
-    if len(found) > limit:
+    content = _frames(lambda: begin(settings), data, limit + 1)
+    if len(content) > limit:
         raise TooLargeError(limit)
-    return found
+    return content
 
 
 def _gzip(_settings: Mapping[str, Any] | None = None) -> _Decompressor:

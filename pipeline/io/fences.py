@@ -85,10 +85,10 @@ def clock() -> float:
 def token_of(content: bytes) -> str | None:
     """Return the token in the content of a lock; None if it has none."""
     try:
-        found = json.loads(content[:_LONGEST])
+        document = json.loads(content[:_LONGEST])
     except (ValueError, RecursionError):
         return None
-    token = found.get("token") if isinstance(found, dict) else None
+    token = document.get("token") if isinstance(document, dict) else None
     return token if isinstance(token, str) else None
 
 
@@ -172,9 +172,9 @@ def raise_fence(fence: Fence, root: str | None = None) -> None:
         _FENCES[root or fence.given.root] = fence
 
 
-def cover(root: str, of: str) -> None:
-    """Put the fence of writes to `of`, if there is one, before writes below `root`, too: results in a source."""
-    if (fence := fence_of(of)) is not None:
+def cover(root: str, source: str) -> None:
+    """Put the fence of writes to `source`, if there is one, before writes below `root`, too: results in a source."""
+    if (fence := fence_of(source)) is not None:
         raise_fence(fence, root.removeprefix("file://").rstrip("/"))
 
 

@@ -38,5 +38,5 @@ def fault(data: bytes, invalid: ValidationError) -> str:
         return "it is empty"
     first = invalid.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
-    said = first["msg"].removeprefix("Invalid JSON: ").removeprefix("Value error, ")
-    return f"field {where}: {said}" if where else said
+    message = first["msg"].removeprefix("Invalid JSON: ").removeprefix("Value error, ")
+    return f"field {where}: {message}" if where else message

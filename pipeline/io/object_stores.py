@@ -65,8 +65,8 @@ def bucket(scheme: str, *, asynchronous: bool = False) -> fsspec.AbstractFileSys
 
 def is_object(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Return whether a bucket has an object of that name: one request, while ``fs.exists`` looks for a folder too."""
-    found: bool = fsspec.asyn.sync(fs.loop, fs.is_object, path)
-    return found
+    exists: bool = fsspec.asyn.sync(fs.loop, fs.is_object, path)
+    return exists
 
 
 @cache
@@ -81,9 +81,9 @@ def _bucket(scheme: str, asynchronous: bool, process: int, told: int) -> fsspec.
 
 def _options(scheme: str, environment: Any) -> dict[str, Any]:
     """Read options from ``FSSPEC_GS_...``, ``FSSPEC_S3_...`` and ``FSSPEC_AZ_...``, such as ``FSSPEC_S3_ANON=true``."""
-    found: dict[str, dict[str, Any]] = {}
-    set_conf_env(found, environment)
-    return {key: _truth(value) for key, value in found.get(scheme, {}).items()}
+    options: dict[str, dict[str, Any]] = {}
+    set_conf_env(options, environment)
+    return {key: _truth(value) for key, value in options.get(scheme, {}).items()}
 
 
 def _truth(value: Any) -> Any:
@@ -281,8 +281,8 @@ def _azure() -> type[fsspec.AbstractFileSystem]:
 
         async def _info(self, path: str, refresh: bool = False, **options: Any) -> dict[str, Any]:
             async def look() -> dict[str, Any]:
-                found: dict[str, Any] = await super(Azure, self)._info(path, refresh=refresh, **options)
-                return found
+                info: dict[str, Any] = await super(Azure, self)._info(path, refresh=refresh, **options)
+                return info
 
             return await again(look, passing, f"az://{path}")
 

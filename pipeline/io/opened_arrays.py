@@ -161,12 +161,12 @@ class _BoundedShards(ShardingCodec):
 
 def _bounded(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
     """Return codecs of Zarr 3 such that each of them decodes only up to a limit."""
-    found: list[Codec] = []
+    bounded: list[Codec] = []
     widest = 0
     for codec in codecs:
         name, _ = _described(codec)
         if isinstance(codec, ShardingCodec):
-            found.append(
+            bounded.append(
                 _BoundedShards(
                     chunk_shape=codec.chunk_shape,
                     codecs=_bounded(codec.codecs),
@@ -178,12 +178,12 @@ def _bounded(codecs: Iterable[Codec]) -> tuple[Codec, ...]:
             continue
         _check(name)
         if isinstance(codec, BytesBytesCodec) and name in COMPRESSIONS:
-            found.append(_BoundedCodec(codec, widest))
+            bounded.append(_BoundedCodec(codec, widest))
         else:
-            found.append(codec)
+            bounded.append(codec)
         if isinstance(codec, BytesBytesCodec):
             widest = widest or _WIDEST
-    return tuple(found)
+    return tuple(bounded)
 
 
 def _described(codec: Codec) -> tuple[str, dict[str, Any]]:

@@ -241,7 +241,7 @@ def explain(error: BaseException, url: str) -> str | None:
         error = _as_os_error(error)
     number = getattr(error, "errno", None)
     status = _http_status(error, names)
-    said = f"the server answered {status}" if status else words(error)
+    reason = f"the server answered {status}" if status else words(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{url}: no space left; free some or choose another --out, then run the same command again"
     if number == errno.EROFS:
@@ -249,9 +249,9 @@ def explain(error: BaseException, url: str) -> str | None:
     if "requester pays" in text:
         return f"{url}: whoever reads this bucket pays; set FSSPEC_GS_REQUESTER_PAYS to the project that does"
     if names & _SIGN_IN_ERRORS or status == 401:
-        return f"{url}: not signed in ({said}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
+        return f"{url}: not signed in ({reason}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
     if status == 403 or isinstance(error, PermissionError) or text.startswith("forbidden"):  # as gcsfs words 403
-        answer = f" ({said})" if status else ""
+        answer = f" ({reason})" if status else ""
         return f"{url}: permission denied{answer}; check the rights of the folder or the credentials in the environment"
     if "nosuchbucket" in text or "bucket does not exist" in text:
         return f"{url}: no such bucket; check its name and the project or account that you are signed in to"
@@ -268,9 +268,9 @@ def explain(error: BaseException, url: str) -> str | None:
             "same command again to resume"
         )
     if status in (408, 429) or (status or 0) >= 500:
-        return f"{url}: the server is busy or failing ({said}); run the same command again to resume"
+        return f"{url}: the server is busy or failing ({reason}); run the same command again to resume"
     if isinstance(error, OSError) or names & _OTHER_ERRORS or text.startswith("bad request: "):
-        return f"{url}: storage failed ({said}); check the URL, then run the same command again to resume"
+        return f"{url}: storage failed ({reason}); check the URL, then run the same command again to resume"
     return None
 
 
@@ -345,8 +345,8 @@ def _http_status(error: BaseException, names: set[str]) -> int | None:
         return int(code) if code.isdecimal() else None
     # s3fs makes OSErrors of what S3 answers, by their names; a status without one is in the error before.
     answer = getattr(error.__cause__, "response", None)
-    said = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
-    return said if said in (408, 429) or said >= 500 else None
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
+    return status if status in (408, 429) or status >= 500 else None
 
 
 def _is_damage(error: BaseException) -> bool:

@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from chorus.cluster.costs.forecast import CostForecast, DurationForecast
 
 
-def tables(found: CostForecast) -> Iterator[RenderableType]:
+def tables(forecast: CostForecast) -> Iterator[RenderableType]:
     """Yield the work to be done, a row for each choice of nodes, the share of each, and the size of the output."""
-    cost, measured = found.cost, found.calibration
+    cost, measured = forecast.cost, forecast.calibration
     yield (
         f"{cost.images} images, {cost.regions} regions, {cost.tiles} tiles, {cost.megapixels / 1e3:.3g} gigapixels; "
         f"{measured.seconds_per_tile * 1000:.3g} ms a tile on {measured.device}"
     )
-    table = Table(title=f"Predicted by simulation; prices in {found.currency} are yours", title_justify="left")
+    table = Table(title=f"Predicted by simulation; prices in {forecast.currency} are yours", title_justify="left")
     table.add_column("nodes", overflow="fold")
     for name in ("devices", "time", "start, tail", "device hours", "busy", "repeated", "cost", "per gigapixel"):
         table.add_column(name, justify="right")
-    for one in (*found.alone, *([found.together] if found.together else [])):
+    for one in (*forecast.alone, *([forecast.together] if forecast.together else [])):
         if not one.problem:
             table.add_row(*_cells(one))
     yield table
-    if found.together:
-        yield _shares(found.together)
-    for one in found.alone:
+    if forecast.together:
+        yield _shares(forecast.together)
+    for one in forecast.alone:
         if one.problem:
             yield f"{one.title}: {one.problem}"
-    kept = f", {found.kept_per_month:.2f} {found.currency} a month" if found.kept_per_month else ""
-    yield f"output {decimal(found.output_bytes)} before compression, pyramids included{kept}"
+    kept = f", {forecast.kept_per_month:.2f} {forecast.currency} a month" if forecast.kept_per_month else ""
+    yield f"output {decimal(forecast.output_bytes)} before compression, pyramids included{kept}"
 
 
 def _cells(one: DurationForecast) -> list[str]:

@@ -80,14 +80,14 @@ def list_jobs(address: Address = DEFAULT_ADDRESS, as_json: Json = False) -> None
     """
     from chorus.cluster.runtime.ray_jobs import Jobs
 
-    found = Jobs(address).submitted()
+    jobs = Jobs(address).submitted()
     if as_json:
-        print(json.dumps([asdict(job) for job in found]))
+        print(json.dumps([asdict(job) for job in jobs]))
         return
-    table = Table(title=f"{len(found)} jobs", title_justify="left")
+    table = Table(title=f"{len(jobs)} jobs", title_justify="left")
     for name in ("job", "state", "command", "started (UTC)", "took", "output"):
         table.add_column(name, overflow="fold")
-    for job in found:
+    for job in jobs:
         table.add_row(job.name, job.state, job.command, _time(job.started), _took(job), job.out)
     Console().print(table)
 
@@ -113,17 +113,17 @@ def status(
     log = jobs.log(job.name)
     reached = last_progress(log) if job.state == "running" else None
     state, why = _run_state(job)
-    said = next((line for line in reversed(log.splitlines()) if line.strip()), "")
+    last_line = next((line for line in reversed(log.splitlines()) if line.strip()), "")
     if as_json:
         content = asdict(job) | {"progress": reached and reached._asdict(), "run": state and asdict(state)}
-        print(json.dumps(content | {"unreadable": why, "said": said}))
+        print(json.dumps(content | {"unreadable": why, "said": last_line}))
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for title, value in (_facts(job) | _course(job, reached, state, why)).items():
         table.add_row(title, value)
     Console().print(table)
     out = Console()
-    out.print(f"said     {said}", highlight=False, soft_wrap=True, markup=False)
+    out.print(f"said     {last_line}", highlight=False, soft_wrap=True, markup=False)
     out.print(_next(jobs, job), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -238,18 +238,18 @@ def _facts(job: SubmittedJob) -> dict[str, str]:
 
 def _course(job: SubmittedJob, reached: Reached | None, state: RunState | None, why: str) -> dict[str, str]:
     """Return the progress of the job and of the whole run."""
-    found: dict[str, str] = {}
+    course: dict[str, str] = {}
     if reached is not None:
-        found["progress"] = f"{reached.ended} of {reached.total} {reached.units} that were open, {reached.rates}"
+        course["progress"] = f"{reached.ended} of {reached.total} {reached.units} that were open, {reached.rates}"
     if state is None:
-        return found | ({"recorded": f"cannot be seen from here: {why}"} if why else {})
+        return course | ({"recorded": f"cannot be seen from here: {why}"} if why else {})
     regions, images = state.regions_done, state.images_done
     if regions is None and reached is not None and reached.units == "regions":
         regions = state.regions - (reached.total - reached.ended)
     parts = [] if regions is None else [f"{regions} of {state.regions} regions"]
     parts += [f"{state.images} images planned" if images is None else f"{images} of {state.images} images"]
     parts += [f"{state.failed} failed"] if state.failed else []
-    return found | {"recorded": ", ".join(parts)}
+    return course | {"recorded": ", ".join(parts)}
 
 
 def _took(job: SubmittedJob) -> str:

@@ -47,23 +47,23 @@ def profile(
     from chorus.cluster.telemetry.profile_page import write_page
 
     timeline = read_timeline(out)
-    found = of_timeline(timeline)
-    page = write_page(out, timeline, found)
+    summary = of_timeline(timeline)
+    page = write_page(out, timeline, summary)
     if as_json:
-        print(json.dumps(found.model_dump() | {"states": found.states, "page": page}))
+        print(json.dumps(summary.model_dump(by_alias=True) | {"states": summary.states, "page": page}))
         return
-    for table in tables(found):
+    for table in tables(summary):
         out_console.print(table)
     out_console.print(f"page  {page}", highlight=False, soft_wrap=True)
 
 
-def tables(found: Profile) -> Iterator[Table]:
+def tables(summary: Profile) -> Iterator[Table]:
     """Yield tables of the devices, then of the stages of regions, images and the run."""
-    sessions = f"{found.sessions} session{'s' if found.sessions > 1 else ''}"
-    devices = Table(title=f"Devices in {duration(found.seconds)} of regions ({sessions})", title_justify="left")
+    sessions = f"{summary.sessions} session{'s' if summary.sessions > 1 else ''}"
+    devices = Table(title=f"Devices in {duration(summary.seconds)} of regions ({sessions})", title_justify="left")
     for name in ("devices were", "share", ""):
         devices.add_column(name, justify="right" if name == "share" else "left")
-    for state, share in found.states.items():
+    for state, share in summary.states.items():
         devices.add_row(state, f"{share:.1%}", _MEANING[state])
     yield devices
     stages = Table(title="Stages", title_justify="left")
@@ -71,11 +71,11 @@ def tables(found: Profile) -> Iterator[Table]:
         stages.add_column(name)
     for name in ("count", "seconds", "share", "median", "95 %"):
         stages.add_column(name, justify="right")
-    of = ""
-    for row in found.stages:
-        if of and row.of != of:
+    unit = ""
+    for row in summary.stages:
+        if unit and row.unit != unit:
             stages.add_section()
-        of = row.of
+        unit = row.unit
         numbers = (f"{row.seconds:.2f}", f"{row.share:.1%}", f"{row.median:.3f}", f"{row.p95:.3f}")
-        stages.add_row(row.of, row.stage, f"{row.count}", *numbers)
+        stages.add_row(row.unit, row.stage, f"{row.count}", *numbers)
     yield stages

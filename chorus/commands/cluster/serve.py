@@ -119,15 +119,15 @@ def token(
 def _named(given: list[str]) -> dict[str, str]:
     from chorus.serving.contract.settings import name_of
 
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for text in given:
         name, equals, url = text.partition("=")
         url = named_ensemble(url if equals else text)
         name = name if equals else name_of(url)
-        if name in found:
+        if name in urls:
             raise RefusedError(f"--ensemble {text}: there is another one called {name}; give NAME=ENSEMBLE")
-        found[name] = url
-    return found
+        urls[name] = url
+    return urls
 
 
 def _announce(settings: ServeSettings, url: str) -> None:

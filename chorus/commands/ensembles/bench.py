@@ -68,7 +68,7 @@ def engine(
         precisions = TypeAdapter(list[Precision]).validate_python(names(precision))
     except ValidationError as error:
         raise RefusedError(f"--precision {precision}: choose out of fp32, bf16 and fp16") from error
-    found: list[Measured] = []
+    measured: list[Measured] = []
     with err.status("") as status:
         for one in precisions:
             workload = Workload(edge, len(augmentations), one, torch.device(where))
@@ -77,20 +77,20 @@ def engine(
                 status.update(f"{one}: {network} on {backend}, {tiles} tiles a call")
 
             timings = measure_and_keep(bundle, workload, seconds, batch, begun)
-            found.append((timings, fastest(timings, workload) or ("eager", batch or workload.batch)))
+            measured.append((timings, fastest(timings, workload) or ("eager", batch or workload.batch)))
     if as_json:
         rows = [
             timings.model_dump() | {"best": timings.best, "auto": {"backend": backend, "batch": tiles}}
-            for measurements, (backend, tiles) in found
+            for measurements, (backend, tiles) in measured
             for timings in measurements
         ]
         print(json.dumps(rows, indent=2))
         return
-    _print_timings(found, len(augmentations))
+    _print_timings(measured, len(augmentations))
 
 
-def _print_timings(found: list[Measured], augmentations: int) -> None:
-    first = found[0][0][0]
+def _print_timings(measured: list[Measured], augmentations: int) -> None:
+    first = measured[0][0][0]
     out = Console()
     out.print(
         f"{first.device}, {first.threads} threads; calls with so many tiles of {first.tile}, {augmentations} "
@@ -98,7 +98,7 @@ def _print_timings(found: list[Measured], augmentations: int) -> None:
         highlight=False,
     )
     table = Table("", "tiles", "network", "backend", "a second", "speed-up", "set up", "differs")
-    for measurements, auto in found:
+    for measurements, auto in measured:
         for measurement in measurements:
             tiles = measurement.samples // augmentations
             for network, plain in zip(measurement.networks, measurement.eager_fp32, strict=True):
@@ -112,6 +112,6 @@ def _print_timings(found: list[Measured], augmentations: int) -> None:
                     style = "bold" if (timing.backend, tiles) == auto else None
                     table.add_row(*row, *values, f"{timing.difference:.0e}", style=style)
     out.print(table)
-    for measurements, (backend, tiles) in found:
+    for measurements, (backend, tiles) in measured:
         what = f"{tiles} tile{'s' if tiles > 1 else ''} a call"
         out.print(f"{measurements[0].precision}: `--backend auto` takes {backend}, {what}", highlight=False)

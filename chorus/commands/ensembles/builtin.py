@@ -50,7 +50,7 @@ def builtin_table(known: Mapping[str, str]) -> Table:
         content = yaml.load(Path(path).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         about = content["about"]
         # Scores of the first set only: it is the closest to the ensemble's purpose.
-        first = [f"{data}: {numbers(of_the_ensemble(found))}" for data, found in about["scores"].items()][:1]
+        first = [f"{data}: {numbers(of_the_ensemble(values))}" for data, values in about["scores"].items()][:1]
         scores = "".join(first)
         cells = (name, f"{len(content['members'])}", about["description"], scores)
         table.add_row(*map(Text, cells))

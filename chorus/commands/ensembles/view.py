@@ -73,10 +73,10 @@ def normalisation(settings: Normalisation) -> str:
 
 def _effort(bound: EffortBound) -> str:
     """Describe which tiles stop early, and on what data that was measured."""
-    of = f", {bound.reference}" if bound.reference else ""
+    reference = f", {bound.reference}" if bound.reference else ""
     return (
         f"adaptive: as many augmentations as it takes that at most {bound.changed:.2%} of a tile's labels change "
-        f"(measured on {bound.images} images{of})"
+        f"(measured on {bound.images} images{reference})"
     )
 
 

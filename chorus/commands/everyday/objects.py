@@ -88,8 +88,8 @@ def objects(
 def _table(outcome: ObjectsOutcome) -> Table:
     """Return a table of the objects per image and class."""
     summary = outcome.summary
-    of = f" of {summary.flows_from}" if summary.flows_from is not None else ""
-    title = f"objects of {summary.done} images, by {summary.method}{of}"
+    flows = f" of {summary.flows_from}" if summary.flows_from is not None else ""
+    title = f"objects of {summary.done} images, by {summary.method}{flows}"
     table = Table(title=title, title_justify="left")
     table.add_column("image", overflow="fold")
     for name in summary.objects:

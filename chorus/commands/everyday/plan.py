@@ -73,13 +73,13 @@ def print_forecast(request: PredictRequest, cluster: str | None, calibration: st
         return
     from chorus.commands.cluster.cost import tables
 
-    found = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
+    cost_forecast = reprocess.forecast_cost(request, read_cluster(cluster), calibration, Silent())
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(cost_forecast))
         return
-    for part in tables(found):
+    for part in tables(cost_forecast):
         out_console.print(part, highlight=False)
-    _print_failures(found.failures)
+    _print_failures(cost_forecast.failures)
 
 
 def _print_failures(failures: Sequence[tuple[str, str]]) -> None:

@@ -50,8 +50,8 @@ def calibrate(
     if reference is None:
         lines.append(f"cut short: {outcome.message}")
     else:
-        found = f"expected Dice is {reference.bound.alpha:.0%} of the time below its bound at most"
-        lines += [f"known    from {reference.images} reference images; {found}", f"written  {url}"]
+        guarantee = f"expected Dice is {reference.bound.alpha:.0%} of the time below its bound at most"
+        lines += [f"known    from {reference.images} reference images; {guarantee}", f"written  {url}"]
         lines += [f"note     {note}" for note in reference.notes]
         lines.append("next     chorus flag RESULTS --ensemble ...")
     if as_json:

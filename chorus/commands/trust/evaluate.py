@@ -123,15 +123,15 @@ def compare(
         evaluated = evaluating.evaluate(request, ConsoleReporter(err, units="images", devices="cores"))
         if evaluated.state == "interrupted":
             raise CutShortError(f"{out}: {evaluated.message}")
-    found = compare_runs(outs, metric)
+    compared = compare_runs(outs, metric)
     if as_json:
-        content = asdict(found.comparison) | {"verdict": found.comparison.verdict, "left_out": found.left_out}
+        content = asdict(compared.comparison) | {"verdict": compared.comparison.verdict, "left_out": compared.left_out}
         print(json.dumps(content))
         return
     out_console = Console()
-    for table in _comparison_tables(found):
+    for table in _comparison_tables(compared):
         out_console.print(table)
-    for line in [*found.comparison.verdict, *_left_out(found)]:
+    for line in [*compared.comparison.verdict, *_left_out(compared)]:
         out_console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -139,9 +139,9 @@ def _means_table(record: EvaluationRecord) -> Table:
     table = Table(title=f"{record.ensemble.name}: means over images", title_justify="left")
     for name in ("metric", "mean", "95 % interval", "images"):
         table.add_column(name, overflow="fold")
-    for name, found in record.metrics.items():
+    for name, metric in record.metrics.items():
         words = _METRICS.get(name) or "Dice, " + name.removeprefix("dice:")
-        table.add_row(words, _number(found.mean), _interval(found.low, found.high), str(found.images))
+        table.add_row(words, _number(metric.mean), _interval(metric.low, metric.high), str(metric.images))
     return table
 
 
@@ -179,8 +179,8 @@ def _lines(outcome: Outcome[EvaluationRow, EvaluationRecord]) -> list[str]:
     return [*lines, f"results  {outcome.out}/evaluation.parquet, evaluation.json"]
 
 
-def _comparison_tables(found: RunComparison) -> list[Table]:
-    comparison = found.comparison
+def _comparison_tables(compared: RunComparison) -> list[Table]:
+    comparison = compared.comparison
     title = f"{comparison.metric} of {comparison.images} images ({'low' if comparison.lower else 'high'} is good)"
     means = Table(title=title, title_justify="left")
     for name in ("run", "mean", "mean rank"):
@@ -198,8 +198,8 @@ def _comparison_tables(found: RunComparison) -> list[Table]:
     return [means, pairs]
 
 
-def _left_out(found: RunComparison) -> list[str]:
-    names = list(found.left_out)
+def _left_out(compared: RunComparison) -> list[str]:
+    names = list(compared.left_out)
     if not names:
         return []
     return [f"{len(names)} images are not in all runs: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}"]

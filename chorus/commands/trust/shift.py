@@ -59,26 +59,28 @@ def shift(
         raise RefusedError(f"{out}: was made with another ensemble than {ensemble}; name the one of its run.json")
     table = None if metadata is None else read_metadata(metadata)
     scores = read_scores(out)
-    found = find_shift(scores, reference, _features(out, feature_images(scores)), table, alpha=alpha)
-    _write(out, found)
+    comparison = find_shift(scores, reference, _features(out, feature_images(scores)), table, alpha=alpha)
+    _write(out, comparison)
     if as_json:
-        print(found.model_dump_json())
+        print(comparison.model_dump_json())
         return
     console = Console()
-    for line in found.sentences:
+    for line in comparison.sentences:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for part in shift_tables(found):
+    for part in shift_tables(comparison):
         console.print(part)
 
 
-def shift_tables(found: Shift) -> list[Table]:
+def shift_tables(comparison: Shift) -> list[Table]:
     """Return the comparisons with the reference, and those between groups of images, if there are any."""
     from chorus.pipeline.scores.registry import phrase_of
 
-    against = Table(title=f"{found.images} images, {found.reference_images} of the reference", title_justify="left")
+    against = Table(
+        title=f"{comparison.images} images, {comparison.reference_images} of the reference", title_justify="left"
+    )
     for name in ("", "measure", "reference", "run", "Cliff's delta", "95 % interval", "p", "shift"):
         against.add_column(name, overflow="fold")
-    for test in found.tests:
+    for test in comparison.tests:
         interval = "" if test.low is None else f"{test.low:.2f} to {test.high:.2f}"
         numbers = (_number(test.reference_median), _number(test.run_median), f"{test.effect:.2f}", interval)
         against.add_row(
@@ -87,7 +89,7 @@ def shift_tables(found: Shift) -> list[Table]:
     between = Table(title="between groups of images", title_justify="left")
     for name in ("by", "score", "groups", "effect", "", "p", "depends"):
         between.add_column(name, overflow="fold")
-    for one in found.groups:
+    for one in comparison.groups:
         effect = (f"{one.effect:.2f}", one.measure, f"{one.p_adjusted:.2g}", "yes" * one.shifted)
         between.add_row(escape(one.by), escape(phrase_of(one.score)), str(len(one.levels)), *effect)
     return [table for table in (against, between) if table.row_count]
@@ -115,13 +117,13 @@ def _features(out: str, names: list[str]) -> pd.DataFrame | None:
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
-def _write(out: str, found: Shift) -> None:
+def _write(out: str, comparison: Shift) -> None:
     from chorus.pipeline.io import storage
     from chorus.pipeline.io.storage import storage_errors
 
     url = storage.join(storage.normalise(out), "shift.json")
     with storage_errors(url):
-        storage.write_bytes(url, found.model_dump_json().encode())
+        storage.write_bytes(url, comparison.model_dump_json().encode())
 
 
 def _number(value: float | None) -> str:

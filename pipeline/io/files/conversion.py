@@ -89,8 +89,8 @@ def convert_file(url: str, target: str, settings: ConvertSettings) -> Converted:
             convert_raster(rasters[0], target, settings)
         else:
             places = [str(index) for index in range(len(rasters))]
-            for place, raster in zip(places, rasters, strict=True):
-                convert_raster(raster, storage.join(target, place), settings)
+            for folder, raster in zip(places, rasters, strict=True):
+                convert_raster(raster, storage.join(target, folder), settings)
             prepare_collection(target, places)
         return Converted(
             images=len(rasters),

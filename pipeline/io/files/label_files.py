@@ -47,9 +47,9 @@ def pair_labels(images: Mapping[str, str | None], labels: Mapping[str, str]) -> 
     pairs = {}
     for name in images:
         candidates = [name + suffix for suffix in LABEL_SUFFIXES]
-        found = next((one for one in candidates if one in labels and not _another(one, images, labels)), None)
-        if found is not None:
-            pairs[name] = found
+        label = next((one for one in candidates if one in labels and not _another(one, images, labels)), None)
+        if label is not None:
+            pairs[name] = label
     mixed, used = _folders_with_both(labels), set(pairs.values())
     for name in images.keys() & labels.keys() - pairs.keys() - used:
         is_image = image_of(name) == name and _folder(name) in mixed

@@ -48,20 +48,20 @@ def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFi
     ------
     RefusedError : a source is missing, is a file of another kind, or holds no raster file
     """
-    found: dict[str, tuple[str, str]] = {}
+    by_url: dict[str, tuple[str, str]] = {}
     for url in expand(sources):
-        before = len(found)
+        before = len(by_url)
         for relative, file, stamp in _files(url, labels=labels):
-            found.setdefault(file, (relative if fault(relative) else fitting(relative, file), stamp))
+            by_url.setdefault(file, (relative if fault(relative) else fitting(relative, file), stamp))
             before = -1
         if before >= 0:
             raise RefusedError(
                 f"{url}: holds no {_kinds()} file; check the path, and name files of HDF5, NumPy and DICOM, "
                 "as 'folder/*.h5' does"
             )
-    seen = Counter(relative.casefold() for relative, _ in found.values())
+    seen = Counter(relative.casefold() for relative, _ in by_url.values())
     files = []
-    for url, (relative, stamp) in found.items():
+    for url, (relative, stamp) in by_url.items():
         if reason := fault(relative):
             digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:12]
             message = f"{readable(url)}: its name {shown(readable(relative))} {reason}; rename it"

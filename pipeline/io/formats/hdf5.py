@@ -37,28 +37,28 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
     with file:
         with decoding_errors(url):
             datasets = _datasets(h5py, file, url)
-            found = [_image(url, name, dataset, dtypes) for name, dataset in datasets.items()]
-        if not found:
+            rasters = [_image(url, name, dataset, dtypes) for name, dataset in datasets.items()]
+        if not rasters:
             raise ImageError(f"{url}: holds no dataset of an image (2 to 5 axes); {MEND}")
-        yield found
+        yield rasters
 
 
 def _datasets(h5py: Any, file: Any, url: str) -> dict[str, Any]:
     """Return the datasets that are images, by their names, sorted; the raw one alone where there is one."""
-    found: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:  # not called for soft and external links
         if isinstance(item, h5py.Dataset) and item.ndim >= 2 and item.dtype.kind in "biuf":
-            found[name] = item
+            datasets[name] = item
 
     file.visititems(visit)
-    for name, dataset in found.items():
+    for name, dataset in datasets.items():
         if dataset.external or dataset.is_virtual:
             raise ImageError(f"{url}: the pixels of {name} are in another file; save it as one file with the pixels")
         if dataset.chunks and int(np.prod(dataset.chunks, dtype=object)) * dataset.dtype.itemsize > _CHUNK_BYTES:
             raise ImageError(f"{url}: the chunks of {name} take more than {_CHUNK_BYTES >> 30} GiB each; save it again")
-    raw = next((name for name in _RAW if name in found), None)
-    return dict(sorted(found.items())) if raw is None else {raw: found[raw]}
+    raw = next((name for name in _RAW if name in datasets), None)
+    return dict(sorted(datasets.items())) if raw is None else {raw: datasets[raw]}
 
 
 def _image(url: str, name: str, dataset: Any, dtypes: Collection[str]) -> Raster:

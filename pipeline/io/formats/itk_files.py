@@ -140,16 +140,16 @@ def _header(data: bytes, suffix: str) -> dict[str, str]:
     """Read keys, in lower case, and values of the text header of an NRRD or MetaImage file."""
     text = data[:_HEADER_BYTES].decode("latin-1")
     between = ":" if suffix == ".nrrd" else "="
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in text.splitlines():
         key, sign, value = line.partition(between)
         if suffix == ".nrrd" and not line.strip():
             break  # pixels follow
         if sign:
-            found.setdefault(key.strip().lower(), value.strip())
+            fields.setdefault(key.strip().lower(), value.strip())
         if suffix == ".mha" and key.strip().lower() == "elementdatafile":
             break
-    return found
+    return fields
 
 
 def _units(data: bytes, suffix: str, letters: str) -> Mapping[str, str]:
@@ -168,5 +168,5 @@ def _scale(sizes: Mapping[str, float], units: Mapping[str, str]) -> dict[str, fl
     """Return the pixel size in micrometres along each spatial axis where it is known."""
     if all(size == 1 for axis, size in sizes.items() if axis != "t"):
         return {}
-    found = {axis: in_micrometers(sizes[axis], unit) for axis, unit in units.items()}
-    return {axis: size for axis, size in found.items() if size is not None}
+    micrometers = {axis: in_micrometers(sizes[axis], unit) for axis, unit in units.items()}
+    return {axis: size for axis, size in micrometers.items() if size is not None}

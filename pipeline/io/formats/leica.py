@@ -49,10 +49,10 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
             if file.type != liffile.LifFileType.LIF:
                 raise ImageError(f"{url}: its pixels are in other files; give a LIF file that holds them")
             images = [image for image in file.images if not image.is_flim]
-            found = [raster for image in images for raster in _images(url, memory, image, dtypes)]
-        if not found:
+            rasters = [raster for image in images for raster in _images(url, memory, image, dtypes)]
+        if not rasters:
             raise ImageError(f"{url}: holds no image; {MEND}")
-        yield found
+        yield rasters
 
 
 def _mapped(path: Path) -> mmap.mmap:

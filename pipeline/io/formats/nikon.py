@@ -28,8 +28,8 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
         file = nd2.ND2File(storage.normalise(url))
     with file:
         with decoding_errors(url):
-            found = _images(url, file, dtypes)
-        yield found
+            rasters = _images(url, file, dtypes)
+        yield rasters
 
 
 def _images(url: str, file: Any, dtypes: Collection[str]) -> list[Raster]:
@@ -51,12 +51,12 @@ def _images(url: str, file: Any, dtypes: Collection[str]) -> list[Raster]:
     colors = tuple(f"{one.channel.color.r:02X}{one.channel.color.g:02X}{one.channel.color.b:02X}" for one in channels)
     stages = _stages(file)
     frame = lru_cache(maxsize=1)(lambda index: _frame(file, index, sizes))
-    found = []
+    rasters = []
     for position in range(positions):
         read = _plane_reader(frame, loops, position)
         raster = raster_of_planes(url, lengths, file.dtype, read, described, dtypes, samples=samples)
         name, stage = stages[position] if position < len(stages) else ("", {})
-        found.append(
+        rasters.append(
             replace(
                 raster,
                 name=name,
@@ -65,7 +65,7 @@ def _images(url: str, file: Any, dtypes: Collection[str]) -> list[Raster]:
                 acquired=str(file.text_info.get("date", "")),
             )
         )
-    return found
+    return rasters
 
 
 def _check_frames(url: str, file: Any, frames: int) -> None:
@@ -102,15 +102,15 @@ def _check_unpacked(file: Any, index: int) -> None:
     """Raise ValueError for a frame that unpacks to other than its size: nd2 would unpack it whatever it takes."""
     expected = file.attributes.heightPx * file.attributes.widthBytes
     packed = file._rdr._load_chunk(f"ImageDataSeq|{index}!".encode())
-    found = len(zlib.decompressobj().decompress(packed[8:], expected + 1))
-    if found != expected:
+    length = len(zlib.decompressobj().decompress(packed[8:], expected + 1))
+    if length != expected:
         raise ValueError(f"frame {index} does not unpack to the {expected} bytes that it has")
 
 
 def _plane_reader(frame: Any, loops: Mapping[str, int], position: int) -> Any:
     def read(t: int, z: int, channel: int, y: slice, x: slice) -> NDArray[Any]:
-        place = {"P": position, "T": t, "Z": z}
-        index = int(np.ravel_multi_index([place[axis] for axis in loops], tuple(loops.values()))) if loops else 0
+        coordinates = {"P": position, "T": t, "Z": z}
+        index = int(np.ravel_multi_index([coordinates[axis] for axis in loops], tuple(loops.values()))) if loops else 0
         return np.array(frame(index)[channel, y, x])
 
     return read

@@ -38,7 +38,7 @@ def _open_npy(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterato
 def _open_npz(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[list[Raster]]:
     with decoding_errors(url):
         storage.check_regular(*storage.filesystem(url))
-        found = []
+        rasters = []
         with np.load(storage.normalise(url), allow_pickle=False) as arrays:
             size = sum(info.file_size for info in arrays.zip.infolist())
             if size > _NPZ_BYTES:
@@ -49,10 +49,10 @@ def _open_npz(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterato
             for name in arrays.files:
                 array = arrays[name]
                 if array.ndim >= 2:  # others describe
-                    found.append(replace(_image(url, array, dtypes), name=name))
-        if not found:
+                    rasters.append(replace(_image(url, array, dtypes), name=name))
+        if not rasters:
             raise ImageError(f"{url}: holds no array of an image; {MEND}")
-    yield found
+    yield rasters
 
 
 def _image(url: str, array: np.ndarray[Any, Any], dtypes: Collection[str]) -> Raster:

@@ -170,13 +170,13 @@ def raster_of_planes(
         raise ImageError(f"{url}: has no pixels; {MEND}")
     planes = lengths.get("c", 1)
     names = _channel_names(described.channels, planes, samples)
-    found = {axis: lengths[axis] for axis in "tczyx" if axis in lengths}
+    sizes = {axis: lengths[axis] for axis in "tczyx" if axis in lengths}
     if "c" in lengths or samples > 1 or len(names) == 1:
-        found["c"] = planes * samples
-    axes = "".join(axis for axis in "tczyx" if axis in found)
+        sizes["c"] = planes * samples
+    axes = "".join(axis for axis in "tczyx" if axis in sizes)
     scale = {axis: size for axis, size in described.scale.items() if axis in axes}
     units = {axis: "second" if axis == "t" else "micrometer" for axis in scale}
-    shape = tuple(found[axis] for axis in axes)
+    shape = tuple(sizes[axis] for axis in axes)
     return Raster(url, axes, shape, dtype, names, samples, scale, units, planes_reader(url, read, dtype, samples))
 
 
@@ -187,9 +187,9 @@ def planes_reader(url: str, read: ReadPlane, dtype: str, samples: int) -> Read:
         first, last = channels.start // samples, -(-channels.stop // samples)
         data = np.empty((last - first, samples, *window.shape), dtype)
         with decoding_errors(url):
-            for place, plane in enumerate(range(first, last)):
+            for position, plane in enumerate(range(first, last)):
                 pixels = read(t, z, plane, window.y.slice, window.x.slice)
-                data[place] = pixels[np.newaxis] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+                data[position] = pixels[np.newaxis] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         skip = channels.start - first * samples
         return data.reshape(-1, *window.shape)[skip : skip + len(channels)]
 

@@ -87,23 +87,23 @@ def kind_of(name: str, *, labels: bool = False) -> FormatKind | None:
     ----------
     labels : whether files that hold nothing but labels count
     """
-    found = _suffix(name, labels=labels)
-    return None if found is None else found[1]
+    match = _suffix(name, labels=labels)
+    return None if match is None else match[1]
 
 
 def stem(name: str, *, labels: bool = False) -> str | None:
     """Strip the suffix of a format from `name`; None if it has none. Of labels ``_seg`` is kept."""
-    found = _suffix(name, labels=labels)
-    if found is None:
+    match = _suffix(name, labels=labels)
+    if match is None:
         return None
-    suffix, kind = found
+    suffix, kind = match
     return name[: -len(f".{suffix.rpartition('.')[2]}" if kind.labels else suffix)]
 
 
 def _suffix(name: str, *, labels: bool) -> tuple[str, FormatKind] | None:
     lower = name.lower()
-    found = next(((suffix, kind) for suffix, kind in registry().suffixes if lower.endswith(suffix)), None)
-    return None if found is None or (found[1].labels and not labels) else found
+    match = next(((suffix, kind) for suffix, kind in registry().suffixes if lower.endswith(suffix)), None)
+    return None if match is None or (match[1].labels and not labels) else match
 
 
 @contextmanager
@@ -129,8 +129,8 @@ def open_rasters(
     if not kind.in_memory and (data is not None or storage.scheme(url) != "file"):
         raise ImageError(f"{url}: files of {kind.name} are read on local disks alone; copy it to one first")
     check_installed(kind, url)
-    with kind.open(url, data, dtypes) as found:
-        yield found
+    with kind.open(url, data, dtypes) as opened:
+        yield opened
 
 
 def check_installed(kind: FormatKind, url: str) -> None:

@@ -53,8 +53,8 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
         slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         with decoding_errors(url):
             first = _first_of_series(openslide, slide, url) if url.lower().endswith(_DICOM) else url
-            found = PartOf(first) if first != url else [_image(url, slide, dtypes)]
-        yield found
+            opened = PartOf(first) if first != url else [_image(url, slide, dtypes)]
+        yield opened
 
 
 def _check_names(url: str) -> None:

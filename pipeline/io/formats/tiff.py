@@ -47,8 +47,8 @@ def _open(url: str, data: bytes | None, dtypes: Collection[str]) -> Iterator[lis
         if not series:
             raise ImageError(f"{url}: holds no image; {MEND}")
         with decoding_errors(url):
-            found = _images(url, tiff, series, dtypes)
-        yield found or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
+            rasters = _images(url, tiff, series, dtypes)
+        yield rasters or PartOf(storage.join(url.rpartition("/")[0], _first_file(series[0])))
 
 
 def _images(
@@ -60,15 +60,15 @@ def _images(
     of_series = image_of_series(tiff, series, elements)
     described = describe(tiff, series, of_series)
     kept, aside = main_images(series)
-    found = []
+    rasters = []
     for one, index, metadata in zip(series, of_series, described, strict=True):
         if one in kept and not _elsewhere(one, tiff):
             check_planes(url, tiff, one, None if index is None else elements[index])
-            found.append(_from_series(url, one, metadata, dtypes))
-    if found and aside:
+            rasters.append(_from_series(url, one, metadata, dtypes))
+    if rasters and aside:
         note = f"{url}: {', '.join(aside)} left out, since these are no images to segment"
-        found[0] = replace(found[0], note=note)
-    return found
+        rasters[0] = replace(rasters[0], note=note)
+    return rasters
 
 
 def _elsewhere(series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> bool:
@@ -102,8 +102,8 @@ def _acquired(series: tifffile.TiffPageSeries) -> str:
     """Return the date that a slide's description, or the tag DateTime, holds; empty if there is none."""
     page = series.keyframe
     text = page.description if isinstance(page, tifffile.TiffPage) else ""
-    found = _DATE.search(text)
-    return found[1].strip() if found else str(page.tags.valueof("DateTime") or "").strip()
+    match = _DATE.search(text)
+    return match[1].strip() if match else str(page.tags.valueof("DateTime") or "").strip()
 
 
 def _array(series: tifffile.TiffPageSeries) -> zarr.Array[Any]:
@@ -120,12 +120,12 @@ def _meaning(url: str, stored: str, shape: tuple[int, ...]) -> str:
         raise ImageError(f"{url}: axes are {stored!r}, without a plane of y and x; {MEND}")
     spare = [letter for letter in "zt" if letter not in known] + (["c"] if not known & set("cs") else [])
     letters = list(stored)
-    for place in reversed(range(len(letters))):
-        if letters[place] not in "tczyxs":
-            if shape[place] == 1:
-                letters[place] = "_"
+    for index in reversed(range(len(letters))):
+        if letters[index] not in "tczyxs":
+            if shape[index] == 1:
+                letters[index] = "_"
             elif spare:
-                letters[place] = spare.pop(0)
+                letters[index] = spare.pop(0)
             else:
                 raise ImageError(
                     f"{url}: axes are {stored!r} of lengths {shape}, more than time, channel, z, y and x; save it as "

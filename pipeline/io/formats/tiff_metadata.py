@@ -51,7 +51,7 @@ def describe(
     if tiff.is_ome and tiff.ome_metadata:
         listed = _ome_images(tiff.ome_metadata)
         if len(listed) == len(series):
-            images = [place if index is None else index for place, index in enumerate(images)]
+            images = [position if index is None else index for position, index in enumerate(images)]
         if any(index is not None for index in images):
             return [TiffDescription() if index is None else _ome(listed[index]) for index in images]
     if tiff.is_imagej and tiff.imagej_metadata:

@@ -144,14 +144,14 @@ def _children(element: ElementTree.Element, name: str) -> Iterator[ElementTree.E
 
 def planes_of(image: ElementTree.Element) -> list[TiffData]:
     """Read from an Image element where its planes are."""
-    found = []
+    planes = []
     for pixels in _children(image, "Pixels"):
         for data in _children(pixels, "TiffData"):
             count = data.get("PlaneCount", data.get("NumPlanes", "1" if "IFD" in data.attrib else ""))
             named = next(_children(data, "UUID"), None)
             file, uuid = ("", "") if named is None else (named.get("FileName", ""), (named.text or "").strip())
-            found.append(TiffData(file, uuid, int(data.get("IFD", 0)), int(count) if count and int(count) else None))
-    return found
+            planes.append(TiffData(file, uuid, int(data.get("IFD", 0)), int(count) if count and int(count) else None))
+    return planes
 
 
 def image_of_series(
@@ -161,7 +161,7 @@ def image_of_series(
 
     Both are in the same order; an image is that of a series if it lists the series' first page.
     """
-    found: list[int | None] = []
+    image_indices: list[int | None] = []
     index = 0
     listed = [planes_of(image) for image in images]
     own = _own_uuid(tiff)
@@ -170,9 +170,9 @@ def image_of_series(
         match = next(
             (i for i in range(index, len(images)) if first is not None and _lists(listed[i], first, tiff, own)), None
         )
-        found.append(match)
+        image_indices.append(match)
         index = index if match is None else match + 1
-    return found
+    return image_indices
 
 
 def _own_uuid(tiff: tifffile.TiffFile) -> str:

@@ -43,8 +43,8 @@ def _open(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterator[li
         reader = czi.CziReader(storage.normalise(url), cache_options=cache)
     try:
         with decoding_errors(url):
-            found = _images(url, reader, dtypes)
-        yield found
+            rasters = _images(url, reader, dtypes)
+        yield rasters
     finally:
         reader.close()
 
@@ -71,13 +71,13 @@ def _images(url: str, reader: Any, dtypes: Collection[str]) -> list[Raster]:
     described = TiffDescription(named, scale)
     scenes = dict(sorted(reader.scenes_bounding_rectangle_no_pyramid.items()))
     names = {int(one.get("Index", -1)): one for one in image.findall("./Dimensions/S/Scenes/Scene")}
-    found = []
+    rasters = []
     for scene, rectangle in scenes.items() or [(None, reader.total_bounding_rectangle_no_pyramid)]:
         read = _plane_reader(reader, scene, (rectangle.x, rectangle.y))
         sizes = lengths | {"y": rectangle.h, "x": rectangle.w}
         raster = raster_of_planes(url, sizes, dtype, read, described, dtypes, samples=samples)
         element = names.get(-1 if scene is None else scene)
-        found.append(
+        rasters.append(
             replace(
                 raster,
                 name="" if element is None else element.get("Name", ""),
@@ -86,7 +86,7 @@ def _images(url: str, reader: Any, dtypes: Collection[str]) -> list[Raster]:
                 acquired=(image.findtext("AcquisitionDateAndTime") or "").strip(),
             )
         )
-    return found
+    return rasters
 
 
 def _plane_reader(reader: Any, scene: int | None, corner: tuple[int, int]) -> Any:
@@ -113,12 +113,12 @@ def _scale(root: ElementTree.Element, image: ElementTree.Element) -> dict[str, f
 
 def _colors(root: ElementTree.Element, count: int) -> tuple[str, ...]:
     """Return RRGGBB per channel; empty unless every channel has one."""
-    found: dict[str, str] = {}
+    by_id: dict[str, str] = {}
     for channel in root.findall("./Metadata/DisplaySetting/Channels/Channel"):
         color = (channel.findtext("Color") or "").lstrip("#")
         if len(color) in (6, 8) and not set(color.lower()) - set("0123456789abcdef"):
-            found[channel.get("Id", "")] = color[-6:].upper()
-    colors = tuple(found.get(f"Channel:{index}", "") for index in range(count))
+            by_id[channel.get("Id", "")] = color[-6:].upper()
+    colors = tuple(by_id.get(f"Channel:{index}", "") for index in range(count))
     return colors if all(colors) else ()
 
 

@@ -94,9 +94,9 @@ def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
     with storage_errors(url):
         fs, root = storage.filesystem(url)
         paths = list(documents)
-        found = fs.cat_ranges([f"{root}/{path}" for path in paths], None, None, on_error="return")
+        contents = fs.cat_ranges([f"{root}/{path}" for path in paths], None, None, on_error="return")
         wanted: dict[str, bytes] = {}
-        for path, existing in zip(paths, found, strict=True):
+        for path, existing in zip(paths, contents, strict=True):
             if isinstance(existing, FileNotFoundError):
                 wanted[path] = documents[path]
             elif isinstance(existing, BaseException):

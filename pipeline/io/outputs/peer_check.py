@@ -44,8 +44,8 @@ def _labels(group: zarr.Group) -> dict[str, zarr.Group]:
     """Return the label images that an image lists, by name."""
     labels = group.get("labels")
     names = _metadata(labels).get("labels", []) if isinstance(labels, zarr.Group) else []
-    found = {name: labels.get(name) for name in names} if isinstance(labels, zarr.Group) else {}
-    return {name: image for name, image in found.items() if isinstance(image, zarr.Group)}
+    images = {name: labels.get(name) for name in names} if isinstance(labels, zarr.Group) else {}
+    return {name: image for name, image in images.items() if isinstance(image, zarr.Group)}
 
 
 def _check_metadata(path: str, image: zarr.Group) -> None:

@@ -53,11 +53,11 @@ def expand(sources: Sequence[str]) -> list[str]:
     Arguments keep their order; each one's URLs are sorted, and every URL is given once.
     Raises RefusedError for a list that cannot be read and for a glob that matches nothing.
     """
-    found: list[str] = []
+    urls: list[str] = []
     for source in sources:
         lines = _lines(source) if source.lower().endswith(".txt") else [source]
-        found += sorted({url for line in lines for url in _matches(line)})
-    return list(dict.fromkeys(found))
+        urls += sorted({url for line in lines for url in _matches(line)})
+    return list(dict.fromkeys(urls))
 
 
 def find_images(
@@ -105,10 +105,10 @@ def _matches(source: str) -> list[str]:
     with _storage_refusals(source):
         if fs.exists(path):  # a name that has a bracket in it
             return [storage.normalise(source)]
-        found = [storage.normalise(fs.unstrip_protocol(match)) for match in fs.glob(path)]
-    if not found:
+        matches = [storage.normalise(fs.unstrip_protocol(match)) for match in fs.glob(path)]
+    if not matches:
         raise RefusedError(f"{source}: matches nothing; check the pattern and the folder before it")
-    return found
+    return matches
 
 
 @contextmanager
@@ -142,13 +142,13 @@ def _roots(url: str, pool: ThreadPoolExecutor, without: str | None) -> Iterator[
     top = _look(url)
     if isinstance(top.failure, RefusedError):
         raise top.failure
-    found = False
+    any_root = False
     # The output is left out by not entering it, as a link that leads back up is.
     closed = frozenset() if without is None or identity(without) == identity(url) else {identity(without)}
     for place in _descend(top, pool, frozenset(closed)):
-        found = True
+        any_root = True
         yield place
-    if not found:
+    if not any_root:
         raise RefusedError(
             f"{url}: holds no OME-Zarr image, it is {top.words}; give an OME-Zarr image, plate, collection or a "
             "folder of them, or convert other files first with `chorus convert`"
@@ -248,12 +248,12 @@ def _entries(place: _Place, name: str, pool: ThreadPoolExecutor) -> list[_Entry]
     try:
         if place.kind == "plate":
             wells = [well.path for well in plate_metadata(place.url).wells]
-            found = [field for well in pool.map(fields, wells) for field in well]
+            listed = [field for well in pool.map(fields, wells) for field in well]
         else:
-            found = [entry(path) for path in collection_series(place.url)]
+            listed = [entry(path) for path in collection_series(place.url)]
     except ChorusError as error:
         return [entry("", error)]
-    return _apart(found) or [entry("", ImageError(f"{place.url}: the {place.kind} lists no image; {MEND}"))]
+    return _apart(listed) or [entry("", ImageError(f"{place.url}: the {place.kind} lists no image; {MEND}"))]
 
 
 def _apart(entries: Sequence[_Entry]) -> list[_Entry]:

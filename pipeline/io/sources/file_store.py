@@ -48,10 +48,10 @@ def source_store(url: str) -> Store:
     ------
     ImageError : such a file cannot be opened
     """
-    found = file_in(url)
-    if found is None:
+    file = file_in(url)
+    if file is None:
         return storage.store(url, read_only=True)
-    path, below = found
+    path, below = file
     return FileStore(path, below)
 
 
@@ -129,8 +129,8 @@ class _OpenFile:
             return
         places = [str(index) for index in range(len(images))]
         self.documents |= collection_documents(places)
-        for place, image in zip(places, images, strict=True):
-            self._add(f"{place}/", image)
+        for folder, image in zip(places, images, strict=True):
+            self._add(f"{folder}/", image)
 
     def _add(self, prefix: str, raster: Raster) -> None:
         full = (raster.lengths["y"], raster.lengths["x"], raster.read)

@@ -176,7 +176,7 @@ def _multiscale(metadata: Mapping[str, Any], ngff: Ngff, url: str) -> Multiscale
 
 def _letters(axes: Sequence[Axis], url: str) -> str:
     letters = {"time": "t", "channel": "c"}
-    found = ""
+    axis_letters = ""
     for axis in axes:
         name = str(axis.name).lower()
         letter = letters.get(str(axis.type), name if axis.type == "space" and name in ("z", "y", "x") else "")
@@ -185,10 +185,10 @@ def _letters(axes: Sequence[Axis], url: str) -> str:
                 f"{url}: axis {axis.name!r} has type {axis.type!r}, but axes are time, channel and the spaces z, y "
                 "and x; split the image along it or rename it"
             )
-        found += letter
-    if len(set(found)) < len(found) or not {"y", "x"} <= set(found):
-        raise ImageError(f"{url}: axes are {found!r}, but y and x are needed and each axis once; {MEND}")
-    return found
+        axis_letters += letter
+    if len(set(axis_letters)) < len(axis_letters) or not {"y", "x"} <= set(axis_letters):
+        raise ImageError(f"{url}: axes are {axis_letters!r}, but y and x are needed and each axis once; {MEND}")
+    return axis_letters
 
 
 def _level(url: str, ngff: Ngff, axes: str, multiscale: Multiscale, dataset: Dataset, dtypes: Collection[str]) -> Level:

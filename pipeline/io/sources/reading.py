@@ -64,8 +64,8 @@ def choose_channels(image: SourceImage, requested: Sequence[str], expected: Sequ
             )
         return tuple(_channel(image, name) for name in requested)
     named = [_named(image, name) for name in expected]
-    if all(len(found) == 1 for found in named):
-        return tuple(found[0] for found in named)
+    if all(len(indices) == 1 for indices in named):
+        return tuple(indices[0] for indices in named)
     if len(image.channels) == len(expected):
         return tuple(range(len(expected)))
     raise ImageError(
@@ -80,12 +80,12 @@ def _named(image: SourceImage, name: str) -> list[int]:
 
 def _channel(image: SourceImage, name: str) -> int:
     """Find the index of a requested channel: by name, or else by index, since names may be numbers such as 488."""
-    found = _named(image, name)
-    if len(found) == 1:
-        return found[0]
-    if not found and name.isdecimal() and int(name) < len(image.channels):
+    indices = _named(image, name)
+    if len(indices) == 1:
+        return indices[0]
+    if not indices and name.isdecimal() and int(name) < len(image.channels):
         return int(name)
-    problem = f"{len(found)} channels are called" if found else "there is no channel"
+    problem = f"{len(indices)} channels are called" if indices else "there is no channel"
     raise ImageError(
         f"{image.url}: {problem} {name!r}; give --channel one of {', '.join(image.channels)} or an index from 0 "
         f"to {len(image.channels) - 1}"
@@ -155,8 +155,8 @@ def unknown_pixel_size(image: SourceImage, wanted: float | None) -> str:
     if wanted is None or pixel_size_um(image, 0) is not None:
         return ""
     units = {image.units[image.axes.index(axis)] for axis in "yx"} - {None}
-    said = f" (its unit is {' and '.join(sorted(map(repr, units)))})" if units else ""
-    return f"the pixel size is unknown{said}: taken as it is, where the ensemble wants {wanted:g} micrometers"
+    unit = f" (its unit is {' and '.join(sorted(map(repr, units)))})" if units else ""
+    return f"the pixel size is unknown{unit}: taken as it is, where the ensemble wants {wanted:g} micrometers"
 
 
 def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float]:
@@ -223,7 +223,7 @@ def read_window(
     """
     is_file = isinstance(array.store_path.store, FileStore)  # its chunks are made when they are read
     selection = _selection(axes, tuple(array.shape), t, z, channels, window)
-    place = f"{_url(array)}: t {t}, z {z}, y {window.y.start}-{window.y.stop}, x {window.x.start}-{window.x.stop}"
+    location = f"{_url(array)}: t {t}, z {z}, y {window.y.start}-{window.y.stop}, x {window.x.start}-{window.x.stop}"
     try:
         if strict and not is_file and (missing := _first_missing(array, selection)):
             raise ImageError(f"{_url(array)}: chunk {missing} is missing; copy the image again from its origin")
@@ -234,14 +234,14 @@ def read_window(
         raise
     except Exception as error:
         # codecs and remote filesystems raise types of many libraries; chained, never swallowed
-        raise ImageError(storage.explain(error, _url(array)) or _damage(error, array, place)) from error
+        raise ImageError(storage.explain(error, _url(array)) or _damage(error, array, location)) from error
     order = "".join(axis for axis in axes if axis in "cyx")
     pixels = stored.reshape([stored.shape[axes.index(axis)] for axis in order])
     if "c" not in order:
         pixels, order = pixels[np.newaxis], "c" + order
     pixels = pixels.transpose([order.index(axis) for axis in "cyx"])
     pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-    check_finite(pixels, channels, place, window)
+    check_finite(pixels, channels, location, window)
     return pixels
 
 
@@ -291,20 +291,20 @@ def _url(array: zarr.Array[Any]) -> str:
     return str(array.store_path)
 
 
-def _damage(error: Exception, array: zarr.Array[Any], place: str) -> str:
+def _damage(error: Exception, array: zarr.Array[Any], location: str) -> str:
     over_http = storage.is_web(_url(array))
     hint = " or use a server that answers range requests" if array.shards and over_http else ""
-    return f"{place}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
+    return f"{location}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
 
 
-def check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, window: Window) -> None:
+def check_finite(pixels: NDArray[Any], channels: Sequence[int], location: str, window: Window) -> None:
     """Raise ImageError if pixels are NaN or infinite.
 
     Parameters
     ----------
     pixels : (channels, y, x) of `window`, any dtype; integers pass
     channels : index in the image of each channel
-    place : names the plane in the message
+    location : names the plane in the message
     window : position of `pixels` in the plane
     """
     if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
@@ -312,4 +312,4 @@ def check_finite(pixels: NDArray[Any], channels: Sequence[int], place: str, wind
     number = finite.size - int(np.count_nonzero(finite))
     channel, y, x = (int(index) for index in np.unravel_index(np.argmin(finite), finite.shape))
     first = f"channel {channels[channel]}, y {window.y.start + y}, x {window.x.start + x}"
-    raise ImageError(f"{place}: {number} pixels are NaN or infinite, the first at {first}; clean or mask them")
+    raise ImageError(f"{location}: {number} pixels are NaN or infinite, the first at {first}; clean or mask them")

@@ -228,7 +228,7 @@ def test_region_that_was_begun_three_times_is_set_aside(worker: RegionWorker, tm
     for _ in range(3):
         attempts.begin(1, attempts.unended(1))
     status = worker.process(1)
-    assert (status.state, status.place) == ("quarantined", 1)
+    assert (status.state, status.region_in_image) == ("quarantined", 1)
     assert "region 1 ended its worker 3 times" in status.message
     assert worker.process(0).state == "failed"
 

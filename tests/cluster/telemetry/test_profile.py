@@ -110,7 +110,13 @@ def test_rows_of_stages_are_the_sums_of_what_was_noted(timeline: pd.DataFrame) -
         part = timeline[timeline.stage == row.stage]
         assert row.seconds == pytest.approx(sum(part.end - part.begin) / 1e9)
         assert 0 <= row.median <= row.p95 <= row.seconds
-    assert {row.stage for row in profile(timeline).stages if row.of == "run"} >= {"plan", "stream", "scores"}
+    assert {row.stage for row in profile(timeline).stages if row.unit == "run"} >= {"plan", "stream", "scores"}
+
+
+def test_the_unit_of_a_stage_is_called_of_in_json(timeline: pd.DataFrame) -> None:
+    profiled = profile(timeline)
+    stages = profiled.model_dump(by_alias=True)["stages"]
+    assert [row["of"] for row in stages] == [row.unit for row in profiled.stages]
 
 
 def test_the_page_stands_by_itself_and_the_trace_has_every_stage(run: PredictRequest, timeline: pd.DataFrame) -> None:
