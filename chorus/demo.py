@@ -32,7 +32,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
     command("rank", str(results), "--top", "8")
     console.print(
         f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the unfamiliar images with their "
-        f"labels and their doubt.\nThe results are OME-Zarr in {results}/images, every nucleus a row of "
+        f"labels and their uncertainty.\nThe results are OME-Zarr in {results}/images, every nucleus a row of "
         f"{results}/objects.parquet.\n\nThe same on your own data:\n"
         f"  [bold]chorus predict YOUR.ome.zarr --ensemble {ENSEMBLE} --out results[/bold]\n"
         f"  [bold]chorus rank results[/bold]\n"

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from chorus.cluster.objects.job import doubts_of
+from chorus.cluster.objects.job import uncertainties_of
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.runs.volume_merging import seen_by
@@ -39,9 +39,9 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.exports.annotation import Drafted, draft
 from chorus.pipeline.exports.contours import polygons
-from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, Outline, doubt_column, object_name
+from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, Outline, object_name, uncertainty_column
 from chorus.pipeline.exports.rois import roi
-from chorus.pipeline.exports.tables import write_by_doubt
+from chorus.pipeline.exports.tables import write_by_uncertainty
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
@@ -234,7 +234,7 @@ def test_the_report_draws_it_and_annotation_packages_choose_by_it(
     write_source(tmp_path / "source", np.zeros(SHAPE, np.uint16), "yx")
     layout = write(tmp_path / "image.ome.zarr", posterior, [field.name, "flow_variance"])
     painted = paint_panels(str(tmp_path / "source"), layout.url, layout.url, CLASSES, 0, 64)
-    assert painted.doubt_name == field.name
+    assert painted.uncertainty_name == field.name
     image = Drafted(
         "image", str(tmp_path / "source"), "s0", "yx", (0,), ("dna",), layout.url, layout.url, "semantic", "yx",
         (1, 1), *SHAPE, None,
@@ -245,16 +245,16 @@ def test_the_report_draws_it_and_annotation_packages_choose_by_it(
 
 @pytest.mark.parametrize("field", OF_OBJECTS, ids=lambda field: field.name)
 def test_objects_have_its_mean_in_tables_and_exports(field: Field, tmp_path: Path) -> None:
-    assert doubts_of([field.name], second_flows=False) == (field.name,)
-    assert doubt_column(["area", field.name]) == field.name
+    assert uncertainties_of([field.name], second_flows=False) == (field.name,)
+    assert uncertainty_column(["area", field.name]) == field.name
     assert object_name(1, 9, field.name, 0.25, 17) == f"0001_{field.letter}0.250_label17"
     assert len({one.letter for one in OF_OBJECTS}) == len(OF_OBJECTS)
     row = {"image": "image", "class": "cell", "label": 17, "area": 4, "t": 0, "z": 0, field.name: 0.25}
     table = pa.Table.from_pylist([row])
-    write_by_doubt(
-        ObjectTable("", 0, 1, table), table.schema, np.array([1]), field.name, str(tmp_path / "by_doubt.csv")
+    write_by_uncertainty(
+        ObjectTable("", 0, 1, table), table.schema, np.array([1]), field.name, str(tmp_path / "by_uncertainty.csv")
     )
-    assert pd.read_csv(tmp_path / "by_doubt.csv")[field.name].tolist() == [0.25]
+    assert pd.read_csv(tmp_path / "by_uncertainty.csv")[field.name].tolist() == [0.25]
     image = LabelledImage("image", "", "yx", (1, 1), 1, CLASSES)
     drawn = roi(image, Outline(1, "name", row, polygons(np.ones((2, 2), bool), 0, 0), (0, 0, 0)))
     assert drawn.properties[field.name] == 0.25

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chorus.cluster.arrays.segmenting import Computed, Labels
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.inputs import diameter_in, typical_diameter
-from chorus.cluster.objects.job import distinct, doubts_of
+from chorus.cluster.objects.job import distinct, uncertainties_of
 from chorus.cluster.objects.labels import ObjectLabels
 from chorus.cluster.objects.rows import labelled, object_schema, region_table
 from chorus.cluster.planning.image_table import PlannedImage
@@ -61,8 +61,8 @@ def make_objects(
 ) -> ObjectLabels:
     """Segment the objects of all planes of an image."""
     layout, chosen = computed.layout, object_settings(image, ensemble, settings)
-    doubts = doubts_of(layout.channels, second_flows=False)
-    columns = [*doubts, *(f"mean:{name}" for name in distinct(source.image.channels))]
+    uncertainties = uncertainties_of(layout.channels, second_flows=False)
+    columns = [*uncertainties, *(f"mean:{name}" for name in distinct(source.image.channels))]
     schema, spacing = object_schema(columns), spacing_of(image, "yx")
     labels: dict[str, Labels] = {entry.name: np.zeros(layout.shape, np.uint32) for entry in layout.classes[1:]}
     tables = [schema.empty_table()]
@@ -71,7 +71,7 @@ def make_objects(
         maps = computed.maps[at[:1]] if layout.axes.startswith("t") else computed.maps
         maps = maps[:, z] if "z" in layout.axes else maps
         plane = plane_in_memory(maps, computed.labels[at], layout, multilabel=ensemble.multilabel)
-        means = _means(source, t, z, [maps[layout.channels.index(name)] for name in doubts])
+        means = _means(source, t, z, [maps[layout.channels.index(name)] for name in uncertainties])
         shape = (image.height, image.width)
         for value, entry in enumerate(layout.classes[1:], 1):
             objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)
@@ -82,12 +82,12 @@ def make_objects(
     return ObjectLabels(labels, pa.concat_tables(tables).to_pandas())
 
 
-def _means(source: ArraySource, t: int, z: int, doubts: list[NDArray[np.floating[Any]]]) -> ReadMaps:
+def _means(source: ArraySource, t: int, z: int, uncertainties: list[NDArray[np.floating[Any]]]) -> ReadMaps:
     """Return a reader of uncertainty maps and channels of a plane; it caches the last window for the next class."""
 
     @lru_cache(maxsize=1)
     def read(window: Window) -> list[NDArray[Any]]:
-        own = [values[window.y.slice, window.x.slice] for values in doubts]
+        own = [values[window.y.slice, window.x.slice] for values in uncertainties]
         return [*own, *source.all_channels(t, z, window)]
 
     return read

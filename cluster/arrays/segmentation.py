@@ -151,9 +151,9 @@ class Segmentation:
         step = max(1, max(layout.height, layout.width) // (2 * longest))
         whole = Window.of(0, layout.height, 0, layout.width)
         pixels = self._source.channels((self._shown_channel,), t, z, whole, step)[0]
-        doubt = self.uncertainty[at] if UNCERTAINTY.name in layout.channels else None
+        uncertainty = self.uncertainty[at] if UNCERTAINTY.name in layout.channels else None
         objects = [] if self.objects is None else [labels[at] for labels in self.objects.values()]
-        return paint_result(pixels, self.labels[at], objects, doubt, layout.classes, longest)
+        return paint_result(pixels, self.labels[at], objects, uncertainty, layout.classes, longest)
 
     def _repr_png_(self) -> bytes:
         return png(self.picture())

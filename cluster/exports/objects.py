@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from chorus.cluster.objects.records import TABLE, read_objects_record
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.exports.outlines import ObjectTable, doubt_column
+from chorus.pipeline.exports.outlines import ObjectTable, uncertainty_column
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
@@ -43,7 +43,7 @@ class Objects:
             raise RefusedError(f"{out}: its objects are not complete; run `chorus objects {out}` again")
         starts = np.cumsum(self.counts) - self.counts
         self._rows = {row.name: (int(a), int(a + n)) for row, a, n in zip(done, starts, self.counts, strict=True)}
-        self.column = doubt_column(self.schema.names)
+        self.column = uncertainty_column(self.schema.names)
         self.all = ObjectTable(self.url, 0, rows)
 
     def of(self, image: str) -> ObjectTable:

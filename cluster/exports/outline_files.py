@@ -37,7 +37,7 @@ class ExportRequest(BaseModel):
     out : URL of the results of a run, after `chorus objects`
     to : URL of the folder that gets a file per image
     kind : of the files
-    color : of objects; None is by uncertainty (``doubt``) if the run saved it, else by class
+    color : of objects; None is by uncertainty (``uncertainty``) if the run saved it, else by class
     object_type : of QuPath
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
@@ -47,7 +47,7 @@ class ExportRequest(BaseModel):
     out: str
     to: str
     kind: Literal["rois", "geojson"]
-    color: Literal["class", "doubt"] | None = None
+    color: Literal["class", "uncertainty"] | None = None
     object_type: Literal["detection", "annotation"] = "detection"
     executor: Executor = "auto"
     address: str | None = None
@@ -123,7 +123,7 @@ def export_image(job: ExportJob) -> None:
     if request.kind == "rois":
         write_rois(image, image_outlines, count, job.url)
     else:
-        painted = request.color == "doubt"
+        painted = request.color == "uncertainty"
         write_geojson(image, image_outlines, count, job.url, object_type=request.object_type, painted=painted)
 
 

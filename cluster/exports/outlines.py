@@ -30,12 +30,12 @@ from chorus.cluster.state.items import ItemLedger
 from chorus.cluster.state.outcome import Outcome, count, failures_of, state_of
 from chorus.cluster.state.results import finished_run, planned_images
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.exports.tables import write_by_doubt, write_table
+from chorus.pipeline.exports.tables import write_by_uncertainty, write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.report.documents import classes_of
 
-IMAGES, BY_DOUBT = "images.csv", "by_doubt.csv"
+IMAGES, BY_UNCERTAINTY = "images.csv", "by_uncertainty.csv"
 _COLUMNS = ["image", "file", "status", "objects", "message"]
 # Maximum of images per task: they share what is read of the table.
 _MOST = 64
@@ -45,13 +45,13 @@ _MOST = 64
 def export_objects(
     request: ExportRequest, reporter: Reporter, only: Collection[str] | None = None
 ) -> Outcome[ExportRow, ExportSummary]:
-    """Write a file per image, ``images.csv``, and ``by_doubt.csv``, a list of all objects.
+    """Write a file per image, ``images.csv``, and ``by_uncertainty.csv``, a list of all objects.
 
     The same call again resumes an interrupted one.
 
     Parameters
     ----------
-    only : names of the images to export, without ``by_doubt.csv``; None is all
+    only : names of the images to export, without ``by_uncertainty.csv``; None is all
 
     Raises
     ------
@@ -69,10 +69,12 @@ def export_objects(
             f"{request.out}: its objects are volumes, and outlines are of planes; look at the label images, or "
             f"use `chorus export tables`"
         )
-    if request.color == "doubt" and objects.column is None:
-        raise RefusedError(f"{request.out}: saved no doubt; use --color class, or run predict with --save uncertainty")
+    if request.color == "uncertainty" and objects.column is None:
+        raise RefusedError(
+            f"{request.out}: saved no uncertainty; use --color class, or run predict with --save uncertainty"
+        )
     if request.color is None:
-        request = request.model_copy(update={"color": "doubt" if objects.column else "class"})
+        request = request.model_copy(update={"color": "uncertainty" if objects.column else "class"})
     if only is not None:
         wanted = set(only)
         objects.images = [row for row in objects.images if row.name in wanted]
@@ -82,9 +84,9 @@ def export_objects(
         running = begun(command, earlier_record(command))
         rows, ending = _carry_out(request, _jobs(request, run, objects), objects.images, ledger, reporter)
         if ending.state == "complete" and only is None:
-            reporter.phase(f"writing {BY_DOUBT}")
-            to = storage.join(request.to, BY_DOUBT)
-            write_by_doubt(objects.all, objects.schema, objects.counts, objects.column, to)
+            reporter.phase(f"writing {BY_UNCERTAINTY}")
+            to = storage.join(request.to, BY_UNCERTAINTY)
+            write_by_uncertainty(objects.all, objects.schema, objects.counts, objects.column, to)
         listed = pd.DataFrame([row.model_dump() for row in rows], columns=_COLUMNS)
         write_table(listed, storage.join(request.to, IMAGES))
         state, summary = state_of(ending.state, rows), _summary(rows, running.seconds)

@@ -28,7 +28,7 @@ class ExportAsked(BaseModel):
 
     kind: Literal["rois", "geojson", "annotation"]
     only: list[str] | None
-    color: Literal["class", "doubt"] | None = None
+    color: Literal["class", "uncertainty"] | None = None
     object_type: Literal["detection", "annotation"] | None = None
     by: str | None = None
     size: int | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from chorus.cluster.objects.job import ObjectJob, VolumeJob, doubts_of
+from chorus.cluster.objects.job import ObjectJob, VolumeJob, uncertainties_of
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
@@ -152,9 +152,9 @@ class Results:
         return [entry.name for entry in self.ensemble.spec.classes[1:]]
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def uncertainties(self) -> tuple[str, ...]:
         """Names of the uncertainty columns of objects."""
-        return doubts_of(self.settings.save, second_flows=self.second is not None)
+        return uncertainties_of(self.settings.save, second_flows=self.second is not None)
 
     @property
     def diameter(self) -> float:

@@ -62,9 +62,9 @@ class ObjectJob:
         return spacing_of(self.image, "yx")
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def uncertainties(self) -> tuple[str, ...]:
         """Names of the uncertainty columns of objects."""
-        return doubts_of(self.layout.channels, second_flows=bool(self.flows))
+        return uncertainties_of(self.layout.channels, second_flows=bool(self.flows))
 
     @property
     def channels(self) -> range:
@@ -183,7 +183,7 @@ def block_grid(shape: tuple[int, int, int], settings: VolumeSettings) -> BlockGr
     return BlockGrid(shape, size(edge))
 
 
-def doubts_of(saved: Collection[str], *, second_flows: bool) -> tuple[str, ...]:
+def uncertainties_of(saved: Collection[str], *, second_flows: bool) -> tuple[str, ...]:
     """Return the uncertainties of objects of a run that saved these maps; a second ensemble adds that of its flows."""
     return tuple(field.name for field in OF_OBJECTS if field.name in saved or (second_flows and field.role is FLOWS))
 

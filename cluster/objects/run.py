@@ -186,12 +186,14 @@ def _unite(results: Results, finished: dict[int, ImageObjects]) -> None:
     """Write the table of all images that are done, in the order of the plan."""
     names = results.table.names
     images = sorted(finished)
-    means = dict.fromkeys(column for index in images for column in finished[index].maps if column not in results.doubts)
+    means = dict.fromkeys(
+        column for index in images for column in finished[index].maps if column not in results.uncertainties
+    )
     unite(
         [storage.join(results.work(names[index]), TABLE) for index in images],
         [finished[index].total for index in images],
         storage.join(results.request.out, TABLE),
-        (volume_schema if results.of_volumes else object_schema)([*results.doubts, *means]),
+        (volume_schema if results.of_volumes else object_schema)([*results.uncertainties, *means]),
     )
 
 

@@ -145,7 +145,7 @@ def _components(job: ObjectJob, plane: StoredPlane, location: RegionPlace, regio
 
 def columns_of(job: ObjectJob) -> list[str]:
     """Return the columns of means, channels by their numbers."""
-    return [*job.doubts, *(f"mean:{channel}" for channel in job.channels)]
+    return [*job.uncertainties, *(f"mean:{channel}" for channel in job.channels)]
 
 
 def _write_names(job: ObjectJob, name: str, location: RegionPlace, names: NDArray[np.uint64]) -> None:
@@ -158,7 +158,7 @@ def _maps(job: ObjectJob, plane: StoredPlane, location: RegionPlace, window: Win
     """Read the maps whose means objects get, (y, x) each: uncertainties, and the channels of the source."""
     array = open_level(job.image.url, job.image.level_path)
     pixels = read_window(array, job.image.axes, location.t, location.z, job.channels, window, strict=job.strict)
-    return [*(plane.doubt(name, window, value) for name in job.doubts), *pixels]
+    return [*(plane.uncertainty(name, window, value) for name in job.uncertainties), *pixels]
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schem
     """
     if recorded_objects(job.scratch, COUNTS) is not None:
         return
-    columns = [*job.doubts, *(f"mean:{name}" for name in channel_names(job))]
+    columns = [*job.uncertainties, *(f"mean:{name}" for name in channel_names(job))]
     counts = {name: 0 for _, name in job.classes}
     most, schema = dict(counts), schema_of(columns)
     with table_writer(job.table_url, schema) as writer:

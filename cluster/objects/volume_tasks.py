@@ -106,7 +106,7 @@ def _maps(
     z = crop.z.start + plane
     pixels = read_window(source(), job.image.axes, t, z, job.channels, crop.window, strict=job.strict)
     box = Box.of(z, z + 1, crop.y.start, crop.y.stop, crop.x.start, crop.x.stop)
-    return [*stored.maps(box, job.doubts)[:, 0], *pixels]
+    return [*stored.maps(box, job.uncertainties)[:, 0], *pixels]
 
 
 def number_volume(job: VolumeJob) -> None:

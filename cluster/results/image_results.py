@@ -154,12 +154,12 @@ class ImageResults:
         """
         planned = self._planned
         panels = paint_panels(planned.url, self.url, self._labels_url, self.classes, planned.channels[0], longest)
-        _, outlines, doubt = panels.pixels
+        _, outlines, uncertainty = panels.pixels
         if outlines is None:
             raise RefusedError(f"{self.name}: no picture; {'; '.join(panels.notes)}")
-        if doubt is None or doubt.shape != outlines.shape:
+        if uncertainty is None or uncertainty.shape != outlines.shape:
             return outlines
-        return beside(outlines, doubt)
+        return beside(outlines, uncertainty)
 
     def _repr_png_(self) -> bytes:
         return png(self.picture())

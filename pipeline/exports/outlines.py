@@ -139,7 +139,7 @@ class ObjectTable:
                 reason = f"is damaged ({storage.words(error)})"
                 raise ImageError(f"{self.url}: {reason}; remove it and run `chorus objects` again") from error
 
-    def doubt(self, column: str | None) -> NDArray[np.float64]:
+    def uncertainty(self, column: str | None) -> NDArray[np.float64]:
         """Read the uncertainty of each object.
 
         Parameters
@@ -162,14 +162,14 @@ class ObjectTable:
         return np.concatenate([np.zeros(0), *values])
 
 
-def doubt_column(columns: Sequence[str]) -> str | None:
+def uncertainty_column(columns: Sequence[str]) -> str | None:
     """Return the column by which objects are sorted; None if no uncertainty was saved."""
     return next((field.name for field in OF_OBJECTS if field.name in columns), None)
 
 
-def by_doubt(doubt: NDArray[np.float64]) -> NDArray[np.int64]:
+def by_uncertainty(uncertainty: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return indices of objects, the most uncertain first; ties and unknown values in the order of the table."""
-    order: NDArray[np.int64] = np.argsort(np.where(np.isnan(doubt), np.inf, -doubt), kind="stable")
+    order: NDArray[np.int64] = np.argsort(np.where(np.isnan(uncertainty), np.inf, -uncertainty), kind="stable")
     return order
 
 
@@ -190,14 +190,14 @@ def ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
     return places
 
 
-def object_name(rank: int, count: int, column: str | None, doubt: float, label: int) -> str:
+def object_name(rank: int, count: int, column: str | None, uncertainty: float, label: int) -> str:
     """Name an object so that names sort by rank."""
-    doubt_text = "" if column is None or np.isnan(doubt) else f"_{FIELDS[column].letter}{doubt:.3f}"
-    return f"{rank:0{max(4, len(str(count)))}d}{doubt_text}_label{label}"
+    uncertainty_text = "" if column is None or np.isnan(uncertainty) else f"_{FIELDS[column].letter}{uncertainty:.3f}"
+    return f"{rank:0{max(4, len(str(count)))}d}{uncertainty_text}_label{label}"
 
 
 def outlines(
-    image: LabelledImage, table: ObjectTable, column: str | None, color: Literal["class", "doubt"]
+    image: LabelledImage, table: ObjectTable, column: str | None, color: Literal["class", "uncertainty"]
 ) -> Iterator[Outline]:
     """Yield the objects of an image, block by block.
 
@@ -210,17 +210,17 @@ def outlines(
     ------
     ImageError : the label images cannot be read, or are not those of the table
     """
-    places = ranks(by_doubt(table.doubt(column)))
+    places = ranks(by_uncertainty(table.uncertainty(column)))
     palette, (low, high) = _palette(), FIELDS[column or OF_OBJECTS[0].name].window(1)
     first = 0
     for group in table.groups():
         rows = group.to_pylist()
         for index, parts in _outlines(image, group):
             row, rank = rows[index], int(places[first + index])
-            doubt = float("nan") if column is None or row[column] is None else float(row[column])
-            shade = 0 if np.isnan(doubt) else min(max(round((doubt - low) / (high - low) * 255), 0), 255)
+            uncertainty = float("nan") if column is None or row[column] is None else float(row[column])
+            shade = 0 if np.isnan(uncertainty) else min(max(round((uncertainty - low) / (high - low) * 255), 0), 255)
             painted = image.color(row["class"]) if color == "class" else palette[shade]
-            yield Outline(rank, object_name(rank, len(table), column, doubt, row["label"]), row, parts, painted)
+            yield Outline(rank, object_name(rank, len(table), column, uncertainty, row["label"]), row, parts, painted)
         first += len(rows)
 
 

@@ -48,7 +48,7 @@ def roi(image: LabelledImage, one: Outline) -> ImagejRoi:
     made = ImagejRoi(name=one.name, stroke_color=bytes([255, *one.color]))
     made.position, made.z_position, made.t_position = _position(image, one)
     made.left, made.top, made.right, made.bottom = left, top, right, bottom
-    made.properties = {key: str(one.row[key]) for key in ("class", "label", "area", *_doubts(one))}
+    made.properties = {key: str(one.row[key]) for key in ("class", "label", "area", *_uncertainties(one))}
     if len(rings) > 1:
         made.roitype = ROI_TYPE.RECT
         path = [_path(np.asarray(ring, np.float32)) for ring in rings]
@@ -65,7 +65,7 @@ def roi(image: LabelledImage, one: Outline) -> ImagejRoi:
     return made
 
 
-def _doubts(one: Outline) -> list[str]:
+def _uncertainties(one: Outline) -> list[str]:
     return [field.name for field in OF_OBJECTS if one.row.get(field.name) is not None]
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.fields import OF_OBJECTS
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.files import whole_file
-from chorus.pipeline.exports.outlines import ObjectTable, by_doubt, object_name
+from chorus.pipeline.exports.outlines import ObjectTable, by_uncertainty, object_name
 from chorus.pipeline.exports.spreadsheet import harmless_schema, harmless_table
 
 FORMATS = (".csv", ".parquet", ".json")
@@ -107,7 +107,7 @@ def write_groups(groups: Iterable[pa.Table], schema: pa.Schema, url: str) -> Non
             writer.write_table(group)
 
 
-def write_by_doubt(
+def write_by_uncertainty(
     table: ObjectTable, schema: pa.Schema, counts: NDArray[np.int64], column: str | None, url: str
 ) -> None:
     """List the objects of all images, the most uncertain first: which image to open, and which object it is there.
@@ -118,8 +118,8 @@ def write_by_doubt(
     counts : objects of each image, in the order of the table
     column : they are sorted by; None keeps the order of the table
     """
-    doubt = table.doubt(column)
-    order = by_doubt(doubt)
+    uncertainty = table.uncertainty(column)
+    order = by_uncertainty(uncertainty)
     owner = np.repeat(np.arange(len(counts)), counts)
     # A stable sort by image keeps the order by uncertainty within each image.
     in_image = np.empty(len(order), np.int64)
@@ -133,7 +133,7 @@ def write_by_doubt(
             rows = _rows(table, chosen, shown)
             labels = rows["label"].to_pylist()
             names = [
-                object_name(int(in_image[row]), int(counts[owner[row]]), column, float(doubt[row]), label)
+                object_name(int(in_image[row]), int(counts[owner[row]]), column, float(uncertainty[row]), label)
                 for row, label in zip(chosen.tolist(), labels, strict=True)
             ]
             rank = pa.array(np.arange(start + 1, start + 1 + len(chosen)))

@@ -119,7 +119,7 @@ class StoredPlane:
             return np.asarray(self._own.channel(name, window) >= 0.5)
         return np.asarray(self._own.read(self._labels, self._own.layout.axes, window) == value)
 
-    def doubt(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:
+    def uncertainty(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:
         """Return a map of uncertainty for objects of one class.
 
         A map about flows is taken from the results whose flows make the objects.

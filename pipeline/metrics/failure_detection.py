@@ -1,6 +1,6 @@
 """How well a score separates poor segmentations from good ones, and images out of distribution from familiar ones.
 
-Every score is oriented so that a higher value means more doubt.
+Every score is oriented so that a higher value means more uncertainty.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 
-def aurc(doubt: Values, risk: Values) -> float:
+def aurc(uncertainty: Values, risk: Values) -> float:
     """Return the area under the risk-coverage curve: mean risk of the k least doubtful images, averaged over k.
 
-    Lower is better. Images of equal doubt count as if in random order.
+    Lower is better. Images of equal uncertainty count as if in random order.
 
     Parameters
     ----------
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     risk : (images,) float64, the loss, such as 1 - Dice
 
     References
     ----------
     Geifman, Uziel and El-Yaniv, ICLR (2019); Jaeger et al., ICLR (2023).
     """
-    cumulated = _cumulated_risk(doubt, risk)
+    cumulated = _cumulated_risk(uncertainty, risk)
     return float((cumulated / np.arange(1, len(risk) + 1)).mean())
 
 
-def augrc(doubt: Values, risk: Values) -> float:
+def augrc(uncertainty: Values, risk: Values) -> float:
     """Return the area under the generalised risk-coverage curve: undetected loss, averaged over k.
 
     The k least doubtful images are accepted; their risks are summed and divided by the number of all images. Lower is
@@ -41,50 +41,50 @@ def augrc(doubt: Values, risk: Values) -> float:
 
     Parameters
     ----------
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     risk : (images,) float64, the loss, such as 1 - Dice
 
     References
     ----------
     Traub et al., Overcoming common flaws in the evaluation of selective classification systems, NeurIPS (2024).
     """
-    return float(_cumulated_risk(doubt, risk).mean() / len(risk))
+    return float(_cumulated_risk(uncertainty, risk).mean() / len(risk))
 
 
-def excess(area: Callable[[Values, Values], float], doubt: Values, risk: Values) -> float:
+def excess(area: Callable[[Values, Values], float], uncertainty: Values, risk: Values) -> float:
     """Return by how much an area exceeds that of the oracle, which knows the risk: 0 is the best.
 
     Parameters
     ----------
     area : `aurc` or `augrc`
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     risk : (images,) float64, the loss
     """
-    return area(doubt, risk) - area(risk, risk)
+    return area(uncertainty, risk) - area(risk, risk)
 
 
-def spearman(doubt: Values, risk: Values) -> float:
-    """Return the rank correlation of doubt and risk, 1 is the best; NaN if either is the same for all images.
+def spearman(uncertainty: Values, risk: Values) -> float:
+    """Return the rank correlation of uncertainty and risk, 1 is the best; NaN if either is the same for all images.
 
     Parameters
     ----------
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     risk : (images,) float64, the loss
     """
     from scipy.stats import rankdata
 
-    ranks = rankdata(doubt), rankdata(risk)
+    ranks = rankdata(uncertainty), rankdata(risk)
     if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def auroc(doubt: Values, positive: NDArray[np.bool_]) -> float:
-    """Return the probability that a positive (failed, out of distribution) image has the higher doubt.
+def auroc(uncertainty: Values, positive: NDArray[np.bool_]) -> float:
+    """Return the probability that a positive (failed, out of distribution) image has the higher uncertainty.
 
     Parameters
     ----------
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     positive : (images,) bool
 
     Returns
@@ -94,15 +94,15 @@ def auroc(doubt: Values, positive: NDArray[np.bool_]) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(positive, doubt)) if len(np.unique(positive)) == 2 else float("nan")
+    return float(roc_auc_score(positive, uncertainty)) if len(np.unique(positive)) == 2 else float("nan")
 
 
-def fpr_at_tpr(doubt: Values, positive: NDArray[np.bool_], tpr: float = 0.95) -> float:
+def fpr_at_tpr(uncertainty: Values, positive: NDArray[np.bool_], tpr: float = 0.95) -> float:
     """Return the share of negative images that are flagged when at least `tpr` of the positive images are.
 
     Parameters
     ----------
-    doubt : (images,) float64, the higher the worse
+    uncertainty : (images,) float64, the higher the worse
     positive : (images,) bool
     tpr : true positive rate, 0 to 1
 
@@ -115,7 +115,7 @@ def fpr_at_tpr(doubt: Values, positive: NDArray[np.bool_], tpr: float = 0.95) ->
 
     if len(np.unique(positive)) < 2:
         return float("nan")
-    false_rates, true_rates, _ = roc_curve(positive, doubt, drop_intermediate=False)
+    false_rates, true_rates, _ = roc_curve(positive, uncertainty, drop_intermediate=False)
     return float(false_rates[true_rates >= tpr - 1e-12][0])
 
 
@@ -153,29 +153,29 @@ def failure_table(
     """
     risk, failed = 1 - dice, dice < tau
     measures: dict[str, Callable[[Values, NDArray[np.intp]], float]] = {
-        "aurc": lambda doubt, rows: aurc(doubt[rows], risk[rows]),
-        "excess_aurc": lambda doubt, rows: excess(aurc, doubt[rows], risk[rows]),
-        "augrc": lambda doubt, rows: augrc(doubt[rows], risk[rows]),
-        "excess_augrc": lambda doubt, rows: excess(augrc, doubt[rows], risk[rows]),
-        "spearman": lambda doubt, rows: spearman(doubt[rows], risk[rows]),
-        "auroc": lambda doubt, rows: auroc(doubt[rows], failed[rows]),
-        "fpr_at_95_tpr": lambda doubt, rows: fpr_at_tpr(doubt[rows], failed[rows]),
+        "aurc": lambda uncertainty, rows: aurc(uncertainty[rows], risk[rows]),
+        "excess_aurc": lambda uncertainty, rows: excess(aurc, uncertainty[rows], risk[rows]),
+        "augrc": lambda uncertainty, rows: augrc(uncertainty[rows], risk[rows]),
+        "excess_augrc": lambda uncertainty, rows: excess(augrc, uncertainty[rows], risk[rows]),
+        "spearman": lambda uncertainty, rows: spearman(uncertainty[rows], risk[rows]),
+        "auroc": lambda uncertainty, rows: auroc(uncertainty[rows], failed[rows]),
+        "fpr_at_95_tpr": lambda uncertainty, rows: fpr_at_tpr(uncertainty[rows], failed[rows]),
     }
     everything = np.arange(len(dice))
     drawn = np.random.default_rng(seed).integers(0, len(dice), (resamples, len(dice)))
     rows = []
-    for name, doubt in scores.items():
+    for name, uncertainty in scores.items():
         for measure, value in measures.items():
-            statistics = np.array([value(doubt, sample) for sample in drawn])
+            statistics = np.array([value(uncertainty, sample) for sample in drawn])
             known = statistics[~np.isnan(statistics)]  # a resample may hold no failed image
             tails = (1 - confidence) / 2, (1 + confidence) / 2
             low, high = np.quantile(known, tails) if len(known) else (np.nan, np.nan)
-            rows.append((name, measure, value(doubt, everything), float(low), float(high)))
+            rows.append((name, measure, value(uncertainty, everything), float(low), float(high)))
     return pd.DataFrame(rows, columns=["score", "measure", "value", "low", "high"])
 
 
-def _cumulated_risk(doubt: Values, risk: Values) -> Values:
+def _cumulated_risk(uncertainty: Values, risk: Values) -> Values:
     """Return the summed risk of the k least doubtful, k = 1 to n, (images,), in expectation over the order of ties."""
-    _, group, size = np.unique(doubt, return_inverse=True, return_counts=True)
+    _, group, size = np.unique(uncertainty, return_inverse=True, return_counts=True)
     mean = np.bincount(group, weights=risk) / size
     return np.asarray(np.cumsum(np.repeat(mean, size)), np.float64)

@@ -153,16 +153,16 @@ def _raised(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return, by flag, which images it is raised for."""
     limit = uncertainty_threshold(reference, tau)
-    doubt = np.zeros(len(table), bool)
+    uncertain = np.zeros(len(table), bool)
     if limit is not None and "uncertainty" in scores:
         uncertainty = pd.to_numeric(scores["uncertainty"]).to_numpy(np.float64, na_value=np.nan)
-        doubt = limit.beyond(uncertainty) & (table["status"] == "done").to_numpy(bool)
+        uncertain = limit.beyond(uncertainty) & (table["status"] == "done").to_numpy(bool)
     nothing = (1 + sum(reference.empty)) / (1 + reference.images)
     return {
         FAILED: (table["status"] == "failed").to_numpy(bool),
         EMPTY_FLAG: (table["status"] == "empty").to_numpy(bool) & (nothing <= level),
         POOR: (table["expected_dice"] < tau).to_numpy(bool),
-        UNCERTAIN: doubt,
+        UNCERTAIN: uncertain,
         OOD: (table["p_value"] <= level).to_numpy(bool),
     }
 

@@ -16,7 +16,7 @@ class Threshold(BaseModel):
     ----------
     low_is_bad : whether beyond means below
     tau : required Dice
-    minimum : U_min, the smallest doubt of a reference image whose Dice is below tau: every image of less doubt
+    minimum : U_min, the smallest uncertainty of a reference image whose Dice is below tau: every less uncertain image
         reached tau. None if no reference image is below tau
     worst_seen : the most doubtful value in the reference set
     false_positive_rate : share of images with Dice of at least tau that may be flagged by `at_rate`
@@ -76,16 +76,16 @@ def threshold(
     U_min: Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 8. The threshold at a false-positive
     rate is the conformal quantile of the good images: Vovk, Gammerman and Shafer (2005).
     """
-    doubt = -values if low_is_bad else values
+    uncertainty = -values if low_is_bad else values
     failed = dice < tau
-    good = np.sort(doubt[~failed])
+    good = np.sort(uncertainty[~failed])
     rank = conformal_rank(len(good), false_positive_rate)
     sign = -1.0 if low_is_bad else 1.0
     return Threshold(
         low_is_bad=low_is_bad,
         tau=tau,
-        minimum=sign * float(doubt[failed].min()) if failed.any() else None,
-        worst_seen=sign * float(doubt.max()),
+        minimum=sign * float(uncertainty[failed].min()) if failed.any() else None,
+        worst_seen=sign * float(uncertainty.max()),
         false_positive_rate=false_positive_rate,
         # Beyond the value of that rank, not at it.
         at_rate=None if rank is None else sign * float(np.nextafter(good[rank - 1], np.inf)),

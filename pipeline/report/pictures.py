@@ -26,7 +26,7 @@ from chorus.pipeline.io.sources.reading import open_level
 LONGEST_SIDE = 512
 # The scale of all variances of classes, the same in every report.
 UNCERTAINTY_TOP = CLASS_VARIANCES[0].window(1)[1]
-_DOUBT = tuple(field.name for field in CLASS_VARIANCES)
+_UNCERTAINTY = tuple(field.name for field in CLASS_VARIANCES)
 
 # Maximum number of pixels of a level; larger ones are not read, not even with a stride.
 _READ_PIXELS = 2**28
@@ -58,8 +58,8 @@ class Views:
 
     image: Picture | None
     outlines: Picture | None
-    doubt: Picture | None
-    doubt_name: str
+    uncertainty: Picture | None
+    uncertainty_name: str
     notes: tuple[str, ...]
 
 
@@ -95,12 +95,12 @@ def draw_views(
     caption = (
         f"Microscopy image, {painted.image_name}",
         f"The same image with the predicted outlines of {names}",
-        f"Map of {painted.doubt_name}; brighter means more doubt",
+        f"Map of {painted.uncertainty_name}; brighter means more uncertainty",
     )
-    image, outlines, doubt = (
+    image, outlines, uncertainty = (
         None if pixels is None else _picture(pixels, alt) for pixels, alt in zip(painted.pixels, caption, strict=True)
     )
-    return Views(image, outlines, doubt, painted.doubt_name, painted.notes)
+    return Views(image, outlines, uncertainty, painted.uncertainty_name, painted.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +110,13 @@ class Panels:
     Attributes
     ----------
     pixels : image, outlines, uncertainty map: (y, x, 3) uint8, each None if it cannot be drawn
-    image_name, doubt_name : of the channel and of the map; empty if there is none
+    image_name, uncertainty_name : of the channel and of the map; empty if there is none
     notes : what is not shown, and why
     """
 
     pixels: tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, NDArray[np.uint8] | None]
     image_name: str
-    doubt_name: str
+    uncertainty_name: str
     notes: tuple[str, ...]
 
 
@@ -127,9 +127,9 @@ def paint_panels(
     notes: list[str] = []
     source = _attempt(lambda: _read_plane(source_url, (), channel, longest), notes)
     labels = _attempt(lambda: _read_plane(storage.join(labels_url, "labels", "semantic"), (), 0, longest), notes)
-    doubt = _attempt(lambda: _read_plane(result_url, _DOUBT, 0, longest), notes)
-    if doubt is not None and doubt.name not in _DOUBT:
-        doubt = None
+    uncertainty = _attempt(lambda: _read_plane(result_url, _UNCERTAINTY, 0, longest), notes)
+    if uncertainty is not None and uncertainty.name not in _UNCERTAINTY:
+        uncertainty = None
         notes.append("no uncertainty map was kept in this run")
     grey = outlines = shown = None
     if source is not None:
@@ -137,9 +137,9 @@ def paint_panels(
         grey = _stretch(_shrink(source.pixels, longest))
         if labels is not None:
             outlines = _outline(grey, labels.pixels, classes)
-    if doubt is not None:
-        shown = _inferno(_shrink(doubt.pixels, longest))
-    names = (source.name if source else "", doubt.name if doubt else "")
+    if uncertainty is not None:
+        shown = _inferno(_shrink(uncertainty.pixels, longest))
+    names = (source.name if source else "", uncertainty.name if uncertainty else "")
     return Panels((grey, outlines, shown), *names, tuple(dict.fromkeys(notes)))
 
 
@@ -147,7 +147,7 @@ def paint_result(
     pixels: NDArray[Any],
     labels: NDArray[Any],
     objects: Sequence[NDArray[Any]],
-    doubt: NDArray[Any] | None,
+    uncertainty: NDArray[Any] | None,
     classes: Sequence[ClassInfo],
     longest: int,
 ) -> NDArray[np.uint8]:
@@ -157,7 +157,7 @@ def paint_result(
     ----------
     pixels, labels : (y, x) of a plane and its classes; they may be of different sizes
     objects : (y, x) numbered objects of each class but the background; empty where there are none
-    doubt : (y, x) uncertainty, 0 to `UNCERTAINTY_TOP`; None paints the image alone
+    uncertainty : (y, x) uncertainty, 0 to `UNCERTAINTY_TOP`; None paints the image alone
     longest : pixels on the longer side of a panel
 
     Returns
@@ -171,7 +171,7 @@ def paint_result(
         drawn = grey.copy()
         for numbers, info in zip(objects, classes[1:], strict=True):
             drawn[_borders(_sampled(numbers, grey.shape))] = _rgb(info.color)
-    return drawn if doubt is None else beside(drawn, _inferno(_shrink(doubt, longest)))
+    return drawn if uncertainty is None else beside(drawn, _inferno(_shrink(uncertainty, longest)))
 
 
 def beside(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:

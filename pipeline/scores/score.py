@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Per = Literal["image", "class", "channel"]
 Doubtful = Literal["high", "low", "both", "neither"]
-Kind = Literal["intensity", "noise", "sharpness", "object size", "prior", "doubt"]
+Kind = Literal["intensity", "noise", "sharpness", "object size", "prior", "uncertainty"]
 Value = float | None
 
 

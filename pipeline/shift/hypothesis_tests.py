@@ -16,7 +16,7 @@ from chorus.pipeline.scores.registry import column_of
 from chorus.pipeline.shift.two_samples import NEGLIGIBLE, Difference, compare_points, compare_values, draw
 
 FEATURES, EMPTY = ENCODER.name, NOTHING_FOUND.name
-KINDS = ("intensity", "noise", "sharpness", "object size", "prior", "doubt", FEATURES)
+KINDS = ("intensity", "noise", "sharpness", "object size", "prior", "uncertainty", FEATURES)
 """Kinds of differences, in order of display."""
 _FEWEST = 2
 
@@ -26,7 +26,7 @@ class ShiftTest(BaseModel):
 
     Attributes
     ----------
-    kind : ``intensity``, ``noise``, ``sharpness``, ``object size``, ``features``, ``doubt``, ``prior``
+    kind : ``intensity``, ``noise``, ``sharpness``, ``object size``, ``features``, ``uncertainty``, ``prior``
     name : column of ``scores.parquet``; ``features``; or ``empty``, the share of empty predictions
     reference_median, run_median : None for features; for ``empty`` the shares
     effect : Cliff's delta, -1 to 1, positive if the run's values are higher

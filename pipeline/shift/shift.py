@@ -187,7 +187,7 @@ def _group_words(groups: list[GroupTest]) -> list[str]:
 
 def _left_out(table: pd.DataFrame, reference: Reference, features: pd.DataFrame | None) -> list[str]:
     """Return a sentence on scores that are not compared since the reference lacks them."""
-    looks = [name for name in map(str, table.columns) if kind_of(name) not in (None, "doubt")]
+    looks = [name for name in map(str, table.columns) if kind_of(name) not in (None, "uncertainty")]
     missing = sorted(name for name in looks if name not in reference.scores and table[name].notna().any())
     if features is not None and reference.features is None:
         missing.append(FEATURES)

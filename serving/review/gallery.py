@@ -210,9 +210,9 @@ class Gallery:
         if sort == NAME:
             places = np.argsort(np.asarray(self.names), kind="stable")
             return places if order == "worst" else places[::-1]
-        doubt = self.values(sort) * (1 if self.quantity(sort).low_is_bad else -1)
+        uncertainty = self.values(sort) * (1 if self.quantity(sort).low_is_bad else -1)
         # NaN sorts last in both orders.
-        return np.argsort(doubt if order == "worst" else -doubt, kind="stable")
+        return np.argsort(uncertainty if order == "worst" else -uncertainty, kind="stable")
 
     def _decided(self, wanted: str, states: Mapping[str, State]) -> NDArray[np.bool_]:
         def fits(state: State) -> bool:

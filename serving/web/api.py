@@ -53,7 +53,7 @@ def create_app(
     api = FastAPI(
         title="Chorus",
         version=version("chorus-bioimage"),
-        summary="Deep-ensemble segmentation of microscopy images, with an honest measure of doubt",
+        summary="Deep-ensemble segmentation of microscopy images, with an honest measure of uncertainty",
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,

@@ -107,8 +107,13 @@ def _maps(
     channels: tuple[str, ...], ensemble: Ensemble, semantic: NDArray[Any], flows: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     values = {entry.name: index for index, entry in enumerate(ensemble.spec.classes)}
-    doubt = np.random.default_rng(7).random((3, *semantic.shape), dtype=np.float32) / 4
-    other = {"uncertainty": doubt[0], "epistemic": doubt[1], "aleatoric": doubt[1], "flow_variance": doubt[2]}
+    uncertainty = np.random.default_rng(7).random((3, *semantic.shape), dtype=np.float32) / 4
+    other = {
+        "uncertainty": uncertainty[0],
+        "epistemic": uncertainty[1],
+        "aleatoric": uncertainty[1],
+        "flow_variance": uncertainty[2],
+    }
     other |= {"flow:y": flows[0], "flow:x": flows[1]}
     probability = {f"probability:{name}": np.where(semantic == value, 0.75, 0.25) for name, value in values.items()}
     found = [(probability | other)[channel] for channel in channels]

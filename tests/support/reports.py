@@ -66,8 +66,10 @@ def write_result(
     )
     mask = labels > 0
     probability = gaussian_filter(mask.astype(np.float32), 1.5)
-    doubt = probability * (1 - probability)
-    maps = dict(zip(CHANNELS, (1 - probability, probability, doubt, doubt / 4, 3 * doubt / 4), strict=True))
+    uncertainty = probability * (1 - probability)
+    maps = dict(
+        zip(CHANNELS, (1 - probability, probability, uncertainty, uncertainty / 4, 3 * uncertainty / 4), strict=True)
+    )
     posterior = np.stack([maps[c] for c in channels]) if channels else None
     prepare_image(layout)
     write_region(layout, 0, 0, Window.of(0, labels.shape[0], 0, labels.shape[1]), posterior, mask.astype(np.uint8))

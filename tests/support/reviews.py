@@ -98,10 +98,10 @@ def write_many(out: Path, images: int, thumbnails: int) -> pd.DataFrame:
     names = [f"p{i // 768:03d}.ome.zarr/{chr(65 + i % 768 // 48)}/{i % 48 // 2 + 1:02d}/{i % 2}" for i in range(images)]
     status = np.where(rng.random(images) < 0.01, "failed", np.where(rng.random(images) < 0.02, "empty", "done"))
     table = pd.DataFrame({"name": names, "image": "", "source": "/nowhere", "status": status, "message": ""})
-    doubt = np.clip(rng.lognormal(-3.4, 0.5, images), 0, 0.25)
+    uncertainty = np.clip(rng.lognormal(-3.4, 0.5, images), 0, 0.25)
     for name, factor in (("uncertainty", 1.0), ("epistemic", 0.2), ("aleatoric", 0.8)):
-        table[name] = np.where(status == "done", doubt * factor, np.nan)
-    table["pairwise_dice"] = np.where(status == "done", 1 - 2 * doubt, np.nan)
+        table[name] = np.where(status == "done", uncertainty * factor, np.nan)
+    table["pairwise_dice"] = np.where(status == "done", 1 - 2 * uncertainty, np.nan)
     table["area_fraction:nucleus"] = np.where(status == "done", rng.random(images) * 0.4, 0.0)
     write_tables(out, [])
     write_table(table, str(out / "scores.parquet"))

@@ -63,9 +63,9 @@ def _write(
     prepare_image(layout)
     for t, volume in enumerate(labels):
         flows = flows_to_centres(volume, anisotropy, noise=0.4, seed=t)
-        doubt = np.random.default_rng(7).random(volume.shape, dtype=np.float32)
+        uncertainty = np.random.default_rng(7).random(volume.shape, dtype=np.float32)
         inside = np.where(volume > 0, np.float32(0.75), np.float32(0.25))
-        maps = np.stack([1 - inside, inside, doubt, *flows])
+        maps = np.stack([1 - inside, inside, uncertainty, *flows])
         for z, index in np.ndindex(len(volume), image.grid.count):
             window = image.grid.window(index)
             at = z, window.y.slice, window.x.slice

@@ -23,8 +23,8 @@ _Run = Annotated[str, typer.Argument(help="Results of `chorus predict`.")]
 _WithObjects = Annotated[str, typer.Argument(help="Results of `chorus predict`, after `chorus objects`.")]
 _To = Annotated[str, typer.Option("--out", "-o", help="Gets the files: a folder, or a gs://, s3:// or az:// URL.")]
 _Color = Annotated[
-    Literal["class", "doubt"] | None,
-    typer.Option(help="Colour of objects; by default of their doubt, or where none was saved of their class."),
+    Literal["class", "uncertainty"] | None,
+    typer.Option(help="Colour of objects; by default of their uncertainty, or where none was saved of their class."),
 ]
 _Decided = Annotated[
     Literal["accept", "reject", "correct-later"] | None,
@@ -43,7 +43,8 @@ def rois(
 ) -> None:
     """Write the objects of each image as a set of ImageJ ROIs (.zip), the most uncertain first.
 
-    Beside them `by_doubt.csv` lists the objects of all images by uncertainty, `images.csv` the outcome of each image.
+    Beside them `by_uncertainty.csv` lists the objects of all images by uncertainty, `images.csv` the outcome of each
+    image.
     Exit code 0: all done, 1: some images failed, 2: refused, 3: interrupted, resumable.
 
     **Examples**
@@ -73,7 +74,7 @@ def geojson(
 ) -> None:
     """Write the objects of each image as GeoJSON for QuPath, in pixels of the full resolution, most uncertain first.
 
-    Beside them `by_doubt.csv` and `images.csv`, and exit codes, as of `chorus export rois`.
+    Beside them `by_uncertainty.csv` and `images.csv`, and exit codes, as of `chorus export rois`.
 
     **Examples**
 
@@ -164,12 +165,12 @@ def _only(results: str, decided: str | None) -> tuple[str, ...] | None:
 
 def _objects(content: dict[str, Any], only: tuple[str, ...] | None, as_json: bool) -> None:
     from chorus.cluster.exports.outline_files import ExportRequest
-    from chorus.cluster.exports.outlines import BY_DOUBT, IMAGES, export_objects
+    from chorus.cluster.exports.outlines import BY_UNCERTAINTY, IMAGES, export_objects
     from chorus.console.progress import ConsoleReporter
 
     request = validated(ExportRequest, content, f"export {content['kind']}")
     outcome = export_objects(request, ConsoleReporter(err, units="steps", devices="cores"), only)
-    lists = [f"objects  {outcome.out}/{BY_DOUBT}"] if only is None else []
+    lists = [f"objects  {outcome.out}/{BY_UNCERTAINTY}"] if only is None else []
     lists.append(f"images   {outcome.out}/{IMAGES}")
     summary = outcome.summary
     left = f", {summary.open} not yet" if summary.open else ""

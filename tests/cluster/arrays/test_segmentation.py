@@ -84,9 +84,9 @@ def test_the_picture_is_the_image_with_outlines_beside_its_uncertainty(loaded: L
     assert result.picture(64).shape == (64, 2 * 48 + 4, 3)
 
 
-def _shown(doubt: np.ndarray) -> np.ndarray:
+def _shown(uncertainty: np.ndarray) -> np.ndarray:
     """(72, 54) float64, a map at the size of every fourth pixel of a panel."""
-    resized = Image.fromarray(doubt.astype(np.float32)).resize((216, 288), Image.Resampling.HAMMING)
+    resized = Image.fromarray(uncertainty.astype(np.float32)).resize((216, 288), Image.Resampling.HAMMING)
     return np.asarray(resized, float)[::4, ::4]
 
 

@@ -95,9 +95,9 @@ def test_labels_count_from_one_and_rows_say_what_is_in_the_label_image(whole: Pa
             np.testing.assert_allclose((row["y"], row["x"]), (y.mean(), x.mean()))
             for index, channel in enumerate(CHANNELS):
                 np.testing.assert_allclose(row[f"mean:{channel}"], pixels[index][mask].mean())
-            for doubt in ("uncertainty", "epistemic", "flow_variance"):
-                expected = maps[names.index(doubt)][mask].astype(np.float64).mean()
-                np.testing.assert_allclose(row[doubt], expected)
+            for uncertainty in ("uncertainty", "epistemic", "flow_variance"):
+                expected = maps[names.index(uncertainty)][mask].astype(np.float64).mean()
+                np.testing.assert_allclose(row[uncertainty], expected)
     assert (table["class"] == "kind 1").all()
     assert (table["area"] >= 15).all()
 

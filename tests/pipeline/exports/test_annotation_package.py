@@ -54,13 +54,15 @@ def test_blocks_in_which_the_map_is_read_change_nothing(block: int, monkeypatch:
     assert found() == whole
 
 
-def results(folder: Path, labels: NDArray[np.integer], pixels: NDArray[np.generic], doubt: str | None) -> Drafted:
+def results(folder: Path, labels: NDArray[np.integer], pixels: NDArray[np.generic], uncertainty: str | None) -> Drafted:
     """An image of two channels, of which the ensemble saw the second, and what a run left of it."""
     height, width = labels.shape
     source = write_image(folder / "source.ome.zarr", pixels, "cyx", channels=("actin", "dna"))
     maps = np.zeros((2, height, width), np.float32)
     maps[1, height // 2 :, width // 2 :] = 0.2
-    out = write_image(folder / "out.ome.zarr", maps, "cyx", channels=("probability:cell", doubt or "probability:no"))
+    out = write_image(
+        folder / "out.ome.zarr", maps, "cyx", channels=("probability:cell", uncertainty or "probability:no")
+    )
     array = zarr.create_array(f"{out}/labels/cell/s0", shape=labels.shape, chunks=(16, 16), dtype=labels.dtype)
     array[:] = labels
     return Drafted(
@@ -127,7 +129,7 @@ def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_a_large_image_without_a_map_of_doubt_is_an_error_that_names_the_mend(tmp_path: Path) -> None:
+def test_a_large_image_without_a_map_of_uncertainty_is_an_error_that_names_the_mend(tmp_path: Path) -> None:
     image = results(tmp_path, drawn(3, 80, 80, 5).astype(np.uint32), np.ones((2, 80, 80), np.uint8), None)
     with pytest.raises(ImageError, match=r"--save uncertainty, or give a larger --size"):
         draft(image, 64, *folders(tmp_path))

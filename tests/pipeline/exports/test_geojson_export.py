@@ -36,8 +36,8 @@ def stored(folder: Path, labels: dict[str, NDArray[np.int32]], group: int = 7) -
                 y0, x0, y1, x1 = one.bbox
                 place = {"image": "a.ome.zarr", "t": t, "z": z, "class": name, "label": one.label}
                 box = {"area": int(one.area), "y0": y0, "x0": x0, "y1": y1, "x1": x1, "touches_border": y0 == 0}
-                doubt = None if one.label % 5 == 0 else one.label * 37 % 11 / 44
-                rows.append(place | box | {"uncertainty": doubt, "mean:dna": float("nan")})
+                uncertainty = None if one.label % 5 == 0 else one.label * 37 % 11 / 44
+                rows.append(place | box | {"uncertainty": uncertainty, "mean:dna": float("nan")})
     for name, values in labels.items():
         array = zarr.create_array(
             str(folder / "labels" / name / "s0"), shape=shape, chunks=(1, 1, 32, 32), dtype=np.uint32
@@ -49,7 +49,7 @@ def stored(folder: Path, labels: dict[str, NDArray[np.int32]], group: int = 7) -
 
 
 def written(image: LabelledImage, table: ObjectTable, url: Path, *, painted: bool = True) -> list[dict[str, Any]]:
-    found = outlines(image, table, "uncertainty", "doubt" if painted else "class")
+    found = outlines(image, table, "uncertainty", "uncertainty" if painted else "class")
     write_geojson(image, found, len(table), str(url), object_type="detection", painted=painted)
     content = json.loads(url.read_text(), parse_constant=pytest.fail)
     assert content["type"] == "FeatureCollection"
@@ -98,8 +98,8 @@ def test_every_object_is_there_once_and_covers_its_pixels(stack: dict[str, NDArr
 def test_properties_are_those_that_qupath_reads(stack: dict[str, NDArray[np.int32]], tmp_path: Path) -> None:
     image, table = stored(tmp_path, stack)
     features = written(image, table, tmp_path / "a.geojson")
-    doubts = [feature["properties"]["measurements"].get("uncertainty", -1.0) for feature in features]
-    assert doubts == sorted(doubts, reverse=True)
+    uncertainties = [feature["properties"]["measurements"].get("uncertainty", -1.0) for feature in features]
+    assert uncertainties == sorted(uncertainties, reverse=True)
     for rank, feature in enumerate(features, 1):
         properties = feature["properties"]
         assert properties["objectType"] == "detection"

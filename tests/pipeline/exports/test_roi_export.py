@@ -18,7 +18,7 @@ from skimage.measure import label
 
 from chorus.pipeline.exports.contours import polygons, signed_area
 from chorus.pipeline.exports.files import Parts
-from chorus.pipeline.exports.outlines import LabelledImage, Outline, by_doubt, object_name, ranks
+from chorus.pipeline.exports.outlines import LabelledImage, Outline, by_uncertainty, object_name, ranks
 from chorus.pipeline.exports.rois import roi, write_rois
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.sources.level_geometry import AxisPlace
@@ -125,7 +125,7 @@ def test_stacks_have_positions_and_hyperstacks_slices_and_frames(
     assert made.c_position == 0
 
 
-def test_sets_are_in_the_order_of_doubt_and_the_same_bytes_every_time(tmp_path: Path) -> None:
+def test_sets_are_in_the_order_of_uncertainty_and_the_same_bytes_every_time(tmp_path: Path) -> None:
     found = [outline(RING, rank=rank, uncertainty=1 / rank) for rank in (2, 3, 1)]
     for name in ("a.zip", "b.zip"):
         write_rois(image(), found, 3, str(tmp_path / name))
@@ -139,12 +139,12 @@ def test_sets_are_in_the_order_of_doubt_and_the_same_bytes_every_time(tmp_path: 
 
 
 @given(st.lists(st.one_of(st.just(float("nan")), st.sampled_from([0.0, 0.1, 0.2])), max_size=20))
-def test_the_most_doubtful_are_first_and_the_unknown_last(doubt: list[float]) -> None:
-    order = by_doubt(np.array(doubt, np.float64))
-    known = [index for index, value in enumerate(doubt) if value == value]
-    expected = sorted(known, key=lambda index: (-doubt[index], index))
-    assert order.tolist() == [*expected, *(index for index in range(len(doubt)) if index not in known)]
-    assert ranks(order)[order].tolist() == list(range(1, len(doubt) + 1))
+def test_the_most_doubtful_are_first_and_the_unknown_last(uncertainty: list[float]) -> None:
+    order = by_uncertainty(np.array(uncertainty, np.float64))
+    known = [index for index, value in enumerate(uncertainty) if value == value]
+    expected = sorted(known, key=lambda index: (-uncertainty[index], index))
+    assert order.tolist() == [*expected, *(index for index in range(len(uncertainty)) if index not in known)]
+    assert ranks(order)[order].tolist() == list(range(1, len(uncertainty) + 1))
 
 
 @given(st.permutations(range(12)))

@@ -21,32 +21,32 @@ def in_random_order(risk: list[float], seed: int) -> tuple[np.ndarray, np.ndarra
 
 @given(risk=RISKS, seed=st.integers(0, 99))
 def test_aurc_and_augrc_are_the_loops_of_their_definitions(risk: list[float], seed: int) -> None:
-    doubt, risks = in_random_order(risk, seed)
-    order = sorted(range(len(risks)), key=lambda image: doubt[image])
+    uncertainty, risks = in_random_order(risk, seed)
+    order = sorted(range(len(risks)), key=lambda image: uncertainty[image])
     selective, general = [], []
     for accepted in range(1, len(order) + 1):
         total = math.fsum(risks[image] for image in order[:accepted])
         selective.append(total / accepted)
         general.append(total / len(order))
-    assert aurc(doubt, risks) == pytest.approx(math.fsum(selective) / len(order))
-    assert augrc(doubt, risks) == pytest.approx(math.fsum(general) / len(order))
+    assert aurc(uncertainty, risks) == pytest.approx(math.fsum(selective) / len(order))
+    assert augrc(uncertainty, risks) == pytest.approx(math.fsum(general) / len(order))
 
 
 @pytest.mark.parametrize("area", [aurc, augrc])
-def test_equal_doubt_counts_as_the_mean_of_all_orders(area: object) -> None:
+def test_equal_uncertainty_counts_as_the_mean_of_all_orders(area: object) -> None:
     rng = np.random.default_rng(1)
-    doubt, risk = np.array([0.0, 1, 1, 1, 2]), np.array([0.1, 0.9, 0.0, 0.4, 0.2])
-    broken = [area(doubt + 0.1 * rng.random(5), risk) for _ in range(4000)]  # type: ignore[operator]
-    assert area(doubt, risk) == pytest.approx(np.mean(broken), abs=0.005)  # type: ignore[operator]
+    uncertainty, risk = np.array([0.0, 1, 1, 1, 2]), np.array([0.1, 0.9, 0.0, 0.4, 0.2])
+    broken = [area(uncertainty + 0.1 * rng.random(5), risk) for _ in range(4000)]  # type: ignore[operator]
+    assert area(uncertainty, risk) == pytest.approx(np.mean(broken), abs=0.005)  # type: ignore[operator]
 
 
 @given(risk=RISKS, seed=st.integers(0, 99))
 def test_no_score_beats_the_oracle_and_its_reverse_is_the_worst(risk: list[float], seed: int) -> None:
-    doubt, risks = in_random_order(risk, seed)
+    uncertainty, risks = in_random_order(risk, seed)
     for area in (aurc, augrc):
-        assert excess(area, doubt, risks) >= -1e-12
+        assert excess(area, uncertainty, risks) >= -1e-12
         assert excess(area, risks, risks) == 0
-        assert area(doubt, risks) <= area(-risks, risks) + 1e-12
+        assert area(uncertainty, risks) <= area(-risks, risks) + 1e-12
 
 
 def test_a_score_that_says_nothing_has_the_mean_risk_and_half_of_it() -> None:
@@ -57,26 +57,28 @@ def test_a_score_that_says_nothing_has_the_mean_risk_and_half_of_it() -> None:
 
 @given(risk=st.lists(st.integers(0, 5), min_size=3, max_size=30), seed=st.integers(0, 99))
 def test_spearman_is_that_of_scipy(risk: list[int], seed: int) -> None:
-    doubt = np.random.default_rng(seed).integers(0, 6, len(risk)).astype(float)
+    uncertainty = np.random.default_rng(seed).integers(0, 6, len(risk)).astype(float)
     risks = np.array(risk, float)
-    if np.ptp(doubt) == 0 or np.ptp(risks) == 0:
-        assert math.isnan(spearman(doubt, risks))
+    if np.ptp(uncertainty) == 0 or np.ptp(risks) == 0:
+        assert math.isnan(spearman(uncertainty, risks))
     else:
-        assert spearman(doubt, risks) == pytest.approx(spearmanr(doubt, risks).statistic)
+        assert spearman(uncertainty, risks) == pytest.approx(spearmanr(uncertainty, risks).statistic)
 
 
 @given(positive=st.lists(st.booleans(), min_size=2, max_size=30), seed=st.integers(0, 99))
 def test_auroc_and_fpr_are_the_counts_of_their_definitions(positive: list[bool], seed: int) -> None:
-    doubt = np.random.default_rng(seed).integers(0, 8, len(positive)).astype(float)
+    uncertainty = np.random.default_rng(seed).integers(0, 8, len(positive)).astype(float)
     truth = np.array(positive)
     if truth.all() or not truth.any():
-        assert math.isnan(auroc(doubt, truth))
-        assert math.isnan(fpr_at_tpr(doubt, truth))
+        assert math.isnan(auroc(uncertainty, truth))
+        assert math.isnan(fpr_at_tpr(uncertainty, truth))
         return
-    pairs = [(a > b) + 0.5 * (a == b) for a in doubt[truth] for b in doubt[~truth]]
-    assert auroc(doubt, truth) == pytest.approx(np.mean(pairs))
-    enough = [limit for limit in doubt if np.mean(doubt[truth] >= limit) >= 0.95]
-    assert fpr_at_tpr(doubt, truth) == pytest.approx(min(np.mean(doubt[~truth] >= limit) for limit in enough))
+    pairs = [(a > b) + 0.5 * (a == b) for a in uncertainty[truth] for b in uncertainty[~truth]]
+    assert auroc(uncertainty, truth) == pytest.approx(np.mean(pairs))
+    enough = [limit for limit in uncertainty if np.mean(uncertainty[truth] >= limit) >= 0.95]
+    assert fpr_at_tpr(uncertainty, truth) == pytest.approx(
+        min(np.mean(uncertainty[~truth] >= limit) for limit in enough)
+    )
 
 
 def test_the_table_has_every_measure_with_an_interval_around_it() -> None:

@@ -112,8 +112,8 @@ def test_without_an_uncertainty_map_the_best_of_the_others_is_shown(tmp_path: Pa
         out = tmp_path / f"out{len(kept)}"
         write_result(out, "a.zarr", labels, kept)
         views = draw_views(str(tmp_path / "a.zarr"), str(out / "images/a.zarr"), CLASSES)
-        assert views.doubt_name == shown
-        assert (views.doubt is None) == (shown == "")
+        assert views.uncertainty_name == shown
+        assert (views.uncertainty is None) == (shown == "")
         assert views.image is not None
         assert views.outlines is not None
 
@@ -131,7 +131,7 @@ def test_of_channels_times_and_planes_the_first_is_shown_and_named(tmp_path: Pat
     assert views.image is not None
     assert flat.image is not None
     assert views.image.uri == flat.image.uri
-    assert views.doubt is not None
+    assert views.uncertainty is not None
 
 
 def test_outlines_lie_on_the_rim_of_the_labels_in_the_class_colour(tmp_path: Path) -> None:

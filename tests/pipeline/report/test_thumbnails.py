@@ -20,7 +20,7 @@ GREEN = (CLASSES[0], ClassInfo("nucleus", "#00ff00"))
 
 
 def panels(webp: bytes) -> list[NDArray[np.int16]]:
-    """Image, outlines, doubt."""
+    """Image, outlines, uncertainty."""
     strip = np.asarray(Image.open(io.BytesIO(webp)).convert("RGB"), np.int16)
     width = (strip.shape[1] - 8) // 3
     return [strip[:, left : left + width] for left in (0, width + 4, 2 * (width + 4))]
@@ -37,9 +37,9 @@ def square(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "a.zarr"), str(tmp_path / "images/a.zarr")
 
 
-def test_the_panels_show_the_image_its_outlines_and_where_the_doubt_is(square: tuple[str, str]) -> None:
+def test_the_panels_show_the_image_its_outlines_and_where_the_uncertainty_is(square: tuple[str, str]) -> None:
     source, result = square
-    image, outlines, doubt = panels(draw_thumbnail(source, result, result, GREEN))
+    image, outlines, uncertainty = panels(draw_thumbnail(source, result, result, GREEN))
     assert image.shape == (SIDE * 400 // 600, SIDE, 3)
     scale = SIDE / 600
     inside = image[int(150 * scale) : int(250 * scale), int(250 * scale) : int(350 * scale)]
@@ -49,7 +49,7 @@ def test_the_panels_show_the_image_its_outlines_and_where_the_doubt_is(square: t
     assert rows.min() == pytest.approx(100 * scale, abs=2)
     assert columns.max() == pytest.approx(400 * scale, abs=2)
     assert not green[int(130 * scale) : int(270 * scale), int(230 * scale) : int(370 * scale)].any()
-    middle = doubt[int(200 * scale), :, 0]
+    middle = uncertainty[int(200 * scale), :, 0]
     assert abs(int(np.argmax(middle[: SIDE // 2])) - 200 * scale) <= 2
 
 
@@ -69,9 +69,9 @@ def test_a_damaged_level_is_no_error(square: tuple[str, str]) -> None:
     for chunk in Path(source).rglob("c/*/*"):
         if chunk.is_file():
             chunk.write_bytes(b"torn")
-    image, _, doubt = panels(draw_thumbnail(source, result, result, GREEN))
+    image, _, uncertainty = panels(draw_thumbnail(source, result, result, GREEN))
     assert image.max() < 170
-    assert doubt.max() > 100
+    assert uncertainty.max() > 100
 
 
 def test_a_thumbnail_is_found_by_its_image_also_that_of_a_field(square: tuple[str, str], tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_known_shift_is_found_and_named(reference: Reference) -> None:
         shift = find_shift(run.scores, reference, run.features)
         assert shift.found
         found.append({test.name for test in shift.tests if test.shifted})
-        assert any(line.startswith("shift in doubt: ") for line in shift.sentences)
+        assert any(line.startswith("shift in uncertainty: ") for line in shift.sentences)
         assert any(line.startswith("shift in features: encoders see other images") for line in shift.sentences)
     for name in ("uncertainty", "pairwise_dice", "features"):
         assert sum(name in names for names in found) >= 19
@@ -184,11 +184,18 @@ def test_how_images_look_is_compared_where_both_sides_have_it() -> None:
     tables, run = simulated(60, seed=0), simulated(50, seed=1)
     known = calibrate_from(looking(tables, 0), tables.evaluation, ensemble="hash")
     shift = find_shift(looking(run, 2), known)
-    assert {test.kind for test in shift.tests} == {"intensity", "noise", "sharpness", "object size", "doubt", "prior"}
+    assert {test.kind for test in shift.tests} == {
+        "intensity",
+        "noise",
+        "sharpness",
+        "object size",
+        "uncertainty",
+        "prior",
+    }
     assert [test.name for test in shift.tests if test.shifted] == ["intensity_mean:dna"]
     assert shift.sentences[0].startswith("shift in intensity: mean intensity of dna is higher")
     absent = find_shift(run.scores, known)
-    assert {test.kind for test in absent.tests} == {"doubt", "prior"}
+    assert {test.kind for test in absent.tests} == {"uncertainty", "prior"}
     older = calibrate_from(tables.scores, tables.evaluation, ensemble="hash")
     assert any(
         "the reference set lacks them: mean intensity of dna" in one

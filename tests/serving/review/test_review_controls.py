@@ -43,7 +43,7 @@ def scores(browser: Any, out: Path) -> Iterator[tuple[Seat, pd.Series]]:
 def test_a_threshold_is_moved_by_keys_and_by_hand_and_singles_out_what_pandas_does(
     scores: tuple[Seat, pd.Series],
 ) -> None:
-    seat, doubt = scores
+    seat, uncertainty = scores
     page = seat.page
     plot = page.get_by_role("region", name=re.compile("^Uncertainty")).first
     handle = plot.get_by_role("slider")
@@ -51,21 +51,21 @@ def test_a_threshold_is_moved_by_keys_and_by_hand_and_singles_out_what_pandas_do
     def limit() -> float:
         """Where the handle is, once the page has counted."""
         value = float(handle.get_attribute("aria-valuenow"))
-        count = int((doubt >= value).sum())
-        expect(plot.get_by_role("status")).to_contain_text(f"{count} of {len(doubt)} images")
-        expect(handle).to_have_attribute("aria-valuetext", re.compile(rf"{count} of {len(doubt)} images"))
+        count = int((uncertainty >= value).sum())
+        expect(plot.get_by_role("status")).to_contain_text(f"{count} of {len(uncertainty)} images")
+        expect(handle).to_have_attribute("aria-valuetext", re.compile(rf"{count} of {len(uncertainty)} images"))
         return value
 
     handle.focus()
     page.keyboard.press("Home")
-    assert limit() == pytest.approx(doubt.min(), rel=1e-4)
+    assert limit() == pytest.approx(uncertainty.min(), rel=1e-4)
     page.keyboard.press("End")
-    assert limit() == pytest.approx(doubt.max(), rel=1e-4)
+    assert limit() == pytest.approx(uncertainty.max(), rel=1e-4)
     for _ in range(3):
         page.keyboard.press("PageDown")
     page.keyboard.press("ArrowLeft")
-    step = (doubt.max() - doubt.min()) / 200
-    assert limit() == pytest.approx(doubt.max() - 31 * step, rel=1e-3)
+    step = (uncertainty.max() - uncertainty.min()) / 200
+    assert limit() == pytest.approx(uncertainty.max() - 31 * step, rel=1e-3)
 
     box, grip = plot.locator("svg").bounding_box(), handle.locator("circle").bounding_box()
     assert box
@@ -75,13 +75,13 @@ def test_a_threshold_is_moved_by_keys_and_by_hand_and_singles_out_what_pandas_do
     for share in (0.7, 0.4, 0.2):
         page.mouse.move(box["x"] + share * box["width"], box["y"] + 10, steps=4)
     page.mouse.up()
-    wanted = doubt.min() + (0.2 * 420 - 8) / 404 * (doubt.max() - doubt.min())
+    wanted = uncertainty.min() + (0.2 * 420 - 8) / 404 * (uncertainty.max() - uncertainty.min())
     assert limit() == pytest.approx(wanted, abs=2 * step)
     page.mouse.move(box["x"] + 0.9 * box["width"], box["y"])  # let go of, it stays
     chosen = limit()
     assert chosen == pytest.approx(wanted, abs=2 * step)
     plot.get_by_role("button", name="Look at them").click()
-    assert seat.names() == list(doubt[doubt >= chosen].sort_values(ascending=False).index)
+    assert seat.names() == list(uncertainty[uncertainty >= chosen].sort_values(ascending=False).index)
 
 
 def test_a_handle_is_dragged_by_a_finger(browser: Any, out: Path) -> None:

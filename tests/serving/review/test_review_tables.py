@@ -103,8 +103,8 @@ def test_an_image_is_found_where_the_list_has_it(many: tuple[TestClient, pd.Data
 
 
 def test_flags_and_reasons_narrow_and_reasons_are_told_apart_without_their_numbers(small: Path) -> None:
-    doubt = [f"uncertainty 0.{n}, not below U_min 0.04" for n in (12, 15)]
-    flagged = {SLIDE: (["poor", "uncertain"], [doubt[0]]), FIELDS[3]: (["uncertain"], [doubt[1]])}
+    uncertainty = [f"uncertainty 0.{n}, not below U_min 0.04" for n in (12, 15)]
+    flagged = {SLIDE: (["poor", "uncertain"], [uncertainty[0]]), FIELDS[3]: (["uncertain"], [uncertainty[1]])}
     write_flags(small, [SLIDE, *FIELDS, EVIL], flagged)
     client = TestClient(review_app(str(small)))
     about = client.get("/api/run").json()

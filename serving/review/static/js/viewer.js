@@ -107,8 +107,8 @@ function Shown({run, image, step}) {
     setSplit(!split);
     // Something is to be seen on the right.
     const maps = image.layers.filter((one) => one.kind === "map"), shown = image.layers.some((one) => looks.get(one.id).on && looks.get(one.id).side !== "left");
-    const doubt = maps.find((one) => one.uncertainty) ?? maps[0];
-    if (!split && !shown && doubt) change(doubt, {on: true, side: "right"});
+    const uncertainty = maps.find((one) => one.uncertainty) ?? maps[0];
+    if (!split && !shown && uncertainty) change(uncertainty, {on: true, side: "right"});
   };
   // Before anything is painted: whoever sees the image may decide on it.
   useLayoutEffect(() => {

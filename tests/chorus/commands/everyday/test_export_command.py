@@ -67,7 +67,7 @@ def area(ring: Any) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
-def test_rois_of_every_image_are_listed_and_those_of_all_are_in_the_order_of_doubt(
+def test_rois_of_every_image_are_listed_and_those_of_all_are_in_the_order_of_uncertainty(
     chorus: Chorus, results: Path, tmp_path: Path
 ) -> None:
     code, _, err = chorus("export", "rois", results, "--out", tmp_path / "rois", "--executor", "serial")
@@ -82,9 +82,9 @@ def test_rois_of_every_image_are_listed_and_those_of_all_are_in_the_order_of_dou
         "plate-a.ome.zarr": "done",
     }
     assert sorted(path.name for path in (tmp_path / "rois").iterdir()) == [
-        "b.zip", "by_doubt.csv", "export.json", "images.csv", "plate-a.zip",
+        "b.zip", "by_uncertainty.csv", "export.json", "images.csv", "plate-a.zip",
     ]  # fmt: skip
-    objects, found = table(results), pd.read_csv(tmp_path / "rois" / "by_doubt.csv")
+    objects, found = table(results), pd.read_csv(tmp_path / "rois" / "by_uncertainty.csv")
     assert found["uncertainty"].is_monotonic_decreasing
     assert found["rank"].tolist() == list(range(1, len(objects) + 1))
     keys = ["image", "t", "z", "label", "area"]
@@ -144,9 +144,9 @@ def test_the_same_command_gives_the_same_bytes_and_a_damaged_image_is_named(
     chorus: Chorus, results: Path, tmp_path: Path
 ) -> None:
     command = ["export", "rois", results, "--out", tmp_path / "r", "--executor", "serial", "--color"]
-    assert chorus(*command, "doubt").code == 1
+    assert chorus(*command, "uncertainty").code == 1
     before = exported(tmp_path / "r")
-    assert chorus(*command, "doubt").code == 1
+    assert chorus(*command, "uncertainty").code == 1
     assert exported(tmp_path / "r") == before
     assert chorus(*command, "class").code == 1
     one = roiread(tmp_path / "r" / "b.zip")[0]
@@ -154,7 +154,7 @@ def test_the_same_command_gives_the_same_bytes_and_a_damaged_image_is_named(
     colors = json.loads((results / "run.json").read_text())["ensemble"]["classes"]
     assert one.hexcolor(one.stroke_color) == colors[1]["color"]
     shutil.rmtree(results / "images" / "b.ome.zarr" / "labels" / "kind 1")
-    code, _, err = chorus(*command, "doubt")
+    code, _, err = chorus(*command, "uncertainty")
     assert code == 1
     assert "b.ome.zarr/labels/kind 1/s0: not found" in err
     assert (tmp_path / "r" / "plate-a.zip").read_bytes() == before["plate-a.zip"]

@@ -32,7 +32,7 @@ def test_shift_names_what_changed_and_keeps_all_of_it(chorus: Chorus, ensemble: 
     out = results(tmp_path / "out", ensemble, difficulty=1)
     result = chorus("shift", out, "-e", ensemble.parent)
     assert result.code == 0, result.err
-    assert result.out.startswith("shift in doubt: ")
+    assert result.out.startswith("shift in uncertainty: ")
     assert "the run is not like the reference images" in result.out
     assert "72 images, 60 of the reference" in result.out
     kept = Shift.model_validate_json((out / "shift.json").read_bytes())
