@@ -31,15 +31,13 @@ $(DOCS_READY): requirements/installer.txt requirements/docs.txt
 
 # The pins and hashes of requirements/ from the lower bounds of pyproject.toml, for Python 3.11 to 3.13 on Linux and
 # macOS; what is pinned stays where it still fits. All newer: make requirements UPGRADE=--upgrade
-LOCK = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --no-annotate \
-	--no-emit-index-url --custom-compile-command 'make requirements' $(UPGRADE)
+LOCK = $(BIN)/python -m uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11.5 \
+	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make requirements' $(UPGRADE)
 requirements: $(READY)
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.txt
-	awk -F== '/^[^ ]*==/ { split($$2, v, " "); n[$$1]++; pin[$$1] = $$1 "==" v[1] } END { for (k in n) if (n[k] == 1) print pin[k] }' \
-		requirements/dev.txt > requirements/.pins
+	grep -o '^[^ ]*==[^ ]*' requirements/dev.txt > requirements/.pins
 	$(LOCK) pyproject.toml --extra azure --extra bioimageio --extra cellpose --extra formats --extra onnx \
-		--extra openvino \
-		--constraint requirements/.pins --output-file requirements/run.txt
+		--extra openvino --constraint requirements/.pins --output-file requirements/run.txt
 	for use in docs installer release workflows; do \
 		$(LOCK) --group $$use --constraint requirements/.pins --output-file requirements/$$use.txt || exit; done
 	rm requirements/.pins
