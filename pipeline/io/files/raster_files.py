@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.formats.registry import kind_of, names, stem, suffix_list
+from chorus.pipeline.io.formats.registry import kind_of, names, stem
 from chorus.pipeline.io.inside import fault, fitting, readable, shown
 from chorus.pipeline.io.sources.discovery import expand, identity
 
@@ -56,7 +56,7 @@ def find_files(sources: Sequence[str], *, labels: bool = False) -> list[RasterFi
             before = -1
         if before >= 0:
             raise RefusedError(
-                f"{url}: holds no {_kinds()} file; check the path, and name files of HDF5, NumPy and DICOM, "
+                f"{url}: holds no file of {names()}; check the path, and name files of HDF5, NumPy and DICOM, "
                 "as 'folder/*.h5' does"
             )
     seen = Counter(relative.casefold() for relative, _ in by_url.values())
@@ -80,7 +80,7 @@ def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
         if info["type"] != "directory":
             name = stem(storage.basename(url), labels=labels)
             if name is None:
-                raise RefusedError(f"{url}: is no {_kinds()} file; leave it out, or export it as OME-TIFF")
+                raise RefusedError(f"{url}: is no {names()} file; leave it out, or export it as OME-TIFF")
             yield name, url, _stamp(info)
             return
         listed = []
@@ -124,10 +124,6 @@ def _is_left_out(folder: str) -> bool:
 def _stamp(info: dict[str, Any]) -> str:
     keys = ("size", "mtime", "etag", "ETag", "md5Hash", "updated", "LastModified", "created")
     return " ".join(str(info[key]) for key in keys[: 2 if "mtime" in info else None] if key in info)
-
-
-def _kinds() -> str:
-    return f"{names()} ({suffix_list()})"
 
 
 def is_zarr(images: str) -> bool:

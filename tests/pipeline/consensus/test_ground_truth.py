@@ -59,7 +59,7 @@ def test_experts_images_and_who_misses_which_are_found(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ({"patterns": ["expert_*"]}, r"--expert expert_\* is none of its folders \(x\)"),
-        ({}, "holds no TIFF, PNG, JPEG"),
+        ({}, "holds no file of TIFF, Aperio SVS, PNG, JPEG"),
     ],
 )
 def test_what_cannot_be_found_is_refused(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
