@@ -43,7 +43,7 @@ def test_the_annotation_package_holds_all_that_is_to_be_corrected(results: Path,
 def test_objects_of_accepted_images_alone_are_exported(results: Path, tmp_path: Path) -> None:
     request = ExportRequest(out=str(results), to=str(tmp_path / "to"), kind="rois", executor="serial")
     assert export_objects(request, Silent(), _only(str(results), "accept")).state == "complete"
-    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["d.zip", "export.json", IMAGES, "run.lock"]
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["d.zip", "export.json", IMAGES]
 
 
 def test_a_decision_that_nobody_took_is_said(results: Path) -> None:
