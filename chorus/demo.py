@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chorus.pipeline.demo.synthetic_data import write_foreign_images, write_sample_plate
+from chorus.pipeline.demo.synthetic_data import write_other_images, write_sample_plate
 
 console = Console()
 SEED = 7
@@ -23,7 +23,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
     step("1. A sample: a plate of simulated nuclei, and images of quite another kind")
     if not images.exists():
         write_sample_plate(str(images / "plate.ome.zarr"), SEED)
-        write_foreign_images(str(images / "foreign"))
+        write_other_images(str(images / "other"))
     step("2. The ensemble that comes with Chorus: five small U-Nets trained on real nuclei")
     command("ensemble", "show", ENSEMBLE)
     step("3. Segment everything, and make every nucleus an object")

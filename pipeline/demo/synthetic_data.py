@@ -35,7 +35,7 @@ FIELD_SHAPE = (520, 696)
 CHUNK = 256
 
 # Images inside scikit-image's own package, so that nothing is downloaded; none is fluorescence of nuclei.
-FOREIGN = ("cell", "coins", "immunohistochemistry", "microaneurysms", "retina")
+OTHER = ("cell", "coins", "immunohistochemistry", "microaneurysms", "retina")
 
 # One entry per field: two per well, wells row by row. Most are ordinary, so that the poor ones stand out.
 _PLATE_ROWS = ("A", "B")
@@ -139,13 +139,13 @@ def write_sample_plate(folder: str, seed: int, shape: tuple[int, int] = FIELD_SH
             _write_image(well.create_group(str(field)), image, f"{entry.path}/{field}")
 
 
-def write_foreign_images(folder: str) -> None:
+def write_other_images(folder: str) -> None:
     """Write images that are not fluorescent nuclei, each as ``<folder>/<name>.ome.zarr`` (OME-Zarr 0.5).
 
     They come with scikit-image: a cell in phase contrast, coins, stained tissue, and two of the retina. Each is
     one grey channel named "dna" at a nominal 0.65 um, so that an ensemble for nuclei accepts it.
     """
-    for name in FOREIGN:
+    for name in OTHER:
         pixels = getattr(skimage.data, name)()
         grey = rgb2gray(pixels) if pixels.ndim == 3 else pixels / 255
         group = create_group(storage.store(storage.join(folder, f"{name}.ome.zarr"), read_only=False), overwrite=True)

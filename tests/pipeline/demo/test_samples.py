@@ -15,11 +15,11 @@ from ome_zarr_models.v05.image import Image
 from skimage.measure import label, regionprops
 
 from chorus.pipeline.demo.synthetic_data import (
-    FOREIGN,
+    OTHER,
     QUALITIES,
     Quality,
     simulate_field,
-    write_foreign_images,
+    write_other_images,
     write_sample_plate,
 )
 from chorus.pipeline.io.models import SourceImage
@@ -136,13 +136,13 @@ def test_the_same_seed_writes_the_same_plate_and_its_fields_differ(plate: Path, 
     assert len(seen) == len(fields)
 
 
-def test_foreign_images_are_written_without_a_download(tmp_path: Path) -> None:
-    write_foreign_images(str(tmp_path))
-    for name in FOREIGN:
+def test_images_of_other_kinds_are_written_without_a_download(tmp_path: Path) -> None:
+    write_other_images(str(tmp_path))
+    for name in OTHER:
         group = zarr.open_group(tmp_path / f"{name}.ome.zarr", mode="r")
         Image.from_zarr(group)
         pixels = np.asarray(zarr.open_array(tmp_path / f"{name}.ome.zarr" / "s0", mode="r")[:])
         assert pixels.dtype == np.uint16
         assert pixels.std() > 500
     images = list(find_images([str(tmp_path)]))
-    assert [image.channels for image in images if isinstance(image, SourceImage)] == [("dna",)] * len(FOREIGN)
+    assert [image.channels for image in images if isinstance(image, SourceImage)] == [("dna",)] * len(OTHER)

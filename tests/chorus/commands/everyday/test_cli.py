@@ -171,7 +171,7 @@ def test_overwrite_keeps_the_old_results_where_the_ensemble_is_refused(
     assert tree(out) == before
 
 
-def test_a_foreign_folder_is_refused(predict: Chorus, dataset: Path, tmp_path: Path) -> None:
+def test_a_folder_of_others_is_refused(predict: Chorus, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.tex").write_text("mine")
     result = predict(dataset, tmp_path / "thesis")
