@@ -286,4 +286,4 @@ def _write(out: str, rows: Sequence[EvaluationRow], pixels: PixelCalibration | N
         contents[DIAGRAM] = draw_reliability(pixels).encode()
     with storage_errors(out):
         for name, data in contents.items():
-            storage.write_bytes(storage.join(out, name), data)
+            storage.write_record(storage.join(out, name), data)

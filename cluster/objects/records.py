@@ -135,4 +135,4 @@ def recorded_objects(work: str, name: str = "done.json") -> ImageObjects | None:
 def write_json(url: str, content: BaseModel) -> None:
     """Write a small document; raise OutputError if it cannot be written."""
     with storage_errors(url):
-        storage.write_bytes(url, content.model_dump_json().encode())
+        storage.write_record(url, content.model_dump_json().encode())

@@ -61,11 +61,11 @@ def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Tab
 
 
 def write_rows(url: str, table: pa.Table) -> None:
-    """Write a small table in one piece; raise OutputError if it cannot be written."""
+    """Write a small table, the sign that a region is done, in one piece; raise OutputError if it cannot be written."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     with storage_errors(url):
-        storage.write_bytes(url, buffer.getvalue())
+        storage.write_record(url, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from chorus.pipeline.instances.plane_objects import converging_objects, convergi
 from chorus.pipeline.instances.stored import StoredPlane
 from chorus.pipeline.instances.table import numbered, with_shapes
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.durable import passing
 from chorus.pipeline.io.outputs.arrays import LabelImage, label_plan
 from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
@@ -84,7 +85,7 @@ def at_once(
     job: Job, find: Callable[[Job, int], None], number: Callable[[Job], None], label: Callable[[Job, int], None]
 ) -> ImageObjects:
     """Run all stages of an image in this process; temporary files stay on this machine."""
-    with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder:
+    with tempfile.TemporaryDirectory(prefix="chorus-objects-") as folder, passing(folder):
         inside = replace(job, scratch=folder)
         for region in range(job.tasks("regions")):
             find(inside, region)

@@ -127,7 +127,7 @@ def merge_slab(job: MergeJob, index: int) -> float:
         labels = predicted_labels(of_plane, multilabel=job.multilabel).numpy()
         write_region(job.layout, t, z, box.window, maps[:, at] if names else None, labels)
     with storage_errors(url):
-        storage.write_bytes(url, json.dumps({"planes": [box.z.start, box.z.stop]}).encode())
+        storage.write_record(url, json.dumps({"planes": [box.z.start, box.z.stop]}).encode())
     return time.perf_counter() - started
 
 

@@ -271,13 +271,13 @@ def plan_files(out: str, names: Iterable[str]) -> None:
     url = storage.join(out, *PLAN)
     known = planned_files(out)
     with storage_errors(url):
-        storage.write_bytes(url, json.dumps(sorted({*known, *names}), indent=2).encode())
+        storage.write_record(url, json.dumps(sorted({*known, *names}), indent=2).encode())
 
 
 def _write(command: Command[Record], record: Record) -> None:
     url = storage.join(command.out, command.file)
     with storage_errors(url):
-        storage.write_bytes(url, json.dumps(record.model_dump(mode="json"), indent=2).encode())
+        storage.write_record(url, json.dumps(record.model_dump(mode="json"), indent=2).encode())
 
 
 def _differences(command: Command[Record], known: Mapping[str, JsonValue], stale: Stale) -> list[str]:

@@ -39,7 +39,7 @@ class ItemLedger(Generic[Record]):
         """Record that an item is done, after its results were written; raise OutputError if that is impossible."""
         url = self._url_of(name)
         with storage_errors(url):
-            storage.write_bytes(url, record.model_dump_json().encode())
+            storage.write_record(url, record.model_dump_json().encode())
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """Yield the records with the items' names, some read ahead.

@@ -223,7 +223,8 @@ class Attempts:
     def begin(self, region: int, unended: Sequence[str]) -> None:
         """Record that `region` is begun on this node, after the `unended` attempts before."""
         with storage_errors(self._url):
-            storage.write_bytes(self._place(region), "".join(f"{node}\n" for node in (*unended, self._node)).encode())
+            nodes = "".join(f"{node}\n" for node in (*unended, self._node)).encode()
+            storage.write_bytes(self._place(region), nodes, lasting=False)
 
     def end(self, region: int) -> None:
         """Record that `region` ended, successfully or not."""
@@ -258,6 +259,6 @@ def _contents(urls: Sequence[str]) -> Iterator[bytes]:
 
 def _write(url: str, record: BaseModel) -> None:
     try:
-        storage.write_bytes(url, record.model_dump_json().encode())
+        storage.write_record(url, record.model_dump_json().encode())
     except OSError as error:
         raise OutputError(storage.explain(error, url) or f"{url}: {error}") from error

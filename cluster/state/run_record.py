@@ -118,7 +118,7 @@ class RunRecord:
         """Write ``run.json``; raise OutputError if it cannot be written."""
         url = storage.join(out, RUN)
         with storage_errors(url):
-            storage.write_bytes(url, self.document.written())
+            storage.write_record(url, self.document.written())
 
     def _change(self, **fields: object) -> None:
         self.document = self.document.model_copy(update=fields)

@@ -30,7 +30,7 @@ def write_scores(out: str, rows: Iterable[ImageRow]) -> None:
     buffer, url = io.BytesIO(), storage.join(out, "scores.parquet")
     scores_frame(rows).to_parquet(buffer, index=False)
     with storage_errors(url):
-        storage.write_bytes(url, buffer.getvalue())
+        storage.write_record(url, buffer.getvalue())
 
 
 def scores_frame(rows: Iterable[ImageRow]) -> pd.DataFrame:

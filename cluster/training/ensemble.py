@@ -109,7 +109,7 @@ def _evaluated(
     evaluation = runner.evaluate(job, ensemble, pairs)
     record = ScoresRecord(ensemble=ensemble.hash, pairs=list(pairs), scores=evaluation.scores, failed=evaluation.failed)
     with storage_errors(url):
-        storage.write_bytes(url, record.model_dump_json(indent=1).encode())
+        storage.write_record(url, record.model_dump_json(indent=1).encode())
     return evaluation
 
 

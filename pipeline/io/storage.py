@@ -22,7 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from chorus.pipeline.errors import OutputError, RefusedError
-from chorus.pipeline.io import fenced_writes
+from chorus.pipeline.io import durable, fenced_writes
 from chorus.pipeline.io import object_stores as buckets
 from chorus.pipeline.io.conditional import objects_of
 from chorus.pipeline.io.fences import Fence, Pass, fence_of, missing, raise_fence
@@ -128,8 +128,12 @@ def check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
                 raise RefusedError(f"{path}: is a pipe, a socket or a device, not a file; leave it out")
 
 
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: str, data: bytes, *, lasting: bool = True) -> None:
     """Write a small file whole: a reader sees the old content or the new one, never a part.
+
+    Parameters
+    ----------
+    lasting : whether later records of this process rely on it, see `write_record`
 
     Raises
     ------
@@ -138,17 +142,9 @@ def write_bytes(url: str, data: bytes) -> None:
     fs, path = filesystem(url)
     fence = _fence_of(fs, path, url)
     if isinstance(fs, LocalFileSystem):
-        target = Path(path)
-        if fence is not None:
-            fence.check()  # before a folder is made again
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary(target)
-        try:
-            part.write_bytes(data)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        fenced_writes.place(part, target, fence)
+        _write_local(Path(path), data, fence, sync=False)
+        if lasting:
+            durable.note_file(Path(path))
     elif fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
         fenced_writes.put(objects, path, data, fence)
     else:
@@ -156,6 +152,49 @@ def write_bytes(url: str, data: bytes) -> None:
             fence.check()
         options = {"chunksize": buckets.PART} if scheme(url) in buckets.SCHEMES else {}
         fs.pipe_file(path, data, **options)
+
+
+def write_record(url: str, data: bytes) -> None:
+    """Write a sign of completion, as `write_bytes` does, when all that this process wrote before would be found again.
+
+    On a local disk that and the file itself are waited for, so that a power cut leaves no record of lost results; what
+    a bucket has accepted is safe.
+
+    Raises
+    ------
+    OSError : the disk does not take what was written before
+    OvertakenError : `url` is in an output that another run took over
+    """
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem) or durable.is_passing(Path(path)):
+        write_bytes(url, data)
+        return
+    durable.sync_noted()
+    _write_local(Path(path), data, _fence_of(fs, path, url), sync=True)
+    durable.note_file(Path(path))
+    durable.sync_noted()
+
+
+def _write_local(target: Path, data: bytes, fence: Fence | None, *, sync: bool) -> None:
+    if fence is not None:
+        fence.check()  # before a folder is made again
+    durable.make_folder(target.parent)
+    part = temporary(target)
+    try:
+        part.write_bytes(data)
+        if sync:
+            durable.sync_file(part)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    fenced_writes.place(part, target, fence)
+
+
+def rely_on(urls: Iterable[str]) -> None:
+    """Note files of other processes that later records of this one rely on, see `write_record`."""
+    for fs, path in map(filesystem, urls):
+        if isinstance(fs, LocalFileSystem):
+            durable.note_file(Path(path))
 
 
 def _fence_of(fs: fsspec.AbstractFileSystem, path: str, url: str) -> Fence | None:
@@ -172,7 +211,9 @@ def put_file(part: Path, url: str) -> None:
     fs, path = filesystem(url)
     fence = _fence_of(fs, path, url)
     if isinstance(fs, LocalFileSystem):
+        durable.sync_file(part)  # what it replaces may be good
         fenced_writes.place(part, Path(path), fence)
+        durable.note_file(Path(path))
         return
     if fence is not None:
         fence.check()

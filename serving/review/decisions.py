@@ -223,7 +223,7 @@ class DecisionLog:
         day = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}"
         url = storage.join(self.url, day, entry.id + _SUFFIX)
         with storage_errors(url):
-            storage.write_bytes(url, entry.model_dump_json(indent=1, exclude_none=True).encode())
+            storage.write_record(url, entry.model_dump_json(indent=1, exclude_none=True).encode())
         self._add([entry])
         return entry
 

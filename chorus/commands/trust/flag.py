@@ -125,7 +125,7 @@ def _write(out: str, flagged: pd.DataFrame) -> None:
     buffer = io.BytesIO()
     flagged.to_parquet(buffer, index=False)
     with storage_errors(url):
-        storage.write_bytes(url, buffer.getvalue())
+        storage.write_record(url, buffer.getvalue())
 
 
 def _write_metrics(path: str, out: str, ensemble: str, flagged: pd.DataFrame) -> None:

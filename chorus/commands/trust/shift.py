@@ -123,7 +123,7 @@ def _write(out: str, comparison: Shift) -> None:
 
     url = storage.join(storage.normalise(out), "shift.json")
     with storage_errors(url):
-        storage.write_bytes(url, comparison.model_dump_json().encode())
+        storage.write_record(url, comparison.model_dump_json().encode())
 
 
 def _number(value: float | None) -> str:

@@ -108,6 +108,7 @@ def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
                         "remove it or choose another place"
                     )
                 wanted[path] = documents[path]
+        storage.rely_on(storage.join(url, path) for path in paths if path not in wanted)
         at_once = 1 if isinstance(fs, LocalFileSystem) else _AT_ONCE
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lambda path: storage.write_bytes(storage.join(url, path), wanted[path]), wanted))
