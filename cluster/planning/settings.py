@@ -98,6 +98,7 @@ class RunSettings(BaseModel):
     metrics_port : port of the driver's metrics; a local Ray takes the next port; None for no metrics
     cluster : prices of its nodes; None where unknown
     profile : whether to record a timeline for `chorus profile`
+    verify : whether to read all results of earlier sessions, and compare them with their checksums
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,3 +114,4 @@ class RunSettings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=1, le=65534)
     cluster: ClusterFile | None = None
     profile: bool = False
+    verify: bool = False

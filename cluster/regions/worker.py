@@ -230,10 +230,10 @@ class RegionWorker:
             self._prepare(task.layout)
         with span("write"):
             maps, window = saved_maps(posterior, self._settings.save, task.layout.dtype), work.where.window
-            write_region(task.layout, work.where.t, work.where.z, window, maps, posterior.labels)
+            files = write_region(task.layout, work.where.t, work.where.z, window, maps, posterior.labels)
         self._metrics.written((0 if maps is None else maps.nbytes) + posterior.labels.nbytes)
         with span("record"):
-            self._ledger.record_region(work.image.name, record)
+            self._ledger.record_region(work.image.name, record.model_copy(update={"files": files}))
         return RegionStatus(
             region=task.region,
             image=task.index,

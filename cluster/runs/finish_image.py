@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from chorus.cluster.planning.image_statistics import image_statistics
 from chorus.cluster.planning.image_table import PlannedImage
@@ -17,6 +17,8 @@ from chorus.pipeline.inference.feature_records import FeatureTotal
 from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.outputs.peer_check import check_image
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
+from chorus.pipeline.io.outputs.writer import prepare_image, prepared_files
+from chorus.pipeline.io.stored_files import StoredFiles, all_files, stored
 from chorus.pipeline.preprocessing.preparation import Statistics, spread_message
 from chorus.pipeline.report.thumbnails import write_thumbnail
 from chorus.pipeline.scores.image_quality import Appearance, appearance_columns
@@ -25,34 +27,52 @@ from chorus.pipeline.scores.region_scores import UNCERTAINTY
 from chorus.pipeline.scores.registry import score_columns
 
 
-def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ImageRow:
-    """Write the pyramid and the record of an image whose regions are all recorded; return its row of scores."""
+def finish_image(context: RunContext, image: PlannedImage, ensemble: Ensemble, *, prepare: bool = False) -> ImageRow:
+    """Write the pyramid and the record of an image whose regions are all recorded; return its row of scores.
+
+    With `prepare` its metadata are written, too, where they are missing or damaged: no region does it in this session.
+    """
     with about(run=run_label(context.out), image=image.name):
         with noted() as spans:
-            row = _finish(context, image, ensemble)
+            row = _finish(context, image, ensemble, prepare)
         WorkMetrics(context.out, context.ensemble_name).stages(spans)
         keep(spans)
         return row
 
 
-def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble) -> ImageRow:
+def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble, prepare: bool) -> ImageRow:
     ledger = Ledger(context.out)
     with span("image scores"):
-        records = ledger.region_records(image.name, image.regions)
+        files: list[StoredFiles | None] = []
+        records = _noting_files(ledger.region_records(image.name, image.regions), files)
         finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
     layout = layout_of(image, ensemble, context.settings, context.out)
     cover(layout.labels_url, context.out)
     with span("pyramid"):
-        write_pyramid(layout)
+        if prepare:
+            prepare_image(layout)
+        of_pyramid = write_pyramid(layout)
         if context.settings.strict:
             for url in dict.fromkeys((layout.url, layout.labels_url)):
                 check_image(url)
     if context.thumbnails:
         with span("thumbnail"):
-            write_thumbnail(context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+            thumbnail = stored(
+                write_thumbnail(
+                    context.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0]
+                )
+            )
+            finished = finished.model_copy(update={"thumbnail": thumbnail})
     with span("image record"):
-        ledger.record_image(image.name, finished)
+        whole = all_files([*files, of_pyramid, prepared_files(layout)])
+        ledger.record_image(image.name, finished.model_copy(update={"files": whole}))
     return finished.row
+
+
+def _noting_files(records: Iterable[RegionRecord], files: list[StoredFiles | None]) -> Iterator[RegionRecord]:
+    for record in records:
+        files.append(record.files)
+        yield record
 
 
 def image_record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from chorus.cluster.planning.plan import ResolvedSettings, RunContext
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.finish_image import failed_row, finish_image
+from chorus.cluster.runs.finished_results import keep_finished
 from chorus.cluster.runs.run_metrics import RunMetrics
 from chorus.cluster.runtime.started_tasks import Ending, interruptible
 from chorus.cluster.runtime.status import RegionStatus
@@ -59,25 +61,16 @@ class Run:
         self._table = job.table
         self._ledger = Ledger(context.out)
         self._finished: Finished = self._ledger.scan(self._table)
-        self._rows = self._finished_rows()
+        reporter.phase("checking what is finished")
+        verify, done = job.request.run.verify, self._finished.images.copy()
+        self._rows = keep_finished(context, self._table, job.ensemble, self._finished, executor, verify=verify)
+        self._anew: list[int] = np.flatnonzero(done & ~self._finished.images).tolist()
         self._remaining = self._finished.remaining(self._table)
         self._errors: dict[int, tuple[int, str]] = {}
         members, augmentations = len(job.ensemble.spec.members), len(context.settings.augmentations)
         self._metrics = RunMetrics(context, members * augmentations)
         self._metrics.image("failed", len(job.failures))
         self._timeline = TimelineWriter(context.out, context.session)
-
-    def _finished_rows(self) -> dict[int, ImageRow]:
-        """Return the rows of the images that are finished, by index; one whose record is damaged is not finished."""
-        names, rows = self._table.names, {}
-        earlier = [int(index) for index in np.flatnonzero(self._finished.images)]
-        for index, row in zip(earlier, self._ledger.image_rows([names[index] for index in earlier]), strict=True):
-            if row is None:
-                log.warning("the record of image %s is damaged; it is finished anew", names[index])
-                self._finished.images[index] = False
-            else:
-                rows[index] = row
-        return rows
 
     def carry_out(self) -> PredictOutcome:
         """Run all steps from containers to scores; return how the run ended."""
@@ -105,8 +98,8 @@ class Run:
         return PredictOutcome(self._context.out, state, ending.message, rows, summary)
 
     def _containers(self) -> None:
-        """Create the plates and collections of the sources in the output."""
-        for root, index in self._table.containers(np.flatnonzero(~self._finished.images)).items():
+        """Create the plates and collections of the sources in the output, or what is missing or damaged of them."""
+        for root, index in self._table.containers(np.arange(len(self._table))).items():
             image = self._table.image(index)
             url = storage.join(self._context.out, "images", image.name.removesuffix(image.path).rstrip("/"))
             _prepare_container(root, image.kind, url)
@@ -135,7 +128,7 @@ class Run:
         try:
             with self._metrics.active(len(todo), self._executor.actors):
                 for index in np.flatnonzero((self._remaining == 0) & ~self._finished.images).tolist():
-                    self._finish(index)
+                    self._finish(index, prepare=True)
                 for status in self._executor.regions(self._context, todo):
                     self._reporter.region(status)
                     self._metrics.region(status)
@@ -158,9 +151,10 @@ class Run:
         elif self._remaining[status.image] == 0 and status.image not in self._errors:
             self._finish(status.image)
 
-    def _finish(self, index: int) -> None:
+    def _finish(self, index: int, *, prepare: bool = False) -> None:
         self._metrics.finishing(1)
-        self._executor.submit(index, finish_image, self._context, self._table.image(index), self._job.ensemble)
+        finish = partial(finish_image, prepare=prepare)
+        self._executor.submit(index, finish, self._context, self._table.image(index), self._job.ensemble)
 
     def _take_results(self, *, wait: bool) -> None:
         for result in self._executor.results(wait=wait):

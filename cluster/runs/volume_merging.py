@@ -10,7 +10,6 @@ Every map is the mean of the three, every component of the flows the mean of the
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import LETTERS, VIEWS
@@ -27,14 +27,16 @@ from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.pipeline.core.class_labels import predicted_labels
 from chorus.pipeline.core.fields import field_of
-from chorus.pipeline.errors import ImageError
+from chorus.pipeline.errors import DamagedError, ImageError
 from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
-from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
+from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, prepared_files, shards_lost, write_region
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.stored_files import StoredFiles, all_files, stored
 from chorus.pipeline.report.thumbnails import write_thumbnail
 
 WORK = ("work", "volumes")
@@ -106,9 +108,9 @@ def merge_slab(job: MergeJob, index: int) -> float:
     """
     started = time.perf_counter()
     url = job.done_url(index)
-    with storage_errors(url):
-        if storage.exists(url):
-            return 0.0
+    known = slab_record(job, index)
+    if known is not None and not shards_lost(job.layout, known.files or {}):
+        return 0.0
     t, box = job.slab(index)
     views = {view: open_posterior(layout.url) for view, layout in job.views.items()}
     names = job.layout.channels
@@ -122,13 +124,37 @@ def merge_slab(job: MergeJob, index: int) -> float:
         if name in names:
             maps[names.index(name)] = probability[channel]
     prepare_image(job.layout)
+    files: StoredFiles = {}
     for at, z in enumerate(range(box.z.start, box.z.stop)):
         of_plane = torch.from_numpy(np.ascontiguousarray(probability[:, at]))
         labels = predicted_labels(of_plane, multilabel=job.multilabel).numpy()
-        write_region(job.layout, t, z, box.window, maps[:, at] if names else None, labels)
+        files |= write_region(job.layout, t, z, box.window, maps[:, at] if names else None, labels)
     with storage_errors(url):
-        storage.write_record(url, json.dumps({"planes": [box.z.start, box.z.stop]}).encode())
+        storage.write_record(url, SlabRecord(planes=(box.z.start, box.z.stop), files=files).model_dump_json().encode())
     return time.perf_counter() - started
+
+
+class SlabRecord(BaseModel):
+    """The sign that a slab is written.
+
+    Attributes
+    ----------
+    planes : first, and after the last
+    files : shards by path below the image's group; None in records of earlier versions of Chorus
+    """
+
+    planes: tuple[int, int]
+    files: StoredFiles | None = None
+
+
+def slab_record(job: MergeJob, index: int) -> SlabRecord | None:
+    """Return the record of a slab; None if it is not written, or the record is damaged."""
+    url = job.done_url(index)
+    with storage_errors(url):
+        try:
+            return parsed(storage.read_bytes(url), SlabRecord, url, "it is done again")
+        except (FileNotFoundError, DamagedError):
+            return None
 
 
 def _mean(job: MergeJob, views: Mapping[str, zarr.Array[Any]], name: str, t: int, box: Box) -> NDArray[np.float32]:
@@ -176,10 +202,15 @@ def finish_volume(job: MergeJob) -> ImageRow:
     ------
     OutputError : storage does not take it
     """
-    write_pyramid(job.layout)
+    layout, image, thumbnail = job.layout, job.image, None
+    prepare_image(layout)
+    slabs = (slab_record(job, index) for index in range(job.count))
+    files = [write_pyramid(layout), prepared_files(layout), *(slab.files if slab else None for slab in slabs)]
     if job.thumbnails:
-        layout, image = job.layout, job.image
-        write_thumbnail(job.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
-    records: Sequence[ImageRecord] = list(Ledger(view_url(job.out, "yx")).image_records([job.image.name]))
-    Ledger(job.out).record_image(job.image.name, records[0])
+        thumbnail = stored(
+            write_thumbnail(job.out, image.name, image.url, layout.labels_url, layout.classes, image.channels[0])
+        )
+    records: Sequence[ImageRecord] = list(Ledger(view_url(job.out, "yx")).image_records([image.name]))
+    of_volume = {"files": all_files(files), "thumbnail": thumbnail}
+    Ledger(job.out).record_image(image.name, records[0].model_copy(update=of_volume))
     return records[0].row

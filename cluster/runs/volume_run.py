@@ -67,6 +67,8 @@ class VolumeRun(Run):
         self._merging: dict[int, MergeJob] = {}
         self._left: dict[int, int] = {}
         self._submitted = 0
+        for index in self._anew:
+            remove_folder(storage.join(context.out, *WORK, "merged", self._table.names[index]))
 
     def carry_out(self) -> PredictOutcome:
         """Run all steps, then remove the work files if the run is complete; return how the run ended."""

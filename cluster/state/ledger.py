@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -25,6 +25,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.stored_files import Stored, StoredFiles
 from chorus.pipeline.scores.image_quality import Appearance
 from chorus.pipeline.scores.image_scores import RegionSums
 
@@ -44,6 +45,7 @@ class RegionRecord(BaseModel):
     features : sums of encoder features
     tiles, seconds : number of tiles, and the time that they took
     samples : with adaptive effort, number of samples over all tiles that count in `features`
+    files : its shards, by path below the image's group; None in records of earlier versions of Chorus
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,18 +57,26 @@ class RegionRecord(BaseModel):
     tiles: int
     seconds: float
     samples: int | None = None
+    files: StoredFiles | None = None
 
 
 class ImageRecord(BaseModel):
     """The record of a finished image: its row of ``scores.parquet``, and its features for ``features.parquet``.
 
     Images that were finished by an earlier version of Chorus have no features.
+
+    Attributes
+    ----------
+    files : all that is stored of it, by path below its group; None in records of earlier versions of Chorus
+    thumbnail : None where there is none
     """
 
     model_config = ConfigDict(frozen=True)
 
     row: ImageRow
     features: ImageFeatures = ImageFeatures()
+    files: StoredFiles | None = None
+    thumbnail: Stored | None = None
 
 
 class Ledger:
@@ -81,7 +91,7 @@ class Ledger:
 
     def has_region(self, image: str, region: int) -> bool:
         """Return whether a region is recorded."""
-        return storage.exists(storage.join(self._url, image, f"region-{region:08d}.json"))
+        return storage.exists(self._region_url(image, region))
 
     def record_image(self, image: str, record: ImageRecord) -> None:
         """Record that an image is done: all regions, and its pyramid."""
@@ -97,8 +107,7 @@ class Ledger:
         ImageError
             If one is damaged, or was written by an earlier version of Chorus and lacks a sum that is needed now.
         """
-        folder = storage.join(self._url, image)
-        urls = [storage.join(folder, f"region-{index:08d}.json") for index in range(count)]
+        urls = [self._region_url(image, index) for index in range(count)]
         reasons: dict[str, DamagedError] = {}
         for url, data in zip(urls, _contents(urls), strict=True):
             try:
@@ -109,8 +118,7 @@ class Ledger:
             if not reasons:
                 yield record
         for url in reasons:
-            with storage_errors(url):
-                remove_folder(url)
+            _remove(url)
         for reason in reasons.values():
             raise ImageError(str(reason)) from reason
 
@@ -126,14 +134,34 @@ class Ledger:
         for url, data in zip(urls, _contents(urls), strict=True):
             yield parsed(data, ImageRecord, url, _RUN_AGAIN)
 
-    def image_rows(self, images: list[str]) -> Iterator[ImageRow | None]:
-        """Yield the rows of finished images; None where the record is damaged, so that the image is not finished."""
-        urls = [self._image_url(image) for image in images]
-        for url, data in zip(urls, _contents(urls), strict=True):
+    def image_record(self, image: str) -> ImageRecord | None:
+        """Return the record of a finished image; None where it is damaged, so that the image is not finished."""
+        url = self._image_url(image)
+        try:
+            return parsed(_content(url), ImageRecord, url, _RUN_AGAIN)
+        except DamagedError:
+            return None
+
+    def each_region(self, image: str, regions: Iterable[int]) -> Iterator[tuple[int, RegionRecord | None]]:
+        """Yield the records of these regions with their numbers, in order; None for one that is damaged."""
+        numbers = list(regions)
+        urls = [self._region_url(image, region) for region in numbers]
+        for region, url, data in zip(numbers, urls, _contents(urls), strict=True):
             try:
-                yield parsed(data, ImageRecord, url, _RUN_AGAIN).row
+                yield region, parsed(data, RegionRecord, url, _RUN_AGAIN)
             except DamagedError:
-                yield None
+                yield region, None
+
+    def forget_image(self, image: str) -> None:
+        """Remove the record of an image."""
+        _remove(self._image_url(image))
+
+    def forget_region(self, image: str, region: int) -> None:
+        """Remove the record of a region."""
+        _remove(self._region_url(image, region))
+
+    def _region_url(self, image: str, region: int) -> str:
+        return storage.join(self._url, image, f"region-{region:08d}.json")
 
     def _image_url(self, image: str) -> str:
         return storage.join(self._url, image, "image.json")
@@ -254,7 +282,17 @@ def _contents(urls: Sequence[str]) -> Iterator[bytes]:
     """Yield the contents of these files, in order; some are read at once."""
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(urls), _AT_ONCE):
-            yield from pool.map(storage.read_bytes, urls[start : start + _AT_ONCE])
+            yield from pool.map(_content, urls[start : start + _AT_ONCE])
+
+
+def _content(url: str) -> bytes:
+    with storage_errors(url):
+        return storage.read_bytes(url)
+
+
+def _remove(url: str) -> None:
+    with storage_errors(url):
+        storage.remove_file(url)
 
 
 def _write(url: str, record: BaseModel) -> None:

@@ -36,6 +36,14 @@ def predict(
         bool,
         typer.Option("--profile", help="Keep when what was done, for `chorus profile OUT`.", rich_help_panel=RUNNING),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all results of earlier sessions and do anew what differs from its checksum, not only its size.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again resumes.
@@ -66,6 +74,7 @@ def predict(
     about_run(run_label(storage.normalise(request.out)))
     prices = None if cluster is None else read_cluster(cluster)
     carried_out = {"thumbnails": report, "metrics_port": metrics_port, "cluster": prices, "profile": profile}
+    carried_out["verify"] = verify
     request = request.model_copy(update={"run": request.run.model_copy(update=carried_out)})
     of_objects = ConsoleReporter(err, units="steps", devices="cores")
     outcome = reprocess.predict(request, ConsoleReporter(err), of_objects)

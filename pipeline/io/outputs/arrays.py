@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import zarr
@@ -87,9 +88,7 @@ class ArrayPlan:
 
     def documents(self) -> dict[str, bytes]:
         """Return the array's metadata files, by path below the image's group."""
-        objects: dict[str, Any] = {}
-        self.create(objects)
-        return {f"{self.path}/{key}": value.to_bytes() for key, value in objects.items()}
+        return dict(_documents(self))
 
     def encode(
         self, selection: tuple[slice, ...], values: NDArray[Any], *, empty: bool = False
@@ -118,6 +117,14 @@ class ArrayPlan:
         )
         keys = (array.metadata.encode_chunk_key(index) for index in itertools.product(*touched))
         return {f"{self.path}/{key}": objects[key].to_bytes() if key in objects else None for key in keys}
+
+
+@lru_cache(maxsize=512)
+def _documents(plan: ArrayPlan) -> dict[str, bytes]:
+    """Return what `ArrayPlan.documents` does; the images of a screen have the same arrays."""
+    objects: dict[str, Any] = {}
+    plan.create(objects)
+    return {f"{plan.path}/{key}": value.to_bytes() for key, value in objects.items()}
 
 
 def chunk_edge(length: int, chunk: int) -> int:

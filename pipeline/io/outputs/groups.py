@@ -82,7 +82,7 @@ def group_documents(path: str, attributes: dict[str, Any], ngff: Ngff) -> dict[s
 
 
 def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
-    """Put metadata files below `url`: those that are missing, and those of groups that changed.
+    """Put metadata files below `url`: those that are missing or damaged, and those of groups that changed.
 
     All are read, then written, in one batch each, since a bucket takes some 50 ms to answer.
 
@@ -101,8 +101,10 @@ def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
                 wanted[path] = documents[path]
             elif isinstance(existing, BaseException):
                 raise existing
-            elif json.loads(existing) != (document := json.loads(documents[path])):
-                if path.endswith(".zarray") or document.get("node_type") == "array":
+            elif existing != documents[path]:
+                document = json.loads(documents[path])
+                is_array = path.endswith(".zarray") or document.get("node_type") == "array"
+                if is_array and _content(existing) not in (None, document):
                     raise RefusedError(
                         f"{url}/{path}: is an array of another form, from a run with other settings; "
                         "remove it or choose another place"
@@ -112,3 +114,11 @@ def put_documents(url: str, documents: Mapping[str, bytes]) -> None:
         at_once = 1 if isinstance(fs, LocalFileSystem) else _AT_ONCE
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lambda path: storage.write_bytes(storage.join(url, path), wanted[path]), wanted))
+
+
+def _content(data: bytes) -> object:
+    """Return what a metadata file says; None if it is cut, empty or garbage."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None

@@ -29,6 +29,7 @@ from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import LabelImage, posterior_axes, region_grid, semantic_labels
 from chorus.pipeline.io.outputs.writer import open_labels, open_posterior, write_labels, write_shard
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.stored_files import StoredFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,10 @@ def pyramid_shards(layout: ImageLayout, level: int) -> Iterator[PyramidShard]:
                 yield PyramidShard(level, t, z, grid.window(index))
 
 
-def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> None:
+def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> StoredFiles:
     """Compute one shard of posterior and labels from the level below it and write it; may be repeated.
+
+    Returns the files that were written, by path below the image's group.
 
     Raises
     ------
@@ -68,22 +71,26 @@ def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> None:
     """
     posterior = _coarser_posterior(layout, shard) if layout.channels else None
     labels = _coarser_labels(layout, semantic_labels(layout), shard)
-    write_shard(layout, shard.level, shard.t, shard.z, shard.window, posterior, labels)
+    return write_shard(layout, shard.level, shard.t, shard.z, shard.window, posterior, labels)
 
 
-def write_pyramid(layout: ImageLayout) -> None:
-    """Write every level after the first, in order."""
+def write_pyramid(layout: ImageLayout) -> StoredFiles:
+    """Write every level after the first, in order; return the files that were written."""
+    files: StoredFiles = {}
     for level in range(1, layout.levels):
         for shard in pyramid_shards(layout, level):
-            write_pyramid_shard(layout, shard)
+            files |= write_pyramid_shard(layout, shard)
+    return files
 
 
-def write_label_pyramid(layout: ImageLayout, label: LabelImage) -> None:
+def write_label_pyramid(layout: ImageLayout, label: LabelImage) -> StoredFiles:
     """Write the pyramid of one label image alone, as `write_pyramid` does."""
+    files: StoredFiles = {}
     for level in range(1, layout.levels):
         for shard in pyramid_shards(layout, level):
             labels = _coarser_labels(layout, label, shard)
-            write_labels(layout, label, level, shard.t, shard.z, shard.window, labels)
+            files |= write_labels(layout, label, level, shard.t, shard.z, shard.window, labels)
+    return files
 
 
 def _coarser_posterior(layout: ImageLayout, shard: PyramidShard) -> NDArray[Any]:

@@ -36,7 +36,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.models import ImageLayout
+from chorus.pipeline.io.models import ImageLayout, Ngff
 from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.arrays import (
     LABEL_NAME,
@@ -50,6 +50,7 @@ from chorus.pipeline.io.outputs.arrays import (
 from chorus.pipeline.io.outputs.groups import dump, group_documents, put_documents
 from chorus.pipeline.io.outputs.ngff_metadata import image_attributes, label_documents
 from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.stored_files import StoredFiles, damaged_files, sizes_below, sizes_of, stored
 
 
 def prepare_image(layout: ImageLayout) -> None:
@@ -63,17 +64,54 @@ def prepare_image(layout: ImageLayout) -> None:
     OutputError : storage does not take it
     """
     shared = layout.labels_url == layout.url
-    images: dict[str, bytes] = {}
-    if layout.channels:
-        for level in range(layout.levels):
-            images |= posterior_plan(layout, level).documents()
-    if layout.channels or shared:
-        images |= group_documents("", {"ome": dump(image_attributes(layout))}, "0.5")
-    labels = label_documents(layout, semantic_labels(layout))
+    images, labels = _documents(layout)
     put_documents(layout.url, images | labels if shared else images)
     if not shared:
         put_documents(layout.labels_url, labels)
     _add_to_list(layout, LABEL_NAME)
+
+
+def _documents(layout: ImageLayout) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the metadata files of an image and of its label image, by path."""
+    images: dict[str, bytes] = {}
+    if layout.channels:
+        for level in range(layout.levels):
+            images |= posterior_plan(layout, level).documents()
+    if layout.channels or layout.labels_url == layout.url:
+        images |= group_documents("", {"ome": dump(image_attributes(layout))}, "0.5")
+    return images, label_documents(layout, semantic_labels(layout))
+
+
+def prepared_files(layout: ImageLayout) -> StoredFiles:
+    """Return the metadata files that `prepare_image` writes, for the image's record; see `url_of`."""
+    images, labels = _documents(layout)
+    of_list = _list_documents([LABEL_NAME], layout.labels_ngff)
+    return {path: stored(data) for path, data in (images | labels | of_list).items()}
+
+
+def url_of(layout: ImageLayout, path: str) -> str:
+    """Return the URL of one of the files of an image."""
+    return storage.join(layout.labels_url if path.startswith("labels/") else layout.url, path)
+
+
+def damaged_results(layout: ImageLayout, files: StoredFiles, sizes: Mapping[str, int], *, contents: bool) -> list[str]:
+    """Return the paths of those files of an image that are not as they were written; `sizes` as of `result_sizes`."""
+    return damaged_files(files, {path: url_of(layout, path) for path in files}, sizes, contents=contents)
+
+
+def shards_lost(layout: ImageLayout, files: StoredFiles) -> bool:
+    """Return whether one of a few files of an image is not of the size with which it was written."""
+    urls = {path: url_of(layout, path) for path in files}
+    return bool(damaged_files(files, urls, sizes_of(urls), contents=False))
+
+
+def result_sizes(layout: ImageLayout) -> dict[str, int]:
+    """Return the sizes of an image's files, by path, from one listing, or two for labels in the source."""
+    if layout.labels_url == layout.url:
+        return sizes_below(layout.url)
+    below = sizes_below(storage.join(layout.labels_url, "labels"))
+    found = {f"labels/{path}": size for path, size in below.items()}
+    return found | (sizes_below(layout.url) if layout.channels else {})
 
 
 def prepare_labels(layout: ImageLayout, label: LabelImage) -> None:
@@ -89,7 +127,7 @@ def write_region(
     window: Window,
     posterior: NDArray[np.floating[Any]] | None,
     labels: NDArray[np.integer[Any]],
-) -> None:
+) -> StoredFiles:
     """Write one region of the full resolution: one object per array, whatever was there before.
 
     Parameters
@@ -99,11 +137,16 @@ def write_region(
     posterior : (channels, y, x), cast to ``layout.dtype``; None where none is kept
     labels : (y, x), values of classes
 
+    Returns
+    -------
+    StoredFiles
+        What was written, by path below the image's group.
+
     Raises
     ------
     OutputError : storage does not take it
     """
-    write_shard(layout, 0, t, z, window, posterior, labels)
+    return write_shard(layout, 0, t, z, window, posterior, labels)
 
 
 def write_shard(
@@ -114,7 +157,7 @@ def write_shard(
     window: Window,
     posterior: NDArray[np.floating[Any]] | None,
     labels: NDArray[np.integer[Any]],
-) -> None:
+) -> StoredFiles:
     """Write one shard of a pyramid level, as `write_region` does for the full resolution.
 
     Parameters
@@ -134,9 +177,10 @@ def write_shard(
     given = (0, *labels.shape) if posterior is None else posterior.shape
     if given != expected or labels.shape != window.shape:
         raise ValueError(f"posterior {given} and labels {labels.shape} where {expected} is stored")
+    files: StoredFiles = {}
     if posterior is not None:
-        put_array(layout.url, posterior_plan(layout, level), at, posterior)
-    write_labels(layout, semantic_labels(layout), level, t, z, window, labels)
+        files = put_array(layout.url, posterior_plan(layout, level), at, posterior)
+    return files | write_labels(layout, semantic_labels(layout), level, t, z, window, labels)
 
 
 def write_labels(
@@ -147,7 +191,7 @@ def write_labels(
     z: int,
     window: Window,
     values: NDArray[np.integer[Any]],
-) -> None:
+) -> StoredFiles:
     """Write one shard of a label image.
 
     Parameters
@@ -161,7 +205,8 @@ def write_labels(
     ValueError : `window` is none of the grid's
     OutputError : storage does not accept it
     """
-    put_array(layout.labels_url, label_plan(layout, label, level), _place(layout, level, t, z, window), values)
+    plan, at = label_plan(layout, label, level), _place(layout, level, t, z, window)
+    return put_array(layout.labels_url, plan, at, values)
 
 
 def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> dict[str, slice]:
@@ -174,8 +219,10 @@ def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> d
     return at | {"y": window.y.slice, "x": window.x.slice}
 
 
-def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArray[Any], *, empty: bool = False) -> None:
-    """Write `values` of whole shards of `plan`, cast to its type, below the group at `url`.
+def put_array(
+    url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArray[Any], *, empty: bool = False
+) -> StoredFiles:
+    """Write `values` of whole shards of `plan`, cast to its type, below the group at `url`; return what was written.
 
     `at` says per axis where they lie. Shards of zeros are left out, but with `empty`.
     Raises OutputError where storage does not take them.
@@ -189,6 +236,7 @@ def put_array(url: str, plan: ArrayPlan, at: Mapping[str, slice], values: NDArra
                 storage.write_bytes(storage.join(url, path), data)
             else:
                 storage.remove_file(storage.join(url, path))  # its pixels are background now
+    return {path: None if data is None else stored(data) for path, data in objects.items()}
 
 
 def open_posterior(url: str, level: int = 0) -> zarr.Array[Any]:
@@ -241,12 +289,30 @@ def _list_labels(layout: ImageLayout, edit: Callable[[list[str]], list[str]]) ->
         try:
             document = json.loads(storage.read_bytes(url))
         except FileNotFoundError:
-            fresh = {"labels": edit([])}
-            attributes = {"ome": dump(LabelsAttrs(version="0.5", **fresh))} if ngff == "0.5" else fresh
-            put_documents(layout.labels_url, group_documents("labels", attributes, ngff))
+            put_documents(layout.labels_url, _list_documents(edit([]), ngff))
+            return
+        except ValueError:  # cut, or empty
+            put_documents(layout.labels_url, _list_documents(edit(_labels_there(layout)), ngff))
             return
         attributes = document.setdefault("attributes", {}).setdefault("ome", {}) if ngff == "0.5" else document
         names = attributes.get("labels", [])
         if (edited := edit(names)) != names:
             attributes["labels"] = edited
             storage.write_bytes(url, json.dumps(document, indent=2).encode())
+
+
+def _list_documents(names: list[str], ngff: Ngff) -> dict[str, bytes]:
+    """Return the metadata files of the group that lists the label images."""
+    attributes = {"ome": dump(LabelsAttrs(version="0.5", labels=names))} if ngff == "0.5" else {"labels": names}
+    return group_documents("labels", attributes, ngff)
+
+
+def _labels_there(layout: ImageLayout) -> list[str]:
+    """Return the names of the label images, in the order in which they are made: of all classes, then of each."""
+    folder, document = (
+        storage.join(layout.labels_url, "labels"),
+        "zarr.json" if layout.labels_ngff == "0.5" else ".zgroup",
+    )
+    names = [name for name in storage.entries(folder) if storage.exists(storage.join(folder, name, document))]
+    made = [LABEL_NAME, *(info.name for info in layout.classes)]
+    return sorted(names, key=lambda name: (made.index(name) if name in made else len(made), name))
