@@ -51,7 +51,13 @@ def add_objects(
     reporter.phase(f"making objects ({request.objects})")
     run = request.run
     results = Results(
-        ObjectsRequest(out=request.out, method=request.objects, executor=run.executor, address=run.address)  # type: ignore[arg-type]
+        ObjectsRequest(
+            out=request.out,
+            method=request.objects,  # type: ignore[arg-type]
+            executor=run.executor,
+            address=run.address,
+            verify=run.verify,
+        )
     )
     made = make_objects(results, reporter, keep_other=True)
     failed = failures_of(outcome.rows)

@@ -59,6 +59,7 @@ class ObjectsRequest(BaseModel):
     trust_code: bool = False
     executor: Executor = "auto"
     address: str | None = None
+    verify: bool = False
 
 
 class Results:
@@ -213,6 +214,7 @@ class Results:
             image=image,
             layout=layout,
             work=self.work(image.name),
+            record=Ledger(self.request.out).objects_url(image.name),
             scratch=self.work(image.name),
             classes=tuple(enumerate(self.classes, 1)),
             method=self.method,

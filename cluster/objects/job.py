@@ -33,6 +33,7 @@ class ObjectJob:
     ----------
     layout : of the image's results
     work : URL of the image's work folder, see `chorus.cluster.objects.tasks`
+    record : URL of the record of the image's finished objects
     scratch : URL of the folder of temporary files; `work`, unless one task does all of the image
     classes : value and name of each class that has objects
     method : how foreground becomes objects
@@ -43,6 +44,7 @@ class ObjectJob:
     image: PlannedImage
     layout: ImageLayout
     work: str
+    record: str
     scratch: str
     classes: tuple[tuple[int, str], ...]
     method: Method

@@ -15,6 +15,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.outputs.arrays import LabelImage
 from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.stored_files import Stored, StoredFiles
 
 log = logging.getLogger("chorus")
 
@@ -45,6 +46,15 @@ class ImageObjects(BaseModel):
     def label_image(self, class_name: str) -> LabelImage:
         """Return the label image of a class, uint32 unless a plane has too many objects for it."""
         return LabelImage(class_name, "uint32" if self.most[class_name] <= np.iinfo(np.uint32).max else "uint64")
+
+
+class StoredObjects(BaseModel):
+    """The record of the objects of an image: their number, and the files of their label images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    objects: ImageObjects
+    files: StoredFiles
 
 
 class FlowsFrom(BaseModel):
@@ -104,7 +114,7 @@ class ObjectsSummary(Summary):
 
 
 class ObjectsRecord(RecordWithSurroundings):
-    """``objects.json``; rows and summary are there when the command has ended."""
+    """``objects.json``; rows, summary and what ``objects.parquet`` is are there when the command has ended."""
 
     command: str = "objects"
     settings: ObjectsAsked
@@ -112,6 +122,7 @@ class ObjectsRecord(RecordWithSurroundings):
     run: Execution
     summary: ObjectsSummary | None = None
     images: list[ObjectsRow] = Field(default_factory=list)
+    table: Stored | None = None
 
 
 def read_objects_record(out: str) -> ObjectsRecord | None:

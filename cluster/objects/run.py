@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from chorus.cluster.objects.finished_labels import lost_objects
 from chorus.cluster.objects.inputs import WORK, ObjectsRequest, Results
-from chorus.cluster.objects.job import ObjectJob, VolumeJob
 from chorus.cluster.objects.records import (
     RECORD,
     TABLE,
@@ -25,36 +23,19 @@ from chorus.cluster.objects.records import (
 )
 from chorus.cluster.objects.rows import object_schema, unite
 from chorus.cluster.objects.second_ensemble import make_flows
-from chorus.cluster.objects.tasks import (
-    find_all,
-    find_in_region,
-    finish_objects,
-    label_pixels,
-    number_objects,
-    timed,
-)
-from chorus.cluster.objects.volume_tasks import (
-    find_all_in_volume,
-    find_in_block,
-    label_voxels,
-    number_volume,
-    volume_schema,
-)
+from chorus.cluster.objects.stream import ObjectStream
+from chorus.cluster.objects.volume_tasks import volume_schema
 from chorus.cluster.planning.requests import PlanReporter
 from chorus.cluster.runs.volume_merging import WORK as VOLUMES
 from chorus.cluster.runtime.signals import stoppable
 from chorus.cluster.runtime.started_tasks import Ending, carry_out, interruptible
-from chorus.cluster.runtime.status import RegionStatus
-from chorus.cluster.runtime.tasks import TaskResult, Tasks
 from chorus.cluster.state.command import Command, begin_inside, earlier_record
 from chorus.cluster.state.outcome import Outcome, count, state_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.stored_files import sizes_of, stored_file
 
 ObjectsOutcome = Outcome[ObjectsRow, ObjectsSummary]
-# An image of at most this many regions is one task.
-_AT_ONCE = 4
-_STAGES = ("regions", "numbers", "labels", "end")
 
 
 @stoppable()
@@ -89,11 +70,15 @@ def make_objects(results: Results, reporter: PlanReporter, *, keep_other: bool =
         and known.summary is not None
         and _nothing_left(results, command, known, keep_other=keep_other)
     ):
-        return Outcome(out, "complete", "", known.images, known.summary)
+        if not (lost := lost_objects(results)):
+            return Outcome(out, "complete", "", known.images, known.summary)
+        if command.differing(known):
+            return _damaged(results, known.images, known.summary, lost)
+        return _mend(results, known.images, known.summary, lost, reporter)
     running = begin_inside(command, known, lambda: [TABLE, *_unfinished(out)], resumes=("running", "failures"))
     rows, ending = _carry_out(results, reporter)
     state, summary = state_of(ending.state, rows), _summary(results, rows, running.seconds)
-    running.close(state, summary=summary, images=rows)
+    running.close(state, summary=summary, images=rows, table=stored_file(storage.join(out, TABLE)))
     if state == "complete":  # otherwise another run resumes with the images that are open
         with storage_errors(out):
             remove_folder(storage.join(out, WORK[0]))
@@ -108,9 +93,50 @@ def _nothing_left(results: Results, command: Command[ObjectsRecord], known: Obje
     """Return whether an earlier call has made all that is asked for."""
     if known.outcome != "complete" or set(command.differing(known)) - ({"settings"} if keep_other else set()):
         return False
+    return [row.name for row in known.images] == results.table.names and _table_is_whole(results, known)
+
+
+def _table_is_whole(results: Results, known: ObjectsRecord) -> bool:
+    """Return whether the table is there, as long as it was written; with `verify` of the same content."""
     url = storage.join(results.request.out, TABLE)
-    with storage_errors(url):
-        return [row.name for row in known.images] == results.table.names and storage.exists(url)
+    size = sizes_of({TABLE: url}).get(TABLE)
+    if known.table is None or size is None:  # of an earlier version of Chorus, or gone
+        return size is not None
+    return size == known.table.size and (not results.request.verify or stored_file(url) == known.table)
+
+
+def _mend(
+    results: Results, rows: list[ObjectsRow], summary: ObjectsSummary, lost: Collection[int], reporter: PlanReporter
+) -> ObjectsOutcome:
+    """Make label images anew that are damaged; the table has the rows of their objects."""
+    out, errors, names = results.request.out, dict[int, tuple[int, str]](), results.table.names
+    for index in lost:
+        remove_folder(results.work(names[index]))
+    with interruptible() as ending:
+        _stream(results, sorted(lost), {}, errors, reporter)
+    rows = _with_failures(rows, {names[index]: message for index, (_, message) in errors.items()})
+    state = state_of(ending.state, rows)
+    if state == "complete":
+        with storage_errors(out):
+            remove_folder(storage.join(out, WORK[0]))
+    return Outcome(out, state, ending.message, rows, summary)
+
+
+def _damaged(
+    results: Results, rows: list[ObjectsRow], summary: ObjectsSummary, lost: Collection[int]
+) -> ObjectsOutcome:
+    """Say of damaged objects that a call with other settings made: this one does not replace them."""
+    reason = "label images of its objects are damaged; run the `chorus objects` that made them again"
+    names = [results.table.names[index] for index in lost]
+    whole = _with_failures(rows, {name: f"{name}: {reason}" for name in names})
+    return Outcome(results.request.out, state_of("complete", whole), "", whole, summary)
+
+
+def _with_failures(rows: list[ObjectsRow], failed: Mapping[str, str]) -> list[ObjectsRow]:
+    return [
+        ObjectsRow(name=row.name, status="failed", message=failed[row.name]) if row.name in failed else row
+        for row in rows
+    ]
 
 
 def _unfinished(out: str) -> list[str]:
@@ -149,19 +175,29 @@ def _carry_out(results: Results, reporter: PlanReporter) -> tuple[list[ObjectsRo
     finished = _finished(results)
     todo = [index for index in np.flatnonzero(results.finished).tolist() if index not in finished]
     errors: dict[int, tuple[int, str]] = {}
-    request = results.request
     with interruptible() as ending:
-        without = make_flows(results.flow_jobs(todo), reporter)
-        names = results.table.names
-        errors |= {index: (0, without[names[index]]) for index in todo if names[index] in without}
-        todo = [index for index in todo if index not in errors]
-        stream = _Stream(results, todo, finished, errors)
-        items, pixels = len(todo), int(results.table.pixels[todo].sum())
-        steps = stream.steps()
-        carry_out(stream, request.executor, request.address, reporter, items=items, steps=steps, pixels=pixels)
+        _stream(results, todo, finished, errors, reporter)
         reporter.phase(f"writing {TABLE}")
         _unite(results, finished)
     return _rows(results, finished, {index: text for index, (_, text) in errors.items()}), ending
+
+
+def _stream(
+    results: Results,
+    todo: list[int],
+    finished: dict[int, ImageObjects],
+    errors: dict[int, tuple[int, str]],
+    reporter: PlanReporter,
+) -> None:
+    """Make the objects of the images `todo`; `finished` and `errors` receive the result of each."""
+    request, names = results.request, results.table.names
+    without = make_flows(results.flow_jobs(todo), reporter)
+    errors |= {index: (0, without[names[index]]) for index in todo if names[index] in without}
+    todo = [index for index in todo if index not in errors]
+    stream = ObjectStream(results, todo, finished, errors)
+    items, pixels = len(todo), int(results.table.pixels[todo].sum())
+    steps = stream.steps()
+    carry_out(stream, request.executor, request.address, reporter, items=items, steps=steps, pixels=pixels)
 
 
 def _rows(results: Results, finished: dict[int, ImageObjects], errors: dict[int, str]) -> list[ObjectsRow]:
@@ -195,106 +231,3 @@ def _unite(results: Results, finished: dict[int, ImageObjects]) -> None:
         storage.join(results.request.out, TABLE),
         (volume_schema if results.of_volumes else object_schema)([*results.uncertainties, *means]),
     )
-
-
-def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
-    """Return the worker's function of each stage."""
-    stages = ("all", *_STAGES)
-    if isinstance(job, VolumeJob):
-        of_volumes = (find_all_in_volume, find_in_block, number_volume, label_voxels, finish_objects)
-        return dict(zip(stages, of_volumes, strict=True))
-    of_planes = (find_all, find_in_region, number_objects, label_pixels, finish_objects)
-    return dict(zip(stages, of_planes, strict=True))
-
-
-@dataclass
-class _Progress:
-    """Progress of an image: the number of unfinished tasks of its stage, and the stages that follow."""
-
-    job: ObjectJob
-    stages: list[str]
-    running: int = 0
-
-
-class _Stream:
-    """Submits tasks image by image: first the regions of an image, then the stages that need all of them.
-
-    Parameters
-    ----------
-    todo : indices of the images to process
-    finished, errors : receive the result of each image; of several errors, that of the first region
-    """
-
-    _tasks: Tasks
-    _cores: int
-
-    def __init__(
-        self,
-        results: Results,
-        todo: list[int],
-        finished: dict[int, ImageObjects],
-        errors: dict[int, tuple[int, str]],
-    ) -> None:
-        self._results, self._todo, self._waiting = results, todo, iter(todo)
-        self._finished, self._errors = finished, errors
-        self._images: dict[int, _Progress] = {}
-        self._running: dict[int, tuple[int, str, int]] = {}
-        self._submitted = 0
-
-    def steps(self) -> int:
-        """Count the tasks of all images; for planes arithmetically, since there may be very many."""
-        if self._results.of_volumes:
-            counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, self._todo)]
-            return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
-        regions = self._results.table.region_counts[self._todo]
-        return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
-
-    def begin(self, tasks: Tasks, cores: int) -> None:
-        """Begin the first images."""
-        self._tasks, self._cores = tasks, cores
-        self._fill()
-
-    def take(self, result: TaskResult) -> RegionStatus:
-        """Record the result of a task, and submit what follows."""
-        status = self._taken(result)
-        self._fill()
-        return status
-
-    def _fill(self) -> None:
-        """Begin images until all cores have enough to do; the jobs of the others are not created yet."""
-        while len(self._running) < 4 * self._cores and (index := next(self._waiting, None)) is not None:
-            job = self._results.job(index)
-            small = job.tasks("regions") <= _AT_ONCE
-            self._images[index] = _Progress(job, ["all"] if small else list(_STAGES))
-            self._proceed(index)
-
-    def _proceed(self, index: int) -> None:
-        """Submit the next stage of an image."""
-        image = self._images[index]
-        stage = image.stages.pop(0)
-        function = _functions(image.job)[stage]
-        image.running = image.job.tasks(stage)
-        for task in range(image.running):
-            self._running[self._submitted] = index, stage, task
-            arguments = (image.job, task) if stage in ("regions", "labels") else (image.job,)
-            self._tasks.submit(self._submitted, timed, function, *arguments)
-            self._submitted += 1
-
-    def _taken(self, result: TaskResult) -> RegionStatus:
-        """Record the result of a task, and submit the next stage of its image if it was the last task of one."""
-        index, stage, task = self._running.pop(result.key)
-        image = self._images[index]
-        image.running -= 1
-        if result.error is not None:
-            self._errors[index] = min(self._errors.get(index, (task, result.error)), (task, result.error))
-        elif result.value.objects is not None:
-            self._finished[index] = result.value.objects
-        if not image.running:
-            if image.stages and index not in self._errors:
-                self._proceed(index)
-            else:
-                del self._images[index]
-        if result.error is not None:
-            return RegionStatus(result.key, index, task, "failed", result.error)
-        seconds, pixels = result.value.seconds, image.job.pixels(stage, task)
-        return RegionStatus(result.key, index, task, "done", pixels=pixels, device_seconds=seconds, seconds=seconds)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from chorus.cluster.objects.components import joined_names, unite_pieces, write_pieces
 from chorus.cluster.objects.job import ObjectJob, channel_names
-from chorus.cluster.objects.records import ImageObjects, recorded_objects, write_json
+from chorus.cluster.objects.records import ImageObjects, StoredObjects, recorded_objects, write_json
 from chorus.cluster.objects.rows import (
     find_rows,
     known_names,
@@ -56,6 +56,7 @@ from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
 from chorus.pipeline.io.outputs.writer import open_labels, prepare_labels, remove_labels, write_labels
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.stored_files import StoredFiles, stored_below
 
 COUNTS = "counts.json"
 Job = TypeVar("Job", bound=ObjectJob)
@@ -310,6 +311,11 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
             # Of processes that were killed: nobody else writes to this image any more.
             storage.remove_partial_files(storage.join(job.layout.labels_url, "labels", name))
         write_label_pyramid(job.layout, objects.label_image(name))
+    files: StoredFiles = {}
+    for _, name in job.classes:
+        label = objects.label_image(name)
+        files |= stored_below(storage.join(job.layout.labels_url, label.path), label.path)
+    write_json(job.record, StoredObjects(objects=objects, files=files))
     write_json(storage.join(job.work, "done.json"), objects)
     with storage_errors(job.scratch):
         for folder in ("labels", "rows", "pieces", "known"):

@@ -73,17 +73,17 @@ def keep_finished(
     OutputError : storage does not give what is to be checked
     """
     rows: dict[int, ImageRow] = {}
-    for index, found in _each(context, table, ensemble, finished, executor, verify=verify):
-        if found.row is not None:
-            rows[index] = found.row
+    for index, damage in _each(context, table, ensemble, finished, executor, verify=verify):
+        if damage.row is not None:
+            rows[index] = damage.row
             continue
-        if found.reason:
-            log.warning("image %s is finished anew: %s", table.names[index], found.reason)
+        if damage.reason:
+            log.warning("image %s is finished anew: %s", table.names[index], damage.reason)
         finished.images[index] = False
         first = table.first_region(index)
-        finished.regions[[first + region for region in found.lost]] = False
-        if found.lost:
-            log.warning("image %s: %d of its regions are done anew", table.names[index], len(found.lost))
+        finished.regions[[first + region for region in damage.lost]] = False
+        if damage.lost:
+            log.warning("image %s: %d of its regions are done anew", table.names[index], len(damage.lost))
     return rows
 
 

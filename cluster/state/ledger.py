@@ -4,6 +4,7 @@
 
     OUT/ledger/<image name>/region-00000003.json    its sums; written after its shards: the only sign of completion
     OUT/ledger/<image name>/image.json              its scores; written after the pyramid
+    OUT/ledger/<image name>/objects.json            its objects; written after their label images
     OUT/attempts/<session>/<region>                 where it was begun and has not ended; removed when a run ends
 """
 
@@ -151,6 +152,10 @@ class Ledger:
                 yield region, parsed(data, RegionRecord, url, _RUN_AGAIN)
             except DamagedError:
                 yield region, None
+
+    def objects_url(self, image: str) -> str:
+        """Return the URL of the record of an image's objects, see `chorus.cluster.objects.records`."""
+        return storage.join(inside(self._url, image), "objects.json")
 
     def forget_image(self, image: str) -> None:
         """Remove the record of an image."""

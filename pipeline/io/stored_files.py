@@ -15,6 +15,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage import storage_errors
 
 _READERS = 16
+_BLOCK = 8 << 20
 # Lists of label images, below an image's group: objects and people add to them after the record.
 LABEL_LISTS = ("labels/zarr.json", "labels/.zattrs")
 
@@ -41,6 +42,28 @@ def stored(data: bytes) -> Stored:
     return Stored(len(data), f"{zlib.crc32(data):08x}")
 
 
+def stored_file(url: str) -> Stored | None:
+    """Return size and checksum of a file of any length; None if there is none."""
+    fs, path = storage.filesystem(url)
+    size = checksum = 0
+    with storage_errors(url):
+        try:
+            with fs.open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    size, checksum = size + len(block), zlib.crc32(block, checksum)
+        except FileNotFoundError:
+            return None
+    return Stored(size, f"{checksum:08x}")
+
+
+def stored_below(url: str, prefix: str) -> StoredFiles:
+    """Read the files below a folder, which lies at `prefix` of its group; return them as they are now."""
+    paths = list(sizes_below(url))
+    with ThreadPoolExecutor(_READERS) as pool:
+        files = pool.map(lambda path: _read(storage.join(url, path)), paths)
+        return {f"{prefix}/{path}": stored(data or b"") for path, data in zip(paths, files, strict=True)}
+
+
 def all_files(parts: Iterable[StoredFiles | None]) -> StoredFiles | None:
     """Return the files of all parts of an image; None if one was recorded by an earlier version of Chorus."""
     whole: StoredFiles = {}
@@ -59,8 +82,8 @@ def sizes_of(urls: Mapping[str, str]) -> dict[str, int]:
     OutputError : storage does not answer
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(urls, pool.map(_size, urls.values()), strict=True)
-        return {path: size for path, size in found if size is not None}
+        sizes = zip(urls, pool.map(_size, urls.values()), strict=True)
+        return {path: size for path, size in sizes if size is not None}
 
 
 def _size(url: str) -> int | None:
@@ -83,8 +106,8 @@ def sizes_below(url: str) -> dict[str, int]:
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
             return dict(_walk(path, ""))
-        found = fs.find(path, detail=True)
-        return {file[len(path) :].strip("/"): int(entry["size"]) for file, entry in found.items()}
+        listed = fs.find(path, detail=True)
+        return {file[len(path) :].strip("/"): int(entry["size"]) for file, entry in listed.items()}
 
 
 def _walk(folder: str, prefix: str) -> Iterable[tuple[str, int]]:
@@ -120,8 +143,8 @@ def damaged_files(
     to_read = [path for path, known in files.items() if known and contents and path not in wrong | lists]
     wrong -= lists
     with ThreadPoolExecutor(_READERS) as pool:
-        for path, found in zip(to_read, pool.map(lambda path: _read(urls[path]), to_read), strict=True):
-            if found is None or stored(found) != files[path]:
+        for path, current in zip(to_read, pool.map(lambda path: _read(urls[path]), to_read), strict=True):
+            if current is None or stored(current) != files[path]:
                 wrong.add(path)
     wrong |= {path for path in lists if not _is_list(_read(urls[path]))}
     return sorted(wrong)

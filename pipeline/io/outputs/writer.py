@@ -288,10 +288,7 @@ def _list_labels(layout: ImageLayout, edit: Callable[[list[str]], list[str]]) ->
     with storage_errors(layout.labels_url):
         try:
             document = json.loads(storage.read_bytes(url))
-        except FileNotFoundError:
-            put_documents(layout.labels_url, _list_documents(edit([]), ngff))
-            return
-        except ValueError:  # cut, or empty
+        except (FileNotFoundError, ValueError):  # new, or removed, cut or empty
             put_documents(layout.labels_url, _list_documents(edit(_labels_there(layout)), ngff))
             return
         attributes = document.setdefault("attributes", {}).setdefault("ome", {}) if ngff == "0.5" else document

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chorus.cluster.objects.inputs import ObjectsRequest
+from chorus.cluster.objects.run import find_objects
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
@@ -19,11 +24,12 @@ from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.errors import ChorusError
 from chorus.pipeline.report.page import write_report
+from tests.support.disks import watched
 from tests.support.making import pixels, write_image, write_light_ensemble
 from tests.support.runs import PER_CUT
 
-# More than one region, with and without neighbours, and one that is background only in parts.
-IMAGES = {"a.ome.zarr": (70, 90), "b.ome.zarr": (40, 64)}
+# Of ten regions and two levels, and of one region.
+IMAGES = {"a.ome.zarr": (70, 270), "b.ome.zarr": (40, 64)}
 DAMAGE = st.one_of(st.none(), st.just(0.0), st.floats(0, 1, exclude_max=True))
 
 
@@ -107,3 +113,127 @@ def test_any_file_that_is_cut_or_removed_is_made_anew_or_told_of(
     assert outcome.state == "complete", outcome.rows
     assert_same(out, done / "out")
     shutil.rmtree(out)
+
+
+def shard(out: Path, array: str) -> Path:
+    """The last shard of an array of image a."""
+    files = (out / "images" / "a.ome.zarr" / array / "c").rglob("*")
+    return max(path for path in files if path.is_file())
+
+
+def change(path: Path) -> None:
+    """Change a byte in the middle of a file, and leave its size."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_changed_byte_is_found_by_verify_alone(done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    shards = [path for path in (out / "images").rglob("*") if path.is_file() and path.name.isdecimal()]
+    assert {path.relative_to(out / "images").parts[1] for path in shards} >= {"s0", "s1", "labels"}
+    for path in shards:
+        change(path)
+    changed = results(out)
+    assert command(done, out).state == "complete"
+    assert results(out) == changed
+    assert command(done, out, verify=True).state == "complete"
+    assert_same(out, done / "out")
+
+
+def test_verify_of_whole_results_writes_no_result(done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*") if path.is_file()}
+    assert command(done, out, verify=True).state == "complete"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_damage_is_said_by_image_and_file(
+    done: Path, again: Callable[[], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = again()
+    damage(shard(out, "s0"), 0.5)
+    with caplog.at_level(logging.WARNING, logger="chorus"):
+        command(done, out)
+    assert "image a.ome.zarr is finished anew: s0/c/" in caplog.text
+    assert "of its files are missing, cut or changed" in caplog.text
+    assert "image a.ome.zarr: 1 of its regions are done anew" in caplog.text
+
+
+def test_damaged_shards_of_an_image_that_is_not_finished_are_done_anew(done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    (out / "ledger" / "a.ome.zarr" / "image.json").unlink()
+    (out / "ledger" / "a.ome.zarr" / "region-00000000.json").unlink()
+    damage(shard(out, "labels/semantic/s0"), None)
+    assert command(done, out).state == "complete"
+    assert_same(out, done / "out")
+
+
+def test_records_of_an_earlier_version_are_taken_without_a_check(done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    for record in (out / "ledger").rglob("*.json"):
+        content = json.loads(record.read_text())
+        if record.name == "objects.json":
+            record.unlink()
+        else:
+            record.write_text(json.dumps({name: content[name] for name in content.keys() - {"files", "thumbnail"}}))
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*") if path.is_file()}
+    for verify in (False, True):
+        assert command(done, out, verify=verify).state == "complete"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert_same(out, done / "out")
+
+
+def test_a_shard_where_only_background_was_written_is_removed_again(tmp_path: Path, done: Path) -> None:
+    write_image(tmp_path / "in" / "a.ome.zarr", np.zeros((70, 90), np.uint16), "yx")
+    shutil.copytree(done / "e", tmp_path / "e")
+    ensemble = tmp_path / "e" / "ensemble.yaml"
+    assert ensemble.exists()
+    assert command(tmp_path, tmp_path / "out").state in ("complete", "failures")
+    records = sorted((tmp_path / "out" / "ledger" / "a.ome.zarr").glob("region-*.json"))
+    absent = [
+        path
+        for record in records
+        for path, known in json.loads(record.read_text())["files"].items()
+        if known is None and path.startswith("labels/")
+    ]
+    assert absent
+    before = results(tmp_path / "out")
+    stray = tmp_path / "out" / "images" / "a.ome.zarr" / absent[0]
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b"stray")
+    command(tmp_path, tmp_path / "out")
+    assert results(tmp_path / "out") == before
+
+
+def test_objects_of_other_settings_that_are_damaged_are_told_of(done: Path, again: Callable[[], Path]) -> None:
+    out = again()
+    other = ObjectsRequest(out=str(out), method="watershed", minimum_size=2, executor="serial")
+    assert find_objects(other, Silent()).state == "complete"
+    damage(shard(out, "labels/nucleus/s0"), 0.5)
+    outcome = command(done, out)
+    assert outcome.state == "failures"
+    assert "run the `chorus objects` that made them again" in outcome.message
+    assert find_objects(other, Silent()).state == "complete"
+    assert command(done, out).state == "complete"
+
+
+def test_every_record_is_renamed_after_its_files_are_on_the_disk(
+    tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(done / "in", tmp_path / "in")
+    shutil.copytree(done / "e", tmp_path / "e")
+    disk, out = watched(monkeypatch), tmp_path / "out"
+    assert command(tmp_path, out).state == "complete"
+    records = list((out / "ledger").rglob("*.json"))
+    assert {path.name for path in records} >= {"region-00000000.json", "image.json", "objects.json"}
+    for record in records:
+        image = out / "images" / record.parent.name
+        files = {image / path for path, known in json.loads(record.read_text())["files"].items() if known}
+        assert files
+        assert files <= disk.synced_before(record)
+        assert disk.content_synced(record)
+        assert record.parent in disk.synced_after(record)
+    tables = {out / name for name in ("scores.parquet", "features.parquet", "objects.parquet")}
+    assert all(disk.content_synced(path) for path in (*tables, out / "run.json", out / "objects.json"))
+    assert tables <= disk.synced_before(out / "run.json")
