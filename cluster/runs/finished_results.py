@@ -73,17 +73,17 @@ def keep_finished(
     OutputError : storage does not give what is to be checked
     """
     rows: dict[int, ImageRow] = {}
-    for index, damage in _each(context, table, ensemble, finished, executor, verify=verify):
-        if damage.row is not None:
-            rows[index] = damage.row
+    for index, checked in _each(context, table, ensemble, finished, executor, verify=verify):
+        if checked.row is not None:
+            rows[index] = checked.row
             continue
-        if damage.reason:
-            log.warning("image %s is finished anew: %s", table.names[index], damage.reason)
+        if checked.reason:
+            log.warning("image %s is finished anew: %s", table.names[index], checked.reason)
         finished.images[index] = False
         first = table.first_region(index)
-        finished.regions[[first + region for region in damage.lost]] = False
-        if damage.lost:
-            log.warning("image %s: %d of its regions are done anew", table.names[index], len(damage.lost))
+        finished.regions[[first + region for region in checked.lost]] = False
+        if checked.lost:
+            log.warning("image %s: %d of its regions are done anew", table.names[index], len(checked.lost))
     return rows
 
 
