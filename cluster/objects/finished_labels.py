@@ -17,7 +17,7 @@ from chorus.pipeline.io.storage import storage_errors
 
 log = logging.getLogger("chorus")
 
-_AT_ONCE = 16
+_AT_ONCE, _BATCH = 16, 1024
 
 
 def lost_objects(results: Results) -> list[int]:
@@ -30,11 +30,13 @@ def lost_objects(results: Results) -> list[int]:
     OutputError
         If storage does not give what is to be checked.
     """
+    lost: list[int] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        indices = range(len(results.table))
-        return [
-            index for index, lost in zip(indices, pool.map(partial(_is_lost, results), indices), strict=True) if lost
-        ]
+        for start in range(0, len(results.table), _BATCH):
+            some = range(start, min(start + _BATCH, len(results.table)))
+            found = zip(some, pool.map(partial(_is_lost, results), some), strict=True)
+            lost += [index for index, is_lost in found if is_lost]
+    return lost
 
 
 def _is_lost(results: Results, index: int) -> bool:

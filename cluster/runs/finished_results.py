@@ -32,7 +32,7 @@ from chorus.pipeline.report.thumbnails import thumbnail_url
 
 log = logging.getLogger("chorus")
 
-_AT_ONCE = 16
+_AT_ONCE, _BATCH = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,10 @@ def _each(
         return check_image(context, table.image(index), ensemble, recorded[index], False)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from zip(recorded, pool.map(check, recorded), strict=True)
+        indices = list(recorded)
+        for start in range(0, len(indices), _BATCH):
+            some = indices[start : start + _BATCH]
+            yield from zip(some, pool.map(check, some), strict=True)
 
 
 def check_image(

@@ -124,7 +124,7 @@ class Fence:
         self.given = given
         self._read, self._lease = read, lease
         self._seen = -float("inf")
-        self.overtaken = False
+        self.overtaken = self._removed = False
 
     def check(self, *, now: bool = False) -> float:
         """Return when (see `clock`) the lock was last seen to be this run's; with `now` ask again in any case.
@@ -136,13 +136,14 @@ class Fence:
         """
         asked = clock()
         if self.overtaken:
-            raise OvertakenError(overtaken(self.given.lock))
+            raise OvertakenError((_gone if self._removed else overtaken)(self.given.lock))
         if not now and asked - self._seen < self._lease:
             return self._seen
         try:
             holder = token_of(self._read(self.given.lock))
-        except FileNotFoundError:
-            holder = None
+        except FileNotFoundError as error:
+            self.overtaken = self._removed = True
+            raise OvertakenError(_gone(self.given.lock)) from error
         if holder != self.given.token:
             self.overtaken = True
             raise OvertakenError(overtaken(self.given.lock))
@@ -159,6 +160,13 @@ def overtaken(lock: str) -> str:
     return (
         f"{lock}: another run took over, as this one had not been heard of; this one stopped and wrote nothing since. "
         f"Look which of the two is wanted, then run its command again"
+    )
+
+
+def _gone(lock: str) -> str:
+    return (
+        f"{lock}: is gone, as the output was removed or another run took over; this one stopped and wrote nothing "
+        f"since. Run the same command again to have what is missing"
     )
 
 

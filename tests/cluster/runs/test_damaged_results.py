@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from chorus.cli import app
 from chorus.cluster.objects.inputs import ObjectsRequest
 from chorus.cluster.objects.run import find_objects
-from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.scores import read_features, read_scores
-from chorus.pipeline.errors import ChorusError
+from chorus.pipeline.errors import ChorusError, OvertakenError
 from chorus.pipeline.report.page import write_report
 from tests.support.disks import watched
 from tests.support.making import pixels, write_image, write_light_ensemble
@@ -33,8 +36,9 @@ IMAGES = {"a.ome.zarr": (70, 270), "b.ome.zarr": (40, 64)}
 DAMAGE = st.one_of(st.none(), st.just(0.0), st.floats(0, 1, exclude_max=True))
 
 
-def command(folder: Path, out: Path, *, verify: bool = False) -> PredictOutcome:
+def command(folder: Path, out: Path, *, verify: bool = False, reporter: PlanReporter | None = None) -> PredictOutcome:
     """What `chorus predict` does."""
+    said = reporter or Silent()
     outcome = predict(
         PredictRequest(
             sources=[str(folder / "in")],
@@ -44,7 +48,8 @@ def command(folder: Path, out: Path, *, verify: bool = False) -> PredictOutcome:
             run=RunSettings(executor="serial", verify=verify),
             objects="watershed",
         ),
-        Silent(),
+        said,
+        said,
     )
     write_report(str(out))
     return outcome
@@ -237,3 +242,51 @@ def test_every_record_is_renamed_after_its_files_are_on_the_disk(
     tables = {out / name for name in ("scores.parquet", "features.parquet", "objects.parquet")}
     assert all(disk.content_synced(path) for path in (*tables, out / "run.json", out / "objects.json"))
     assert tables <= disk.synced_before(out / "run.json")
+
+
+class Remover(Silent):
+    """Removes the output at some point of the run."""
+
+    def __init__(self, out: Path, at: str | int) -> None:
+        self._out, self._at, self._regions = out, at, 0
+
+    def phase(self, text: str) -> None:
+        if text == self._at:
+            shutil.rmtree(self._out)
+
+    def region(self, status: RegionStatus) -> None:
+        self._regions += 1
+        if self._regions == self._at:
+            shutil.rmtree(self._out)
+
+
+@pytest.mark.parametrize("at", [1, 4, 11, "measuring the images", "making objects (watershed)"])
+def test_a_run_whose_output_is_removed_says_so_and_makes_no_part_of_it_again(
+    at: str | int, tmp_path: Path, done: Path
+) -> None:
+    for name in ("in", "e"):
+        shutil.copytree(done / name, tmp_path / name)
+    out = tmp_path / "out"
+    with pytest.raises(OvertakenError, match=r"run\.lock: is gone, as the output was removed or another") as caught:
+        command(tmp_path, out, reporter=Remover(out, at))
+    assert "\n" not in str(caught.value)
+    assert not list(out.rglob("*"))
+    assert command(tmp_path, out).state == "complete"
+    assert_same(out, done / "out")
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "features.parquet", "objects.parquet", "run.json"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_commands_on_tables_that_are_cut_end_with_one_sentence(
+    name: str, share: float, again: Callable[[], Path]
+) -> None:
+    out = again()
+    damage(out / name, share)
+    for words in (["rank"], ["report"], ["objects"], ["export", "tables"]):
+        more = ["--out", str(out.parent / "export")] if words[0] == "export" else []
+        ended = CliRunner().invoke(app, [*words, str(out), *more])
+        if ended.exception is None or isinstance(ended.exception, SystemExit):
+            assert ended.exit_code in (0, 1), (words, ended.output)
+        else:
+            assert isinstance(ended.exception, ChorusError), (words, ended.exception)
+            assert "\n" not in str(ended.exception)

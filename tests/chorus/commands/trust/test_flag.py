@@ -102,3 +102,18 @@ def test_flag_needs_a_calibrated_ensemble_and_its_own_run(chorus: Chorus, ensemb
     result = chorus("flag", tmp_path / "nowhere", "-e", ensemble)
     assert result.code == 2
     assert "no results of Chorus" in result.err
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "features.parquet", "run.json"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_flag_of_results_that_are_cut_is_one_sentence(
+    name: str, share: float, chorus: Chorus, ensemble: Path, tmp_path: Path
+) -> None:
+    out = results(tmp_path / "out", ensemble)
+    data = (out / name).read_bytes()
+    (out / name).write_bytes(data[: int(share * len(data))])
+    refused = chorus("flag", out, "-e", ensemble)
+    assert refused.code == 2
+    assert refused.err.startswith(f"chorus: {out / name}: is damaged (")
+    assert refused.err.count("\n") == 1
+    assert not (out / "flags.parquet").exists()
