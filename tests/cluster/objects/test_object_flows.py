@@ -14,8 +14,8 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
-from chorus.cluster.objects import run as objects
 from chorus.cluster.objects import second_ensemble as object_flows
+from chorus.cluster.objects import stream
 from chorus.cluster.objects.inputs import ObjectsRequest, Results
 from chorus.cluster.objects.job import ObjectJob
 from chorus.cluster.planning.requests import PredictRequest
@@ -177,7 +177,7 @@ def test_a_run_that_was_cut_short_among_its_objects_has_its_flows(
 ) -> None:
     whole, out = results("whole"), results(region=512)
     assert run(whole, flows_from=str(second)).state == "complete"
-    find_all = objects.find_all
+    find_all = stream.find_all
 
     def stopped(job: ObjectJob) -> Any:
         if job.image.name == "b.ome.zarr":
@@ -185,7 +185,7 @@ def test_a_run_that_was_cut_short_among_its_objects_has_its_flows(
         return find_all(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(objects, "find_all", stopped)
+        patch.setattr(stream, "find_all", stopped)
         assert [row.status for row in run(out, flows_from=str(second)).rows] == ["done", "open"]
     written = processed(monkeypatch)
     assert run(out, flows_from=str(second)).state == "complete"

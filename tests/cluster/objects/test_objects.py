@@ -18,6 +18,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from chorus.cluster.objects import run as objects
+from chorus.cluster.objects import stream
 from chorus.cluster.objects import tasks as object_tasks
 from chorus.cluster.objects.inputs import ObjectsRequest, Results
 from chorus.cluster.runtime.reporting import Silent
@@ -132,7 +133,8 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
     stage: str, source: Path, ensemble: Ensemble, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = write_results(tmp_path / "out", source, ensemble, PLANES)
-    original: Callable[..., Any] = getattr(objects, stage)
+    home = objects if stage == "unite" else stream
+    original: Callable[..., Any] = getattr(home, stage)
     calls = []
 
     def stopped(*arguments: Any) -> Any:
@@ -142,7 +144,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(objects, stage, stopped)
+        patch.setattr(home, stage, stopped)
         outcome = run(out)
     assert (outcome.state, outcome.exit_code) == ("interrupted", 3)
     assert not (out / "objects.parquet").exists()
@@ -181,7 +183,7 @@ def test_what_was_damaged_of_a_run_that_was_cut_short_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(objects, stage, stopped)
+        patch.setattr(objects if stage == "unite" else stream, stage, stopped)
         assert run(out).state == "interrupted"
     content = (out / damaged).read_bytes()
     (out / damaged).write_bytes(content[:length])

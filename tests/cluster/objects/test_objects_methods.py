@@ -82,7 +82,7 @@ def test_a_run_that_was_cut_short_goes_on(
     assert run(whole, method=method).state == "complete"
     out = write_results(tmp_path / "out", source, ensemble, PLANES, region=64, save=MAPS)
     steps = {"find_in_region": 7, "label_pixels": 3}
-    from chorus.cluster.objects import run as objects
+    from chorus.cluster.objects import stream
 
     for name, last in steps.items():
         with monkeypatch.context() as patch:
@@ -95,7 +95,7 @@ def test_a_run_that_was_cut_short_goes_on(
                     raise KeyboardInterrupt
                 f(job, region)
 
-            patch.setattr(objects, name, stopping)
+            patch.setattr(stream, name, stopping)
             patch.setattr(object_tasks, name, stopping)
             assert run(out, method=method).state == "interrupted"
     assert run(out, method=method).state == "complete"
