@@ -37,12 +37,13 @@ def duration(seconds: float) -> str:
 
 
 SHOWN = 20
-_HEADING = 12
 """Maximum of printed lines of a list that may be very long."""
+_HEADING = 12
+"""Width of headings of tables of scores, in characters."""
 
 
 def some(title: str, lines: Sequence[str], where: str) -> list[str]:
-    """Return the first lines of `found`, each with `title`, and how many more there are in `where`."""
+    """Return the first lines of `lines`, each with `title`, and how many more there are in `where`."""
     more = [f"  and {len(lines) - SHOWN} more; all are in {where}"] if len(lines) > SHOWN else []
     return [f"  {title}: {text}" for text in lines[:SHOWN]] + more
 

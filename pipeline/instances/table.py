@@ -26,7 +26,7 @@ def object_rows(
 
     Parameters
     ----------
-    found : of `chorus.pipeline.instances.regions.label_region`
+    objects : of `chorus.pipeline.instances.regions.label_region`
     region : window of the region
     plane : height and width of the plane
     maps : of the crop, (y, x) each, any floating dtype; a column ``mean:<name>`` is the mean over the object's pixels

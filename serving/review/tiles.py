@@ -85,7 +85,7 @@ def draw_tile(
 
     Parameters
     ----------
-    place : time point, z plane, and row and column of the tile
+    corner : time point, z plane, and row and column of the tile
     colors : of classes, background first, ``#rrggbb``
     samples : maximum per pixel
     suffix : ``webp`` or ``png``

@@ -26,7 +26,7 @@ def volume_rows(
 
     Parameters
     ----------
-    found : of `chorus.pipeline.instances.volumes.regions.label_block`
+    objects : of `chorus.pipeline.instances.volumes.regions.label_block`
     block : box of the block
     volume : shape of the volume
     maps : names of the maps whose means are measured
