@@ -2,9 +2,9 @@
 
 A file that was written and renamed is in the memory of the operating system; a power cut may leave it empty, while a
 record that was written after it is whole. So a process notes what it writes on local disks, and before it writes a sign
-of completion (`chorus.pipeline.io.storage.write_record`) it waits until all of that is on the disk: files first, then
-the folders that name them. Nothing is waited for before. Files are synced by several threads at once, since a file
-system that keeps a journal takes them with one commit.
+of completion (`chorus.pipeline.io.storage.write_record`) it waits until all of that is on the disk: files, and the
+folders that name them. Nothing is waited for before. They are synced by several threads at once, since a file system
+that keeps a journal takes them with one commit.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 # Files and folders that a process notes at most; a further one syncs them all.
@@ -71,8 +72,8 @@ def make_folder(folder: Path) -> None:
         _folders.update(dict.fromkeys(made, _notes))
 
 
-def sync_noted() -> None:
-    """Wait until all that was noted so far is on the disk; what was removed since is left out.
+def sync_noted(*more: Path) -> None:
+    """Wait until all that was noted so far is on the disk, and `more` files; what was removed since is left out.
 
     Several threads may do so at once: each returns when all that was noted before its call is on the disk.
 
@@ -82,23 +83,16 @@ def sync_noted() -> None:
     """
     with _lock:
         files, folders = dict(_files), dict(_folders)
-    _each(sync_file, files)
-    _each(sync_folder, folders)
+    tasks = [*(partial(sync_file, path) for path in (*files, *more)), *(partial(sync_folder, p) for p in folders)]
+    if tasks:
+        with ThreadPoolExecutor(min(_THREADS, len(tasks))) as pool:
+            for task in [pool.submit(task) for task in tasks]:
+                task.result()
     with _lock:
         for noted, synced in ((_files, files), (_folders, folders)):
             for path, number in synced.items():
                 if noted.get(path) == number:
                     del noted[path]
-
-
-def _each(sync: Callable[[Path], None], paths: Iterable[Path]) -> None:
-    many = list(paths)
-    if len(many) < 2:
-        for path in many:
-            sync(path)
-        return
-    with ThreadPoolExecutor(min(_THREADS, len(many))) as pool:
-        list(pool.map(sync, many))
 
 
 def sync_file(path: Path) -> None:

@@ -142,7 +142,7 @@ def write_bytes(url: str, data: bytes, *, lasting: bool = True) -> None:
     fs, path = filesystem(url)
     fence = _fence_of(fs, path, url)
     if isinstance(fs, LocalFileSystem):
-        _write_local(Path(path), data, fence, sync=False)
+        _write_local(Path(path), data, fence, record=False)
         if lasting:
             durable.note_file(Path(path))
     elif fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
@@ -169,21 +169,20 @@ def write_record(url: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem) or durable.is_passing(Path(path)):
         write_bytes(url, data)
         return
-    durable.sync_noted()
-    _write_local(Path(path), data, _fence_of(fs, path, url), sync=True)
+    _write_local(Path(path), data, _fence_of(fs, path, url), record=True)
     durable.note_file(Path(path))
     durable.sync_noted()
 
 
-def _write_local(target: Path, data: bytes, fence: Fence | None, *, sync: bool) -> None:
+def _write_local(target: Path, data: bytes, fence: Fence | None, *, record: bool) -> None:
     if fence is not None:
         fence.check()  # before a folder is made again
     durable.make_folder(target.parent)
     part = temporary(target)
     try:
         part.write_bytes(data)
-        if sync:
-            durable.sync_file(part)
+        if record:
+            durable.sync_noted(part)
     except OSError:
         part.unlink(missing_ok=True)
         raise

@@ -305,11 +305,12 @@ def _list_documents(names: list[str], ngff: Ngff) -> dict[str, bytes]:
 
 
 def _labels_there(layout: ImageLayout) -> list[str]:
-    """Return the names of the label images, in the order in which they are made: of all classes, then of each."""
+    """Return the names of the label images in the order in which they are made: that of all classes first."""
     folder, document = (
         storage.join(layout.labels_url, "labels"),
         "zarr.json" if layout.labels_ngff == "0.5" else ".zgroup",
     )
-    names = [name for name in storage.entries(folder) if storage.exists(storage.join(folder, name, document))]
+    others = [name for name in storage.entries(folder) if name != LABEL_NAME]
+    names = [LABEL_NAME, *(name for name in others if storage.exists(storage.join(folder, name, document)))]
     made = [LABEL_NAME, *(info.name for info in layout.classes)]
     return sorted(names, key=lambda name: (made.index(name) if name in made else len(made), name))

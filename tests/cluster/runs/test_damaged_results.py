@@ -29,6 +29,7 @@ from chorus.pipeline.errors import ChorusError, OvertakenError
 from chorus.pipeline.report.page import write_report
 from tests.support.disks import watched
 from tests.support.making import pixels, write_image, write_light_ensemble
+from tests.support.ngff import write_plate
 from tests.support.runs import PER_CUT
 
 # Of ten regions and two levels, and of one region.
@@ -290,3 +291,17 @@ def test_commands_on_tables_that_are_cut_end_with_one_sentence(
         else:
             assert isinstance(ended.exception, ChorusError), (words, ended.exception)
             assert "\n" not in str(ended.exception)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
+def test_groups_of_a_plate_that_are_damaged_are_written_again(share: float | None, tmp_path: Path) -> None:
+    write_plate(tmp_path / "in" / "p.ome.zarr", "0.5")
+    write_light_ensemble(tmp_path / "e", members=1, width=1, tile=32, augmentations=["identity"])
+    out = tmp_path / "out"
+    assert command(tmp_path, out).state == "complete"
+    before = results(out)
+    plate = out / "images" / "p.ome.zarr"
+    for group in (plate, plate / "A", plate / "A" / "1"):
+        damage(group / "zarr.json", share)
+    assert command(tmp_path, out).state == "complete"
+    assert results(out) == before

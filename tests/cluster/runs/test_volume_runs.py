@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from chorus.cluster.exports.outline_files import ExportRequest
 from chorus.cluster.exports.outlines import export_objects
 from chorus.cluster.objects import job as volume_job
-from chorus.cluster.objects import run as objects
+from chorus.cluster.objects import stream as objects
 from chorus.cluster.planning.plan import plan_image
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
@@ -288,3 +289,32 @@ def test_what_is_no_volume_is_told_in_one_sentence(network: str, tmp_path: Path)
     with pytest.raises(RefusedError, match="its members give no flows, which --volumes needs"):
         predicted(source, str(flowless), tmp_path / "other", volumes="all")
     assert read_ensemble(network).spec.flows
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in (out / "images").rglob("*") if path.is_file()}
+
+
+def test_a_damaged_volume_is_made_again(volume: Path, network: str, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(volume / "out", tmp_path / "out"))
+    shard = max(path for path in (out / "images" / "noise.ome.zarr" / "s0" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert predicted(volume / "noise.ome.zarr", network, out, volumes="all").state == "complete"
+    assert files_of(out) == files_of(volume / "out")
+
+
+def test_a_slab_whose_shard_is_damaged_before_the_volume_is_finished_is_merged_again(
+    volume: Path, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    source, out = volume / "noise.ome.zarr", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(volumes, "finish_volume", stopping)
+        assert predicted(source, network, out, volumes="all").state == "interrupted"
+    for path in sorted((out / "images" / "noise.ome.zarr" / "s0" / "c").rglob("*"))[-3:]:
+        if path.is_file():
+            path.unlink()
+    assert predicted(source, network, out, volumes="all").state == "complete"
+    assert files_of(out) == files_of(volume / "out")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from chorus.cluster.objects import run as cluster_objects
+from chorus.cluster.objects import stream as cluster_objects
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings
 from tests.support.making import pixels, write_ensemble, write_image
