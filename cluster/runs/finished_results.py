@@ -151,8 +151,8 @@ def _damage(
     if record.files is None:
         return ""
     if damaged := damaged_results(layout, record.files, sizes, contents=verify):
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        return f"{damaged[0]}{more} of its files are missing, cut or changed"
+        more = f" and {len(damaged) - 1} more of its files are" if len(damaged) > 1 else " is"
+        return f"{damaged[0]}{more} missing, cut or changed"
     if context.thumbnails and record.thumbnail is not None and not _same_thumbnail(context, image, record.thumbnail):
         return "its thumbnail is missing, cut or changed"
     return ""
