@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,20 +176,21 @@ def test_a_named_file_that_is_damaged_is_a_failed_image(run: Run, tmp_path: Path
 
 def test_an_unwritable_output_ends_with_code_3(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = image(tmp_path, "a")
-    write = storage.write_bytes
+    writes = {name: getattr(storage, name) for name in ("write_bytes", "write_record")}
     for part in ("run.json", "plan/", "attempts/", "images/", "ledger/", "scores.parquet"):
 
-        def refuse(url: str, data: bytes, part: str = part) -> None:
+        def refuse(name: str, url: str, data: bytes, part: str = part, **options: bool) -> None:
             if part in url:
                 raise PermissionError(13, "Permission denied", url)
-            write(url, data)
+            writes[name](url, data, **options)
 
-        monkeypatch.setattr(storage, "write_bytes", refuse)
+        for name in writes:
+            monkeypatch.setattr(storage, name, partial(refuse, name))
         code, err = run(tmp_path / "out", source)
         assert code == 3, (part, err)
         assert "Traceback" not in err
         assert "permission denied; check the rights" in err, (part, err)
-    monkeypatch.setattr(storage, "write_bytes", write)
+    monkeypatch.undo()
     assert run(tmp_path / "out", source)[0] == 0
 
 
