@@ -17,15 +17,19 @@ from chorus.cluster.runtime.nodes import machines
 from chorus.cluster.runtime.ray_logging import keep_ray_data_off_the_terminal, use_up_the_notice
 from chorus.cluster.runtime.resources import Resources
 from chorus.cluster.telemetry import logs
+from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.inference.allocation import ENVIRONMENT
 
+log = logging.getLogger("chorus")
 # Pixels do not travel through the object store; with staged placement, running sums do.
 _STORE_BYTES = 256 << 20
 _STAGED_SHARE = 0.3
 _ANSWER_SECONDS = 10.0
 # Ray's default folder for the logs of its latest session.
 _LOGS = "/tmp/ray/session_latest/logs"
+# In the message of the exception where processes of a local Ray are not up in time.
+_LATE = "timed out during startup"
 # Environment of every process of a run.
 _ENVIRONMENT = {
     # One torch thread per actor; idle OpenMP threads must not spin on cores that others need.
@@ -62,10 +66,7 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         _require_answer(address)
-        # "local": otherwise Ray would join any cluster that happens to run on this machine.
-        context = ray.init(
-            address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **started
-        )
+        context = _init(address, started)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
         line = first_line(error)
         if address is None:
@@ -89,6 +90,23 @@ def start(address: str | None, *, staged: bool, metrics_port: int | None = None)
     if joining and address is not None:
         _require_same_versions(address)
     return found(_logs(context))
+
+
+def _init(address: str | None, options: dict[str, Any], starts: int = RETRIES.ray_starts) -> Any:
+    """Call `ray.init`; a local Ray that is not up in time, as on a busy machine, is started `starts` times."""
+    try:
+        # "local": otherwise Ray would join any cluster that happens to run on this machine.
+        return ray.init(
+            address or "local", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **options
+        )
+    except Exception as error:
+        if address is not None or _LATE not in str(error):  # a plain Exception: Ray has no class for it
+            raise
+        ray.shutdown()
+        if starts == 1:
+            raise TimeoutError(first_line(error)) from error
+        log.warning("Ray was not up in time on this machine; starting it again")
+        return _init(address, options, starts - 1)
 
 
 def found(logs: str) -> Resources:

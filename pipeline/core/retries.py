@@ -27,6 +27,7 @@ class RetryLimits:
     task_retries : times that a task beside the actors (finishing an image, converting) is restarted after its process
         died
     probe_retries : the same for the task that asks a node for its versions
+    ray_starts : times that a local Ray may be started, where its processes are not up in time
     fold_deaths : deaths in a row of a training fold's process without progress
     job_seconds : for which a cluster that does not answer is queried again while one of its jobs is followed
     replica_deaths : serving replicas that may die with one request in progress
@@ -50,6 +51,7 @@ class RetryLimits:
     machine_seconds: float = 1800.0
     task_retries: int = 3
     probe_retries: int = 1
+    ray_starts: int = 2
     fold_deaths: int = 3
     job_seconds: float = 120.0
     replica_deaths: int = 3
