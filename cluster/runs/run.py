@@ -61,7 +61,8 @@ class Run:
         self._table = job.table
         self._ledger = Ledger(context.out)
         self._finished: Finished = self._ledger.scan(self._table)
-        reporter.phase("checking what is finished")
+        if self._finished.images.any() or self._finished.regions.any():
+            reporter.phase("checking what is finished")
         verify, done = job.request.run.verify, self._finished.images.copy()
         self._rows = keep_finished(context, self._table, job.ensemble, self._finished, executor, verify=verify)
         self._anew: list[int] = np.flatnonzero(done & ~self._finished.images).tolist()
