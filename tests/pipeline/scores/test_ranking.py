@@ -61,8 +61,8 @@ def test_every_image_is_in_exactly_one_list() -> None:
 
 
 def test_an_unknown_score_is_refused_with_those_there_are() -> None:
-    with pytest.raises(RefusedError, match=r"no score 'uncertainty'; choose out of uncertainty, pairwise_dice"):
-        rank(FRAME, "uncertainty")
+    with pytest.raises(RefusedError, match=r"no score 'doubt'; choose out of uncertainty, pairwise_dice"):
+        rank(FRAME, "doubt")
     with pytest.raises(RefusedError, match="no score 'message'"):
         rank(FRAME, "message")
 
