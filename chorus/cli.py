@@ -132,7 +132,9 @@ def chorus(
 
     **Example**
 
-    `chorus predict images/ --ensemble nuclei-fluo --out results/`, then `chorus rank results/`
+    `chorus predict images/ --ensemble nuclei-fluo --out results/`
+
+    `chorus rank results/`
     """
 
 

@@ -14,6 +14,15 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 MARKUP: Literal["markdown"] = "markdown"
+# What to do about a parameter that is missing, by its kind and name.
+_MISSING = {
+    ("argument", "sources"): "Name an image, a plate, or a folder of them",
+    ("argument", "out"): "Name a folder of results, the --out of `chorus predict`",
+    ("argument", "images"): "Name the folder of the images to train on",
+    ("argument", "ensemble"): "Take one that `chorus ensemble list` names, such as nuclei-fluo, or one of your own",
+    ("option", "ensemble"): "Take one that `chorus ensemble list` names, such as nuclei-fluo, or one of your own",
+    ("option", "out"): "Name the folder that gets the results; it is made if it is not there",
+}
 # Characters of a list of choices, or of a default, that may not be broken.
 _WIDEST = 19
 
@@ -58,8 +67,13 @@ class LazyCommand(TyperCommand):
         return _narrow(get_command(app))
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse the arguments of the command itself."""
-        return self.loaded.make_context(info_name, args, parent, **extra)
+        """Parse the arguments of the command itself; the message on a missing one says what to do."""
+        try:
+            return self.loaded.make_context(info_name, args, parent, **extra)
+        except typer.BadParameter as error:
+            if error.param is not None and not error.message:  # it is missing
+                error.message = _MISSING.get((error.param.param_type_name, error.param.name or ""), "")
+            raise
 
 
 def _narrow(command: Any) -> Any:

@@ -16,7 +16,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import fault, parsed
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line, storage_errors
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -84,7 +84,7 @@ def read_run(out: str, *, needed_by: str) -> PredictDocument:
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        sentence = storage.explain(error, url)
+        sentence = failure_sentence(error, url)
         raise RefusedError(f"{sentence}; {needed_by} needs the --out of a `chorus predict` run") from error
     return parsed(data, PredictDocument, url, "run predict again with --overwrite to mend it")
 
@@ -124,7 +124,7 @@ def read_table(out: str, name: str, columns: set[str], command: str, notes: list
     try:
         table = pd.read_parquet(io.BytesIO(data))
     except (pyarrow.ArrowInvalid, OSError) as error:
-        notes.append(f"{name} is damaged and left out ({storage.words(error)}); run `{command}` again")
+        notes.append(f"{name} is damaged and left out ({one_line(error)}); run `{command}` again")
         return None
     if missing := columns - set(table.columns):
         notes.append(f"{name} lacks the column {min(missing)} and is left out; run `{command}` again")

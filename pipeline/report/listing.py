@@ -22,7 +22,8 @@ import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.plates import Plates, rounded
 from chorus.pipeline.report.rows import STATUSES, Images
 from chorus.pipeline.scores.flag_registry import FLAG_NAMES, REVIEW

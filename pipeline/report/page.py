@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from chorus.pipeline.core.run_document import PredictDocument, PredictSummary, SavedEnsemble
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report import listing, sections
 from chorus.pipeline.report.citations import citations
 from chorus.pipeline.report.documents import Evaluation, Sentinels, classes_of, read_document, read_run

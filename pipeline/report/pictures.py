@@ -22,6 +22,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, Level, SourceImage
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import open_level
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 LONGEST_SIDE = 512
 # The scale of all variances of classes, the same in every report.
@@ -249,7 +250,7 @@ def _read_plane(url: str, channels: Sequence[str], otherwise: int, longest: int)
         pixels = np.asarray(array[tuple(at.get(axis, 0) for axis in image.axes)])
     except Exception as error:
         # Codecs raise types of many libraries, also of levels that the run itself did not read.
-        raise ImageError(storage.explain(error, url) or f"{url}: cannot be read ({error})") from error
+        raise ImageError(failure_sentence(error, url) or f"{url}: cannot be read ({error})") from error
     notes = _left_out(image, level, channel) if not channels else ()
     return _Plane(pixels, image.channels[channel], notes)
 

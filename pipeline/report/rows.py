@@ -14,6 +14,7 @@ import pandas as pd
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.parquet_errors import parquet_errors
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.report.documents import read_table
 from chorus.pipeline.scores.flag_registry import with_current_flags
 from chorus.pipeline.scores.judgement_scores import MEASURED_DICE
@@ -150,7 +151,7 @@ def _read_scores(url: str) -> pd.DataFrame:
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        sentence = storage.explain(error, url)
+        sentence = failure_sentence(error, url)
         raise RefusedError(f"{sentence}; a report needs the --out of a `chorus predict` run") from error
     with parquet_errors(url, "run predict again to mend it"):
         table = with_current_names(pd.read_parquet(io.BytesIO(data)))

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.pictures import Panels, encode, paint_panels
 
 SIDE = 192
