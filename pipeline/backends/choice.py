@@ -45,7 +45,7 @@ def _on_cores(device: Device) -> bool:
 
 _RUNTIMES: dict[Backend, _Runtime] = {
     "eager": _Runtime((), "", lambda device: True, ("fp32", "bf16", "fp16")),
-    "cudagraphs": _Runtime((), "", lambda device: device.records_graphs, ("fp32", "bf16", "fp16")),
+    "cudagraphs": _Runtime((), "", lambda device: device.recorder is not None, ("fp32", "bf16", "fp16")),
     "inductor": _Runtime((), "", lambda device: device.compiles, ("fp32", "bf16", "fp16")),
     "onnxruntime": _Runtime(("onnxruntime", "onnxscript"), "pip install 'chorus-bioimage[onnx]'", _on_cores, ("fp32",)),
     "openvino": _Runtime(

@@ -26,11 +26,14 @@ def recorded(network: WithStage, example: torch.Tensor) -> Run:
     Raises
     ------
     RefusedError
-        If the network cannot be recorded.
+        If the network, or on this device no network, can be recorded.
     """
+    recorder = device_of(example.device).recorder
+    if recorder is None:
+        raise RefusedError(f"operations on {example.device.type} cannot be recorded; use --backend eager")
     tiles = example.clone(memory_format=torch.channels_last)
     try:
-        answers, replay = device_of(example.device).record(lambda: network(tiles))
+        answers, replay = recorder.record(lambda: network(tiles))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise

@@ -39,11 +39,60 @@ class Event(Protocol):
 
     def record(self, stream: Any) -> None:
         """Place this marker after all operations queued in `stream` so far."""
-        ...
 
     def synchronize(self) -> None:
         """Wait, on the host, until the stream has reached this marker."""
-        ...
+
+
+class Streams(ABC):
+    """Queues of operations that a device works off beside each other."""
+
+    @abstractmethod
+    def computing(self) -> Stream:
+        """Return the stream that the calling thread queues operations in."""
+
+    @abstractmethod
+    def copying(self, direction: Direction) -> Stream:
+        """Return the process's own stream for copies to (``in``) or from (``out``) the device."""
+
+    @abstractmethod
+    def on(self, stream: Stream) -> AbstractContextManager[Any]:
+        """Return a context in which operations are queued in `stream`."""
+
+    @abstractmethod
+    def event(self) -> Event:
+        """Return an event; the host waits for it without spinning if the device supports that."""
+
+    @abstractmethod
+    def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
+        """Keep a tensor's memory from being reused before the operations queued in `stream` so far are complete.
+
+        Parameters
+        ----------
+        tensor : on the device, any shape and dtype
+        stream : that uses it
+        """
+
+
+class Recorder(ABC):
+    """Records operations of a device, to launch all of them at once."""
+
+    @abstractmethod
+    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Record the operations that `call` queues on the device.
+
+        Returns
+        -------
+        answers : the result of `call`
+        replay : runs the recorded operations again: it reads the current contents of the memory that `call` read, and
+            overwrites `answers`. All recordings of a process share their memory: copy an answer before another
+            recording is replayed.
+
+        Raises
+        ------
+        RuntimeError
+            If an operation of `call` cannot be recorded.
+        """
 
 
 class Device(ABC):
@@ -56,9 +105,7 @@ class Device(ABC):
     accelerated : whether it computes beside the CPU cores, so that data must be copied to it
     ray_gpus : units of Ray's resource ``GPU`` that an actor reserves; if 0, it reserves cores
     ray_types : pattern of Ray's names of such accelerators (``accelerator_type`` of a node); "" for all others
-    has_streams : whether copies run on streams of their own, through pinned memory
     has_float64 : whether it computes in float64
-    records_graphs : whether `record` works
     compiles : whether inductor compiles ahead of time for it
     call_pixels, most_pixels : pixels per call of a member, all augmentations counted: default without measurement, and
         maximum
@@ -70,9 +117,7 @@ class Device(ABC):
     accelerated: ClassVar[bool] = True
     ray_gpus: ClassVar[int] = 1
     ray_types: ClassVar[str] = ""
-    has_streams: ClassVar[bool] = False
     has_float64: ClassVar[bool] = True
-    records_graphs: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
     call_pixels: ClassVar[int] = 1 << 22
     most_pixels: ClassVar[int] = 1 << 24
@@ -87,6 +132,16 @@ class Device(ABC):
         import torch
 
         return torch.device(self.kind, self.index)
+
+    @property
+    def streams(self) -> Streams | None:
+        """Streams for copies beside the computation, through pinned memory; None if all operations are in one order."""
+        return None
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What records its operations; None if they can only be queued one by one."""
+        return None
 
     @abstractmethod
     def available(self) -> bool:
@@ -171,7 +226,6 @@ class Device(ABC):
     @abstractmethod
     def total_memory(self) -> int:
         """Return the bytes of memory in total."""
-        ...
 
     @abstractmethod
     def peak_memory(self) -> int:
@@ -193,32 +247,6 @@ class Device(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until all operations queued so far are complete."""
-
-    def computing(self) -> Stream:
-        """Return the stream that the calling thread queues operations in."""
-        raise NotImplementedError(f"{self.kind} has no streams")
-
-    def copying(self, direction: Direction) -> Stream:
-        """Return the process's own stream for copies to (``in``) or from (``out``) the device."""
-        raise NotImplementedError(f"{self.kind} has no streams")
-
-    def on(self, stream: Stream) -> AbstractContextManager[Any]:
-        """Return a context in which operations are queued in `stream`."""
-        raise NotImplementedError(f"{self.kind} has no streams")
-
-    def event(self) -> Event:
-        """Return an event; the host waits for it without spinning if the device supports that."""
-        raise NotImplementedError(f"{self.kind} has no streams")
-
-    def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Keep a tensor's memory from being reused before the operations queued in `stream` so far are complete.
-
-        Parameters
-        ----------
-        tensor : on the device, any shape and dtype
-        stream : that uses it
-        """
-        raise NotImplementedError(f"{self.kind} has no streams")
 
     @abstractmethod
     def finish(self) -> None:
@@ -253,10 +281,6 @@ class Device(ABC):
         import torch
 
         return torch.empty(shape, dtype=dtype)
-
-    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record the operations that `call` queues on the device; see `Cuda.record`."""
-        raise NotImplementedError(f"{self.kind} does not record graphs")
 
 
 def fp32_settings(names: Iterable[str]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from chorus.pipeline.core.device import Device, Direction, Event, Stream
+from chorus.pipeline.core.device import Device, Direction, Event, Recorder, Stream, Streams
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +20,17 @@ T = TypeVar("T")
 _WARMING = 3
 
 
-class Gpu(Device):
+class Gpu(Device, Streams):
     """A GPU with memory of its own, through the torch module named after its kind."""
-
-    has_streams = True
 
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)
         self._sides: dict[Direction, Stream] = {}
+
+    @property
+    def streams(self) -> Streams:
+        """Its streams: those of the torch module."""
+        return self
 
     @property
     def _module(self) -> Any:
@@ -95,13 +98,7 @@ class Gpu(Device):
         return event
 
     def keep(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Keep a tensor's memory from being reused before the operations queued in `stream` so far are complete.
-
-        Parameters
-        ----------
-        tensor : on the device, any shape and dtype
-        stream : that uses it
-        """
+        """Keep a tensor's memory for `stream`; see `Streams.keep`."""
         tensor.record_stream(stream)  # type: ignore[arg-type]
 
     def finish(self) -> None:
@@ -139,13 +136,17 @@ class Gpu(Device):
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
-class Cuda(Gpu):
+class Cuda(Gpu, Recorder):
     """A GPU of NVIDIA, or of AMD with PyTorch for ROCm."""
 
     kind = "cuda"
     title = "GPU"
-    records_graphs = True
     fp32_settings = ("cudnn.conv", "cudnn.rnn", "cuda.matmul")
+
+    @property
+    def recorder(self) -> Recorder:
+        """Its recorder: CUDA graphs."""
+        return self
 
     def be_repeatable(self) -> None:
         """Make networks of this process give the same bits in every call, and fp32 mean IEEE fp32."""
@@ -170,20 +171,7 @@ class Cuda(Gpu):
         return event
 
     def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record the operations that `call` queues on the device as a CUDA graph.
-
-        Returns
-        -------
-        answers : the result of `call`
-        replay : runs the recorded operations again: it reads the current contents of the memory that `call` read, and
-            overwrites `answers`. All recordings of a process share their memory: copy an answer before another
-            recording is replayed.
-
-        Raises
-        ------
-        RuntimeError
-            If an operation of `call` cannot be recorded.
-        """
+        """Record the operations that `call` queues as a CUDA graph; see `Recorder.record`."""
         import torch
 
         self.be_repeatable()

@@ -39,13 +39,14 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
         Same shape and dtype, on `device`; on a CPU it shares the array's memory.
     """
     source, target = torch.from_numpy(array), device_of(device)
-    if not target.has_streams:
+    streams = target.streams
+    if streams is None:
         return source.to(device)
-    computing, copying = target.computing(), target.copying("in")
-    with target.on(copying):
+    computing, copying = streams.computing(), streams.copying("in")
+    with streams.on(copying):
         copied = target.pinned(source).to(device, non_blocking=True)
     computing.wait_stream(copying)
-    target.keep(copied, computing)  # its memory is not reused before the members are done with it
+    streams.keep(copied, computing)  # its memory is not reused before the members are done with it
     return copied
 
 
@@ -74,26 +75,26 @@ def to_host(target: torch.Tensor, source: torch.Tensor) -> None:
     ----------
     target, source : (maps, y, x), the rows of each of target's maps contiguous in memory
     """
-    device = device_of(source.device)
-    if not device.has_streams:
+    streams = device_of(source.device).streams
+    if streams is None:
         target.copy_(source.cpu())
         return
     converted = source.to(target.dtype).contiguous()
-    computing, copying = device.computing(), device.copying("out")
+    computing, copying = streams.computing(), streams.copying("out")
     copying.wait_stream(computing)
-    with device.on(copying):
+    with streams.on(copying):
         for rows, wanted in zip(target, converted, strict=True):
             rows.copy_(wanted, non_blocking=True)
-    device.keep(converted, copying)
+    streams.keep(converted, copying)
 
 
 def landing(device: torch.device) -> Landing:
     """Return a function that waits until all operations and copies queued so far are complete; see `Landing`."""
-    waited = device_of(device)
-    if not waited.has_streams:
+    streams = device_of(device).streams
+    if streams is None:
         return lambda: None
-    copying = waited.copying("out")
-    copying.wait_stream(waited.computing())
-    landed = waited.event()
+    copying = streams.copying("out")
+    copying.wait_stream(streams.computing())
+    landed = streams.event()
     landed.record(copying)
     return landed.synchronize

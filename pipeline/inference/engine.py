@@ -89,7 +89,7 @@ class Engine:
     @property
     def ahead(self) -> int:
         """How many batches may be queued while the device computes one, so that it never waits for the next."""
-        return int(device_of(self._device).has_streams)
+        return int(device_of(self._device).streams is not None)
 
     def landing(self) -> Landing:
         """Return the landing of all that was answered so far; see `chorus.pipeline.inference.device_transfer`."""

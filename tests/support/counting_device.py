@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from chorus.pipeline.core.device import Direction
+from chorus.pipeline.core.device import Direction, Recorder, Streams
 from chorus.pipeline.core.devices import REGISTRY, Cpu
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class CountedStream:
         self.waited_for.append("host")
 
 
-class CountedDevice(Cpu):
+class CountedDevice(Cpu, Streams, Recorder):
     """Takes the place of the CPU in the registry: see `counted_device`.
 
     Attributes
@@ -43,18 +43,24 @@ class CountedDevice(Cpu):
 
     title = "counting GPU"
     accelerated = True
-    has_streams = True
     has_float64 = False
-    records_graphs = True
     call_pixels = 4 * 64**2
 
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)
         self.asked: Counter[str] = Counter()
         self.order: list[str] = []
-        self.streams = {name: CountedStream(name) for name in ("computing", "in", "out")}
-        self.now = self.streams["computing"]
+        self.side = {name: CountedStream(name) for name in ("computing", "in", "out")}
+        self.now = self.side["computing"]
         self.free, self.peak = 40 * GIGABYTE, 0
+
+    @property
+    def streams(self) -> Streams:
+        return self
+
+    @property
+    def recorder(self) -> Recorder:
+        return self
 
     def name(self) -> str:
         return "counting GPU 40 GB"
@@ -90,7 +96,7 @@ class CountedDevice(Cpu):
         return self.now
 
     def copying(self, direction: Direction) -> CountedStream:
-        return self.streams[direction]
+        return self.side[direction]
 
     @contextmanager
     def on(self, stream: Any) -> Iterator[None]:

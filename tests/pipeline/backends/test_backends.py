@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from chorus.pipeline.backends.choice import Backend, check_backend, difference, 
 from chorus.pipeline.backends.choosing import Workload, choose, fastest, known_timings, measure_and_keep
 from chorus.pipeline.backends.measuring import EnsembleTimings, NetworkTimings, Timing, Work, measured
 from chorus.pipeline.backends.member import ConvertedMember, on_backend
+from chorus.pipeline.backends.recording import recorded
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -281,3 +283,8 @@ def test_a_backend_that_fails_is_measured_as_such_and_never_chosen(
         "openvino 0 cannot run the network; use --backend eager",
     ]
     assert found.best == "eager"
+
+
+def test_a_network_is_not_recorded_where_the_device_records_nothing() -> None:
+    with pytest.raises(RefusedError, match="operations on cpu cannot be recorded; use --backend eager"):
+        recorded(cast(Any, torch.nn.Identity()), torch.zeros((1, 1, 8, 8)))

@@ -72,10 +72,10 @@ def test_pixels_go_through_pinned_memory_and_rows_come_back_beside_the_work(devi
 
 def test_copies_wait_for_the_work_and_the_work_for_copies(device: CountedDevice) -> None:
     there = to_device(np.arange(12, dtype=np.float32).reshape(1, 3, 4), CPU)
-    assert device.streams["computing"].waited_for == ["in"]
+    assert device.side["computing"].waited_for == ["in"]
     target = host_array((1, 3, 4), torch.float32, CPU)
     to_host(target, there)
-    assert device.streams["out"].waited_for == ["computing"]
+    assert device.side["out"].waited_for == ["computing"]
     landing(CPU)()
     assert device.asked["waited for out"] == 1
     assert np.array_equal(target.numpy(), np.arange(12, dtype=np.float32).reshape(1, 3, 4))
