@@ -18,7 +18,8 @@ from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.files.raster_files import RasterFile
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.outputs.peer_check import check_image
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 
 
 class ConvertedFile(BaseModel):

@@ -21,7 +21,8 @@ from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.sources.discovery import find_images
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 
 LARGEST = 64 << 20
 """Bytes of the largest image that becomes a sentinel: each run copies and processes it."""

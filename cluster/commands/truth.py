@@ -30,7 +30,7 @@ from chorus.pipeline.consensus.ground_truth import ImageTruth, TruthSettings, tr
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.spreadsheet import csv_bytes
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Files made from all images together.
 _TABLES = ("agreement.csv", "agreement.parquet", "agreement.svg")

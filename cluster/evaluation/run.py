@@ -50,7 +50,7 @@ from chorus.pipeline.consensus.truths import FoundTruths, find_experts, find_tru
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.parquet_errors import parquet_errors
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import failure_sentence, storage_errors
 from chorus.pipeline.metrics.calibration_error import PixelCalibration, PixelHistogram
 from chorus.pipeline.metrics.comparison import compare, mean_interval
 from chorus.pipeline.report.reliability import draw_reliability
@@ -151,7 +151,7 @@ def read_evaluation(out: str) -> pd.DataFrame:
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"{out}: no evaluation yet ({storage.explain(error, url)}); {again}") from error
+        raise RefusedError(f"{out}: no evaluation yet ({failure_sentence(error, url)}); {again}") from error
     with parquet_errors(url, again):
         return pd.read_parquet(io.BytesIO(data))
 

@@ -27,7 +27,8 @@ from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 
 FOLDER, TABLE = "sentinels", "sentinels.json"
 log = logging.getLogger("chorus")

@@ -47,7 +47,7 @@ from chorus.pipeline.exports.spreadsheet import original
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.outputs.arrays import LABEL_NAME
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import one_line, storage_errors
 from chorus.pipeline.scores.judgement_scores import RISK as RISK_SCORE
 from chorus.pipeline.scores.ranking import rank
 from chorus.pipeline.scores.registry import columns_in
@@ -205,7 +205,7 @@ def _packaged(url: str) -> list[str]:
     try:
         return [original(name) for name in pd.read_csv(io.BytesIO(data))["file"].astype(str)]
     except (ValueError, KeyError) as error:
-        reason = f"is damaged ({storage.words(error)}), and says which files are of a package"
+        reason = f"is damaged ({one_line(error)}), and says which files are of a package"
         raise RefusedError(f"{url}: {reason}; choose another --out, or remove this folder") from error
 
 

@@ -13,7 +13,7 @@ from chorus.cluster.objects.records import TABLE, read_objects_record
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.outlines import ObjectTable, uncertainty_column
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import one_line, storage_errors
 
 
 class Objects:
@@ -56,7 +56,7 @@ def _intact(out: str, url: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        reason = storage.words(error)
+        reason = one_line(error)
         raise RefusedError(f"{url}: is damaged ({reason}); remove it and run `chorus objects {out}` again") from error
 
 

@@ -18,7 +18,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import pixel_size_um
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 PACKAGE, README = "package.csv", "README.txt"
 # Columns of an image other than scores.

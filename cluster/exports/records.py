@@ -11,7 +11,7 @@ from chorus.cluster.state.command import Command, Execution, RecordWithSurroundi
 from chorus.cluster.state.items import ItemLedger, Record
 from chorus.cluster.state.outcome import ItemRow, Summary
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 RECORD, LEDGER = "export.json", "ledger"
 

@@ -15,7 +15,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.exports.tables import write_groups, write_table
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.parquet_errors import parquet_errors
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.scores.flag_registry import with_current_flags
 
 FLAGS = "flags.parquet"

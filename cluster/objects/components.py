@@ -21,7 +21,7 @@ from chorus.pipeline.instances.shapes import LARGEST, shape_rows
 from chorus.pipeline.instances.table import insert_shapes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.writer import open_labels
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 _SIDES = ("top", "bottom", "left", "right")
 

@@ -13,7 +13,7 @@ from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.outputs.writer import damaged_results, result_sizes
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 log = logging.getLogger("chorus")
 

@@ -14,7 +14,7 @@ from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.outputs.arrays import LabelImage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import Stored, StoredFiles
 
 log = logging.getLogger("chorus")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.instances.shapes import PLANE_COLUMNS
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Rows that are sorted, read and written at once.
 GROUP = 1 << 16

@@ -32,7 +32,8 @@ from chorus.cluster.runtime.started_tasks import Ending, carry_out, interruptibl
 from chorus.cluster.state.command import Command, begin_inside, earlier_record
 from chorus.cluster.state.outcome import Outcome, count, state_of
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import sizes_of, stored_file
 
 ObjectsOutcome = Outcome[ObjectsRow, ObjectsSummary]

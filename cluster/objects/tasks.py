@@ -55,7 +55,8 @@ from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
 from chorus.pipeline.io.outputs.writer import open_labels, prepare_labels, remove_labels, write_labels
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import StoredFiles, stored_below
 
 COUNTS = "counts.json"

@@ -44,7 +44,7 @@ from chorus.pipeline.io.opened_arrays import open_array
 from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.writer import put_array
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 _MEASURED = [
     *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),

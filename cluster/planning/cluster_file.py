@@ -11,6 +11,7 @@ from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -146,7 +147,7 @@ def read_cluster(url: str) -> ClusterFile:
     try:
         return ClusterFile.model_validate(yaml.safe_load(storage.read_bytes(url).decode()))
     except OSError as error:
-        raise RefusedError(f"cluster file {storage.explain(error, url)}") from error
+        raise RefusedError(f"cluster file {failure_sentence(error, url)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RefusedError(f"{url}: not YAML ({str(error).splitlines()[0]}); see infra/cost/cluster.yaml") from error
     except ValidationError as error:

@@ -16,7 +16,7 @@ from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Survey
 
 ReadPlane = Callable[[int, int, Window], NDArray[Any]]

@@ -19,7 +19,7 @@ from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff
 from chorus.pipeline.io.parquet_errors import parquet_errors
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.parquet_errors import parquet_errors
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.documents import classes_of
 from chorus.pipeline.scores.ranking import rank
 

@@ -26,7 +26,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.writer import damaged_results, result_sizes
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import Stored, stored
 from chorus.pipeline.report.thumbnails import thumbnail_url
 

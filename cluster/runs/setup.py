@@ -33,7 +33,7 @@ from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.outputs.writer import labels_present, remove_labels
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Runs longer than this (seconds) are advised to measure what makes them fast.
 _LONG = 600.0

@@ -35,7 +35,7 @@ from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, prepared_files, shards_lost, write_region
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line, storage_errors
 from chorus.pipeline.io.stored_files import StoredFiles, all_files, stored
 from chorus.pipeline.report.thumbnails import write_thumbnail
 
@@ -187,8 +187,8 @@ def _of_view(array: zarr.Array[Any], layout: ImageLayout, view: str, channel: st
     try:
         block = np.asarray(array[tuple(at[axis] for axis in axes)])
     except Exception as error:  # codecs and remote filesystems raise types of many libraries
-        damaged = f"{layout.url}: a result cannot be decoded ({storage.words(error)}); remove it and run the same again"
-        raise ImageError(storage.explain(error, layout.url) or damaged) from error
+        damaged = f"{layout.url}: a result cannot be decoded ({one_line(error)}); remove it and run the same again"
+        raise ImageError(failure_sentence(error, layout.url) or damaged) from error
     order = [axis for axis in axes if axis in "zyx"]
     return block.transpose([order.index(letters[axis]) for axis in "zyx"])
 

@@ -26,7 +26,7 @@ from chorus.pipeline.errors import OutputError, OvertakenError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.conditional import Objects, Versioned, objects_of
 from chorus.pipeline.io.fences import Fence, Pass, Timing, lower_fence, overtaken, raise_fence, timing
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import failure_sentence, storage_errors
 
 log = logging.getLogger("chorus")
 
@@ -74,7 +74,7 @@ def _folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(storage.explain(error, str(folder)) or f"{folder}: {error}") from error
+        raise OutputError(failure_sentence(error, str(folder)) or f"{folder}: {error}") from error
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _kernel_lock(path: Path, holder: Holder) -> Iterator[bool]:
         raise RefusedError(_busy(str(path), _signed(path))) from error
     except OSError as error:
         if error.errno not in _NO_FLOCK:
-            raise OutputError(storage.explain(error, str(path)) or f"{path}: {error}") from error
+            raise OutputError(failure_sentence(error, str(path)) or f"{path}: {error}") from error
         with suppress(FileNotFoundError):  # the attempt leaves an empty file behind; a lock is never empty
             if not path.stat().st_size:
                 path.unlink()
@@ -122,7 +122,7 @@ def _sign(path: Path, holder: Holder) -> None:
     try:
         path.write_bytes(holder.content())
     except OSError as error:
-        raise OutputError(storage.explain(error, str(path)) or f"{path}: {error}") from error
+        raise OutputError(failure_sentence(error, str(path)) or f"{path}: {error}") from error
 
 
 def _signed(path: Path) -> Holder | None:

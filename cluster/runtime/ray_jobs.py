@@ -24,6 +24,7 @@ from chorus.cluster.runtime.versions import SUBMITTED_WITH
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import one_line
 
 # Ray kills a job three seconds after it was told to stop, unless the job's environment says otherwise.
 STOP_SECONDS = 90
@@ -162,7 +163,7 @@ class Jobs:
             except (RefusedError, RuntimeError, OSError, aiohttp.ClientError) as error:
                 if time.monotonic() - heard > RETRIES.job_seconds:
                     raise CutShortError(
-                        f"--address {self.address}: answers no more ({storage.words(error)}); {name} may go on there: "
+                        f"--address {self.address}: answers no more ({one_line(error)}); {name} may go on there: "
                         f"{self.call('status', name)} tells, and if the cluster is gone the same command goes on"
                     ) from error
             time.sleep(_POLL_SECONDS)
@@ -210,12 +211,12 @@ class Jobs:
             ) from error
         except (OSError, requests.RequestException) as error:
             raise RefusedError(
-                f"--address {self.address}: no cluster answers there ({storage.words(error)}); give the address of "
+                f"--address {self.address}: no cluster answers there ({one_line(error)}); give the address of "
                 f"Ray's dashboard, http://HEAD:8265, or bring it here by `ray dashboard` or `kubectl port-forward`"
             ) from error
         except (RuntimeError, ValueError, RayError) as error:
             raise RefusedError(
-                f"--address {self.address}: Ray refuses ({storage.words(error)[:300]}); give the address of its "
+                f"--address {self.address}: Ray refuses ({one_line(error)[:300]}); give the address of its "
                 f"dashboard, http://HEAD:8265"
             ) from error
 

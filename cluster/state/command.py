@@ -34,7 +34,8 @@ from chorus.pipeline.core.run_document import Machine, RunDocument, SavedSetting
 from chorus.pipeline.errors import DamagedError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import fault, parsed
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 
 log = logging.getLogger("chorus")
 

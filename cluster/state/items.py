@@ -19,7 +19,8 @@ from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.json_documents import parsed
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 
 log = logging.getLogger("chorus")
 

@@ -25,7 +25,8 @@ from chorus.pipeline.inference.feature_records import FeatureSums, ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.json_documents import parsed
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import failure_sentence, storage_errors
 from chorus.pipeline.io.stored_files import Stored, StoredFiles
 from chorus.pipeline.scores.image_quality import Appearance
 from chorus.pipeline.scores.image_scores import RegionSums
@@ -304,4 +305,4 @@ def _write(url: str, record: BaseModel) -> None:
     try:
         storage.write_record(url, record.model_dump_json().encode())
     except OSError as error:
-        raise OutputError(storage.explain(error, url) or f"{url}: {error}") from error
+        raise OutputError(failure_sentence(error, url) or f"{url}: {error}") from error

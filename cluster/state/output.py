@@ -14,7 +14,8 @@ from chorus.pipeline.core.run_document import Machine, RunDocument, SavedSetting
 from chorus.pipeline.errors import DamagedError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import failure_sentence, storage_errors
 from chorus.pipeline.members.registry import plug_in_versions
 
 RUN = "run.json"
@@ -79,7 +80,7 @@ def read_run(out: str, kind: type[Kind], mend: str = MAKE_AGAIN) -> Kind:
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"{out}: no results of Chorus ({storage.explain(error, url)})") from error
+        raise RefusedError(f"{out}: no results of Chorus ({failure_sentence(error, url)})") from error
     return parsed(data, kind, url, mend)
 
 

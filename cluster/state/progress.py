@@ -12,7 +12,7 @@ from chorus.cluster.state.output import read_run
 from chorus.cluster.state.results import planned_images
 from chorus.pipeline.core.run_document import PredictDocument
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

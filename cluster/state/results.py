@@ -12,6 +12,7 @@ from chorus.pipeline.core.run_document import PredictDocument
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 def finished_run(out: str) -> PredictRecord:
@@ -34,4 +35,4 @@ def planned_images(out: str) -> ImageTable:
     try:
         return ImageTable.read(url)
     except OSError as error:
-        raise RefusedError(f"{out}: no plan of a run ({storage.explain(error, url)}); run `chorus predict`") from error
+        raise RefusedError(f"{out}: no plan of a run ({failure_sentence(error, url)}); run `chorus predict`") from error

@@ -24,7 +24,7 @@ from chorus.pipeline.core.run_document import (
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 
 @dataclass

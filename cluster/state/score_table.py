@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.parquet_errors import parquet_errors
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.scores.registry import current_name
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read_file(out: str, name: str, what: str) -> io.BytesIO:
     try:
         return io.BytesIO(storage.read_bytes(url))
     except OSError as error:
-        raise RefusedError(f"{out}: no {what} yet ({storage.explain(error, url)}); run `chorus predict`") from error
+        raise RefusedError(f"{out}: no {what} yet ({failure_sentence(error, url)}); run `chorus predict`") from error
 
 
 def read_frame(out: str, name: str, what: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from chorus.cluster.state.score_table import read_frame
 from chorus.pipeline.exports.files import whole_file
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.scores.registry import current_name, with_current_names
 
 # Columns of the scores that are not numbers.

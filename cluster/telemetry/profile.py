@@ -29,7 +29,7 @@ from chorus.cluster.telemetry.timeline import FOLDER
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.parquet_errors import parquet_errors
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Stages of regions, in the order of the work, and of images; all others are the driver's.
 READING, WAITING, INFERRING = ("look up", "read", "prepare"), ("wait",), ("infer",)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from chorus.cluster.telemetry.profile import NANOSECONDS, REGION_STAGES, STATES, Profile, device_changes, window
 from chorus.cluster.telemetry.timeline import FOLDER
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 FOLDER = "profile"
 # A file is written at this many stages or this age: a driver that is killed loses no more than that.

@@ -16,7 +16,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, content_hash
 from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.curves import Curve, Panel, draw_curves
 from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.evaluation import FoldScore, summarise, verdict

@@ -27,7 +27,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ChorusError, CutShortError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.fences import passes
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.records import FoldResult, Step
 

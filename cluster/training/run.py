@@ -29,7 +29,7 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.allocation import keep_freed_memory
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.training.checks import check_memory, check_pairs
 from chorus.pipeline.training.data.pairs import Pairs, TrainingPair, find_pairs
 from chorus.pipeline.training.records import FoldResult, read_result

@@ -23,6 +23,7 @@ from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import FLOWS, Activation, Member, ModuleMember
 from chorus.pipeline.members.kind import PackedModule, PackedPackage
 from chorus.pipeline.members.kinds.bioimageio.package import EXTRA
@@ -192,7 +193,7 @@ def _copy(url: str, path: Path) -> None:
                 archive.writestr(file.removeprefix(source).lstrip("/"), fs.cat_file(file))
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise RefusedError(f"package {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"package {failure_sentence(error, url) or url}") from error
 
 
 def _save(ensemble: Ensemble, about: About, packed: Packed, folder: Path, path: Path) -> None:

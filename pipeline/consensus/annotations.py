@@ -29,6 +29,7 @@ from chorus.pipeline.io.models import FailedImage, SourceImage
 from chorus.pipeline.io.sources.discovery import find_images, identity
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import open_level, read_window
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ def _folders(root: str) -> list[str]:
     try:
         entries = fs.ls(path, detail=True)
     except OSError as error:
-        raise RefusedError(storage.explain(error, root) or f"{root}: {error}") from error
+        raise RefusedError(failure_sentence(error, root) or f"{root}: {error}") from error
     names = [storage.basename(entry["name"]) for entry in entries if entry["type"] == "directory"]
     return sorted(name for name in names if not name.startswith("."))
 

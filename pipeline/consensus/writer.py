@@ -16,7 +16,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Edges of the blocks and of the OME-Zarr's chunks; any value gives the same labels.
 _REGION, _CHUNK = 2048, 512

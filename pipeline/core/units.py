@@ -92,3 +92,12 @@ def _word(text: str) -> str:
     """Strip case, accents, and what may stand between prefix and unit from a name."""
     letters = unicodedata.normalize("NFD", text.lower())
     return re.sub(r"[\s_-]", "", "".join(letter for letter in letters if not unicodedata.combining(letter))).rstrip(".")
+
+
+def finite_number(text: str | None) -> float:
+    """Return the number that metadata hold as text; 0 where it is missing, no number, or not finite."""
+    try:
+        value = float(text or 0)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0

@@ -19,6 +19,7 @@ from chorus.pipeline.ensembles.spec import EnsembleSpec, Sentinel
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import MemberEntry
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.detection import describe, may_be_name, members_in
@@ -207,7 +208,7 @@ def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
     try:
         storage.write_bytes(url, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode())
     except OSError as error:
-        raise RefusedError(f"ensemble {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"ensemble {failure_sentence(error, url) or url}") from error
     return Ensemble(url, spec, content_hash(spec), trust_code)
 
 
@@ -260,7 +261,7 @@ def _exists(url: str) -> bool:
     try:
         return storage.exists(url)
     except OSError as error:
-        raise RefusedError(f"ensemble {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"ensemble {failure_sentence(error, url) or url}") from error
 
 
 def _folder(url: str) -> str:

@@ -18,6 +18,7 @@ from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import FLOWS, LoadRequest, Member
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation
@@ -173,7 +174,7 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
             )
         spec = EnsembleSpec.model_validate(content)
     except OSError as error:
-        raise RefusedError(f"ensemble {storage.explain(error, url)}") from error
+        raise RefusedError(f"ensemble {failure_sentence(error, url)}") from error
     except NotPlainError as error:
         raise RefusedError(f"{url}: not YAML ({first_line(error)}); see the README for an example") from error
     except ValidationError as error:

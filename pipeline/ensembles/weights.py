@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 def bring(url: str, folder: str, digest: str) -> str:
@@ -37,7 +38,7 @@ def bring(url: str, folder: str, digest: str) -> str:
             if not storage.exists(target):
                 storage.write_bytes(target, data)
     except OSError as error:
-        raise RefusedError(f"copying weights to {storage.explain(error, folder) or folder}") from error
+        raise RefusedError(f"copying weights to {failure_sentence(error, folder) or folder}") from error
     return storage.join(name, description)
 
 
@@ -52,7 +53,7 @@ def delete(weights: str, folder: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=_is_folder(storage.join(folder, weights)))
     except OSError as error:
-        raise RefusedError(f"deleting weights: {storage.explain(error, path) or path}") from error
+        raise RefusedError(f"deleting weights: {failure_sentence(error, path) or path}") from error
 
 
 def size(url: str) -> int | None:
@@ -76,7 +77,7 @@ def _read(url: str) -> bytes:
     try:
         return storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"weights {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"weights {failure_sentence(error, url) or url}") from error
 
 
 def _is_other(files: Mapping[str, bytes], target: str) -> bool:

@@ -18,7 +18,7 @@ from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Edge of the blocks in which maps are read; sums of integers are the same for any value.
 _BLOCK = 2048

@@ -12,7 +12,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Beyond this parts are kept on disk.
 _IN_MEMORY = 64 << 20

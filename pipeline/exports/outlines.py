@@ -23,7 +23,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.sources.level_geometry import AxisPlace
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import one_line, storage_errors
 
 # Edge of the blocks in which labels are read; any value gives the same outlines.
 _BLOCK = 1024
@@ -136,7 +136,7 @@ class ObjectTable:
                         yield file.read_row_group(group, columns=columns).slice(low, high - low)
                     first += count
             except pa.ArrowInvalid as error:
-                reason = f"is damaged ({storage.words(error)})"
+                reason = f"is damaged ({one_line(error)})"
                 raise ImageError(f"{self.url}: {reason}; remove it and run `chorus objects` again") from error
 
     def uncertainty(self, column: str | None) -> NDArray[np.float64]:

@@ -14,10 +14,10 @@ from chorus.pipeline.core.fields import FIELDS, FLOW, FLOWS, PROBABILITY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.flows.dynamics import Crop
-from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes
 from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line
 
 FLOW_CHANNELS = tuple(map(FLOW.channel, "yx"))
 
@@ -49,8 +49,8 @@ class _StoredArrays:
             return np.asarray(array[tuple(at[axis] for axis in axes)]).reshape(window.shape)
         except Exception as error:  # codecs and remote filesystems raise types of many libraries
             url = self.layout.url
-            damaged = f"{url}: a result cannot be decoded ({storage.words(error)}); run `chorus predict` again"
-            raise ImageError(storage.explain(error, url) or damaged) from error
+            damaged = f"{url}: a result cannot be decoded ({one_line(error)}); run `chorus predict` again"
+            raise ImageError(failure_sentence(error, url) or damaged) from error
 
 
 class StoredPlane:

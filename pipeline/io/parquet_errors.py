@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from chorus.pipeline.errors import DamagedError
-from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import one_line
 
 
 @contextmanager
@@ -23,4 +23,4 @@ def parquet_errors(url: str, mend: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DamagedError(f"{url}: is damaged ({storage.words(error)}); {mend}") from error
+        raise DamagedError(f"{url}: is damaged ({one_line(error)}); {mend}") from error

@@ -6,14 +6,12 @@ Credentials come from the environment of the filesystem's own library, never fro
 
 from __future__ import annotations
 
-import errno
-import gzip
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,10 +19,10 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from chorus.pipeline.errors import OutputError, RefusedError
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import durable, fenced_writes
 from chorus.pipeline.io import object_stores as buckets
-from chorus.pipeline.io.conditional import objects_of
+from chorus.pipeline.io.conditional import Objects, objects_of
 from chorus.pipeline.io.fences import Fence, Pass, fence_of, missing, raise_fence
 
 # Small files are read without Zarr, which takes a second to import.
@@ -231,8 +229,15 @@ def remove_file(url: str) -> None:
     """
     fs, path = filesystem(url)
     fence = _fence_of(fs, path, url)
-    if fence is not None and (objects := objects_of(fs, scheme(url))).conditional:
-        fenced_writes.remove(objects, path, None, fence)
+    _remove(objects_of(fs, scheme(url)), fs, path, None, fence)
+
+
+def _remove(
+    objects: Objects, fs: fsspec.AbstractFileSystem, path: str, version: str | None, fence: Fence | None
+) -> None:
+    """Remove a file, on the condition that it has this version where the store has conditions; None is any."""
+    if fence is not None and objects.conditional:
+        fenced_writes.remove(objects, path, version, fence)
         return
     if fence is not None:
         fence.check()
@@ -267,150 +272,6 @@ def entries(url: str) -> list[str]:
         return []
 
 
-def words(error: BaseException) -> str:
-    """Return an error's message in one line; the name of its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def explain(error: BaseException, url: str) -> str | None:
-    """Explain a storage error in one sentence; None if it is not storage's, for example of damaged data."""
-    if _is_damage(error):
-        return None
-    names, text = _type_names(error), str(error).lower()
-    if "botocore.ClientError" in names:
-        error = _as_os_error(error)
-    number = getattr(error, "errno", None)
-    status = _http_status(error, names)
-    reason = f"the server answered {status}" if status else words(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"{url}: no space left; free some or choose another --out, then run the same command again"
-    if number == errno.EROFS:
-        return f"{url}: the file system is read-only; choose another place"
-    if "requester pays" in text:
-        return f"{url}: whoever reads this bucket pays; set FSSPEC_GS_REQUESTER_PAYS to the project that does"
-    if names & _SIGN_IN_ERRORS or status == 401:
-        return f"{url}: not signed in ({reason}); {_SIGN_IN.get(scheme(url), 'give a URL that needs no login')}"
-    if status == 403 or isinstance(error, PermissionError) or text.startswith("forbidden"):  # as gcsfs words 403
-        answer = f" ({reason})" if status else ""
-        return f"{url}: permission denied{answer}; check the rights of the folder or the credentials in the environment"
-    if "nosuchbucket" in text or "bucket does not exist" in text:
-        return f"{url}: no such bucket; check its name and the project or account that you are signed in to"
-    if status == 404 or isinstance(error, FileNotFoundError):
-        return f"{url}: not found; check the path or URL"
-    if names & _BROKEN_OFF:
-        return (
-            f"{url}: the connection breaks off in the middle ({words(error)}); check the network, then run the same "
-            "command again to resume"
-        )
-    if names & _NETWORK_ERRORS or isinstance(error, ConnectionError | TimeoutError):
-        return (
-            f"{url}: the server cannot be reached ({words(error)}); check the address and the network, then run the "
-            "same command again to resume"
-        )
-    if status in (408, 429) or (status or 0) >= 500:
-        return f"{url}: the server is busy or failing ({reason}); run the same command again to resume"
-    if isinstance(error, OSError) or names & _OTHER_ERRORS or text.startswith("bad request: "):
-        return f"{url}: storage failed ({reason}); check the URL, then run the same command again to resume"
-    return None
-
-
-# Types of the libraries below fsspec, as package and name: so none of them is imported to look for its errors.
-_NETWORK_ERRORS = {
-    "aiohttp.ClientConnectionError",
-    "azure.ServiceRequestError",
-    "azure.ServiceResponseError",
-    "botocore.ConnectionError",
-    "botocore.HTTPClientError",
-    "google.TransportError",
-    "requests.ConnectionError",
-}
-_BROKEN_OFF = {
-    "aiohttp.ClientPayloadError",
-    "azure.IncompleteReadError",
-    "botocore.IncompleteReadError",
-    "botocore.ResponseStreamingError",
-}
-_SIGN_IN_ERRORS = {
-    "azure.ClientAuthenticationError",
-    "botocore.NoCredentialsError",
-    "botocore.PartialCredentialsError",
-    "botocore.CredentialRetrievalError",
-    "botocore.TokenRetrievalError",
-    "botocore.SSOError",
-    "botocore.ProfileNotFound",
-    "google.DefaultCredentialsError",
-    "google.RefreshError",
-}
-_OTHER_ERRORS = {
-    "aiohttp.ClientError",
-    "azure.AzureError",
-    "botocore.BotoCoreError",
-    "gcsfs.HttpError",
-    "gcsfs.ChecksumError",
-    "gcsfs.NonRetryableError",
-    "google.GoogleAuthError",
-    "google.GoogleAPIError",
-}
-_SIGN_IN = {
-    "az": "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and sign in with `az login` "
-    "(AZURE_STORAGE_ANON=true reads public containers without)",
-    "gs": "sign in with `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS "
-    "(FSSPEC_GS_TOKEN=anon reads public buckets without)",
-    "s3": "sign in with `aws sso login` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true reads "
-    "public buckets without)",
-}
-
-
-def _type_names(error: BaseException) -> set[str]:
-    """Return the types of an error as top-level package and name, for example ``aiohttp.ClientError``."""
-    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-
-
-def _as_os_error(error: BaseException) -> BaseException:
-    """Convert a ClientError of botocore to the OSError that s3fs makes of its code, such as AccessDenied."""
-    from s3fs.errors import translate_boto_error  # takes a second to import, and is there when botocore is
-
-    translated: BaseException = translate_boto_error(error)
-    return translated
-
-
-def _http_status(error: BaseException, names: set[str]) -> int | None:
-    """Return the status that a web server or Google's storage answered with."""
-    if "aiohttp.ClientResponseError" in names:
-        return int(getattr(error, "status", 0)) or None
-    if "azure.HttpResponseError" in names:
-        return int(getattr(error, "status_code", 0) or 0) or None
-    if "gcsfs.HttpError" in names:
-        code = str(getattr(error, "code", ""))
-        return int(code) if code.isdecimal() else None
-    # s3fs makes OSErrors of what S3 answers, by their names; a status without one is in the error before.
-    answer = getattr(error.__cause__, "response", None)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(answer, dict) else 0
-    return status if status in (408, 429) or status >= 500 else None
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Return whether an OSError is of a decoder: gzip, and bz2, which has no type of its own."""
-    return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.args == ("Invalid data stream",))
-
-
-@contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Convert storage errors to an OutputError of one sentence; other errors pass.
-
-    Raises
-    ------
-    OutputError : storage does not take it
-    """
-    try:
-        yield
-    except Exception as error:
-        sentence = explain(error, url)
-        if sentence is None:
-            raise
-        raise OutputError(sentence) from error
-
-
 def remove_folder(url: str) -> None:
     """Remove what is below `url`, file by file on buckets: fsspec's `rm` reads ``a[1]`` as a pattern.
 
@@ -427,19 +288,10 @@ def remove_folder(url: str) -> None:
             fs.rm(path, recursive=True)
         return
     objects = objects_of(fs, scheme(url))
-
-    def remove(file: str, version: str | None) -> None:
-        if fence is not None and objects.conditional:
-            fenced_writes.remove(objects, file, version, fence)
-            return
-        if fence is not None:
-            fence.check()
-        with suppress(FileNotFoundError):  # as in `remove_file`
-            fs.rm_file(file)
-
     with ThreadPoolExecutor(16) as pool:
         running = [
-            pool.submit(remove, file, objects.listed(entry)) for file, entry in fs.find(path, detail=True).items()
+            pool.submit(_remove, objects, fs, file, objects.listed(entry), fence)
+            for file, entry in fs.find(path, detail=True).items()
         ]
         for task in running:
             task.result()

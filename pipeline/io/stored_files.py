@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 from fsspec.implementations.local import LocalFileSystem
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 _READERS = 16
 _BLOCK = 8 << 20

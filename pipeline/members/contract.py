@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.preprocessing.preparation import Preparation
 
 Activation = Literal["softmax", "sigmoid", "none"]
@@ -222,7 +223,7 @@ def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes
         data = storage.read_bytes(url)
     except OSError as error:
         raise RefusedError(
-            f"weights {storage.explain(error, url) or url}; a member's `weights` is relative to ensemble.yaml"
+            f"weights {failure_sentence(error, url) or url}; a member's `weights` is relative to ensemble.yaml"
         ) from error
     digest = hashlib.sha256(data).hexdigest()
     if not beside and digest != (sha256 or "").lower():

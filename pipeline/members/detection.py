@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import Network
 from chorus.pipeline.members.registry import registry
@@ -34,7 +35,7 @@ def members_in(url: str) -> list[str]:
         members = [storage.join(url, name) for name in sorted(names)]
         weights = [file for file in members if file.endswith(suffixes) or _is_package(listing(file) or [])]
     except OSError as error:
-        raise RefusedError(f"weights {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"weights {failure_sentence(error, url) or url}") from error
     if not weights:
         raise RefusedError(
             f"{url}: no weights in this folder; it needs files that end with {', '.join(suffixes)}, or BioImage.IO "

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 class WeightFile:
@@ -41,7 +42,7 @@ class WeightFile:
         try:
             return tuple(listing(self.url) or ())
         except OSError as error:
-            raise RefusedError(f"weights {storage.explain(error, self.url) or self.url}") from error
+            raise RefusedError(f"weights {failure_sentence(error, self.url) or self.url}") from error
 
     @cached_property
     def data(self) -> bytes:
@@ -87,7 +88,7 @@ def read(url: str) -> bytes:
     try:
         return storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"weights {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"weights {failure_sentence(error, url) or url}") from error
 
 
 def listing(url: str) -> list[str] | None:

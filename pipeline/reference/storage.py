@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line, storage_errors
 from chorus.pipeline.reference.ood import Detectors
 from chorus.pipeline.reference.reference import FORMAT, Reference
 from chorus.pipeline.scores.registry import current_name
@@ -64,7 +64,7 @@ def read_reference(ensemble_url: str) -> Reference:
         data, arrays = storage.read_bytes(url), storage.read_bytes(_arrays_url(url))
     except OSError as error:
         raise RefusedError(
-            f"{ensemble.url}: has no reference set ({storage.explain(error, url)}); make one with `chorus calibrate`"
+            f"{ensemble.url}: has no reference set ({failure_sentence(error, url)}); make one with `chorus calibrate`"
         ) from error
     reference = _parsed(url, data, arrays)
     if reference.ensemble != ensemble.hash:
@@ -92,7 +92,7 @@ def _parsed(url: str, data: bytes, arrays: bytes) -> Reference:
         field = ".".join(str(part) for part in first["loc"])
         raise RefusedError(f"{url}: field {field}: {first['msg']}; {again}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RefusedError(f"{url}: is damaged ({storage.words(error)}); {again}") from error
+        raise RefusedError(f"{url}: is damaged ({one_line(error)}); {again}") from error
 
 
 def _rename_scores(content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line
 
 
 def read_metadata(url: str) -> pd.DataFrame:
@@ -27,11 +28,9 @@ def read_metadata(url: str) -> pd.DataFrame:
         data = io.BytesIO(storage.read_bytes(url))
         table = pd.read_csv(data, dtype={"name": str}) if suffix == "csv" else pd.read_parquet(data)
     except OSError as error:
-        raise RefusedError(f"--metadata {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"--metadata {failure_sentence(error, url) or url}") from error
     except ValueError as error:  # what pandas and pyarrow raise for what they cannot parse
-        raise RefusedError(
-            f"--metadata {url}: is no table ({storage.words(error)}); save it as CSV or Parquet"
-        ) from error
+        raise RefusedError(f"--metadata {url}: is no table ({one_line(error)}); save it as CSV or Parquet") from error
     if "name" not in table:
         raise RefusedError(f"--metadata {url}: has no column `name`; name each row as in scores.parquet")
     twice = table.loc[table["name"].map(_key).duplicated(), "name"]

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ValidationError
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.serving.contract.problems import RequestError
 from chorus.serving.contract.schemas import EnsembleName, JobState
 

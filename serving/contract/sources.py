@@ -26,7 +26,7 @@ from chorus.pipeline.io.models import SourceImage
 from chorus.pipeline.io.outputs.pyramid import half
 from chorus.pipeline.io.sources.ngff import open_image
 from chorus.pipeline.io.sources.reading import open_level, read_window
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, surveyed
 from chorus.serving.contract.problems import RequestError
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 Decision = Literal["accept", "reject", "correct-later"]
 DECISIONS: tuple[Decision, ...] = ("accept", "reject", "correct-later")

@@ -17,7 +17,7 @@ from chorus.pipeline.core.fields import CLASS_VARIANCES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.thumbnails import draw_thumbnail, thumbnail_url, write_thumbnail
 from chorus.serving.review.cache import Cache
 from chorus.serving.review.pixels import TILE, Layer, Opened, Pixels, open_layers

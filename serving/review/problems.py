@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from chorus.pipeline.errors import ChorusError, ImageError, OutputError
-from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import one_line
 from chorus.serving.contract.problems import GUARDS, RequestError, problem_response, request_id, unexpected
 from chorus.serving.review.run import ReviewedRun
 
@@ -27,7 +27,7 @@ def explain_problems(app: FastAPI, run: ReviewedRun) -> None:
 
     def chorus_error(request: Request, error: Exception) -> Response:
         status = 422 if isinstance(error, ImageError) else 503 if isinstance(error, OutputError) else 400
-        return problem(status, run.said(storage.words(error), str(request.path_params.get("name", ""))))
+        return problem(status, run.said(one_line(error), str(request.path_params.get("name", ""))))
 
     def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)

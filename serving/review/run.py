@@ -14,7 +14,7 @@ from chorus.pipeline.core.run_document import PredictDocument, SavedEnsemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.documents import classes_of, read_run
 from chorus.pipeline.report.rows import read_images
 from chorus.serving.contract.problems import said

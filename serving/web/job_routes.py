@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from chorus.pipeline.errors import ChorusError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.serving.contract.jobs import ENDED, JobStore
 from chorus.serving.contract.predictors import LargeTask, Predictors, TooLarge
 from chorus.serving.contract.problems import RequestError

@@ -110,7 +110,7 @@ def _features(out: str) -> pd.DataFrame | None:
     """Read ``features.parquet`` of an output; None where it has none, as those of earlier versions."""
     from chorus.cluster.state.scores import read_features
     from chorus.pipeline.io import storage
-    from chorus.pipeline.io.storage import storage_errors
+    from chorus.pipeline.io.storage_failures import storage_errors
 
     url = storage.join(storage.normalise(out), "features.parquet")
     with storage_errors(url):
@@ -119,7 +119,7 @@ def _features(out: str) -> pd.DataFrame | None:
 
 def _write(out: str, flagged: pd.DataFrame) -> None:
     from chorus.pipeline.io import storage
-    from chorus.pipeline.io.storage import storage_errors
+    from chorus.pipeline.io.storage_failures import storage_errors
 
     url = storage.join(storage.normalise(out), "flags.parquet")
     buffer = io.BytesIO()

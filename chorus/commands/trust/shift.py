@@ -103,7 +103,7 @@ def _features(out: str, names: list[str]) -> pd.DataFrame | None:
     import pyarrow.parquet as pq
 
     from chorus.pipeline.io import storage
-    from chorus.pipeline.io.storage import storage_errors
+    from chorus.pipeline.io.storage_failures import storage_errors
 
     url = storage.join(storage.normalise(out), "features.parquet")
     wanted = pa.array(names, pa.string())
@@ -119,7 +119,7 @@ def _features(out: str, names: list[str]) -> pd.DataFrame | None:
 
 def _write(out: str, comparison: Shift) -> None:
     from chorus.pipeline.io import storage
-    from chorus.pipeline.io.storage import storage_errors
+    from chorus.pipeline.io.storage_failures import storage_errors
 
     url = storage.join(storage.normalise(out), "shift.json")
     with storage_errors(url):

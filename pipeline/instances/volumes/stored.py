@@ -14,10 +14,10 @@ from chorus.pipeline.core.fields import FLOW, PROBABILITY
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.instances.volumes.dynamics import VolumeCrop
-from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import posterior_axes
 from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line
 
 FLOW_CHANNELS = tuple(map(FLOW.channel, "zyx"))
 
@@ -126,5 +126,5 @@ class StoredVolume:
             return np.asarray(array[tuple(where[axis] for axis in axes)])
         except Exception as error:  # codecs and remote filesystems raise types of many libraries
             url = self._layout.url
-            damaged = f"{url}: a result cannot be decoded ({storage.words(error)}); run `chorus predict` again"
-            raise ImageError(storage.explain(error, url) or damaged) from error
+            damaged = f"{url}: a result cannot be decoded ({one_line(error)}); run `chorus predict` again"
+            raise ImageError(failure_sentence(error, url) or damaged) from error

@@ -30,7 +30,7 @@ from chorus.pipeline.io.outputs.groups import group_documents, prepare_collectio
 from chorus.pipeline.io.outputs.ngff_metadata import multiscale
 from chorus.pipeline.io.outputs.pyramid import half, pieces
 from chorus.pipeline.io.outputs.writer import put_array
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Channels that share a shard: colours stay together, the planes of a multiplexed stain do not fill the memory.
 _CHANNELS_PER_SHARD = 4

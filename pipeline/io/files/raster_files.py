@@ -15,6 +15,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.registry import kind_of, names, stem
 from chorus.pipeline.io.inside import fault, fitting, readable, shown
 from chorus.pipeline.io.sources.discovery import expand, identity
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _files(url: str, *, labels: bool) -> Iterator[tuple[str, str, str]]:
         for below, files in _folders(fs, root):
             listed += [(f"{below}/{name}".lstrip("/"), entry) for name, entry in files.items() if name[:1] != "."]
     except OSError as error:
-        raise RefusedError(storage.explain(error, url) or f"{url}: {error}") from error
+        raise RefusedError(failure_sentence(error, url) or f"{url}: {error}") from error
     for path, info in sorted(listed, key=lambda item: item[0]):
         kind = kind_of(path, labels=labels)
         relative = stem(path, labels=labels) if kind is not None and kind.in_folders else None

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
-from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 MEND = "copy or export the file again, or leave it out"
 # Names of the samples of a pixel, by their number.
@@ -262,5 +262,5 @@ def decoding_errors(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        sentence = storage.explain(error, url) if isinstance(error, OSError) and error.errno else None
+        sentence = failure_sentence(error, url) if isinstance(error, OSError) and error.errno else None
         raise ImageError(sentence or f"{url}: cannot be read ({reason}); {MEND}") from error

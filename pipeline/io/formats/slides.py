@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.units import finite_number
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.kind import FormatKind
@@ -95,7 +96,7 @@ def _image(url: str, slide: Any, dtypes: Collection[str]) -> Raster:
     properties = slide.properties
     scale = {}
     for axis in "yx":
-        size = _number(properties.get(f"openslide.mpp-{axis}"))
+        size = finite_number(properties.get(f"openslide.mpp-{axis}"))
         if size > 0:
             scale[axis] = rounded(size)
     background = _background(properties.get("openslide.background-color"))
@@ -133,14 +134,6 @@ def _background(color: str | None) -> NDArray[np.uint8]:
         return np.frombuffer(bytes.fromhex(color or "FFFFFF"), np.uint8)[:3]
     except ValueError:
         return np.full(3, 255, np.uint8)
-
-
-def _number(text: str | None) -> float:
-    try:
-        value = float(text or 0)
-    except ValueError:
-        return 0.0
-    return value if np.isfinite(value) else 0.0
 
 
 KIND = FormatKind(

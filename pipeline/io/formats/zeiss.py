@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.units import finite_number
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.formats.kind import FormatKind
@@ -54,7 +55,7 @@ def _images(url: str, reader: Any, dtypes: Collection[str]) -> list[Raster]:
     image = root.find("./Metadata/Information/Image")
     image = ElementTree.Element("Image") if image is None else image
     for axis in _OTHER_AXES:
-        if _number(image.findtext(f"Size{axis}")) > 1:
+        if finite_number(image.findtext(f"Size{axis}")) > 1:
             raise ImageError(f"{url}: has several values on the axis {axis} of CZI; export it as several OME-TIFFs")
     box = reader.total_bounding_box_no_pyramid
     lengths = {letter.lower(): box[letter][1] - box[letter][0] for letter in "TCZ" if letter in box}
@@ -104,10 +105,10 @@ def _scale(root: ElementTree.Element, image: ElementTree.Element) -> dict[str, f
     """Return micrometers per pixel, which the file has in meters, and seconds between time points."""
     scale = {}
     for axis in "zyx":
-        meters = _number(root.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis.upper()}']/Value"))
+        meters = finite_number(root.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis.upper()}']/Value"))
         if meters > 0:
             scale[axis] = rounded(meters * 1e6)
-    seconds = _number(image.findtext("./Dimensions/T/Positions/Interval/Increment"))
+    seconds = finite_number(image.findtext("./Dimensions/T/Positions/Interval/Increment"))
     return scale | ({"t": seconds} if seconds > 0 else {})
 
 
@@ -127,18 +128,9 @@ def _position(scene: ElementTree.Element, size: tuple[int, int], scale: Mapping[
     x, _, y = (scene.findtext("CenterPosition") or "").partition(",")
     if not (x and y and {"y", "x"} <= scale.keys()):
         return {}
-    centre = {"y": _number(y), "x": _number(x)}
+    centre = {"y": finite_number(y), "x": finite_number(x)}
     lengths = dict(zip("yx", size, strict=True))
     return {axis: rounded(centre[axis] - (lengths[axis] - 1) / 2 * scale[axis]) for axis in "yx"}
-
-
-def _number(text: str | None) -> float:
-    """Return a finite number that XML holds; 0 where it is missing or none."""
-    try:
-        value = float(text or 0)
-    except ValueError:
-        return 0.0
-    return value if np.isfinite(value) else 0.0
 
 
 KIND = FormatKind(

@@ -24,7 +24,7 @@ from ome_zarr_models.v05.well_types import WellMeta as Well
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import Ngff
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.storage_failures import storage_errors
 
 # Documents that are put into a bucket at the same time.
 _AT_ONCE = 16

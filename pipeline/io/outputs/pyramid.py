@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import LabelImage, posterior_axes, region_grid, semantic_labels
-from chorus.pipeline.io.outputs.writer import open_labels, open_posterior, write_labels, write_shard
-from chorus.pipeline.io.storage import storage_errors
+from chorus.pipeline.io.outputs.writer import open_labels, open_posterior, write_labels, write_region
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import StoredFiles
 
 
@@ -71,7 +71,7 @@ def write_pyramid_shard(layout: ImageLayout, shard: PyramidShard) -> StoredFiles
     """
     posterior = _coarser_posterior(layout, shard) if layout.channels else None
     labels = _coarser_labels(layout, semantic_labels(layout), shard)
-    return write_shard(layout, shard.level, shard.t, shard.z, shard.window, posterior, labels)
+    return write_region(layout, shard.t, shard.z, shard.window, posterior, labels, level=shard.level)
 
 
 def write_pyramid(layout: ImageLayout) -> StoredFiles:

@@ -49,7 +49,8 @@ from chorus.pipeline.io.outputs.arrays import (
 )
 from chorus.pipeline.io.outputs.groups import dump, group_documents, put_documents
 from chorus.pipeline.io.outputs.ngff_metadata import image_attributes, label_documents
-from chorus.pipeline.io.storage import remove_folder, storage_errors
+from chorus.pipeline.io.storage import remove_folder
+from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.io.stored_files import StoredFiles, damaged_files, sizes_below, sizes_of, stored
 
 
@@ -127,15 +128,18 @@ def write_region(
     window: Window,
     posterior: NDArray[np.floating[Any]] | None,
     labels: NDArray[np.integer[Any]],
+    *,
+    level: int = 0,
 ) -> StoredFiles:
-    """Write one region of the full resolution: one object per array, whatever was there before.
+    """Write one region of a level: one object per array, whatever was there before.
 
     Parameters
     ----------
     t, z : the plane; 0 where the image has no such axis
-    window : a window of ``RegionGrid(layout.height, layout.width, layout.region)``
+    window : a window of ``region_grid(layout, level)``
     posterior : (channels, y, x), cast to ``layout.dtype``; None where none is kept
     labels : (y, x), values of classes
+    level : of the pyramid, 0 is the full resolution
 
     Returns
     -------
@@ -144,33 +148,8 @@ def write_region(
 
     Raises
     ------
-    OutputError : storage does not take it
-    """
-    return write_shard(layout, 0, t, z, window, posterior, labels)
-
-
-def write_shard(
-    layout: ImageLayout,
-    level: int,
-    t: int,
-    z: int,
-    window: Window,
-    posterior: NDArray[np.floating[Any]] | None,
-    labels: NDArray[np.integer[Any]],
-) -> StoredFiles:
-    """Write one shard of a pyramid level, as `write_region` does for the full resolution.
-
-    Parameters
-    ----------
-    t, z : the plane; 0 where the image has no such axis
-    window : a window of ``region_grid(layout, level)``
-    posterior : (channels, y, x), cast to ``layout.dtype``; None where none is kept
-    labels : (y, x), values of classes
-
-    Raises
-    ------
     ValueError : `window` is none of the grid's, or an array has another shape
-    OutputError : storage does not accept it
+    OutputError : storage does not take it
     """
     at = _place(layout, level, t, z, window)
     expected = (len(layout.channels), *window.shape)

@@ -34,6 +34,7 @@ from chorus.pipeline.io.sources.ngff import (
     plate_metadata,
     well_metadata,
 )
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _storage_refusals(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if sentence := storage.explain(error, url):
+        if sentence := failure_sentence(error, url):
             raise RefusedError(sentence) from error
         raise
 

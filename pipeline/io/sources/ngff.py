@@ -33,6 +33,7 @@ from chorus.pipeline.io.models import DTYPES, Level, Ngff, SourceImage
 from chorus.pipeline.io.opened_arrays import UnknownCodecError, open_array
 from chorus.pipeline.io.sources.file_store import source_store
 from chorus.pipeline.io.sources.level_geometry import with_scales_of_shapes
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line
 
 _LEVELS = 64
 _PLANE, _PLANES, _CHUNK = 1 << 40, 1 << 20, 1 << 32
@@ -307,6 +308,6 @@ def _unopened(error: Exception, url: str) -> ChorusError:
     """Return the exception for an error while opening a group or array: storage's error, or damaged metadata."""
     if isinstance(error, ImageError):
         return error
-    if sentence := storage.explain(error, url):
+    if sentence := failure_sentence(error, url):
         return RefusedError(sentence)
-    return ImageError(f"{url}: its Zarr metadata cannot be read ({storage.words(error)}); {MEND}")
+    return ImageError(f"{url}: its Zarr metadata cannot be read ({one_line(error)}); {MEND}")

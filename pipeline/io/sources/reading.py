@@ -21,6 +21,7 @@ from chorus.pipeline.io.models import Ngff, SourceImage
 from chorus.pipeline.io.opened_arrays import UnknownCodecError, open_array
 from chorus.pipeline.io.sources.chunks import check_any_chunk
 from chorus.pipeline.io.sources.file_store import FileStore, source_store
+from chorus.pipeline.io.storage_failures import failure_sentence, one_line
 
 SAME_SIZE = 0.1  # pixel sizes that differ by less are taken as equal
 # Pixels so many times as large, or as small, as the ensemble's show nothing of what it was trained on: a pixel size
@@ -181,8 +182,8 @@ def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zar
     except UnknownCodecError as error:
         raise ImageError(f"{url}: {error}") from error
     except Exception as error:
-        damaged = f"{url}: cannot be opened ({storage.words(error)}); copy the image again from its origin"
-        raise ImageError(storage.explain(error, url) or damaged) from error
+        damaged = f"{url}: cannot be opened ({one_line(error)}); copy the image again from its origin"
+        raise ImageError(failure_sentence(error, url) or damaged) from error
 
 
 def read_window(
@@ -234,7 +235,7 @@ def read_window(
         raise
     except Exception as error:
         # codecs and remote filesystems raise types of many libraries; chained, never swallowed
-        raise ImageError(storage.explain(error, _url(array)) or _damage(error, array, location)) from error
+        raise ImageError(failure_sentence(error, _url(array)) or _damage(error, array, location)) from error
     order = "".join(axis for axis in axes if axis in "cyx")
     pixels = stored.reshape([stored.shape[axes.index(axis)] for axis in order])
     if "c" not in order:
@@ -294,7 +295,7 @@ def _url(array: zarr.Array[Any]) -> str:
 def _damage(error: Exception, array: zarr.Array[Any], location: str) -> str:
     over_http = storage.is_web(_url(array))
     hint = " or use a server that answers range requests" if array.shards and over_http else ""
-    return f"{location}: a chunk cannot be decoded ({storage.words(error)}); copy the image again from its origin{hint}"
+    return f"{location}: a chunk cannot be decoded ({one_line(error)}); copy the image again from its origin{hint}"
 
 
 def check_finite(pixels: NDArray[Any], channels: Sequence[int], location: str, window: Window) -> None:

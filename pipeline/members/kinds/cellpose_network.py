@@ -17,6 +17,7 @@ from chorus.pipeline.core.devices import fp32_policy_kept
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
@@ -186,7 +187,7 @@ def describe(url: str) -> ModelDescription:
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"weights {storage.explain(error, url) or url}; give a file or a URL") from error
+        raise RefusedError(f"weights {failure_sentence(error, url) or url}; give a file or a URL") from error
     design = Design.of(url, _state_dict(url, data))
     entry = CellposeMember(kind="cellpose", weights=url, sha256=hashlib.sha256(data).hexdigest())
     about = About(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
@@ -143,7 +144,7 @@ def describe(url: str, *, trust_code: bool = False) -> tuple[ModelDescription, .
     try:
         data = storage.read_bytes(url)
     except OSError as error:
-        raise RefusedError(f"weights {storage.explain(error, url) or url}; correct the path") from error
+        raise RefusedError(f"weights {failure_sentence(error, url) or url}; correct the path") from error
     digest = hashlib.sha256(data).hexdigest()
     script = _script(url, data, trust_code)
     if script is None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import one_line
 from chorus.pipeline.members.contract import fetch_weights
 from chorus.pipeline.members.kinds.smp import fill, network, state_dict
 from chorus.pipeline.training.settings import TrainSettings
@@ -88,7 +89,7 @@ def _pretrain(module: nn.Module, settings: TrainSettings) -> bool:
             _log.warning(
                 "encoder %s: its ImageNet weights cannot be had (%s); it begins with random ones",
                 encoder,
-                storage.words(error)[:200],
+                one_line(error)[:200],
             )
             return False
     module.encoder.load_state_dict(whole.encoder.state_dict())  # type: ignore[union-attr]

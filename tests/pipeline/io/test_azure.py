@@ -20,6 +20,7 @@ from chorus.pipeline.io.conditional import objects_of
 from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.reading import open_level, read_window
+from chorus.pipeline.io.storage_failures import failure_sentence
 from tests.support.making import pixels
 
 # The emulator's own account, which its manual names.
@@ -113,7 +114,7 @@ def test_what_azure_answers_is_one_sentence(lab: str) -> None:
     for url, words in {f"{lab}/none.json": "not found", "az://nowhere/a.json": "not found"}.items():
         with pytest.raises(Exception) as caught:  # noqa: PT011 - of many libraries
             storage.read_bytes(url)
-        assert words in (storage.explain(caught.value, url) or "")
+        assert words in (failure_sentence(caught.value, url) or "")
 
 
 def test_without_an_account_the_sentence_says_how_to_sign_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def test_without_an_account_the_sentence_says_how_to_sign_in(monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of Azure's libraries
         storage.read_bytes("az://lab/a.json")
-    assert "not signed in" in (message := storage.explain(caught.value, "az://lab/a.json") or "")
+    assert "not signed in" in (message := failure_sentence(caught.value, "az://lab/a.json") or "")
     assert "AZURE_STORAGE_CONNECTION_STRING" in message
 
 

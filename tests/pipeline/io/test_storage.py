@@ -10,6 +10,7 @@ import pytest
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     ],
 )
 def test_what_storage_answers_is_said_in_one_sentence(error: OSError, said: str) -> None:
-    sentence = storage.explain(error, "s3://b/x")
+    sentence = failure_sentence(error, "s3://b/x")
     assert sentence is not None
     assert sentence.startswith("s3://b/x: ")
     assert said in sentence
@@ -99,4 +100,4 @@ def test_what_storage_answers_is_said_in_one_sentence(error: OSError, said: str)
 
 
 def test_an_error_that_is_not_of_storage_is_not_explained() -> None:
-    assert storage.explain(KeyError("x"), "s3://b/x") is None
+    assert failure_sentence(KeyError("x"), "s3://b/x") is None

@@ -10,6 +10,7 @@ import pytest
 from gcsfs.retry import HttpError
 
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from tests.support.buckets import KINDS, SECRET, Bucket
 
 
@@ -68,7 +69,7 @@ def test_the_reader_pays_where_the_environment_says_so(asked: Bucket, monkeypatc
 
 def test_a_bucket_whose_reader_pays_says_how() -> None:
     error = HttpError({"code": 400, "message": "Bucket is a requester pays bucket but no user project provided."})
-    said = storage.explain(error, "gs://lab/file")
+    said = failure_sentence(error, "gs://lab/file")
     assert (
         said == "gs://lab/file: whoever reads this bucket pays; set FSSPEC_GS_REQUESTER_PAYS to the project that does"
     )

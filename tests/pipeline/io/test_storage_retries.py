@@ -12,6 +12,7 @@ from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import object_stores as buckets
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from tests.support.buckets import KINDS, SECRET, Bucket, without_waiting
 from tests.support.faults import Fault, first, no_fault, share
 
@@ -100,7 +101,7 @@ def test_an_upload_that_is_cut_for_good_leaves_the_old_object(bucket: Bucket) ->
     bucket.proxy.choose = first(10_000, "cut", "PUT")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of the libraries
         storage.write_bytes(url, DATA)
-    assert "the server cannot be reached" in (storage.explain(caught.value, url) or "")
+    assert "the server cannot be reached" in (failure_sentence(caught.value, url) or "")
     with pytest.raises(Exception):  # noqa: B017, PT011
         storage.write_bytes(url + "-new", DATA)
     bucket.proxy.choose = no_fault
@@ -144,7 +145,7 @@ def test_after_the_last_attempt_one_sentence_says_what_the_server_said(bucket: B
     bucket.proxy.choose = first(10_000, fault, "GET")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of the libraries
         storage.read_bytes(url)
-    sentence = storage.explain(caught.value, url) or ""
+    sentence = failure_sentence(caught.value, url) or ""
     said = {
         "busy": "the server is busy or failing (the server answered 503)",
         "throttled": "the server is busy or failing (the server answered 429)",

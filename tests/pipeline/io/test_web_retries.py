@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.storage_failures import failure_sentence
 from tests.support.buckets import without_waiting
 from tests.support.faults import Fault, Proxy, first, share
 
@@ -62,4 +63,4 @@ def test_a_server_that_fails_is_not_taken_for_a_missing_file(proxy: Proxy, tmp_p
     proxy.choose = first(10_000, "busy", "GET")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of the library
         storage.exists(f"{proxy.url}/web/file")
-    assert "the server answered 503" in (storage.explain(caught.value, f"{proxy.url}/web/file") or "")
+    assert "the server answered 503" in (failure_sentence(caught.value, f"{proxy.url}/web/file") or "")

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, shown
+from chorus.pipeline.io.storage_failures import failure_sentence
 
 WeightFormat: TypeAlias = Literal["pytorch_state_dict", "torchscript", "onnx"]
 RUNNABLE: tuple[WeightFormat, ...] = ("pytorch_state_dict", "torchscript", "onnx")
@@ -142,7 +143,7 @@ def _source(url: str, written: str) -> Any:
             f"{url}: neither a folder nor a zip archive nor an rdf ({first_line(error)}); get the package anew"
         ) from error
     except OSError as error:
-        raise RefusedError(f"package {storage.explain(error, url) or url}") from error
+        raise RefusedError(f"package {failure_sentence(error, url) or url}") from error
     if _ID.fullmatch(written):
         return written
     raise RefusedError(

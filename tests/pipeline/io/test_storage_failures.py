@@ -29,9 +29,9 @@ from moto.server import ThreadedMotoServer
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
-from chorus.pipeline.io import storage
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.reading import open_level, read_window
+from chorus.pipeline.io.storage_failures import failure_sentence
 from tests.support.buckets import without_waiting
 
 RESUME = "run the same command again to resume"
@@ -108,7 +108,7 @@ def by_s3(code: str, status: int = 400) -> Exception:
     ],
 )
 def test_an_answer_of_storage_is_one_sentence_with_url_and_mend(url: str, error: Exception, words: str) -> None:
-    sentence = storage.explain(error, url)
+    sentence = failure_sentence(error, url)
     assert sentence is not None
     assert sentence.startswith(f"{url}: ")
     assert "\n" not in sentence
@@ -120,12 +120,12 @@ def test_an_answer_of_storage_is_one_sentence_with_url_and_mend(url: str, error:
     [gzip.decompress, bz2.decompress, numcodecs.GZip().decode, numcodecs.BZ2().decode, numcodecs.Zstd().decode],
 )
 def test_damaged_data_are_not_called_a_failure_of_storage(decode: Callable[[bytes], Any]) -> None:
-    assert storage.explain(raised(lambda: decode(b"no such stream")), "/in") is None
+    assert failure_sentence(raised(lambda: decode(b"no such stream")), "/in") is None
 
 
 def test_a_mistake_in_the_program_is_not_explained() -> None:
     for error in (KeyError("axes"), TypeError("no"), ValueError("no"), RuntimeError("no")):
-        assert storage.explain(error, "/in") is None
+        assert failure_sentence(error, "/in") is None
 
 
 @pytest.mark.parametrize("codec", [numcodecs.GZip(), numcodecs.BZ2()], ids=["gzip", "bz2"])
@@ -141,7 +141,8 @@ def test_a_damaged_chunk_is_to_be_copied_anew_not_resumed(tmp_path: Path, codec:
 
 def test_explaining_imports_no_library_of_a_bucket() -> None:
     program = (
-        "import sys; from chorus.pipeline.io import storage; storage.explain(OSError(5, 'no'), 's3://a');"
+        "import sys; from chorus.pipeline.io.storage_failures import failure_sentence;"
+        "failure_sentence(OSError(5, 'no'), 's3://a');"
         "print({'s3fs', 'botocore', 'gcsfs', 'google.auth', 'aiohttp'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
