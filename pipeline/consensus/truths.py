@@ -15,7 +15,7 @@ from chorus.pipeline.consensus.annotations import Drawing, find_drawings, open_d
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.files.label_files import LABEL_DTYPES, pair_labels, stored_labels
+from chorus.pipeline.io.files.label_files import LABEL_DTYPES, images_among, pair_labels, stored_labels
 from chorus.pipeline.io.files.raster_files import find_files, is_zarr
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, SourceImage
@@ -197,7 +197,9 @@ def _zarr_truths(images: Mapping[str, str], truth: str, label: str | None) -> Fo
     truths = _existing(urls)
     missing = [name for name in images if name not in truths and name not in failed]
     used = {id(known[key]) for key in pairs.values()}
-    return FoundTruths(truths, missing, sorted(name for name, one in by_key.items() if id(one) not in used), failed)
+    images_beside = images_among(by_key)
+    unused = sorted(name for name, one in by_key.items() if id(one) not in used and name not in images_beside)
+    return FoundTruths(truths, missing, unused, failed)
 
 
 def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
@@ -210,7 +212,7 @@ def _raster_truths(images: Mapping[str, str], truth: str) -> FoundTruths:
     chosen = {name: files[known[pairs[_key(name)]]] for name in images if _key(name) in pairs}
     truths = {name: Drawing(TRUTH, file.url, "raster", file.stamp) for name, file in chosen.items()}
     used = {file.url for file in chosen.values()}
-    unused = sorted(key for key, file in files.items() if file.url not in used)
+    unused = sorted(key for key in files.keys() - images_among(files) if files[key].url not in used)
     return FoundTruths(truths, [name for name in images if name not in truths], unused)
 
 

@@ -50,12 +50,17 @@ def pair_labels(images: Mapping[str, str | None], labels: Mapping[str, str]) -> 
         label = next((one for one in candidates if one in labels and not _another(one, images, labels)), None)
         if label is not None:
             pairs[name] = label
-    mixed, used = _folders_with_both(labels), set(pairs.values())
-    for name in images.keys() & labels.keys() - pairs.keys() - used:
-        is_image = image_of(name) == name and _folder(name) in mixed
-        if not is_image and not _same(images[name], labels[name]):
+    for name in images.keys() & labels.keys() - pairs.keys() - set(pairs.values()) - images_among(labels):
+        if not _same(images[name], labels[name]):
             pairs[name] = name
     return {name: pairs[name] for name in images if name in pairs}
+
+
+def images_among(names: Iterable[str]) -> set[str]:
+    """Return the names without a suffix of labels in folders where some name stands both with and without one."""
+    known = set(names)
+    mixed = {_folder(name) for name in known if (image := image_of(name)) != name and image in known}
+    return {name for name in known if image_of(name) == name and _folder(name) in mixed}
 
 
 def stored_labels(pixels: NDArray[Any], url: str) -> NDArray[Any]:
@@ -70,12 +75,6 @@ def stored_labels(pixels: NDArray[Any], url: str) -> NDArray[Any]:
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-def _folders_with_both(names: Iterable[str]) -> set[str]:
-    """Folders in which some name stands with and without a suffix of labels."""
-    known = set(names)
-    return {_folder(name) for name in known if (image := image_of(name)) != name and image in known}
 
 
 def _another(label: str, images: Mapping[str, str | None], labels: Mapping[str, str]) -> bool:
