@@ -226,15 +226,13 @@ def _measure(job: Job) -> list[dict[str, Any]]:
 
 def _posteriors(pixels: NDArray[np.float32], job: Job, overlap: float) -> list[Posterior]:
     """Of the whole plane, one for each of `WINDOWS`."""
-    spec, tile = _ensemble.spec, job.tile
+    tile = job.tile
     settings = InferenceSettings(
-        activation=spec.activation,
+        outputs=_ensemble.outputs,
         multilabel=_ensemble.multilabel,
-        classes=len(_ensemble.probability_names),
         tile=tile,
         augmentations=job.augmentations,
         batch=max(1, 256**2 // tile**2),
-        flows=spec.flows,
     )
     height, width = pixels.shape[1:]
     whole = Window.of(0, height, 0, width)

@@ -18,23 +18,21 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.runs.volume_merging import seen_by
 from chorus.console.options import RequestOptions
+from chorus.pipeline.core.field import Field
 from chorus.pipeline.core.fields import (
     CHOICES,
     CLASS_VARIANCES,
     DEFAULTS,
-    EFFORT,
     FIELDS,
     FLOW,
     FLOW_VARIANCE,
-    FLOWS,
     OF_OBJECTS,
     SAMPLES,
-    Field,
     FieldLayout,
-    Outputs,
     field_of,
 )
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.outputs import EFFORT, FLOWS, Outputs
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.exports.annotation import Drafted, draft
@@ -42,7 +40,6 @@ from chorus.pipeline.exports.contours import polygons
 from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, Outline, object_name, uncertainty_column
 from chorus.pipeline.exports.rois import roi
 from chorus.pipeline.exports.tables import write_by_uncertainty
-from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.report.pictures import paint_panels
@@ -53,7 +50,7 @@ from chorus.serving.prediction.encoding import arrays
 from chorus.serving.prediction.steps import Result
 from chorus.serving.review.pixels import Pixels, open_layers
 from chorus.serving.review.tiles import Look, draw_tile, scale
-from tests.support.engines import CPU
+from tests.support.engines import CPU, settings_of
 from tests.support.reports import score, write_source, write_tables
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +115,7 @@ def test_what_samples_give_are_the_fields_that_are_blended_at_the_places_of_the_
     for flows in (False, True):
         sums = SampleSums.zeros(2, 3, 4, CPU, flows=flows)
         sums.samples = 1
-        settings = InferenceSettings("softmax", False, 3, 4, ("identity",), 2, flows=flows)
+        settings = settings_of("softmax", False, 3, 4, ("identity",), 2, flows=flows)
         given = {field.name: maps.shape[1] for field, maps in sums.statistics().items()}
         assert given == {name: part.stop - part.start for name, part in settings.layout.slices.items()}
         for field, maps in sums.statistics().items():

@@ -186,9 +186,8 @@ def pipeline(inputs: Inputs) -> Answer:
     ensemble = read_ensemble(str(inputs.folder / "ensemble"))
     spec, device = ensemble.spec, torch.device("cpu")
     settings = InferenceSettings(
-        activation=spec.activation,
+        outputs=ensemble.outputs,
         multilabel=ensemble.multilabel,
-        classes=len(ensemble.probability_names),
         tile=spec.tile,
         augmentations=tuple(spec.augmentations),
         batch=tiles_per_call("cpu", spec.tile, len(spec.augmentations)),

@@ -11,6 +11,7 @@ from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.outcome import failures_of
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
@@ -28,12 +29,12 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     """
     settings, method = request.settings, request.objects
     if method == "auto":
-        method = "flows" if ensemble.spec.flows and settings.save and not settings.in_place else "none"
+        method = "flows" if FLOWS in ensemble.outputs and settings.save and not settings.in_place else "none"
     if method == "none":
         return request.model_copy(update={"objects": method})
     if settings.in_place:
         raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
-    if method == "flows" and not ensemble.spec.flows:
+    if method == "flows" and FLOWS not in ensemble.outputs:
         raise RefusedError(f"{ensemble.url}: its members give no flows; choose --objects watershed or components")
     check_class_names(ensemble)
     needed = {*settings.save, *([FLOW.name] if method == "flows" else []), *([PROBABILITY.name] * ensemble.multilabel)}

@@ -21,6 +21,7 @@ from chorus.cluster.state.command import Execution
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run, planned_images, settings_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.plane_objects import Method
@@ -124,7 +125,7 @@ class Results:
             return
         out, what = self.request.out, " and no ".join(sorted(missing))
         if missing == {FLOW.name}:
-            gives = self.ensemble.spec.flows
+            gives = FLOWS in self.ensemble.outputs
             mend = "run chorus predict with --objects flows to another --out, or " if gives else ""
             raise RefusedError(f"{out}: holds no flows; {mend}choose --method watershed or components")
         raise RefusedError(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.volume_views import anisotropy, spacing_of
 from chorus.cluster.runs.volume_merging import slab_grid
-from chorus.pipeline.core.fields import FLOWS, OF_OBJECTS
+from chorus.pipeline.core.fields import OF_OBJECTS
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing

@@ -19,7 +19,8 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runs.setup import predict_jobs
 from chorus.cluster.runtime.started_tasks import Executor
-from chorus.pipeline.core.fields import FIELDS, FLOWS, PROBABILITY
+from chorus.pipeline.core.fields import FIELDS, PROBABILITY
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
@@ -60,7 +61,7 @@ class SecondEnsemble:
         """
         ensemble = read_ensemble(url, trust_code=trust_code)
         spec = ensemble.spec
-        if not spec.flows:
+        if FLOWS not in spec.answers:
             raise RefusedError(f"{ensemble.url}: its members give no flows; give --flows-from an ensemble that does")
         if len(spec.input.channels) != 1:
             raise RefusedError(

@@ -14,8 +14,10 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.pipeline.backends.choice import Backend, check_backend
 from chorus.pipeline.backends.choosing import Workload, choose
-from chorus.pipeline.core.fields import EFFORT, FIELDS, SAMPLES, Outputs, in_order
+from chorus.pipeline.core.augmentation import refused
+from chorus.pipeline.core.fields import FIELDS, SAMPLES, in_order
 from chorus.pipeline.core.geometry import Grid, RegionGrid, TileAxis, Window
+from chorus.pipeline.core.outputs import EFFORT, FLOWS, Outputs
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -23,7 +25,7 @@ from chorus.pipeline.inference.encoder_features import centres_in
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
-from chorus.pipeline.io.models import FailedImage, ImageLayout, SourceImage
+from chorus.pipeline.io.models import FailedImage, ImageLayout, MapDisplay, SourceImage
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.file_store import file_in
 from chorus.pipeline.io.sources.reading import choose_channels, choose_level, unknown_pixel_size
@@ -97,10 +99,18 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
             raise RefusedError(
                 f"{ensemble.url}: its members give no {field.role.name}; leave `{field.name}` out of --save"
             )
-    if settings.volumes and not spec.flows:
+    if settings.volumes and FLOWS not in ensemble.outputs:
         raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
+    unmerged = [name for name in settings.save if FIELDS[name].symmetry in ("rays", "offsets")]
+    if settings.volumes and unmerged:
+        raise RefusedError(
+            f"{ensemble.url}: `{unmerged[0]}` of planes in three directions have no mean; leave it out of --save, or "
+            "leave --volumes out"
+        )
     tile = settings.tile or spec.tile
     augmentations = settings.augmentations or spec.augmentations
+    if reason := refused(ensemble.outputs, tuple(augmentations)):
+        raise RefusedError(f"{ensemble.url}: {reason}; leave it out of --augment")
     overlap = spec.overlap if settings.overlap is None else settings.overlap
     workload = Workload(tile, len(augmentations), settings.precision, torch.device(settings.device))
     backend, batch = settings.backend, settings.batch or workload.batch
@@ -147,14 +157,12 @@ def _full(settings: ResolvedSettings) -> ResolvedSettings:
 def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> InferenceSettings:
     """Return the settings that the engine needs."""
     return InferenceSettings(
-        activation=ensemble.spec.activation,
+        outputs=ensemble.outputs,
         multilabel=ensemble.multilabel,
-        classes=len(ensemble.probability_names),
         tile=settings.tile,
         augmentations=tuple(settings.augmentations),
         batch=settings.batch,
         precision=settings.precision,
-        flows=ensemble.spec.flows,
         effort=settings.bound,
     )
 
@@ -232,6 +240,12 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
     """Return the layout of the results of `image`."""
     url = inside(storage.join(out, "images"), image.name)
     given = outputs_of(settings, ensemble)
+    fields = [FIELDS[name] for name in settings.save]
+    kept = [
+        (channel, MapDisplay(*field.window(given), field.unit(given)))
+        for field in fields
+        for channel in field.channels(given)
+    ]
     return ImageLayout(
         url=url,
         labels_url=image.url if settings.in_place else url,
@@ -242,10 +256,10 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
         scale=image.scale,
         translation=image.translation,
         units=image.units,
-        channels=tuple(channel for name in settings.save for channel in FIELDS[name].channels(given)),
+        channels=tuple(channel for channel, _ in kept),
+        displays=tuple(display for _, display in kept),
         dtype=settings.dtype,
         classes=ensemble.classes,
-        samples=len(ensemble.spec.members) * len(settings.augmentations or ensemble.spec.augmentations),
         chunk=settings.chunk,
         region=settings.region,
     )
@@ -254,11 +268,9 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
 def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
     """Return the outputs that the results of a run may hold."""
     axes = "zyx" if settings.volumes == "all" else "yx"
-    return Outputs.of(
-        ensemble.probability_names,
-        flows=axes if ensemble.spec.flows else "",
-        adaptive=settings.effort == "adaptive",
-    )
+    samples = len(ensemble.spec.members) * len(settings.augmentations or ensemble.spec.augmentations)
+    outputs = ensemble.outputs.along(axes)
+    return outputs.sampled(samples) if settings.effort == "adaptive" else outputs
 
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:

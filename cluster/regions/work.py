@@ -14,7 +14,9 @@ from chorus.cluster.planning.plan import ResolvedSettings, model_centres, model_
 from chorus.cluster.regions.maps import axis_maps, is_resampled, on_image
 from chorus.cluster.state.ledger import RegionRecord
 from chorus.cluster.telemetry.timeline import span
+from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble, Inputs
 from chorus.pipeline.errors import ImageError
@@ -105,7 +107,9 @@ def region_result(
     ------
     ImageError : a member predicts values that are not finite
     """
-    if not np.isfinite(posterior.epistemic).all():
+    # Flows that are no numbers are taken as no flows.
+    judged = (maps for name, maps in posterior.fields.items() if FIELDS[name].role != FLOWS)
+    if not all(np.isfinite(maps).all() for maps in judged):
         # Its labels would be background everywhere, like those of an empty image, although there is no prediction.
         raise ImageError(
             f"{work.image.url}: region {work.region_in_image}: members answer with NaN; look for pixels far beyond "

@@ -35,7 +35,8 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.encoder_features import TileFeatures
-from chorus.pipeline.inference.engine import Engine, StageState
+from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.io.fences import cover
 from chorus.pipeline.io.models import ImageLayout

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from chorus.pipeline.inference.engine import StageState
+    from chorus.pipeline.inference.stages import StageState
 
 
 @dataclass(frozen=True, slots=True)

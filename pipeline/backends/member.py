@@ -13,9 +13,10 @@ from chorus.pipeline.backends.choice import Backend, difference, tolerance
 from chorus.pipeline.backends.conversion import Run, WithStage, compiled, device_name, fingerprint, kept, onnx_graph
 from chorus.pipeline.backends.recording import recorded
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.posterior_builder import Precision
-from chorus.pipeline.members.contract import Activation, Member, ModuleMember
+from chorus.pipeline.members.contract import Member, ModuleMember
 
 
 def on_backend(member: Member, backend: Backend, precision: Precision, device: torch.device) -> Member:

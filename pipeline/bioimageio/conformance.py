@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.bioimageio.comparison import ComparisonOutcome, Status, Tolerance, compare, tolerance, worst
+from chorus.pipeline.core.outputs import Outputs, classes_of
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
@@ -241,7 +242,8 @@ def _output_by_chorus(
     inputs = package.description.inputs
     edge = raw.shape[-1] if tile_fits(inputs, raw.shape[-1]) else nearest_tile(inputs, raw.shape[-1]) or raw.shape[-1]
     taken = port(package.url, tensor)
-    asked = LoadRequest(package.url, raw.shape[1], taken.channels, flows=False, tile=edge, trust_code=trust_code)
+    outputs = Outputs((classes_of(list(map(str, range(taken.channels)))),))
+    asked = LoadRequest(package.url, raw.shape[1], outputs, tile=edge, trust_code=trust_code)
     prepared = _prepared(entry.preparation(asked), raw)
     with torch.inference_mode():
         given = entry.load(asked, CPU)(torch.from_numpy(prepared))

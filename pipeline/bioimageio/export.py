@@ -19,12 +19,13 @@ from pydantic import ValidationError
 from chorus.pipeline.bioimageio import export_weights as packing_weights
 from chorus.pipeline.bioimageio.export_documents import provenance, readme
 from chorus.pipeline.bioimageio.export_tensors import output_names, sample_image, tensors, write_cover
+from chorus.pipeline.core.outputs import CLASSES, FLOWS, Activation
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
-from chorus.pipeline.members.contract import FLOWS, Activation, Member, ModuleMember
+from chorus.pipeline.members.contract import Member, ModuleMember
 from chorus.pipeline.members.kind import PackedModule, PackedPackage
 from chorus.pipeline.members.kinds.bioimageio.package import EXTRA
 from chorus.pipeline.members.registry import kind_of, registry
@@ -89,7 +90,7 @@ def pack_whole(ensemble: Ensemble, about: About, out: Path) -> Path:
         [_module(ensemble, index, member) for index, member in enumerate(loaded)],
         activations,
         len(ensemble.probability_names),
-        flows=ensemble.spec.flows,
+        flows=FLOWS in ensemble.outputs,
     ).eval()
     with tempfile.TemporaryDirectory() as folder:
         weights = {"onnx": packing_weights.onnx(ensemble.url, module, asked, Path(folder))}
@@ -106,6 +107,11 @@ def _check(ensemble: Ensemble, about: About) -> None:
         import bioimageio.spec  # noqa: F401
     except ImportError as error:
         raise RefusedError(f"{ensemble.url}: packing needs bioimageio.core; {EXTRA}") from error
+    if ensemble.outputs.roles not in ((CLASSES,), (CLASSES, FLOWS)):
+        raise RefusedError(
+            f"{ensemble.url}: gives {', '.join(role.name for role in ensemble.outputs.roles)}; only classes, or "
+            "classes and flows, can be written as packages"
+        )
     cited = about.cite and all(citation.doi or citation.url for citation in about.cite)
     given = {
         "description": about.description,
@@ -204,9 +210,9 @@ def _save(ensemble: Ensemble, about: About, packed: Packed, folder: Path, path: 
     image = sample_image(ensemble.spec)
     answer = _answer(ensemble, packed, image)
     prediction = answer.numpy()
-    flows = FLOWS * ensemble.spec.flows
-    split = len(prediction) - flows
-    names = output_names(ensemble.spec, split, packed.activation, flows=ensemble.spec.flows)
+    flows = FLOWS in ensemble.outputs
+    split = ensemble.outputs.slices(len(prediction))[CLASSES].stop
+    names = output_names(ensemble.spec, split, packed.activation, flows=flows)
     labels = prediction[:split].argmax(axis=0) if split > 1 else (prediction[0] > 0.5).astype(np.uint8)
     colors = [one.color for one in ensemble.classes][-split:] if split > 1 else [c.color for c in ensemble.classes]
     write_cover(image, labels, colors, folder / "cover.png")
@@ -256,6 +262,6 @@ def _answer(ensemble: Ensemble, packed: Packed, image: NDArray[Any]) -> torch.Te
     prepared = preparation.apply(image, surveyed(preparation.measures, [image]))
     with torch.inference_mode():
         answer = packed.member(torch.from_numpy(prepared)[None])[0].float()
-        if ensemble.spec.flows or packed.activation == "none":
+        if FLOWS in ensemble.outputs or packed.activation == "none":
             return answer
         return answer.softmax(dim=0) if packed.activation == "softmax" else answer.sigmoid()

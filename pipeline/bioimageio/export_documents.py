@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from chorus.pipeline.bioimageio.export_tensors import EPS
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import Ensemble
 
@@ -50,7 +51,7 @@ def readme(ensemble: Ensemble, about: About, title: str) -> str:
         + (f", {one.images} images" if one.images is not None else "")
         for one in about.data
     ]  # fmt: skip
-    flows = "\nThe last two channels are flows (y, x), 5 times the unit vector.\n" if spec.flows else ""
+    flows = "\nThe last two channels are flows (y, x), 5 times the unit vector.\n" if FLOWS in spec.answers else ""
     parts = {
         f"# {title}": about.description,
         "## Intended use": about.intended_use or "Not stated.",

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.bioimageio.export_weights import IMAGE, PREDICTION
 from chorus.pipeline.core.fields import FLOW
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.ensembles.spec import EnsembleSpec
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Percentile, dtype_divisor
 
 EPS = 1e-12

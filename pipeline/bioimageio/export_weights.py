@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from chorus.pipeline.backends.conversion import OPSET
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import FLOWS, Activation, LoadRequest
+from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.members.kind import PackedModule, PackedOnnx, PackedTorchScript
 
 IMAGE, PREDICTION = "image", "prediction"
@@ -34,7 +35,7 @@ class AveragedMembers(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.members = torch.nn.ModuleList(members)
-        self.activations, self.classes, self.flows = tuple(activations), classes, FLOWS * flows
+        self.activations, self.classes, self.flows = tuple(activations), classes, 2 * flows
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the mean outputs of the members.

@@ -1,16 +1,18 @@
 """Test-time augmentations: the symmetries of the square, forward on a tile and backward on a member's outputs.
 
-Scalars only move; the vectors (dy, dx) of flows are also rotated or reflected.
+What else happens to vectors, rays and affinities is in `chorus.pipeline.core.restoring`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from chorus.pipeline.core.fields import CLASSES, FLOWS, Role
+from chorus.pipeline.core.outputs import CLASSES, Foreground, Output, Outputs, Role
+from chorus.pipeline.core.restoring import Turn, refusal, restored
+from chorus.pipeline.core.sample_sums import Sample
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 _AS_IT_IS = ((0, 1), (1, 1))
@@ -25,46 +27,33 @@ class Augmentation:
     Attributes
     ----------
     turn : for each of dy and dx in the original orientation, the component of the augmented tile that it is, and its
-        sign
+        sign, see `chorus.pipeline.core.restoring`
     """
 
     name: str
     forward: Transform
     backward: Transform
-    turn: tuple[tuple[int, int], tuple[int, int]]
+    turn: Turn
 
-    def restore(self, x: torch.Tensor, role: Role) -> torch.Tensor:
+    def restore(self, x: torch.Tensor, output: Output) -> torch.Tensor:
         """Transform a member's output for an augmented tile back to the original orientation.
 
         Parameters
         ----------
-        x : (..., channels, y, x) of any dtype
-        role : what the channels hold; its symmetry decides whether they are scalars or vectors
+        x : (..., channels, *spatial) of any dtype
+        output : what the channels hold; its symmetry decides what happens beside their positions
 
         Returns
         -------
         torch.Tensor
             Same shape and dtype.
+
+        Raises
+        ------
+        ValueError
+            If the output cannot be restored; see `refused`.
         """
-        return self.vectors_backward(x) if role.symmetry == "vector" else self.backward(x)
-
-    def vectors_backward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform vectors of an augmented tile back to the original orientation.
-
-        Parameters
-        ----------
-        x : (..., 2, y, x), components dy and dx
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape and dtype.
-        """
-        moved = self.backward(x)
-        if self.turn == _AS_IT_IS:
-            return moved
-        parts = [(moved[..., component, :, :], sign) for component, sign in self.turn]
-        return torch.stack([part if sign > 0 else -part for part, sign in parts], dim=-3)
+        return restored(self.backward(x), output, self.turn)
 
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
@@ -106,25 +95,62 @@ FLIPS = ("identity", "hflip", "vflip", "hvflip")
 D4 = tuple(AUGMENTATIONS)
 
 
-Sample = tuple[torch.Tensor, torch.Tensor]
-"""Probability, (tiles, classes, y, x), and flows, (tiles, 2 or 0, y, x), in the original orientation."""
-
-
-def sample_of(augmentation: Augmentation, probability: torch.Tensor, flows: torch.Tensor) -> Sample:
-    """Transform a member's outputs for augmented tiles back to the original orientation.
+def sample_of(augmentation: Augmentation, values: Mapping[Role, torch.Tensor], outputs: Outputs) -> Sample:
+    """Transform a member's values for augmented tiles back to the original orientation.
 
     Parameters
     ----------
     augmentation : that the tiles had
-    probability : (tiles, classes, y, x) float32
-    flows : (tiles, 2, y, x) float32, or (tiles, 0, y, x)
+    values : (tiles, channels, *spatial) float32 of each role that members answer with
+    outputs : of the members
 
     Returns
     -------
     Sample
-        Probability and flows, of the same shapes.
+        Of every role, probabilities of classes included where they follow from another output.
     """
-    return augmentation.restore(probability, CLASSES), augmentation.restore(flows, FLOWS) if flows.shape[1] else flows
+    sample = {one.role: augmentation.restore(values[one.role], one) for one in outputs if one.answered}
+    foreground = outputs[CLASSES].foreground
+    return sample if foreground is None else {CLASSES: probability_of(foreground, sample[foreground.role])} | sample
+
+
+def probability_of(foreground: Foreground, values: torch.Tensor) -> torch.Tensor:
+    """Return the probabilities of background and foreground that follow from another output.
+
+    Parameters
+    ----------
+    values : (tiles, channels, *spatial) float32 of that output
+
+    Returns
+    -------
+    torch.Tensor
+        (tiles, 2, *spatial) float32, 0 to 1.
+    """
+    first, *more = (values[:, channel] for channel in foreground.channels)
+    average = sum(more, first) / len(foreground.channels)
+    if foreground.rule == "same":
+        inside = average
+    elif foreground.rule == "complement":
+        inside = 1 - average
+    elif foreground.rule == "above":
+        inside = (average > foreground.threshold).to(values.dtype)
+    else:
+        inside = (average < foreground.threshold).to(values.dtype)
+    return torch.stack([1 - inside, inside], dim=1)
+
+
+def refused(outputs: Outputs, names: tuple[str, ...]) -> str:
+    """Return why one of these augmentations cannot be used with the members' outputs, in a sentence; empty if all can.
+
+    Parameters
+    ----------
+    names : of augmentations
+    """
+    for name in names:
+        for output in outputs:
+            if reason := refusal(output, AUGMENTATIONS[name].turn):
+                return f"augmentation {name} cannot be used with {output.role.name}: {reason}"
+    return ""
 
 
 def plain_augmentation(augmentations: tuple[str, ...]) -> int:

@@ -3,18 +3,29 @@
 Every field is declared here once, in `FIELDS`. Settings, stacked tensors, channel names, NGFF metadata, requests,
 layers of the review page, reports and exports derive from it, so that nothing else lists fields or counts channels.
 
-A `Role` is a kind of quantity that members predict: its channels are named by the run's `Outputs`, and its symmetry
-says how it is restored after an augmentation. A `Field` is one statistic of the posterior of a role: a map per channel
-of the role, or one map for all of them. To add a field, declare it here and give its values in
-`chorus.pipeline.core.posterior.SampleSums.statistics`. This module imports nothing heavy, since the command line
-imports it.
+What members answer is described by `chorus.pipeline.core.outputs`, what a field is by `chorus.pipeline.core.field`. To
+add a field, declare it here and give its values in
+`chorus.pipeline.core.role_sums`. This module imports nothing heavy, since the command line imports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chorus.pipeline.core.field import Display, Field, hues
+from chorus.pipeline.core.outputs import (
+    AFFINITIES,
+    BOUNDARY,
+    CLASSES,
+    DISTANCE,
+    EFFORT,
+    FLOWS,
+    RAYS,
+    VALUES,
+    Outputs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -22,159 +33,12 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
-Symmetry = Literal["scalar", "vector"]
-"""How values change under a flip or rotation: scalars only move, components of vectors are exchanged or negated."""
-
-Statistic = Literal[
-    "mean", "predictive variance", "epistemic variance", "aleatoric variance", "circular variance", "count"
-]
-Colormap = Literal["viridis", "inferno", "diverging"]
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A kind of quantity that a pixel has.
-
-    Attributes
-    ----------
-    name : the plural in sentences, such as "its members give no flows"
-    symmetry : see `Symmetry`; outputs for an augmented tile are restored by it
-    """
-
-    name: str
-    symmetry: Symmetry = "scalar"
-
-
-CLASSES = Role("classes")
-"""Probabilities; a channel per class that has one."""
-FLOWS = Role("flows", "vector")
-"""Vectors to the middle of the pixel's object; a channel per axis of the image, ``yx`` or ``zyx``."""
-EFFORT = Role("samples")
-"""Number of samples that adaptive effort drew; no output of a member; one channel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The outputs of a run's members, as far as fields depend on them.
-
-    Attributes
-    ----------
-    channels : names of the channels of each role that the run has
-    """
-
-    channels: Mapping[Role, tuple[str, ...]]
-
-    @classmethod
-    def of(cls, classes: Iterable[str], *, flows: str = "", adaptive: bool = False) -> Outputs:
-        """Return the outputs of a run.
-
-        Parameters
-        ----------
-        classes : names of the classes that have a probability map
-        flows : axes of the flows, such as ``yx``; empty if there are none
-        adaptive : whether effort is adaptive
-        """
-        channels = {CLASSES: tuple(classes)}
-        if flows:
-            channels[FLOWS] = tuple(flows)
-        if adaptive:
-            channels[EFFORT] = ("samples",)
-        return cls(channels)
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """Default display of a field.
-
-    Attributes
-    ----------
-    low, high : values at the ends of the colour map; `high` None stands for the number of samples, see `Field.window`
-    colormap : of the review page and the report
-    colors : of its channels in viewers that add up channels, ``RRGGBB``; empty if they take those of the classes
-    unit : of its values, for display; empty for plain numbers
-    """
-
-    low: float
-    high: float | None
-    colormap: Colormap
-    colors: tuple[str, ...] = ()
-    unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A statistic of the posterior, kept as one or more maps, (channels, y, x) float32 before they are stored.
-
-    Attributes
-    ----------
-    name : in ``--save``, settings, requests, and of its channel if it has one
-    label : name for display
-    role : the quantity that it is a statistic of; a run has the field if it has the role
-    statistic : which one
-    display : default display
-    prefix : if not empty, it has a map per channel of its role, called ``<prefix>:<channel>``; else it has one map
-    default : whether it is kept by default
-    parts : fields that it is the sum of, pixel by pixel; it is neither blended nor resampled itself
-    letter : of its mean over an object in names of exported objects; empty if objects have no such mean
-    """
-
-    name: str
-    label: str
-    role: Role
-    statistic: Statistic
-    display: Display
-    prefix: str = ""
-    default: bool = False
-    parts: tuple[str, ...] = ()
-    letter: str = ""
-
-    @property
-    def per_channel(self) -> bool:
-        """Whether it has a map per channel of its role."""
-        return bool(self.prefix)
-
-    @property
-    def symmetry(self) -> Symmetry:
-        """How its maps change under a flip or a turn: as those of its role, or as a scalar where it has one map."""
-        return self.role.symmetry if self.prefix else "scalar"
-
-    def given(self, outputs: Outputs) -> bool:
-        """Return whether a run has it."""
-        return self.role in outputs.channels
-
-    def channel(self, name: str = "") -> str:
-        """Return the name of the map of channel `name` of its role, or of its only map."""
-        return f"{self.prefix}:{name}" if self.prefix else self.name
-
-    def channels(self, outputs: Outputs) -> tuple[str, ...]:
-        """Return the names of its maps in a run that has it."""
-        names = outputs.channels[self.role]
-        return tuple(map(self.channel, names)) if self.prefix else (self.name,)
-
-    def among(self, channels: Iterable[str]) -> list[int]:
-        """Return the indices of its own maps among `channels`, names of maps."""
-        return [index for index, name in enumerate(channels) if field_of(name) is self]
-
-    def channel_label(self, channel: str) -> str:
-        """Return a map's name for display."""
-        return f"{self.label}: {channel.partition(':')[2]}" if self.prefix else self.label
-
-    def window(self, samples: int) -> tuple[float, float]:
-        """Return the values at the ends of the colour map.
-
-        Parameters
-        ----------
-        samples : of a pixel in the run (members times augmentations)
-        """
-        return self.display.low, float(samples) if self.display.high is None else self.display.high
-
-
 PROBABILITY = Field(
     name="probability",
     label="Probability",
     role=CLASSES,
     statistic="mean",
-    display=Display(0, 1, "viridis"),
+    display=Display("viridis"),
     prefix="probability",
     default=True,
 )
@@ -183,7 +47,7 @@ UNCERTAINTY = Field(
     label="Uncertainty",
     role=CLASSES,
     statistic="predictive variance",
-    display=Display(0, 0.25, "inferno", ("FF4FD8",)),
+    display=Display("inferno", ("FF4FD8",), 0, 0.25),
     default=True,
     parts=("epistemic", "aleatoric"),
     letter="U",
@@ -193,7 +57,7 @@ EPISTEMIC = Field(
     label="Members' disagreement (epistemic)",
     role=CLASSES,
     statistic="epistemic variance",
-    display=Display(0, 0.25, "inferno", ("FFB000",)),
+    display=Display("inferno", ("FFB000",), 0, 0.25),
     default=True,
     letter="E",
 )
@@ -202,7 +66,7 @@ ALEATORIC = Field(
     label="Aleatoric",
     role=CLASSES,
     statistic="aleatoric variance",
-    display=Display(0, 0.25, "inferno", ("00B7FF",)),
+    display=Display("inferno", ("00B7FF",), 0, 0.25),
     default=True,
 )
 FLOW_VARIANCE = Field(
@@ -210,28 +74,133 @@ FLOW_VARIANCE = Field(
     label="Flows' disagreement",
     role=FLOWS,
     statistic="circular variance",
-    display=Display(0, 1, "inferno", ("FF6A3D",)),
+    display=Display("inferno", ("FF6A3D",)),
     letter="F",
 )
-# Members are trained on 5 times the unit vector; predicted flows are a little longer in places.
 FLOW = Field(
     name="flows",
     label="Flow",
     role=FLOWS,
     statistic="mean",
-    display=Display(-6, 6, "diverging", ("8C7BFF", "B6FF3D", "3DFFD2")),
+    display=Display("diverging", ("8C7BFF", "B6FF3D", "3DFFD2"), scale="extent"),
     prefix="flow",
+)
+RAY_VARIATION = Field(
+    name="ray_variation",
+    label="Rays' disagreement",
+    role=RAYS,
+    statistic="coefficient of variation",
+    display=Display("inferno", ("FF8A5C",)),
+    letter="R",
+)
+RAY = Field(
+    name="rays",
+    label="Ray",
+    role=RAYS,
+    statistic="mean",
+    display=Display("viridis", hues(32, 0.0), scale="extent"),
+    prefix="ray",
+)
+DISTANCES = Field(
+    name="distances",
+    label="Distance",
+    role=DISTANCE,
+    statistic="mean",
+    display=Display("viridis", hues(6, 0.03), scale="extent"),
+    prefix="distance",
+)
+DISTANCE_VARIANCE = Field(
+    name="distance_variance",
+    label="Distances' disagreement",
+    role=DISTANCE,
+    statistic="variance",
+    display=Display("inferno", hues(6, 0.11), scale="variance"),
+    prefix="distance_variance",
+)
+BOUNDARIES = Field(
+    name="boundary",
+    label="Boundary",
+    role=BOUNDARY,
+    statistic="mean",
+    display=Display("viridis", ("F2F26B",)),
+)
+BOUNDARY_EPISTEMIC = Field(
+    name="boundary_epistemic",
+    label="Members' disagreement about boundaries (epistemic)",
+    role=BOUNDARY,
+    statistic="epistemic variance",
+    display=Display("inferno", ("FF9E2C",), 0, 0.25),
+    letter="B",
+)
+BOUNDARY_ALEATORIC = Field(
+    name="boundary_aleatoric",
+    label="Boundary, aleatoric",
+    role=BOUNDARY,
+    statistic="aleatoric variance",
+    display=Display("inferno", ("2CA8FF",), 0, 0.25),
+)
+AFFINITY = Field(
+    name="affinities",
+    label="Affinity",
+    role=AFFINITIES,
+    statistic="mean",
+    display=Display("viridis", hues(12, 0.07)),
+    prefix="affinity",
+)
+AFFINITY_VARIANCE = Field(
+    name="affinity_variance",
+    label="Affinities' disagreement",
+    role=AFFINITIES,
+    statistic="variance",
+    display=Display("inferno", ("FF5CA8",), 0, 0.25),
+    letter="A",
+)
+VALUE = Field(
+    name="values",
+    label="Value",
+    role=VALUES,
+    statistic="mean",
+    display=Display("viridis", hues(6, 0.05), scale="extent"),
+    prefix="value",
+)
+VALUE_VARIANCE = Field(
+    name="value_variance",
+    label="Values' disagreement",
+    role=VALUES,
+    statistic="variance",
+    display=Display("inferno", hues(6, 0.13), scale="variance"),
+    prefix="value_variance",
 )
 SAMPLES = Field(
     name="samples",
     label="Samples",
     role=EFFORT,
     statistic="count",
-    display=Display(0, None, "viridis", ("B0B0B0",), "samples"),
+    display=Display("viridis", ("B0B0B0",), scale="extent"),
 )
 
 FIELDS: dict[str, Field] = {
-    field.name: field for field in (PROBABILITY, UNCERTAINTY, EPISTEMIC, ALEATORIC, FLOW_VARIANCE, FLOW, SAMPLES)
+    field.name: field
+    for field in (
+        PROBABILITY,
+        UNCERTAINTY,
+        EPISTEMIC,
+        ALEATORIC,
+        FLOW_VARIANCE,
+        FLOW,
+        RAY_VARIATION,
+        RAY,
+        DISTANCES,
+        DISTANCE_VARIANCE,
+        BOUNDARIES,
+        BOUNDARY_EPISTEMIC,
+        BOUNDARY_ALEATORIC,
+        AFFINITY,
+        AFFINITY_VARIANCE,
+        VALUE,
+        VALUE_VARIANCE,
+        SAMPLES,
+    )
 }
 """All fields by name, in the order of a result's channels, which viewers, pages and reports keep."""
 
@@ -254,9 +223,8 @@ _BY_PREFIX = {field.prefix or field.name: field for field in FIELDS.values()}
 
 def field_of(channel: str) -> Field | None:
     """Return the field that a map belongs to, by the map's name; None if no field has such maps."""
-    prefix, colon, _ = channel.partition(":")
-    field = _BY_PREFIX.get(prefix)
-    return field if field is not None and field.per_channel == bool(colon) else None
+    field = _BY_PREFIX.get(channel.partition(":")[0])
+    return field if field is not None and field.owns(channel) else None
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -276,7 +244,7 @@ def shown_first(channels: Sequence[str], background: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FieldLayout:
-    """Positions of the maps of each field in a tensor (..., channels, y, x) that holds all of them.
+    """Positions of the maps of each field in a tensor (..., channels, *spatial) that holds all of them.
 
     Attributes
     ----------
@@ -313,11 +281,11 @@ class FieldLayout:
 
         Parameters
         ----------
-        maps : (..., channels, y, x), NumPy or torch, any dtype
+        maps : (channels, *spatial), NumPy or torch, any dtype
 
         Returns
         -------
         dict
-            By name of the field, a view (..., channels of the field, y, x) of `maps`.
+            By name of the field, a view (channels of the field, *spatial) of `maps`.
         """
-        return {name: maps[..., part, :, :] for name, part in self.slices.items()}
+        return {name: maps[part] for name, part in self.slices.items()}

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.fields import (
-    ALEATORIC,
-    EPISTEMIC,
-    FLOW,
-    FLOW_VARIANCE,
-    PROBABILITY,
-    SAMPLES,
-    UNCERTAINTY,
-    Field,
-)
+from chorus.pipeline.core.field import Field
+from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FLOW, FLOW_VARIANCE, PROBABILITY, SAMPLES, UNCERTAINTY
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
-"""Sums over samples, and what they say per pixel: probability, epistemic and aleatoric variance, and flows."""
+"""Sums over the samples of members and augmentations, of every role that members answer with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from chorus.pipeline.core.fields import (
-    ALEATORIC,
-    EPISTEMIC,
-    FIELDS,
-    FLOW,
-    FLOW_VARIANCE,
-    PROBABILITY,
-    Field,
-)
+from chorus.pipeline.core.field import Field
+from chorus.pipeline.core.fields import FIELDS
+from chorus.pipeline.core.outputs import CLASSES, Outputs, Role
+from chorus.pipeline.core.role_sums import SUMS, RoleSums
+
+Sample = Mapping[Role, torch.Tensor]
+"""A member's values for an augmentation, in the original orientation: (tiles, channels, *spatial) float32 by role."""
 
 
 @dataclass
@@ -24,103 +22,56 @@ class SampleSums:
 
     Attributes
     ----------
-    probability : (batch, classes, y, x) float32, sum of p_tm
-    squares : (batch, y, x) float32, sum over samples and classes of p_tm squared
-    flows : (batch, 2, y, x) float32, sum of the flows; (batch, 0, y, x) if there are none
-    directions : of the same shape, sum of their `unit_vectors`
+    of : by role
     samples : number of samples added
     """
 
-    probability: torch.Tensor
-    squares: torch.Tensor
-    flows: torch.Tensor
-    directions: torch.Tensor
+    of: dict[Role, RoleSums]
     samples: int = 0
 
     @classmethod
-    def zeros(cls, batch: int, classes: int, tile: int, device: torch.device, *, flows: bool = False) -> SampleSums:
+    def zeros(cls, outputs: Outputs, batch: int, spatial: Sequence[int], device: torch.device) -> SampleSums:
         """Return empty sums.
 
         Parameters
         ----------
-        batch, classes : number of tiles and of probability maps
-        tile : edge of a tile in pixels
+        outputs : of the members
+        batch : number of tiles
+        spatial : shape of an answer along the axes of the image
         device : that holds the sums
-        flows : whether the run has flows
         """
-        vectors = (batch, 2 if flows else 0, tile, tile)
-        return cls(
-            torch.zeros((batch, classes, tile, tile), device=device),
-            torch.zeros((batch, tile, tile), device=device),
-            torch.zeros(vectors, device=device),
-            torch.zeros(vectors, device=device),
-        )
+        kept = [output for output in outputs if output.role in SUMS]
+        return cls({one.role: SUMS[one.role].zeros(batch, len(one.names), spatial, device) for one in kept})
 
-    def add_member(self, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def add_member(self, samples: Iterable[Sample]) -> torch.Tensor:
         """Add a member's samples, in the order of the augmentations.
-
-        Parameters
-        ----------
-        samples : per augmentation, probability (batch, classes, y, x) and flows (batch, 2, y, x) or (batch, 0, y, x),
-            float32
 
         Returns
         -------
         torch.Tensor
-            The member's own mean probability, (batch, classes, y, x) float32.
+            The member's own mean probability, (batch, classes, *spatial) float32.
         """
-        total, count = torch.zeros_like(self.probability), 0
-        for probability, flows in samples:
-            total += probability
-            for square in (probability * probability).unbind(dim=1):
-                self.squares += square
-            if self.flows.shape[1]:
-                self.add_flows(flows)
+        classes, count = self.of[CLASSES], 0
+        total = torch.zeros_like(classes.total)
+        for sample in samples:
+            total += sample[CLASSES]
+            for role, sums in self.of.items():
+                sums.add(sample[role], self.samples + count)
             count += 1
-        self.probability += total
+        classes.total += total
         self.samples += count
         return total / count
 
-    def add_flows(self, flows: torch.Tensor) -> None:
-        """Add the flows of one sample.
-
-        Parameters
-        ----------
-        flows : (batch, 2, y, x) float32
-        """
-        self.flows += flows
-        self.directions += unit_vectors(flows)
+    def plus(self, other: SampleSums) -> SampleSums:
+        """Return the sums of these samples and of those of `other`."""
+        counts = self.samples, other.samples
+        return SampleSums({role: own.plus(other.of[role], counts) for role, own in self.of.items()}, sum(counts))
 
     def statistics(self) -> dict[Field, torch.Tensor]:
-        """Return each field that is blended and follows from the sums.
-
-        Returns
-        -------
-        dict
-            By field, (batch, channels, y, x) float32.
-
-        References
-        ----------
-        Griebel et al., deepflash2, Nature Communications 14:1679 (2023), Eq. 1, 3 and 4, after Kwon et al.,
-        Computational Statistics & Data Analysis 142:106816 (2020): aleatoric is the mean of p - p^2, epistemic the
-        mean of p^2 less the square of the mean; both averaged over the classes. Circular variance: Mardia & Jupp,
-        Directional Statistics (2000), section 2.3: 1 less the length of the mean of the unit vectors.
-        """
-        classes = self.probability.shape[1]
-        mean = self.probability / self.samples
-        mean_of_squares = self.squares / self.samples
-        total = mean[:, 0]
-        square_of_mean = mean[:, 0] * mean[:, 0]
-        for k in range(1, classes):
-            total = total + mean[:, k]
-            square_of_mean = square_of_mean + mean[:, k] * mean[:, k]
-        epistemic = ((mean_of_squares - square_of_mean) / classes).clamp_(min=0)
-        aleatoric = ((total - mean_of_squares) / classes).clamp_(min=0)
-        maps = {PROBABILITY: mean, EPISTEMIC: epistemic[:, None], ALEATORIC: aleatoric[:, None]}
-        if self.flows.shape[1]:
-            direction = self.directions / self.samples
-            variance = (1 - _length(direction)).clamp_(min=0)
-            maps |= {FLOW: self.flows / self.samples, FLOW_VARIANCE: variance}
+        """Return each field that is blended and follows from the sums, (batch, channels, *spatial) float32."""
+        maps: dict[Field, torch.Tensor] = {}
+        for sums in self.of.values():
+            maps |= sums.statistics(self.samples)
         return maps
 
     def maps(self) -> torch.Tensor:
@@ -129,7 +80,7 @@ class SampleSums:
         Returns
         -------
         torch.Tensor
-            (batch, channels, y, x) float32, see `chorus.pipeline.core.fields.FieldLayout`.
+            (batch, channels, *spatial) float32, see `chorus.pipeline.core.fields.FieldLayout`.
         """
         return stacked(self.statistics())
 
@@ -139,37 +90,11 @@ def stacked(maps: Mapping[Field, torch.Tensor]) -> torch.Tensor:
 
     Parameters
     ----------
-    maps : (batch, channels, y, x) per field, of one dtype
+    maps : (batch, channels, *spatial) per field, of one dtype
 
     Returns
     -------
     torch.Tensor
-        (batch, all channels, y, x).
+        (batch, all channels, *spatial).
     """
     return torch.cat([maps[field] for field in FIELDS.values() if field in maps], dim=1)
-
-
-def unit_vectors(flows: torch.Tensor) -> torch.Tensor:
-    """Return the directions of flows as unit vectors.
-
-    Flows are first divided by their larger component, so that no square overflows or underflows.
-
-    Parameters
-    ----------
-    flows : (batch, 2, y, x) float32
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape; zero where a flow is zero or not finite.
-    """
-    larger = torch.maximum(flows[:, :1].abs(), flows[:, 1:].abs())
-    scaled = flows / larger
-    # Where the larger component is zero, infinite or NaN, a part of the quotient is NaN, and so is its length.
-    return scaled.div_(_length(scaled)).nan_to_num_(nan=0.0)
-
-
-def _length(vectors: torch.Tensor) -> torch.Tensor:
-    """Return (batch, 1, y, x) of (batch, 2, y, x), by operations that round alike at every position of an array."""
-    squares = vectors * vectors
-    return (squares[:, :1] + squares[:, 1:]).sqrt_()

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from chorus.pipeline.core.outputs import Activation, Outputs
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, LoadRequest, MemberEntry
+from chorus.pipeline.members.contract import LoadRequest, MemberEntry
 from chorus.pipeline.members.described import ModelDescription
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput, OutputEntry
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Unchanged
 
 DEFAULT_TILE = 512
@@ -52,10 +54,10 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
     classes = wanted.classes or tuple(ClassEntry(name=name) for name in first.classes)
     channels = wanted.channels or tuple(first.channels)
     activation = wanted.activation or first.activation
-    flows = first.flows if wanted.flows is None else wanted.flows
+    outputs = _outputs(first, flows=wanted.flows)
     tile = wanted.tile or first.tile or DEFAULT_TILE
     normalisation = wanted.normalisation or first.normalisation
-    if normalisation is None and channels and brings_preparation(first.entry, len(channels), flows=flows, tile=tile):
+    if normalisation is None and channels and brings_preparation(first.entry, len(channels), tile):
         normalisation = Unchanged(kind="member")
     needed = {
         "--class (the background first)": classes,
@@ -87,15 +89,24 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
             "normalisation": normalisation.model_dump(mode="json", exclude_none=True),
         },
         "activation": activation,
-        **({"flows": True} if flows else {}),
+        **({"outputs": [entry.model_dump(mode="json", exclude_none=True) for entry in outputs]} if outputs else {}),
         "tile": tile,
         **({"about": about} if about else {}),
     }
 
 
-def brings_preparation(entry: MemberEntry, channels: int, *, flows: bool, tile: int) -> bool:
+def _outputs(first: ModelDescription, *, flows: bool | None) -> tuple[OutputEntry, ...]:
+    """Return the outputs of a new ensemble, which are its member's but for flows; none where they are the default."""
+    others = tuple(entry for entry in first.outputs if not isinstance(entry, FlowsOutput))
+    wanted = others != first.outputs if flows is None else flows
+    if not wanted:
+        return () if others == (ClassesOutput(),) else others
+    return first.outputs if others != first.outputs else (*others, FlowsOutput())
+
+
+def brings_preparation(entry: MemberEntry, channels: int, tile: int) -> bool:
     """Return whether a member, whose `weights` are a URL, normalises by itself."""
-    return entry.preparation(LoadRequest(entry.weights, channels, 1, flows, tile)) is not None
+    return entry.preparation(LoadRequest(entry.weights, channels, Outputs(()), tile)) is not None
 
 
 def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None:
@@ -118,12 +129,14 @@ def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None
             f"{weights}: takes {len(described.channels)} channels ({_listed(described.channels)}), {url} has "
             f"{len(channels)} ({_listed(channels)}); members must agree on the channels"
         )
-    if spec.flows and theirs and not described.flows:
-        raise RefusedError(f"{weights}: gives no flows, which the members of {url} do; put it into another ensemble")
+    given = {entry.role for entry in described.outputs}
+    if missing := [entry.role for entry in spec.outputs if theirs and entry.role not in given]:
+        raise RefusedError(
+            f"{weights}: gives no {' and no '.join(missing)}, which the members of {url} do; put it into another "
+            "ensemble"
+        )
     own = spec.input.normalisation
-    if own.kind == "member" and not brings_preparation(
-        described.entry, len(channels), flows=spec.flows, tile=spec.tile
-    ):
+    if own.kind == "member" and not brings_preparation(described.entry, len(channels), spec.tile):
         raise RefusedError(
             f"{weights}: brings no normalisation of its own, and {url} leaves it to the members; set "
             f"input.normalisation there to what this network was trained with (--normalisation for a new ensemble)"

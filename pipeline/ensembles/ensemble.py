@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.outputs import CLASSES, FLOWS, Outputs
 from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
 from chorus.pipeline.errors import RefusedError, first_line
@@ -19,7 +20,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage_failures import failure_sentence
-from chorus.pipeline.members.contract import FLOWS, LoadRequest, Member
+from chorus.pipeline.members.contract import LoadRequest, Member
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation
 
@@ -65,8 +66,8 @@ class Ensemble:
 
     @property
     def multilabel(self) -> bool:
-        """Several foreground classes with a sigmoid each: a pixel may belong to more than one."""
-        return self.spec.activation == "sigmoid" and len(self.spec.classes) > 2
+        """See `EnsembleSpec.multilabel`."""
+        return self.spec.multilabel
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -76,16 +77,15 @@ class Ensemble:
             for i, c in enumerate(self.spec.classes)
         )
 
-    @property
-    def outputs(self) -> int:
-        """Number of channels of a member's last layer."""
-        return len(self.spec.classes) - (1 if self.spec.activation == "sigmoid" else 0)
+    @cached_property
+    def outputs(self) -> Outputs:
+        """What members answer with; see `EnsembleSpec.answers`."""
+        return self.spec.answers
 
     @property
     def probability_names(self) -> tuple[str, ...]:
         """Classes that have a probability map: all, or the foreground ones of a multi-label ensemble."""
-        names = [c.name for c in self.spec.classes]
-        return tuple(names[1:] if self.multilabel else names)
+        return self.outputs[CLASSES].names
 
     def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> LoadRequest:
         """Build the request that loads member `index`, for tiles of `tile` pixels or of the ensemble's own size."""
@@ -94,7 +94,7 @@ class Ensemble:
         beside = fault(weights) is None
         url = storage.join(self.folder, weights) if beside else self._elsewhere(weights)
         channels, tile = len(spec.input.channels), tile or spec.tile
-        return LoadRequest(url, channels, self.outputs, spec.flows, tile, self.trust_code, tried, beside)
+        return LoadRequest(url, channels, self.outputs, tile, self.trust_code, tried, beside)
 
     def _elsewhere(self, weights: str) -> str:
         """Return the URL of weights outside the ensemble's folder: of its own scheme, or as the user named it.
@@ -197,6 +197,11 @@ def content_hash(spec: EnsembleSpec) -> str:
     measured at full effort stays that of the same ensemble.
     """
     content = spec.model_dump(mode="json", exclude={"about", "sentinels", "effort"})
+    # Ensembles of classes and flows keep the hashes that they had before there were other outputs.
+    roles = spec.answers.roles
+    if roles in ((CLASSES,), (CLASSES, FLOWS)):
+        del content["outputs"]
+        content["flows"] = FLOWS in roles
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -215,18 +220,22 @@ def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, devi
         raise RefusedError(
             f"{which} cannot take {channels} channels in tiles of {tile} ({reason}); correct input.channels or tile"
         ) from error
-    flows = FLOWS * spec.flows
+    outputs = ensemble.outputs
     # Probabilities may be of all classes or of the foreground ones, where a background follows from them.
-    allowed = {ensemble.outputs}
-    if (member.activation or spec.activation) == "none":
+    allowed = {outputs[CLASSES].channels}
+    if CLASSES not in outputs.roles:
+        allowed = {0}
+    elif (member.activation or spec.activation) == "none":
         allowed |= {len(spec.classes), len(spec.classes) - 1} if not ensemble.multilabel else set()
     elif member.activation is not None:
         allowed = {len(spec.classes) - (member.activation == "sigmoid")}
-    if given not in {(1, outputs + flows, tile, tile) for outputs in allowed}:
-        wanted = (ensemble.outputs + flows, tile, tile)
+    others = outputs.channels - outputs[CLASSES].channels
+    if given not in {(1, classes + others, tile, tile) for classes in allowed}:
+        wanted = (outputs.channels, tile, tile)
+        more = "".join(f" and {role.name}" for role in outputs.roles if role != CLASSES)
         raise RefusedError(
             f"{which} gives {given[1:]} for a tile, not {wanted}; members must agree on the classes "
-            f"({', '.join(c.name for c in spec.classes)}){' and flows' if flows else ''} and keep the tile's size"
+            f"({', '.join(c.name for c in spec.classes)}){more} and keep the tile's size"
         )
     if not finite:
         raise RefusedError(f"{which} answers an empty tile with NaN or infinity; its weights are damaged: restore them")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
+from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS, refused
+from chorus.pipeline.core.outputs import Activation, Outputs, classes_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io.inside import fault
-from chorus.pipeline.members.contract import Activation, MemberEntry
+from chorus.pipeline.members.contract import MemberEntry
+from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, declared, without_flows
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
 
@@ -108,6 +110,20 @@ class Sentinel(Strict):
     measured: SentinelSettings | None = None
 
 
+def _classes_alone() -> list[OutputEntry]:
+    return [ClassesOutput()]
+
+
+def _with_flows(schema: dict[str, Any]) -> None:
+    """Add the short form of outputs to the JSON schema."""
+    schema["properties"]["flows"] = {
+        "default": False,
+        "description": "Short for outputs `[{role: classes}, {role: flows}]`.",
+        "title": "Flows",
+        "type": "boolean",
+    }
+
+
 class EnsembleSpec(Strict):
     """``ensemble.yaml`` as written.
 
@@ -115,19 +131,21 @@ class EnsembleSpec(Strict):
     ----------
     activation : turns what members say of the classes into probabilities; with ``sigmoid`` they have an output per
         foreground class
-    flows : whether members give flows (dy, dx) after the classes, 5 times the unit vector
+    outputs : what members answer with, in the order of their channels; ``flows: true`` is short for classes and flows
     tile, overlap, augmentations : how images are presented to members, unless a run overrides it
     about : where the ensemble comes from and what it is for; it does not change a result
     sentinels : labelled images that every run is tried on; they do not change a result either
     effort : which tiles need no augmentation, for runs with adaptive effort, which record it
     """
 
+    model_config = ConfigDict(json_schema_extra=_with_flows)
+
     format: Literal["chorus-ensemble/2"]
     name: str = Field(min_length=1)
     classes: list[ClassEntry] = Field(min_length=2)
     input: InputEntry
     activation: Activation = "softmax"
-    flows: bool = False
+    outputs: list[OutputEntry] = Field(default_factory=_classes_alone, min_length=1)
     tile: int = Field(ge=32, le=4096)
     overlap: float = Field(default=0.5, ge=0, lt=1)
     augmentations: list[str] = Field(default_factory=lambda: list(FLIPS), min_length=1)
@@ -135,6 +153,11 @@ class EnsembleSpec(Strict):
     about: About = About()
     sentinels: list[Sentinel] = Field(default_factory=list)
     effort: EffortBound | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, content: Any) -> Any:
+        return without_flows(content)
 
     @field_validator("augmentations")
     @classmethod
@@ -156,7 +179,22 @@ class EnsembleSpec(Strict):
         for sentinel in self.sentinels:
             if unknown := sorted(sentinel.dice.keys() - foreground):
                 raise ValueError(f"sentinels: {sentinel.name} has a Dice of {unknown[0]}, which is no foreground class")
+        if reason := refused(self.answers, tuple(self.augmentations)):
+            raise ValueError(f"augmentations: {reason}; leave it out")
         return self
+
+    @property
+    def multilabel(self) -> bool:
+        """Several foreground classes with a sigmoid each: a pixel may belong to more than one."""
+        return self.activation == "sigmoid" and len(self.classes) > 2
+
+    @property
+    def answers(self) -> Outputs:
+        """The members' outputs; classes among them are those that have a probability map."""
+        names = [entry.name for entry in self.classes]
+        width = len(names) - (self.activation == "sigmoid")
+        classes = classes_of(names[1:] if self.multilabel else names, self.activation, width=width)
+        return Outputs(declared(self.outputs, classes, "yx"))
 
 
 def newer(content: Any) -> bool:

@@ -211,7 +211,7 @@ def outlines(
     ImageError : the label images cannot be read, or are not those of the table
     """
     places = ranks(by_uncertainty(table.uncertainty(column)))
-    palette, (low, high) = _palette(), FIELDS[column or OF_OBJECTS[0].name].window(1)
+    palette, (low, high) = _palette(), FIELDS[column or OF_OBJECTS[0].name].display.ends
     first = 0
     for group in table.groups():
         rows = group.to_pylist()

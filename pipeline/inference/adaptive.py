@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from chorus.pipeline.core.augmentation import AUGMENTATIONS, Sample, plain_augmentation, sample_of
+from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
 from chorus.pipeline.core.class_labels import class_masks
-from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, PROBABILITY, SAMPLES, Field
-from chorus.pipeline.core.sample_sums import SampleSums, stacked
+from chorus.pipeline.core.field import Field
+from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, PROBABILITY, SAMPLES
+from chorus.pipeline.core.outputs import CLASSES, Role
+from chorus.pipeline.core.sample_sums import Sample, SampleSums, stacked
 from chorus.pipeline.inference.adaptive_bound import TileEffort, difference, doubtful_pixels, looks_of, spread_within
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 
@@ -105,7 +107,7 @@ class AdaptiveSampler:
             if not len(on):
                 break
             at = at[on]
-            held = [{index: (p[on], f[on]) for index, (p, f) in of_member.items()} for of_member in held]
+            held = [{index: _of_tiles(sample, on) for index, sample in of_member.items()} for of_member in held]
             held, _ = self._drawn(wave[at], draw, held)
             sums, of_members = self._sums(held)
             answer, samples[at] = sums.statistics(), float(sums.samples)
@@ -113,7 +115,8 @@ class AdaptiveSampler:
                 maps[field][at] = values
             for mean, anew in zip(means, of_members, strict=True):
                 mean[at] = anew
-        maps[SAMPLES] = samples[:, None, None, None].expand(-1, 1, *wave.shape[2:])
+        spatial = maps[PROBABILITY].shape[2:]
+        maps[SAMPLES] = samples.reshape(-1, 1, *[1] * len(spatial)).expand(-1, 1, *spatial)
         return WaveAnswers(stacked(maps), means, features, [int(n) for n in samples.tolist()])
 
     def measure(self, wave: torch.Tensor) -> list[TileEffort]:
@@ -157,7 +160,7 @@ class AdaptiveSampler:
             variance = maps[EPISTEMIC][:, 0] / self._group.count
         else:
             drawn = [self._draws[0][0], self._draws[1][0]]
-            first, second = ([of_member[index][0] for of_member in held] for index in drawn)
+            first, second = ([of_member[index][CLASSES] for of_member in held] for index in drawn)
             variance = spread_within(first, second, len(self._augmentations))
         return doubtful_pixels(maps[PROBABILITY], variance, settings.classes, multilabel=settings.multilabel)
 
@@ -170,20 +173,28 @@ class AdaptiveSampler:
         views = torch.cat([self._augmentations[index].forward(tiles) for index in draw])
         known, features = [], []
         for member, before in enumerate(held):
-            probability, flows, encoded = self._ask(member, views)
+            values, encoded = self._ask(member, views)
             features.append(encoded[: len(tiles)])
-            parts = zip(draw, probability.chunk(len(draw)), flows.chunk(len(draw)), strict=True)
-            known.append(before | {index: sample_of(self._augmentations[index], p, f) for index, p, f in parts})
+            parts = {role: of_role.chunk(len(draw)) for role, of_role in values.items()}
+            drawn = {
+                index: sample_of(
+                    self._augmentations[index],
+                    {role: chunks[turn] for role, chunks in parts.items()},
+                    self._settings.outputs,
+                )
+                for turn, index in enumerate(draw)
+            }
+            known.append(before | drawn)
         return known, torch.cat(features, dim=1)
 
     def _sums(self, held: list[Held]) -> tuple[SampleSums, list[torch.Tensor]]:
         """Sum the held samples in the order of the augmentations; return the sums and each member's mean."""
-        settings, tiles = self._settings, len(next(iter(held[0].values()))[0])
-        sums = SampleSums.zeros(tiles, settings.classes, settings.tile, self._device, flows=settings.flows)
+        tiles, _, *spatial = next(iter(held[0].values()))[CLASSES].shape
+        sums = SampleSums.zeros(self._settings.outputs, tiles, spatial, self._device)
         return sums, [sums.add_member(of_member[index] for index in sorted(of_member)) for of_member in held]
 
-    def _ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return a member's outputs for any number of views, in calls of one shape; the last is padded with zeros."""
+    def _ask(self, index: int, views: torch.Tensor) -> tuple[dict[Role, torch.Tensor], torch.Tensor]:
+        """Return a member's values for any number of views, in calls of one shape; the last is padded with zeros."""
         size = self._settings.batch * len(self._augmentations)
         answers = []
         for start in range(0, len(views), size):
@@ -191,5 +202,11 @@ class AdaptiveSampler:
             if (missing := size - len(part)) > 0:
                 part = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))])
             answers.append(self._group.ask(index, part))
-        joined = [torch.cat(list(column))[: len(views)] for column in zip(*answers, strict=True)]
-        return joined[0], joined[1], joined[2]
+        of_calls, features = zip(*answers, strict=True)
+        joined = {role: torch.cat([values[role] for values in of_calls])[: len(views)] for role in of_calls[0]}
+        return joined, torch.cat(features)[: len(views)]
+
+
+def _of_tiles(sample: Sample, tiles: torch.Tensor) -> Sample:
+    """Return the values of some tiles, (tiles,) int64 indices."""
+    return {role: values[tiles] for role, values in sample.items()}

@@ -8,11 +8,10 @@ order however members are distributed over devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import plain_augmentation
 from chorus.pipeline.core.devices import device_of
@@ -26,6 +25,7 @@ from chorus.pipeline.inference.device_transfer import Landing, landing
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.members import MemberGroup
 from chorus.pipeline.inference.posterior_builder import InferenceSettings, PosteriorBuilder
+from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow, RegionInProgress, TileSource, batches_of_tiles
 from chorus.pipeline.members.contract import Member
 
@@ -125,7 +125,7 @@ class Engine:
             wave = self._rounds.answer(batch[:filled])
             maps, means, features, samples = wave.maps, wave.means, wave.features, wave.samples
         else:
-            sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+            sums = SampleSums.zeros(settings.outputs, len(batch), batch.shape[2:], self._device)
             answers = self._group.add_samples(batch, sums)
             maps, means, features = sums.maps(), answers.means, answers.features
             samples = [sums.samples] * len(batch)
@@ -166,10 +166,10 @@ class Engine:
         settings = self._settings
         canvas = PosteriorBuilder(target, settings, self._count, self._device)
         blender = BandBlender(self._count * settings.classes, target, self._weights, canvas.take_members)
-        probability, squares, flows, directions, samples = [], [], [], [], 0
+        batches: list[SampleSums] = []
         with torch.inference_mode():
             for index, (tiles, batch) in enumerate(TileSource(plane, target, settings, self._device).batches()):
-                sums = SampleSums.zeros(len(batch), settings.classes, settings.tile, self._device, flows=settings.flows)
+                sums = SampleSums.zeros(settings.outputs, len(batch), batch.shape[2:], self._device)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
                 answers = self._group.add_samples(batch, sums)
@@ -177,11 +177,7 @@ class Engine:
                     blender.add(tile, means)
                 if features is not None:
                     features.add(tiles, answers.features)
-                probability.append(sums.probability.cpu().numpy())
-                squares.append(sums.squares.cpu().numpy())
-                flows.append(sums.flows.cpu().numpy())
-                directions.append(sums.directions.cpu().numpy())
-                samples = sums.samples
+                batches.append(sums)
             blender.finish()
         self._land()
         masks = canvas.member_masks
@@ -189,15 +185,7 @@ class Engine:
         if before is not None:
             masks = np.concatenate([before.member_masks, masks])
             feature_sums = np.concatenate([before.features, feature_sums])
-        return StageState(
-            probability=np.concatenate(probability),
-            squares=np.concatenate(squares),
-            flows=np.concatenate(flows),
-            directions=np.concatenate(directions),
-            samples=samples,
-            member_masks=masks,
-            features=feature_sums,
-        )
+        return StageState.of(batches, masks, feature_sums)
 
     def conclude(self, plane: PlaneWindow, target: Window, state: StageState) -> Posterior:
         """Return the posterior of `target` after every stage has added its samples."""
@@ -219,43 +207,3 @@ def _plain_calls(settings: InferenceSettings) -> InferenceSettings:
     names = settings.augmentations
     plain = (names[plain_augmentation(names)],)
     return replace(settings, augmentations=plain, batch=settings.batch * len(names), effort=None)
-
-
-@dataclass(frozen=True)
-class StageState:
-    """State passed from one group of members to the next: sums per tile, including the padding of batches.
-
-    Attributes
-    ----------
-    probability : (tiles, classes, tile, tile) float32; `squares` : (tiles, tile, tile) float32
-    flows, directions : (tiles, 2, tile, tile) float32, or (tiles, 0, tile, tile)
-    samples : members so far times augmentations
-    member_masks : (members so far, y, x) unsigned, of the target
-    features : (features of the members so far,) int64, summed over the tiles that count for the target
-    """
-
-    probability: NDArray[np.float32]
-    squares: NDArray[np.float32]
-    flows: NDArray[np.float32]
-    directions: NDArray[np.float32]
-    samples: int
-    member_masks: NDArray[np.unsignedinteger]
-    features: NDArray[np.int64]
-
-    def batch(self, index: int, size: int, device: torch.device) -> SampleSums:
-        """Return a copy of the sums of one batch, to be added to.
-
-        Parameters
-        ----------
-        index : of the batch
-        size : tiles per batch
-        device : where the sums are copied
-        """
-        part = slice(index * size, (index + 1) * size)
-        return SampleSums(
-            torch.tensor(self.probability[part], device=device),
-            torch.tensor(self.squares[part], device=device),
-            torch.tensor(self.flows[part], device=device),
-            torch.tensor(self.directions[part], device=device),
-            self.samples,
-        )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.outputs import CLASSES, Activation, Role
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.inference.encoder_features import pooled
 from chorus.pipeline.inference.oom_splitting import Answer, OomSplitter
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
-from chorus.pipeline.members.contract import FLOWS, Activation, Encoding, Member
+from chorus.pipeline.members.contract import Encoding, Member
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,18 +85,13 @@ class MemberGroup:
         views = torch.cat([a.forward(batch) for a in self._augmentations])
         size, means, features = batch.shape[0], [], []
         for index in range(self.count):
-            probability, flows, encoded = self.ask(index, views)
+            values, encoded = self.ask(index, views)
             features.append(encoded)
-            means.append(
-                sums.add_member(
-                    sample_of(
-                        augmentation,
-                        probability[turn * size : (turn + 1) * size],
-                        flows[turn * size : (turn + 1) * size],
-                    )
-                    for turn, augmentation in enumerate(self._augmentations)
-                )
+            samples = (
+                sample_of(augmentation, _part(values, turn * size, (turn + 1) * size), self._settings.outputs)
+                for turn, augmentation in enumerate(self._augmentations)
             )
+            means.append(sums.add_member(samples))
         return Answers(means, torch.cat(features, dim=1))
 
     def _features(self, member: Member) -> torch.Tensor:
@@ -105,8 +101,8 @@ class MemberGroup:
             return pooled(member.encoded()[self._plain * size : (self._plain + 1) * size])
         return torch.zeros((size, 0), dtype=torch.int64, device=self._device)
 
-    def ask(self, index: int, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return a member's outputs for all views of a batch.
+    def ask(self, index: int, views: torch.Tensor) -> tuple[dict[Role, torch.Tensor], torch.Tensor]:
+        """Return a member's values for all views of a batch.
 
         Parameters
         ----------
@@ -115,8 +111,7 @@ class MemberGroup:
 
         Returns
         -------
-        probability : (views x batch, classes, tile, tile) float32, 0 to 1
-        flows : (views x batch, 2, tile, tile) float32; no channels if the run has no flows
+        values : (views x batch, channels, *spatial) float32 of each role that members answer with
         features : (batch, features) int64
         """
         member, channels = self._members[index]
@@ -128,19 +123,35 @@ class MemberGroup:
             return outputs.to(torch.float32).contiguous(), self._features(member)
 
         outputs, features = self.calls.answer(ask, views[:, channels])
-        split = outputs.shape[1] - FLOWS * self._settings.flows
-        probability = self._probability(outputs[:, :split], member.activation or self._settings.activation)
-        return probability, outputs[:, split:], features
+        declared, values = self._settings.outputs, {}
+        for role, part in declared.slices(outputs.shape[1]).items():
+            activation = declared[role].activation
+            if role == CLASSES:
+                values[role] = self._probability(outputs[:, part], member.activation or activation)
+            else:
+                values[role] = _activated(outputs[:, part], activation)
+        return values, features
 
     def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
-        if activation == "softmax":
-            return outputs.softmax(dim=1)
-        if activation == "sigmoid" and device_of(outputs.device).accelerated:
-            outputs = outputs.sigmoid()
-        elif activation == "sigmoid":
-            # Sample by sample: on a CPU the last few numbers of an array are computed by another routine than the rest,
-            # which differs in the last bit, so that a sample would depend on its position in the batch.
-            outputs = torch.stack([sample.sigmoid() for sample in outputs])
+        outputs = _activated(outputs, activation)
         if outputs.shape[1] == self._settings.classes:
             return outputs
         return torch.cat([1 - outputs.sum(dim=1, keepdim=True), outputs], dim=1)
+
+
+def _activated(outputs: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Apply an activation to outputs (batch, channels, *spatial)."""
+    if activation == "softmax":
+        return outputs.softmax(dim=1)
+    if activation == "none":
+        return outputs
+    if device_of(outputs.device).accelerated:
+        return outputs.sigmoid()
+    # Sample by sample: on a CPU the last few numbers of an array are computed by another routine than the rest, which
+    # differs in the last bit, so that a sample would depend on its position in the batch.
+    return torch.stack([sample.sigmoid() for sample in outputs])
+
+
+def _part(values: Mapping[Role, torch.Tensor], start: int, stop: int) -> dict[Role, torch.Tensor]:
+    """Return the values of some of the views."""
+    return {role: of_role[start:stop] for role, of_role in values.items()}

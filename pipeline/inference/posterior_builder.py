@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.class_labels import class_masks, predicted_labels
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.fields import PROBABILITY, FieldLayout, Outputs
+from chorus.pipeline.core.fields import PROBABILITY, FieldLayout
 from chorus.pipeline.core.geometry import Span, Window
+from chorus.pipeline.core.outputs import CLASSES, Outputs
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.device_transfer import host_array, to_host
-from chorus.pipeline.members.contract import Activation
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -27,31 +27,32 @@ class InferenceSettings:
 
     Attributes
     ----------
-    activation, multilabel, classes : how outputs become probability maps; `classes` counts the maps
+    outputs : of the members; classes have a probability map each
+    multilabel : whether classes are independent of each other
     tile : edge of a tile in pixels
     augmentations : names, see `chorus.pipeline.core.augmentation`
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
-    flows : whether members give flows (dy, dx) in the channels after those of the classes
     effort : stopping rule of adaptive effort; None gives every tile all augmentations
     """
 
-    activation: Activation
+    outputs: Outputs
     multilabel: bool
-    classes: int
     tile: int
     augmentations: tuple[str, ...]
     batch: int
     precision: Precision = "fp32"
-    flows: bool = False
     effort: EffortBound | None = None
 
     @property
     def layout(self) -> FieldLayout:
         """Positions of the fields among the maps that are blended."""
-        flows = "yx" if self.flows else ""
-        given = Outputs.of(map(str, range(self.classes)), flows=flows, adaptive=self.effort is not None)
-        return FieldLayout.blended(given)
+        return FieldLayout.blended(self.outputs if self.effort is None else self.outputs.sampled(1))
+
+    @property
+    def classes(self) -> int:
+        """Number of probability maps."""
+        return len(self.outputs[CLASSES].names)
 
     @property
     def maps(self) -> int:

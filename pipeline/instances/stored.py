@@ -10,8 +10,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.fields import FIELDS, FLOW, FLOWS, PROBABILITY
+from chorus.pipeline.core.fields import FIELDS, FLOW, PROBABILITY
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.io.models import ImageLayout

@@ -85,6 +85,15 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MapDisplay:
+    """How a map is first shown: the values at the ends of its colours, and the unit of its values, if any."""
+
+    low: float
+    high: float
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageLayout:
     """Where and how the results of one image are stored.
 
@@ -99,7 +108,7 @@ class ImageLayout:
     channels : names of the posterior's channels; empty where no posterior is kept
     dtype : of the posterior
     classes : background first
-    samples : of a pixel at most: members times augmentations
+    displays : of each channel
     chunk, region : edge in pixels of a chunk and of a shard (a multiple of it) on y and x
     """
 
@@ -117,7 +126,7 @@ class ImageLayout:
     classes: tuple[ClassInfo, ...]
     chunk: int
     region: int
-    samples: int = 1
+    displays: tuple[MapDisplay, ...] = ()
 
     @property
     def height(self) -> int:

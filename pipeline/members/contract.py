@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from chorus.pipeline.core.outputs import Activation, Outputs
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.preprocessing.preparation import Preparation
 
-Activation = Literal["softmax", "sigmoid", "none"]
-FLOWS = 2
-"""Outputs pointing to the middle of a pixel's object, after those of the classes: 5 times the unit vector (dy, dx)."""
 FLOW_LENGTH = 5.0
 """Length of the vectors that networks are trained on and predict, as in Cellpose."""
 
@@ -30,8 +28,7 @@ class LoadRequest:
     ----------
     url : of the member's weights or package
     channels : number of input channels, raw or normalised (`MemberEntry.preparation`)
-    outputs : number of channels of its last layer for the classes, without flows
-    flows : whether the flows (dy, dx) follow them
+    outputs : what it must answer with
     tile : edge of a tile in pixels
     trust_code : whether code that the file brings along may run
     tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.safety.trial`)
@@ -40,8 +37,7 @@ class LoadRequest:
 
     url: str
     channels: int
-    outputs: int
-    flows: bool
+    outputs: Outputs
     tile: int
     trust_code: bool = False
     tried: bool = False
@@ -69,8 +65,7 @@ class Member(Protocol):
         Returns
         -------
         torch.Tensor
-            (batch, outputs, y, x): the last layer's outputs for the classes, then the flows (dy, dx) if the ensemble
-            has them.
+            (batch, channels, y, x): the last layer's channels of each of the ensemble's outputs, in their order.
         """
         ...
 

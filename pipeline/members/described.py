@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.core.provenance import About
-from chorus.pipeline.members.contract import Activation, MemberEntry
+from chorus.pipeline.members.contract import MemberEntry
+from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 
@@ -20,7 +22,7 @@ class ModelDescription:
     channels, classes : their names, the background first; made up (``channel-0``, ``class-1``) where only their
         number is known, empty where not even that
     activation : turns its last layer's outputs for the classes into probabilities; None if unknown
-    flows : whether it gives flows (dy, dx) after the classes
+    outputs : what it answers with
     tile : edge in pixels; None where any will do
     pixel_size_um : that it was trained on, micrometres per pixel
     normalisation : of the ensemble; None where the member brings its own, or where it is not known
@@ -32,7 +34,7 @@ class ModelDescription:
     channels: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     activation: Activation | None = None
-    flows: bool = False
+    outputs: tuple[OutputEntry, ...] = (ClassesOutput(),)
     tile: int | None = None
     pixel_size_um: float | None = None
     normalisation: Normalisation | None = None

@@ -26,7 +26,7 @@ from chorus.pipeline.io.storage_failures import failure_sentence
 
 LONGEST_SIDE = 512
 # The scale of all variances of classes, the same in every report.
-UNCERTAINTY_TOP = CLASS_VARIANCES[0].window(1)[1]
+UNCERTAINTY_TOP = CLASS_VARIANCES[0].display.high
 _UNCERTAINTY = tuple(field.name for field in CLASS_VARIANCES)
 
 # Maximum number of pixels of a level; larger ones are not read, not even with a stride.

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError
-from chorus.pipeline.inference.engine import Engine, StageState
+from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings, tiles_per_call
+from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.instances.whole_image import label_image
 from chorus.pipeline.metrics.objects import average_precision
@@ -97,7 +99,7 @@ class Evaluator:
             for member, channels in zip(self._members, self._inputs.channels, strict=True)
         ]
         names = [*(f"member-{index}" for index in range(len(engines))), ENSEMBLE]
-        answers = [_Answer.empty(height, width, flows=settings.flows) for _ in names]
+        answers = [_Answer.empty(height, width, flows=FLOWS in settings.outputs) for _ in names]
         regions = RegionGrid(height, width, _REGION)
         for index in range(regions.count):
             target = regions.window(index)
@@ -107,7 +109,7 @@ class Evaluator:
             for engine, answer in zip(engines, answers, strict=False):
                 maps = engine.stage(plane, target, None)
                 answer.take(target, engine.conclude(plane, target, maps))
-                together = maps if together is None else _sum(together, maps)
+                together = maps if together is None else together.plus(maps)
             if together is not None:
                 answers[-1].take(target, engines[0].conclude(plane, target, together))
         return list(zip(names, answers, strict=True))
@@ -116,13 +118,11 @@ class Evaluator:
         spec = self._ensemble.spec
         augmentations = tuple(spec.augmentations) if augmented else ("identity",)
         return InferenceSettings(
-            activation=spec.activation,
+            outputs=self._ensemble.outputs,
             multilabel=self._ensemble.multilabel,
-            classes=len(self._ensemble.probability_names),
             tile=spec.tile,
             augmentations=augmentations,
             batch=tiles_per_call(self._device.type, spec.tile, len(augmentations)),
-            flows=spec.flows,
         )
 
     def _score(
@@ -157,16 +157,6 @@ class _Answer:
         self.foreground[inside] = posterior.probability[1:].sum(axis=0)
         if self.flows is not None:
             self.flows[:, *inside] = posterior.flows
-
-
-def _sum(first: StageState, second: StageState) -> StageState:
-    return replace(
-        first,
-        probability=first.probability + second.probability,
-        squares=first.squares + second.squares,
-        flows=first.flows + second.flows,
-        samples=first.samples + second.samples,
-    )
 
 
 def summarise(scores: Sequence[FoldScore]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.provenance import About, TrainingSummary
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
 from chorus.pipeline.members.kinds.smp import SmpMember
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult
 from chorus.pipeline.training.settings import TrainSettings
@@ -64,7 +65,7 @@ def ensemble_spec(name: str, settings: TrainSettings, results: Sequence[FoldResu
         input=InputEntry(
             channels=settings.channels, pixel_size_um=settings.pixel_size_um, normalisation=settings.normalisation
         ),
-        flows=settings.flows,
+        outputs=[ClassesOutput(), FlowsOutput()] if settings.flows else [ClassesOutput()],
         tile=settings.tile,
         members=[
             SmpMember(

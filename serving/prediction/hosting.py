@@ -13,6 +13,7 @@ from chorus.cluster.planning.plan import ResolvedSettings, outputs_of
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
@@ -79,7 +80,7 @@ class Hosted:
         """Return the public description of the ensemble."""
         spec = self.ensemble.spec
         given = outputs_of(self.loaded.base, self.ensemble)
-        outputs = ["labels", *(["objects"] if spec.flows else [])]
+        outputs = ["labels", *(["objects"] if FLOWS in self.ensemble.outputs else [])]
         outputs += [name for name, field in FIELDS.items() if field.given(given)]
         return EnsembleInfo(
             name=self.name,
@@ -91,7 +92,7 @@ class Hosted:
             members=len(spec.members),
             tile=spec.tile,
             augmentations=spec.augmentations,
-            flows=spec.flows,
+            flows=FLOWS in self.ensemble.outputs,
             calibrated=self.loaded.reference is not None,
             outputs=outputs,
         )

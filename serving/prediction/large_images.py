@@ -27,6 +27,7 @@ from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.run_record import RunRecord, open_output
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.errors import ChorusError, CutShortError
 from chorus.pipeline.io import storage
 from chorus.serving.contract.jobs import BEAT, JobRecord, JobStore
@@ -120,7 +121,7 @@ def _run(large: LargeImage, device: SharedDevice, store: JobStore, progress: _Pr
         out=out,
         settings=ResultSettings.model_validate(settings.model_dump(include=set(ResultSettings.model_fields))),
         run=RunSettings(executor="serial", thumbnails=False, sentinels="skip", trust_code=hosted.ensemble.trust_code),
-        objects="flows" if hosted.ensemble.spec.flows else "none",
+        objects="flows" if FLOWS in hosted.ensemble.outputs else "none",
     )
     table = ImageTable.collect([image])
     record = RunRecord.of(request, hosted.ensemble, settings, table, [], time.time())

@@ -17,7 +17,8 @@ from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runs.finish_image import image_record
 from chorus.cluster.state.ledger import ImageRecord
-from chorus.pipeline.core.fields import SAMPLES, Field
+from chorus.pipeline.core.field import Field
+from chorus.pipeline.core.fields import SAMPLES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.instances.plane_objects import converging_objects

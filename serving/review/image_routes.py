@@ -82,8 +82,7 @@ def image_routes(run: ReviewedRun, *, writable: bool) -> APIRouter:
             if shown.kind == "channel" and (low is None or high is None):
                 appearance = Look(*views.contrast(snapshot, name, shown), color, style)
             colors = [info.color for info in snapshot.classes]
-            samples = snapshot.document.samples
-            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), appearance, colors, samples, suffix)
+            return draw_tile(views.pixels, shown, steps[level], (t, z, y, x), appearance, colors, suffix)
 
         media = MEDIA["png" if layer.startswith("labels-") else suffix]
         return _cached(request, snapshot.version, media, draw)
@@ -168,12 +167,12 @@ class _Views:
             return entry.model_copy(update={"contrast": self.contrast(snapshot, name, layer)})
         if layer.field is None:
             return entry
-        low, high, colors = scale(layer.field, snapshot.document.samples)
+        low, high, colors = scale(layer)
         of_map = {
             "contrast": (low, high),
             "colors": colors,
             "label": layer.field.channel_label(layer.name),
-            "unit": layer.field.display.unit,
+            "unit": layer.display.unit,
             "uncertainty": layer.field in CLASS_VARIANCES,
         }
         return entry.model_copy(update=of_map)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.fields import Field, field_of
+from chorus.pipeline.core.field import Field
+from chorus.pipeline.core.fields import field_of
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, ImageError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault
-from chorus.pipeline.io.models import Ngff, SourceImage
+from chorus.pipeline.io.models import MapDisplay, Ngff, SourceImage
 from chorus.pipeline.io.sources.ngff import open_group, open_image
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.serving.review.cache import Cache
@@ -30,6 +31,8 @@ _FAR = 4096
 _COARSEST = 1024
 _BLOCK = 512
 _SAMPLE = 1024
+
+_UNIT_INTERVAL = MapDisplay(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Layer:
     index : on the c axis
     color : declared by the source, ``rrggbb``; empty if undeclared
     field : of a map
+    display : of a map
     """
 
     id: str
@@ -70,6 +74,7 @@ class Layer:
     index: int
     color: str = ""
     field: Field | None = None
+    display: MapDisplay = _UNIT_INTERVAL
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -87,6 +92,17 @@ class Layer:
         """Number of time points and of z planes."""
         lengths = dict(zip(self.image.axes, self.image.levels[0].shape, strict=True))
         return lengths.get("t", 1), lengths.get("z", 1)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """The colour of a channel, ``rrggbb`` or empty, and its display."""
+
+    color: str
+    display: MapDisplay
+
+
+_NOTHING = _Declared("", _UNIT_INTERVAL)
 
 
 @dataclass(frozen=True)
@@ -197,16 +213,19 @@ def open_layers(source_url: str, result_url: str, labels_url: str) -> Opened:
     layers: list[Layer] = []
     source = _attempt(source_url, notes)
     if source is not None:
-        colors = _colors(source)
+        declared = _declared(source)
         for index, name in enumerate(source.channels):
-            layers.append(Layer(f"channel-{index}", "channel", name, source, index, colors.get(index, "")))
+            color = declared.get(index, _NOTHING).color
+            layers.append(Layer(f"channel-{index}", "channel", name, source, index, color))
     results = _attempt(result_url, notes)
     if results is not None and not results.levels[0].path.startswith("labels/"):
+        declared = _declared(results)
         for index, name in enumerate(results.channels):
             if (field := field_of(name)) is None:
                 notes.append(f"{result_url}: its channel {name!r} is of no field that this version knows")
             else:
-                layers.append(Layer(f"map-{name}", "map", name, results, index, field=field))
+                display = declared.get(index, _NOTHING).display
+                layers.append(Layer(f"map-{name}", "map", name, results, index, field=field, display=display))
     for name in _label_names(labels_url, notes):
         labels = _attempt(storage.join(labels_url, "labels", name), notes)
         if labels is not None:
@@ -238,19 +257,29 @@ def _label_names(url: str, notes: list[str]) -> Sequence[str]:
     return sorted(plain, key=lambda name: name == "semantic")
 
 
-def _colors(image: SourceImage) -> dict[int, str]:
-    """Return the channel colours that ``omero`` declares, ``rrggbb``."""
+def _declared(image: SourceImage) -> dict[int, _Declared]:
+    """Return the colour and display of each channel that ``omero`` declares, as far as they are valid."""
     group = open_group(image.url)
     attributes: dict[str, Any] = {} if group is None else group.attrs.asdict()
     ome = attributes.get("ome", attributes)
     omero = ome.get("omero") if isinstance(ome, dict) else None
     listed = omero.get("channels") if isinstance(omero, dict) else None
-    colors = {}
+    valid = {}
     for index, channel in enumerate(listed if isinstance(listed, list) else []):
-        color = str(channel.get("color", "")) if isinstance(channel, dict) else ""
-        if len(color) == 6 and all(letter in "0123456789abcdefABCDEF" for letter in color):
-            colors[index] = color.lower()
-    return colors
+        if isinstance(channel, dict):
+            color = str(channel.get("color", ""))
+            hexadecimal = len(color) == 6 and all(letter in "0123456789abcdefABCDEF" for letter in color)
+            valid[index] = _Declared(color.lower() if hexadecimal else "", _display(channel))
+    return valid
+
+
+def _display(channel: dict[str, Any]) -> MapDisplay:
+    window = channel.get("window")
+    low, high = (window.get(end) if isinstance(window, dict) else None for end in ("start", "end"))
+    unit = str(channel.get("unit", ""))
+    if isinstance(low, int | float) and isinstance(high, int | float) and low < high:
+        return MapDisplay(float(low), float(high), unit)
+    return replace(_UNIT_INTERVAL, unit=unit)
 
 
 def _edge(chunk: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from chorus.pipeline.core.fields import Colormap, Field
+from chorus.pipeline.core.field import Colormap
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.report.pictures import INFERNO
 from chorus.serving.review.pixels import TILE, Layer, Pixels, Step
@@ -51,9 +51,10 @@ class Look:
     style: Style = "line"
 
 
-def scale(field: Field, samples: int) -> tuple[float, float, tuple[str, ...]]:
-    """Return the minimum and maximum of a field's colour map, and its colours, for this many samples per pixel."""
-    return *field.window(samples), COLORMAPS[field.display.colormap]
+def scale(layer: Layer) -> tuple[float, float, tuple[str, ...]]:
+    """Return the minimum and maximum of a map's colours, and the colours."""
+    colormap = layer.field.display.colormap if layer.field else "viridis"
+    return layer.display.low, layer.display.high, COLORMAPS[colormap]
 
 
 def contrast(values: NDArray[Any]) -> tuple[float, float]:
@@ -78,7 +79,6 @@ def draw_tile(
     corner: tuple[int, int, int, int],
     appearance: Look,
     colors: list[str],
-    samples: int,
     suffix: str,
 ) -> bytes:
     """Return a tile as a picture file.
@@ -87,7 +87,6 @@ def draw_tile(
     ----------
     corner : time point, z plane, and row and column of the tile
     colors : of classes, background first, ``#rrggbb``
-    samples : maximum per pixel
     suffix : ``webp`` or ``png``
 
     Raises
@@ -104,7 +103,7 @@ def draw_tile(
     if layer.field is None:
         low, high = (appearance.low or 0.0, appearance.high if appearance.high is not None else 1.0)
         return _encode(paint_channel(values, low, high, appearance.color), suffix)
-    low, high, anchors = scale(layer.field, samples)
+    low, high, anchors = scale(layer)
     low, high = (
         low if appearance.low is None else appearance.low,
         high if appearance.high is None else appearance.high,

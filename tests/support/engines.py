@@ -11,10 +11,39 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.outputs import Activation, Outputs, classes_of, flows_of
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.engine import PlaneWindow
+from chorus.pipeline.inference.posterior_builder import InferenceSettings, Precision
 
 CPU = torch.device("cpu")
+
+
+def outputs_of(
+    classes: int, activation: Activation = "softmax", *, multilabel: bool = False, flows: bool = False
+) -> Outputs:
+    """Of an ensemble with so many probability maps, and flows after them."""
+    width = classes if multilabel else classes - (activation == "sigmoid")
+    given = classes_of([str(k) for k in range(classes)], activation, width=width)
+    return Outputs((given, flows_of()) if flows else (given,))
+
+
+def settings_of(
+    activation: Activation = "softmax",
+    multilabel: bool = False,
+    classes: int = 2,
+    tile: int = 32,
+    augmentations: tuple[str, ...] = ("identity",),
+    batch: int = 1,
+    *,
+    precision: Precision = "fp32",
+    flows: bool = False,
+    effort: EffortBound | None = None,
+) -> InferenceSettings:
+    """For members that give classes, and flows after them."""
+    outputs = outputs_of(classes, activation, multilabel=multilabel, flows=flows)
+    return InferenceSettings(outputs, multilabel, tile, augmentations, batch, precision, effort)
 
 
 class Filter:

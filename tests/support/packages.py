@@ -19,6 +19,7 @@ from chorus.pipeline.members.contract import LoadRequest, Member
 from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.kinds.bioimageio.package import choose_format, open_package, weight_files
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
+from tests.support.engines import outputs_of
 
 CPU = torch.device("cpu")
 
@@ -128,7 +129,8 @@ def write_package(
 
 
 def asked(url: object, *, channels: int = 1, outputs: int = 2, tile: int = 64, **changes: Any) -> LoadRequest:
-    return LoadRequest(str(url), channels, outputs, changes.get("flows", False), tile, changes.get("trust_code", False))
+    given = outputs_of(outputs, "none", flows=changes.get("flows", False))
+    return LoadRequest(str(url), channels, given, tile, changes.get("trust_code", False))
 
 
 def entry(url: Path | str, **fields: Any) -> BioimageioMember:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chorus.commands.ensembles.builtin import numbers, of_the_ensemble
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile
 
@@ -46,7 +47,9 @@ def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[Renderable
                 normalisation(spec.input.normalisation)
                 + (", after division by the type's maximum" if spec.input.scale else "")
             ),
-            "activation": Text(spec.activation + (", and flows" if spec.flows else "")),
+            "activation": Text(
+                spec.activation + "".join(f", and {role.name}" for role in spec.answers.roles if role != CLASSES)
+            ),
             "tile": Text(f"{spec.tile} pixels, overlap {spec.overlap:g}"),
             "augmentations": Text(", ".join(spec.augmentations)),
             "effort": None if spec.effort is None else Text(_effort(spec.effort)),

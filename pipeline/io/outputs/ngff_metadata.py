@@ -97,7 +97,7 @@ def _channel(layout: ImageLayout, name: str) -> Channel:
     field = field_of(name)
     if field is None:
         raise ValueError(f"{layout.url}: {name!r} is a channel of no field")
-    low, high = field.window(layout.samples)
+    display = layout.displays[layout.channels.index(name)]
     background = layout.classes[0].name
     if field.display.colors:
         own = [layout.channels[index] for index in field.among(layout.channels)]
@@ -105,9 +105,10 @@ def _channel(layout: ImageLayout, name: str) -> Channel:
     else:
         colors = {field.channel(info.name): info.color.removeprefix("#") for info in layout.classes}
         color = (colors | {field.channel(background): BACKGROUND_COLOR})[name]
-    window = ContrastWindow(min=low, max=high, start=low, end=high)
+    window = ContrastWindow(min=display.low, max=display.high, start=display.low, end=display.high)
     active = name in shown_first(layout.channels, background)
-    return Channel.model_validate({"label": name, "color": color, "active": active, "window": window})
+    shown = {"label": name, "color": color, "active": active, "window": window}
+    return Channel.model_validate(shown | ({"unit": display.unit} if display.unit else {}))
 
 
 def _label(image: LabelImage) -> Label:

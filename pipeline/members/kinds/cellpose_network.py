@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.devices import fp32_policy_kept
+from chorus.pipeline.core.outputs import CLASSES, FLOWS
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -21,6 +22,7 @@ from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 from chorus.pipeline.members.safety.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile
 from chorus.pipeline.preprocessing.normalisation import ChannelScaling, apply
@@ -60,6 +62,11 @@ class CellposeMember(MemberEntry):
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """Load the network; raise RefusedError if the file is no Cellpose 4 network or does not fit the tiles."""
         url = asked.url
+        if asked.outputs.roles not in ((CLASSES,), (CLASSES, FLOWS)):
+            raise RefusedError(
+                f"{url}: a Cellpose network gives a class and flows; correct `outputs` in ensemble.yaml to "
+                "`[{role: classes}, {role: flows}]`"
+            )
         state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
         design = Design.of(url, state)
         if not design.takes(asked.tile):
@@ -68,7 +75,7 @@ class CellposeMember(MemberEntry):
                 f"{design.tile}` in ensemble.yaml and leave out --tile"
             )
         network = _network(url, state, design)
-        return ModuleMember(CellposeNetwork(network, design.dtype, flows=asked.flows), device, "sigmoid")
+        return ModuleMember(CellposeNetwork(network, design.dtype, flows=FLOWS in asked.outputs), device, "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def describe(url: str) -> ModelDescription:
         name=url.rstrip("/").rsplit("/", 1)[-1],
         classes=["background", "cell"],
         activation="sigmoid",
-        flows=True,
+        outputs=(ClassesOutput(), FlowsOutput()),
         tile=design.tile,
         about=about,
     )

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -61,8 +62,9 @@ class Deepflash2Member(MemberEntry):
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """Load the network; raise RefusedError if the file is not deepflash2's or does not fit the ensemble."""
         url = asked.url
-        if asked.flows:
-            raise RefusedError(f"{url}: deepflash2 networks give no flows; remove `flows: true` from ensemble.yaml")
+        if asked.outputs.roles != (CLASSES,):
+            more = ", ".join(role.name for role in asked.outputs.roles if role != CLASSES) or "output without classes"
+            raise RefusedError(f"{url}: deepflash2 networks give no {more}; correct `outputs` in ensemble.yaml")
         data = fetch_weights(url, self.sha256, beside=asked.beside)
         if is_script(data) and not asked.trust_code:
             check_source(url, data)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, LoadRequest, Member, fetch_weights
+from chorus.pipeline.members.contract import LoadRequest, Member, fetch_weights
 from chorus.pipeline.members.kind import MemberKind
 from chorus.pipeline.members.selection import ExportEntry, InputShape, Size, describe_export
 

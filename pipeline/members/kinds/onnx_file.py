@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, LoadRequest, Member, fetch_weights
+from chorus.pipeline.members.contract import LoadRequest, Member, fetch_weights
 from chorus.pipeline.members.kind import MemberKind, PackedOnnx
 from chorus.pipeline.members.kinds.onnx_session import EXTRA, open_session, session_device, session_errors
 from chorus.pipeline.members.selection import ExportEntry, InputShape, describe_export

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_safetensors
 from torch.overrides import TorchFunctionMode
 
 from chorus.pipeline.errors import RefusedError, first_line
-from chorus.pipeline.members.contract import FLOWS, LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind, Network, PackedModule
 from chorus.pipeline.members.safety.pickles import load_tensors
@@ -46,7 +46,7 @@ class SmpMember(MemberEntry):
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """Build the network and load its weights; raise RefusedError if they do not fit."""
-        outputs = asked.outputs + FLOWS * asked.flows
+        outputs = asked.outputs.channels
         state = state_dict(asked.url, fetch_weights(asked.url, self.sha256, beside=asked.beside))
         module = filled(asked.url, self.architecture, self.encoder, asked.channels, outputs, self.options, state)
         return ModuleMember(module, device, self.activation)
@@ -244,7 +244,7 @@ def _pack(entry: SmpMember, member: Member, asked: LoadRequest) -> PackedModule:
             "encoder_name": entry.encoder,
             "encoder_weights": None,
             "in_channels": asked.channels,
-            "classes": asked.outputs + FLOWS * asked.flows,
+            "classes": asked.outputs.channels,
             **options,
         },
         requirement=f"segmentation-models-pytorch=={smp.__version__}",

@@ -18,9 +18,10 @@ from chorus.pipeline.core.geometry import Grid, Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.device_transfer import host_array, landing, to_device, to_host
 from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.inference.posterior_builder import InferenceSettings, Precision
+from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.members.contract import ModuleMember
+from tests.support.engines import settings_of
 from tests.support.making import network
 
 pytestmark = pytest.mark.skipif(not device_of("cuda").available(), reason="needs a GPU that is not there")
@@ -30,7 +31,7 @@ MAPS = ("probability", "epistemic", "aleatoric", "labels", "masks", "member_mask
 
 def engine(device: torch.device, backend: Backend = "eager", precision: Precision = "fp32", *, flows: bool) -> Engine:
     device_of(device).be_repeatable()  # as `Ensemble.load_member` does
-    how = InferenceSettings("softmax", False, 2, 32, FLIPS, batch=4, precision=precision, flows=flows)
+    how = settings_of("softmax", False, 2, 32, FLIPS, batch=4, precision=precision, flows=flows)
     made = [ModuleMember(network(seed, outputs=2 + 2 * flows), device) for seed in range(3)]
     return Engine([on_backend(one, backend, precision, device) for one in made], how, device)
 

@@ -19,6 +19,7 @@ from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.telemetry.metrics import REGISTRY
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.ensembles import ensemble as ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
@@ -101,7 +102,7 @@ def test_sums_are_the_same_in_smaller_calls(room: int, ensemble_url: str) -> Non
 
     def sums(members: list[Any], inference: InferenceSettings) -> tuple[SampleSums, torch.Tensor, MemberGroup]:
         group = MemberGroup(members, inference, device)
-        found = SampleSums.zeros(BATCH, inference.classes, 64, device)
+        found = SampleSums.zeros(inference.outputs, BATCH, (64, 64), device)
         with torch.inference_mode():
             features = group.add_samples(batch, found).features
         return found, features, group
@@ -196,8 +197,8 @@ def test_bits_of_a_tile_do_not_depend_on_what_else_is_in_a_smaller_call(ensemble
     group = MemberGroup([Small(member, 2, CUDA)], inference, device)
     found = []
     for order in ([0, 1, 2], [1, 0, 2]):
-        sums = SampleSums.zeros(3, inference.classes, 64, device)
+        sums = SampleSums.zeros(inference.outputs, 3, (64, 64), device)
         with torch.inference_mode():
             group.add_samples(batch[order], sums)
-        found.append(sums.probability[np.argsort(order)])
+        found.append(sums.of[CLASSES].total[np.argsort(order)])
     assert torch.equal(*found)

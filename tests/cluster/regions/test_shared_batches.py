@@ -17,12 +17,12 @@ from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.device_transfer import Landing
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.tile_stream import PlaneWindow
+from tests.support.engines import settings_of
 from tests.support.making import network
 
 CPU = torch.device("cpu")
-HOW = InferenceSettings("softmax", False, 2, 32, ("identity", "hflip"), batch=8)
+HOW = settings_of("softmax", False, 2, 32, ("identity", "hflip"), batch=8)
 
 
 @pytest.fixture(params=[0, 1], ids=["nothing ahead", "one batch ahead"], autouse=True)

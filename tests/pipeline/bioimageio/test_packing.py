@@ -28,6 +28,7 @@ from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.kinds.bioimageio.package import open_package, weight_files
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
+from tests.support.engines import outputs_of
 from tests.support.making import pixels, write_ensemble, write_light_ensemble
 
 pytest.importorskip("bioimageio.core")
@@ -122,7 +123,7 @@ def test_a_packed_member_that_is_added_back_predicts_the_same(packages: Packages
     ensemble, package = packages.ensemble, open_package(str(packages.member))
     raw = pixels((1, 64, 64), seed=3)
     original = ensemble.load_member(1, CPU)
-    asked = LoadRequest(str(packages.member), 1, 3, flows=False, tile=64)
+    asked = LoadRequest(str(packages.member), 1, outputs_of(3), tile=64)
     for format in ("pytorch_state_dict", "onnx"):
         digest = weight_files(package, format).sha256(package)
         entry = BioimageioMember(kind="bioimageio", weights=asked.url, format=format, sha256=digest)
@@ -264,6 +265,6 @@ def test_the_normalisation_that_is_packed_is_the_ensembles(packages: Packages) -
     """Beside bioimageio.core's: `NormalisedInput` on an image with a much larger range."""
     entry = BioimageioMember(kind="bioimageio", weights=str(packages.member), format="onnx")
     raw = (pixels((1, 64, 64), seed=5).astype(np.uint32) * 60).astype(np.uint16)
-    asked = LoadRequest(str(packages.member), 1, 3, flows=False, tile=64)
+    asked = LoadRequest(str(packages.member), 1, outputs_of(3), tile=64)
     own = NormalisedInput(packages.ensemble.spec.input.normalisation, 1)
     assert torch.allclose(prepared(entry.preparation(asked), raw), prepared(own, raw), atol=1e-6)

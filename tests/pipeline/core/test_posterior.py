@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.augmentation import D4, FLIPS
 from chorus.pipeline.core.class_labels import class_masks, predicted_labels
 from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
-from chorus.pipeline.inference.engine import Engine, InferenceSettings, PlaneWindow
+from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.members.contract import ModuleMember
 from chorus.pipeline.scores.image_scores import image_scores, region_sums
 from tests.support import reference
+from tests.support.engines import outputs_of, settings_of
 from tests.support.making import network
 from tests.support.reference import ReferencePosterior, reference_posterior
 
@@ -61,7 +63,7 @@ def computed(
     overlap: float = 0.5,
 ) -> Posterior:
     multilabel = activation == "sigmoid" and classes > 2
-    settings = InferenceSettings(
+    settings = settings_of(
         activation=activation,  # type: ignore[arg-type]
         multilabel=multilabel,
         classes=classes - multilabel,
@@ -172,12 +174,8 @@ def test_all_eight_symmetries_and_other_overlaps_agree_with_the_reference(overla
 
 def test_samples_by_hand_give_the_variances_of_the_paper() -> None:
     # Two samples of the foreground, 0.9 and 0.5: mean 0.7, mean of squares 0.53.
-    sums = SampleSums.zeros(1, 2, 1, CPU)
-    for foreground in (0.9, 0.5):
-        p = torch.tensor([1 - foreground, foreground])
-        sums.probability += p[None, :, None, None]
-        sums.squares += (p * p).sum()
-        sums.samples += 1
+    sums = SampleSums.zeros(outputs_of(2), 1, (1, 1), CPU)
+    sums.add_member({CLASSES: torch.tensor([1 - p, p])[None, :, None, None]} for p in (0.9, 0.5))
     background, foreground, epistemic, aleatoric = sums.maps()[0, :, 0, 0].tolist()
     assert (background, foreground) == pytest.approx((0.3, 0.7))
     assert epistemic == pytest.approx(0.53 - 0.49)

@@ -22,7 +22,7 @@ from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.members.contract import ModuleMember
 from tests.support.counting_device import CountedDevice, counted_device
-from tests.support.engines import CPU, assert_same_bytes, noise, plane_window
+from tests.support.engines import CPU, assert_same_bytes, noise, plane_window, settings_of
 from tests.support.making import network, write_light_ensemble
 
 GRID = Grid.make((75, 90), 32, 0.5)
@@ -35,7 +35,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CountedDevice:
 
 
 def how(**changes: Any) -> InferenceSettings:
-    return InferenceSettings("softmax", False, 2, 32, FLIPS, **{"batch": 4} | changes)
+    return settings_of("softmax", False, 2, 32, FLIPS, **{"batch": 4} | changes)
 
 
 def plane() -> PlaneWindow:

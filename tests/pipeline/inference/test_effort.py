@@ -23,7 +23,7 @@ from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.tile_stream import PlaneWindow
 from chorus.pipeline.members.contract import Member, ModuleMember
-from tests.support.engines import CPU, Filter, assert_same_bytes, noise, plane_window
+from tests.support.engines import CPU, Filter, assert_same_bytes, noise, plane_window, settings_of
 from tests.support.making import network
 from tests.support.reference import decide, gaussian_window, mirrored_tile, tile_maps
 
@@ -42,7 +42,7 @@ def how(doubtful: float | None, **changes: Any) -> InferenceSettings:
     defaults: dict[str, Any] = {"activation": "softmax", "multilabel": False, "classes": 2, "tile": 32, "batch": 1}
     names = changes.get("augmentations", FLIPS)
     effort = None if doubtful is None else bound(doubtful, augmentations=names)
-    return InferenceSettings(**defaults | {"augmentations": FLIPS, "effort": effort} | changes)
+    return settings_of(**defaults | {"augmentations": FLIPS, "effort": effort} | changes)
 
 
 class Soft(Filter):
@@ -54,7 +54,7 @@ class Soft(Filter):
 
 
 def members(how: InferenceSettings, count: int) -> list[Member]:
-    outputs = how.classes - (how.activation == "sigmoid" and not how.multilabel) + 2 * how.flows
+    outputs = how.outputs.channels
     return [Soft(seed, outputs) for seed in range(count)]
 
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
 from chorus.pipeline.inference.encoder_features import TileFeatures, centres_in, pooled
-from chorus.pipeline.inference.engine import Engine, PlaneWindow, StageState
+from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.feature_records import FeatureSums, FeatureTotal, ImageFeatures
-from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.members.contract import ModuleMember
 from chorus.pipeline.preprocessing.resampling import AxisMap
 from chorus.pipeline.scores.image_scores import FIXED_POINT
+from tests.support.engines import settings_of
 from tests.support.making import network
 from tests.support.reference import Array, reference_features
 
@@ -197,7 +198,7 @@ def features_of(
     augmentations: tuple[str, ...] = ("hflip", "identity"),
 ) -> ImageFeatures:
     """Of an image in regions, with the members cut into stages."""
-    how = InferenceSettings("softmax", False, 2, 32, augmentations, batch)
+    how = settings_of("softmax", False, 2, 32, augmentations, batch)
     shape = image.shape[1], image.shape[2]
     grid, regions, total = Grid.make(shape, 32, 0.5), RegionGrid(*shape, region), FeatureTotal()
     cuts = [0, *stages, len(members)]

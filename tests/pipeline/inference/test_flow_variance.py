@@ -14,10 +14,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import circvar
 
 from chorus.pipeline.core.fields import FLOW_VARIANCE
-from chorus.pipeline.core.sample_sums import SampleSums, unit_vectors
+from chorus.pipeline.core.role_sums import FlowSums, unit_vectors
+from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.reference.flags import flag_images
 from chorus.pipeline.reference.reference import Reference, calibrate_from
 from chorus.pipeline.scores.ranking import rank
+from tests.support.engines import outputs_of
 from tests.support.simulated import Tables, simulated
 
 CPU = torch.device("cpu")
@@ -25,11 +27,10 @@ CPU = torch.device("cpu")
 
 def variance(*flows: tuple[float, float]) -> float:
     """Of the flows (dy, dx) that as many samples give to one pixel."""
-    sums = SampleSums.zeros(1, 2, 1, CPU, flows=True)
-    for flow in flows:
-        sums.add_flows(torch.tensor(flow).reshape(1, 2, 1, 1))
-        sums.samples += 1
-    return float(sums.statistics()[FLOW_VARIANCE])
+    sums = FlowSums.zeros(1, 2, (1, 1), CPU)
+    for count, flow in enumerate(flows):
+        sums.add(torch.tensor(flow).reshape(1, 2, 1, 1), count)
+    return float(sums.statistics(len(flows))[FLOW_VARIANCE])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_direction_does_not_depend_on_the_place_in_the_array(flows: np.ndarray
 
 
 def test_without_flows_there_is_no_map_of_it() -> None:
-    sums = SampleSums.zeros(2, 3, 4, CPU)
+    sums = SampleSums.zeros(outputs_of(3), 2, (4, 4), CPU)
     sums.samples = 1
     assert sums.maps().shape == (2, 5, 4, 4)
 

@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from chorus.pipeline.core import outputs
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, D4
 from chorus.pipeline.core.geometry import Grid, Window
 from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
-from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.instances.whole_image import flows_of, label_image
+from tests.support.engines import settings_of
 
 CPU = torch.device("cpu")
+YX = outputs.flows_of()
 
 
 def smooth(seed: int, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -31,7 +33,7 @@ def forward(name: str, plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def turned_back(name: str, vectors: NDArray[Any]) -> NDArray[Any]:
-    return AUGMENTATIONS[name].vectors_backward(torch.from_numpy(vectors)).numpy()
+    return AUGMENTATIONS[name].restore(torch.from_numpy(vectors), YX).numpy()
 
 
 # augmentation
@@ -66,8 +68,8 @@ def test_cellposes_flows_of_augmented_labels_turn_back_into_those_of_the_labels(
 def test_turning_back_keeps_leading_axes_apart() -> None:
     vectors = torch.randn((3, 2, 2, 9, 9), generator=torch.Generator().manual_seed(0))
     for name in D4:
-        one = AUGMENTATIONS[name].vectors_backward
-        assert torch.equal(one(vectors)[1, 1], one(vectors[1, 1]))
+        one = AUGMENTATIONS[name].restore
+        assert torch.equal(one(vectors, YX)[1, 1], one(vectors[1, 1], YX))
 
 
 class Gradient:
@@ -88,7 +90,7 @@ def test_the_mean_flow_of_an_equivariant_member_is_its_plain_flow() -> None:
     grid = Grid.make(field.shape, 32, 0.5)
     whole = Window.of(0, 70, 0, 83)
     plane = PlaneWindow(field[None], whole, grid)
-    plain = InferenceSettings("sigmoid", False, 2, 32, ("identity",), 2, flows=True)
+    plain = settings_of("sigmoid", False, 2, 32, ("identity",), 2, flows=True)
     once = Engine([Gradient()], plain, CPU).posterior(plane, whole)
     all_eight = Engine([Gradient()], replace(plain, augmentations=D4), CPU).posterior(plane, whole)
     np.testing.assert_allclose(all_eight.flows, once.flows, atol=1e-6)

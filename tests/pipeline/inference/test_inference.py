@@ -14,11 +14,23 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
-from chorus.pipeline.inference.engine import Engine, InferenceSettings, StageState
+from chorus.pipeline.inference.engine import Engine
+from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.members.contract import Member, ModuleMember
 from chorus.pipeline.scores.image_scores import RegionSums, region_sums
-from tests.support.engines import CPU, Filter, arrays_of, assert_same_bytes, noise, plane_window, posterior_of
+from tests.support.engines import (
+    CPU,
+    Filter,
+    arrays_of,
+    assert_same_bytes,
+    noise,
+    plane_window,
+    posterior_of,
+    settings_of,
+)
 from tests.support.making import network
 
 
@@ -31,12 +43,12 @@ class Probabilities(Filter):
 
 def inference_settings(**changes: Any) -> InferenceSettings:
     defaults: dict[str, Any] = {"activation": "softmax", "multilabel": False, "classes": 2, "tile": 32, "batch": 1}
-    return InferenceSettings(**defaults | {"augmentations": FLIPS} | changes)
+    return settings_of(**defaults | {"augmentations": FLIPS} | changes)
 
 
 def filters(how: InferenceSettings, count: int) -> list[Member]:
-    outputs = how.classes - (how.activation == "sigmoid" and not how.multilabel)
-    kind = Probabilities if how.activation == "none" else Filter
+    given = how.outputs[CLASSES]
+    outputs, kind = given.channels, Probabilities if given.activation == "none" else Filter
     return [kind(seed, outputs) for seed in range(count)]
 
 

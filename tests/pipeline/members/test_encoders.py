@@ -14,6 +14,7 @@ import torch
 from chorus.pipeline.members.contract import Encoding, LoadRequest, ModuleMember
 from chorus.pipeline.members.kinds.deepflash2 import Deepflash2Member
 from chorus.pipeline.members.kinds.torchscript import TorchScriptMember
+from tests.support.engines import outputs_of
 from tests.support.making import network
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def test_compiled_graphs_have_no_features(tmp_path: Path) -> None:
     assert hasattr(traced, "encoder")
     digest = hashlib.sha256((tmp_path / "m.pt").read_bytes()).hexdigest()
     entry = TorchScriptMember(kind="torchscript", weights="m.pt", sha256=digest)
-    member = entry.load(LoadRequest(str(tmp_path / "m.pt"), 1, 2, False, 64), CPU)
+    member = entry.load(LoadRequest(str(tmp_path / "m.pt"), 1, outputs_of(2), 64), CPU)
     assert isinstance(member, Encoding)
     assert member.features == ModuleMember(traced, CPU).features == ModuleMember(torch.nn.Identity(), CPU).features == 0
 
@@ -92,7 +93,7 @@ def test_a_checkpoint_of_deepflash2_has_features(tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(buffer.getvalue())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     entry = Deepflash2Member(kind="deepflash2", weights="m.pth", sha256=digest)
-    member = entry.load(LoadRequest(str(tmp_path / "m.pth"), 1, 2, False, 64), CPU)
+    member = entry.load(LoadRequest(str(tmp_path / "m.pth"), 1, outputs_of(2), 64), CPU)
     tiles = torch.randn((1, 1, 64, 64))
     with torch.inference_mode():
         member(tiles)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.core.provenance import About, Citation, DataReference, Person
 from chorus.pipeline.core.units import micrometers
-from chorus.pipeline.members.contract import Activation
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.kinds.bioimageio.package import (
@@ -22,6 +22,7 @@ from chorus.pipeline.members.kinds.bioimageio.package import (
 )
 from chorus.pipeline.members.kinds.bioimageio.processing import preparation
 from chorus.pipeline.members.kinds.bioimageio.shapes import check_output, nearest_tile, port, tile_fits
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 
 DEFAULT_TILE = 256
 
@@ -65,7 +66,7 @@ def describe(url: str, format: WeightFormat | None = None) -> ModelDescription:
         channels=_channels(description.inputs),
         classes=["background", "cell"] if flows else _classes(names, activation, test),
         activation=activation,
-        flows=flows,
+        outputs=(ClassesOutput(), FlowsOutput()) if flows else (ClassesOutput(),),
         tile=tile,
         pixel_size_um=_pixel_size(description.inputs[0]),
         about=_about(package),

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from chorus.pipeline.core.outputs import FLOWS, Activation
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import Activation, LoadRequest, Member, MemberEntry
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry
 from chorus.pipeline.members.kinds.bioimageio.networks import Network, load_network
 from chorus.pipeline.members.kinds.bioimageio.package import (
     Package,
@@ -70,9 +71,9 @@ class BioimageioMember(MemberEntry):
         check_tile(package.url, inputs, asked.tile)
         check_output(package.url, inputs, output, asked.tile)
         ports = [port(package.url, tensor) for tensor in inputs]
-        post = postprocessing(package.url, output, flows=asked.flows)
+        post = postprocessing(package.url, output, flows=FLOWS in asked.outputs)
         out = port(package.url, output)
-        self._check_channels(package, out, flows=asked.flows)
+        self._check_channels(package, out, flows=FLOWS in asked.outputs)
         files = weight_files(package, choose_format(package, self.format))
         check_files(package, files, self.sha256, beside=asked.beside)
         if files.format == "torchscript" and not asked.trust_code:

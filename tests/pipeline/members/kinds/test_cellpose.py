@@ -20,10 +20,10 @@ from chorus.pipeline.core.geometry import Grid, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
-from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.members.kinds.cellpose_network import CellposeInput, CellposeMember, describe
 from chorus.pipeline.preprocessing.preparation import surveyed
+from tests.support.engines import outputs_of, settings_of
 
 core = pytest.importorskip("cellpose.core")
 transforms = pytest.importorskip("cellpose.transforms")
@@ -66,7 +66,8 @@ def entry(path: Path) -> CellposeMember:
 
 
 def asked(path: Path, **changes: Any) -> LoadRequest:
-    return LoadRequest(**{"url": str(path), "channels": 3, "outputs": 1, "flows": True, "tile": TILE} | changes)
+    outputs = outputs_of(2, "sigmoid", flows=changes.pop("flows", True))
+    return LoadRequest(**{"url": str(path), "channels": 3, "outputs": outputs, "tile": TILE} | changes)
 
 
 def tiles(seed: int, channels: int = 3) -> torch.Tensor:
@@ -159,7 +160,7 @@ def test_two_of_them_are_an_ensemble_whose_posterior_is_the_mean_with_flows_turn
     inputs = ensemble.all_inputs
     assert inputs.count == 2  # both have the same preparation: it is computed once
     prepared = inputs.preparations[0].apply(raw, surveyed(inputs.measures, [raw]))
-    settings = InferenceSettings("sigmoid", False, 2, TILE, ("identity", "vflip"), 1, flows=True)
+    settings = settings_of("sigmoid", False, 2, TILE, ("identity", "vflip"), 1, flows=True)
     members = [ensemble.load_member(index, CPU) for index in range(2)]
     for index, member in enumerate(members):
         check_answer(ensemble, index, member, TILE, CPU)
@@ -322,7 +323,7 @@ def test_a_file_describes_itself_as_a_member_that_can_be_used(tmp_path: Path) ->
 def test_what_it_says_does_not_depend_on_how_a_plane_is_cut(batch: int, tmp_path: Path) -> None:
     path = saved(cellpose_network(3), tmp_path / "cells")
     members = [entry(path).load(asked(path, channels=1), CPU)]
-    settings = InferenceSettings("sigmoid", False, 2, TILE, ("identity", "rot90"), batch, flows=True)
+    settings = settings_of("sigmoid", False, 2, TILE, ("identity", "rot90"), batch, flows=True)
     grid = Grid.make((300, 280), TILE, 0.25)
     whole = Window.of(0, 300, 0, 280)
     pixels = np.random.default_rng(1).normal(size=(1, 300, 280)).astype(np.float32)
