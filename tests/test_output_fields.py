@@ -32,7 +32,19 @@ from chorus.pipeline.core.fields import (
     field_of,
 )
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.core.outputs import EFFORT, FLOWS, Outputs
+from chorus.pipeline.core.outputs import (
+    AFFINITIES,
+    BOUNDARY,
+    DISTANCE,
+    EFFORT,
+    FLOWS,
+    VALUES,
+    Output,
+    Outputs,
+    classes_of,
+    flows_of,
+    rays_of,
+)
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.exports.annotation import Drafted, draft
@@ -40,7 +52,8 @@ from chorus.pipeline.exports.contours import polygons
 from chorus.pipeline.exports.outlines import LabelledImage, ObjectTable, Outline, object_name, uncertainty_column
 from chorus.pipeline.exports.rois import roi
 from chorus.pipeline.exports.tables import write_by_uncertainty
-from chorus.pipeline.io.models import ClassInfo, ImageLayout
+from chorus.pipeline.inference.posterior_builder import InferenceSettings
+from chorus.pipeline.io.models import ClassInfo, ImageLayout, MapDisplay
 from chorus.pipeline.io.outputs.writer import open_posterior, prepare_image, write_region
 from chorus.pipeline.report.pictures import paint_panels
 from chorus.pipeline.report.rows import read_images
@@ -50,15 +63,27 @@ from chorus.serving.prediction.encoding import arrays
 from chorus.serving.prediction.steps import Result
 from chorus.serving.review.pixels import Pixels, open_layers
 from chorus.serving.review.tiles import Look, draw_tile, scale
-from tests.support.engines import CPU, settings_of
+from tests.support.engines import CPU, outputs_of
 from tests.support.reports import score, write_source, write_tables
 
 ROOT = Path(__file__).parents[1]
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"), ClassInfo("dead", "#e41a1c"))
-OUTPUTS = Outputs.of([info.name for info in CLASSES], flows="yx", adaptive=True)
 MEMBERS_AND_WAYS = 12
+ANSWERED = Outputs(
+    (
+        classes_of([info.name for info in CLASSES]),
+        flows_of(),
+        rays_of(8, (0, 40)),
+        Output(DISTANCE, ("centre", "boundary"), extent=(-1, 2), unit="px"),
+        Output(BOUNDARY, ("boundary",)),
+        Output(AFFINITIES, ("-1,0", "0,-1"), vectors=((-1.0, 0.0), (0.0, -1.0))),
+        Output(VALUES, ("actin", "myosin"), extent=(100, 400)),
+    )
+)
+OUTPUTS = ANSWERED.sampled(MEMBERS_AND_WAYS)
 SHAPE = (70, 90)
 SCORE_FIELDS = {score.name for score in IMAGE_TABLE}
+_EXTENTS = ("-6 to 6", "declared range", "0 to members x augmentations")
 EVERY = pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 
 
@@ -67,7 +92,12 @@ def layout_at(url: Path, names: list[str]) -> ImageLayout:
         url=str(url), labels_url=str(url), labels_ngff="0.5", source_url="", axes="yx", shape=SHAPE,
         scale=(1.0, 1.0), translation=(0.0, 0.0), units=(None, None), dtype="float32", classes=CLASSES,
         channels=tuple(name for field in names for name in FIELDS[field].channels(OUTPUTS)),
-        chunk=64, region=128, samples=MEMBERS_AND_WAYS,
+        chunk=64, region=128,
+        displays=tuple(
+            MapDisplay(*FIELDS[field].window(OUTPUTS), FIELDS[field].unit(OUTPUTS))
+            for field in names
+            for _ in FIELDS[field].channels(OUTPUTS)
+        ),
     )  # fmt: skip
 
 
@@ -77,7 +107,7 @@ def posterior() -> Posterior:
     rng, fields = np.random.default_rng(0), {}
     for name in FieldLayout.blended(OUTPUTS).slices:
         field = FIELDS[name]
-        low, high = field.window(MEMBERS_AND_WAYS)
+        low, high = field.window(OUTPUTS)
         fields[name] = rng.uniform(low, high, (len(field.channels(OUTPUTS)), *SHAPE)).astype(np.float32)
     fields["epistemic"], fields["aleatoric"] = fields["epistemic"] / 2, fields["aleatoric"] / 2
     labels = rng.integers(0, 3, SHAPE).astype(np.uint8)
@@ -112,10 +142,10 @@ def test_settings_keep_it_and_the_command_line_names_it(field: Field) -> None:
 
 
 def test_what_samples_give_are_the_fields_that_are_blended_at_the_places_of_the_layout() -> None:
-    for flows in (False, True):
-        sums = SampleSums.zeros(2, 3, 4, CPU, flows=flows)
+    for outputs in (outputs_of(3), outputs_of(3, flows=True), ANSWERED):
+        sums = SampleSums.zeros(outputs, 2, (4, 4), CPU)
         sums.samples = 1
-        settings = settings_of("softmax", False, 3, 4, ("identity",), 2, flows=flows)
+        settings = InferenceSettings(outputs, False, 4, ("identity",), 2)
         given = {field.name: maps.shape[1] for field, maps in sums.statistics().items()}
         assert given == {name: part.stop - part.start for name, part in settings.layout.slices.items()}
         for field, maps in sums.statistics().items():
@@ -183,12 +213,13 @@ def test_the_review_page_has_a_layer_of_it_over_its_range(
     own = [layer for layer in opened.layers.values() if layer.field is field]
     assert [layer.name for layer in own] == list(field.channels(OUTPUTS))
     assert len({field.channel_label(layer.name) for layer in own}) == len(own)
-    low, high, colors = scale(field, MEMBERS_AND_WAYS)
     values = posterior.maps(field)
-    assert low <= values.min() < values.max() <= high
-    assert len(colors) > 2
     for layer in own:
-        tile = draw_tile(Pixels(), layer, layer.steps[0], (0, 0, 0, 0), Look(), [], MEMBERS_AND_WAYS, "png")
+        low, high, colors = scale(layer)
+        assert low <= values.min() < values.max() <= high
+        assert len(colors) > 2
+        assert layer.display.unit == field.unit(OUTPUTS)
+        tile = draw_tile(Pixels(), layer, layer.steps[0], (0, 0, 0, 0), Look(), [], "png")
         (tmp_path / "tile.png").write_bytes(tile)
         picture = np.asarray(Image.open(tmp_path / "tile.png").convert("RGB"))
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "most values have a colour of their own"
@@ -206,7 +237,8 @@ def test_a_channel_of_no_field_is_left_out_with_a_note(tmp_path: Path, posterior
 def test_pages_name_no_field_themselves() -> None:
     pages = [*(ROOT / "serving/review/static/js").glob("*.js"), *(ROOT / "pipeline/report").glob("*.js")]
     assert len(pages) > 5
-    maps = [re.escape(name) for name in FIELDS if name not in SCORE_FIELDS and name != "samples"]
+    words = {"samples", "values", "boundary"}
+    maps = [re.escape(name) for name in FIELDS if name not in SCORE_FIELDS | words]
     for page in pages:
         assert not re.search(rf"[\"'`](map-)?({'|'.join(maps)}|flow)[:\"'`]", page.read_text()), page.name
 
@@ -214,7 +246,8 @@ def test_pages_name_no_field_themselves() -> None:
 @EVERY
 def test_the_report_lists_its_mean_over_an_image(field: Field, tmp_path: Path) -> None:
     if field.name not in SCORE_FIELDS:
-        assert not field.statistic.endswith("variance"), "variances have a mean over the foreground"
+        means = field.statistic.endswith("variance") and not field.per_channel and field.letter
+        assert not means, "variances have a mean over the foreground"
         return
     rows = [score(tmp_path, "a", 0.1), score(tmp_path, "b", 0.2)]
     write_tables(tmp_path, rows)
@@ -261,7 +294,7 @@ def test_components_of_vectors_are_of_the_views_that_see_them_and_all_else_is_of
     assert seen_by("flow:z") == [("zx", "flow:y"), ("zy", "flow:y")]
     assert seen_by("flow:y") == [("yx", "flow:y"), ("zy", "flow:x")]
     assert seen_by("flow:x") == [("yx", "flow:x"), ("zx", "flow:x")]
-    volume = Outputs.of(["nucleus"], flows="zyx")
+    volume = outputs_of(2, flows=True).along("zyx")
     for field in FIELDS.values():
         for channel in field.channels(volume) if field.given(volume) and field is not FLOW else ():
             assert seen_by(channel) == [(view, channel) for view in ("yx", "zx", "zy")]
@@ -276,6 +309,6 @@ def test_the_docs_have_it(field: Field) -> None:
     channels, statistic, shown, _ = rows[field.name].split(" | ")
     assert channels.startswith(f"`{field.channel('<')}")
     assert statistic == field.statistic
-    low, high = field.display.low, "members x augmentations" if field.display.high is None else field.display.high
-    assert shown == f"{low:g} to {high if isinstance(high, str) else format(high, 'g')}"
+    ends = f"{field.display.low:g} to {field.display.high:g}"
+    assert shown in {"fixed": [ends], "extent": _EXTENTS, "variance": ["0 to range squared / 4"]}[field.display.scale]
     assert f"`{field.name}`" in (ROOT / "docs/serving.md").read_text()

@@ -17,8 +17,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from chorus.pipeline.core.fields import AFFINITY_VARIANCE, BOUNDARY_EPISTEMIC, RAY_VARIATION
 from chorus.pipeline.core.posterior import Posterior, mask_of
 from chorus.pipeline.scores.registry import score_columns
 
@@ -28,8 +29,8 @@ _COUNT_BLOCK = 1 << 22
 # Pixels that are summed at once: bounds the memory of float64 copies.
 _BAND = 1 << 20
 _PATCH = 16
-FLOW_VARIANCE = "flow_variance"
-"""Name of a map that only ensembles with flows have."""
+DISAGREEMENTS = (RAY_VARIATION, BOUNDARY_EPISTEMIC, AFFINITY_VARIANCE)
+"""Maps of which the mean over the foreground is a score, where the members have them."""
 
 
 def patch_edge(chunk: int) -> int:
@@ -59,6 +60,7 @@ class RegionSums(BaseModel):
     overlaps : per foreground class, (members, members): pixels that both members assign to the class; the diagonal is
         each member's own size
     flow_variance : sum over the foreground in units of 2^-32; None without flows, and in records of earlier versions
+    disagreements : the same of further maps of disagreement (`DISAGREEMENTS`), by field; those that the members have
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +75,7 @@ class RegionSums(BaseModel):
     patch: tuple[int, int]
     overlaps: list[list[list[int]]]
     flow_variance: int | None = None
+    disagreements: dict[str, int] = Field(default_factory=dict, exclude_if=lambda sums: not sums)
 
     def __add__(self, other: RegionSums) -> RegionSums:
         overlaps = np.asarray(self.overlaps, dtype=object) + np.asarray(other.overlaps, dtype=object)
@@ -91,6 +94,11 @@ class RegionSums(BaseModel):
                 if self.flow_variance is None or other.flow_variance is None
                 else self.flow_variance + other.flow_variance
             ),
+            disagreements={
+                name: value + other.disagreements[name]
+                for name, value in self.disagreements.items()
+                if name in other.disagreements
+            },
         )
 
 
@@ -103,6 +111,11 @@ class RegionTotal:
     def mean(self, value: int) -> float | None:
         """Return the mean over the foreground of a sum in units of 2^-32; None without foreground."""
         return value / (FIXED_POINT * self.sums.foreground) if self.sums.foreground else None
+
+    def disagreement(self, field: str) -> float | None:
+        """Return the mean over the foreground of a map of `DISAGREEMENTS`; None if the members have none."""
+        value = self.sums.disagreements.get(field)
+        return None if value is None else self.mean(value)
 
     @property
     def patch_maximum(self) -> float | None:
@@ -152,6 +165,11 @@ def region_sums(posterior: Posterior, classes: int, *, multilabel: bool, patch: 
         patch=_patch_maximum(uncertainty, patch),
         overlaps=[_overlaps(posterior.member_masks, k, multilabel=multilabel) for k in range(1, classes)],
         flow_variance=_fixed_sum(posterior.flow_variance[0], foreground) if len(posterior.flow_variance) else None,
+        disagreements={
+            field.name: _fixed_sum(posterior.maps(field)[0], foreground)
+            for field in DISAGREEMENTS
+            if field.name in posterior.fields
+        },
     )
 
 

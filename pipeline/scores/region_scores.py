@@ -184,6 +184,44 @@ FLOW_VARIANCE = Score(
     reason="disagreement about the flows' directions {value:.3f}, {away}",
     from_regions=lambda total, _: None if total.sums.flow_variance is None else total.mean(total.sums.flow_variance),
 )
+RAY_VARIATION = Score(
+    name="ray_variation",
+    label="ray variation",
+    meaning="mean coefficient of variation of the rays' lengths over the predicted foreground; of ensembles with rays",
+    digits=4,
+    doubtful="high",
+    unit="0 or more",
+    detects=True,
+    kind="uncertainty",
+    reason="disagreement about the outlines of objects {value:.3f}, {away}",
+    from_regions=lambda total, _: total.disagreement("ray_variation"),
+)
+BOUNDARY_EPISTEMIC = Score(
+    name="boundary_epistemic",
+    label="boundary variance",
+    meaning="mean variance between samples of the boundary's probability over the predicted foreground; of ensembles "
+    "with boundaries",
+    digits=4,
+    doubtful="high",
+    unit="0 to 0.25",
+    detects=True,
+    kind="uncertainty",
+    reason="disagreement about boundaries {value:.3f}, {away}",
+    from_regions=lambda total, _: total.disagreement("boundary_epistemic"),
+)
+AFFINITY_VARIANCE = Score(
+    name="affinity_variance",
+    label="affinity variance",
+    meaning="mean variance between samples of the affinities over the predicted foreground; of ensembles with "
+    "affinities",
+    digits=4,
+    doubtful="high",
+    unit="0 to 0.25",
+    detects=True,
+    kind="uncertainty",
+    reason="disagreement about which pixels are of one object {value:.3f}, {away}",
+    from_regions=lambda total, _: total.disagreement("affinity_variance"),
+)
 
 REGION_SCORES = (
     UNCERTAINTY,
@@ -198,4 +236,7 @@ REGION_SCORES = (
     AREA_FRACTION,
     AREA_VARIATION,
     FLOW_VARIANCE,
+    RAY_VARIATION,
+    BOUNDARY_EPISTEMIC,
+    AFFINITY_VARIANCE,
 )

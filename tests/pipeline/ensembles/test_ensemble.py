@@ -147,6 +147,14 @@ def test_an_ensemble_is_read_from_other_storage(bundle: Path) -> None:
 
 def test_multilabel_is_several_classes_with_a_sigmoid(tmp_path: Path) -> None:
     binary = read_ensemble(str(write_ensemble(tmp_path / "b", members=1, activation="sigmoid")))
-    assert (binary.multilabel, binary.outputs, binary.probability_names) == (False, 1, ("background", "class-1"))
+    assert (binary.multilabel, binary.outputs.channels, binary.probability_names) == (
+        False,
+        1,
+        ("background", "class-1"),
+    )
     several = read_ensemble(str(write_ensemble(tmp_path / "s", members=1, classes=3, activation="sigmoid")))
-    assert (several.multilabel, several.outputs, several.probability_names) == (True, 2, ("class-1", "class-2"))
+    assert (several.multilabel, several.outputs.channels, several.probability_names) == (
+        True,
+        2,
+        ("class-1", "class-2"),
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import D4, FLIPS
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.adaptive import tiles_in_wave
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -204,10 +205,11 @@ def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[st
     for one in grid.tiles(target):
         y, x = one.window.y.start, one.window.x.start
         pixels = mirrored_tile(image.astype(np.float64), y, x, tile)
-        said = [tile_maps(pixels, [wide(m)], [name], settings_.activation) for m in loaded for name in ways[:2]]
+        activation = settings_.outputs[CLASSES].activation
+        said = [tile_maps(pixels, [wide(m)], [name], activation) for m in loaded for name in ways[:2]]
         apart = [s["probability"] for s in said]  # of each member, as it is and flipped
         for look in range(2):
-            maps = tile_maps(pixels, [wide(m) for m in loaded], ways[: look + 1], settings_.activation)
+            maps = tile_maps(pixels, [wide(m) for m in loaded], ways[: look + 1], settings_.outputs[CLASSES].activation)
             variance = maps["epistemic"] / 3
             if look == 1:
                 own = [np.var(apart[2 * m : 2 * m + 2], axis=0, ddof=1).mean(axis=0) for m in range(3)]
@@ -221,7 +223,7 @@ def test_an_adaptive_posterior_is_what_plain_loops_in_float64_give(kind: dict[st
             if share <= some.doubtful[look]:
                 break
         else:
-            look, maps = 2, tile_maps(pixels, [wide(m) for m in loaded], ways, settings_.activation)
+            look, maps = 2, tile_maps(pixels, [wide(m) for m in loaded], ways, settings_.outputs[CLASSES].activation)
         counts = np.full((tile, tile), 3.0 * (look + 1))
         values = np.concatenate([maps["probability"], [maps["epistemic"], maps["aleatoric"], counts]])
         for i in range(max(y, 0), min(y + tile, shape[0])):
