@@ -18,6 +18,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Survey
+from chorus.pipeline.preprocessing.sketches import Corner
 
 ReadPlane = Callable[[int, int, Window], NDArray[Any]]
 """Gives (channels, y, x) of a window of plane (t, z), those channels that the members see."""
@@ -49,8 +50,8 @@ def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane)
     """
     survey = Survey.begin(measures, len(image.channels), image.dtype)
     while not survey.complete:
-        for block in _blocks(image, read):
-            survey.update(block)
+        for corner, block in _blocks(image, read):
+            survey.update(block, corner)
         survey = survey.conclude()
     return survey.values
 
@@ -58,8 +59,8 @@ def measured(image: PlannedImage, measures: frozenset[Measure], read: ReadPlane)
 def survey_image(context: RunContext, image: PlannedImage, survey: Survey) -> Survey:
     """Return a copy of `survey` (empty) after one pass over an image; raise ImageError at a non-finite pixel."""
     survey = copy.deepcopy(survey)
-    for block in _blocks(image, stored_pixels(image, strict=context.settings.strict)):
-        survey.update(block)
+    for corner, block in _blocks(image, stored_pixels(image, strict=context.settings.strict)):
+        survey.update(block, corner)
     return survey
 
 
@@ -89,13 +90,15 @@ def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
     return read
 
 
-def _blocks(image: PlannedImage, read: ReadPlane) -> Iterator[NDArray[Any]]:
+def _blocks(image: PlannedImage, read: ReadPlane) -> Iterator[tuple[Corner, NDArray[Any]]]:
+    """Yield blocks that cover the image, each with the (t, z, y, x) of its first pixel."""
     times, depths = image.planes
     grid = RegionGrid(image.height, image.width, _BLOCK)
     for t in range(times):
         for z in range(depths):
             for index in range(grid.count):
-                yield read(t, z, grid.window(index))
+                window = grid.window(index)
+                yield (t, z, window.y.start, window.x.start), read(t, z, window)
 
 
 def _write(url: str, statistics: Statistics) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from chorus.pipeline.preprocessing.sketches import Moments, RadixSearch, Sketch
+from chorus.pipeline.preprocessing.nonzero import NonzeroMoments, Within
+from chorus.pipeline.preprocessing.sketches import ORIGIN, Corner, Moments, RadixSearch, Sketch
 
 # The smallest spread whose reciprocal is finite in float32.
 SMALLEST_SPREAD = float(np.finfo(np.float32).tiny)
@@ -29,16 +30,20 @@ class Measure:
     channel : index among the channels passed to the members; -1 for all of them together
     percent : of a percentile, 0 to 100
     per : over one image, or over all images of a run
+    within : over all its pixels, or over those that are not 0 in every channel (``nonzero``) or their bounding box
+        (``crop``); these have mean and std of a channel, and in a crop percentiles 0 and 100
     """
 
     kind: Literal["mean", "std", "percentile"]
     channel: int
     percent: float = 0.0
     per: Literal["image", "dataset"] = "image"
+    within: Within = "image"
 
 
 Statistics = Mapping[Measure, float]
 ALL_CHANNELS = -1
+_Pass: TypeAlias = tuple[Literal["moments", "percentiles", "nonzero"], bool]
 _CONSTANT = "a channel has the same value in every pixel; it was taken as zero"
 
 
@@ -77,24 +82,24 @@ class Survey:
 
     measures: tuple[Measure, ...]
     channels: int
-    sketches: dict[tuple[bool, bool], Sketch]
+    sketches: dict[_Pass, Sketch]
     values: dict[Measure, float] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, measures: Collection[Measure], channels: int, dtype: DTypeLike) -> Survey:
         """Return the survey of the first pass over pixels of `dtype`.
 
-        Its sketches are keyed by (whether of percentiles, whether of all channels together).
+        Its sketches are keyed by (what they are of, whether of all channels together).
         """
-        sketches: dict[tuple[bool, bool], Sketch] = {}
-        for together in (False, True):
-            wanted = [m for m in measures if (m.channel == ALL_CHANNELS) == together]
+        sketches: dict[_Pass, Sketch] = {}
+        for key in sorted({cls._key(measure) for measure in measures}):
+            kind, together = key
             count = 1 if together else channels
-            percents = tuple(sorted({m.percent for m in wanted if m.kind == "percentile"}))
-            if percents:
-                sketches[True, together] = RadixSearch.begin(percents, count, np.dtype(dtype))
-            if any(m.kind != "percentile" for m in wanted):
-                sketches[False, together] = Moments.begin(count)
+            if kind == "percentiles":
+                percents = tuple(sorted({m.percent for m in measures if cls._key(m) == key}))
+                sketches[key] = RadixSearch.begin(percents, count, np.dtype(dtype))
+            else:
+                sketches[key] = Moments.begin(count) if kind == "moments" else NonzeroMoments.begin(count)
         return cls(tuple(sorted(measures)), channels, sketches)
 
     @property
@@ -102,12 +107,13 @@ class Survey:
         """Whether all measures are found."""
         return not self.sketches
 
-    def update(self, block: NDArray[Any]) -> None:
+    def update(self, block: NDArray[Any], corner: Corner = ORIGIN) -> None:
         """Add the pixels of a block.
 
         Parameters
         ----------
         block : (channels, y, x) of the survey's dtype
+        corner : (t, z, y, x) of its first pixel in the image
 
         Raises
         ------
@@ -115,7 +121,7 @@ class Survey:
             If a value is NaN, infinite or too large for float32.
         """
         for (_, together), sketch in self.sketches.items():
-            sketch.update(block.reshape(1, -1, 1) if together else block)
+            sketch.update(block.reshape(1, -1, 1) if together else block, corner)
 
     def merge(self, other: Survey) -> Survey:
         """Return the survey of both surveys' pixels in the same pass."""
@@ -135,24 +141,31 @@ class Survey:
         return Survey(self.measures, self.channels, pending, values)
 
     @staticmethod
-    def _key(measure: Measure) -> tuple[bool, bool]:
-        return measure.kind == "percentile", measure.channel == ALL_CHANNELS
+    def _key(measure: Measure) -> _Pass:
+        if measure.within != "image":
+            return "nonzero", False
+        return "percentiles" if measure.kind == "percentile" else "moments", measure.channel == ALL_CHANNELS
 
     @staticmethod
     def _value(measure: Measure, result: tuple[tuple[float, ...], ...], percents: tuple[float, ...]) -> float:
         values = result[0 if measure.channel == ALL_CHANNELS else measure.channel]
+        if measure.within != "image":
+            return values[NonzeroMoments.found.index((measure.kind, measure.percent, measure.within))]
         if measure.kind == "percentile":
             return values[percents.index(measure.percent)]
         return values[0 if measure.kind == "mean" else 1]
 
 
-def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> Statistics:
+def surveyed(
+    measures: Collection[Measure], blocks: Sequence[NDArray[Any]], corners: Sequence[Corner] | None = None
+) -> Statistics:
     """Compute statistics over blocks in memory.
 
     Parameters
     ----------
     measures : what to compute
     blocks : (channels, y, x) each, all of one real dtype
+    corners : (t, z, y, x) of each block's first pixel in the image; they are successive planes where it is not given
 
     Returns
     -------
@@ -166,8 +179,8 @@ def surveyed(measures: Collection[Measure], blocks: Sequence[NDArray[Any]]) -> S
     """
     survey = Survey.begin(measures, blocks[0].shape[0], blocks[0].dtype)
     while not survey.complete:
-        for block in blocks:
-            survey.update(block)
+        for index, block in enumerate(blocks):
+            survey.update(block, corners[index] if corners else (0, index, 0, 0))
         survey = survey.conclude()
     return survey.values
 
@@ -191,12 +204,12 @@ def percentile_ends(statistics: Statistics, channel: int, low: float, high: floa
 
 def spread_message(statistics: Statistics) -> str:
     """Return a sentence where some channel has no spread, or none between its percentiles; empty where all have."""
-    ends: dict[tuple[int, str], dict[float, float]] = {}
+    ends: dict[tuple[int, str, str], dict[float, float]] = {}
     for measure, value in statistics.items():
         if measure.kind == "std" and value < SMALLEST_SPREAD:
             return _CONSTANT
         if measure.kind == "percentile":
-            ends.setdefault((measure.channel, measure.per), {})[measure.percent] = value
+            ends.setdefault((measure.channel, measure.per, measure.within), {})[measure.percent] = value
     message = ""
     for limits in ends.values():
         inner = [value for percent, value in limits.items() if percent not in (0, 100)]

@@ -34,17 +34,21 @@ _PIECE = 1 << 18
 
 # Per channel, in the order that the sketch defines.
 Values = tuple[tuple[float, ...], ...]
+Corner = tuple[int, int, int, int]
+"""Index (t, z, y, x) of a block's first pixel in the image."""
+ORIGIN: Corner = (0, 0, 0, 0)
 
 
 class Sketch(Protocol):
     """The data that one pass over an image collects. `merge` is associative and commutative, to the bit."""
 
-    def update(self, block: NDArray[Any]) -> None:
+    def update(self, block: NDArray[Any], corner: Corner = ORIGIN) -> None:
         """Add the pixels of a block.
 
         Parameters
         ----------
         block : (channels, y, x) of any real dtype
+        corner : where it lies, for statistics that depend on that
         """
 
     def merge(self, other: Self) -> Self:
@@ -74,12 +78,13 @@ class Moments:
         """Return an empty sketch."""
         return cls(0, (0,) * channels, (0,) * channels)
 
-    def update(self, block: NDArray[Any]) -> None:
+    def update(self, block: NDArray[Any], corner: Corner = ORIGIN) -> None:
         """Add the pixels of a block.
 
         Parameters
         ----------
         block : (channels, y, x) of any real dtype
+        corner : not used
 
         Raises
         ------
@@ -101,14 +106,15 @@ class Moments:
 
     def conclude(self) -> Values:
         """Return mean and standard deviation of each channel."""
-        n = self.pixels
-        # True division of Python integers is rounded once, however large they are.
-        mean = (total / (n << _UNIT_BITS) for total in self.total)
-        variance = (
-            (n * squares - total * total) / (n * n << 2 * _UNIT_BITS)
-            for total, squares in zip(self.total, self.squares, strict=True)
-        )
-        return tuple(zip(mean, (math.sqrt(value) for value in variance), strict=True))
+        sums = zip(self.total, self.squares, strict=True)
+        return tuple(mean_and_std(self.pixels, total, squares) for total, squares in sums)
+
+
+def mean_and_std(pixels: int, total: int, squares: int) -> tuple[float, float]:
+    """Return mean and population standard deviation from exact sums; see `Moments` for their units."""
+    # True division of Python integers is rounded once, however large they are.
+    variance = (pixels * squares - total * total) / (pixels * pixels << 2 * _UNIT_BITS)
+    return total / (pixels << _UNIT_BITS), math.sqrt(variance)
 
 
 @dataclass
@@ -142,12 +148,13 @@ class RadixSearch:
         counts = tuple({0: np.zeros(_BUCKETS, np.int64)} for _ in range(channels))
         return cls(percents, dtype, 0 if _is_short(dtype) else _HALF, counts)
 
-    def update(self, block: NDArray[Any]) -> None:
+    def update(self, block: NDArray[Any], corner: Corner = ORIGIN) -> None:
         """Add the pixels of a block.
 
         Parameters
         ----------
         block : (channels, y, x) of the sketch's dtype
+        corner : not used
 
         Raises
         ------

@@ -62,7 +62,8 @@ class Uploaded:
         level = self._level(image)
         times, depths = image.planes
         planes = [(t, z) for t in range(times) for z in range(depths)]
-        return surveyed(measures, [self._plane(image, level, t, z) for t, z in planes])
+        blocks = [self._plane(image, level, t, z) for t, z in planes]
+        return surveyed(measures, blocks, [(t, z, 0, 0) for t, z in planes])
 
     def reader(self, image: PlannedImage, t: int, z: int) -> Callable[[Window], NDArray[Any]]:
         """Return a function that reads windows of a plane.
