@@ -91,6 +91,7 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
         "activation": activation,
         **({"outputs": [entry.model_dump(mode="json", exclude_none=True) for entry in outputs]} if outputs else {}),
         "tile": tile,
+        **({"augmentations": list(first.augmentations)} if first.augmentations else {}),
         **({"about": about} if about else {}),
     }
 

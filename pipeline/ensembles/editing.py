@@ -90,10 +90,10 @@ def add(
         Ensemble(url, tried, content_hash(tried), trust_code, named=True),
         range(len(before), len(before) + len(entries)),
     )
-    for entry in entries:
+    for entry, each in zip(entries, described, strict=True):
         is_id = "://" not in entry["weights"] and not entry["weights"].startswith("/")
         if not link and not is_id:
-            entry["weights"] = ensemble_weights.bring(entry["weights"], _folder(url), entry["sha256"])
+            entry["weights"] = ensemble_weights.bring(entry["weights"], _folder(url), entry["sha256"], each.entry.files)
     ensemble = _write(url, content | {"members": before + entries}, trust_code=trust_code)
     notes = [note for each in described for note in _notes(ensemble, each)] + _stale(ensemble)
     return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(notes))

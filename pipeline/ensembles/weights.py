@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
 
 
-def bring(url: str, folder: str, digest: str) -> str:
+def bring(url: str, folder: str, digest: str, only: Sequence[str] = ()) -> str:
     """Copy a file or a package of weights into `folder`; its path relative to that.
 
     What lies there already stays as it is. Where another file has its name, `digest` makes a new one.
+
+    Parameters
+    ----------
+    only : paths in a package that are copied; it may be brought several times with others. All if there are none
 
     Raises
     ------
@@ -26,11 +30,11 @@ def bring(url: str, folder: str, digest: str) -> str:
         if storage.is_web(url):
             raise RefusedError(f"{url}: a folder on the web cannot be copied; add --link, or download the package")
         url, description = url.rsplit("/", 1)
-    files = {path: _read(storage.join(url, path)) for path in _files(url)}
+    files = {path: _read(storage.join(url, path)) for path in only or _files(url)}
     name = storage.basename(url)
     try:
         storage.check_writable(folder)
-        if _is_other(files, storage.join(folder, name)):
+        if _is_other(files, storage.join(folder, name), partly=bool(only)):
             stem, dot, suffix = name.rpartition(".")
             name = f"{stem}-{digest[:8]}.{suffix}" if dot and stem else f"{name}-{digest[:8]}"
         for path, data in files.items():
@@ -80,12 +84,13 @@ def _read(url: str) -> bytes:
         raise RefusedError(f"weights {failure_sentence(error, url) or url}") from error
 
 
-def _is_other(files: Mapping[str, bytes], target: str) -> bool:
-    """Return whether something is at `target` that has not these files."""
+def _is_other(files: Mapping[str, bytes], target: str, *, partly: bool) -> bool:
+    """Return whether something is at `target` that has not these files; with `partly` it may lack them."""
+    if not (_is_folder(target) or storage.exists(target)):
+        return False
     paths = {storage.join(target, path): data for path, data in files.items()}
-    return (_is_folder(target) or storage.exists(target)) and not all(
-        storage.exists(path) and storage.read_bytes(path) == data for path, data in paths.items()
-    )
+    there = {path: storage.exists(path) for path in paths}
+    return not all(storage.read_bytes(path) == data if there[path] else partly for path, data in paths.items())
 
 
 def _is_folder(url: str) -> bool:

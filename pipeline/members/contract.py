@@ -113,6 +113,11 @@ class MemberEntry(BaseModel, ABC):
     sha256: str | None = None
     activation: Activation | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of its files in the folder `weights`; none where all in it are its, or `weights` is a file."""
+        return ()
+
     def preparation(self, asked: LoadRequest) -> Preparation | None:
         """Return how this member wants its pixels prepared; None if the ensemble's normalisation applies."""
         return None
@@ -220,7 +225,15 @@ def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes
         raise RefusedError(
             f"weights {failure_sentence(error, url) or url}; a member's `weights` is relative to ensemble.yaml"
         ) from error
-    digest = hashlib.sha256(data).hexdigest()
+    check_digest(url, hashlib.sha256(data).hexdigest(), sha256, beside=beside)
+    return data
+
+
+def check_digest(url: str, digest: str, sha256: str | None, *, beside: bool = True) -> None:
+    """Compare a hash of weights with what ``ensemble.yaml`` says; raise RefusedError if they differ.
+
+    `beside`: see `LoadRequest`.
+    """
     if not beside and digest != (sha256 or "").lower():
         raise RefusedError(
             f"{url}: is not the file that ensemble.yaml names, whose sha256 it gives; correct the path or the hash"
@@ -231,4 +244,3 @@ def fetch_weights(url: str, sha256: str | None, *, beside: bool = True) -> bytes
         raise RefusedError(
             f"{url}: sha256 is {digest}, ensemble.yaml says {sha256}; restore the file or correct the hash"
         )
-    return data

@@ -8,13 +8,11 @@ https://github.com/matjesg/deepflash2: ``models.save_smp_model`` (what a checkpo
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -242,8 +240,7 @@ def _script(url: str, data: bytes, trust_code: bool) -> torch.jit.ScriptModule |
 def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
     """Read the saved dictionary: tensors, plain values and NumPy's numbers; nothing that runs code."""
     try:
-        with torch.serialization.safe_globals(_NUMPY):
-            content = load_tensors(data)
+        content = load_tensors(data, numpy=True)
     except pickle.UnpicklingError as error:
         raise RefusedError(
             f"{url}: not a checkpoint or inference ensemble of deepflash2, or one with more than tensors and numbers "
@@ -252,18 +249,6 @@ def _checkpoint(url: str, data: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RefusedError(f"{url}: no checkpoint of deepflash2, which is a dictionary; {_MAKE}")
     return dict(content)
-
-
-def _numpy_globals() -> list[Any]:
-    """List what a pickle of NumPy arrays refers to, under names before and since NumPy 2; pure data."""
-    core = import_module("numpy._core.multiarray")
-    allowed: list[Any] = [np.ndarray, np.dtype, codecs.encode]
-    for name in ("_reconstruct", "scalar"):
-        allowed += [(getattr(core, name), f"numpy.{core_name}.multiarray.{name}") for core_name in ("core", "_core")]
-    return allowed + [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8")]
-
-
-_NUMPY = _numpy_globals()
 
 
 def _preparation(url: str, statistics: object, channels: int) -> Deepflash2Input:

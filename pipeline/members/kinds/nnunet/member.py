@@ -1,0 +1,181 @@
+"""Members that nnU-Net v2 trained: each fold of a trained folder is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from chorus.pipeline.core.provenance import About, Citation, DataReference
+from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember
+from chorus.pipeline.members.described import ModelDescription
+from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.kinds.nnunet.folder import (
+    CHECKPOINT,
+    CHECKPOINT_NAMES,
+    DATASET,
+    PLANS,
+    Facts,
+    Fold,
+    FoldName,
+    checked,
+    digest_of,
+    facts_of,
+    folds_at,
+    known_facts,
+)
+from chorus.pipeline.members.kinds.nnunet.networks import build_network, settings_of
+from chorus.pipeline.members.kinds.nnunet.prepared import NnunetInput
+from chorus.pipeline.members.weight_file import WeightFile, listing
+
+_MIRRORS = {(): "identity", (0,): "vflip", (1,): "hflip", (0, 1): "hvflip"}
+"""Augmentations by the axes (y, x) that they mirror."""
+_MILLIMETRES = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
+"""nnU-Net's readers of files whose spacings are millimetres."""
+
+
+class NnunetMember(MemberEntry):
+    """``{kind: nnunet, weights: Dataset004/nnUNetTrainer__nnUNetPlans__2d, fold: 0, sha256: ...}``.
+
+    `weights` is the folder of a trainer, plans and configuration as nnU-Net v2 leaves it. Its plans say all else:
+    architecture, channels, classes, normalisation, spacing and patch size.
+
+    Attributes
+    ----------
+    sha256 : of plans.json, dataset.json and the checkpoint together
+    fold : of the cross-validation, or ``all``
+    checkpoint : file in the folder of the fold
+    """
+
+    kind: Literal["nnunet"]
+    fold: FoldName
+    checkpoint: str = Field(default=CHECKPOINT, pattern=r"^checkpoint_\w+\.pth$")
+    activation: Literal["softmax", "sigmoid"] | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the fold's files in the folder."""
+        return Fold("", self.fold, self.checkpoint).files
+
+    def preparation(self, asked: LoadRequest) -> NnunetInput:
+        """Return nnU-Net's normalisation of these channels; raise RefusedError for another number of channels."""
+        facts = known_facts(self._fold(asked), self.sha256, asked.beside)
+        _check_channels(asked, facts)
+        return facts.prepared
+
+    def load(self, asked: LoadRequest, device: torch.device) -> Member:
+        """Load the network; raise RefusedError if the folder is not nnU-Net's or does not fit the ensemble."""
+        if asked.flows:
+            raise RefusedError(f"{asked.url}: nnU-Net gives no flows; remove `flows: true` from ensemble.yaml")
+        facts, state = checked(self._fold(asked), self.sha256, beside=asked.beside)
+        _check_channels(asked, facts)
+        own = facts.plans.configuration
+        url = f"{asked.url}/{PLANS}"
+        strides = settings_of(url, own.architecture).total_strides(len(own.patch_size))
+        if any(asked.tile % stride for stride in strides):
+            raise RefusedError(
+                f"{asked.url}: takes tiles that are multiples of {math.lcm(*strides)}, not {asked.tile}; it was "
+                f"trained with patches of {' x '.join(map(str, own.patch_size))}"
+            )
+        outputs = len(facts.dataset.classes) - facts.dataset.has_regions
+        network = build_network(url, own.architecture, len(facts.dataset.channels), outputs, state, facts.axes)
+        return ModuleMember(network, device, "sigmoid" if facts.dataset.has_regions else "softmax")
+
+    def _fold(self, asked: LoadRequest) -> Fold:
+        return Fold(asked.url, self.fold, self.checkpoint)
+
+
+def describe(url: str) -> tuple[ModelDescription, ...]:
+    """Describe the folds of a trained folder, or the one at `url`, as members; raise RefusedError if there is none."""
+    try:
+        names = listing(url)
+    except OSError:
+        names = None
+    return tuple(_described(fold) for fold in folds_at(url, names))
+
+
+def _described(fold: Fold) -> ModelDescription:
+    files = fold.read()
+    facts, _ = facts_of(fold, files)
+    own, dataset = facts.plans.configuration, facts.dataset
+    if len(own.patch_size) != 2 or own.patch_size[0] != own.patch_size[1]:
+        raise RefusedError(
+            f"{fold.url}: was trained with patches of {' x '.join(map(str, own.patch_size))}, and Chorus takes square "
+            "tiles; export the network to ONNX"
+        )
+    entry = NnunetMember(
+        kind="nnunet",
+        weights=fold.url,
+        sha256=digest_of(files),
+        fold=fold.fold,
+        checkpoint=fold.checkpoint,
+    )
+    size, unit = _pixel_size(facts)
+    return ModelDescription(
+        entry=entry,
+        name=facts.plans.dataset,
+        channels=dataset.channels,
+        classes=dataset.classes,
+        activation="sigmoid" if dataset.has_regions else "softmax",
+        tile=own.patch_size[0],
+        pixel_size_um=size,
+        augmentations=_augmentations(facts),
+        about=About(
+            description=f"nnU-Net {facts.configuration} of {facts.plans.dataset} ({facts.trainer}); {unit}.",
+            data=[DataReference(name=facts.plans.dataset)],
+            cite=[
+                Citation(
+                    text="Isensee, Jaeger, Kohl, Petersen and Maier-Hein. nnU-Net: a self-configuring method for deep "
+                    "learning-based biomedical image segmentation. Nature Methods 18, 203-211, 2021.",
+                    doi="10.1038/s41592-020-01008-z",
+                )
+            ],
+        ),
+    )
+
+
+def _augmentations(facts: Facts) -> tuple[str, ...]:
+    """Return the mirrored views that nnU-Net averages over."""
+    allowed = sorted(facts.axes[axis] for axis in facts.mirroring)
+    views: Sequence[tuple[int, ...]] = [axes for n in range(len(allowed) + 1) for axes in combinations(allowed, n)]
+    return tuple(_MIRRORS[axes] for axes in views)
+
+
+def _pixel_size(facts: Facts) -> tuple[float | None, str]:
+    """Return the pixel size in micrometres, None if it is none or not the same in y and x, and how it was read."""
+    spacing, reader = facts.plans.configuration.spacing, facts.plans.reader
+    sizes = " x ".join(f"{value:g}" for value in spacing)
+    if reader == "NaturalImage2DIO":
+        return None, "trained on images without a pixel size"
+    if not math.isclose(*spacing, rel_tol=0.01):
+        return None, f"its spacing of {sizes} differs between y and x: resample images to it"
+    if reader in _MILLIMETRES:
+        return spacing[0] * 1000, f"its spacing of {sizes} is in millimetres"
+    return spacing[0], f"its spacing of {sizes}, whose unit nnU-Net does not keep, was taken as micrometres"
+
+
+def _check_channels(asked: LoadRequest, facts: Facts) -> None:
+    names = facts.dataset.channels
+    if len(names) != asked.channels:
+        raise RefusedError(
+            f"{asked.url}: was trained on {len(names)} channels ({', '.join(names)}), ensemble.yaml has "
+            f"{asked.channels}; correct input.channels"
+        )
+
+
+def _recognises(file: WeightFile) -> bool:
+    """Return whether it is a trained folder, the folder of a fold, or a checkpoint."""
+    return {PLANS, DATASET} <= set(file.folder) or CHECKPOINT in file.folder or file.strings >= CHECKPOINT_NAMES
+
+
+KIND = MemberKind(
+    entry=NnunetMember,
+    describe=lambda url, _: describe(url),
+    recognises=_recognises,
+    is_package=lambda names: {PLANS, DATASET} <= set(names) or CHECKPOINT in names,
+)
