@@ -6,8 +6,9 @@ Three comparisons for each image, a file of ``image`` (z, y, x), its ``spacing``
 - networks: those that Chorus builds, on nnU-Net's patches, weights and mean of logits, against nnU-Net's probabilities;
 - whole: `chorus ensemble add` and `chorus predict` against nnU-Net, and both against the truth.
 
-Run it where nnunetv2 is installed beside Chorus. Where it is not, or with `--stored`, the answers that are stored in the
-file (``preprocessed``, ``probabilities``) take its place.
+Run it where nnunetv2 is installed beside Chorus; with `--stored` the answers in the file (``preprocessed``,
+``probabilities``, ``segmentation``) take its place. nnU-Net sums logits and weights in float16: `float16` is the
+difference with sums like that, `float32` with the sums that Chorus would take.
 """
 
 from __future__ import annotations
@@ -118,52 +119,62 @@ def compared(
     if "preprocessed" in theirs and theirs["preprocessed"].shape == prepared.shape:
         figures["preparation"] = float(np.abs(prepared - theirs["preprocessed"].astype(np.float32)).max())
     probabilities = theirs["probabilities"].astype(np.float32)
-    logits, mean = on_patches(facts, networks, prepared)
-    for name, own in (("logits", logits), ("probabilities", mean)):
+    for name, own in on_patches(facts, networks, prepared).items():
         whole = np.zeros_like(probabilities)
         whole[0] = 1
         whole[:, *crop] = own
-        figures[f"mean of {name}"] = float(np.abs(whole - probabilities).max())
-        figures[f"labels, {name}"] = _disagreement(whole, probabilities)
-    figures["Dice nnU-Net"] = _dice(theirs["segmentation"], truth)
+        figures[f"{name}: difference"] = float(np.abs(whole - probabilities).max())
+        figures[f"{name}: labels"] = _disagreement(whole, probabilities)
+        figures[f"{name}: Dice"] = _dice(whole.argmax(axis=0), truth)
+    figures["nnU-Net: Dice"] = _dice(theirs["segmentation"], truth)
     if predict:
         labels, own = by_chorus(folder, image, content["spacing"])
-        figures["Dice Chorus"] = _dice(labels, truth)
-        figures["same label"] = float((labels == theirs["segmentation"]).mean())
-        figures["same label in crop"] = float((labels == theirs["segmentation"])[crop].mean())
-        figures["mean difference"] = float(np.abs(own - probabilities).mean())
+        figures["Chorus: Dice"] = _dice(labels, truth)
+        figures["same labels"] = float((labels == theirs["segmentation"])[crop].mean())
+        figures["mean difference"] = float(np.abs(own - probabilities)[:, *crop].mean())
     return figures
 
 
-def on_patches(facts: Facts, networks: list[torch.nn.Module], prepared: Images) -> tuple[Images, Images]:
-    """Predict on nnU-Net's patches with its weights, summed in float32.
+def on_patches(facts: Facts, networks: list[torch.nn.Module], prepared: Images) -> dict[str, Images]:
+    """Predict on nnU-Net's patches with its weights.
 
     Returns
     -------
-    tuple
-        Probabilities (classes, z, y, x) from the mean of logits, as nnU-Net has it, and the mean of probabilities.
+    dict
+        Probabilities (classes, z, y, x): of the mean of logits over folds, mirrors and patches, summed in ``float16``
+        as nnU-Net does or in ``float32``; and the ``mean`` of probabilities.
     """
     patch = facts.plans.configuration.patch_size
     size = [1] * (3 - len(patch)) + patch
     data, inside = _padded(prepared, size)
-    weight = _gaussian(patch).reshape(size)
+    weight = torch.from_numpy(_gaussian(patch)).reshape(size)
     mirrors = [axes for n in range(len(facts.mirroring) + 1) for axes in combinations(facts.mirroring, n)]
-    sums = [np.zeros((len(facts.dataset.classes), *data.shape[1:])) for _ in range(2)]
+    classes, half, whole = len(facts.dataset.classes), torch.float16, torch.float64
+    sums = torch.zeros((classes, *data.shape[1:]), dtype=whole)
+    mean, total = torch.zeros_like(sums), torch.zeros(data.shape[1:], dtype=whole)
+    folds = [torch.zeros_like(sums, dtype=half) for _ in networks]
+    rounded = torch.zeros_like(total, dtype=half)
     for start in product(*(_starts(n, p) for n, p in zip(data.shape[1:], size, strict=True))):
         window = tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))
         tile = torch.from_numpy(data[:, *window].reshape(1, len(data), *patch))
-        answers = []
         with torch.inference_mode():
-            for network in networks:
-                for axes in mirrors:
-                    flipped = [axis + 2 for axis in axes]
-                    answers.append(network(tile.flip(flipped)).flip(flipped))
-        stacked = torch.stack(answers)
-        for total, values in zip(sums, (stacked, stacked.softmax(dim=2)), strict=True):
-            total[:, *window] += values.mean(dim=0).reshape(-1, *size).numpy() * weight
-    logits, mean = sums
-    softmax = torch.from_numpy(logits / _total(data.shape[1:], size, weight)).softmax(dim=0).numpy()
-    return softmax[:, *inside], (mean / mean.sum(axis=0))[:, *inside]
+            views = torch.stack([_mirrored(network, tile, axes) for network in networks for axes in mirrors])
+        logits = views.reshape(len(networks), len(mirrors), classes, *size)
+        mean[:, *window] += logits.softmax(dim=2).mean(dim=(0, 1)) * weight
+        sums[:, *window] += logits.mean(dim=(0, 1)) * weight
+        total[window] += weight
+        rounded[window] += weight
+        for fold, own in zip(folds, logits.mean(dim=1), strict=True):
+            fold[:, *window] += own * weight
+    average = torch.stack([fold / rounded for fold in folds]).sum(dim=0) / len(folds)
+    found = {"float16": average.float().softmax(dim=0), "float32": (sums / total).softmax(dim=0), "mean": mean / total}
+    return {name: value[:, *inside].numpy() for name, value in found.items()}
+
+
+def _mirrored(network: torch.nn.Module, tile: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    flipped = [axis + 2 for axis in axes]
+    logits: torch.Tensor = network(tile.flip(flipped)).flip(flipped)[0]
+    return logits
 
 
 def by_chorus(folder: Path, image: Images, spacing: Images) -> tuple[Images, Images]:
@@ -177,12 +188,15 @@ def by_chorus(folder: Path, image: Images, spacing: Images) -> tuple[Images, Ima
         )  # fmt: skip
         _chorus("convert", place / "volume.ome.tif", "--out", place / "images")
         _chorus("ensemble", "add", place / "ensemble", folder)
-        _chorus("predict", place / "images", "--ensemble", place / "ensemble", "--out", place / "out", "--dtype", "float32")
+        _chorus(
+            "predict", place / "images", "--ensemble", place / "ensemble", "--out", place / "out", "--dtype", "float32"
+        )
         (result,) = (place / "out" / "images").glob("*.zarr")
         group = zarr.open_group(result, mode="r")
-        probability = np.asarray(group["s0"])[0]
-        labels = np.asarray(group["labels/semantic/s0"])
-        return labels.reshape(image.shape), probability
+        names = [channel["label"] for channel in group.attrs["ome"]["omero"]["channels"]]
+        own = [index for index, name in enumerate(names) if name.startswith("probability")]
+        maps, labels = np.asarray(group["s0"]), np.asarray(group["labels/semantic/s0"])
+        return labels.reshape(image.shape), maps.reshape(len(names), *image.shape)[own]
 
 
 def _chorus(*arguments: object) -> None:
@@ -215,14 +229,7 @@ def _gaussian(patch: list[int]) -> Images:
     weight = gaussian_filter(peak, [p / 8 for p in patch], 0, mode="constant", cval=0)
     weight = (weight / weight.max() * 10).astype(np.float16)
     weight[weight == 0] = weight[weight > 0].min()
-    return weight.astype(np.float64)
-
-
-def _total(shape: tuple[int, ...], size: list[int], weight: Images) -> Images:
-    total = np.zeros(shape)
-    for start in product(*(_starts(n, p) for n, p in zip(shape, size, strict=True))):
-        total[tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))] += weight
-    return total
+    return weight
 
 
 def _disagreement(own: Images, theirs: Images) -> float:

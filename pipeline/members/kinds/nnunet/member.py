@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember
@@ -70,8 +71,9 @@ class NnunetMember(MemberEntry):
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
         """Load the network; raise RefusedError if the folder is not nnU-Net's or does not fit the ensemble."""
-        if asked.flows:
-            raise RefusedError(f"{asked.url}: nnU-Net gives no flows; remove `flows: true` from ensemble.yaml")
+        if asked.outputs.roles != (CLASSES,):
+            more = ", ".join(role.name for role in asked.outputs.roles if role != CLASSES) or "output without classes"
+            raise RefusedError(f"{asked.url}: nnU-Net gives no {more}; correct `outputs` in ensemble.yaml")
         facts, state = checked(self._fold(asked), self.sha256, beside=asked.beside)
         _check_channels(asked, facts)
         own = facts.plans.configuration
