@@ -16,10 +16,15 @@ from typing import Any, Protocol, cast
 import imagecodecs
 import numcodecs.blosc
 import numcodecs.lz4
+import psutil
+
+from chorus.pipeline.errors import ImageError
 
 # Beyond some size a file that grows by more than this is not read. Deflate never does (1,032 at most), nor do images by
 # another codec that are not empty.
 _LARGE_BYTES, _RATIO = 1 << 30, 1100
+# What is in memory at once while a file is read whole, in its own sizes; and the share of the free memory for it.
+_COPIES, _MEMORY_SHARE = 3, 0.5
 # An LZMA dictionary; `xz -9` takes 64 MiB.
 _DICTIONARY_BYTES = 1 << 28
 
@@ -49,6 +54,16 @@ def check_growth(stored: int, unpacked: int) -> None:
         raise ValueError(
             f"{stored} bytes would unpack to {unpacked >> 20} MiB, which no image does; if it is empty on purpose, "
             "store it in smaller pieces"
+        )
+
+
+def check_memory(url: str, unpacked: int) -> None:
+    """Raise ImageError where a file that unpacks to so many bytes takes more memory than is free, read whole."""
+    needed, free = _COPIES * unpacked, psutil.virtual_memory().available
+    if unpacked > _LARGE_BYTES and needed > _MEMORY_SHARE * free:
+        raise ImageError(
+            f"{url}: takes {needed / (1 << 30):.1f} GiB of memory to be read whole, too much of the {free >> 30} GiB "
+            "that are free; save it as a tiled TIFF or OME-Zarr, or convert it on a larger machine"
         )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.decompression import check_growth, unpack_gzip
+from chorus.pipeline.io.decompression import check_growth, check_memory, unpack_gzip
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription, in_micrometers
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -65,7 +65,7 @@ def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescr
         path = Path(folder) / f"image{suffix}"  # ITK reads from files alone
         path.write_bytes(data)
         try:
-            _check_growth(sitk, path, len(data))
+            _check_growth(url, sitk, path, len(data))
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise ImageError(f"{url}: is damaged, or no {suffix} file; {_MEND}") from error
@@ -83,14 +83,16 @@ def read_itk(url: str, data: bytes | None) -> tuple[NDArray[Any], str, TiffDescr
     return sitk.GetArrayFromImage(image), letters + "c" * several, TiffDescription(scale=scale)
 
 
-def _check_growth(sitk: Any, path: Path, stored: int) -> None:
-    """Raise ValueError where a file promises more than so many bytes unpack to."""
+def _check_growth(url: str, sitk: Any, path: Path, stored: int) -> None:
+    """Raise ValueError where a file promises more than so many bytes unpack to, ImageError for more than fits."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     pixel = one.GetSizeOfPixelComponent() * one.GetNumberOfComponentsPerPixel()
-    check_growth(stored, math.prod(map(int, reader.GetSize())) * pixel)
+    unpacked = math.prod(map(int, reader.GetSize())) * pixel
+    check_growth(stored, unpacked)
+    check_memory(url, unpacked)
 
 
 def _unpacked(url: str, data: bytes) -> bytes:
@@ -101,6 +103,7 @@ def _unpacked(url: str, data: bytes) -> bytes:
         if end is None or end <= len(header):
             return header
         check_growth(len(data), end)
+        check_memory(url, end)
         return unpack_gzip(data, end)
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"{url}: is cut short or no gzip file; {_MEND}") from error

@@ -15,11 +15,10 @@ import numpy as np
 
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
+from chorus.pipeline.io.decompression import check_memory
 from chorus.pipeline.io.formats.kind import FormatKind
 from chorus.pipeline.io.formats.rasters import MEND, Raster, decoding_errors, raster_of_array
 from chorus.pipeline.io.formats.tiff_metadata import TiffDescription
-
-_NPZ_BYTES = 4 << 30
 
 
 @contextmanager
@@ -40,12 +39,7 @@ def _open_npz(url: str, _data: bytes | None, dtypes: Collection[str]) -> Iterato
         storage.check_regular(*storage.filesystem(url))
         rasters = []
         with np.load(storage.normalise(url), allow_pickle=False) as arrays:
-            size = sum(info.file_size for info in arrays.zip.infolist())
-            if size > _NPZ_BYTES:
-                raise ImageError(
-                    f"{url}: unpacks to {size >> 30} GiB, more than the {_NPZ_BYTES >> 30} that are read whole; save "
-                    "each array as .npy"
-                )
+            check_memory(url, sum(info.file_size for info in arrays.zip.infolist()))
             for name in arrays.files:
                 array = arrays[name]
                 if array.ndim >= 2:  # others describe

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from chorus.pipeline.io import storage
-from chorus.pipeline.io.decompression import check_growth
+from chorus.pipeline.io.decompression import check_growth, check_memory
 from chorus.pipeline.io.formats import cellpose_files, itk_files
 from chorus.pipeline.io.formats.kind import FormatKind
 from chorus.pipeline.io.formats.rasters import Raster, decoding_errors, raster_of_array
@@ -27,7 +27,9 @@ def _open_picture(url: str, data: bytes | None, dtypes: Collection[str]) -> Iter
         if data is None:
             data = storage.read_bytes(url)
         with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
-            check_growth(len(data), image.width * image.height * len(image.getbands()))
+            unpacked = image.width * image.height * len(image.getbands())
+            check_growth(len(data), unpacked)
+            check_memory(url, unpacked)
         # Pillow would cut 16 bits of colour to 8.
         if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":
             pixels = imagecodecs.png_decode(data)
