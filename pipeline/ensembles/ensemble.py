@@ -191,12 +191,16 @@ def ensemble_url(url: str) -> str:
 
 
 def content_hash(spec: EnsembleSpec) -> str:
-    """Hash what defines the results: everything but `about`, `sentinels` and `effort`; weights by their own hashes.
+    """Hash what defines the results: all but `about`, `sentinels`, `effort`, and how objects are made of outputs.
+
+    Weights are in it by their own hashes.
 
     With adaptive effort the bound defines them too. Such a run keeps the bound among its settings, so that what was
     measured at full effort stays that of the same ensemble.
     """
-    content = spec.model_dump(mode="json", exclude={"about", "sentinels", "effort"})
+    content = spec.model_dump(
+        mode="json", exclude={"about": True, "sentinels": True, "effort": True, "outputs": {"__all__": {"objects"}}}
+    )
     # Ensembles of classes and flows keep the hashes that they had before there were other outputs.
     roles = spec.answers.roles
     if roles in ((CLASSES,), (CLASSES, FLOWS)):

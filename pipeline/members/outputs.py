@@ -65,6 +65,19 @@ class FlowsOutput(Strict):
         return flows_of()
 
 
+class StarThresholds(Strict):
+    """How objects are made of rays; it does not change what members answer.
+
+    Attributes
+    ----------
+    prob_threshold : a point is a candidate for an object where it is more probable than this
+    nms_threshold : share of the smaller of two polygons from which the more probable one suppresses the other
+    """
+
+    prob_threshold: float = Field(default=0.5, ge=0, le=1)
+    nms_threshold: float = Field(default=0.4, ge=0, le=1)
+
+
 class RaysOutput(Strict):
     """Distances in pixels to the outline of a pixel's object, along rays.
 
@@ -73,12 +86,16 @@ class RaysOutput(Strict):
     channels : number of rays, evenly spread from x towards y as in StarDist
     directions : of the rays instead, unit vectors along the axes of the image (y, x)
     range : of their lengths, for display
+    grid : distance in pixels (y, x) of the points that may be objects: those that members answer for themselves
+    objects : how objects are made
     """
 
     role: Literal["rays"]
     channels: int | None = Field(default=None, ge=3, le=512)
     directions: list[list[float]] | None = Field(default=None, min_length=3, max_length=512)
     range: Extent = (0.0, 64.0)
+    grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    objects: StarThresholds = StarThresholds()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RaysOutput:

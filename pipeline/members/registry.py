@@ -23,8 +23,16 @@ if TYPE_CHECKING:  # they need torch; commands that run no network do without
 GROUP = "chorus.members"
 # Where each kind declares itself as KIND. A file may look like several: the first that recognises it has it.
 _BUILT_IN = (
-    "bioimageio.kind", "cellpose_network", "nnunet.member", "deepflash2", "exported", "onnx_file", "torchscript", "smp",
-)  # fmt: skip
+    "bioimageio.kind",
+    "cellpose_network",
+    "stardist.kind",
+    "nnunet.member",
+    "deepflash2",
+    "exported",
+    "onnx_file",
+    "torchscript",
+    "smp",
+)
 log = logging.getLogger("chorus")
 
 

@@ -25,7 +25,7 @@ def random_maps(seed: int, shape: tuple[int, int], rays: int = 8, radius: float 
     lengths = radius * np.exp(0.6 * rough / rough.std())
     variation = random.random(shape, np.float32)
     return StarMaps(
-        probability.astype(np.float16).astype(np.float32),
+        probability.astype(np.float16).astype(np.float32)[None],
         lengths.astype(np.float32),
         variation,
         Window.of(0, shape[0], 0, shape[1]),
@@ -36,7 +36,7 @@ def cut(maps: StarMaps, window: Window) -> StarMaps:
     """Return the maps of a window of a plane."""
     at = window.y.slice, window.x.slice
     assert maps.variation is not None
-    return StarMaps(maps.probability[at], maps.rays[(slice(None), *at)], maps.variation[at], window)
+    return StarMaps(maps.probability[(slice(None), *at)], maps.rays[(slice(None), *at)], maps.variation[at], window)
 
 
 def plain_shared_area(a: NDArray[np.int32], b: NDArray[np.int32], apart: tuple[int, int]) -> Fraction:

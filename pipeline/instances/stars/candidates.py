@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,18 @@ class StarSettings:
 
     Attributes
     ----------
-    probability : candidates are more probable than this
-    overlap : share of the smaller of two polygons from which the better one suppresses the other, exclusive
+    prob_threshold : candidates are more probable than this
+    nms_threshold : share of the smaller of two polygons from which the better one suppresses the other, exclusive
     minimum_size : objects of fewer pixels are removed
     grid : distance of the points that may be candidates, in pixels of the plane (y, x)
+    scale : pixels of the plane per unit of the predicted rays
     """
 
-    probability: float = 0.5
-    overlap: float = 0.4
+    prob_threshold: float = 0.5
+    nms_threshold: float = 0.4
     minimum_size: int = 15
     grid: tuple[int, int] = (1, 1)
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class StarMaps:
 
     Attributes
     ----------
-    probability : (y, x) of an object
-    rays : (rays, y, x) lengths in pixels
+    probability : (classes, y, x) of an object of each class, without background
+    rays : (rays, y, x) lengths, see `StarSettings.scale`
     variation : (y, x) the members' disagreement about the rays; None where it is unknown
     window : of the plane
     """
@@ -60,12 +62,14 @@ class Candidates:
     ----------
     points : (candidates, 2) int64, y and x in pixels of the plane
     scores : (candidates,) float32, the probability of an object
-    rays : (candidates, rays) float32, lengths in pixels
+    classes : (candidates,) int64, the most probable class of each, 1 for the first
+    rays : (candidates, rays) float32, lengths in pixels of the plane
     variation : (candidates,) float32, the members' disagreement about the rays; NaN where it is unknown
     """
 
     points: NDArray[np.int64]
     scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
     rays: NDArray[np.float32]
     variation: NDArray[np.float32]
 
@@ -95,20 +99,24 @@ class Candidates:
             )
         ]
         y, x = (place[keep] for place, keep in zip(places, inside, strict=True))
-        probability = np.asarray(maps.probability[np.ix_(y, x)], np.float32)
-        row, column = np.nonzero(probability > np.float32(settings.probability))
+        probabilities = maps.probability[:, y[:, None], x].astype(np.float32)
+        total = probabilities.sum(axis=0, dtype=np.float32)
+        row, column = np.nonzero(total > np.float32(settings.prob_threshold))
         at = y[row], x[column]
-        rays = np.maximum(maps.rays[:, at[0], at[1]].T.astype(np.float32), np.float32(SHORTEST))
-        known = maps.variation is not None
-        variation = maps.variation[at].astype(np.float32) if known else np.full(len(row), np.nan, np.float32)  # type: ignore[index]
-        points = np.stack(at, axis=1).astype(np.int64) + np.array([maps.window.y.start, maps.window.x.start])
-        return cls(points, probability[row, column], rays, variation).sorted()
+        rays = maps.rays[:, at[0], at[1]].T.astype(np.float32) * np.float32(settings.scale)
+        unknown = np.full(len(row), np.nan, np.float32)
+        return cls(
+            np.stack(at, axis=1).astype(np.int64) + np.array([maps.window.y.start, maps.window.x.start]),
+            total[row, column],
+            probabilities[:, row, column].argmax(axis=0) + 1,
+            np.maximum(rays, np.float32(SHORTEST)),
+            unknown if maps.variation is None else maps.variation[at].astype(np.float32),
+        ).sorted()
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
         """Return the candidates of several windows, which have none in common."""
-        names = ("points", "scores", "rays", "variation")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names)).sorted()
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls))).sorted()
 
     def sorted(self) -> Candidates:
         """Return them by rank."""
@@ -118,4 +126,4 @@ class Candidates:
         return len(self.scores)
 
     def __getitem__(self, which: NDArray[np.integer] | NDArray[np.bool_]) -> Candidates:
-        return Candidates(self.points[which], self.scores[which], self.rays[which], self.variation[which])
+        return Candidates(*(getattr(self, one.name)[which] for one in fields(self)))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +43,23 @@ class StarObjects:
     ----------
     objects : of the region
     scores : (objects + 1,) float32, the probability of the point of each; 0 for the background
-    variation : (objects + 1,) float32, the members' disagreement about its outline: the mean coefficient of variation
-        of its rays; NaN where it is unknown
+    classes : (objects + 1,) int64, the class of each; 0 for the background
+    variation : (objects + 1,) float32, the members' disagreement about its outline: the coefficient of variation of its
+        rays; NaN where it is unknown
     """
 
     objects: RegionObjects
     scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
     variation: NDArray[np.float32]
+
+    def of_class(self, value: int) -> RegionObjects:
+        """Return the objects of a class alone; the anchors of all stay."""
+        others = self.classes != value
+        around = self.objects.around.copy()
+        remove(around, others)
+        names = np.where(np.isin(self.objects.names, self.objects.anchors[~others]), self.objects.names, 0)
+        return replace(self.objects, names=names.astype(np.uint64), around=around)
 
 
 def label_stars(
@@ -92,7 +102,7 @@ def _label(
     """Return the objects of a region, or None if the candidates of the crop do not suffice."""
     vertices = whole_vertices(candidates.points, candidates.rays)
     boxes = _boxes(candidates.points, vertices)
-    state = suppress(candidates.points, vertices, _exposed(boxes, crop, plane, longest), settings.overlap)
+    state = suppress(candidates.points, vertices, _exposed(boxes, crop, plane, longest), settings.nms_threshold)
     own = _touching(boxes, region) & (state != SUPPRESSED)
     area = _hull(region, boxes[own], plane)
     if (_touching(boxes, area) & (state == UNDECIDED)).any():
@@ -103,8 +113,12 @@ def _label(
     remove(labels, sizes < settings.minimum_size)
     anchors = np.concatenate([[0], kept.points[:, 0] * plane[1] + kept.points[:, 1] + 1]).astype(np.uint64)
     objects = RegionObjects(anchors[labels[region.within(area)]], area, labels, anchors, np.full(len(anchors), np.nan))
-    zero, unknown = np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
-    return StarObjects(objects, np.concatenate([zero, kept.scores]), np.concatenate([unknown, kept.variation]))
+    return StarObjects(
+        objects,
+        np.concatenate([np.zeros(1, np.float32), kept.scores]),
+        np.concatenate([np.zeros(1, np.int64), kept.classes]),
+        np.concatenate([np.full(1, np.nan, np.float32), kept.variation]),
+    )
 
 
 def _boxes(points: NDArray[np.int64], vertices: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -133,7 +133,7 @@ def test_parts_of_a_plane_have_its_candidates() -> None:
     regions = RegionGrid(50, 61, 17)
     parts = [Candidates.of(cut(maps, regions.window(i)), (50, 61), chosen) for i in range(regions.count)]
     joined = Candidates.joined(parts)
-    for name in ("points", "scores", "rays", "variation"):
+    for name in ("points", "scores", "classes", "rays", "variation"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
     assert (joined.points % (2, 4) == 0).all()
     assert joined.points.min(axis=0).tolist() >= [4, 8]
@@ -143,7 +143,7 @@ def test_of_equally_probable_candidates_the_upper_and_left_one_is_better() -> No
     probability = np.zeros((20, 20), np.float32)
     probability[8, 9] = probability[8, 11] = probability[10, 5] = 0.75
     probability[12, 12] = 0.875
-    maps = StarMaps(probability, np.full((8, 20, 20), 3.0, np.float32), None, Window.of(0, 20, 0, 20))
+    maps = StarMaps(probability[None], np.full((8, 20, 20), 3.0, np.float32), None, Window.of(0, 20, 0, 20))
     candidates = Candidates.of(maps, (20, 20), StarSettings())
     assert candidates.points.tolist() == [[12, 12], [8, 9], [8, 11], [10, 5]]
 
@@ -181,7 +181,9 @@ def test_objects_are_those_of_stardist(grid: int) -> None:
                 continue
             fine = [np.repeat(np.repeat(file[name], grid, 0), grid, 1) for name in ("prob", "dist")]
             labels, points = file["labels"], file["points"]
-        maps = StarMaps(fine[0], np.moveaxis(fine[1], -1, 0), None, Window.of(0, labels.shape[0], 0, labels.shape[1]))
+        maps = StarMaps(
+            fine[0][None], np.moveaxis(fine[1], -1, 0), None, Window.of(0, labels.shape[0], 0, labels.shape[1])
+        )
         found = whole_plane(maps, chosen).objects
         expected = np.concatenate([[0], points[:, 0] * labels.shape[1] + points[:, 1] + 1]).astype(np.uint64)
         np.testing.assert_array_equal(np.unique(found.names), np.unique(expected))
