@@ -81,7 +81,7 @@ class LoadedEnsemble:
 
     def settings(
         self, changes: dict[str, object], objects: ObjectsMethod
-    ) -> tuple[ResolvedSettings, Literal["none", "flows", "watershed", "components"]]:
+    ) -> tuple[ResolvedSettings, Literal["none", "flows", "stars", "watershed", "components"]]:
         """Return `base` with `changes`, and the object method; raise RefusedError as `chorus predict` does."""
         wanted = ResultSettings.model_validate(self.base.model_dump() | changes)
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects=objects)

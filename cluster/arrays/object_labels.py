@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 
 from chorus.cluster.arrays.segmenting import Computed, Labels
 from chorus.cluster.arrays.sources import ArraySource
-from chorus.cluster.objects.inputs import diameter_in, typical_diameter
+from chorus.cluster.objects.inputs import diameter_in, star_settings, typical_diameter
 from chorus.cluster.objects.job import distinct, uncertainties_of
 from chorus.cluster.objects.labels import ObjectLabels
 from chorus.cluster.objects.rows import labelled, object_schema, region_table
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.volume_views import spacing_of
-from chorus.pipeline.core.fields import FLOW, PROBABILITY
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, RAY_VARIATION
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.instances.plane_objects import Method, PlaneInMemory, ReadMaps, plane_objects
+from chorus.pipeline.instances.plane_objects import Method, PlaneInMemory, ReadMaps, plane_objects, plane_stars
 from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.instances.stars.candidates import StarMaps
+from chorus.pipeline.instances.stars.rows import MEASURES
 from chorus.pipeline.instances.table import numbered
 from chorus.pipeline.io.models import ImageLayout
 
@@ -48,7 +50,24 @@ def plane_in_memory(
     if multilabel:
         classes = enumerate(layout.classes[1:], 1)
         probability = {value: maps[names.index(PROBABILITY.channel(entry.name))] for value, entry in classes}
-    return PlaneInMemory(labels, probability, flows)
+    return PlaneInMemory(labels, probability, flows, star_maps(maps, layout))
+
+
+def star_maps(maps: NDArray[np.floating[Any]], layout: ImageLayout) -> StarMaps | None:
+    """Return what stars are made of in a plane; None where there are no rays or no probabilities.
+
+    Parameters
+    ----------
+    maps : (channels, y, x) floats, in the order of `layout.channels`
+    """
+    names = layout.channels
+    rays, variation = RAY.among(names), RAY_VARIATION.among(names)
+    wanted = [PROBABILITY.channel(entry.name) for entry in layout.classes[1:]]
+    if not rays or not set(wanted) <= set(names):
+        return None
+    classes = [names.index(name) for name in wanted]
+    whole = Window.of(0, maps.shape[1], 0, maps.shape[2])
+    return StarMaps(maps[classes], maps[rays], maps[variation[0]] if variation else None, whole)
 
 
 def make_objects(
@@ -62,7 +81,8 @@ def make_objects(
     """Segment the objects of all planes of an image."""
     layout, chosen = computed.layout, object_settings(image, ensemble, settings)
     uncertainties = uncertainties_of(layout.channels, second_flows=False)
-    columns = [*uncertainties, *(f"mean:{name}" for name in distinct(source.image.channels))]
+    measures = MEASURES if method == "stars" else ()
+    columns = [*uncertainties, *measures, *(f"mean:{name}" for name in distinct(source.image.channels))]
     schema, spacing = object_schema(columns), spacing_of(image, "yx")
     labels: dict[str, Labels] = {entry.name: np.zeros(layout.shape, np.uint32) for entry in layout.classes[1:]}
     tables = [schema.empty_table()]
@@ -74,7 +94,11 @@ def make_objects(
         means = _means(source, t, z, [maps[layout.channels.index(name)] for name in uncertainties])
         shape = (image.height, image.width)
         for value, entry in enumerate(layout.classes[1:], 1):
-            objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)
+            if method == "stars" and plane.stars is not None:
+                stars = star_settings(image, ensemble.spec.rays, ensemble.spec.rays.objects, chosen.minimum_size)
+                objects = plane_stars(plane.stars, shape, value, stars, means, len(uncertainties), spacing)
+            else:
+                objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)
             known = objects.rows["name"].to_numpy(np.uint64)
             labels[entry.name][at] = numbered(objects.names, known)
             rows = region_table(objects.rows, value, columns)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
 from chorus.cluster.objects.run import make_objects
-from chorus.cluster.planning.requests import PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import ObjectsMethod, PlanReporter, PredictRequest
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.outcome import failures_of
 from chorus.cluster.state.run_record import RunRecord
-from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
-from chorus.pipeline.core.outputs import FLOWS
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, RAY_VARIATION, in_order
+from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
@@ -20,7 +20,8 @@ from chorus.pipeline.errors import RefusedError
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     """Return the request with its method resolved, and the maps that this method needs among those to save.
 
-    ``auto`` is flows if the ensemble predicts them and anything is saved outside of the source images, else no objects.
+    ``auto`` is flows or stars if the ensemble predicts flows or rays, and anything is saved outside of the source
+    images; else no objects.
 
     Raises
     ------
@@ -29,17 +30,32 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     """
     settings, method = request.settings, request.objects
     if method == "auto":
-        method = "flows" if FLOWS in ensemble.outputs and settings.save and not settings.in_place else "none"
+        method = _possible(ensemble) if settings.save and not settings.in_place else "none"
     if method == "none":
         return request.model_copy(update={"objects": method})
     if settings.in_place:
         raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
     if method == "flows" and FLOWS not in ensemble.outputs:
         raise RefusedError(f"{ensemble.url}: its members give no flows; choose --objects watershed or components")
+    if method == "stars" and RAYS not in ensemble.outputs:
+        raise RefusedError(f"{ensemble.url}: its members give no rays; choose --objects watershed or components")
+    if method == "stars" and ensemble.multilabel:
+        raise RefusedError(
+            f"{ensemble.url}: a pixel may be of several classes, and an object by stars is of one; choose --objects "
+            "watershed or components"
+        )
     check_class_names(ensemble)
-    needed = {*settings.save, *([FLOW.name] if method == "flows" else []), *([PROBABILITY.name] * ensemble.multilabel)}
+    maps = {"flows": [FLOW], "stars": [RAY, RAY_VARIATION, PROBABILITY]}.get(method, [])
+    needed = {*settings.save, *(field.name for field in maps), *([PROBABILITY.name] * ensemble.multilabel)}
     kept = settings.model_copy(update={"save": in_order(needed)})
     return request.model_copy(update={"objects": method, "settings": kept})
+
+
+def _possible(ensemble: Ensemble) -> ObjectsMethod:
+    """Return the method that an ensemble's outputs are made for."""
+    if FLOWS in ensemble.outputs:
+        return "flows"
+    return "stars" if RAYS in ensemble.outputs and not ensemble.multilabel else "none"
 
 
 def add_objects(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from dataclasses import fields
 from functools import cached_property
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from chorus.cluster.objects.job import ObjectJob, VolumeJob, uncertainties_of
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
+from chorus.cluster.objects.star_tasks import StarJob
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
 from chorus.cluster.planning.plan import layout_of
 from chorus.cluster.runs.run import PlannedRun
@@ -20,15 +22,17 @@ from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.command import Execution
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run, planned_images, settings_of
-from chorus.pipeline.core.fields import FLOW, PROBABILITY, in_order
-from chorus.pipeline.core.outputs import FLOWS
+from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, in_order
+from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
+from chorus.pipeline.instances.stars.candidates import StarSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import LABEL_NAME
+from chorus.pipeline.members.outputs import RaysOutput, StarThresholds
 
 WORK = ("work", "objects")
 
@@ -45,6 +49,8 @@ class ObjectsRequest(BaseModel):
     flow_error : objects of a larger flow error are removed; None keeps all
     flows_from : URL of a second ensemble, which predicts flows from the probability of a class; None takes the flows
         that the run saved
+    prob_threshold, nms_threshold : of objects by stars, see `chorus.pipeline.members.outputs.StarThresholds`; None
+        takes the ensemble's
     trust_code : whether code that comes with a member of that ensemble may run
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
@@ -57,6 +63,8 @@ class ObjectsRequest(BaseModel):
     minimum_size: int = Field(default=15, ge=1)
     flow_error: float | None = Field(default=None, gt=0, le=4)
     flows_from: str | None = None
+    prob_threshold: float | None = Field(default=None, ge=0, le=1)
+    nms_threshold: float | None = Field(default=None, ge=0, le=1)
     trust_code: bool = False
     executor: Executor = "auto"
     address: str | None = None
@@ -85,6 +93,10 @@ class Results:
             raise RefusedError(f"--flow-error: objects by {self.method} have no flows; leave it out")
         if request.flow_error is not None and self.of_volumes:
             raise RefusedError("--flow-error: is of flows in a plane, and these objects are of volumes; leave it out")
+        if self.method != "stars" and (request.prob_threshold, request.nms_threshold) != (None, None):
+            raise RefusedError(
+                f"--prob-threshold, --nms-threshold: are of objects by stars, not by {self.method}; leave them out"
+            )
         if self.settings.in_place:
             raise RefusedError(
                 f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
@@ -97,7 +109,9 @@ class Results:
         """The method that was asked for, or the one that the run allows."""
         if self.request.method != "auto":
             return self.request.method
-        return "flows" if self.second or FLOW.name in self.settings.save else "watershed"
+        if self.second or FLOW.name in self.settings.save:
+            return "flows"
+        return "stars" if RAY.name in self.settings.save and not self.ensemble.multilabel else "watershed"
 
     def _second(self) -> SecondEnsemble | None:
         """Return the ensemble that predicts the flows, if not the run's; raise RefusedError if it is unsuitable."""
@@ -119,10 +133,13 @@ class Results:
     def _require_maps(self) -> None:
         """Raise RefusedError if the run did not save what the method needs."""
         needed = {FLOW.name} if self.method == "flows" and self.second is None else set()
-        needed |= {PROBABILITY.name} if self.ensemble.multilabel or self.second else set()
+        needed |= {RAY.name} if self.method == "stars" else set()
+        needed |= {PROBABILITY.name} if self.ensemble.multilabel or self.second or self.method == "stars" else set()
         missing = needed - set(self.settings.save)
         if not missing:
             return
+        if RAY.name in missing and RAYS not in self.ensemble.outputs:
+            raise RefusedError(f"{self.request.out}: holds no rays; choose --method watershed or components")
         out, what = self.request.out, " and no ".join(sorted(missing))
         if missing == {FLOW.name}:
             gives = FLOWS in self.ensemble.outputs
@@ -164,6 +181,15 @@ class Results:
         return typical_diameter((self.second or self).ensemble)
 
     @property
+    def stars(self) -> StarThresholds | None:
+        """How objects are made by stars, as asked for or as the ensemble has it; None by other methods."""
+        if self.method != "stars":
+            return None
+        asked = {"prob_threshold": self.request.prob_threshold, "nms_threshold": self.request.nms_threshold}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self.ensemble.spec.rays.objects.model_copy(update=given)
+
+    @property
     def record(self) -> ObjectsRecord:
         """The record of the objects when their making begins; its `settings` and `of` and the images define them."""
         request = self.request
@@ -174,6 +200,8 @@ class Results:
             flow_error=request.flow_error,
             ensemble_diameter=self.diameter,
             flows_from=None if self.second is None else self.second.defining,
+            prob_threshold=None if self.stars is None else self.stars.prob_threshold,
+            nms_threshold=None if self.stars is None else self.stars.nms_threshold,
         )
         predicted_run = PredictedRun(
             started=self.run.started, settings=self.run.settings.content, ensemble=self.ensemble.hash
@@ -211,7 +239,7 @@ class Results:
             flows = [self.second.layout(layout, image.name, name) for name in self.classes]
         diameter = self.request.diameter or self.settings.diameter or diameter_in(seen, self.diameter)
         kind = VolumeJob if self.of_volumes else ObjectJob
-        return kind(
+        job = kind(
             image=image,
             layout=layout,
             work=self.work(image.name),
@@ -224,6 +252,10 @@ class Results:
             strict=self.settings.strict,
             flows=tuple(flows),
         )
+        if self.stars is None:
+            return job
+        stars = star_settings(image, self.ensemble.spec.rays, self.stars, self.request.minimum_size)
+        return StarJob(**{one.name: getattr(job, one.name) for one in fields(job)}, stars=stars)
 
 
 def typical_diameter(ensemble: Ensemble) -> float:
@@ -236,6 +268,13 @@ def typical_diameter(ensemble: Ensemble) -> float:
 def diameter_in(image: PlannedImage, diameter: float) -> float:
     """Convert a diameter from pixels of the ensemble to pixels of the image."""
     return diameter * math.sqrt(image.height * image.width / (image.model_height * image.model_width))
+
+
+def star_settings(image: PlannedImage, rays: RaysOutput, thresholds: StarThresholds, minimum_size: int) -> StarSettings:
+    """Return the settings of objects by stars in an image, whose pixels may not be those of the members."""
+    scale = diameter_in(image, 1.0)
+    y, x = (max(1, round(step * scale)) for step in rays.grid)
+    return StarSettings(thresholds.prob_threshold, thresholds.nms_threshold, minimum_size, (y, x), scale)
 
 
 def check_class_names(ensemble: Ensemble) -> None:

@@ -70,6 +70,11 @@ class ObjectJob:
         return uncertainties_of(self.layout.channels, second_flows=bool(self.flows))
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the columns of objects that are of this method alone; between uncertainties and mean intensities."""
+        return ()
+
+    @property
     def channels(self) -> range:
         """All channels of the source, including those that the ensemble does not see."""
         return range(self.image.shape[self.image.axes.index("c")] if "c" in self.image.axes else 1)

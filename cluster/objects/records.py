@@ -71,6 +71,7 @@ class ObjectsAsked(BaseModel):
     Attributes
     ----------
     ensemble_diameter : typical diameter of objects, in pixels of the ensemble
+    prob_threshold, nms_threshold : of objects by stars
     """
 
     method: Method
@@ -79,6 +80,8 @@ class ObjectsAsked(BaseModel):
     flow_error: float | None
     ensemble_diameter: float
     flows_from: FlowsFrom | None = Field(default=None, exclude_if=lambda value: value is None)
+    prob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    nms_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class PredictedRun(BaseModel):

@@ -11,7 +11,16 @@ import numpy as np
 from chorus.cluster.objects.inputs import Results
 from chorus.cluster.objects.job import ObjectJob, VolumeJob
 from chorus.cluster.objects.records import ImageObjects
-from chorus.cluster.objects.tasks import find_all, find_in_region, finish_objects, label_pixels, number_objects, timed
+from chorus.cluster.objects.star_tasks import StarJob, find_longest, find_reach
+from chorus.cluster.objects.tasks import (
+    find_all,
+    find_all_stars,
+    find_in_region,
+    finish_objects,
+    label_pixels,
+    number_objects,
+    timed,
+)
 from chorus.cluster.objects.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
@@ -19,11 +28,16 @@ from chorus.cluster.runtime.tasks import TaskResult, Tasks
 # An image of at most this many regions is one task.
 _AT_ONCE = 4
 _STAGES = ("regions", "numbers", "labels", "end")
+# Stages with a task per part, which they are told; the others have one task.
+_OF_PARTS = ("reach", "regions", "labels")
 
 
 def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
-    """Return the worker's function of each stage."""
+    """Return the worker's function of each stage: ``all`` for small images, and the stages of the others in order."""
     stages = ("all", *_STAGES)
+    if isinstance(job, StarJob):
+        of_stars = (find_all_stars, find_reach, find_longest, find_in_region, number_objects, label_pixels)
+        return dict(zip(("all", "reach", "longest", *_STAGES), (*of_stars, finish_objects), strict=True))
     if isinstance(job, VolumeJob):
         of_volumes = (find_all_in_volume, find_in_block, number_volume, label_voxels, finish_objects)
         return dict(zip(stages, of_volumes, strict=True))
@@ -71,7 +85,8 @@ class ObjectStream:
             counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, self._todo)]
             return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
         regions = self._results.table.region_counts[self._todo]
-        return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2).sum())
+        more = regions + 1 if self._results.method == "stars" else 0
+        return int(np.where(regions <= _AT_ONCE, 1, 2 * regions + 2 + more).sum())
 
     def begin(self, tasks: Tasks, cores: int) -> None:
         """Begin the first images."""
@@ -89,7 +104,7 @@ class ObjectStream:
         while len(self._running) < 4 * self._cores and (index := next(self._waiting, None)) is not None:
             job = self._results.job(index)
             small = job.tasks("regions") <= _AT_ONCE
-            self._images[index] = _Progress(job, ["all"] if small else list(_STAGES))
+            self._images[index] = _Progress(job, ["all"] if small else list(_functions(job))[1:])
             self._proceed(index)
 
     def _proceed(self, index: int) -> None:
@@ -100,7 +115,7 @@ class ObjectStream:
         image.running = image.job.tasks(stage)
         for part in range(image.running):
             self._running[self._submitted] = index, stage, part
-            arguments = (image.job, part) if stage in ("regions", "labels") else (image.job,)
+            arguments = (image.job, part) if stage in _OF_PARTS else (image.job,)
             self._tasks.submit(self._submitted, timed, function, *arguments)
             self._submitted += 1
 

@@ -40,6 +40,7 @@ from chorus.cluster.objects.rows import (
     write_known,
     write_rows,
 )
+from chorus.cluster.objects.star_tasks import StarJob, every_region, star_table, stars_in_region
 from chorus.cluster.planning.image_table import RegionPlace
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import OutputError
@@ -83,6 +84,17 @@ def find_all(job: ObjectJob) -> ImageObjects:
     return at_once(job, find_in_region, number_objects, label_pixels)
 
 
+def find_all_stars(job: StarJob) -> ImageObjects:
+    """Run all stages of an image of few regions whose objects are stars."""
+
+    def find(inside: StarJob, region: int) -> None:
+        if region == 0 and inside.image.grid.count > 1:
+            every_region(inside)
+        find_in_region(inside, region)
+
+    return at_once(job, find, number_objects, label_pixels)
+
+
 def at_once(
     job: Job, find: Callable[[Job, int], None], number: Callable[[Job], None], label: Callable[[Job, int], None]
 ) -> ImageObjects:
@@ -113,6 +125,8 @@ def find_in_region(job: ObjectJob, region: int) -> None:
     plane = StoredPlane(job.layout, location.t, location.z, multilabel=job.multilabel, flows=job.flows)
     if job.method == "components":
         tables = _components(job, plane, location, region)
+    elif isinstance(job, StarJob):
+        tables = _stars(job, plane, location, region)
     else:
         tables = [_converging(job, plane, location, value, name) for value, name in job.classes]
     write_rows(job.rows_url(region), pa.concat_tables(tables))
@@ -126,6 +140,16 @@ def _converging(job: ObjectJob, plane: StoredPlane, location: RegionPlace, value
     maps = partial(_maps, job, plane, location, value=value)
     rows = converging_rows(objects, location.window, job.plane, job.method, maps, len(columns), job.spacing)
     return region_table(rows, value, columns)
+
+
+def _stars(job: StarJob, plane: StoredPlane, location: RegionPlace, region: int) -> list[pa.Table]:
+    """Return rows of the objects of all classes, which are found together."""
+    found, columns, tables = stars_in_region(job, location, region), columns_of(job), []
+    read = cache(partial(_maps, job, plane, location, value=job.classes[0][0]))  # the same for all classes
+    for value, name in job.classes:
+        _write_names(job, name, location, found.of_class(value).names)
+        tables.append(star_table(job, found, location, value, columns, read))
+    return tables
 
 
 def _components(job: ObjectJob, plane: StoredPlane, location: RegionPlace, region: int) -> list[pa.Table]:
@@ -148,7 +172,7 @@ def _components(job: ObjectJob, plane: StoredPlane, location: RegionPlace, regio
 
 def columns_of(job: ObjectJob) -> list[str]:
     """Return the columns of means, channels by their numbers."""
-    return [*job.uncertainties, *(f"mean:{channel}" for channel in job.channels)]
+    return [*job.uncertainties, *job.measures, *(f"mean:{channel}" for channel in job.channels)]
 
 
 def _write_names(job: ObjectJob, name: str, location: RegionPlace, names: NDArray[np.uint64]) -> None:
@@ -214,7 +238,7 @@ def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schem
     """
     if recorded_objects(job.scratch, COUNTS) is not None:
         return
-    columns = [*job.uncertainties, *(f"mean:{name}" for name in channel_names(job))]
+    columns = [*job.uncertainties, *job.measures, *(f"mean:{name}" for name in channel_names(job))]
     counts = {name: 0 for _, name in job.classes}
     most, schema = dict(counts), schema_of(columns)
     with table_writer(job.table_url, schema) as writer:
@@ -319,6 +343,6 @@ def finish_objects(job: ObjectJob) -> ImageObjects:
     write_json(job.record, StoredObjects(objects=objects, files=files))
     write_json(storage.join(job.work, "done.json"), objects)
     with storage_errors(job.scratch):
-        for folder in ("labels", "rows", "pieces", "known"):
+        for folder in ("labels", "rows", "pieces", "known", "reach"):
             remove_folder(storage.join(job.scratch, folder))
     return objects

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # they need torch; commands that run no network do without
     from chorus.cluster.planning.placement import Memory, Placement
     from chorus.cluster.planning.plan import Cost
 
-ObjectsMethod = Literal["auto", "none", "flows", "watershed", "components"]
+ObjectsMethod = Literal["auto", "none", "flows", "stars", "watershed", "components"]
 """What makes objects of results; ``auto`` is flows where the ensemble gives them, else none."""
 
 

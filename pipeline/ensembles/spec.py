@@ -15,7 +15,7 @@ from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io.inside import fault
 from chorus.pipeline.members.contract import MemberEntry
-from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, declared, without_flows
+from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, RaysOutput, declared, without_flows
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
 
@@ -187,6 +187,14 @@ class EnsembleSpec(Strict):
     def multilabel(self) -> bool:
         """Several foreground classes with a sigmoid each: a pixel may belong to more than one."""
         return self.activation == "sigmoid" and len(self.classes) > 2
+
+    @property
+    def rays(self) -> RaysOutput:
+        """The rays among the outputs; raise ValueError if there are none."""
+        for entry in self.outputs:
+            if isinstance(entry, RaysOutput):
+                return entry
+        raise ValueError("outputs: no rays")
 
     @property
     def answers(self) -> Outputs:

@@ -17,10 +17,13 @@ from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.shapes import Spacing
+from chorus.pipeline.instances.stars.candidates import Candidates, StarMaps, StarSettings
+from chorus.pipeline.instances.stars.regions import label_stars
+from chorus.pipeline.instances.stars.rows import star_rows
 from chorus.pipeline.instances.table import object_rows, with_shapes
 from chorus.pipeline.instances.watershed import distance_crop
 
-Method = Literal["flows", "watershed", "components"]
+Method = Literal["flows", "stars", "watershed", "components"]
 ReadMaps = Callable[[Window], Sequence[NDArray[Any]]]
 """Reads the maps, (y, x) of a window each, whose mean over each object is measured."""
 
@@ -52,11 +55,13 @@ class PlaneInMemory:
     labels : (y, x) classes
     probability : per class value (y, x), where a pixel may be of several classes; else empty
     flows : (2, y, x), or None where there are none
+    stars : what stars are made of, or None where there are no rays
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
     probability: Mapping[int, NDArray[np.floating[Any]]]
     flows: NDArray[np.floating[Any]] | None
+    stars: StarMaps | None = None
 
     def crop(self, window: Window, value: int) -> Crop:
         """See `Plane.crop`."""
@@ -172,3 +177,29 @@ def plane_objects(
     # Empty tables have no reliable column types.
     rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return PlaneObjects(names, rows.sort_values("name", ignore_index=True))
+
+
+def plane_stars(
+    maps: StarMaps,
+    shape: tuple[int, int],
+    value: int,
+    settings: StarSettings,
+    means: ReadMaps,
+    uncertainties: int,
+    spacing: Spacing,
+) -> PlaneObjects:
+    """Find and measure the objects of a class in a plane by stars.
+
+    Parameters
+    ----------
+    maps : of the whole plane
+    shape : height and width of the plane in pixels
+    value : of the class
+    settings : of the objects
+    means, uncertainties : maps whose mean over each object is measured, and how many of the first are uncertainties
+    spacing : of the plane's pixels
+    """
+    whole, candidates = Window.of(0, shape[0], 0, shape[1]), Candidates.of(maps, shape, settings)
+    found = label_stars(lambda _: candidates, whole, shape, 0.0, settings)
+    rows = star_rows(found, value, whole, shape, list(means(found.objects.crop)), uncertainties, spacing)
+    return PlaneObjects(found.of_class(value).names, rows)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def objects(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
     method: Annotated[
-        Literal["auto", "flows", "watershed", "components"],
+        Literal["auto", "flows", "stars", "watershed", "components"],
         typer.Option(
-            help="flows: pixels follow the members' flows. watershed: cut where the foreground is narrow, for round "
-            "things. components: all that is joined, of any shape. auto: flows where the run kept them, else watershed."
+            help="flows: pixels follow the members' flows. stars: what the members' rays enclose. watershed: cut where "
+            "the foreground is narrow, for round things. components: all that is joined, of any shape. auto: flows or "
+            "stars where the run kept flows or rays, else watershed."
         ),
     ] = "auto",
     diameter: Annotated[
@@ -41,6 +42,17 @@ def objects(
             metavar="ENSEMBLE",
             help="By flows of a second ensemble of one channel, which reads the probability of each class: for "
             "ensembles without flows, whose run kept its probabilities.",
+        ),
+    ] = None,
+    prob_threshold: Annotated[
+        float | None,
+        typer.Option(help="By stars: an object's point must be more probable; by default as the ensemble has it."),
+    ] = None,
+    nms_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="By stars: of two objects that share more than this part of the smaller one, the more probable one "
+            "stays; by default as the ensemble has it."
         ),
     ] = None,
     trust_code: TrustCode = False,
@@ -74,6 +86,7 @@ def objects(
     content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}
     content |= {"flow_error": flow_error, "executor": executor, "address": address, "trust_code": trust_code}
     content |= {"flows_from": named_ensemble(flows_from) if flows_from else None}
+    content |= {"prob_threshold": prob_threshold, "nms_threshold": nms_threshold}
     request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
