@@ -136,7 +136,7 @@ def main(
     _begin(plane)
     foreground, flows = plane
     whole = Window.of(0, foreground.shape[0], 0, foreground.shape[1])
-    grid = RegionGrid(*foreground.shape, region)
+    grid = RegionGrid.make(foreground.shape, region)
     regions = [grid.window(index) for index in range(grid.count)]
     vectors, probability = 5 * directions(flows), foreground.astype(np.float32)
     found = _found(whole, diameter)

@@ -163,7 +163,7 @@ def probability_maps(rng: np.random.Generator) -> NDArray[np.float16]:
 
 def windows(size: int) -> list[Window]:
     """Every region of a plane with its halo, in random order."""
-    grid = RegionGrid(size, size, REGION)
+    grid = RegionGrid.make((size, size), REGION)
     regions = [grid.window(int(index)) for index in np.random.default_rng(0).permutation(grid.count)]
     reach = [[max(0, s.start - HALO) for s in (r.y, r.x)] + [min(size, s.stop + HALO) for s in (r.y, r.x)]
              for r in regions]  # fmt: skip

@@ -99,17 +99,22 @@ class RequestOptions:
         ),
     ] = False
     tile: Annotated[
-        int | None,
-        typer.Option(help="Edge of a tile in pixels; by default the ensemble's.", rich_help_panel=MEMBERS),
+        str | None,
+        typer.Option(
+            help="Edge of a tile in pixels, of volumes also z,y,x; by default the ensemble's.", rich_help_panel=MEMBERS
+        ),
     ] = None
     overlap: Annotated[
-        float | None,
-        typer.Option(help="Overlap of tiles, 0 to 1; by default the ensemble's.", rich_help_panel=MEMBERS),
+        str | None,
+        typer.Option(
+            help="Overlap of tiles, 0 to 1, of volumes also z,y,x; by default the ensemble's.", rich_help_panel=MEMBERS
+        ),
     ] = None
     augment: Annotated[
         str | None,
         typer.Option(
-            help="Augmentations, or `flips`, `d4`, `none`; by default the ensemble's.", rich_help_panel=MEMBERS
+            help="Augmentations, or `flips`, `d4`, `none`, of volumes `zflips`; by default the ensemble's.",
+            rich_help_panel=MEMBERS,
         ),
     ] = None
     effort: Annotated[
@@ -157,13 +162,27 @@ class RequestOptions:
         ),
     ] = False
     region: Annotated[
-        int,
-        typer.Option(help="Edge of a region, the unit of work and of writing, in pixels.", rich_help_panel=WRITTEN),
-    ] = 2048
+        int | None,
+        typer.Option(
+            help="Edge of a region, the unit of work and of writing, in pixels; by default 2048, of volumes 256.",
+            rich_help_panel=WRITTEN,
+        ),
+    ] = None
+    region_depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Planes of a region of volumes; by default 64.", rich_help_panel=WRITTEN),
+    ] = None
     chunk: Annotated[
-        int,
-        typer.Option(help="Edge of an output chunk in pixels; a region is a multiple of it.", rich_help_panel=WRITTEN),
-    ] = 512
+        int | None,
+        typer.Option(
+            help="Edge of an output chunk in pixels; a region is a multiple of it; by default 512, of volumes 128.",
+            rich_help_panel=WRITTEN,
+        ),
+    ] = None
+    chunk_depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Planes of a chunk of volumes; by default 32.", rich_help_panel=WRITTEN),
+    ] = None
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the maps.", rich_help_panel=WRITTEN)] = (
         "float16"
     )
@@ -194,8 +213,8 @@ class RequestOptions:
             "channel": self.channel or [],
             "level": self.level,
             "diameter": self.diameter,
-            "tile": self.tile,
-            "overlap": self.overlap,
+            "tile": per_axis(self.tile, "tile", int),
+            "overlap": per_axis(self.overlap, "overlap", float),
             "augmentations": augmentation_names(self.augment),
             "effort": self.effort,
             "batch": self.batch,
@@ -205,6 +224,8 @@ class RequestOptions:
             "device": _device(self.device, self.address),
             "region": self.region,
             "chunk": self.chunk,
+            "region_depth": self.region_depth,
+            "chunk_depth": self.chunk_depth,
             "save": names(self.save),
             "dtype": self.dtype,
             "strict": self.strict,
@@ -273,11 +294,24 @@ def names(text: str) -> list[str]:
     return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def per_axis(text: str | None, option: str, kind: type[T]) -> T | tuple[T, ...] | None:
+    """Parse one number, or one for each of z, y, x; raise RefusedError naming the option."""
+    if text is None:
+        return None
+    try:
+        values = tuple(map(kind, text.split(",")))
+    except ValueError as error:
+        raise RefusedError(f"--{option} {text}: give a number, or three for z, y and x such as 16,48,48") from error
+    if len(values) not in (1, 3):
+        raise RefusedError(f"--{option} {text}: give one number, or three for z, y and x")
+    return values if len(values) == 3 else values[0]
+
+
 def augmentation_names(text: str | None) -> list[str] | None:
     """Parse `--augment`; return None where the ensemble decides."""
-    from chorus.pipeline.core.augmentation import D4, FLIPS
+    from chorus.pipeline.core.augmentation import D4, FLIPS, VOLUME_FLIPS
 
-    named = {"flips": list(FLIPS), "d4": list(D4), "none": ["identity"]}
+    named = {"flips": list(FLIPS), "zflips": list(VOLUME_FLIPS), "d4": list(D4), "none": ["identity"]}
     return None if text is None else named.get(text) or names(text)
 
 

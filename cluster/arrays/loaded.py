@@ -24,7 +24,7 @@ from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import DEFAULTS
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
@@ -67,6 +67,7 @@ class LoadedEnsemble:
         known.require()
         device = known.torch_device
         ensemble = read_ensemble(url, trust_code=trust_code)
+        require_planes(ensemble, "`segment`")
         chosen = resolve(base, ensemble)
         count = range(len(ensemble.spec.members))
         members = load_members(ensemble, count, device, chosen.tile, chosen.backend, chosen.precision, check=True)
@@ -177,7 +178,7 @@ class LoadedEnsemble:
 
     def _sentences(self) -> list[str]:
         spec = self.ensemble.spec
-        size = spec.input.pixel_size_um
+        size = spec.input.plane_pixel_um
         return [
             spec.name,
             f"{len(spec.members)} members for {', '.join(entry.name for entry in spec.classes[1:])}",

@@ -16,9 +16,9 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.work import region_work
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.device import DeviceKind
-from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.geometry import Window, of_each
 from chorus.pipeline.ensembles.editing import set_effort
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound, TileEffort, find_factors, looks_of, stopped_at
 from chorus.pipeline.inference.engine import Engine
@@ -64,8 +64,8 @@ def add_effort(
     bound = EffortBound(
         factors=factors,
         ensemble=ensemble.hash,
-        tile=settings.tile,
-        overlap=settings.overlap,
+        tile=settings.tile_shape[0],
+        overlap=of_each(settings.overlap, 2)[0],
         augmentations=settings.augmentations,
         images=len(of_images),
         tiles=len(tiles),
@@ -108,6 +108,7 @@ def tile_efforts(
 
 def _check(ensemble: Ensemble, settings: ResolvedSettings) -> None:
     """Raise RefusedError if there is nothing to leave out, or nothing to decide by."""
+    require_planes(ensemble, "adaptive effort")
     if len(ensemble.spec.members) < 2 or len(settings.augmentations) < 2:
         raise RefusedError(
             f"{ensemble.url}: has {len(ensemble.spec.members)} members and {len(settings.augmentations)} "
@@ -128,8 +129,8 @@ def _engine(ensemble: Ensemble, settings: ResolvedSettings) -> Engine:
     bound = EffortBound(
         factors=[1.0] * looks_of(len(settings.augmentations)),
         ensemble=ensemble.hash,
-        tile=settings.tile,
-        overlap=settings.overlap,
+        tile=settings.tile_shape[0],
+        overlap=of_each(settings.overlap, 2)[0],
         augmentations=settings.augmentations,
         images=1,
         tiles=1,

@@ -15,7 +15,7 @@ from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.ensembles.editing import set_sentinel
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
@@ -51,8 +51,9 @@ def add_sentinel(
     if not 0 < tolerance < 1:
         raise RefusedError(f"--tolerance {tolerance:g}: give a difference of Dice between 0 and 1, such as 0.01")
     ensemble = read_ensemble(ensemble_url, trust_code=trust_code)
+    require_planes(ensemble, "`chorus ensemble sentinel`")
     storage.check_writable(ensemble.url)
-    if measures_of(ensemble, ensemble.spec.tile, "dataset"):
+    if measures_of(ensemble, ensemble.spec.edge, "dataset"):
         raise RefusedError(
             f"{ensemble.url}: a member normalises by statistics of all images of a run, so that what it says of one "
             f"image depends on the others; such an ensemble cannot have sentinels"

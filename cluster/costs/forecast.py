@@ -264,7 +264,12 @@ def _node_cost(nodes: _Nodes, kind: Devices, index: int, runs: list[Simulated], 
 
 def _requests(job: PlannedRun, cost: Cost, storage: StoragePrices) -> float:
     """Return the cost of requests, if chunks of the source are as large as those of the output."""
-    chunks = cost.megapixels * 1e6 / job.settings.chunk**2 * len(job.ensemble.spec.input.channels)
+    chunks = (
+        cost.megapixels
+        * 1e6
+        / (job.settings.chunk**2 * (job.settings.chunk_depth or 1))
+        * len(job.ensemble.spec.input.channels)
+    )
     reads = cost.regions * _REGION_READS + cost.images * _IMAGE_READS + chunks
     writes = cost.regions * _REGION_WRITES + cost.images * _IMAGE_WRITES
     return (reads * storage.price_per_million_reads + writes * storage.price_per_million_writes) / 1e6

@@ -120,7 +120,7 @@ def _whole(image: PlannedImage) -> bool:
 def _windows(image: PlannedImage) -> Iterator[tuple[int, int, Window]]:
     """Yield t, z and window of all parts of an image: its planes, or blocks of planes that are large."""
     times, depths = image.planes
-    grid = RegionGrid(image.height, image.width, max(image.height, image.width) if _whole(image) else _BLOCK)
+    grid = RegionGrid.make((image.height, image.width), max(image.height, image.width) if _whole(image) else _BLOCK)
     for t in range(times):
         for z in range(depths):
             for index in range(grid.count):

@@ -121,7 +121,7 @@ def comparable(sentinel: Sentinel, ensemble: Ensemble, settings: ResolvedSetting
     """Return whether a run uses the same tiles and augmentations as the measurement of a sentinel's Dice did."""
     spec = ensemble.spec
     known = sentinel.measured or SentinelSettings(
-        tile=spec.tile, overlap=spec.overlap, augmentations=spec.augmentations
+        tile=spec.edge, overlap=spec.plane_overlap, augmentations=spec.augmentations
     )
     same = (known.tile, known.overlap) == (settings.tile, settings.overlap)
     return same and set(known.augmentations) == set(settings.augmentations)

@@ -63,6 +63,7 @@ def draft_and_record(
     source = open_image(planned.root, planned.kind, planned.path, planned.name)  # type: ignore[arg-type]
     level = next(index for index, one in enumerate(source.levels) if one.path == planned.level_path)
     results = inside(storage.join(request.out, "images"), planned.name)
+    size = pixel_size_um(source, level)
     image = Drafted(
         name=planned.name,
         source_url=planned.url,
@@ -77,7 +78,7 @@ def draft_and_record(
         planes=planned.planes,
         height=planned.height,
         width=planned.width,
-        pixel_size_um=pixel_size_um(source, level),
+        pixel_size_um=None if size is None else (size[0], size[1]),
     )
     files = [inside(storage.join(request.to, folder), row.file) for folder in ("images", "labels")]
     place: Place = draft(image, request.size, files[0], files[1])

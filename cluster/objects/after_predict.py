@@ -13,7 +13,7 @@ from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, RAY_VARIATION, in_order
 from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.core.run_document import ObjectCounts
-from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
 
 
@@ -33,6 +33,7 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
         method = _possible(ensemble) if settings.save and not settings.in_place else "none"
     if method == "none":
         return request.model_copy(update={"objects": method})
+    require_planes(ensemble, f"--objects {method}")
     if settings.in_place:
         raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
     if method == "flows" and FLOWS not in ensemble.outputs:

@@ -24,7 +24,7 @@ from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run, planned_images, settings_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, in_order
 from chorus.pipeline.core.outputs import FLOWS, RAYS
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
@@ -87,6 +87,7 @@ class Results:
         self.ensemble: Ensemble = read_ensemble(self.run.ensemble.url)
         if self.ensemble.hash != self.run.ensemble.hash:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
+        require_planes(self.ensemble, "`chorus objects`")
         self.second = self._second()
         self._require_maps()
         if request.flow_error is not None and self.method != "flows":

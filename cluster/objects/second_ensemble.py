@@ -21,7 +21,7 @@ from chorus.cluster.runs.setup import predict_jobs
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.core.fields import FIELDS, PROBABILITY
 from chorus.pipeline.core.outputs import FLOWS
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage, ImageLayout, Level, SourceImage
@@ -61,6 +61,7 @@ class SecondEnsemble:
         """
         ensemble = read_ensemble(url, trust_code=trust_code)
         spec = ensemble.spec
+        require_planes(ensemble, "--flows-from")
         if FLOWS not in spec.answers:
             raise RefusedError(f"{ensemble.url}: its members give no flows; give --flows-from an ensemble that does")
         if len(spec.input.channels) != 1:
@@ -68,7 +69,7 @@ class SecondEnsemble:
                 f"{ensemble.url}: takes {len(spec.input.channels)} channels ({', '.join(spec.input.channels)}), and "
                 f"the probability of a class is one; give --flows-from an ensemble of one channel"
             )
-        if measures_of(ensemble, spec.tile, "dataset"):
+        if measures_of(ensemble, spec.edge, "dataset"):
             raise RefusedError(
                 f"{ensemble.url}: a member normalises by statistics of all images of a run, and objects of an image do "
                 f"not depend on the others; give --flows-from an ensemble that normalises each image by itself"

@@ -66,7 +66,7 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool =
     before = compute_device.peak_memory()
     inference = inference_settings(settings, ensemble)
     group = MemberGroup(members, inference, device, inputs.channels)
-    batch = torch.zeros((settings.batch, inputs.count, settings.tile, settings.tile), device=device)
+    batch = torch.zeros((settings.batch, inputs.count, *settings.tile_shape), device=device)
 
     def seconds() -> float:
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext
-from chorus.pipeline.core.geometry import RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, TileSize, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.sources.reading import open_level, read_window
@@ -21,13 +21,14 @@ from chorus.pipeline.preprocessing.preparation import Measure, Statistics, Surve
 from chorus.pipeline.preprocessing.sketches import Corner
 
 ReadPlane = Callable[[int, int, Window], NDArray[Any]]
-"""Gives (channels, y, x) of a window of plane (t, z), those channels that the members see."""
+"""Gives (channels, *window) of a window of plane (t, z), or of volume t, those channels that the members see."""
 _FOUND = TypeAdapter(list[tuple[Measure, float]])
 # Edge of the blocks in which an image is read for its statistics; any value gives the same ones.
 _BLOCK = 2048
+_BLOCK_OF_VOLUME = (64, 256, 256)
 
 
-def measures_of(ensemble: Ensemble, tile: int, per: str) -> frozenset[Measure]:
+def measures_of(ensemble: Ensemble, tile: TileSize, per: str) -> frozenset[Measure]:
     """Return the statistics that the members' inputs need, ``per`` image or data set."""
     return frozenset(m for m in ensemble.inputs(range(len(ensemble.spec.members)), tile).measures if m.per == per)
 
@@ -91,14 +92,19 @@ def stored_pixels(image: PlannedImage, *, strict: bool) -> ReadPlane:
 
 
 def _blocks(image: PlannedImage, read: ReadPlane) -> Iterator[tuple[Corner, NDArray[Any]]]:
-    """Yield blocks that cover the image, each with the (t, z, y, x) of its first pixel."""
-    times, depths = image.planes
-    grid = RegionGrid(image.height, image.width, _BLOCK)
+    """Yield blocks of planes that cover the image, each with the (t, z, y, x) of its first pixel."""
+    times, depths = image.layers
+    grid = RegionGrid.make(image.layer_shape, _BLOCK_OF_VOLUME if image.model_depth else _BLOCK)
     for t in range(times):
         for z in range(depths):
             for index in range(grid.count):
                 window = grid.window(index)
-                yield (t, z, window.y.start, window.x.start), read(t, z, window)
+                block, y, x = read(t, z, window), window.y.start, window.x.start
+                if not image.model_depth:
+                    yield (t, z, y, x), block
+                    continue
+                for plane in range(block.shape[1]):
+                    yield (t, window.spans[0].start + plane, y, x), block[:, plane]
 
 
 def _write(url: str, statistics: Statistics) -> None:

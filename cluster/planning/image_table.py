@@ -35,7 +35,8 @@ class PlannedImage:
     output_axes, output_shape, scale, translation, units : without channels, in the order t, z, y, x
     channels : indices on the c axis that are handed to the members
     model_height, model_width : size of a plane at the ensemble's pixel size, where the tiles lie
-    region : edge of a region in pixels of the chosen level
+    region : edge of a region in pixels of the chosen level, on y and x
+    model_depth, region_depth : the same of the z axis, where members take volumes; 0 where they take planes
     note : a remark on its planning for the user, such as an unknown pixel size; usually empty
     """
 
@@ -58,6 +59,8 @@ class PlannedImage:
     model_width: int
     region: int
     note: str = ""
+    model_depth: int = 0
+    region_depth: int = 0
 
     @property
     def url(self) -> str:
@@ -81,9 +84,27 @@ class PlannedImage:
         return sizes.get("t", 1), sizes.get("z", 1)
 
     @property
+    def layers(self) -> tuple[int, int]:
+        """Return the number of time points and of what each has of planes, or 1 where it is one volume."""
+        times, depths = self.planes
+        return times, 1 if self.model_depth else depths
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Return the pixels on each axis of a plane, (y, x), or of a volume, (z, y, x)."""
+        return self.output_shape[-3 if self.model_depth else -2 :]
+
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        """Return the same at the ensemble's pixel size."""
+        plane = (self.model_height, self.model_width)
+        return (self.model_depth, *plane) if self.model_depth else plane
+
+    @property
     def grid(self) -> RegionGrid:
-        """Return the grid of regions of one plane."""
-        return RegionGrid(self.height, self.width, self.region)
+        """Return the grid of regions of one plane, or of one volume."""
+        depth = (self.region_depth,) if self.model_depth else ()
+        return RegionGrid(self.layer_shape, (*depth, self.region, self.region))
 
     @property
     def pixels(self) -> int:
@@ -94,19 +115,22 @@ class PlannedImage:
     @property
     def regions(self) -> int:
         """Return the number of regions over all time points and depths."""
-        times, depths = self.planes
+        times, depths = self.layers
         return times * depths * self.grid.count
 
     def locate(self, index: int) -> RegionPlace:
-        """Locate region `index` of this image: time points in order, then z planes, then row by row within a plane."""
-        plane, position = divmod(index, self.grid.count)
-        t, z = divmod(plane, self.planes[1])
+        """Locate region `index` of this image: time points in order, then z planes, then row by row within a plane.
+
+        Of volumes: time points in order, then the blocks of a volume, those of the first planes first.
+        """
+        layer, position = divmod(index, self.grid.count)
+        t, z = divmod(layer, self.layers[1])
         return RegionPlace(t, z, self.grid.window(position))
 
 
 @dataclass(frozen=True, slots=True)
 class RegionPlace:
-    """Where a region lies in its image."""
+    """Where a region lies in its image; `z` is 0 where the window has a z axis of its own."""
 
     t: int
     z: int
@@ -127,7 +151,9 @@ _TYPES: dict[str, pa.DataType] = {
 SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(PlannedImage)])
 _BATCH = 1_000
 # Columns that do not identify an image.
-_NOT_OF_IMAGES = ["region", "note"]
+_NOT_OF_IMAGES = ["region", "region_depth", "note"]
+# Columns that came later, and what they are in tables of before.
+_LATER: dict[str, str | int] = {"note": "", "model_depth": 0, "region_depth": 0}
 
 
 class ImageTable:
@@ -166,8 +192,9 @@ class ImageTable:
         data = storage.read_bytes(url)
         with parquet_errors(url, "run the same `chorus predict` again to mend it"):
             table = pq.read_table(io.BytesIO(data))
-            if "note" not in table.column_names:  # of an earlier version
-                table = table.append_column("note", pa.array([""] * len(table), pa.string()))
+            for name, value in _LATER.items():
+                if name not in table.column_names:  # of an earlier version
+                    table = table.append_column(name, pa.array([value] * len(table), SCHEMA.field(name).type))
             return cls(table.select([*SCHEMA.names]), table.column("regions").to_numpy())
 
     def write(self, url: str) -> None:
@@ -207,7 +234,8 @@ class ImageTable:
 
         Images of a kind agree in whatever work, bytes and memory depend on: there are few kinds and many images.
         """
-        columns = ("axes", "output_axes", "output_shape", "channels", "dtype", "model_height", "model_width", "region")
+        sizes = ("model_height", "model_width", "model_depth", "region", "region_depth")
+        columns = ("axes", "output_axes", "output_shape", "channels", "dtype", *sizes)
         rows = zip(*(map(str, self._table.column(name).to_pylist()) for name in columns), strict=True)
         first: dict[tuple[str, ...], int] = {}
         examples: list[int] = []
@@ -277,6 +305,8 @@ class ImageTable:
         buffer = io.BytesIO()
         # The division into regions is a setting and compared as one.
         table = self._table.drop_columns(_NOT_OF_IMAGES)
+        if not pc.any(pc.not_equal(table.column("model_depth"), 0)).as_py():
+            table = table.drop_columns(["model_depth"])  # so that planes have the digest that they had before volumes
         with pa.ipc.new_stream(buffer, table.schema) as writer:
             writer.write_table(table)
         return hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -102,14 +102,14 @@ def estimate_memory(table: ImageTable, ensemble: Ensemble, settings: ResolvedSet
     """
     members, classes = len(ensemble.spec.members), len(ensemble.probability_names)
     channels = len(ensemble.spec.input.channels)
-    windows = [_largest_window(image, settings.tile) for image in table.kinds[0]]
-    pixels = max((height * width for height, width in windows), default=0)
-    widest = max((width for _, width in windows), default=0)
+    windows = [_largest_window(image, settings.tile_shape) for image in table.kinds[0]]
+    pixels = max((math.prod(window) for window in windows), default=0)
+    row = max((math.prod(window[1:]) for window in windows), default=0)
     blended = inference_settings(settings, ensemble).maps
     per_pixel = channels * 8 + (blended + 1) * 8 + (members + 2)
     sums = 4 * (members * classes + blended) * 2
     at_once = _GPU_BLOCKS if device_of(settings.device).accelerated else _CPU_BLOCKS
-    regions = at_once * per_pixel * pixels + sums * settings.tile * widest + _wave(ensemble, settings)
+    regions = at_once * per_pixel * pixels + sums * settings.tile_shape[0] * row + _wave(ensemble, settings)
     return Memory(measured.weights, measured.activations, regions, measured.process)
 
 
@@ -119,20 +119,21 @@ def _wave(ensemble: Ensemble, settings: ResolvedSettings) -> int:
     if inference.effort is None:
         return 0
     held = (len(ensemble.spec.members) + 3) * inference.maps
-    return 4 * held * tiles_in_wave(inference) * settings.tile**2
+    return 4 * held * tiles_in_wave(inference) * math.prod(settings.tile_shape)
 
 
-def _largest_window(image: PlannedImage, tile: int) -> tuple[int, int]:
-    """Return height and width of the pixels that a region needs: of the image or of the model, whichever are more."""
+def _largest_window(image: PlannedImage, tile: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the pixels that a region needs: of the image or of the model, whichever are more."""
 
-    def axis(length: int, model_length: int) -> int:
+    def axis(length: int, model_length: int, region: int, tile: int) -> int:
         factor = model_length / length
         return max(
-            min(length, math.ceil(image.region + 2 * tile / factor)),
-            min(model_length, math.ceil(image.region * factor + 2 * tile)),
+            min(length, math.ceil(region + 2 * tile / factor)),
+            min(model_length, math.ceil(region * factor + 2 * tile)),
         )
 
-    return axis(image.height, image.model_height), axis(image.width, image.model_width)
+    axes = zip(image.layer_shape, image.model_shape, image.grid.sizes, tile, strict=True)
+    return tuple(axis(*one) for one in axes)
 
 
 def place(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.settings import ResultSettings
+from chorus.cluster.planning.settings import CUTS, Edge, Overlap, ResultSettings
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.pipeline.backends.choice import Backend, check_backend
 from chorus.pipeline.backends.choosing import Workload, choose
 from chorus.pipeline.core.augmentation import refused
 from chorus.pipeline.core.fields import FIELDS, SAMPLES, in_order
-from chorus.pipeline.core.geometry import Grid, RegionGrid, TileAxis, Window
+from chorus.pipeline.core.geometry import Grid, Span, TileAxis, TileSize, Window, of_each, tile_shape
 from chorus.pipeline.core.outputs import EFFORT, FLOWS, Outputs
 from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.ensembles.spec import tiles_wrong
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.encoder_features import centres_in
@@ -29,7 +31,7 @@ from chorus.pipeline.io.models import FailedImage, ImageLayout, MapDisplay, Sour
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.file_store import file_in
 from chorus.pipeline.io.sources.reading import choose_channels, choose_level, unknown_pixel_size
-from chorus.pipeline.preprocessing.resampling import AxisMap, plane_shape
+from chorus.pipeline.preprocessing.resampling import AxisMap, shape_of
 
 # Where the image table is kept, below the output.
 PLAN = ("plan", "images.parquet")
@@ -41,12 +43,19 @@ class ResolvedSettings(ResultSettings):
     `bound` says which tiles are done after the first round; None with full effort.
     """
 
-    tile: int
-    overlap: float
+    tile: Edge | tuple[Edge, Edge, Edge]
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap]
+    region: int = Field(ge=64)
+    chunk: int = Field(ge=16)
     augmentations: list[str]
     batch: int
     backend: Backend
     bound: EffortBound | None = None
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Return the pixels of a tile on each axis."""
+        return tile_shape(self.tile)
 
 
 class RunContext(BaseModel):
@@ -92,6 +101,8 @@ class RunContext(BaseModel):
 def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
     """Fill in what the ensemble or the device decides; raise RefusedError where a setting does not fit them."""
     spec = ensemble.spec
+    if spec.input.axes == "zyx":
+        _planes_only(settings, ensemble)
     _rescaling(settings, ensemble)
     given = outputs_of(settings, ensemble)
     for field in (FIELDS[name] for name in settings.save):
@@ -107,19 +118,65 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
             f"{ensemble.url}: `{unmerged[0]}` of planes in three directions have no mean; leave it out of --save, or "
             "leave --volumes out"
         )
-    tile = settings.tile or spec.tile
-    augmentations = settings.augmentations or spec.augmentations
-    if reason := refused(ensemble.outputs, tuple(augmentations)):
+    tile, overlap, augmentations = _tiles(settings, ensemble)
+    if reason := refused(ensemble.outputs, tuple(augmentations), spec.input.axes):
         raise RefusedError(f"{ensemble.url}: {reason}; leave it out of --augment")
-    overlap = spec.overlap if settings.overlap is None else settings.overlap
     workload = Workload(tile, len(augmentations), settings.precision, torch.device(settings.device))
     backend, batch = settings.backend, settings.batch or workload.batch
     if backend == "auto":
         backend, batch = choose(ensemble, workload, settings.batch)
     check_backend(backend, settings.precision, settings.device)
     filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
-    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled)
+    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled | _cut(settings, ensemble))
     return _adaptive(resolved, ensemble) if settings.effort == "adaptive" else _full(resolved)
+
+
+def _tiles(settings: ResultSettings, ensemble: Ensemble) -> tuple[TileSize, float | tuple[float, ...], list[str]]:
+    """Return size and overlap of tiles, and augmentations, of volumes one number for each axis."""
+    spec = ensemble.spec
+    tile = spec.tile if settings.tile is None else settings.tile
+    overlap = spec.overlap if settings.overlap is None else settings.overlap
+    augmentations = settings.augmentations or spec.augmentations
+    if wrong := tiles_wrong(spec.input.axes, tile, overlap, augmentations):
+        name, reason = wrong
+        raise RefusedError(f"--{'augment' if name == 'augmentations' else name}: {reason}")
+    if spec.input.axes == "yx":
+        return tile, overlap, augmentations
+    return of_each(tile, 3), of_each(overlap, 3), augmentations
+
+
+def _cut(settings: ResultSettings, ensemble: Ensemble) -> dict[str, int | None]:
+    """Return the edges of regions and chunks; raise RefusedError where they do not go with the ensemble's axes."""
+    axes = ensemble.spec.input.axes
+    if axes == "yx" and (settings.region_depth or settings.chunk_depth):
+        name = "region" if settings.region_depth else "chunk"
+        raise RefusedError(f"{ensemble.url}: its members take planes; leave out --{name}-depth")
+    usual = asdict(CUTS[axes])
+    edges = {name: getattr(settings, name) or value for name, value in usual.items()}
+    for region, chunk in (("region", "chunk"), ("region_depth", "chunk_depth")):
+        if axes == "zyx" and getattr(settings, chunk) is None:
+            # A block smaller than the usual chunk is one chunk.
+            edges[chunk] = min(edges[chunk], edges[region])
+        if edges[region] and edges[region] % edges[chunk]:
+            names = [f"{name.replace('_', '-')} {edges[name]}" for name in (region, chunk)]
+            raise RefusedError(f"--{names[0]} is not a multiple of --{names[1]}")
+    return edges
+
+
+def _planes_only(settings: ResultSettings, ensemble: Ensemble) -> None:
+    """Raise RefusedError where a setting does not go together with members that take volumes."""
+    url = ensemble.url
+    if settings.volumes:
+        raise RefusedError(
+            f"{url}: its members take volumes themselves, and --volumes makes volumes of what members say of planes; "
+            "leave --volumes out"
+        )
+    if settings.effort == "adaptive":
+        raise RefusedError(f"{url}: its members take volumes, which get full effort; use --effort full")
+    if settings.diameter is not None:
+        raise RefusedError(
+            f"{url}: its members take volumes, whose pixel sizes decide how they are resampled; leave --diameter out"
+        )
 
 
 def _adaptive(settings: ResolvedSettings, ensemble: Ensemble) -> ResolvedSettings:
@@ -159,7 +216,7 @@ def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> Infere
     return InferenceSettings(
         outputs=ensemble.outputs,
         multilabel=ensemble.multilabel,
-        tile=settings.tile,
+        tile=settings.tile_shape,
         augmentations=tuple(settings.augmentations),
         batch=settings.batch,
         precision=settings.precision,
@@ -192,13 +249,15 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
             f"{image.url}: is a file of another format than OME-Zarr, in which no labels can be stored; leave out "
             "--in-place, or convert it first"
         )
-    rescaling = _rescaling(settings, ensemble)
-    choice = choose_level(image, settings.level, ensemble.spec.input.pixel_size_um, rescaling)
+    entry, rescaling = ensemble.spec.input, _rescaling(settings, ensemble)
+    if entry.axes == "zyx":
+        _require_volume(image)
+    choice = choose_level(image, settings.level, entry.pixel_sizes_um, rescaling, axes=entry.axes)
     level = image.levels[choice.level]
-    unknown = "" if rescaling else unknown_pixel_size(image, ensemble.spec.input.pixel_size_um)
+    unknown = "" if rescaling else unknown_pixel_size(image, entry.pixel_sizes_um, axes=entry.axes)
     kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
-    height, width = (level.shape[image.axes.index(a)] for a in "yx")
-    model_height, model_width = plane_shape((height, width), choice.factor)
+    *depth, model_height, model_width = shape_of([level.shape[image.axes.index(a)] for a in entry.axes], choice.factor)
+    edges = _cut(settings, ensemble)
     planned = PlannedImage(
         name=image.name,
         root=image.root,
@@ -217,10 +276,20 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
         channels=channels,
         model_height=model_height,
         model_width=model_width,
-        region=settings.region,
+        region=edges["region"] or 0,
         note="; ".join(note for note in (image.note, unknown) if note),
+        model_depth=depth[0] if depth else 0,
+        region_depth=edges["region_depth"] or 0,
     )
     return turned(planned, "yx" if settings.volumes == "all" else settings.volumes) if settings.volumes else planned
+
+
+def _require_volume(image: SourceImage) -> None:
+    """Raise ImageError where an image is no volume, which the ensemble takes."""
+    depth = image.levels[0].shape[image.axes.index("z")] if "z" in image.axes else 0
+    if depth < 2:
+        reason = "has one z plane" if depth else f"has no z axis (its axes are {image.axes})"
+        raise ImageError(f"{image.url}: {reason}, and the ensemble's members take volumes; use an ensemble of planes")
 
 
 def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
@@ -239,7 +308,7 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:
     """Return the layout of the results of `image`."""
     url = inside(storage.join(out, "images"), image.name)
-    given = outputs_of(settings, ensemble)
+    given, edges = outputs_of(settings, ensemble), _cut(settings, ensemble)
     fields = [FIELDS[name] for name in settings.save]
     kept = [
         (channel, MapDisplay(*field.window(given), field.unit(given)))
@@ -260,27 +329,29 @@ def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings,
         displays=tuple(display for _, display in kept),
         dtype=settings.dtype,
         classes=ensemble.classes,
-        chunk=settings.chunk,
-        region=settings.region,
+        chunk=edges["chunk"] or 0,
+        region=edges["region"] or 0,
+        chunk_depth=edges["chunk_depth"] or 0,
+        region_depth=edges["region_depth"] or 0,
     )
 
 
 def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
     """Return the outputs that the results of a run may hold."""
-    axes = "zyx" if settings.volumes == "all" else "yx"
+    axes = "zyx" if settings.volumes == "all" else ensemble.spec.input.axes
     samples = len(ensemble.spec.members) * len(settings.augmentations or ensemble.spec.augmentations)
     outputs = ensemble.outputs.along(axes)
     return outputs.sampled(samples) if settings.effort == "adaptive" else outputs
 
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
-    """Return the tiles of one plane, at the ensemble's pixel size."""
-    return Grid.make((image.model_height, image.model_width), settings.tile, settings.overlap)
+    """Return the tiles of one plane or volume, at the ensemble's pixel size."""
+    return Grid.make(image.model_shape, settings.tile_shape, settings.overlap)
 
 
 def model_centres(image: PlannedImage, region: Window) -> Window:
     """Return the model's pixels whose centres lie in a region; tiles belong to the region that holds their centre."""
-    return centres_in(region, (image.height, image.width), (image.model_height, image.model_width))
+    return centres_in(region, image.layer_shape, image.model_shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,17 +401,19 @@ def tile_counts(table: ImageTable, settings: ResolvedSettings, region: int | Non
     examples, kind = table.kinds
     for image, count in zip(examples, np.bincount(kind).tolist(), strict=True):
         for view in [turned(image, name) for name in VIEWS] if settings.volumes == "all" else [image]:
-            planes = count * view.planes[0] * view.planes[1]
-            grid, edge = model_grid(view, settings), region or view.region
-            rows = _axis_tiles(grid.y, view.height, view.model_height, edge)
-            columns = _axis_tiles(grid.x, view.width, view.model_width, edge)
-            tiles, unique = tiles + planes * sum(rows) * sum(columns), unique + planes * grid.count
-            most = max(most, max(rows) * max(columns))
+            layers, grid = count * math.prod(view.layers), model_grid(view, settings)
+            *depth, height, width = view.grid.sizes
+            sizes = (*depth, region or height, region or width)
+            axes = [
+                _axis_tiles(*axis) for axis in zip(grid.axes, view.layer_shape, view.model_shape, sizes, strict=True)
+            ]
+            tiles, unique = tiles + layers * math.prod(map(sum, axes)), unique + layers * grid.count
+            most = max(most, math.prod(map(max, axes)))
     return tiles, unique, most
 
 
 def _axis_tiles(axis: TileAxis, length: int, model_length: int, size: int) -> list[int]:
-    """Return the tiles that each region needs along one axis; a region of the plane needs the product of both axes."""
-    regions = RegionGrid(length, 1, size)
+    """Return the tiles that each region needs along one axis; a region needs the product of all axes."""
     back = AxisMap.make(model_length, length)
-    return [len(axis.touching(back.needed(regions.window(index).y))) for index in range(regions.count)]
+    spans = [Span(start, min(start + size, length)) for start in range(0, length, size)]
+    return [len(axis.touching(back.needed(span))) for span in spans]

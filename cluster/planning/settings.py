@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.backends.choice import Backend
-from chorus.pipeline.core.augmentation import AUGMENTATIONS
+from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS
 from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS, in_order
+from chorus.pipeline.core.geometry import Axes
 from chorus.pipeline.inference.posterior_builder import Precision
+
+Edge = Annotated[int, Field(ge=1, le=4096)]
+Overlap = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How results are cut where nothing else is asked for, in pixels: see `ResultSettings`."""
+
+    region: int
+    chunk: int
+    region_depth: int | None = None
+    chunk_depth: int | None = None
+
+
+CUTS: dict[Axes, Cut] = {"yx": Cut(2048, 512), "zyx": Cut(256, 128, 64, 32)}
+"""Regions of as many pixels, whether they are of planes or of volumes."""
 
 
 class ResultSettings(BaseModel):
     """Everything, besides images and ensemble, on which a byte of the result may depend.
 
     A run resumes in an existing output only with the same values. Fields that are None take the ensemble's value.
+
+    `tile` and `overlap` are one number, or of volumes one for each of z, y, x.
+
+    `region` and `chunk` are edges on y and x, `region_depth` and `chunk_depth` those on z, of an ensemble of volumes;
+    None takes those of `CUTS`.
 
     `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
     resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
@@ -40,8 +64,8 @@ class ResultSettings(BaseModel):
     channel: list[str] = []
     level: int | None = Field(default=None, ge=0)
     diameter: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    tile: int | None = Field(default=None, ge=32, le=4096)
-    overlap: float | None = Field(default=None, ge=0, lt=1)
+    tile: Edge | tuple[Edge, Edge, Edge] | None = None
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap] | None = None
     augmentations: list[str] | None = None
     effort: Literal["full", "adaptive"] = "full"
     batch: int | None = Field(default=None, ge=1)
@@ -49,8 +73,10 @@ class ResultSettings(BaseModel):
     backend: Backend | Literal["auto"] = "auto"
     device: DeviceKind = "cpu"
     threads: int = Field(default=1, ge=1)
-    region: int = Field(default=2048, ge=64)
-    chunk: int = Field(default=512, ge=16)
+    region: int | None = Field(default=None, ge=64)
+    chunk: int | None = Field(default=None, ge=16)
+    region_depth: int | None = Field(default=None, ge=1)
+    chunk_depth: int | None = Field(default=None, ge=1)
     save: list[str] = Field(default_factory=lambda: list(DEFAULTS))
     dtype: Literal["float16", "float32"] = "float16"
     strict: bool = False
@@ -68,15 +94,17 @@ class ResultSettings(BaseModel):
     @field_validator("augmentations")
     @classmethod
     def _known_augmentations(cls, names: list[str] | None) -> list[str] | None:
-        unknown = [n for n in names or [] if n not in AUGMENTATIONS]
+        unknown = [n for n in names or [] if n not in VOLUME_AUGMENTATIONS]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is not an augmentation; choose out of {', '.join(AUGMENTATIONS)}")
+            raise ValueError(f"{unknown[0]!r} is not an augmentation; choose out of {', '.join(VOLUME_AUGMENTATIONS)}")
         return names
 
     @model_validator(mode="after")
     def _aligned(self) -> ResultSettings:
-        if self.region % self.chunk:
+        if self.region and self.chunk and self.region % self.chunk:
             raise ValueError(f"region {self.region} is not a multiple of chunk {self.chunk}")
+        if self.region_depth and self.chunk_depth and self.region_depth % self.chunk_depth:
+            raise ValueError(f"region-depth {self.region_depth} is not a multiple of chunk-depth {self.chunk_depth}")
         if self.volumes and self.in_place:
             raise ValueError("--volumes: results of volumes are not written into source images; leave --in-place out")
         return self

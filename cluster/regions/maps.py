@@ -1,4 +1,4 @@
-"""Resamples a posterior from the model's plane to the image's pixels, and selects the channels that are kept."""
+"""Resamples a posterior from the model's grid to the image's pixels, and selects the channels that are kept."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from chorus.pipeline.preprocessing.resampling import AxisMap, nearest, resample
 
 
 def is_resampled(image: PlannedImage) -> bool:
-    """Return whether the model's plane has another pixel size than the image's."""
-    return (image.height, image.width) != (image.model_height, image.model_width)
+    """Return whether the model's grid has another pixel size than the image."""
+    return image.layer_shape != image.model_shape
 
 
-def axis_maps(image: PlannedImage) -> tuple[AxisMap, AxisMap]:
-    """Return the maps of both axes from the model's plane back to the image's."""
-    return AxisMap.make(image.model_height, image.height), AxisMap.make(image.model_width, image.width)
+def axis_maps(image: PlannedImage) -> tuple[AxisMap, ...]:
+    """Return the maps of all axes from the model's grid back to the image's."""
+    return tuple(AxisMap.make(*lengths) for lengths in zip(image.model_shape, image.layer_shape, strict=True))
 
 
 def on_image(posterior: Posterior, image: PlannedImage, target: Window, window: Window) -> Posterior:
-    """Resample the posterior of `target`, on the model's plane, to the pixels of `window` of the image.
+    """Resample the posterior of `target`, on the model's grid, to the pixels of `window` of the image.
 
     Maps are interpolated linearly; labels and masks take the nearest pixel.
     """
-    y, x = axis_maps(image)
+    axes = axis_maps(image)
 
     def pick(labels: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        planes = labels.reshape(-1, *labels.shape[-2:])
-        picked = nearest(planes, target, window, y, x)
-        return picked.reshape(*labels.shape[:-2], *picked.shape[-2:])
+        of_members = labels.shape[: -len(axes)]
+        layers = labels.reshape(-1, *labels.shape[-len(axes) :])
+        return nearest(layers, target, window, *axes).reshape(*of_members, *window.shape)
 
     return Posterior(
-        fields={name: resample(maps, target, window, y, x) for name, maps in posterior.fields.items()},
+        fields={name: resample(maps, target, window, *axes) for name, maps in posterior.fields.items()},
         labels=pick(posterior.labels),
         masks=pick(posterior.masks),
         member_masks=pick(posterior.member_masks),
@@ -51,7 +51,7 @@ def saved_maps(posterior: Posterior, save: list[str], dtype: str = "float32") ->
 
     Returns
     -------
-    (channels, y, x) of `dtype`; None where no maps are kept
+    (channels, *window) of `dtype`; None where no maps are kept
     """
     if not save:
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +39,8 @@ class RegionWork:
     ----------
     region_in_image : its number in the image
     where : its plane and window
-    target : the window of the model's plane to compute
-    pixels : its own, (channels, y, x) as stored
+    target : the window of the model's grid to compute
+    pixels : its own, (channels, *window) as stored
     plane : the normalised pixels of all tiles that touch it
     features : collects those of its tiles
     """
@@ -67,24 +69,41 @@ def region_work(
     ----------
     region_in_image, where : its number, and where it lies in the image
     statistics : of the image and the data set, see `chorus.cluster.planning.image_statistics.image_statistics`
-    read : gives (channels, y, x) as stored of a window of the region's plane
+    read : gives (channels, *window) as stored of a window of the region's plane or volume
     """
-    y, x = axis_maps(image)
-    target = Window(y.needed(where.window.y), x.needed(where.window.x)) if is_resampled(image) else where.window
+    target = _needed(axis_maps(image), where.window) if is_resampled(image) else where.window
     grid = model_grid(image, settings)
     needed = source = grid.needed(target)
-    down, across = AxisMap.make(image.height, image.model_height), AxisMap.make(image.width, image.model_width)
+    to_model = [AxisMap.make(*lengths) for lengths in zip(image.layer_shape, image.model_shape, strict=True)]
     if is_resampled(image):
-        source = Window(down.needed(needed.y), across.needed(needed.x))
+        source = _needed(to_model, needed)
     with span("read"):
         raw = read(source)
     with span("prepare"):
-        prepared = np.concatenate([preparation.apply(raw, statistics) for preparation in inputs.preparations])
+        rows = raw.reshape(len(raw), -1, raw.shape[-1])  # a preparation acts on each pixel alone
+        prepared = np.concatenate([preparation.apply(rows, statistics) for preparation in inputs.preparations])
+        prepared = prepared.reshape(len(prepared), *raw.shape[1:])
         if is_resampled(image):
-            prepared = resample(prepared, source, needed, down, across)
+            prepared = resample(prepared, source, needed, *to_model)
     own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
     features = TileFeatures(grid, model_centres(image, where.window))
     return RegionWork(region_in_image, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
+
+
+def _needed(axes: Sequence[AxisMap], window: Window) -> Window:
+    """Return the source pixels that contribute to a window of the resampled grid."""
+    return Window(*(axis.needed(span) for axis, span in zip(axes, window.spans, strict=True)))
+
+
+def _planes(posterior: Posterior, pixels: NDArray[Any]) -> Iterator[tuple[Posterior, NDArray[Any]]]:
+    """Yield the planes of a region with their pixels: scores are sums over planes, also of volumes."""
+    if posterior.labels.ndim == 2:
+        yield posterior, pixels
+        return
+    for z in range(len(posterior.labels)):
+        fields = {name: maps[:, z] for name, maps in posterior.fields.items()}
+        plane = Posterior(fields, posterior.labels[z], posterior.masks[z], posterior.member_masks[:, z])
+        yield plane, pixels[:, z]
 
 
 def region_result(
@@ -118,10 +137,16 @@ def region_result(
     if is_resampled(work.image):
         posterior = on_image(posterior, work.image, work.target, work.where.window)
     classes, multilabel, patch = len(ensemble.spec.classes), ensemble.multilabel, patch_edge(settings.chunk)
+    parts = list(_planes(posterior, work.pixels))
     record = RegionRecord(
         region=work.region_in_image,
-        sums=region_sums(posterior, classes, multilabel=multilabel, patch=patch),
-        appearance=appearance(work.pixels, posterior.masks, classes, multilabel=multilabel, patch=patch),
+        sums=functools.reduce(
+            operator.add, (region_sums(plane, classes, multilabel=multilabel, patch=patch) for plane, _ in parts)
+        ),
+        appearance=functools.reduce(
+            operator.add,
+            (appearance(pixels, plane.masks, classes, multilabel=multilabel, patch=patch) for plane, pixels in parts),
+        ),
         features=FeatureSums.of(work.features.tiles, features),
         tiles=work.plane.grid.tile_count(work.target),
         seconds=round(busy, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from chorus.pipeline.backends.choice import Backend, usable
 from chorus.pipeline.backends.conversion import cache_folder, device_name
 from chorus.pipeline.backends.measuring import EnsembleTimings, Work, measured
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.geometry import TileSize, tile_shape
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.inference.oom_splitting import is_out_of_memory
 from chorus.pipeline.inference.posterior_builder import Precision, tiles_per_call
@@ -29,11 +31,11 @@ class Workload:
 
     Attributes
     ----------
-    tile : edge in pixels
+    tile : its size
     augmentations : number of augmentations per tile
     """
 
-    tile: int
+    tile: TileSize
     augmentations: int
     precision: Precision
     device: torch.device
@@ -41,12 +43,12 @@ class Workload:
     @property
     def batch(self) -> int:
         """Default number of tiles per call, without measurement."""
-        return tiles_per_call(self.device.type, self.tile, self.augmentations)
+        return tiles_per_call(self.device.type, tile_shape(self.tile), self.augmentations)
 
     @property
     def batches(self) -> list[int]:
         """Numbers of tiles per call to try: `batch`, 1, 2, 4 and so on."""
-        most = max(1, device_of(self.device).most_pixels // (self.augmentations * self.tile**2))
+        most = max(1, device_of(self.device).most_pixels // (self.augmentations * math.prod(tile_shape(self.tile))))
         return sorted({self.batch, *(1 << power for power in range(most.bit_length()))})
 
     def work(self, batch: int) -> Work:

@@ -8,6 +8,7 @@ import torch
 
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.member import on_backend
+from chorus.pipeline.core.geometry import TileSize
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer
 from chorus.pipeline.inference.posterior_builder import Precision
 from chorus.pipeline.members.contract import Member
@@ -17,7 +18,7 @@ def load_members(
     ensemble: Ensemble,
     indices: Iterable[int],
     device: torch.device,
-    tile: int,
+    tile: TileSize,
     backend: Backend,
     precision: Precision,
     *,
@@ -30,7 +31,7 @@ def load_members(
     ensemble : that has them
     indices : of the ensemble's members
     device : that computes
-    tile : edge in pixels
+    tile : its size
     backend : runtime of the networks
     precision : of the networks
     check : whether each is tried first on an empty tile (`chorus.pipeline.ensembles.ensemble.check_answer`); set it to

@@ -15,11 +15,12 @@ from chorus.pipeline.backends.choice import Backend, difference, usable
 from chorus.pipeline.backends.conversion import device_name
 from chorus.pipeline.backends.member import on_backend
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.geometry import TileSize, tile_shape
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.members import AUTOCAST
 from chorus.pipeline.inference.posterior_builder import Precision
-from chorus.pipeline.members.contract import Member, ModuleMember
+from chorus.pipeline.members.contract import Member, ModuleMember, channels_last
 
 _ROUNDS = 5
 Answering = Callable[[torch.Tensor], torch.Tensor]
@@ -31,11 +32,11 @@ class Work:
 
     Attributes
     ----------
-    tile : edge in pixels
+    tile : its size
     samples : tiles per call, each augmentation counted
     """
 
-    tile: int
+    tile: TileSize
     samples: int
     precision: Precision
     device: torch.device
@@ -84,7 +85,7 @@ class EnsembleTimings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     ensemble: str
-    tile: int
+    tile: TileSize
     samples: int
     precision: Precision
     device: str
@@ -137,7 +138,7 @@ def measured(
         member = ensemble.load_member(members[0], work.device, work.tile)
         channels = ensemble.inputs([members[0]], work.tile).count
         name = type(getattr(member, "module", member)).__name__
-        shape = (work.samples, channels, work.tile, work.tile)
+        shape = (work.samples, channels, *tile_shape(work.tile))
         timings, eager = _timed(member, shape, work, seconds, tried, partial(begun, name))
         networks.append(NetworkTimings(network=name, members=members, timings=timings))
         plain.append(eager)
@@ -174,7 +175,7 @@ def _timed(
             if backend != "eager" and converted is member:
                 timing_of[backend] = timing_of["eager"].model_copy(update={"backend": backend})
                 continue
-            call = _call(converted, tiles.contiguous(memory_format=torch.channels_last), work.precision)
+            call = _call(converted, tiles.contiguous(memory_format=channels_last(tiles.ndim - 2)), work.precision)
             try:
                 answer = call()
             except RefusedError as error:

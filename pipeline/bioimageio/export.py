@@ -21,7 +21,7 @@ from chorus.pipeline.bioimageio.export_documents import provenance, readme
 from chorus.pipeline.bioimageio.export_tensors import output_names, sample_image, tensors, write_cover
 from chorus.pipeline.core.outputs import CLASSES, FLOWS, Activation
 from chorus.pipeline.core.provenance import About
-from chorus.pipeline.ensembles.ensemble import Ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, require_planes
 from chorus.pipeline.errors import RefusedError, first_line
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
@@ -103,6 +103,7 @@ def pack_whole(ensemble: Ensemble, about: About, out: Path) -> Path:
 
 def _check(ensemble: Ensemble, about: About) -> None:
     """Raise RefusedError if bioimageio.spec is missing or `about` lacks what a package must have."""
+    require_planes(ensemble, "a BioImage.IO package of Chorus")
     try:
         import bioimageio.spec  # noqa: F401
     except ImportError as error:

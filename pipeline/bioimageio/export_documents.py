@@ -37,7 +37,8 @@ def provenance(about: About) -> dict[str, Any]:
 def readme(ensemble: Ensemble, about: About, title: str) -> str:
     """Return the package's documentation as Markdown."""
     spec = ensemble.spec
-    size = "as they are" if spec.input.pixel_size_um is None else f"at {spec.input.pixel_size_um:g} um a pixel"
+    pixel = spec.input.plane_pixel_um
+    size = "as they are" if pixel is None else f"at {pixel:g} um a pixel"
     scores = [
         f"- {data}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()) for data, values in about.scores.items()
     ]

@@ -39,7 +39,7 @@ def sample_image(spec: EnsembleSpec, seed: int = 0) -> NDArray[Any]:
     from scipy.ndimage import gaussian_filter
 
     normalisation, channels = spec.input.normalisation, len(spec.input.channels)
-    noise = np.random.default_rng(seed).normal(size=(channels, spec.tile, spec.tile))
+    noise = np.random.default_rng(seed).normal(size=(channels, spec.edge, spec.edge))
     smooth = gaussian_filter(noise, (0, 3, 3))
     smooth /= smooth.std(axis=(1, 2), keepdims=True)
     mean, std = np.full(channels, 500.0), np.full(channels, 150.0)
@@ -143,7 +143,7 @@ def tensors(
     from bioimageio.spec.common import FileDescr
 
     io = _v0_5()
-    edge, size = spec.tile, spec.input.pixel_size_um
+    edge, size = spec.edge, spec.input.plane_pixel_um
     scale = {} if size is None else {"scale": size, "unit": "micrometer"}
     batch = io.BatchAxis() if any_batch else io.BatchAxis(size=1)
     samples = {IMAGE: image, PREDICTION: prediction}
@@ -174,8 +174,8 @@ def tensors(
 def _output_axes(spec: EnsembleSpec, scale: dict[str, Any]) -> list[Any]:
     """Return the axes, with a halo of half the overlap of an ensemble's neighbouring tiles."""
     io = _v0_5()
-    halo = round(spec.tile * spec.overlap / 2)
-    halo = min(halo, (spec.tile - 1) // 2)
+    halo = round(spec.edge * spec.plane_overlap / 2)
+    halo = min(halo, (spec.edge - 1) // 2)
     sizes = {axis: io.SizeReference(tensor_id=IMAGE, axis_id=axis) for axis in _PLANE}
     if not halo:
         return [io.SpaceOutputAxis(id=axis, size=size, **scale) for axis, size in sizes.items()]

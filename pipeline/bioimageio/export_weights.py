@@ -155,7 +155,7 @@ def onnx(
     from bioimageio.spec.model.v0_5 import OnnxWeightsDescr
 
     path = folder / "weights.onnx"
-    example = torch.zeros(2, asked.channels, asked.tile, asked.tile)
+    example = torch.zeros(2, asked.channels, asked.edge, asked.edge)
     try:
         program = torch.onnx.export(
             module.to(memory_format=torch.contiguous_format).eval(),

@@ -30,7 +30,7 @@ Estimate = Callable[[int, int, Window], NDArray[np.unsignedinteger]]
 def places(drawing: Labels) -> Iterator[tuple[int, int, Window]]:
     """Yield time point, plane and window of every block."""
     lengths = drawing.lengths
-    grid = RegionGrid(lengths["y"], lengths["x"], _REGION)
+    grid = RegionGrid.make((lengths["y"], lengths["x"]), _REGION)
     for t in range(lengths["t"]):
         for z in range(lengths["z"]):
             for index in range(grid.count):

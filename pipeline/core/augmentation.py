@@ -1,15 +1,18 @@
-"""Test-time augmentations: the symmetries of the square, forward on a tile and backward on a member's outputs.
+"""Test-time augmentations, forward on a tile and backward on a member's outputs.
 
+Tiles of planes have the eight symmetries of the square, tiles of volumes the same in their planes, each also with z
+flipped.
 What else happens to vectors, rays and affinities is in `chorus.pipeline.core.restoring`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from chorus.pipeline.core.geometry import Axes
 from chorus.pipeline.core.outputs import CLASSES, Foreground, Output, Outputs, Role
 from chorus.pipeline.core.restoring import Turn, refusal, restored
 from chorus.pipeline.core.sample_sums import Sample
@@ -20,20 +23,25 @@ _AS_IT_IS = ((0, 1), (1, 1))
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """One symmetry of the square, acting on the last two axes (y, x) of a tensor of scalars.
+    """One symmetry, acting on the last two axes (y, x) of a tensor of scalars, or on the last three (z, y, x).
 
     ``backward(forward(x))`` is `x`, bit for bit: only positions change.
 
     Attributes
     ----------
-    turn : for each of dy and dx in the original orientation, the component of the augmented tile that it is, and its
-        sign, see `chorus.pipeline.core.restoring`
+    turn : for each of (dz,) dy and dx in the original orientation, the component of the augmented tile that it is, and
+        its sign, see `chorus.pipeline.core.restoring`
     """
 
     name: str
     forward: Transform
     backward: Transform
     turn: Turn
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether y and x change places, so that a tile's planes must be square."""
+        return self.turn[-1][0] != len(self.turn) - 1
 
     def restore(self, x: torch.Tensor, output: Output) -> torch.Tensor:
         """Transform a member's output for an augmented tile back to the original orientation.
@@ -95,6 +103,36 @@ FLIPS = ("identity", "hflip", "vflip", "hvflip")
 D4 = tuple(AUGMENTATIONS)
 
 
+def _of_volumes(one: Augmentation, *, flipped: bool) -> Augmentation:
+    """Return an augmentation of planes for all planes of a volume, with or without z flipped."""
+    turn = ((0, -1 if flipped else 1), *((component + 1, sign) for component, sign in one.turn))
+    if not flipped:
+        return replace(one, turn=turn)
+    name = "zflip" if one.name == "identity" else f"z{one.name}"
+    forward, backward = one.forward, one.backward
+    return Augmentation(name, lambda x: forward(x).flip(-3), lambda x: backward(x.flip(-3)), turn)
+
+
+VOLUME_AUGMENTATIONS: dict[str, Augmentation] = {
+    one.name: one
+    for flipped in (False, True)
+    for one in (_of_volumes(each, flipped=flipped) for each in AUGMENTATIONS.values())
+}
+"""The symmetries of a volume's tiles by name: those of its planes, and the same with z flipped."""
+
+VOLUME_FLIPS = (*FLIPS, "zflip", "zhflip", "zvflip", "zhvflip")
+
+
+def augmentations_of(axes: Axes) -> dict[str, Augmentation]:
+    """Return the augmentations of tiles with these axes, by name."""
+    return AUGMENTATIONS if axes == "yx" else VOLUME_AUGMENTATIONS
+
+
+def flips_of(axes: Axes) -> tuple[str, ...]:
+    """Return the names of the flips of these axes, the identity first."""
+    return FLIPS if axes == "yx" else VOLUME_FLIPS
+
+
 def sample_of(augmentation: Augmentation, values: Mapping[Role, torch.Tensor], outputs: Outputs) -> Sample:
     """Transform a member's values for augmented tiles back to the original orientation.
 
@@ -139,16 +177,18 @@ def probability_of(foreground: Foreground, values: torch.Tensor) -> torch.Tensor
     return torch.stack([1 - inside, inside], dim=1)
 
 
-def refused(outputs: Outputs, names: tuple[str, ...]) -> str:
+def refused(outputs: Outputs, names: tuple[str, ...], axes: Axes = "yx") -> str:
     """Return why one of these augmentations cannot be used with the members' outputs, in a sentence; empty if all can.
 
     Parameters
     ----------
     names : of augmentations
+    axes : of the tiles
     """
+    known = augmentations_of(axes)
     for name in names:
         for output in outputs:
-            if reason := refusal(output, AUGMENTATIONS[name].turn):
+            if reason := refusal(output, known[name].turn):
                 return f"augmentation {name} cannot be used with {output.role.name}: {reason}"
     return ""
 

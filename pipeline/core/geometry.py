@@ -1,5 +1,7 @@
 """Positions of tiles, and the pixels that a region must read: frozen, pure, and a function of the image's shape alone.
 
+Windows and grids have two axes (y, x) or three (z, y, x); all axes are treated alike.
+
 On each axis the first tile begins at the image's first pixel, and there are as many tiles as it takes to cover it::
 
     image of `length` pixels
@@ -16,11 +18,21 @@ A region (an output shard) is computed from every tile that touches it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Axes = Literal["yx", "zyx"]
+"""Axes of what members see at once: planes, or volumes."""
+AXES = "zyx"
+TileSize = int | tuple[int, ...]
+"""Edge of a square tile of a plane, or pixels on each axis (z, y, x)."""
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,46 +51,91 @@ class Span:
         return slice(self.start, self.stop)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Window:
-    """Rectangle of a plane in pixels, half-open on both axes."""
+    """Part of a plane (y, x) or of a volume (z, y, x) in pixels, half-open on all axes.
 
-    y: Span
-    x: Span
+    ``Window(y, x)`` and ``Window(z, y, x)``: the axes are the last ones of ``zyx``.
+
+    Attributes
+    ----------
+    spans : one per axis, in the order of `axes`
+    """
+
+    spans: tuple[Span, ...]
+
+    def __init__(self, *spans: Span) -> None:
+        if len(spans) not in (2, 3):
+            raise ValueError(f"a window has 2 or 3 axes, not {len(spans)}")
+        object.__setattr__(self, "spans", spans)
 
     @classmethod
-    def of(cls, y0: int, y1: int, x0: int, x1: int) -> Window:
-        """Return the window ``[y0, y1) x [x0, x1)``."""
-        return cls(Span(y0, y1), Span(x0, x1))
+    def of(cls, *edges: int) -> Window:
+        """Return the window ``[y0, y1) x [x0, x1)``, or that of three axes, of the first and last edge of each axis."""
+        return cls(*(Span(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)))
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Window:
+        """Return all of a plane or volume of this shape."""
+        return cls(*(Span(0, length) for length in shape))
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return len(self.y), len(self.x)
+    def axes(self) -> str:
+        """A letter per axis: ``yx`` or ``zyx``."""
+        return AXES[-len(self.spans) :]
+
+    @property
+    def y(self) -> Span:
+        """Rows."""
+        return self.spans[-2]
+
+    @property
+    def x(self) -> Span:
+        """Columns."""
+        return self.spans[-1]
+
+    @property
+    def plane(self) -> Window:
+        """Its window in each plane."""
+        return self if len(self.spans) == 2 else Window(self.y, self.x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels on each axis."""
+        return tuple(map(len, self.spans))
 
     @property
     def pixels(self) -> int:
         """Number of pixels."""
-        return len(self.y) * len(self.x)
+        return math.prod(self.shape)
 
-    def within(self, outer: Window) -> tuple[slice, slice]:
-        """Return its slices in an array (y, x) of `outer`.
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Its slices in an array of the whole plane or volume."""
+        return tuple(span.slice for span in self.spans)
+
+    @property
+    def by_axis(self) -> dict[str, Span]:
+        """Its spans by the letters of the axes."""
+        return dict(zip(self.axes, self.spans, strict=True))
+
+    def within(self, outer: Window) -> tuple[slice, ...]:
+        """Return its slices in an array of `outer`.
 
         Raises
         ------
         ValueError
             If `outer` does not contain all of it.
         """
-        pairs = ((self.y, outer.y), (self.x, outer.x))
+        pairs = list(zip(self.spans, outer.spans, strict=True))
         if any(own.start < all_.start or own.stop > all_.stop for own, all_ in pairs):
             raise ValueError(f"{self} is not within {outer}")
-        y, x = (slice(own.start - all_.start, own.stop - all_.start) for own, all_ in pairs)
-        return y, x
+        return tuple(slice(own.start - all_.start, own.stop - all_.start) for own, all_ in pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class TileAxis:
-    """Tiles on one axis of a plane.
+    """Tiles on one axis of an image.
 
     Attributes
     ----------
@@ -148,75 +205,115 @@ class TileAxis:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile of a grid: its indices and the pixels that it covers (possibly outside the image)."""
+    """One tile of a grid: its index on each axis and the pixels that it covers (possibly outside the image)."""
 
-    row: int
-    column: int
+    index: tuple[int, ...]
     window: Window
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Grid:
-    """The tiles of a plane, in row-major order."""
+    """The tiles of a plane or a volume, in row-major order: ``Grid(y, x)`` or ``Grid(z, y, x)``.
 
-    y: TileAxis
-    x: TileAxis
+    Attributes
+    ----------
+    axes : tiles on each axis
+    """
+
+    axes: tuple[TileAxis, ...]
+
+    def __init__(self, *axes: TileAxis) -> None:
+        object.__setattr__(self, "axes", axes)
 
     @classmethod
-    def make(cls, shape: tuple[int, int], tile: int, overlap: float) -> Grid:
-        """Return the grid of square tiles over a plane of this shape (height, width); see `TileAxis.make`."""
-        return cls(TileAxis.make(shape[0], tile, overlap), TileAxis.make(shape[1], tile, overlap))
+    def make(cls, shape: Sequence[int], tile: int | Sequence[int], overlap: float | Sequence[float]) -> Grid:
+        """Return the grid of tiles over a plane or volume of this shape; see `TileAxis.make`.
+
+        Parameters
+        ----------
+        shape : (y, x) or (z, y, x)
+        tile, overlap : of all axes, or of each
+        """
+        tiles, overlaps = of_each(tile, len(shape)), of_each(overlap, len(shape))
+        return cls(*(TileAxis.make(*axis) for axis in zip(shape, tiles, overlaps, strict=True)))
+
+    @property
+    def y(self) -> TileAxis:
+        """Tiles along the rows' axis."""
+        return self.axes[-2]
+
+    @property
+    def x(self) -> TileAxis:
+        """Tiles along the columns' axis."""
+        return self.axes[-1]
 
     @property
     def count(self) -> int:
         """Number of tiles."""
-        return self.y.count * self.x.count
+        return math.prod(axis.count for axis in self.axes)
 
     def tiles(self, target: Window) -> Iterator[Tile]:
         """Yield every tile that touches `target`, in row-major order of the whole grid."""
-        for row in self.y.touching(target.y):
-            for column in self.x.touching(target.x):
-                yield Tile(row, column, Window(self.y.span(row), self.x.span(column)))
+        for index in itertools.product(*self._touching(target)):
+            yield Tile(index, Window(*(axis.span(at) for axis, at in zip(self.axes, index, strict=True))))
 
-    def centre(self, tile: Tile) -> tuple[int, int]:
-        """Return the middle pixel (y, x) of a tile in the plane, see `TileAxis.centre`."""
-        return self.y.centre(tile.row), self.x.centre(tile.column)
+    def centre(self, tile: Tile) -> tuple[int, ...]:
+        """Return the middle pixel of a tile in the plane or volume, see `TileAxis.centre`."""
+        return tuple(axis.centre(at) for axis, at in zip(self.axes, tile.index, strict=True))
 
     def tile_count(self, target: Window) -> int:
         """Return the number of tiles that touch `target`."""
-        return len(self.y.touching(target.y)) * len(self.x.touching(target.x))
+        return math.prod(map(len, self._touching(target)))
 
     def reach(self, target: Window) -> Window:
-        """Return the pixels of the tiles that touch `target`, possibly beyond the plane."""
-        return Window(self.y.reach(target.y), self.x.reach(target.x))
+        """Return the pixels of the tiles that touch `target`, possibly beyond the image."""
+        return Window(*(axis.reach(span) for axis, span in zip(self.axes, target.spans, strict=True)))
 
     def needed(self, target: Window) -> Window:
-        """Return the window of the plane that must be read to make every tile that touches `target`."""
-        return Window(self.y.needed(target.y), self.x.needed(target.x))
+        """Return the window of the image that must be read to make every tile that touches `target`."""
+        return Window(*(axis.needed(span) for axis, span in zip(self.axes, target.spans, strict=True)))
+
+    def _touching(self, target: Window) -> list[range]:
+        return [axis.touching(span) for axis, span in zip(self.axes, target.spans, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class RegionGrid:
-    """Partition of a plane into regions: squares of `size` pixels in row-major order; the last ones are smaller."""
+    """Partition of a plane or a volume into regions, in row-major order; the last ones of an axis are smaller.
 
-    height: int
-    width: int
-    size: int
+    Attributes
+    ----------
+    shape : (y, x) or (z, y, x) in pixels
+    sizes : pixels of a region on each axis
+    """
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def make(cls, shape: Sequence[int], size: int | Sequence[int]) -> RegionGrid:
+        """Return the partition of `shape` into regions of `size` on all axes, or on each."""
+        return cls(tuple(shape), of_each(size, len(shape)))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of regions on each axis."""
+        return tuple(-(-length // size) for length, size in zip(self.shape, self.sizes, strict=True))
 
     @property
     def rows(self) -> int:
         """Number of rows of regions."""
-        return -(-self.height // self.size)
+        return self.counts[-2]
 
     @property
     def columns(self) -> int:
         """Number of columns of regions."""
-        return -(-self.width // self.size)
+        return self.counts[-1]
 
     @property
     def count(self) -> int:
         """Number of regions."""
-        return self.rows * self.columns
+        return math.prod(self.counts)
 
     def window(self, index: int) -> Window:
         """Return the pixels of region `index`.
@@ -228,9 +325,49 @@ class RegionGrid:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"region {index} of {self.count}")
-        row, column = divmod(index, self.columns)
-        y, x = row * self.size, column * self.size
-        return Window.of(y, min(y + self.size, self.height), x, min(x + self.size, self.width))
+        spans = []
+        for length, size, count in reversed(list(zip(self.shape, self.sizes, self.counts, strict=True))):
+            index, position = divmod(index, count)
+            spans.append(Span(position * size, min((position + 1) * size, length)))
+        return Window(*reversed(spans))
+
+    def index(self, window: Window) -> int:
+        """Return which region `window` is; raise ValueError if it is none."""
+        index = 0
+        for span, size, count in zip(window.spans, self.sizes, self.counts, strict=True):
+            index = index * count + span.start // size
+        if not 0 <= index < self.count or self.window(index) != window:
+            raise ValueError(f"{window} is no region of {self}")
+        return index
+
+
+def tile_shape(size: TileSize) -> tuple[int, ...]:
+    """Return the pixels of a tile on each axis."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def axes_of(shape: Sequence[int]) -> Axes:
+    """Return the axes of a plane or a volume of this shape."""
+    return "yx" if len(shape) == 2 else "zyx"
+
+
+def shown_size(size: float | Sequence[float]) -> str:
+    """Return one number, or one for each axis, for people: ``256``, or ``16 x 48 x 48``."""
+    return " x ".join(f"{one:g}" for one in (size if isinstance(size, Sequence) else (size,)))
+
+
+def of_each(value: Number | Sequence[Number], axes: int) -> tuple[Number, ...]:
+    """Return a value per axis, given one for all axes or one for each.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer values than axes.
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(values) != axes:
+        raise ValueError(f"{len(values)} values for {axes} axes")
+    return values
 
 
 def mirror(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from chorus.pipeline.core.geometry import TileSize
 from chorus.pipeline.core.outputs import Activation, Outputs
 from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec
 from chorus.pipeline.errors import RefusedError
@@ -105,7 +106,7 @@ def _outputs(first: ModelDescription, *, flows: bool | None) -> tuple[OutputEntr
     return first.outputs if others != first.outputs else (*others, FlowsOutput())
 
 
-def brings_preparation(entry: MemberEntry, channels: int, tile: int) -> bool:
+def brings_preparation(entry: MemberEntry, channels: int, tile: TileSize) -> bool:
     """Return whether a member, whose `weights` are a URL, normalises by itself."""
     return entry.preparation(LoadRequest(entry.weights, channels, Outputs(()), tile)) is not None
 
@@ -137,7 +138,7 @@ def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None
             "ensemble"
         )
     own = spec.input.normalisation
-    if own.kind == "member" and not brings_preparation(described.entry, len(channels), spec.tile):
+    if own.kind == "member" and not brings_preparation(described.entry, len(channels), spec.tile_size):
         raise RefusedError(
             f"{weights}: brings no normalisation of its own, and {url} leaves it to the members; set "
             f"input.normalisation there to what this network was trained with (--normalisation for a new ensemble)"

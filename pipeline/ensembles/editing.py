@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from chorus.pipeline.core.geometry import shown_size
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.ensembles.creation import Wanted, check_fit, new_content
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
@@ -199,7 +200,7 @@ def _try(ensemble: Ensemble, members: range) -> None:
     """Load each member and run it on a tile; raise RefusedError if one does not fit."""
     device = torch.device("cpu")
     for index in members:
-        check_answer(ensemble, index, ensemble.load_member(index, device), ensemble.spec.tile, device)
+        check_answer(ensemble, index, ensemble.load_member(index, device), ensemble.spec.tile_size, device)
 
 
 def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
@@ -215,10 +216,11 @@ def _write(url: str, content: dict[str, Any], *, trust_code: bool) -> Ensemble:
 def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
     """List what does not prevent use of a member but may be wrong."""
     weights, spec = described.entry.weights, ensemble.spec
-    size, theirs = spec.input.pixel_size_um, described.pixel_size_um
+    sizes, theirs = spec.input.pixel_sizes_um, described.pixel_size_um
     notes = []
-    if size and theirs and not math.isclose(size, theirs, rel_tol=0.01):
-        notes.append(f"{weights} was trained at {theirs:g} micrometres per pixel, the ensemble takes {size:g}")
+    if sizes and theirs and not all(math.isclose(size, theirs, rel_tol=0.01) for size in sizes):
+        own = shown_size(spec.input.pixel_size_um or 0)
+        notes.append(f"{weights} was trained at {theirs:g} micrometres per pixel, the ensemble takes {own}")
     licence = described.about.licence
     if licence and licence != spec.about.licence:
         notes.append(f"{weights} has the licence {licence}, the ensemble says {spec.about.licence or 'nothing of it'}")

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.geometry import TileSize, shown_size, tile_shape
 from chorus.pipeline.core.outputs import CLASSES, FLOWS, Outputs
 from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
@@ -20,7 +21,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
 from chorus.pipeline.io.storage_failures import failure_sentence
-from chorus.pipeline.members.contract import LoadRequest, Member
+from chorus.pipeline.members.contract import LoadRequest, Member, ModuleMember
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Measure, Preparation
 
@@ -87,13 +88,13 @@ class Ensemble:
         """Classes that have a probability map: all, or the foreground ones of a multi-label ensemble."""
         return self.outputs[CLASSES].names
 
-    def asked(self, index: int, tile: int | None = None, *, tried: bool = False) -> LoadRequest:
-        """Build the request that loads member `index`, for tiles of `tile` pixels or of the ensemble's own size."""
+    def asked(self, index: int, tile: TileSize | None = None, *, tried: bool = False) -> LoadRequest:
+        """Build the request that loads member `index`, for tiles of this size or of the ensemble's own."""
         spec = self.spec
         weights = spec.members[index].weights
         beside = fault(weights) is None
         url = storage.join(self.folder, weights) if beside else self._elsewhere(weights)
-        channels, tile = len(spec.input.channels), tile or spec.tile
+        channels, tile = len(spec.input.channels), tile or spec.tile_size
         return LoadRequest(url, channels, self.outputs, tile, self.trust_code, tried, beside)
 
     def _elsewhere(self, weights: str) -> str:
@@ -112,7 +113,9 @@ class Ensemble:
             )
         return weights
 
-    def load_member(self, index: int, device: torch.device, tile: int | None = None, *, tried: bool = False) -> Member:
+    def load_member(
+        self, index: int, device: torch.device, tile: TileSize | None = None, *, tried: bool = False
+    ) -> Member:
         """Load member `index` on `device`, whose results are repeatable from then on.
 
         `tried` spares a stranger's program its trial under limits, where the run made one before.
@@ -125,7 +128,7 @@ class Ensemble:
         device_of(device).be_repeatable()
         return self.spec.members[index].load(self.asked(index, tile, tried=tried), device)
 
-    def inputs(self, members: Iterable[int], tile: int | None = None) -> Inputs:
+    def inputs(self, members: Iterable[int], tile: TileSize | None = None) -> Inputs:
         """Collect what these members take as input; raise RefusedError if a member's preparation is unavailable."""
         stack: dict[Preparation, slice] = {}
         channels, count = [], 0
@@ -184,6 +187,12 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
     return Ensemble(url=url, spec=spec, hash=content_hash(spec), trust_code=trust_code)
 
 
+def require_planes(ensemble: Ensemble, what: str) -> None:
+    """Raise RefusedError where members take volumes, which `what` does not know."""
+    if ensemble.spec.input.axes != "yx":
+        raise RefusedError(f"{ensemble.url}: its members take volumes (input.axes: zyx), which {what} cannot use yet")
+
+
 def ensemble_url(url: str) -> str:
     """Return the URL of ``ensemble.yaml``, given that file or the folder that holds it."""
     url = storage.normalise(url)
@@ -206,23 +215,28 @@ def content_hash(spec: EnsembleSpec) -> str:
     if roles in ((CLASSES,), (CLASSES, FLOWS)):
         del content["outputs"]
         content["flows"] = FLOWS in roles
+    if content["input"]["axes"] == "yx":
+        del content["input"]["axes"]  # so that ensembles of planes keep the hash that they had before there were others
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, device: torch.device) -> None:
+def check_answer(ensemble: Ensemble, index: int, member: Member, tile: TileSize, device: torch.device) -> None:
     """Run a member on an empty tile; raise RefusedError if its output does not match the ensemble."""
     spec = ensemble.spec
     which = f"{ensemble.url}: member {index} ({spec.members[index].weights})"
-    channels = ensemble.inputs([index], tile).count
+    if spec.input.axes == "yx" and isinstance(member, ModuleMember) and member.of_volumes:
+        raise RefusedError(f"{which}: its network takes volumes: set input.axes to zyx, and tile to z, y and x")
+    channels, size = ensemble.inputs([index], tile).count, tile_shape(tile)
     try:
         with torch.inference_mode():
-            answer = member(torch.zeros((1, channels, tile, tile), device=device))
+            answer = member(torch.zeros((1, channels, *size), device=device))
             given, finite = tuple(answer.shape), bool(torch.isfinite(answer).all())
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise RefusedError(
-            f"{which} cannot take {channels} channels in tiles of {tile} ({reason}); correct input.channels or tile"
+            f"{which} cannot take {channels} channels in tiles of {shown_size(tile)} ({reason}); correct "
+            "input.channels or tile"
         ) from error
     outputs = ensemble.outputs
     # Probabilities may be of all classes or of the foreground ones, where a background follows from them.
@@ -234,8 +248,8 @@ def check_answer(ensemble: Ensemble, index: int, member: Member, tile: int, devi
     elif member.activation is not None:
         allowed = {len(spec.classes) - (member.activation == "sigmoid")}
     others = outputs.channels - outputs[CLASSES].channels
-    if given not in {(1, classes + others, tile, tile) for classes in allowed}:
-        wanted = (outputs.channels, tile, tile)
+    if given not in {(1, classes + others, *size) for classes in allowed}:
+        wanted = (outputs.channels, *size)
         more = "".join(f" and {role.name}" for role in outputs.roles if role != CLASSES)
         raise RefusedError(
             f"{which} gives {given[1:]} for a tile, not {wanted}; members must agree on the classes "

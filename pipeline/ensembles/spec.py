@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS, refused
+from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS, augmentations_of, flips_of, refused
+from chorus.pipeline.core.geometry import Axes, TileSize, of_each
 from chorus.pipeline.core.outputs import Activation, Outputs, classes_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
@@ -19,6 +22,13 @@ from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, RaysOutp
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.preprocessing.normalisation import Normalisation
 
+PixelSize = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Overlap = Annotated[float, Field(ge=0, lt=1)]
+Edge = Annotated[int, Field(ge=1, le=4096)]
+Tile = Edge | tuple[Edge, Edge, Edge]
+Overlaps = Overlap | tuple[Overlap, Overlap, Overlap]
+_LEAST_EDGE = 32
+_MOST_VOXELS = 1 << 26
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 
@@ -62,16 +72,38 @@ class InputEntry(Strict):
     Attributes
     ----------
     channels : names, in the members' order
-    pixel_size_um : micrometres per pixel; None takes images as they are
+    axes : of what a member sees at once: planes, ``yx``, or volumes, ``zyx``
+    pixel_size_um : micrometres per pixel, of volumes also one for each of z, y, x; None takes images as they are
     diameter_px : of the objects, in pixels; for runs that say what it is in their images instead of the pixel size
     scale : ``dtype`` divides integers by their type's maximum first
     """
 
     channels: list[str] = Field(min_length=1)
-    pixel_size_um: float | None = Field(default=None, gt=0)
+    axes: Axes = "yx"
+    pixel_size_um: PixelSize | tuple[PixelSize, PixelSize, PixelSize] | None = None
     diameter_px: float | None = Field(default=None, gt=0)
     scale: Literal["dtype"] | None = None
     normalisation: Normalisation
+
+    @property
+    def pixel_sizes_um(self) -> tuple[float, ...] | None:
+        """Micrometres per pixel on each axis."""
+        return None if self.pixel_size_um is None else of_each(self.pixel_size_um, len(self.axes))
+
+    @property
+    def plane_pixel_um(self) -> float | None:
+        """Micrometres per pixel of an ensemble of planes, whose pixels are square."""
+        if isinstance(self.pixel_size_um, tuple):
+            raise TypeError("the members take volumes, whose pixel sizes differ")
+        return self.pixel_size_um
+
+    @model_validator(mode="after")
+    def _of_axes(self) -> InputEntry:
+        if self.axes == "yx" and isinstance(self.pixel_size_um, tuple):
+            raise ValueError("pixel_size_um: give one number, pixels of planes are square; or set axes: zyx")
+        if self.axes == "zyx" and self.diameter_px is not None:
+            raise ValueError("diameter_px: is for ensembles of planes; give pixel_size_um, one for each of z, y, x")
+        return self
 
 
 class SentinelSettings(Strict):
@@ -132,7 +164,8 @@ class EnsembleSpec(Strict):
     activation : turns what members say of the classes into probabilities; with ``sigmoid`` they have an output per
         foreground class
     outputs : what members answer with, in the order of their channels; ``flows: true`` is short for classes and flows
-    tile, overlap, augmentations : how images are presented to members, unless a run overrides it
+    tile, overlap, augmentations : how images are presented to members, unless a run overrides it; tile and overlap of
+        volumes also one for each of z, y, x
     about : where the ensemble comes from and what it is for; it does not change a result
     sentinels : labelled images that every run is tried on; they do not change a result either
     effort : which tiles need no augmentation, for runs with adaptive effort, which record it
@@ -146,9 +179,9 @@ class EnsembleSpec(Strict):
     input: InputEntry
     activation: Activation = "softmax"
     outputs: list[OutputEntry] = Field(default_factory=_classes_alone, min_length=1)
-    tile: int = Field(ge=32, le=4096)
-    overlap: float = Field(default=0.5, ge=0, lt=1)
-    augmentations: list[str] = Field(default_factory=lambda: list(FLIPS), min_length=1)
+    tile: Tile
+    overlap: Overlaps = 0.5
+    augmentations: list[str] = Field(default_factory=lambda known: list(flips_of(_axes(known))), min_length=1)
     members: list[AnyMember] = Field(min_length=1)
     about: About = About()
     sentinels: list[Sentinel] = Field(default_factory=list)
@@ -162,10 +195,69 @@ class EnsembleSpec(Strict):
     @field_validator("augmentations")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        unknown = [n for n in names if n not in AUGMENTATIONS]
+        unknown = [n for n in names if n not in VOLUME_AUGMENTATIONS]
         if unknown or len(set(names)) != len(names):
-            raise ValueError(f"give each at most once, out of {', '.join(AUGMENTATIONS)}")
+            raise ValueError(f"give each at most once, out of {', '.join(VOLUME_AUGMENTATIONS)}")
         return names
+
+    @property
+    def tile_size(self) -> TileSize:
+        """Edge of a square tile, or pixels on each axis of a volume's."""
+        if self.input.axes == "yx" and isinstance(self.tile, int):
+            return self.tile
+        return self.tile_shape
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Pixels of a tile on each axis."""
+        return of_each(self.tile, len(self.input.axes))
+
+    @property
+    def edge(self) -> int:
+        """Edge of the tiles of an ensemble of planes."""
+        if not isinstance(self.tile_size, int):
+            raise TypeError("the members take volumes, whose tiles have no single edge")
+        return self.tile_size
+
+    @property
+    def plane_overlap(self) -> float:
+        """Overlap of the tiles of an ensemble of planes."""
+        if isinstance(self.overlap, tuple):
+            raise TypeError("the members take volumes, whose tiles overlap by more than one number")
+        return self.overlap
+
+    @field_validator("tile")
+    @classmethod
+    def _tile_of_axes(cls, tile: Tile, info: ValidationInfo) -> Tile:
+        if reason := _tile_wrong(_axes(info.data), tile):
+            raise ValueError(reason)
+        return tile
+
+    @field_validator("overlap")
+    @classmethod
+    def _overlap_of_axes(cls, overlap: Overlaps, info: ValidationInfo) -> Overlaps:
+        if reason := _overlap_wrong(_axes(info.data), overlap):
+            raise ValueError(reason)
+        return overlap
+
+    @model_validator(mode="after")
+    def _of_axes(self) -> EnsembleSpec:
+        if reason := _augmentations_wrong(self.input.axes, self.tile_shape, self.augmentations):
+            raise ValueError(f"augmentations: {reason}")
+        if self.input.axes == "yx":
+            return self
+        if self.sentinels or self.effort:
+            name = "sentinels" if self.sentinels else "effort"
+            raise ValueError(f"{name}: not for ensembles of volumes yet; leave it out")
+        kinds = registry().kinds
+        volumes = [name for name, kind in kinds.items() if kind.volumes]
+        for index, member in enumerate(self.members):
+            if member.kind not in volumes:
+                raise ValueError(
+                    f"members: {index} is of kind {member.kind}, whose networks take planes; volumes need "
+                    f"{', '.join(volumes[:-1])} or {volumes[-1]}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> EnsembleSpec:
@@ -179,7 +271,7 @@ class EnsembleSpec(Strict):
         for sentinel in self.sentinels:
             if unknown := sorted(sentinel.dice.keys() - foreground):
                 raise ValueError(f"sentinels: {sentinel.name} has a Dice of {unknown[0]}, which is no foreground class")
-        if reason := refused(self.answers, tuple(self.augmentations)):
+        if reason := refused(self.answers, tuple(self.augmentations), self.input.axes):
             raise ValueError(f"augmentations: {reason}; leave it out")
         return self
 
@@ -202,7 +294,48 @@ class EnsembleSpec(Strict):
         names = [entry.name for entry in self.classes]
         width = len(names) - (self.activation == "sigmoid")
         classes = classes_of(names[1:] if self.multilabel else names, self.activation, width=width)
-        return Outputs(declared(self.outputs, classes, "yx"))
+        return Outputs(declared(self.outputs, classes, self.input.axes))
+
+
+def tiles_wrong(axes: Axes, tile: Tile, overlap: Overlaps, augmentations: Sequence[str]) -> tuple[str, str] | None:
+    """Return which of the fields does not go with the axes, and why; None where all do."""
+    if reason := _tile_wrong(axes, tile):
+        return "tile", reason
+    if reason := _overlap_wrong(axes, overlap):
+        return "overlap", reason
+    reason = _augmentations_wrong(axes, of_each(tile, len(axes)), augmentations)
+    return ("augmentations", reason) if reason else None
+
+
+def _tile_wrong(axes: Axes, tile: Tile) -> str:
+    if axes == "zyx":
+        shape = of_each(tile, 3)
+        large = math.prod(shape) > _MOST_VOXELS
+        return f"{' x '.join(map(str, shape))} are more than {_MOST_VOXELS} voxels" if large else ""
+    if isinstance(tile, tuple):
+        return "give one number for tiles of planes, which are square; volumes have input.axes: zyx"
+    return "" if tile >= _LEAST_EDGE else f"give at least {_LEAST_EDGE} pixels for tiles of planes"
+
+
+def _overlap_wrong(axes: Axes, overlap: Overlaps) -> str:
+    planes = axes == "yx" and isinstance(overlap, tuple)
+    return "give one number for tiles of planes, which are square; volumes have input.axes: zyx" if planes else ""
+
+
+def _augmentations_wrong(axes: Axes, tile: tuple[int, ...], names: Sequence[str]) -> str:
+    known = augmentations_of(axes)
+    if unknown := [name for name in names if name not in known]:
+        return f"{unknown[0]} is one of volumes, and the members take planes; choose out of {', '.join(known)}"
+    turning = [name for name in names if known[name].exchanges]
+    if turning and tile[-2] != tile[-1]:
+        return f"{turning[0]} exchanges y and x, which needs tiles of as many rows as columns"
+    return ""
+
+
+def _axes(known: dict[str, Any]) -> Axes:
+    """Return the axes among the fields that are validated so far; those of planes where `input` is not valid."""
+    entry = known.get("input")
+    return entry.axes if isinstance(entry, InputEntry) else "yx"
 
 
 def newer(content: Any) -> bool:

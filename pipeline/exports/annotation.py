@@ -127,7 +127,7 @@ def most_doubtful(read: ReadMap, planes: tuple[int, int], shape: tuple[int, int]
     for t in range(planes[0]):
         for z in range(planes[1]):
             cells = np.zeros((len(rows.cuts) - 1, len(columns.cuts) - 1), np.int64)
-            grid = RegionGrid(*shape, _BLOCK)
+            grid = RegionGrid.make(shape, _BLOCK)
             for window in map(grid.window, range(grid.count)):
                 values = np.rint(np.nan_to_num(read(t, z, window)).astype(np.float64) * _FIXED).astype(np.int64)
                 down, right = rows.cells(window.y.start, window.y.stop), columns.cells(window.x.start, window.x.stop)

@@ -17,6 +17,7 @@ done early has the bits of a run with fewer augmentations in calls of that shape
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ class AdaptiveSampler:
         # Augmentations drawn in each round; no judgement follows the last one.
         self._draws = [draw for draw in ([plain], others[:1], others[1:]) if draw]
         shares = settings.effort.doubtful if settings.effort else []
-        self._most = [int(share * settings.tile**2) if share >= 0 else -1 for share in shares]
+        self._most = [int(share * math.prod(settings.tile)) if share >= 0 else -1 for share in shares]
 
     def answer(self, wave: torch.Tensor) -> WaveAnswers:
         """Return the posterior statistics of a wave of tiles.
@@ -137,7 +138,7 @@ class AdaptiveSampler:
             held, _ = self._drawn(wave, draw, held)
             looks.append(self._sums(held)[0].statistics())
             if step < looks_of(len(self._augmentations)):
-                shares.append((self._doubtful(step, looks[-1], held) / self._settings.tile**2).tolist())
+                shares.append((self._doubtful(step, looks[-1], held) / math.prod(self._settings.tile)).tolist())
         efforts = []
         for tile in range(len(wave)):
             *early, full = (self._judged(maps, tile) for maps in looks)

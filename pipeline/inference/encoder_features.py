@@ -12,6 +12,7 @@ several regions is evaluated for each of them, and counts for the region that co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,36 +29,36 @@ _BOUND = 2.0**16
 
 
 def pooled(stage: torch.Tensor) -> torch.Tensor:
-    """Return the mean of an encoder's stage over (y, x), as fixed-point integers.
+    """Return the mean of an encoder's stage over its pixels, as fixed-point integers.
 
     Each value is rounded on its own and integers are summed, so that a tile has the same features at any position of
     any batch. Values beyond +-2^16 are clipped, NaN counts as zero.
 
     Parameters
     ----------
-    stage : (batch, features, y, x) of any floating dtype
+    stage : (batch, features, y, x) or (batch, features, z, y, x) of any floating dtype
 
     Returns
     -------
     torch.Tensor
         (batch, features) int64 in units of 2^-32, on the device of `stage`.
     """
-    positions = stage.shape[2] * stage.shape[3]
+    positions = math.prod(stage.shape[2:])
     values = torch.nan_to_num(device_of(stage.device).in_float64(stage), nan=0.0).clamp_(-_BOUND, _BOUND)
-    return values.mul_(FIXED_POINT / positions).round_().to(torch.int64).sum(dim=(2, 3)).to(stage.device)
+    return values.mul_(FIXED_POINT / positions).round_().to(torch.int64).flatten(2).sum(dim=2).to(stage.device)
 
 
-def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -> Window:
-    """Return the pixels of the model's plane whose centres lie in `region`; possibly none.
+def centres_in(region: Window, image: Sequence[int], model: Sequence[int]) -> Window:
+    """Return the pixels of the model's grid whose centres lie in `region`; possibly none.
 
-    Regions partition the image's plane, tiles lie on the model's plane (the image resampled to the pixel size of the
+    Regions partition the image, tiles lie on the model's grid (the image resampled to the pixel size of the
     ensemble). The image's pixel under the centre of the model's pixel c is floor((c + 0.5) * image / model) on each
-    axis, as in `chorus.pipeline.preprocessing.resampling`; so the windows of all regions partition the model's plane.
+    axis, as in `chorus.pipeline.preprocessing.resampling`; so the windows of all regions partition the model's grid.
 
     Parameters
     ----------
-    region : of the image's plane
-    image, model : (height, width) of the planes
+    region : of the image
+    image, model : pixels on each axis of the image, and of the model's grid
     """
 
     def axis(span: Span, length: int, model_length: int) -> Span:
@@ -66,15 +67,15 @@ def centres_in(region: Window, image: tuple[int, int], model: tuple[int, int]) -
 
         return Span(first(span.start), first(span.stop))
 
-    return Window(axis(region.y, image[0], model[0]), axis(region.x, image[1], model[1]))
+    return Window(*(axis(*one) for one in zip(region.spans, image, model, strict=True)))
 
 
 class TileFeatures:
-    """Sum the features of the tiles whose centres lie in a window of the plane.
+    """Sum the features of the tiles whose centres lie in a window of the image.
 
     Parameters
     ----------
-    grid : of the plane's tiles
+    grid : of the image's tiles
     centres : the window; see `centres_in`
 
     Attributes
@@ -125,6 +126,5 @@ class TileFeatures:
 
     def counts(self, tile: Tile) -> bool:
         """Return whether the centre of `tile` lies in the window."""
-        y, x = self._grid.centre(tile)
-        inside = self._centres
-        return inside.y.start <= y < inside.y.stop and inside.x.start <= x < inside.x.stop
+        centre = self._grid.centre(tile)
+        return all(span.start <= at < span.stop for span, at in zip(self._centres.spans, centre, strict=True))

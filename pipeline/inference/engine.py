@@ -1,6 +1,6 @@
-"""The hot loop: a window of a plane and the members become a posterior. Pure torch; no reading, no writing.
+"""The hot loop: a window of an image and the members become a posterior. Pure torch; no reading, no writing.
 
-Tiles of the plane's grid are taken in row-major order in batches of one fixed shape (the last one is padded with
+Tiles of the image's grid are taken in row-major order in batches of one fixed shape (the last one is padded with
 zeros). Members run one after the other, each with all augmentations in one call, so that samples are summed in the same
 order however members are distributed over devices.
 """
@@ -31,7 +31,7 @@ from chorus.pipeline.members.contract import Member
 
 
 class Engine:
-    """Turn windows of planes into posteriors, with a group of members on one device.
+    """Turn windows of planes, or of volumes, into posteriors, with a group of members on one device.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Engine:
         features: TileFeatures | None = None,
         answered: Callable[[int], None] = lambda tiles: None,
     ) -> Posterior:
-        """Compute the posterior of `target`, a window of the plane, with all members of the ensemble.
+        """Compute the posterior of `target`, a window of the image, with all members of the ensemble.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class Engine:
         Calls have one fixed shape, so that a tile's bits do not depend on the other tiles.
         """
         settings = self._settings
-        batch = torch.zeros((self.batch, shares[0][0].channels, settings.tile, settings.tile), device=self._device)
+        batch = torch.zeros((self.batch, shares[0][0].channels, *settings.tile), device=self._device)
         sent: list[tuple[RegionInProgress, list[Tile], int]] = []
         filled = 0
         for region, count in shares:

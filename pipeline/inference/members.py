@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from chorus.pipeline.core.augmentation import AUGMENTATIONS, plain_augmentation, sample_of
+from chorus.pipeline.core.augmentation import augmentations_of, plain_augmentation, sample_of
 from chorus.pipeline.core.devices import device_of
+from chorus.pipeline.core.geometry import axes_of
 from chorus.pipeline.core.outputs import CLASSES, Activation, Role
 from chorus.pipeline.core.sample_sums import SampleSums
 from chorus.pipeline.inference.encoder_features import pooled
 from chorus.pipeline.inference.oom_splitting import Answer, OomSplitter
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
-from chorus.pipeline.members.contract import Encoding, Member
+from chorus.pipeline.members.contract import Encoding, Member, channels_last
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,7 +26,7 @@ class Answers:
 
     Attributes
     ----------
-    means : one tensor per member with its mean probability, (batch, classes, tile, tile) float32
+    means : one tensor per member with its mean probability, (batch, classes, *tile) float32
     features : (batch, features) int64 of the members' encoders, one after the other, see
         `chorus.pipeline.inference.encoder_features.pooled`
     """
@@ -60,7 +61,8 @@ class MemberGroup:
         self.calls = OomSplitter(settings.batch, len(settings.augmentations), short_of_memory)
         self._members = list(zip(members, inputs or [slice(None)] * len(members), strict=True))
         self._settings = settings
-        self._augmentations = [AUGMENTATIONS[name] for name in settings.augmentations]
+        known = augmentations_of(axes_of(settings.tile))
+        self._augmentations = [known[name] for name in settings.augmentations]
         self._plain = plain_augmentation(settings.augmentations)
         self._device = device
 
@@ -74,7 +76,7 @@ class MemberGroup:
 
         Parameters
         ----------
-        batch : (batch, channels, tile, tile) float32
+        batch : (batch, channels, *tile) float32
         sums : changed in place
 
         Returns
@@ -107,7 +109,7 @@ class MemberGroup:
         Parameters
         ----------
         index : of the member
-        views : (views x batch, channels, tile, tile) float32, all tiles of one view after those of another
+        views : (views x batch, channels, *tile) float32, all tiles of one view after those of another
 
         Returns
         -------
@@ -119,7 +121,7 @@ class MemberGroup:
         def ask(part: torch.Tensor) -> Answer:
             dtype = AUTOCAST.get(self._settings.precision)
             with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-                outputs = member(part.contiguous(memory_format=torch.channels_last))
+                outputs = member(part.contiguous(memory_format=channels_last(part.ndim - 2)))
             return outputs.to(torch.float32).contiguous(), self._features(member)
 
         outputs, features = self.calls.answer(ask, views[:, channels])

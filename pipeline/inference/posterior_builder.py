@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,7 @@ class InferenceSettings:
     ----------
     outputs : of the members; classes have a probability map each
     multilabel : whether classes are independent of each other
-    tile : edge of a tile in pixels
+    tile : pixels of a tile on each axis, (y, x) or (z, y, x)
     augmentations : names, see `chorus.pipeline.core.augmentation`
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
@@ -38,7 +39,7 @@ class InferenceSettings:
 
     outputs: Outputs
     multilabel: bool
-    tile: int
+    tile: tuple[int, ...]
     augmentations: tuple[str, ...]
     batch: int
     precision: Precision = "fp32"
@@ -60,9 +61,9 @@ class InferenceSettings:
         return self.layout.channels
 
 
-def tiles_per_call(device: str, tile: int, augmentations: int) -> int:
+def tiles_per_call(device: str, tile: tuple[int, ...], augmentations: int) -> int:
     """Return the default number of tiles per call of a member, for a kind of device."""
-    return max(1, device_of(device).call_pixels // (augmentations * tile**2))
+    return max(1, device_of(device).call_pixels // (augmentations * math.prod(tile)))
 
 
 class PosteriorBuilder:
@@ -70,7 +71,7 @@ class PosteriorBuilder:
 
     def __init__(self, target: Window, settings: InferenceSettings, members: int, device: torch.device) -> None:
         self._settings = settings
-        self._top = target.y.start
+        self._top = target.spans[0].start
         labels = torch.uint8 if settings.classes <= 256 else torch.uint16
         masks = torch.uint16 if settings.multilabel and settings.classes > 8 else labels
 

@@ -25,7 +25,7 @@ class StageState:
     ----------
     sums : by role, over the members so far
     samples : members so far times augmentations
-    member_masks : (members so far, y, x) unsigned, of the target
+    member_masks : (members so far, *target) unsigned
     features : (features of the members so far,) int64, summed over the tiles that count for the target
     """
 

@@ -1,4 +1,4 @@
-"""Cut the tiles of a plane's window in batches, and hold the state of a region between submission and posterior."""
+"""Cut the tiles of an image's window in batches, and hold the state of a region between submission and posterior."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chorus.pipeline.inference.posterior_builder import InferenceSettings, Poste
 
 @dataclass(frozen=True)
 class PlaneWindow:
-    """Prepared pixels that a region needs: (channels, y, x) float32 of `window`, inside a plane of `grid`."""
+    """Prepared pixels that a region needs: (channels, *window) float32, inside a plane or a volume of `grid`."""
 
     pixels: NDArray[np.float32]
     window: Window
@@ -34,18 +34,16 @@ def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Til
 
 
 class TileSource:
-    """Cut the tiles that touch `target` out of a plane's window, mirrored at the plane's edges."""
+    """Cut the tiles that touch `target` out of an image's window, mirrored at the image's edges."""
 
     def __init__(self, plane: PlaneWindow, target: Window, settings: InferenceSettings, device: torch.device) -> None:
         self._reach = plane.grid.reach(target)
         self._pixels = to_device(plane.pixels, device)
-        for axis, reach, read, length in (
-            (1, self._reach.y, plane.window.y, plane.grid.y.length),
-            (2, self._reach.x, plane.window.x, plane.grid.x.length),
-        ):
+        axes = zip(self._reach.spans, plane.window.spans, plane.grid.axes, strict=True)
+        for dimension, (reach, read, axis) in enumerate(axes, start=1):
             if reach != read:
-                index = mirror(np.arange(reach.start, reach.stop, dtype=np.int64), length) - read.start
-                self._pixels = self._pixels.index_select(axis, to_device(index, device))
+                index = mirror(np.arange(reach.start, reach.stop, dtype=np.int64), axis.length) - read.start
+                self._pixels = self._pixels.index_select(dimension, to_device(index, device))
         self._grid, self._target = plane.grid, target
         self._settings = settings
         self._device = device
@@ -61,11 +59,11 @@ class TileSource:
         Yields
         ------
         tiles : of the batch
-        pixels : (batch, channels, tile, tile) float32 on the device, padded with zeros after the last tile
+        pixels : (batch, channels, *tile) float32 on the device, padded with zeros after the last tile
         """
         size, tile = self._settings.batch, self._settings.tile
         for tiles in batches_of_tiles(self._grid, self._target, size):
-            batch = torch.zeros((size, self.channels, tile, tile), device=self._device)
+            batch = torch.zeros((size, self.channels, *tile), device=self._device)
             for index, one in enumerate(tiles):
                 batch[index] = self.cut(one)
             yield tiles, batch
@@ -80,10 +78,9 @@ class TileSource:
         Returns
         -------
         torch.Tensor
-            (channels, tile, tile) float32, on the device.
+            (channels, *tile) float32, on the device.
         """
-        y, x = tile.window.within(self._reach)
-        return self._pixels[:, y, x]
+        return self._pixels[:, *tile.window.within(self._reach)]
 
 
 class RegionInProgress:
@@ -93,9 +90,9 @@ class RegionInProgress:
 
     Parameters
     ----------
-    plane, target : prepared pixels, and the window of the plane to compute
+    plane, target : prepared pixels, and the window of the image to compute
     settings : of the run
-    weights : (tile, tile) float32, see `chorus.pipeline.inference.blending.gaussian_window`
+    weights : of the tile's shape, float32, see `chorus.pipeline.inference.blending.gaussian_window`
     members : number of members that answer
     features : if given, the members' encoder features are added to it
     """
@@ -133,7 +130,7 @@ class RegionInProgress:
 
         Parameters
         ----------
-        batch : (tiles, channels, tile, tile) float32 on the device, changed in place
+        batch : (tiles, channels, *tile) float32 on the device, changed in place
         """
         tiles = [self._waiting.pop() for _ in range(min(len(batch), len(self._waiting)))]
         for index, tile in enumerate(tiles):
@@ -146,7 +143,7 @@ class RegionInProgress:
         Parameters
         ----------
         tiles : in the order in which they were sent
-        maps : (tiles, maps, tile, tile) float32, in the order of `InferenceSettings.layout`, then each member's mean
+        maps : (tiles, maps, *tile) float32, in the order of `InferenceSettings.layout`, then each member's mean
             probability
         features : (tiles, features) int64 in units of 2^-32
         samples : number of samples per tile

@@ -147,7 +147,7 @@ def join_pieces(grid: RegionGrid, edges: Callable[[int], Edges]) -> tuple[NDArra
 
 def _touching(grid: RegionGrid, edges: Callable[[int], Edges]) -> Iterator[NDArray[np.uint64]]:
     """Yield (n, 2) names of pieces that touch across a border."""
-    above = np.zeros(grid.width + 2, np.uint64)  # the row of pixels above the regions, with background at both ends
+    above = np.zeros(grid.shape[-1] + 2, np.uint64)  # the row of pixels above the regions, with background at both ends
     for row in range(grid.rows):
         below, left = np.zeros_like(above), None
         for column in range(grid.columns):

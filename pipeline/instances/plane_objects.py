@@ -168,7 +168,7 @@ def plane_objects(
         rows = measured_rows(pieces.whole, shape, list(columns))
         rows = with_shapes(rows, pieces.names, rows["name"].to_numpy(np.uint64), whole, spacing)
         return PlaneObjects(pieces.names, rows.sort_values("name", ignore_index=True))
-    grid, names, tables = RegionGrid(*shape, region), np.zeros(shape, np.uint64), []
+    grid, names, tables = RegionGrid.make(shape, region), np.zeros(shape, np.uint64), []
     for index in range(grid.count):
         window = grid.window(index)
         objects = converging_objects(plane, window, shape, value, method, settings)

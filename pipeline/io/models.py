@@ -110,6 +110,7 @@ class ImageLayout:
     classes : background first
     displays : of each channel
     chunk, region : edge in pixels of a chunk and of a shard (a multiple of it) on y and x
+    chunk_depth, region_depth : the same on z, where regions are blocks of a volume; 0 where they lie in planes
     """
 
     url: str
@@ -127,6 +128,8 @@ class ImageLayout:
     chunk: int
     region: int
     displays: tuple[MapDisplay, ...] = ()
+    chunk_depth: int = 0
+    region_depth: int = 0
 
     @property
     def height(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from chorus.pipeline.core.geometry import TileSize, shown_size, tile_shape
 from chorus.pipeline.core.outputs import Activation, Outputs
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
@@ -29,7 +30,7 @@ class LoadRequest:
     url : of the member's weights or package
     channels : number of input channels, raw or normalised (`MemberEntry.preparation`)
     outputs : what it must answer with
-    tile : edge of a tile in pixels
+    tile : its size
     trust_code : whether code that the file brings along may run
     tried : whether such a file was loaded and called under limits before (`chorus.pipeline.members.safety.trial`)
     beside : whether it lies beside ``ensemble.yaml``; messages reveal nothing of other files, not even a hash
@@ -38,10 +39,25 @@ class LoadRequest:
     url: str
     channels: int
     outputs: Outputs
-    tile: int
+    tile: TileSize
     trust_code: bool = False
     tried: bool = False
     beside: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels of a tile on each axis, (y, x) or (z, y, x)."""
+        return tile_shape(self.tile)
+
+    @property
+    def edge(self) -> int:
+        """Edge of a square tile; raise RefusedError for tiles of volumes."""
+        if not isinstance(self.tile, int):
+            raise RefusedError(
+                f"{self.url}: members of this kind take tiles of planes, not of {shown_size(self.tile)} voxels; set "
+                f"`input.axes: yx` in ensemble.yaml"
+            )
+        return self.tile
 
 
 class Member(Protocol):
@@ -127,6 +143,11 @@ class MemberEntry(BaseModel, ABC):
         """Load the network on `device`; raise RefusedError if it is missing, differs or does not fit."""
 
 
+def channels_last(axes: int) -> torch.memory_format:
+    """Return the memory format in which convolutions over so many axes are fastest."""
+    return torch.channels_last_3d if axes == 3 else torch.channels_last
+
+
 class ModuleMember:
     """A torch module as a member, in evaluation mode and channels-last memory, where convolutions are fastest.
 
@@ -142,7 +163,7 @@ class ModuleMember:
         module.eval()
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)
-        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = _in_channels_last(module, device)
         self.encoder, self.features = _encoder(module)
         self._stage: torch.Tensor | None = None
 
@@ -151,7 +172,7 @@ class ModuleMember:
 
         Parameters
         ----------
-        tiles : (batch, channels, y, x) float32
+        tiles : (batch, channels, y, x) float32, or (batch, channels, z, y, x) where an ensemble is of volumes
 
         Returns
         -------
@@ -170,6 +191,11 @@ class ModuleMember:
         finally:
             hook.remove()
 
+    @property
+    def of_volumes(self) -> bool:
+        """Whether it has kernels of volumes."""
+        return any(parameter.ndim == 5 for parameter in self.module.parameters())
+
     def encoded(self) -> torch.Tensor:
         """See `Encoding`."""
         stage, self._stage = self._stage, None
@@ -184,6 +210,18 @@ class ModuleMember:
 
     def _keep(self, encoder: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._stage = last_stage(output)
+
+
+def _in_channels_last(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Move a network to a device and its kernels to channels-last memory, those of planes or those of volumes."""
+    if all(parameter.ndim < 5 for parameter in module.parameters()):
+        moved: torch.nn.Module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
+    module = module.to(device)
+    for parameter in module.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = parameter.data.contiguous(memory_format=channels_last(parameter.ndim - 2))
+    return module
 
 
 def last_stage(output: Any) -> torch.Tensor:

@@ -86,6 +86,7 @@ class MemberKind(Generic[Entry]):
     recognises : whether weights look like this kind, where the suffix does not tell; it must not run them
     is_package : whether a folder that holds these names is one network, rather than a folder of several
     names : whether its weights may be a name in a collection instead of a path
+    volumes : whether its networks may take tiles of volumes, (batch, channels, z, y, x)
     pack : as what a loaded member goes into a BioImage.IO package; None where it cannot
     """
 
@@ -96,6 +97,7 @@ class MemberKind(Generic[Entry]):
     recognises: Callable[[WeightFile], bool] | None = None
     is_package: Callable[[Sequence[str]], bool] | None = None
     names: bool = False
+    volumes: bool = False
     pack: Callable[[Entry, Member, LoadRequest], Packed] | None = None
 
     @property

@@ -56,13 +56,9 @@ class ClassesOutput(Strict):
 
 
 class FlowsOutput(Strict):
-    """Flows (dy, dx) to the middle of a pixel's object, 5 times the unit vector."""
+    """Flows (dy, dx), of volumes (dz, dy, dx), to the middle of a pixel's object, 5 times the unit vector."""
 
     role: Literal["flows"] = "flows"
-
-    def output(self) -> Output:
-        """Return what it declares."""
-        return flows_of()
 
 
 class StarThresholds(Strict):
@@ -283,7 +279,7 @@ def declared(entries: Sequence[Any], classes: Output, axes: str) -> tuple[Output
     """
     if len({entry.role for entry in entries}) != len(entries):
         raise ValueError("outputs: give each role at most once")
-    outputs = tuple(classes if isinstance(entry, ClassesOutput) else entry.output() for entry in entries)
+    outputs = tuple(_output(entry, classes, axes) for entry in entries)
     for output in outputs:
         count = len(output.names) if output.symmetry == "vector" else len(axes)
         if count != len(axes) or any(len(vector) != len(axes) for vector in output.vectors):
@@ -298,6 +294,13 @@ def declared(entries: Sequence[Any], classes: Output, axes: str) -> tuple[Output
     if len(classes.names) != 2:
         raise ValueError("outputs: without `{role: classes}` there is one class beside the background")
     return (Output(CLASSES, classes.names, foreground=rules[0]), *outputs)
+
+
+def _output(entry: Any, classes: Output, axes: str) -> Output:
+    if isinstance(entry, FlowsOutput):
+        return flows_of(axes)
+    output: Output = classes if isinstance(entry, ClassesOutput) else entry.output()
+    return output
 
 
 _BY_RANK = (DistanceOutput, BoundaryOutput, AffinitiesOutput)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from chorus.pipeline.core.geometry import shown_size
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import LoadRequest, MemberEntry
 from chorus.pipeline.members.described import ModelDescription
@@ -38,14 +39,14 @@ class ExportEntry(MemberEntry):
 
         Parameters
         ----------
-        tiles : (batch, channels, y, x)
+        tiles : (batch, channels, y, x) or (batch, channels, z, y, x)
 
         Returns
         -------
         torch.Tensor
-            The same for ``nchw``, (batch, y, x, channels) for ``nhwc``.
+            The same for ``nchw``, with the channels last for ``nhwc``.
         """
-        return tiles if self.layout == "nchw" else tiles.permute(0, 2, 3, 1)
+        return tiles if self.layout == "nchw" else tiles.movedim(1, -1)
 
     def taken(self, url: str, answer: torch.Tensor) -> torch.Tensor:
         """Select the channels of the chosen output, with channels first.
@@ -58,17 +59,17 @@ class ExportEntry(MemberEntry):
         Returns
         -------
         torch.Tensor
-            (batch, outputs, y, x) float32.
+            (batch, outputs, ...) float32.
 
         Raises
         ------
         RefusedError
             If the output does not have these channels.
         """
-        if self.layout == "nhwc" and answer.ndim == 4:
-            answer = answer.permute(0, 3, 1, 2)
+        if self.layout == "nhwc" and answer.ndim in (4, 5):
+            answer = answer.movedim(-1, 1)
         if self.channels is not None:
-            if answer.ndim != 4 or max(self.channels) >= answer.shape[1]:
+            if answer.ndim not in (4, 5) or max(self.channels) >= answer.shape[1]:
                 raise RefusedError(
                     f"{url}: its output has shape {tuple(answer.shape)} and no channel {max(self.channels)}; correct "
                     f"the member's channels, output or layout in ensemble.yaml"
@@ -127,14 +128,11 @@ class InputShape:
 
     @classmethod
     def checked(cls, url: str, shape: Sequence[Size], entry: ExportEntry, asked: LoadRequest) -> InputShape:
-        """Check the input's dimensions; raise RefusedError if they are not those of the ensemble's 2D tiles."""
-        if len(shape) != 4:
-            raise RefusedError(
-                f"{url}: takes {len(shape)} dimensions, not (batch, channels, y, x); export the 2D network with a "
-                f"batch dimension"
-            )
-        batch, first, second, third = shape
-        channels, size = (first, (second, third)) if entry.layout == "nchw" else (third, (first, second))
+        """Check the input's dimensions; raise RefusedError if they are not those of the ensemble's tiles."""
+        if len(shape) != 2 + len(asked.shape):
+            raise RefusedError(f"{url}: takes {len(shape)} dimensions, {_wanted(len(shape), len(asked.shape))}")
+        batch, *rest = shape
+        channels, size = (rest[0], rest[1:]) if entry.layout == "nchw" else (rest[-1], rest[:-1])
         if batch not in (None, 1):
             raise RefusedError(f"{url}: takes {batch} tiles at once; export it for one, or for any number")
         if channels not in (None, asked.channels):
@@ -142,9 +140,10 @@ class InputShape:
                 f"{url}: takes {channels} channels, ensemble.yaml has {asked.channels}; correct input.channels, or the "
                 f"member's layout where channels come last"
             )
-        if any(length not in (None, asked.tile) for length in size):
+        if any(length not in (None, own) for length, own in zip(size, asked.shape, strict=True)):
+            own_size = " x ".join("any" if length is None else str(length) for length in size)
             raise RefusedError(
-                f"{url}: takes tiles of {size[0]} x {size[1]} pixels, not {asked.tile}; set the tile to that, or "
+                f"{url}: takes tiles of {own_size} pixels, not {shown_size(asked.tile)}; set the tile to that, or "
                 f"export it for any size"
             )
         return cls(batch)
@@ -154,7 +153,7 @@ class InputShape:
 
         Parameters
         ----------
-        tiles : (batch, channels, y, x)
+        tiles : (batch, channels, ...)
 
         Returns
         -------
@@ -162,6 +161,16 @@ class InputShape:
             One tile each if the network takes only one at once, else all together.
         """
         return torch.split(tiles, 1) if self.batch == 1 else (tiles,)
+
+
+def _wanted(dimensions: int, axes: int) -> str:
+    """Say what a network with another number of dimensions needs, for an ensemble with so many axes."""
+    if dimensions == 5 and axes == 2:
+        return "not (batch, channels, y, x): it is a network of volumes; set `input.axes: zyx` in ensemble.yaml"
+    if dimensions == 4 and axes == 3:
+        return "not (batch, channels, z, y, x): it is a network of planes; set `input.axes: yx` in ensemble.yaml"
+    names = "z, y, x" if axes == 3 else "y, x"
+    return f"not (batch, channels, {names}); export the {axes}D network with a batch dimension"
 
 
 def describe_export(entry: type[ExportEntry], kind: str, url: str) -> tuple[ModelDescription, ...]:

@@ -1,6 +1,6 @@
-"""Resampling of a plane to another pixel size as a pure function of global coordinates.
+"""Resampling of an image to another pixel size as a pure function of global coordinates.
 
-A window that is computed alone has the same bits as the same window cut from the whole plane: weights depend on the
+A window that is computed alone has the same bits as the same window cut from the whole image: weights depend on the
 global index of a target pixel, and taps are added in a fixed order::
 
     source pixels   | 0 | 1 | 2 | 3 | 4 | 5 |          centre of target pixel i, in source coordinates:
@@ -12,6 +12,7 @@ Linear interpolation, with a wider triangle when shrinking, so that every source
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,80 +90,84 @@ class AxisMap:
         return (2 * index + 1) * self.source // (2 * self.target)
 
 
-def plane_shape(shape: tuple[int, int], factor: tuple[float, float]) -> tuple[int, int]:
-    """Return (height, width) of a plane scaled by `factor` (y, x), at least one pixel on each axis."""
-    return max(1, round(shape[0] * factor[0])), max(1, round(shape[1] * factor[1]))
+def shape_of(shape: Sequence[int], factor: Sequence[float]) -> tuple[int, ...]:
+    """Return the shape of an image scaled by `factor` on each axis, at least one pixel on each."""
+    return tuple(max(1, round(length * own)) for length, own in zip(shape, factor, strict=True))
 
 
 def resample(
-    window: NDArray[np.float32], source_window: Window, target_window: Window, y: AxisMap, x: AxisMap
+    window: NDArray[np.float32], source_window: Window, target_window: Window, *axes: AxisMap
 ) -> NDArray[np.float32]:
-    """Compute the pixels of `target_window` by linear interpolation.
+    """Compute the pixels of `target_window` by linear interpolation, one axis after another.
 
     Parameters
     ----------
-    window : (channels, y, x) float32, the pixels of `source_window`
-    source_window : in the source plane, containing all pixels that `target_window` needs
-    target_window : in the resampled plane
-    y, x : mapping of each axis
+    window : (channels, *source_window) float32
+    source_window : in the source image, containing all pixels that `target_window` needs
+    target_window : in the resampled image
+    axes : mapping of each axis, in the windows' order
 
     Returns
     -------
     NDArray[np.float32]
-        (channels, y, x) of `target_window`.
+        (channels, *target_window).
 
     Raises
     ------
     ValueError
         If `source_window` has another shape than `window`, or lacks a pixel that is needed.
     """
-    _check(window, source_window, target_window, y, x)
-    rows = _interpolate(window, source_window.y, target_window.y, y, axis=1)
-    return _interpolate(rows, source_window.x, target_window.x, x, axis=2)
+    _check(window, source_window, target_window, axes)
+    pixels = window
+    for dimension, (have, wanted, axis) in enumerate(zip(source_window.spans, target_window.spans, axes, strict=True)):
+        pixels = _interpolate(pixels, have, wanted, axis, dimension=dimension + 1)
+    return pixels
 
 
-def nearest(labels: NDArray[Any], source_window: Window, target_window: Window, y: AxisMap, x: AxisMap) -> NDArray[Any]:
+def nearest(labels: NDArray[Any], source_window: Window, target_window: Window, *axes: AxisMap) -> NDArray[Any]:
     """Compute the pixels of `target_window` by nearest neighbour: each is the source pixel under its centre.
 
     Parameters
     ----------
-    labels : (channels, y, x) of any dtype, the pixels of `source_window`
-    source_window, target_window, y, x : as in `resample`
+    labels : (channels, *source_window) of any dtype
+    source_window, target_window, axes : as in `resample`
 
     Returns
     -------
     NDArray
-        (channels, y, x) of `target_window`, in the dtype of `labels`.
+        (channels, *target_window), in the dtype of `labels`.
 
     Raises
     ------
     ValueError
         If `source_window` has another shape than `labels`, or lacks a pixel that is needed.
     """
-    _check(labels, source_window, target_window, y, x)
-    rows = y.nearest(target_window.y) - source_window.y.start
-    columns = x.nearest(target_window.x) - source_window.x.start
-    return labels[:, rows[:, None], columns]
+    _check(labels, source_window, target_window, axes)
+    spans = zip(source_window.spans, target_window.spans, axes, strict=True)
+    picked = labels
+    for dimension, (have, wanted, axis) in enumerate(spans, start=1):
+        picked = np.take(picked, axis.nearest(wanted) - have.start, axis=dimension)
+    return picked
 
 
-def _check(window: NDArray[Any], source: Window, target: Window, y: AxisMap, x: AxisMap) -> None:
+def _check(window: NDArray[Any], source: Window, target: Window, axes: Sequence[AxisMap]) -> None:
     if window.shape[1:] != source.shape:
         raise ValueError(f"pixels of shape {window.shape} are not those of {source}")
-    for have, axis, wanted in ((source.y, y, target.y), (source.x, x, target.x)):
+    for have, axis, wanted in zip(source.spans, axes, target.spans, strict=True):
         needed = axis.needed(wanted)
         if needed.start < have.start or needed.stop > have.stop:
             raise ValueError(f"{have} lacks pixels of {needed}, which {wanted} needs")
 
 
 def _interpolate(
-    pixels: NDArray[np.float32], have: Span, wanted: Span, axis_map: AxisMap, *, axis: int
+    pixels: NDArray[np.float32], have: Span, wanted: Span, axis_map: AxisMap, *, dimension: int
 ) -> NDArray[np.float32]:
     taps, weights = axis_map.taps(wanted)
-    shape = [1, 1, 1]
-    shape[axis] = len(wanted)
+    shape = [1] * pixels.ndim
+    shape[dimension] = len(wanted)
     result: NDArray[np.float32] | None = None
     for tap, weight in zip(taps - have.start, weights, strict=True):
-        part = np.take(pixels, tap, axis=axis) * weight.reshape(shape)
+        part = np.take(pixels, tap, axis=dimension) * weight.reshape(shape)
         result = part if result is None else result + part
     assert result is not None
     return result

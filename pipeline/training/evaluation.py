@@ -100,7 +100,7 @@ class Evaluator:
         ]
         names = [*(f"member-{index}" for index in range(len(engines))), ENSEMBLE]
         answers = [_Answer.empty(height, width, flows=FLOWS in settings.outputs) for _ in names]
-        regions = RegionGrid(height, width, _REGION)
+        regions = RegionGrid.make((height, width), _REGION)
         for index in range(regions.count):
             target = regions.window(index)
             needed = grid.needed(target)
@@ -120,9 +120,9 @@ class Evaluator:
         return InferenceSettings(
             outputs=self._ensemble.outputs,
             multilabel=self._ensemble.multilabel,
-            tile=spec.tile,
+            tile=spec.tile_shape,
             augmentations=augmentations,
-            batch=tiles_per_call(self._device.type, spec.tile, len(augmentations)),
+            batch=tiles_per_call(self._device.type, spec.tile_shape, len(augmentations)),
         )
 
     def _score(

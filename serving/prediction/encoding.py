@@ -102,7 +102,7 @@ def _zip(result: Result) -> bytes:
     with tempfile.TemporaryDirectory(prefix="chorus-serve-") as folder:
         inside = Path(folder) / "prediction.ome.zarr"
         layout = replace(result.layout, url=str(inside), labels_url=str(inside), labels_ngff="0.5")
-        grid = RegionGrid(layout.height, layout.width, layout.region)
+        grid = RegionGrid.make((layout.height, layout.width), layout.region)
         prepare_image(layout)
         labels = {name: LabelImage(name, values.dtype.name) for name, values in result.objects.items()}
         for label in labels.values():

@@ -14,7 +14,7 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS
 from chorus.pipeline.core.outputs import FLOWS
-from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.inference.posterior_builder import tiles_per_call
@@ -39,6 +39,7 @@ class Hosted:
     def load(cls, name: str, url: str, settings: ServeSettings) -> Hosted:
         """Read an ensemble and try all of its members; raise RefusedError where one does not load or predict."""
         ensemble = read_ensemble(url, trust_code=settings.trust_code)
+        require_planes(ensemble, "`chorus serve`")
         wanted = ResultSettings(
             device=settings.device,
             precision=settings.precision,
@@ -46,7 +47,7 @@ class Hosted:
             effort=settings.effort,
             threads=settings.threads,
             # The batch that is fastest for a long run may exceed the tiles of an image and be padded with zeros.
-            batch=tiles_per_call(settings.device, ensemble.spec.tile, len(ensemble.spec.augmentations)),
+            batch=tiles_per_call(settings.device, ensemble.spec.tile_shape, len(ensemble.spec.augmentations)),
         )
         hosted = cls(name, LoadedEnsemble.load(url, wanted, trust_code=settings.trust_code))
         assert wanted.batch is not None
@@ -65,7 +66,7 @@ class Hosted:
 
     def _warm_up(self, samples: int) -> None:
         """Convert the members' networks before the first client waits for it."""
-        tile = self.ensemble.spec.tile
+        tile = self.ensemble.spec.edge
         with torch.inference_mode():
             for member, channels in zip(self.loaded.members, self.ensemble.all_inputs.channels, strict=True):
                 member(torch.zeros((samples, channels.stop - channels.start, tile, tile), device=self.device))
@@ -88,9 +89,9 @@ class Hosted:
             title=spec.name,
             classes=[entry.name for entry in spec.classes],
             channels=spec.input.channels,
-            pixel_size_um=spec.input.pixel_size_um,
+            pixel_size_um=spec.input.plane_pixel_um,
             members=len(spec.members),
-            tile=spec.tile,
+            tile=spec.edge,
             augmentations=spec.augmentations,
             flows=FLOWS in self.ensemble.outputs,
             calibrated=self.loaded.reference is not None,

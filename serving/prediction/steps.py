@@ -180,7 +180,7 @@ def result_of_row(
         ensemble=planned.hosted.identity,
         status="empty" if row.status == "empty" else "done",
         message=row.message,
-        shape=planned.where.window.shape,
+        shape=(len(planned.where.window.y), len(planned.where.window.x)),
         scores=numbers(row.columns),
         objects=objects,
         seconds=round(seconds, 4),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.fields import FIELDS
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Grid, TileSize, Window, tile_shape
 from chorus.pipeline.core.outputs import Activation, Outputs, classes_of, flows_of
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -33,7 +33,7 @@ def settings_of(
     activation: Activation = "softmax",
     multilabel: bool = False,
     classes: int = 2,
-    tile: int = 32,
+    tile: TileSize = 32,
     augmentations: tuple[str, ...] = ("identity",),
     batch: int = 1,
     *,
@@ -43,7 +43,7 @@ def settings_of(
 ) -> InferenceSettings:
     """For members that give classes, and flows after them."""
     outputs = outputs_of(classes, activation, multilabel=multilabel, flows=flows)
-    return InferenceSettings(outputs, multilabel, tile, augmentations, batch, precision, effort)
+    return InferenceSettings(outputs, multilabel, tile_shape(tile), augmentations, batch, precision, effort)
 
 
 class Filter:

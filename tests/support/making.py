@@ -149,6 +149,59 @@ def write_light_ensemble(
     return folder / "ensemble.yaml"
 
 
+class VolumeNetwork(torch.nn.Module):
+    """A few convolutions of volumes, which are not symmetric."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv3d(1, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(width, 2, 3, padding=1)
+        )
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        return 10 * self.layers(tiles)
+
+
+def volume_network(seed: int, width: int = 4) -> torch.nn.Module:
+    """The network of a member of `write_volume_ensemble`."""
+    state = torch.get_rng_state()
+    made = VolumeNetwork(seed, width).eval()
+    torch.set_rng_state(state)
+    return made
+
+
+def write_volume_ensemble(
+    folder: Path, *, members: int = 2, width: int = 4, pixel_size: Any = None, **changes: Any
+) -> Path:
+    """An ensemble of small TorchScript networks of volumes, tiles of 8 x 24 x 24, two classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index in range(members):
+        path = folder / f"member-{index}.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, and yet what users have
+            torch.jit.save(torch.jit.script(volume_network(index, width)), path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
+    content: dict[str, Any] = {
+        "format": "chorus-ensemble/2",
+        "name": "volumes",
+        "classes": [{"name": "background"}, {"name": "nucleus"}],
+        "input": {
+            "channels": ["dna"],
+            "axes": "zyx",
+            "pixel_size_um": pixel_size,
+            "normalisation": {"kind": "mean_std", "mean": [500.0], "std": [300.0]},
+        },
+        "tile": [8, 24, 24],
+        "augmentations": ["identity", "zflip", "hflip"],
+        "members": entries,
+    }
+    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content | changes))
+    return folder / "ensemble.yaml"
+
+
 def pixels(shape: Sequence[int], dtype: str = "uint16", seed: int = 0) -> np.ndarray:
     """Blurred noise between 0 and about 1000 (0 and 255 for uint8)."""
     from scipy.ndimage import gaussian_filter
@@ -166,13 +219,14 @@ def write_image(
     *,
     channels: Sequence[str] = (),
     pixel_size: float | None = None,
+    depth: float = 1.0,
     chunk: int = 64,
     ngff: str = "0.5",
 ) -> Path:
-    """A single-level OME-Zarr image of `data`."""
+    """A single-level OME-Zarr image of `data`; `depth` is the pixel size along z."""
     types = {"t": "time", "c": "channel"}
     unit = {} if pixel_size is None else {"unit": "micrometer"}
-    scale = [pixel_size or 1.0 if a in "yx" else 1.0 for a in axes]
+    scale = [pixel_size or 1.0 if a in "yx" else depth if a == "z" else 1.0 for a in axes]
     multiscale: dict[str, Any] = {
         "axes": [{"name": a, "type": types.get(a, "space")} | (unit if a in "zyx" else {}) for a in axes],
         "datasets": [{"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}],

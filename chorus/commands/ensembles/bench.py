@@ -63,7 +63,7 @@ def engine(
     where = chosen(device)
     torch.set_num_threads(threads)
     augmentations = augmentation_names(augment) or bundle.spec.augmentations
-    edge = tile or bundle.spec.tile
+    size = tile or bundle.spec.tile_size
     try:
         precisions = TypeAdapter(list[Precision]).validate_python(names(precision))
     except ValidationError as error:
@@ -71,7 +71,7 @@ def engine(
     measured: list[Measured] = []
     with err.status("") as status:
         for one in precisions:
-            workload = Workload(edge, len(augmentations), one, torch.device(where))
+            workload = Workload(size, len(augmentations), one, torch.device(where))
 
             def begun(tiles: int, network: str, backend: str, one: str = one) -> None:
                 status.update(f"{one}: {network} on {backend}, {tiles} tiles a call")
@@ -90,11 +90,14 @@ def engine(
 
 
 def _print_timings(measured: list[Measured], augmentations: int) -> None:
+    from chorus.pipeline.core.geometry import shown_size
+
     first = measured[0][0][0]
     out = Console()
     out.print(
-        f"{first.device}, {first.threads} threads; calls with so many tiles of {first.tile}, {augmentations} "
-        f"augmentations of each; samples a second, and speed-up over PyTorch in fp32 with channels first",
+        f"{first.device}, {first.threads} threads; calls with so many tiles of {shown_size(first.tile)}, "
+        f"{augmentations} augmentations of each; samples a second, and speed-up over PyTorch in fp32 with channels "
+        "first",
         highlight=False,
     )
     table = Table("", "tiles", "network", "backend", "a second", "speed-up", "set up", "differs")

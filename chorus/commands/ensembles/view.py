@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chorus.commands.ensembles.builtin import numbers, of_the_ensemble
+from chorus.pipeline.core.geometry import shown_size
 from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile
@@ -41,6 +42,7 @@ def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[Renderable
         {
             "classes": _swatches(ensemble),
             "channels": Text(", ".join(spec.input.channels)),
+            "axes": None if spec.input.axes == "yx" else Text(f"{spec.input.axes}, volumes"),
             "pixel size": Text(_pixel_size(spec.input.pixel_size_um)),
             "diameter": None if spec.input.diameter_px is None else Text(f"{spec.input.diameter_px:g} pixels"),
             "normalisation": Text(
@@ -50,7 +52,7 @@ def view(ensemble: Ensemble, *, everything: bool = False) -> Iterator[Renderable
             "activation": Text(
                 spec.activation + "".join(f", and {role.name}" for role in spec.answers.roles if role != CLASSES)
             ),
-            "tile": Text(f"{spec.tile} pixels, overlap {spec.overlap:g}"),
+            "tile": Text(f"{shown_size(spec.tile)} pixels, overlap {shown_size(spec.overlap)}"),
             "augmentations": Text(", ".join(spec.augmentations)),
             "effort": None if spec.effort is None else Text(_effort(spec.effort)),
         }
@@ -204,8 +206,8 @@ def _facts(rows: Mapping[str, Text | None]) -> Table:
     return table
 
 
-def _pixel_size(size: float | None) -> str:
-    return "as the image is" if size is None else f"{size:g} micrometers"
+def _pixel_size(size: float | Sequence[float] | None) -> str:
+    return "as the image is" if size is None else f"{shown_size(size)} micrometers"
 
 
 def _listed(values: Iterable[float]) -> str:

@@ -46,7 +46,8 @@ class Box:
         """
         if self.z.start < outer.z.start or self.z.stop > outer.z.stop:
             raise ValueError(f"{self} is not within {outer}")
-        return slice(self.z.start - outer.z.start, self.z.stop - outer.z.start), *self.window.within(outer.window)
+        y, x = self.window.within(outer.window)
+        return slice(self.z.start - outer.z.start, self.z.stop - outer.z.start), y, x
 
 
 @dataclass(frozen=True, slots=True)

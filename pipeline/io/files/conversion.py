@@ -118,11 +118,11 @@ class _Image:
 
     def grid(self, level: int) -> RegionGrid:
         height, width = (-(-self.lengths[axis] // 2**level) for axis in "yx")
-        return RegionGrid(height, width, self.settings.region)
+        return RegionGrid.make((height, width), self.settings.region)
 
     def plan(self, level: int) -> ArrayPlan:
-        grid = self.grid(level)
-        lengths = self.lengths | {"y": grid.height, "x": grid.width}
+        height, width = self.grid(level).shape
+        lengths = self.lengths | {"y": height, "x": width}
         return plan_array(
             f"s{level}",
             self.axes,

@@ -5,7 +5,8 @@
     s0, s1, ...                  posterior, levels 0, 1, ...: channels whole, regions of the plane as shards
     labels/<name>/s0, ...        label images, the same regions
 
-A region of the plane and a shard of its arrays are the same window, so that one region is one object per array.
+A region of a plane, or of a volume, and a shard of its arrays are the same window, so that one region is one object per
+array.
 """
 
 from __future__ import annotations
@@ -144,9 +145,24 @@ def shard_edge(length: int, chunk: int, region: int) -> int:
     return region if length > region else -(-length // edge) * edge
 
 
+def depth_edges(length: int, chunk: int, region: int) -> tuple[int, int]:
+    """Return the edges of a chunk and of a shard on the z axis of a volume of `length` planes, as on the others."""
+    if region % chunk:
+        raise ValueError(f"region {region} is no multiple of chunk {chunk}")
+    edge = min(chunk, length)
+    return edge, region if length > region else -(-length // edge) * edge
+
+
 def region_grid(layout: ImageLayout, level: int) -> RegionGrid:
-    """Return the grid of shards of pyramid `level`: its plane, halved `level` times (rounded up), in regions."""
-    return RegionGrid(-(-layout.height // 2**level), -(-layout.width // 2**level), layout.region)
+    """Return the grid of shards of pyramid `level`: a plane, halved `level` times (rounded up), in regions.
+
+    Where regions are blocks of a volume: all of its planes, each halved so often.
+    """
+    plane = RegionGrid.make((-(-layout.height // 2**level), -(-layout.width // 2**level)), layout.region)
+    if not layout.region_depth:
+        return plane
+    depth = dict(zip(layout.axes, layout.shape, strict=True))["z"]
+    return RegionGrid((depth, *plane.shape), (layout.region_depth, *plane.sizes))
 
 
 def posterior_axes(layout: ImageLayout) -> str:
@@ -171,14 +187,19 @@ def label_plan(layout: ImageLayout, label: LabelImage, level: int) -> ArrayPlan:
 
 
 def _plan(layout: ImageLayout, level: int, path: str, axes: str, dtype: str, *, sharded: bool) -> ArrayPlan:
-    grid, channels = region_grid(layout, level), len(layout.channels)
-    lengths = dict(zip(layout.axes, layout.shape, strict=True)) | {
-        "c": channels,
-        "y": grid.height,
-        "x": grid.width,
-    }
+    height, width = region_grid(layout, level).shape[-2:]
+    channels = len(layout.channels)
+    lengths = dict(zip(layout.axes, layout.shape, strict=True)) | {"c": channels, "y": height, "x": width}
     return plan_array(
-        path, axes, lengths, dtype, chunk=layout.chunk, region=layout.region, channels=channels, sharded=sharded
+        path,
+        axes,
+        lengths,
+        dtype,
+        chunk=layout.chunk,
+        region=layout.region,
+        channels=channels,
+        sharded=sharded,
+        depths=(layout.chunk_depth, layout.region_depth) if layout.region_depth else None,
     )
 
 
@@ -192,10 +213,16 @@ def plan_array(
     region: int,
     channels: int,
     sharded: bool = True,
+    depths: tuple[int, int] | None = None,
 ) -> ArrayPlan:
-    """Plan an array of `axes` and `lengths` whose shards hold `channels` channels of a region of one plane."""
+    """Plan an array of `axes` and `lengths` whose shards hold `channels` channels of a region of one plane.
+
+    With `depths`, the planes of a chunk and of a region, of a region of a volume.
+    """
     edges = {axis: chunk_edge(lengths[axis], chunk) for axis in "yx"}
     shards = {axis: shard_edge(lengths[axis], chunk, region) for axis in "yx"} | {"c": channels}
+    if depths is not None:
+        edges["z"], shards["z"] = depth_edges(lengths["z"], *depths)
     return ArrayPlan(
         path,
         axes,

@@ -135,10 +135,10 @@ def write_region(
 
     Parameters
     ----------
-    t, z : the plane; 0 where the image has no such axis
+    t, z : the plane; 0 where the image has no such axis, or the window has a z axis of its own
     window : a window of ``region_grid(layout, level)``
-    posterior : (channels, y, x), cast to ``layout.dtype``; None where none is kept
-    labels : (y, x), values of classes
+    posterior : (channels, *window), cast to ``layout.dtype``; None where none is kept
+    labels : of the window's shape, values of classes
     level : of the pyramid, 0 is the full resolution
 
     Returns
@@ -175,9 +175,9 @@ def write_labels(
 
     Parameters
     ----------
-    t, z : the plane; 0 where the image has no such axis
+    t, z : the plane; 0 where the image has no such axis, or the window has a z axis of its own
     window : a window of ``region_grid(layout, level)``
-    values : (y, x), cast to the dtype of `label`
+    values : of the window's shape, cast to the dtype of `label`
 
     Raises
     ------
@@ -190,12 +190,9 @@ def write_labels(
 
 def _place(layout: ImageLayout, level: int, t: int, z: int, window: Window) -> dict[str, slice]:
     """Return the position of a region of a level, per axis; raise ValueError for a window that is none."""
-    grid = region_grid(layout, level)
-    index = window.y.start // grid.size * grid.columns + window.x.start // grid.size
-    if not 0 <= index < grid.count or grid.window(index) != window:
-        raise ValueError(f"{window} is no region of {grid}")
+    region_grid(layout, level).index(window)
     at = {"t": slice(t, t + 1), "c": slice(0, len(layout.channels)), "z": slice(z, z + 1)}
-    return at | {"y": window.y.slice, "x": window.x.slice}
+    return at | {axis: span.slice for axis, span in window.by_axis.items()}
 
 
 def put_array(

@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
 
-from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.geometry import Axes, Window, of_each
 from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.io import storage
@@ -37,11 +37,11 @@ class LevelChoice:
     Attributes
     ----------
     level : index into the image's levels
-    factor : source pixel size / wanted pixel size for y and x; 1.0 means as it is, 2.0 twice as many pixels
+    factor : source pixel size / wanted pixel size on each axis; 1.0 means as it is, 2.0 twice as many pixels
     """
 
     level: int
-    factor: tuple[float, float]
+    factor: tuple[float, ...]
 
 
 def choose_channels(image: SourceImage, requested: Sequence[str], expected: Sequence[str]) -> tuple[int, ...]:
@@ -93,31 +93,37 @@ def _channel(image: SourceImage, name: str) -> int:
     )
 
 
-def pixel_size_um(image: SourceImage, level: int) -> tuple[float, float] | None:
-    """Return the pixel size of a level in micrometres (y, x); None if unit or scale are not usable."""
+def pixel_size_um(image: SourceImage, level: int, axes: Axes = "yx") -> tuple[float, ...] | None:
+    """Return the pixel size of a level in micrometres along these axes; None if unit or scale are not usable."""
     sizes = []
-    for axis in (image.axes.index("y"), image.axes.index("x")):
+    for axis in map(image.axes.index, axes):
         size = (micrometers(image.units[axis]) or 0.0) * image.levels[level].scale[axis]
         if not (math.isfinite(size) and size > 0):
             return None
         sizes.append(size)
-    return sizes[0], sizes[1]
+    return tuple(sizes)
 
 
 def choose_level(
-    image: SourceImage, level: int | None, pixel_size_um: float | None, factor: float | None = None
+    image: SourceImage,
+    level: int | None,
+    pixel_size_um: float | Sequence[float] | None,
+    factor: float | None = None,
+    *,
+    axes: Axes = "yx",
 ) -> LevelChoice:
     """Choose the level whose pixels are nearest to the ensemble's without losing detail, and the remaining factor.
 
     Parameters
     ----------
     level : the user's choice, which wins
-    pixel_size_um : micrometres per pixel that the ensemble wants; None takes images as they are
+    pixel_size_um : micrometres per pixel that the ensemble wants, on all axes or on each; None takes images as they are
     factor : of `LevelChoice`, where something else decides it than the pixel size, which then is not used
+    axes : of what members see
 
     Notes
     -----
-    With `factor` the user's level or 0. Otherwise in this order: the finest level within 10 % on both axes, as it is;
+    With `factor` the user's level or 0. Otherwise in this order: the finest level within 10 % on all axes, as it is;
     the coarsest that is finer; level 0.
 
     Raises
@@ -127,45 +133,56 @@ def choose_level(
     if level is not None and not 0 <= level < len(image.levels):
         raise ImageError(f"{image.url}: has no level {level}; give --level from 0 to {len(image.levels) - 1}")
     if factor is not None:
-        return LevelChoice(level or 0, (factor, factor))
+        return LevelChoice(level or 0, (factor,) * len(axes))
     if pixel_size_um is None:
-        return LevelChoice(level or 0, (1.0, 1.0))
+        return LevelChoice(level or 0, (1.0,) * len(axes))
     candidates = range(len(image.levels)) if level is None else (level,)
-    factors = {index: _factor(image, index, pixel_size_um) for index in candidates}
-    same = [index for index, factor in factors.items() if factor == (1.0, 1.0)]
+    wanted = of_each(pixel_size_um, len(axes))
+    factors = {index: _factor(image, index, wanted) for index in candidates}
+    same = [index for index, factor in factors.items() if set(factor) == {1.0}]
     finer = [index for index, factor in factors.items() if max(factor) <= 1 + SAME_SIZE]
     chosen = same[0] if same else finer[-1] if finer else candidates[0]
-    _check_factor(image, chosen, pixel_size_um, factors[chosen])
+    _check_factor(image, chosen, wanted, factors[chosen])
     return LevelChoice(chosen, factors[chosen])
 
 
-def _check_factor(image: SourceImage, level: int, wanted: float, factor: tuple[float, float]) -> None:
+def _check_factor(image: SourceImage, level: int, wanted: Sequence[float], factor: tuple[float, ...]) -> None:
     """Raise ImageError where pixels are absurdly large or small beside those that the ensemble wants."""
-    size, finest = pixel_size_um(image, level), max(_factor(image, 0, wanted))
+    size, finest = pixel_size_um(image, level, _axes(wanted)), max(_factor(image, 0, wanted))
     if size is not None and not (finest <= _LARGEST_FACTOR and min(factor) >= _SMALLEST_FACTOR):
-        y, x = (f"{own:.6g}" for own in size)
         raise ImageError(
-            f"{image.url}: its pixel size is {y if y == x else f'{y} x {x}'} micrometers, the ensemble wants "
-            f"{wanted:g}: such pixels do not show what it was trained on, or are those of a printer; mend the scale in "
-            "the metadata, or convert the file again with chorus convert --pixel-size"
+            f"{image.url}: its pixel size is {_sizes(size)} micrometers, the ensemble wants {_sizes(wanted)}: "
+            "such pixels do not show what it was trained on, or are those of a printer; mend the scale in the "
+            "metadata, or convert the file again with chorus convert --pixel-size"
         )
 
 
-def unknown_pixel_size(image: SourceImage, wanted: float | None) -> str:
+def _axes(wanted: Sequence[float]) -> Axes:
+    return "yx" if len(wanted) == 2 else "zyx"
+
+
+def _sizes(sizes: Sequence[float]) -> str:
+    """Return pixel sizes for people: one number where all are equal."""
+    shown = [f"{size:.6g}" for size in sizes]
+    return shown[0] if len(set(shown)) == 1 else " x ".join(shown)
+
+
+def unknown_pixel_size(image: SourceImage, wanted: float | Sequence[float] | None, *, axes: Axes = "yx") -> str:
     """Return a sentence if an ensemble wants a pixel size and the image has none; else an empty string."""
-    if wanted is None or pixel_size_um(image, 0) is not None:
+    if wanted is None or pixel_size_um(image, 0, axes) is not None:
         return ""
-    units = {image.units[image.axes.index(axis)] for axis in "yx"} - {None}
+    units = {image.units[image.axes.index(axis)] for axis in axes} - {None}
     unit = f" (its unit is {' and '.join(sorted(map(repr, units)))})" if units else ""
-    return f"the pixel size is unknown{unit}: taken as it is, where the ensemble wants {wanted:g} micrometers"
+    known = _sizes(of_each(wanted, len(axes)))
+    return f"the pixel size is unknown{unit}: taken as it is, where the ensemble wants {known} micrometers"
 
 
-def _factor(image: SourceImage, level: int, wanted: float) -> tuple[float, float]:
-    """Return source / wanted pixel size; exactly 1 if unknown or within 10 % on both axes."""
-    size = pixel_size_um(image, level)
-    if size is None or all(abs(own / wanted - 1) <= SAME_SIZE for own in size):
-        return 1.0, 1.0
-    return size[0] / wanted, size[1] / wanted
+def _factor(image: SourceImage, level: int, wanted: Sequence[float]) -> tuple[float, ...]:
+    """Return source / wanted pixel size on each axis; exactly 1 if unknown or within 10 % on all axes."""
+    size = pixel_size_um(image, level, _axes(wanted))
+    if size is None or all(abs(own / other - 1) <= SAME_SIZE for own, other in zip(size, wanted, strict=True)):
+        return (1.0,) * len(wanted)
+    return tuple(own / other for own, other in zip(size, wanted, strict=True))
 
 
 def open_level(image_url: str, level_path: str, ngff: Ngff | None = None) -> zarr.Array[Any]:
@@ -197,12 +214,12 @@ def read_window(
     strict: bool = False,
     source: bool = False,
 ) -> NDArray[Any]:
-    """Read the pixels of a window of one plane.
+    """Read the pixels of a window of one plane, or of one volume.
 
     Parameters
     ----------
     axes : a letter of ``tczyx`` per axis of `array`, in any order
-    t, z : indices of the plane; 0 where the array has no such axis
+    t, z : indices of the plane; 0 where the array has no such axis, or the window has a z axis of its own
     channels : indices, in the order of the result; (0,) where the array has no c axis
     window : inside the image
     strict : take a missing chunk for an error. By the specification it is filled with the fill value, and
@@ -212,7 +229,7 @@ def read_window(
 
     Returns
     -------
-    (channels, y, x), in the stored type, native byte order
+    (channels, *window), in the stored type, native byte order
 
     Raises
     ------
@@ -224,7 +241,9 @@ def read_window(
     """
     is_file = isinstance(array.store_path.store, FileStore)  # its chunks are made when they are read
     selection = _selection(axes, tuple(array.shape), t, z, channels, window)
-    location = f"{_url(array)}: t {t}, z {z}, y {window.y.start}-{window.y.stop}, x {window.x.start}-{window.x.stop}"
+    plane = "" if "z" in window.axes else f" z {z},"
+    spans = ", ".join(f"{axis} {span.start}-{span.stop}" for axis, span in window.by_axis.items())
+    location = f"{_url(array)}: t {t},{plane} {spans}"
     try:
         if strict and not is_file and (missing := _first_missing(array, selection)):
             raise ImageError(f"{_url(array)}: chunk {missing} is missing; copy the image again from its origin")
@@ -236,11 +255,11 @@ def read_window(
     except Exception as error:
         # codecs and remote filesystems raise types of many libraries; chained, never swallowed
         raise ImageError(failure_sentence(error, _url(array)) or _damage(error, array, location)) from error
-    order = "".join(axis for axis in axes if axis in "cyx")
+    order = "".join(axis for axis in axes if axis in "c" + window.axes)
     pixels = stored.reshape([stored.shape[axes.index(axis)] for axis in order])
     if "c" not in order:
         pixels, order = pixels[np.newaxis], "c" + order
-    pixels = pixels.transpose([order.index(axis) for axis in "cyx"])
+    pixels = pixels.transpose([order.index(axis) for axis in "c" + window.axes])
     pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
     check_finite(pixels, channels, location, window)
     return pixels
@@ -256,7 +275,7 @@ def _selection(
     first, last = min(channels), max(channels)
     neighbours = list(channels) == list(range(first, last + 1))
     bounds = {"t": (t, t + 1), "z": (z, z + 1), "c": (first, last + 1)}
-    bounds |= {"y": (window.y.start, window.y.stop), "x": (window.x.start, window.x.stop)}
+    bounds |= {axis: (span.start, span.stop) for axis, span in window.by_axis.items()}
     lengths = {"t": 1, "z": 1, "c": 1} | dict(zip(axes, shape, strict=True))
     for axis, length in lengths.items():
         start, stop = bounds[axis]
@@ -303,14 +322,17 @@ def check_finite(pixels: NDArray[Any], channels: Sequence[int], location: str, w
 
     Parameters
     ----------
-    pixels : (channels, y, x) of `window`, any dtype; integers pass
+    pixels : (channels, *window), any dtype; integers pass
     channels : index in the image of each channel
-    location : names the plane in the message
-    window : position of `pixels` in the plane
+    location : names the plane or volume in the message
+    window : position of `pixels` in it
     """
     if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
         return
     number = finite.size - int(np.count_nonzero(finite))
-    channel, y, x = (int(index) for index in np.unravel_index(np.argmin(finite), finite.shape))
-    first = f"channel {channels[channel]}, y {window.y.start + y}, x {window.x.start + x}"
+    channel, *at = (int(index) for index in np.unravel_index(np.argmin(finite), finite.shape))
+    place = ", ".join(
+        f"{axis} {span.start + own}" for (axis, span), own in zip(window.by_axis.items(), at, strict=True)
+    )
+    first = f"channel {channels[channel]}, {place}"
     raise ImageError(f"{location}: {number} pixels are NaN or infinite, the first at {first}; clean or mask them")

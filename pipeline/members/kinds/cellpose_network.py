@@ -69,9 +69,9 @@ class CellposeMember(MemberEntry):
             )
         state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
         design = Design.of(url, state)
-        if not design.takes(asked.tile):
+        if not design.takes(asked.edge):
             raise RefusedError(
-                f"{url}: this Cellpose network takes tiles of {design.tiles}, not {asked.tile}; set `tile: "
+                f"{url}: this Cellpose network takes tiles of {design.tiles}, not {asked.edge}; set `tile: "
                 f"{design.tile}` in ensemble.yaml and leave out --tile"
             )
         network = _network(url, state, design)

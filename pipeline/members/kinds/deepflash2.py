@@ -67,7 +67,7 @@ class Deepflash2Member(MemberEntry):
         if is_script(data) and not asked.trust_code:
             check_source(url, data)
             if not asked.tried:
-                check_trial(url, data, [(1, asked.channels, asked.tile, asked.tile)], child=self.model or 0)
+                check_trial(url, data, [(1, asked.channels, asked.edge, asked.edge)], child=self.model or 0)
         module, facts = _read(url, data, self.model, asked.trust_code)
         if facts.channels is not None and facts.channels != asked.channels:
             raise RefusedError(

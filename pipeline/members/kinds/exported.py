@@ -93,6 +93,7 @@ def _sizes(program: torch.export.ExportedProgram, name: str) -> list[Size]:
 
 KIND = MemberKind(
     entry=ExportedMember,
+    volumes=True,
     describe=lambda url, _: describe_export(ExportedMember, "exported", url),
     own_suffixes=(".pt2",),
     suffixes=(".pt2",),

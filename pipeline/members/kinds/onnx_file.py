@@ -142,6 +142,7 @@ def _size(length: int | str | None) -> int | None:
 
 KIND = MemberKind(
     entry=OnnxMember,
+    volumes=True,
     describe=lambda url, _: describe_export(OnnxMember, "onnx", url),
     own_suffixes=(".onnx",),
     suffixes=(".onnx",),

@@ -25,7 +25,7 @@ class TorchScriptMember(ExportEntry):
         if not asked.trust_code:
             check_source(url, data)
             if not asked.tried:
-                tile = torch.zeros((1, asked.channels, asked.tile, asked.tile))
+                tile = torch.zeros((1, asked.channels, *asked.shape))
                 check_trial(url, data, [self.given(tile).shape])
         module = load_script(url, data, device, trust_code=asked.trust_code)
         return _TorchScript(module, device, self, url)
@@ -45,6 +45,7 @@ class _TorchScript(ModuleMember):
 
 KIND = MemberKind(
     entry=TorchScriptMember,
+    volumes=True,
     describe=lambda url, _: describe_export(TorchScriptMember, "torchscript", url),
     suffixes=(".pt",),
     recognises=lambda file: bool(file.code),

@@ -113,7 +113,7 @@ def test_every_kind_is_what_torch_calls_so_and_knows_its_calls() -> None:
         device = device_of(kind)
         assert device.torch_device.type == device.kind == kind
         assert device_of(device.torch_device) is device
-        assert (tiles_per_call(kind, 64, 4) > 1) == device.accelerated
+        assert (tiles_per_call(kind, (64, 64), 4) > 1) == device.accelerated
         assert device.most_pixels >= device.call_pixels
     assert device_of(torch.device("cuda")) is device_of("cuda") is device_of(torch.device("cuda", 0))
     assert device_of(torch.device("cuda", 1)).torch_device == torch.device("cuda", 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Span, TileAxis, Window, mirror
+from chorus.pipeline.core.geometry import Grid, RegionGrid, Span, TileAxis, Window, mirror, of_each, shown_size
 
 
 @st.composite
@@ -99,7 +102,7 @@ def test_mirror_pads_like_numpy_reflect(length: int, pad: int) -> None:
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 70))
 def test_regions_cover_each_pixel_of_the_plane_once(height: int, width: int, size: int) -> None:
-    regions = RegionGrid(height, width, size)
+    regions = RegionGrid.make((height, width), size)
     seen = np.zeros((height, width), int)
     for index in range(regions.count):
         window = regions.window(index)
@@ -113,8 +116,8 @@ def test_grid_is_the_product_of_its_axes(a: tuple[TileAxis, Span], b: tuple[Tile
     grid, target = Grid(a[0], b[0]), Window(a[1], b[1])
     tiles = list(grid.tiles(target))
     assert len(tiles) == grid.tile_count(target)
-    assert [(t.row, t.column) for t in tiles] == sorted((t.row, t.column) for t in tiles)
-    assert all(t.window == Window(grid.y.span(t.row), grid.x.span(t.column)) for t in tiles)
+    assert [t.index for t in tiles] == sorted(t.index for t in tiles)
+    assert all(t.window == Window(grid.y.span(t.index[0]), grid.x.span(t.index[1])) for t in tiles)
     assert grid.needed(target) == Window(grid.y.needed(target.y), grid.x.needed(target.x))
     whole = Window.of(0, grid.y.length, 0, grid.x.length)
     assert len(list(grid.tiles(whole))) == grid.count
@@ -123,10 +126,66 @@ def test_grid_is_the_product_of_its_axes(a: tuple[TileAxis, Span], b: tuple[Tile
 @pytest.mark.parametrize("index", [-1, 4])
 def test_a_region_outside_the_plane_is_an_index_error(index: int) -> None:
     with pytest.raises(IndexError):
-        RegionGrid(10, 10, 5).window(index)
+        RegionGrid.make((10, 10), 5).window(index)
 
 
 @pytest.mark.parametrize("arguments", [(0, 4, 0.5), (4, 0, 0.5), (4, 4, 1.0), (4, 4, -0.1)])
 def test_a_grid_that_cannot_be_is_refused(arguments: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="no tile grid"):
         TileAxis.make(*arguments)
+
+
+VOLUMES = st.tuples(st.integers(1, 12), st.integers(1, 20), st.integers(1, 20))
+BLOCKS = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
+
+
+@given(shape=VOLUMES, block=BLOCKS)
+def test_blocks_partition_a_volume_in_row_major_order(shape: tuple[int, int, int], block: tuple[int, int, int]) -> None:
+    grid = RegionGrid.make(shape, block)
+    found = np.zeros(shape, int)
+    windows = [grid.window(index) for index in range(grid.count)]
+    for index, window in enumerate(windows):
+        found[window.slices] += 1
+        assert grid.index(window) == index
+        assert window.pixels == found[window.slices].size
+    assert (found == 1).all()
+    assert windows == sorted(windows, key=lambda w: tuple(span.start for span in w.spans))
+
+
+@given(shape=VOLUMES, tile=BLOCKS, overlap=st.sampled_from([0.0, 0.5, (0.5, 0.25, 0.0)]), data=st.data())
+def test_tiles_of_a_volume_are_those_of_its_axes(
+    shape: tuple[int, int, int], tile: tuple[int, int, int], overlap: Any, data: st.DataObject
+) -> None:
+    grid, block = Grid.make(shape, tile, overlap), RegionGrid.make(shape, data.draw(BLOCKS))
+    target = block.window(data.draw(st.integers(0, block.count - 1)))
+    tiles = list(grid.tiles(target))
+    assert len(tiles) == grid.tile_count(target)
+    assert [one.index for one in tiles] == sorted({one.index for one in tiles})
+    everywhere = {one.index for one in grid.tiles(Window.whole(shape))}
+    for index in everywhere:
+        spans = [axis.span(at) for axis, at in zip(grid.axes, index, strict=True)]
+        touches = all(a.start < b.stop and b.start < a.stop for a, b in zip(spans, target.spans, strict=True))
+        assert touches == (index in {one.index for one in tiles})
+    for one in tiles:
+        assert all(span.start <= at < span.stop for span, at in zip(one.window.spans, grid.centre(one), strict=True))
+    assert grid.needed(target).within(Window.whole(shape))
+
+
+def test_a_window_has_the_axes_of_a_plane_or_of_a_volume() -> None:
+    plane, volume = Window.of(1, 3, 4, 9), Window.of(5, 6, 1, 3, 4, 9)
+    assert (plane.axes, volume.axes) == ("yx", "zyx")
+    assert volume.plane == plane.plane == plane
+    assert volume.by_axis == {"z": Span(5, 6), "y": Span(1, 3), "x": Span(4, 9)}
+    assert pickle.loads(pickle.dumps(volume)) == volume
+    with pytest.raises(ValueError, match="2 or 3 axes"):
+        Window(Span(0, 1))
+    with pytest.raises(ValueError, match="is no region"):
+        RegionGrid.make((10, 10, 10), 5).index(Window.of(0, 5, 0, 4, 0, 5))
+
+
+def test_one_number_is_that_of_each_axis() -> None:
+    assert of_each(4, 3) == (4, 4, 4)
+    assert of_each([1, 2, 3], 3) == (1, 2, 3)
+    with pytest.raises(ValueError, match="2 values for 3 axes"):
+        of_each([1, 2], 3)
+    assert (shown_size(256), shown_size((16, 48, 48)), shown_size((0.5, 0.25))) == ("256", "16 x 48 x 48", "0.5 x 0.25")

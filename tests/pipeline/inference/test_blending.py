@@ -16,7 +16,7 @@ from tests.support import reference
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 32, 65])
 def test_the_window_is_the_gaussian_of_the_reference(tile: int) -> None:
-    window = gaussian_window(tile).numpy()
+    window = gaussian_window((tile, tile)).numpy()
     np.testing.assert_allclose(window, reference.gaussian_window(tile), rtol=1e-6)
     assert window.max() == 1
     assert window.min() > 0
@@ -35,9 +35,9 @@ def blend(shape: tuple[int, int], grid: Grid, target: Window, tile: int) -> NDAr
         reached = span.stop
         rows.append(maps.clone())
 
-    blender = BandBlender(2, target, gaussian_window(tile), sink)
+    blender = BandBlender(2, target, gaussian_window((tile, tile)), sink)
     for one in grid.tiles(target):
-        blender.add(one, tile_maps(one.row, one.column, tile))
+        blender.add(one, tile_maps(*one.index, tile))
     blender.finish()
     assert reached == target.y.stop
     return torch.cat(rows, dim=1).numpy()
@@ -85,7 +85,7 @@ def test_the_blend_is_the_weighted_mean_of_the_tiles() -> None:
 def test_equal_tiles_give_their_value_everywhere() -> None:
     grid, target = Grid.make((30, 30), 16, 0.0), Window.of(0, 30, 0, 30)
     out: list[torch.Tensor] = []
-    blender = BandBlender(1, target, gaussian_window(16), lambda _, maps: out.append(maps.clone()))
+    blender = BandBlender(1, target, gaussian_window((16, 16)), lambda _, maps: out.append(maps.clone()))
     for tile in grid.tiles(target):
         blender.add(tile, torch.full((1, 16, 16), 0.3))
     blender.finish()

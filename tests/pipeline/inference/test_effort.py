@@ -140,8 +140,8 @@ def test_adaptive_results_do_not_depend_on_region_size_or_order(
     everywhere = Window.of(0, shape[0], 0, shape[1])
     some = between(members(settings_, 2), settings_, plane_window(image, grid, everywhere), everywhere)
     engine = Engine(members(settings_, 2), replace(settings_, effort=some), CPU)
-    order = data.draw(st.permutations(range(RegionGrid(*shape, region).count)))
-    windows = [RegionGrid(*shape, region).window(index) for index in order]
+    order = data.draw(st.permutations(range(RegionGrid.make(shape, region).count)))
+    windows = [RegionGrid.make(shape, region).window(index) for index in order]
     whole = engine.posterior(plane_window(image, grid, everywhere), everywhere)
     for window in windows:
         part = engine.posterior(plane_window(image, grid, window), window)
@@ -249,7 +249,7 @@ def test_features_are_those_of_full_effort_and_samples_are_counted_once() -> Non
     counts, sums = [], []
     for effort, region in ((None, 100), (some, 100), (some, 40)):
         engine = Engine(loaded, replace(how(None), effort=effort), CPU)
-        cut = RegionGrid(70, 90, region)
+        cut = RegionGrid.make((70, 90), region)
         of_regions = []
         for window in (cut.window(index) for index in range(cut.count)):
             features = TileFeatures(grid, window)

@@ -44,7 +44,7 @@ def test_every_tile_counts_for_one_region_which_evaluates_it(
     image: tuple[int, int], model: tuple[int, int] | None, region: int, tile: int, overlap: float
 ) -> None:
     model = model or image
-    grid, regions = Grid.make(model, tile, overlap), RegionGrid(*image, max(region, max(image) // 4))
+    grid, regions = Grid.make(model, tile, overlap), RegionGrid.make(image, max(region, max(image) // 4))
     y, x = AxisMap.make(model[0], image[0]), AxisMap.make(model[1], image[1])
     counted: list[tuple[int, int]] = []
     for index in range(regions.count):
@@ -54,7 +54,7 @@ def test_every_tile_counts_for_one_region_which_evaluates_it(
         features = TileFeatures(grid, centres)
         features.add(tiles, torch.ones((len(tiles) + 2, 1), dtype=torch.int64))
         own = [t for t in tiles if holds(centres, *grid.centre(t))]
-        counted += [(t.row, t.column) for t in own]
+        counted += [t.index for t in own]
         assert (features.tiles, features.sums().tolist()) == (len(own), [len(own)])
     assert sorted(counted) == [(row, column) for row in range(grid.y.count) for column in range(grid.x.count)]
 
@@ -200,7 +200,7 @@ def features_of(
     """Of an image in regions, with the members cut into stages."""
     how = settings_of("softmax", False, 2, 32, augmentations, batch)
     shape = image.shape[1], image.shape[2]
-    grid, regions, total = Grid.make(shape, 32, 0.5), RegionGrid(*shape, region), FeatureTotal()
+    grid, regions, total = Grid.make(shape, 32, 0.5), RegionGrid.make(shape, region), FeatureTotal()
     cuts = [0, *stages, len(members)]
     engines = [Engine(members[a:b], how, CPU) for a, b in pairwise(cuts)]
     for index in order or range(regions.count):
@@ -234,7 +234,7 @@ def test_features_do_not_depend_on_regions_order_batch_or_stages(
     members = [Summary(0), Plain(), Summary(1), Summary(2)]
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     whole = features_of(members, image, region=100)
-    order = data.draw(st.permutations(range(RegionGrid(*shape, region).count)))
+    order = data.draw(st.permutations(range(RegionGrid.make(shape, region).count)))
     assert features_of(members, image, region=region, batch=batch, stages=sorted(stages), order=order) == whole
     wanted = reference_features(image.astype(np.float64), [members[i].reference for i in (0, 2, 3)], 32, 0.5)
     np.testing.assert_allclose(whole.mean, wanted, atol=1e-4)

@@ -57,7 +57,7 @@ def by_region(
 ) -> tuple[Posterior, RegionSums]:
     """The posterior put together from regions computed in `order`, and the sum of their sums."""
     height, width = image.shape[1:]
-    cut = RegionGrid(height, width, region)
+    cut = RegionGrid.make((height, width), region)
     windows = [cut.window(index) for index in order or range(cut.count)]
     return stitch(windows, [engine.posterior(plane_window(image, grid, w), w) for w in windows], (height, width))
 
@@ -102,7 +102,7 @@ def test_result_does_not_depend_on_region_size_or_order(
     engine = Engine(filters(how, 2), how, CPU)
     image, grid = noise(shape, seed), Grid.make(shape, 32, overlap)
     whole, sums = by_region(engine, image, grid, max(shape))
-    order = data.draw(st.permutations(range(RegionGrid(*shape, region).count)))
+    order = data.draw(st.permutations(range(RegionGrid.make(shape, region).count)))
     cut, cut_sums = by_region(engine, image, grid, region, order)
     assert_same_bytes(whole, cut)
     assert sums == cut_sums

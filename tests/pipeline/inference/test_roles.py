@@ -115,7 +115,7 @@ def test_the_result_does_not_depend_on_regions_or_their_order(
     image, grid = image_of(shape, 1), Grid.make(shape, 32, 0.5)
     engine, whole = Engine(members, how(batch=batch), CPU), Window.of(0, shape[0], 0, shape[1])
     wanted = arrays_of(engine.posterior(plane_window(image, grid, whole), whole))
-    regions = RegionGrid(*shape, region)
+    regions = RegionGrid.make(shape, region)
     for index in data.draw(st.permutations(range(regions.count))):
         target = regions.window(index)
         part = arrays_of(engine.posterior(plane_window(image, grid, target), target))

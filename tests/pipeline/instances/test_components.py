@@ -33,7 +33,7 @@ def by_regions(
 ) -> tuple[NDArray[np.uint64], pd.DataFrame]:
     """Names in the plane, and the rows of all objects; regions are done in random order."""
     plane = mask.shape[0], mask.shape[1]
-    grid, names = RegionGrid(*plane, size), np.zeros(plane, np.uint64)
+    grid, names = RegionGrid.make(plane, size), np.zeros(plane, np.uint64)
     found = {}
     for index in np.random.default_rng(seed).permutation(grid.count).tolist():
         window = grid.window(index)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chorus.pipeline.core.geometry import Span, Window
-from chorus.pipeline.preprocessing.resampling import AxisMap, nearest, plane_shape, resample
+from chorus.pipeline.preprocessing.resampling import AxisMap, nearest, resample, shape_of
 
 sizes = st.integers(1, 40)
 
@@ -129,10 +129,10 @@ def test_halving_averages_with_the_widened_triangle() -> None:
         ((10, 10), (1.26, 0.5), (13, 5)),
     ],
 )
-def test_plane_shape_rounds_to_at_least_one_pixel(
+def test_a_shape_rounds_to_at_least_one_pixel(
     shape: tuple[int, int], factor: tuple[float, float], expected: tuple[int, int]
 ) -> None:
-    assert plane_shape(shape, factor) == expected
+    assert shape_of(shape, factor) == expected
 
 
 def test_a_window_without_the_pixels_that_are_needed_is_refused() -> None:

@@ -68,8 +68,8 @@ class BioimageioMember(MemberEntry):
         package = _opened(asked.url, self.weights, self.sha256)
         inputs = package.description.inputs
         index, output = self._output(package)
-        check_tile(package.url, inputs, asked.tile)
-        check_output(package.url, inputs, output, asked.tile)
+        check_tile(package.url, inputs, asked.edge)
+        check_output(package.url, inputs, output, asked.edge)
         ports = [port(package.url, tensor) for tensor in inputs]
         post = postprocessing(package.url, output, flows=FLOWS in asked.outputs)
         out = port(package.url, output)
@@ -80,7 +80,7 @@ class BioimageioMember(MemberEntry):
             where = f"{package.url}: {files.entry.source}"
             check_source(where, files.weights)
             if not asked.tried:
-                laid = [one.lay(torch.zeros((1, one.channels, asked.tile, asked.tile))) for one in ports]
+                laid = [one.lay(torch.zeros((1, one.channels, asked.edge, asked.edge))) for one in ports]
                 check_trial(where, files.weights, [tensor.shape for tensor in laid])
         network = load_network(package, files, device, trust_code=asked.trust_code)
         types = [_last_dtype(tensor) for tensor in inputs]

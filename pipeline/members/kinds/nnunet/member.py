@@ -79,9 +79,9 @@ class NnunetMember(MemberEntry):
         own = facts.plans.configuration
         url = f"{asked.url}/{PLANS}"
         strides = settings_of(url, own.architecture).total_strides(len(own.patch_size))
-        if any(asked.tile % stride for stride in strides):
+        if any(asked.edge % stride for stride in strides):
             raise RefusedError(
-                f"{asked.url}: takes tiles that are multiples of {math.lcm(*strides)}, not {asked.tile}; it was "
+                f"{asked.url}: takes tiles that are multiples of {math.lcm(*strides)}, not {asked.edge}; it was "
                 f"trained with patches of {' x '.join(map(str, own.patch_size))}"
             )
         outputs = len(facts.dataset.classes) - facts.dataset.has_regions

@@ -55,9 +55,9 @@ class StarDistMember(MemberEntry):
                 "input.channels in ensemble.yaml"
             )
         divisor = max(design.divisor)
-        if asked.tile % divisor:
+        if asked.edge % divisor:
             raise RefusedError(
-                f"{folder.url}: takes tiles of a multiple of {divisor} pixels, not {asked.tile}; correct the tile"
+                f"{folder.url}: takes tiles of a multiple of {divisor} pixels, not {asked.edge}; correct the tile"
             )
         with_rays = RAYS in asked.outputs
         if with_rays and len(asked.outputs[RAYS].names) != design.n_rays:

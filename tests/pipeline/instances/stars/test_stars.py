@@ -109,7 +109,7 @@ def test_objects_do_not_depend_on_the_partition(
         name: (score, variation)
         for name, score, variation in zip(whole.objects.anchors, whole.scores, whole.variation, strict=True)
     }
-    regions = RegionGrid(*shape, size)
+    regions = RegionGrid.make(shape, size)
     windows = [regions.window(index) for index in range(regions.count)]
     longest = max(Candidates.of(cut(maps, window), shape, chosen).longest for window in windows)
     names, first = np.zeros(shape, np.uint64), np.unique(whole.objects.names, return_index=True)
@@ -130,7 +130,7 @@ def test_objects_do_not_depend_on_the_partition(
 def test_parts_of_a_plane_have_its_candidates() -> None:
     maps, chosen = random_maps(3, (50, 61)), StarSettings(0.5, grid=(2, 4))
     whole = Candidates.of(maps, (50, 61), chosen)
-    regions = RegionGrid(50, 61, 17)
+    regions = RegionGrid.make((50, 61), 17)
     parts = [Candidates.of(cut(maps, regions.window(i)), (50, 61), chosen) for i in range(regions.count)]
     joined = Candidates.joined(parts)
     for name in ("points", "scores", "classes", "rays", "variation"):

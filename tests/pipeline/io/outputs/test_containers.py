@@ -50,7 +50,7 @@ def fill(url: str, channels: tuple[str, ...]) -> None:
     )
     prepare_image(layout)
     posterior = np.full((len(channels), 60, 70), 0.5, np.float32) if channels else None
-    write_region(layout, 0, 0, RegionGrid(60, 70, 128).window(0), posterior, np.ones((60, 70), np.int64))
+    write_region(layout, 0, 0, RegionGrid.make((60, 70), 128).window(0), posterior, np.ones((60, 70), np.int64))
 
 
 @pytest.mark.parametrize("channels", [("uncertainty",), ()])

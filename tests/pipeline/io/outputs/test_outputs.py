@@ -62,7 +62,7 @@ def write_random(layout: ImageLayout, threads: int = 1) -> tuple[np.ndarray, np.
     all_planes, size = planes(layout), (layout.height, layout.width)
     posterior = random.random((len(all_planes), len(layout.channels), *size), np.float32)
     labels = random.integers(0, len(layout.classes), (len(all_planes), *size))
-    grid = RegionGrid(*size, layout.region)
+    grid = RegionGrid.make(size, layout.region)
 
     def write(job: tuple[int, int]) -> None:
         plane, window = job[0], grid.window(job[1])
@@ -139,7 +139,7 @@ def test_a_region_is_one_put_per_array(tmp_path: Path, monkeypatch: pytest.Monke
     puts: list[str] = []
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", lambda url, data: (puts.append(url), write(url, data)))
-    window = RegionGrid(300, 270, 128).window(8)
+    window = RegionGrid.make((300, 270), 128).window(8)
     part = np.ones((len(CHANNELS), *window.shape), np.float32)
     outputs.write_region(layout, 0, 0, window, part, np.ones(window.shape, np.int64))
     assert puts == [f"{layout.url}/s0/c/0/2/2", f"{layout.url}/labels/semantic/s0/c/2/2"]
@@ -149,7 +149,7 @@ def test_a_rewritten_region_is_right_whatever_was_there(tmp_path: Path) -> None:
     layout = layout_at(tmp_path / "a.ome.zarr")
     outputs.prepare_image(layout)
     posterior, labels = write_random(layout)
-    window = RegionGrid(300, 270, 128).window(8)
+    window = RegionGrid.make((300, 270), 128).window(8)
     empty = np.zeros((len(CHANNELS), *window.shape), np.float32)
     outputs.write_region(layout, 0, 0, window, empty, np.zeros(window.shape, np.int64))
     posterior[0][:, window.y.slice, window.x.slice] = 0
