@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from chorus.pipeline.io.outputs.writer import open_labels, open_posterior
 from chorus.pipeline.report.thumbnails import thumbnails_present
 from tests.support.interruptions import killed_after
 from tests.support.making import pixels, volume_network, write_image, write_light_ensemble, write_volume_ensemble
+from tests.support.paths import SHARED
 from tests.support.runs import assert_same_results, run, start
 from tests.support.volume_reference import Array, posterior_of_volume
 
+FOLDS = ["fold_0.torchscript.pt", "fold_1.torchscript.pt"]
 SHAPE = (13, 70, 90)
 SMALL = {"region": 64, "chunk": 32, "region_depth": 4, "chunk_depth": 2}
 
@@ -47,14 +51,13 @@ def done(image: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+def answer_of(network: torch.nn.Module, tile: Array) -> Array:
+    with torch.no_grad():
+        return np.asarray(network(torch.from_numpy(tile)[None])[0].numpy())
+
+
 def by_the_letter(seed: int) -> Any:
-    network = volume_network(seed).double()
-
-    def answer(tile: Array) -> Array:
-        with torch.no_grad():
-            return np.asarray(network(torch.from_numpy(tile)[None])[0].numpy())
-
-    return answer
+    return partial(answer_of, volume_network(seed).double())
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,38 @@ def test_values_are_those_of_the_reference_over_time_points_and_channels(tmp_pat
         np.testing.assert_allclose(maps[t, 4], wanted["aleatoric"], atol=5e-5)
         sure = np.abs(wanted["probability"][0] - 0.5) > 1e-3
         assert (labels[t][sure] == wanted["probability"].argmax(axis=0)[sure]).all()
+
+
+@pytest.mark.parametrize(("kind", "names"), [("torchscript", FOLDS), ("onnx", ["fold_0.onnx"])])
+def test_folds_of_nnunet_in_3d_run_as_members(kind: str, names: list[str], tmp_path: Path) -> None:
+    source = SHARED / "interop" / "nnunet_3d_fullres"
+    if not source.is_dir():
+        pytest.skip("no shared/interop beside the checkout: set CHORUS_SHARED")
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    data = np.load(source / "t_same.npz")["preprocessed"][0].astype(np.float32)[:20, :70, :60]
+    image = write_image(tmp_path / "t.ome.zarr", data, "zyx")
+    members = []
+    for name in names:
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+        digest = hashlib.sha256((source / name).read_bytes()).hexdigest()
+        members.append({"kind": kind, "weights": name, "sha256": digest})
+    entry = {"channels": ["fluo"], "axes": "zyx", "normalisation": {"kind": "mean_std", "mean": [0.0], "std": [1.0]}}
+    changes = {"classes": [{"name": name} for name in ("background", "big", "small")], "tile": [16, 48, 48]}
+    ensemble = write_volume_ensemble(tmp_path / "ensemble", input=entry, **changes)
+    content = yaml.safe_load(ensemble.read_text()) | {"members": members}
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    run(image, tmp_path / "ensemble.yaml", tmp_path / "out", dtype="float32", **SMALL)
+    networks = [torch.jit.load(str(source / name)).double().eval() for name in FOLDS[: len(names)]]
+    wanted = posterior_of_volume(
+        data[None].astype(np.float64),
+        [partial(answer_of, network) for network in networks],
+        (16, 48, 48),
+        0.5,
+        ("identity", "zflip", "hflip"),
+    )
+    maps = np.asarray(open_posterior(str(tmp_path / "out" / "images" / "t.ome.zarr"))[...])
+    np.testing.assert_allclose(maps[:3], wanted["probability"], atol=1e-5)
 
 
 def test_arrays_are_stored_in_blocks_and_only_planes_are_halved(image: Path, ensemble: Path, tmp_path: Path) -> None:
