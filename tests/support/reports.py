@@ -21,6 +21,7 @@ from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
+from tests.support.displays import displays_of
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epistemic", "aleatoric")
@@ -61,6 +62,7 @@ def write_result(
         channels=channels,
         dtype="float16",
         classes=CLASSES,
+        displays=displays_of(channels),
         chunk=64,
         region=1024,
     )

@@ -27,6 +27,7 @@ from chorus.cluster.runs import volume_run as volumes
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.console.options import RequestOptions
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.models import SourceImage
@@ -288,7 +289,7 @@ def test_what_is_no_volume_is_told_in_one_sentence(network: str, tmp_path: Path)
     flowless = write_ensemble(tmp_path / "flowless", members=1)
     with pytest.raises(RefusedError, match="its members give no flows, which --volumes needs"):
         predicted(source, str(flowless), tmp_path / "other", volumes="all")
-    assert read_ensemble(network).spec.flows
+    assert FLOWS in read_ensemble(network).outputs
 
 
 def files_of(out: Path) -> dict[str, bytes]:

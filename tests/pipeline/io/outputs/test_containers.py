@@ -17,6 +17,7 @@ from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs.groups import prepare_collection, prepare_plate
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
+from tests.support.displays import displays_of
 
 WELLS = ("A/01", "A/02", "B/01")
 
@@ -45,6 +46,7 @@ def fill(url: str, channels: tuple[str, ...]) -> None:
         channels=channels,
         dtype="float32",
         classes=(ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a")),
+        displays=displays_of(channels),
         chunk=32,
         region=128,
     )

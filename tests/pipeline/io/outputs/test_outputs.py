@@ -25,6 +25,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ClassInfo, ImageLayout
 from chorus.pipeline.io.outputs import arrays
 from chorus.pipeline.io.outputs import writer as outputs
+from tests.support.displays import displays_of
 from tests.support.paths import SHARED
 
 CHANNELS = ("probability:background", "probability:nucleus", "uncertainty", "epistemic")
@@ -46,6 +47,7 @@ def layout_at(url: Path | str, axes: str = "yx", shape: tuple[int, ...] = (300, 
         channels=CHANNELS,
         dtype="float16",
         classes=CLASSES,
+        displays=displays_of(CHANNELS),
         chunk=32,
         region=128,
     )

@@ -29,6 +29,7 @@ from chorus.pipeline.io.outputs.writer import (
     write_labels,
     write_region,
 )
+from tests.support.displays import displays_of
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("nucleus", "#4daf4a"))
 
@@ -47,6 +48,7 @@ def layout_at(url: str, axes: str, shape: tuple[int, ...], region: int = 128, ch
         channels=("probability:nucleus", "uncertainty"),
         dtype="float16",
         classes=CLASSES,
+        displays=displays_of(("probability:nucleus", "uncertainty")),
         chunk=chunk,
         region=region,
     )

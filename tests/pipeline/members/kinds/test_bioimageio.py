@@ -209,7 +209,8 @@ def test_flows_are_taken_before_the_dynamics_of_cellpose(tmp_path: Path) -> None
     outputs = [{"id": "labels", "axes": reference("raw", 1), "postprocessing": steps}]
     folder = write_package(tmp_path / "p", module=Net(classes=3), outputs=outputs)
     described = describe(str(folder))
-    assert (described.flows, described.activation, described.classes) == (True, "sigmoid", ["background", "cell"])
+    assert [entry.role for entry in described.outputs] == ["classes", "flows"]
+    assert (described.activation, described.classes) == ("sigmoid", ["background", "cell"])
     tiles = torch.rand((1, 1, 64, 64))
     got = described.entry.load(asked(folder, outputs=1, flows=True), CPU)(tiles)
     torch.manual_seed(0)

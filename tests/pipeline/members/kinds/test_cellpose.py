@@ -311,7 +311,7 @@ def test_a_file_describes_itself_as_a_member_that_can_be_used(tmp_path: Path) ->
     told = describe(str(path))
     assert told.entry == entry(path)
     assert (told.name, told.classes, told.activation) == ("my-cells", ["background", "cell"], "sigmoid")
-    assert (told.flows, told.tile) == (True, TILE)
+    assert ([entry.role for entry in told.outputs], told.tile) == (["classes", "flows"], TILE)
     assert "CC-BY-NC" in told.about.limits
     (tmp_path / "other").write_bytes(b"no weights")
     for missing in ("other", "absent"):

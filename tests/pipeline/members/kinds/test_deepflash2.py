@@ -138,7 +138,8 @@ def test_what_a_file_says_makes_a_member_of_an_ensemble(tmp_path: Path) -> None:
     (found,) = describe(str(path))
     assert (found.name, found.channels) == ("Unet_fold1", ["channel-0", "channel-1"])
     assert found.classes == ["background", "class-1", "class-2"]
-    assert (found.activation, found.flows, found.tile, found.normalisation) == ("softmax", False, 512, None)
+    assert (found.activation, found.tile, found.normalisation) == ("softmax", 512, None)
+    assert [entry.role for entry in found.outputs] == ["classes"]
     fields = found.entry.model_dump(exclude_none=True, exclude={"kind", "weights"})
     assert fields == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     ensemble_of(path, **fields).load_member(0, CPU)

@@ -13,6 +13,7 @@ import zarr
 from PIL import Image
 from skimage.measure import regionprops_table
 
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.training.checks import check_memory, check_pairs
@@ -185,7 +186,7 @@ def test_the_summary_measures_images_and_objects_and_the_ensemble_names_its_memb
     assert summary.folds[0]["ap50"] == 0.8
     assert summary.recipe["begun_with"] == "random"
     spec = ensemble_spec("nuclei", settings, [result], About(training=summary))
-    assert spec.flows
+    assert FLOWS in spec.answers
     assert [c.name for c in spec.classes] == ["background", "nucleus"]
     assert spec.members[0].weights == "member-0.safetensors"
 

@@ -11,6 +11,7 @@ import tifffile
 import torch
 from scipy.ndimage import affine_transform
 
+from chorus.pipeline.core import outputs
 from chorus.pipeline.core.augmentation import AUGMENTATIONS
 from chorus.pipeline.training.data.augment import augmented
 from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs
@@ -104,7 +105,7 @@ def test_flips_and_quarter_turns_are_exact_and_those_that_prediction_undoes(name
     torch.testing.assert_close(batch.images[0, 0].double(), expected, atol=1e-4, rtol=0)
     assert torch.equal(batch.classes[0], augmentation.forward(torch.from_numpy(label[inside])).long())
     assert batch.flows is not None
-    back = augmentation.vectors_backward(batch.flows)[0]
+    back = augmentation.restore(batch.flows, outputs.flows_of())[0]
     torch.testing.assert_close(back.double(), torch.from_numpy(vectors[inside]), atol=1e-4, rtol=0)
 
 
