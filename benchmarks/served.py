@@ -85,7 +85,7 @@ def bare_rate(arguments: dict[str, Any], images: list[bytes], seconds: float) ->
 def _forward(engine: Any, plane: PlaneWindow, target: Window) -> None:
     settings, device = engine._settings, engine._device
     for _, batch in TileSource(plane, target, settings, device).batches():
-        sums = SampleSums.zeros(settings.outputs, len(batch), batch.shape[2:], device)
+        sums = SampleSums.zeros(settings.outputs, len(batch), settings.covered, device)
         engine._group.add_samples(batch, sums)
 
 

@@ -70,7 +70,7 @@ def probe_device(ensemble: Ensemble, settings: ResolvedSettings, *, once: bool =
 
     def seconds() -> float:
         started = time.perf_counter()
-        sums = SampleSums.zeros(inference.outputs, settings.batch, batch.shape[2:], device)
+        sums = SampleSums.zeros(inference.outputs, settings.batch, inference.covered, device)
         group.add_samples(batch, sums)
         compute_device.synchronize()
         return time.perf_counter() - started

@@ -15,12 +15,13 @@ from chorus.cluster.planning.settings import CUTS, Edge, Overlap, ResultSettings
 from chorus.cluster.planning.volume_views import VIEWS, turned
 from chorus.pipeline.backends.choice import Backend, check_backend
 from chorus.pipeline.backends.choosing import Workload, choose
+from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.augmentation import refused
 from chorus.pipeline.core.fields import FIELDS, SAMPLES, in_order
 from chorus.pipeline.core.geometry import Grid, Span, TileAxis, TileSize, Window, of_each, tile_shape
 from chorus.pipeline.core.outputs import EFFORT, FLOWS, Outputs
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.ensembles.spec import tiles_wrong
+from chorus.pipeline.ensembles.spec import answer_wrong, tiles_wrong
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.encoder_features import centres_in
@@ -40,7 +41,8 @@ PLAN = ("plan", "images.parquet")
 class ResolvedSettings(ResultSettings):
     """Result settings in which every choice of the ensemble or the device is filled in.
 
-    `bound` says which tiles are done after the first round; None with full effort.
+    `bound` says which tiles are done after the first round; None with full effort. `answer` is the shape of members'
+    answers.
     """
 
     tile: Edge | tuple[Edge, Edge, Edge]
@@ -51,6 +53,7 @@ class ResolvedSettings(ResultSettings):
     batch: int
     backend: Backend
     bound: EffortBound | None = None
+    answer: AnswerShape = Field(default=AnswerShape(), exclude_if=lambda shape: shape == AnswerShape())
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -127,7 +130,10 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
         backend, batch = choose(ensemble, workload, settings.batch)
     check_backend(backend, settings.precision, settings.device)
     filled = {"tile": tile, "overlap": overlap, "augmentations": augmentations, "batch": batch, "backend": backend}
-    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled | _cut(settings, ensemble))
+    if wrong := answer_wrong(spec.answer, spec.input.axes, of_each(tile, len(spec.input.axes)), augmentations):
+        raise RefusedError(f"{ensemble.url}: answer: {wrong}; correct --tile or --augment")
+    shape = {"answer": spec.answer_shape.model_dump()}
+    resolved = ResolvedSettings.model_validate(settings.model_dump() | filled | shape | _cut(settings, ensemble))
     return _adaptive(resolved, ensemble) if settings.effort == "adaptive" else _full(resolved)
 
 
@@ -221,6 +227,7 @@ def inference_settings(settings: ResolvedSettings, ensemble: Ensemble) -> Infere
         batch=settings.batch,
         precision=settings.precision,
         effort=settings.bound,
+        answer=settings.answer,
     )
 
 
@@ -346,7 +353,7 @@ def outputs_of(settings: ResultSettings, ensemble: Ensemble) -> Outputs:
 
 def model_grid(image: PlannedImage, settings: ResolvedSettings) -> Grid:
     """Return the tiles of one plane or volume, at the ensemble's pixel size."""
-    return Grid.make(image.model_shape, settings.tile_shape, settings.overlap)
+    return settings.answer.tiles(image.model_shape, settings.tile_shape, settings.overlap)
 
 
 def model_centres(image: PlannedImage, region: Window) -> Window:

@@ -113,6 +113,8 @@ def _check(ensemble: Ensemble, about: About) -> None:
             f"{ensemble.url}: gives {', '.join(role.name for role in ensemble.outputs.roles)}; only classes, or "
             "classes and flows, can be written as packages"
         )
+    if not ensemble.spec.answer.plain:
+        raise RefusedError(f"{ensemble.url}: members that answer in another shape than the tile's cannot be packages")
     cited = about.cite and all(citation.doi or citation.url for citation in about.cite)
     given = {
         "description": about.description,

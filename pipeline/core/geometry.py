@@ -140,16 +140,18 @@ class TileAxis:
     Attributes
     ----------
     length : pixels of the image on this axis, at least 1
-    tile : pixels that a network sees on this axis
+    tile : pixels that a network answers for on this axis
     step : pixels from one tile's start to the next
+    margin : pixels that a network sees before these, and after them
     """
 
     length: int
     tile: int
     step: int
+    margin: int = 0
 
     @classmethod
-    def make(cls, length: int, tile: int, overlap: float) -> TileAxis:
+    def make(cls, length: int, tile: int, overlap: float, margin: int = 0, align: int = 1) -> TileAxis:
         """Return the grid of tiles over one axis.
 
         Parameters
@@ -157,6 +159,8 @@ class TileAxis:
         length : of the axis in pixels, at least 1
         tile : pixels per tile, at least 1
         overlap : fraction of a tile, 0 <= overlap < 1
+        margin : see `TileAxis`
+        align : tiles begin at multiples of it
 
         Raises
         ------
@@ -165,7 +169,7 @@ class TileAxis:
         """
         if length < 1 or tile < 1 or not 0 <= overlap < 1:
             raise ValueError(f"no tile grid for length {length}, tile {tile}, overlap {overlap}")
-        return cls(length, tile, max(1, round(tile * (1 - overlap))))
+        return cls(length, tile, max(1, round(tile * (1 - overlap) / align)) * align, margin)
 
     @property
     def count(self) -> int:
@@ -190,14 +194,14 @@ class TileAxis:
         return range(max(0, first), min(self.count - 1, last) + 1)
 
     def reach(self, target: Span) -> Span:
-        """Return the pixels of the tiles that touch `target`, possibly beyond the image."""
+        """Return what networks see of the tiles that touch `target`, possibly beyond the image."""
         tiles = self.touching(target)
-        return Span(self.span(tiles[0]).start, self.span(tiles[-1]).stop)
+        return Span(self.span(tiles[0]).start - self.margin, self.span(tiles[-1]).stop + self.margin)
 
     def needed(self, target: Span) -> Span:
         """Return the pixels *inside* the image that the tiles touching `target` are made of, mirroring included."""
         reach = self.reach(target)
-        if reach.stop <= self.length:
+        if reach.start >= 0 and reach.stop <= self.length:
             return reach
         sources = mirror(np.arange(reach.start, reach.stop), self.length)
         return Span(int(sources.min()), int(sources.max()) + 1)
@@ -205,7 +209,7 @@ class TileAxis:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile of a grid: its index on each axis and the pixels that it covers (possibly outside the image)."""
+    """One tile of a grid: its index on each axis and the pixels of its answer (possibly outside the image)."""
 
     index: tuple[int, ...]
     window: Window
@@ -226,16 +230,26 @@ class Grid:
         object.__setattr__(self, "axes", axes)
 
     @classmethod
-    def make(cls, shape: Sequence[int], tile: int | Sequence[int], overlap: float | Sequence[float]) -> Grid:
+    def make(
+        cls,
+        shape: Sequence[int],
+        tile: int | Sequence[int],
+        overlap: float | Sequence[float],
+        *,
+        margin: int | Sequence[int] = 0,
+        align: int | Sequence[int] = 1,
+    ) -> Grid:
         """Return the grid of tiles over a plane or volume of this shape; see `TileAxis.make`.
 
         Parameters
         ----------
         shape : (y, x) or (z, y, x)
-        tile, overlap : of all axes, or of each
+        tile, overlap, margin, align : of all axes, or of each
         """
         tiles, overlaps = of_each(tile, len(shape)), of_each(overlap, len(shape))
-        return cls(*(TileAxis.make(*axis) for axis in zip(shape, tiles, overlaps, strict=True)))
+        margins, aligned = of_each(margin, len(shape)), of_each(align, len(shape))
+        axes = zip(shape, tiles, overlaps, margins, aligned, strict=True)
+        return cls(*(TileAxis.make(*axis) for axis in axes))
 
     @property
     def y(self) -> TileAxis:
@@ -261,12 +275,17 @@ class Grid:
         """Return the middle pixel of a tile in the plane or volume, see `TileAxis.centre`."""
         return tuple(axis.centre(at) for axis, at in zip(self.axes, tile.index, strict=True))
 
+    def seen(self, tile: Tile) -> Window:
+        """Return the pixels that a network sees of a tile, possibly beyond the image."""
+        spans = zip(tile.window.spans, self.axes, strict=True)
+        return Window(*(Span(span.start - axis.margin, span.stop + axis.margin) for span, axis in spans))
+
     def tile_count(self, target: Window) -> int:
         """Return the number of tiles that touch `target`."""
         return math.prod(map(len, self._touching(target)))
 
     def reach(self, target: Window) -> Window:
-        """Return the pixels of the tiles that touch `target`, possibly beyond the image."""
+        """Return what networks see of the tiles that touch `target`, possibly beyond the image."""
         return Window(*(axis.reach(span) for axis, span in zip(self.axes, target.spans, strict=True)))
 
     def needed(self, target: Window) -> Window:

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from pydantic import ValidationError
 
+from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.geometry import TileSize, shown_size, tile_shape
 from chorus.pipeline.core.outputs import CLASSES, FLOWS, Outputs
@@ -215,6 +216,8 @@ def content_hash(spec: EnsembleSpec) -> str:
     if roles in ((CLASSES,), (CLASSES, FLOWS)):
         del content["outputs"]
         content["flows"] = FLOWS in roles
+    if spec.answer == AnswerShape():
+        del content["answer"]
     if content["input"]["axes"] == "yx":
         del content["input"]["axes"]  # so that ensembles of planes keep the hash that they had before there were others
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -248,12 +251,14 @@ def check_answer(ensemble: Ensemble, index: int, member: Member, tile: TileSize,
     elif member.activation is not None:
         allowed = {len(spec.classes) - (member.activation == "sigmoid")}
     others = outputs.channels - outputs[CLASSES].channels
-    if given not in {(1, classes + others, *size) for classes in allowed}:
-        wanted = (outputs.channels, *size)
+    values = spec.answer.values(size)
+    if given not in {(1, classes + others, *values) for classes in allowed}:
+        wanted = (outputs.channels, *values)
         more = "".join(f" and {role.name}" for role in outputs.roles if role != CLASSES)
         raise RefusedError(
             f"{which} gives {given[1:]} for a tile, not {wanted}; members must agree on the classes "
-            f"({', '.join(c.name for c in spec.classes)}){more} and keep the tile's size"
+            f"({', '.join(c.name for c in spec.classes)}){more}, and on the size, which "
+            "`answer` declares where it is not the tile's"
         )
     if not finite:
         raise RefusedError(f"{which} answers an empty tile with NaN or infinity; its weights are damaged: restore them")

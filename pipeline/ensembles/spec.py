@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS, augmentations_of, flips_of, refused
 from chorus.pipeline.core.geometry import Axes, TileSize, of_each
-from chorus.pipeline.core.outputs import Activation, Outputs, classes_of
+from chorus.pipeline.core.outputs import AFFINITIES, Activation, Outputs, classes_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
 from chorus.pipeline.inference.adaptive_bound import EffortBound
@@ -164,6 +165,7 @@ class EnsembleSpec(Strict):
     activation : turns what members say of the classes into probabilities; with ``sigmoid`` they have an output per
         foreground class
     outputs : what members answer with, in the order of their channels; ``flows: true`` is short for classes and flows
+    answer : shape of a member's answer for a tile, where it is coarser or smaller than that
     tile, overlap, augmentations : how images are presented to members, unless a run overrides it; tile and overlap of
         volumes also one for each of z, y, x
     about : where the ensemble comes from and what it is for; it does not change a result
@@ -179,6 +181,7 @@ class EnsembleSpec(Strict):
     input: InputEntry
     activation: Activation = "softmax"
     outputs: list[OutputEntry] = Field(default_factory=_classes_alone, min_length=1)
+    answer: AnswerShape = AnswerShape()
     tile: Tile
     overlap: Overlaps = 0.5
     augmentations: list[str] = Field(default_factory=lambda known: list(flips_of(_axes(known))), min_length=1)
@@ -244,6 +247,10 @@ class EnsembleSpec(Strict):
     def _of_axes(self) -> EnsembleSpec:
         if reason := _augmentations_wrong(self.input.axes, self.tile_shape, self.augmentations):
             raise ValueError(f"augmentations: {reason}")
+        if reason := answer_wrong(self.answer, self.input.axes, self.tile_shape, self.augmentations):
+            raise ValueError(f"answer: {reason}")
+        if self.answer.coarse and AFFINITIES in self.answers:
+            raise ValueError("answer: affinities are of pairs of pixels, so that their grid is 1")
         if self.input.axes == "yx":
             return self
         if self.sentinels or self.effort:
@@ -279,6 +286,15 @@ class EnsembleSpec(Strict):
     def multilabel(self) -> bool:
         """Several foreground classes with a sigmoid each: a pixel may belong to more than one."""
         return self.activation == "sigmoid" and len(self.classes) > 2
+
+    @property
+    def answer_shape(self) -> AnswerShape:
+        """`answer`, where tiles begin at multiples of the grid of the rays, too."""
+        steps = [entry.grid for entry in self.outputs if isinstance(entry, RaysOutput)]
+        if not steps or set(steps[0]) == {1}:
+            return self.answer
+        given = zip(of_each(self.answer.align, len(steps[0])), steps[0], strict=True)
+        return self.answer.model_copy(update={"align": tuple(math.lcm(*pair) for pair in given)})
 
     @property
     def rays(self) -> RaysOutput:
@@ -330,6 +346,12 @@ def _augmentations_wrong(axes: Axes, tile: tuple[int, ...], names: Sequence[str]
     if turning and tile[-2] != tile[-1]:
         return f"{turning[0]} exchanges y and x, which needs tiles of as many rows as columns"
     return ""
+
+
+def answer_wrong(answer: AnswerShape, axes: Axes, tile: tuple[int, ...], augmentations: Sequence[str]) -> str:
+    """Return why the shape of an answer does not go with tiles and augmentations; empty where it does."""
+    known = augmentations_of(axes)
+    return answer.wrong(tile, exchanging=next((name for name in augmentations if known[name].exchanges), ""))
 
 
 def _axes(known: dict[str, Any]) -> Axes:

@@ -85,7 +85,7 @@ class AdaptiveSampler:
         # Augmentations drawn in each round; no judgement follows the last one.
         self._draws = [draw for draw in ([plain], others[:1], others[1:]) if draw]
         shares = settings.effort.doubtful if settings.effort else []
-        self._most = [int(share * math.prod(settings.tile)) if share >= 0 else -1 for share in shares]
+        self._most = [int(share * math.prod(settings.covered)) if share >= 0 else -1 for share in shares]
 
     def answer(self, wave: torch.Tensor) -> WaveAnswers:
         """Return the posterior statistics of a wave of tiles.
@@ -138,7 +138,7 @@ class AdaptiveSampler:
             held, _ = self._drawn(wave, draw, held)
             looks.append(self._sums(held)[0].statistics())
             if step < looks_of(len(self._augmentations)):
-                shares.append((self._doubtful(step, looks[-1], held) / math.prod(self._settings.tile)).tolist())
+                shares.append((self._doubtful(step, looks[-1], held) / math.prod(self._settings.covered)).tolist())
         efforts = []
         for tile in range(len(wave)):
             *early, full = (self._judged(maps, tile) for maps in looks)

@@ -56,7 +56,7 @@ class Engine:
         self._rounds = None if settings.effort is None else AdaptiveSampler(self._group, settings, device)
         self._settings = settings
         self._device = device
-        self._weights = gaussian_window(settings.tile).to(device)
+        self._weights = gaussian_window(settings.covered).to(device)
 
     @property
     def tiles_per_call(self) -> int:
@@ -125,7 +125,7 @@ class Engine:
             wave = self._rounds.answer(batch[:filled])
             maps, means, features, samples = wave.maps, wave.means, wave.features, wave.samples
         else:
-            sums = SampleSums.zeros(settings.outputs, len(batch), batch.shape[2:], self._device)
+            sums = SampleSums.zeros(settings.outputs, len(batch), settings.covered, self._device)
             answers = self._group.add_samples(batch, sums)
             maps, means, features = sums.maps(), answers.means, answers.features
             samples = [sums.samples] * len(batch)
@@ -169,7 +169,7 @@ class Engine:
         batches: list[SampleSums] = []
         with torch.inference_mode():
             for index, (tiles, batch) in enumerate(TileSource(plane, target, settings, self._device).batches()):
-                sums = SampleSums.zeros(settings.outputs, len(batch), batch.shape[2:], self._device)
+                sums = SampleSums.zeros(settings.outputs, len(batch), settings.covered, self._device)
                 if before is not None:
                     sums = before.batch(index, settings.batch, self._device)
                 answers = self._group.add_samples(batch, sums)

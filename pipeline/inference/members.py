@@ -113,7 +113,7 @@ class MemberGroup:
 
         Returns
         -------
-        values : (views x batch, channels, *spatial) float32 of each role that members answer with
+        values : (views x batch, channels, *covered) float32 of each role that members answer with
         features : (batch, features) int64
         """
         member, channels = self._members[index]
@@ -129,9 +129,10 @@ class MemberGroup:
         for role, part in declared.slices(outputs.shape[1]).items():
             activation = declared[role].activation
             if role == CLASSES:
-                values[role] = self._probability(outputs[:, part], member.activation or activation)
+                own = self._probability(outputs[:, part], member.activation or activation)
             else:
-                values[role] = _activated(outputs[:, part], activation)
+                own = _activated(outputs[:, part], activation)
+            values[role] = self._settings.answer.spread(own)
         return values, features
 
     def _probability(self, outputs: torch.Tensor, activation: Activation) -> torch.Tensor:

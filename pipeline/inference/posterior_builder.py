@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.class_labels import class_masks, predicted_labels
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import PROBABILITY, FieldLayout
@@ -35,6 +36,7 @@ class InferenceSettings:
     batch : tiles per call of a member (each with all augmentations)
     precision : fp32, or autocast to bf16 or fp16 within the members; sums are always float32
     effort : stopping rule of adaptive effort; None gives every tile all augmentations
+    answer : shape of a member's answer for a tile
     """
 
     outputs: Outputs
@@ -44,6 +46,12 @@ class InferenceSettings:
     batch: int
     precision: Precision = "fp32"
     effort: EffortBound | None = None
+    answer: AnswerShape = field(default_factory=AnswerShape)
+
+    @property
+    def covered(self) -> tuple[int, ...]:
+        """Pixels of a tile on each axis that members answer for."""
+        return self.answer.covered(self.tile)
 
     @property
     def layout(self) -> FieldLayout:

@@ -80,7 +80,7 @@ class TileSource:
         torch.Tensor
             (channels, *tile) float32, on the device.
         """
-        return self._pixels[:, *tile.window.within(self._reach)]
+        return self._pixels[:, *self._grid.seen(tile).within(self._reach)]
 
 
 class RegionInProgress:
@@ -92,7 +92,7 @@ class RegionInProgress:
     ----------
     plane, target : prepared pixels, and the window of the image to compute
     settings : of the run
-    weights : of the tile's shape, float32, see `chorus.pipeline.inference.blending.gaussian_window`
+    weights : of the shape of an answer, float32, see `chorus.pipeline.inference.blending.gaussian_window`
     members : number of members that answer
     features : if given, the members' encoder features are added to it
     """
@@ -143,7 +143,7 @@ class RegionInProgress:
         Parameters
         ----------
         tiles : in the order in which they were sent
-        maps : (tiles, maps, *tile) float32, in the order of `InferenceSettings.layout`, then each member's mean
+        maps : (tiles, maps, *covered) float32, in the order of `InferenceSettings.layout`, then each member's mean
             probability
         features : (tiles, features) int64 in units of 2^-32
         samples : number of samples per tile

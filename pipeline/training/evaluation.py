@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble
@@ -93,7 +93,7 @@ class Evaluator:
         """Return the prediction of each predictor for the whole plane."""
         settings = self._settings(augmented=augmented)
         height, width = pixels.shape[1:]
-        grid = Grid.make((height, width), settings.tile, self._ensemble.spec.overlap)
+        grid = settings.answer.tiles((height, width), settings.tile, self._ensemble.spec.overlap)
         engines = [
             Engine([member], settings, self._device, [channels])
             for member, channels in zip(self._members, self._inputs.channels, strict=True)
@@ -123,6 +123,7 @@ class Evaluator:
             tile=spec.tile_shape,
             augmentations=augmentations,
             batch=tiles_per_call(self._device.type, spec.tile_shape, len(augmentations)),
+            answer=spec.answer_shape,
         )
 
     def _score(

@@ -56,7 +56,7 @@ OUTPUTS = Outputs(
 
 
 def how(outputs: Outputs = OUTPUTS, batch: int = 2, augmentations: tuple[str, ...] = FLIPS) -> InferenceSettings:
-    return InferenceSettings(outputs, False, 32, augmentations, batch)
+    return InferenceSettings(outputs, False, (32, 32), augmentations, batch)
 
 
 class Structure:

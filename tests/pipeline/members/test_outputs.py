@@ -139,6 +139,20 @@ CLASSES_ = {"role": "classes"}
         ({"outputs": [CLASSES_, {"role": "distance", "names": ["../a"]}]}, "plain name"),
         ({"outputs": [CLASSES_, {"role": "heat"}]}, "heat"),
         ({"outputs": [CLASSES_, {"role": "rays", "channels": 7}]}, "augmentation hflip cannot be used with rays"),
+        ({"answer": {"grid": 3}}, "a tile of 64 less 0 on both sides is no multiple of grid 3"),
+        ({"answer": {"grid": 2, "crop": 3}}, "crop 3 is not a multiple of grid 2"),
+        ({"answer": {"crop": [1, 2, 3]}}, "one for each"),
+        (
+            {"answer": {"crop": [4, 8]}, "augmentations": ["identity", "rot90"]},
+            "rot90 exchanges y and x, which needs the same grid and crop",
+        ),
+        (
+            {
+                "outputs": [CLASSES_, {"role": "affinities", "offsets": [[-1, 0]]}],
+                "answer": {"grid": 2},
+            },
+            "affinities are of pairs of pixels",
+        ),
         (
             {
                 "outputs": [CLASSES_, {"role": "affinities", "offsets": [[-1, 0]]}],
@@ -154,3 +168,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence(content: dict[str, Any], sen
         read_ensemble(str(tmp_path))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_shape_of_answers_is_part_of_what_defines_an_ensemble_and_rays_align_tiles(tmp_path: Path) -> None:
+    hashes = set()
+    for given in ({}, {"answer": {"grid": 1}}, {"answer": {"grid": 2}}, {"answer": {"crop": 8}}):
+        (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(CONTENT | given))
+        hashes.add(read_ensemble(str(tmp_path)).hash)
+    assert len(hashes) == 3
+    rays = spec(CLASSES_, {"role": "rays", "channels": 32, "grid": [2, 4]}, overlap=0.3)
+    grid = rays.answer_shape.tiles((300, 300), rays.tile, 0.3)
+    assert (grid.y.step % 2, grid.x.step % 4) == (0, 0)
+    assert spec(overlap=0.3).answer_shape.tiles((300, 300), 64, 0.3).y.step == 45

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from chorus.pipeline.core.answers import between
 from chorus.pipeline.core.outputs import RAYS
 from chorus.pipeline.core.provenance import About, Citation
 from chorus.pipeline.errors import RefusedError
@@ -100,19 +101,9 @@ class EveryPixel(nn.Module):
             (batch, answers, y, x) float32; of the answers the first channels alone where so many were asked for.
         """
         answers: torch.Tensor = self.network(tiles)[:, : self._channels]
-        for axis, step in zip((-2, -1), self._grid, strict=True):
-            answers = _between(answers, axis, step)
+        for axis, step in enumerate(self._grid, start=2):
+            answers = between(answers, axis, step)
         return answers
-
-
-def _between(values: torch.Tensor, axis: int, step: int) -> torch.Tensor:
-    """Return values at every pixel along an axis, given those at every `step`-th."""
-    if step == 1:
-        return values
-    length = values.shape[axis]
-    following = torch.cat([values.narrow(axis, 1, length - 1), values.narrow(axis, length - 1, 1)], axis)
-    parts = [values, *(values + (following - values) * (pixel / step) for pixel in range(1, step))]
-    return torch.stack(parts, values.ndim + axis + 1).flatten(values.ndim + axis, values.ndim + axis + 1)
 
 
 def describe(url: str) -> ModelDescription:
