@@ -79,7 +79,10 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
             f"({_listed(channels)}); give one of each per channel"
         )
     about = first.about.model_dump(mode="json", exclude_defaults=True)
-    sizes = {"pixel_size_um": wanted.pixel_size_um or first.pixel_size_um, "diameter_px": wanted.diameter_px}
+    sizes = {
+        "pixel_size_um": wanted.pixel_size_um or first.pixel_size_um,
+        "diameter_px": wanted.diameter_px or first.diameter_px,
+    }
     return {
         "format": FORMAT,
         "name": wanted.name or name,

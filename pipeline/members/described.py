@@ -25,6 +25,7 @@ class ModelDescription:
     outputs : what it answers with
     tile : edge in pixels; None where any will do
     pixel_size_um : that it was trained on, micrometres per pixel
+    diameter_px : of the objects as it was trained on them, in pixels
     augmentations : under which its answers are averaged; empty where it does not say
     normalisation : of the ensemble; None where the member brings its own, or where it is not known
     about : where it comes from
@@ -38,6 +39,7 @@ class ModelDescription:
     outputs: tuple[OutputEntry, ...] = (ClassesOutput(),)
     tile: int | None = None
     pixel_size_um: float | None = None
+    diameter_px: float | None = None
     augmentations: tuple[str, ...] = ()
     normalisation: Normalisation | None = None
     about: About = field(default_factory=About)

@@ -1,4 +1,4 @@
-"""Members that are networks of Cellpose 4: cell probability and flows, with Cellpose's own normalisation."""
+"""Members that are networks of Cellpose, of any version: cell probability and flows, with its own normalisation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry, ModuleMember, fetch_weights
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
+from chorus.pipeline.members.kinds import cellpose_residual
+from chorus.pipeline.members.kinds.cellpose_residual import ResidualDesign, ResidualMember
 from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 from chorus.pipeline.members.safety.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile
@@ -34,17 +36,19 @@ _LEAST_SPREAD = 1e-3
 _LOW, _HIGH = 1.0, 99.0
 # Parameters of the file that the network does not compute with: mean diameters, always 30 in Cellpose 4.
 _DIAMETERS = {"diam_labels", "diam_mean"}
+_DIAMETER = 30.0
 # Of every network of Cellpose 4, whatever its backbone.
 _NAMES = {"W2", "encoder.patch_embed.proj.weight"}
 _DINO_TILE = 384  # what CellposeModel.eval takes; others do as well
 
 
 class CellposeMember(MemberEntry):
-    """``{kind: cellpose, weights: cpsam_v2, sha256: ...}``: cpsam, cpsam_v2, cpdino, or a file fine-tuned from them.
+    """``{kind: cellpose, weights: cyto3, sha256: ...}``: a network of Cellpose 1 to 4, or fine-tuned from one.
 
-    Weights are a path or a URL; the file decides the backbone and the type of the weights. One to three channels go
-    in, in any order, and are normalised as Cellpose does, whatever the ensemble's normalisation; what comes out is
-    the logit of one class, ``cell``, and the flows. Networks with SAM's backbone take tiles of 256 only.
+    Weights are a path or a URL; the file decides the architecture and the type of the weights. Channels are
+    normalised as Cellpose does, whatever the ensemble's normalisation: up to three in any order for Cellpose 4, for
+    older ones that to segment, then the nuclei if there are any. What comes out is the logit of one class, ``cell``,
+    and the flows. Networks with SAM's backbone take tiles of 256 only.
     """
 
     kind: Literal["cellpose"]
@@ -60,7 +64,7 @@ class CellposeMember(MemberEntry):
         return CellposeInput(asked.channels)
 
     def load(self, asked: LoadRequest, device: torch.device) -> Member:
-        """Load the network; raise RefusedError if the file is no Cellpose 4 network or does not fit the tiles."""
+        """Load the network; raise RefusedError if the file is none of Cellpose or does not fit tiles or channels."""
         url = asked.url
         if asked.outputs.roles not in ((CLASSES,), (CLASSES, FLOWS)):
             raise RefusedError(
@@ -68,6 +72,8 @@ class CellposeMember(MemberEntry):
                 "`[{role: classes}, {role: flows}]`"
             )
         state = _state_dict(url, fetch_weights(url, self.sha256, beside=asked.beside))
+        if state.keys() >= cellpose_residual.NAMES:
+            return _residual(asked, state, device)
         design = Design.of(url, state)
         if not design.takes(asked.edge):
             raise RefusedError(
@@ -83,7 +89,8 @@ class CellposeInput:
     """Each channel's percentiles 1 and 99 become 0 and 1, not clipped; a channel without spread becomes zero.
 
     They are taken over the whole image, all its planes together, and exactly. Cellpose itself takes a stack plane by
-    plane unless it is 3D, and estimates them from a part of the pixels beyond 224^3 of them.
+    plane unless it is 3D, estimates them from a part of the pixels beyond 224^3 of them, and before version 4 leaves
+    a channel of one value as it is.
 
     References
     ----------
@@ -167,8 +174,8 @@ class Design:
         missing = [key for key in ("W2", "out.weight", "encoder.patch_embed.proj.weight") if key not in state]
         if missing or state["W2"].ndim != 4:
             raise RefusedError(
-                f"{url}: not a network of Cellpose 4 (no {(missing or ['W2'])[0]}); those of Cellpose 3 and older do "
-                "not run in it: take cpsam_v2, cpdino or a file fine-tuned from them"
+                f"{url}: no network of Cellpose that Chorus knows (neither {(missing or ['W2'])[0]} of Cellpose 4 nor "
+                "the residual blocks of older ones); take cyto3, cpsam_v2, cpdino or a file fine-tuned from them"
             )
         outputs, patch = state["W2"].shape[1:3]
         dtype = state["out.weight"].dtype
@@ -189,14 +196,35 @@ class Design:
         return tile == self.tile if self.backbone == "sam_vitl" else tile % self.patch == 0
 
 
+def _residual(asked: LoadRequest, state: dict[str, torch.Tensor], device: torch.device) -> Member:
+    """Load a network of Cellpose 1 to 3; raise RefusedError if it does not fit the channels or the tiles."""
+    design = ResidualDesign.of(asked.url, state)
+    if asked.channels > design.widths[0]:
+        raise RefusedError(
+            f"{asked.url}: this Cellpose network takes {design.widths[0]} channels, the one to segment first and the "
+            f"nuclei second, not {asked.channels}; name fewer in input.channels"
+        )
+    if asked.edge % design.multiple:
+        raise RefusedError(
+            f"{asked.url}: this Cellpose network takes tiles of a multiple of {design.multiple}, not {asked.edge}; set "
+            f"`tile: {cellpose_residual.TILE}` in ensemble.yaml and leave out --tile"
+        )
+    network = ResidualMember(design.network(asked.url, state), asked.channels, flows=FLOWS in asked.outputs)
+    return ModuleMember(network, device, "sigmoid")
+
+
 def describe(url: str) -> ModelDescription:
-    """Describe a Cellpose 4 file as a member, reading all of it; raise RefusedError if it is none."""
+    """Describe a file of Cellpose as a member, reading all of it; raise RefusedError if it is none."""
     try:
         data = storage.read_bytes(url)
     except OSError as error:
         raise RefusedError(f"weights {failure_sentence(error, url) or url}; give a file or a URL") from error
-    design = Design.of(url, _state_dict(url, data))
+    state = _state_dict(url, data)
     entry = CellposeMember(kind="cellpose", weights=url, sha256=hashlib.sha256(data).hexdigest())
+    if state.keys() >= cellpose_residual.NAMES:
+        residual = ResidualDesign.of(url, state)
+        return _described(entry, residual.about, cellpose_residual.TILE, residual.diameter_px)
+    design = Design.of(url, state)
     about = About(
         description=f"A network of Cellpose 4 ({design.backbone}): cell probability and flows.",
         limits=(
@@ -212,13 +240,18 @@ def describe(url: str) -> ModelDescription:
             )
         ],
     )
+    return _described(entry, about, design.tile, _DIAMETER)
+
+
+def _described(entry: CellposeMember, about: About, tile: int, diameter: float) -> ModelDescription:
     return ModelDescription(
         entry=entry,
-        name=url.rstrip("/").rsplit("/", 1)[-1],
+        name=storage.basename(entry.weights),
         classes=["background", "cell"],
         activation="sigmoid",
         outputs=(ClassesOutput(), FlowsOutput()),
-        tile=design.tile,
+        tile=tile,
+        diameter_px=diameter,
         about=about,
     )
 
@@ -262,7 +295,7 @@ def _network(url: str, state: dict[str, torch.Tensor], design: Design) -> torch.
                 network: torch.nn.Module = vit.CPSAM(bsize=design.tile, **sizes)
         else:
             network = vit.CPDINO(model_name=design.backbone.removeprefix("dino_"), **sizes)
-        mean = {key: torch.tensor([30.0]) for key in _DIAMETERS if key not in state}
+        mean = {key: torch.tensor([_DIAMETER]) for key in _DIAMETERS if key not in state}
         # What the file has beyond the network is left aside, as Cellpose does; what it lacks is not made up.
         missing = network.load_state_dict(state | mean, strict=False, assign=True).missing_keys
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
@@ -278,7 +311,8 @@ def _network(url: str, state: dict[str, torch.Tensor], design: Design) -> torch.
 
 
 def _recognises(file: WeightFile) -> bool:
-    return not file.code and {name.removeprefix("module.") for name in file.strings} >= _NAMES
+    names = {name.removeprefix("module.") for name in file.strings}
+    return not file.code and (names >= _NAMES or names >= cellpose_residual.NAMES)
 
 
 KIND = MemberKind(

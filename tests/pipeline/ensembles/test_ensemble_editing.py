@@ -23,6 +23,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.detection import Network, describe, members_in, recognise
 from chorus.pipeline.preprocessing.normalisation import MeanStd
+from tests.support.cellpose_networks import residual_state
 from tests.support.making import ARCHITECTURE, OPTIONS, LightNetwork, network, write_ensemble
 from tests.support.paths import ROOT
 
@@ -88,6 +89,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_state(folder / "two-channels.pth", 5, channels=2)
     write_state(folder / "three-outputs.pth", 6, outputs=3)
     torch.save({"W2": torch.zeros(1, 1, 8, 8), "encoder.patch_embed.proj.weight": torch.zeros(1)}, folder / "cpsam")
+    torch.save(residual_state(), folder / "cyto3")
     torch.save({"module.W2": torch.zeros(1), "module.encoder.patch_embed.proj.weight": torch.zeros(1)}, folder / "dp")
     torch.save(network(0).state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     (folder / "network.onnx").write_bytes(b"onnx")
@@ -120,6 +122,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("old.pth", "smp"),
         ("plain.safetensors", "smp"),
         ("cpsam", "cellpose"),
+        ("cyto3", "cellpose"),
         ("dp", "cellpose"),
         ("network.onnx", "onnx"),
         ("network.pt2", "exported"),

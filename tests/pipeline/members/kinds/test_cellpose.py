@@ -238,7 +238,7 @@ def without(key: str) -> Callable[[State], State]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without("W2"), "Cellpose 3"),
+        (without("W2"), "neither W2 of Cellpose 4 nor the residual blocks"),
         (without("encoder.pos_embed"), "no encoder.pos_embed"),
         (without("encoder.blocks.1.attn.qkv.weight"), "lacks 1 of the network's weights"),
         (lambda state: state | {"out.weight": torch.zeros(192, 128, 1, 1)}, "do not fit Cellpose's sam_vitl"),
