@@ -73,7 +73,11 @@ class RequestOptions:
         list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
     ] = None
     diameter: Annotated[
-        float | None, typer.Option(help="Of the objects, in pixels of the image; then pixel sizes are not used.")
+        str | None,
+        typer.Option(
+            metavar="PIXELS|auto",
+            help="Of the objects, in pixels of the image; then pixel sizes are not used. auto: estimate each image's.",
+        ),
     ] = None
     save: Annotated[str, typer.Option(help=f"Maps to keep, comma-separated ({MoreMaps}, too), or `none`.")] = Maps
     device: Annotated[DeviceChoice, typer.Option(help="Where members run; auto takes GPUs if there are any.")] = "auto"

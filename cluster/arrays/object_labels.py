@@ -31,7 +31,7 @@ from chorus.pipeline.io.models import ImageLayout
 
 def object_settings(image: PlannedImage, ensemble: Ensemble, settings: ResolvedSettings) -> ObjectSettings:
     """Return the settings that define the objects of an image."""
-    return ObjectSettings(max(1.0, settings.diameter or diameter_in(image, typical_diameter(ensemble))))
+    return ObjectSettings(max(1.0, settings.diameter_px or diameter_in(image, typical_diameter(ensemble))))
 
 
 def plane_in_memory(

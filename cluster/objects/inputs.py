@@ -121,7 +121,7 @@ class Results:
             return None
         if request.method not in ("auto", "flows"):
             raise RefusedError(f"--flows-from: objects by {request.method} take no flows; leave --method out")
-        diameter = request.diameter or self.settings.diameter
+        diameter = request.diameter or self.settings.diameter_px
         return SecondEnsemble.read(
             request.flows_from, request.out, self.settings, diameter, trust_code=request.trust_code
         )
@@ -238,7 +238,7 @@ class Results:
         if self.second is not None:
             seen = self.second.planned(layout, image.name, self.classes[0])
             flows = [self.second.layout(layout, image.name, name) for name in self.classes]
-        diameter = self.request.diameter or self.settings.diameter or diameter_in(seen, self.diameter)
+        diameter = self.request.diameter or self.settings.diameter_px or diameter_in(seen, self.diameter)
         kind = VolumeJob if self.of_volumes else ObjectJob
         job = kind(
             image=image,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -154,6 +154,7 @@ _BATCH = 1_000
 _NOT_OF_IMAGES = ["region", "region_depth", "note"]
 # Columns that came later, and what they are in tables of before.
 _LATER: dict[str, str | int] = {"note": "", "model_depth": 0, "region_depth": 0}
+_OF_MODEL = ["model_height", "model_width"]
 
 
 class ImageTable:
@@ -283,9 +284,20 @@ class ImageTable:
         kept = np.array([gone.isdisjoint(parents(name)) for name in self.names], dtype=bool)
         return ImageTable(self._table.filter(pa.array(kept)), self.region_counts[kept])
 
+    def resized(self, sizes: Mapping[int, tuple[int, int]]) -> ImageTable:
+        """Return the table with other sizes of planes at the ensemble's pixel size: (height, width) by row."""
+        table = self._table
+        for axis, name in enumerate(_OF_MODEL):
+            column = table.column(name).to_pylist()
+            for row, size in sizes.items():
+                column[row] = size[axis]
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, SCHEMA.field(name), pa.array(column, pa.int64()))
+        return ImageTable(table, self.region_counts)
+
     def same_images(self, other: ImageTable) -> bool:
-        """Return whether both tables hold the same images, whatever their division into regions."""
-        a, b = (table._table.drop_columns(_NOT_OF_IMAGES) for table in (self, other))
+        """Return whether both tables hold the same images, whatever their division into regions and their scale."""
+        a, b = (table._table.drop_columns([*_NOT_OF_IMAGES, *_OF_MODEL]) for table in (self, other))
         return bool(a.equals(b))
 
     def find(self, region: int) -> tuple[int, int]:

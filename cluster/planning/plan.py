@@ -95,6 +95,10 @@ class RunContext(BaseModel):
         """Return the URL of the statistics of one image."""
         return inside(storage.join(self.out, "plan", "statistics"), image + ".json")
 
+    def diameter_url(self, image: str) -> str:
+        """Return the URL of the estimated diameter of the objects of one image."""
+        return inside(storage.join(self.out, "plan", "diameters"), image + ".json")
+
     @property
     def dataset_url(self) -> str:
         """Return the URL of the statistics of the data set."""
@@ -113,6 +117,8 @@ def resolve(settings: ResultSettings, ensemble: Ensemble) -> ResolvedSettings:
             raise RefusedError(
                 f"{ensemble.url}: its members give no {field.role.name}; leave `{field.name}` out of --save"
             )
+    if settings.diameter == "auto" and (settings.volumes or spec.input.axes == "zyx"):
+        raise RefusedError("--diameter auto: objects in volumes are not measured beforehand; give --diameter in pixels")
     if settings.volumes and FLOWS not in ensemble.outputs:
         raise RefusedError(f"{ensemble.url}: its members give no flows, which --volumes needs; leave --volumes out")
     unmerged = [name for name in settings.save if FIELDS[name].symmetry in ("rays", "offsets")]
@@ -261,7 +267,7 @@ def plan_image(image: SourceImage, ensemble: Ensemble, settings: ResultSettings)
         _require_volume(image)
     choice = choose_level(image, settings.level, entry.pixel_sizes_um, rescaling, axes=entry.axes)
     level = image.levels[choice.level]
-    unknown = "" if rescaling else unknown_pixel_size(image, entry.pixel_sizes_um, axes=entry.axes)
+    unknown = "" if settings.diameter else unknown_pixel_size(image, entry.pixel_sizes_um, axes=entry.axes)
     kept = [image.axes.index(a) for a in "tzyx" if a in image.axes]
     *depth, model_height, model_width = shape_of([level.shape[image.axes.index(a)] for a in entry.axes], choice.factor)
     edges = _cut(settings, ensemble)
@@ -309,7 +315,7 @@ def _rescaling(settings: ResultSettings, ensemble: Ensemble) -> float | None:
             f"{ensemble.url}: --diameter needs `input.diameter_px`, the diameter of the objects that its members were "
             "trained on; add it (30 for Cellpose) or leave out --diameter"
         )
-    return trained / settings.diameter
+    return None if settings.diameter_px is None else trained / settings.diameter_px
 
 
 def layout_of(image: PlannedImage, ensemble: Ensemble, settings: ResultSettings, out: str) -> ImageLayout:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.runtime.started_tasks import Executor
@@ -34,6 +36,19 @@ CUTS: dict[Axes, Cut] = {"yx": Cut(2048, 512), "zyx": Cut(256, 128, 64, 32)}
 """Regions of as many pixels, whether they are of planes or of volumes."""
 
 
+def _diameter(given: object) -> object:
+    """Return a diameter as it is set; raise a validation error in one sentence, not one for each type."""
+    if given is None or given == "auto":
+        return given
+    try:
+        value = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise PydanticCustomError("diameter", "Input should be a number of pixels greater than 0, or auto")
+    return value
+
+
 class ResultSettings(BaseModel):
     """Everything, besides images and ensemble, on which a byte of the result may depend.
 
@@ -45,7 +60,8 @@ class ResultSettings(BaseModel):
     None takes those of `CUTS`.
 
     `diameter` is that of the objects in pixels of the image's level (`level`, else 0). It decides how the image is
-    resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then.
+    resampled, by the ensemble's `input.diameter_px`; pixel sizes are not used then. With ``auto`` each image's own is
+    estimated before its first region (`chorus.cluster.runs.image_diameters`).
 
     `backend` runs the members' networks; ``auto`` takes what `chorus bench engine` found fastest, else PyTorch.
 
@@ -63,7 +79,7 @@ class ResultSettings(BaseModel):
 
     channel: list[str] = []
     level: int | None = Field(default=None, ge=0)
-    diameter: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    diameter: Annotated[float | Literal["auto"] | None, BeforeValidator(_diameter)] = None
     tile: Edge | tuple[Edge, Edge, Edge] | None = None
     overlap: Overlap | tuple[Overlap, Overlap, Overlap] | None = None
     augmentations: list[str] | None = None
@@ -82,6 +98,11 @@ class ResultSettings(BaseModel):
     strict: bool = False
     in_place: bool = False
     volumes: Literal["all", "yx", "zx", "zy"] | None = None
+
+    @property
+    def diameter_px(self) -> float | None:
+        """The diameter that was given; None if there is none, or each image has its own."""
+        return None if self.diameter == "auto" else self.diameter
 
     @field_validator("save")
     @classmethod

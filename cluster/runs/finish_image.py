@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from chorus.cluster.planning.image_statistics import image_statistics
 from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.runs.image_diameters import Estimate, stored_estimate
 from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger, RegionRecord
 from chorus.cluster.telemetry.logs import about
@@ -45,7 +46,8 @@ def _finish(context: RunContext, image: PlannedImage, ensemble: Ensemble, prepar
     with span("image scores"):
         files: list[StoredFiles | None] = []
         records = _noting_files(ledger.region_records(image.name, image.regions), files)
-        finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records)
+        estimate = stored_estimate(context.diameter_url(image.name)) if context.settings.diameter == "auto" else None
+        finished = image_record(image, ensemble, image_statistics(context, image, ensemble), records, estimate)
     layout = layout_of(image, ensemble, context.settings, context.out)
     cover(layout.labels_url, context.out)
     with span("pyramid"):
@@ -76,7 +78,11 @@ def _noting_files(records: Iterable[RegionRecord], files: list[StoredFiles | Non
 
 
 def image_record(
-    image: PlannedImage, ensemble: Ensemble, statistics: Statistics, records: Iterable[RegionRecord]
+    image: PlannedImage,
+    ensemble: Ensemble,
+    statistics: Statistics,
+    records: Iterable[RegionRecord],
+    estimate: Estimate | None = None,
 ) -> ImageRecord:
     """Combine the records of an image's regions into its row of ``scores.parquet`` and its features.
 
@@ -84,6 +90,7 @@ def image_record(
     ----------
     statistics : that were taken of the image before
     records : of all its regions
+    estimate : of the diameter of its objects, where it was not given
     """
     sums: list[RegionSums] = []
     looks: list[Appearance] = []
@@ -108,6 +115,7 @@ def image_record(
         tiles=tiles,
         seconds=round(seconds, 3),
         samples=samples / counted if counted else None,
+        diameter_px=None if estimate is None else round(estimate.diameter_px, 2),
     )
     return ImageRecord(row=row, features=features.mean())
 

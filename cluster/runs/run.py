@@ -17,6 +17,7 @@ from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.finish_image import failed_row, finish_image
 from chorus.cluster.runs.finished_results import keep_finished
+from chorus.cluster.runs.image_diameters import measure_diameter, with_known_diameters
 from chorus.cluster.runs.run_metrics import RunMetrics
 from chorus.cluster.runtime.started_tasks import Ending, interruptible
 from chorus.cluster.runtime.status import RegionStatus
@@ -80,6 +81,8 @@ class Run:
                 self._containers()
             with span("statistics"):
                 self._statistics()
+            with span("diameters"):
+                self._diameters()
             with span("stream"):
                 self._stream()
         self._timeline.write()
@@ -119,6 +122,20 @@ class Run:
         for result in self._executor.results(wait=True):
             if result.error is not None:
                 self._fail(result)
+
+    def _diameters(self) -> None:
+        """Estimate the diameter of each image's objects where none was given, and scale the images by it."""
+        if self._context.settings.diameter != "auto":
+            return
+        self._reporter.phase("estimating the diameter of objects")
+        for index in np.flatnonzero(~self._finished.images).tolist():
+            if index not in self._errors:
+                self._executor.submit(index, measure_diameter, self._context, self._table.image(index))
+        for result in self._executor.results(wait=True):
+            if result.error is not None:
+                self._fail(result)
+        self._table = with_known_diameters(self._context, self._table, self._job.ensemble)
+        self._table.write(self._context.table_url)
 
     def _stream(self) -> None:
         todo = self._finished.todo(self._table)

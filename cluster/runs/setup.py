@@ -17,6 +17,7 @@ from chorus.cluster.planning.plan import Cost, RunContext, cost, layout_of, tile
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.regions.serial_executor import SerialExecutor
+from chorus.cluster.runs.image_diameters import with_known_diameters
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runtime.break_even import IMAGE_SECONDS, SERIAL_SECONDS, TRIED_TILES, ray_is_up
 from chorus.cluster.runtime.resources import Resources
@@ -62,6 +63,7 @@ def make_ready(job: PlannedRun, record: RunRecord, name: str, *, fresh: bool) ->
         _remove_partial_files(job, unended)
     # The record first: it marks an output with anything in it as ours, however early the run ends.
     record.write(out)
+    job.table = with_known_diameters(context, job.table, job.ensemble)
     job.table.write(context.table_url)
     clear_attempts(out)
     return context

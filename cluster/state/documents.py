@@ -29,6 +29,7 @@ class ImageRow(ItemRow):
     regions, tiles : computed, by this way of cutting the image
     seconds : of device time
     samples : mean per tile with adaptive effort; None with full effort
+    diameter_px : of its objects, as it was estimated; None where it was not
     """
 
     image: str
@@ -39,15 +40,16 @@ class ImageRow(ItemRow):
     tiles: int = 0
     seconds: float = 0.0
     samples: float | None = None
+    diameter_px: float | None = None
 
     @property
     def columns(self) -> dict[str, Value]:
         """Values by column, in the order of the table."""
         named = dict(self)
         scores: dict[str, float | None] = named.pop("scores")
-        samples = {} if self.samples is None else {"samples": named["samples"]}
+        further = {name: named[name] for name in ("samples", "diameter_px") if named[name] is not None}
         head = {name: named[name] for name in ("image", "source", "name", "status", "message")}
-        return head | scores | {name: named[name] for name in ("regions", "tiles", "seconds")} | samples
+        return head | scores | {name: named[name] for name in ("regions", "tiles", "seconds")} | further
 
     def failed(self, message: str) -> ImageRow:
         """Return the row of the image when it failed."""

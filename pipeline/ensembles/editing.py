@@ -95,6 +95,8 @@ def add(
         is_id = "://" not in entry["weights"] and not entry["weights"].startswith("/")
         if not link and not is_id:
             entry["weights"] = ensemble_weights.bring(entry["weights"], _folder(url), entry["sha256"], each.entry.files)
+            for companion, suffix in each.entry.companions():
+                ensemble_weights.copy(companion, storage.join(_folder(url), entry["weights"] + suffix))
     ensemble = _write(url, content | {"members": before + entries}, trust_code=trust_code)
     notes = [note for each in described for note in _notes(ensemble, each)] + _stale(ensemble)
     return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(notes))

@@ -46,6 +46,15 @@ def bring(url: str, folder: str, digest: str, only: Sequence[str] = ()) -> str:
     return storage.join(name, description)
 
 
+def copy(url: str, target: str) -> None:
+    """Copy a file that belongs to weights; raise RefusedError where it cannot be read or written."""
+    try:
+        if url != target:
+            storage.write_bytes(target, _read(url))
+    except OSError as error:
+        raise RefusedError(f"copying weights to {failure_sentence(error, target) or target}") from error
+
+
 def delete(weights: str, folder: str) -> None:
     """Delete the weights at a path relative to `folder`; those elsewhere are not ours and stay."""
     if "://" in weights or weights.startswith("/") or ".." in weights.split("/"):

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from chorus.pipeline.core.geometry import TileSize, shown_size, tile_shape
@@ -112,6 +114,19 @@ class Encoding(Protocol):
         ...
 
 
+class SizeRegression(Protocol):
+    """What estimates the diameter of an image's objects from the features of a member's encoder."""
+
+    def diameter(self, style: NDArray[np.floating[Any]]) -> float:
+        """Return the diameter in pixels of the image that the member saw.
+
+        Parameters
+        ----------
+        style : (features,), mean over the image's tiles, scaled to length 1
+        """
+        ...
+
+
 class MemberEntry(BaseModel, ABC):
     """A member as ``ensemble.yaml`` has it; each kind adds its own fields.
 
@@ -136,6 +151,14 @@ class MemberEntry(BaseModel, ABC):
 
     def preparation(self, asked: LoadRequest) -> Preparation | None:
         """Return how this member wants its pixels prepared; None if the ensemble's normalisation applies."""
+        return None
+
+    def companions(self) -> tuple[tuple[str, str], ...]:
+        """Return the URLs of further files where `weights` is a URL, each with what its name adds to theirs."""
+        return ()
+
+    def size_regression(self, asked: LoadRequest) -> SizeRegression | None:
+        """Return what estimates the objects' diameter; None where the member has nothing of the kind."""
         return None
 
     @abstractmethod

@@ -95,6 +95,14 @@ SAMPLES = Score(
     doubtful="neither",
     table="run",
 )
+DIAMETER = Score(
+    name="diameter_px",
+    label="estimated diameter",
+    meaning="median diameter of objects in pixels, by which the image was scaled, with `--diameter auto`",
+    digits=1,
+    doubtful="neither",
+    table="run",
+)
 TILES = Score(
     name="tiles",
     label="tiles",
@@ -149,4 +157,4 @@ EMPTY = Score(
 
 ESTIMATES = (EXPECTED_DICE, DICE_BOUND, RISK, MEASURED_DICE, P_VALUE)
 """In order of display, before all other scores."""
-FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, TILES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)
+FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, DIAMETER, TILES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from chorus.pipeline.core.devices import fp32_policy_kept
 from chorus.pipeline.core.outputs import CLASSES, FLOWS
@@ -24,6 +25,7 @@ from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.kind import MemberKind
 from chorus.pipeline.members.kinds import cellpose_residual
 from chorus.pipeline.members.kinds.cellpose_residual import ResidualDesign, ResidualMember
+from chorus.pipeline.members.kinds.cellpose_size import SIZE_SUFFIX, SizeModel, read_size_model, size_model_url
 from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 from chorus.pipeline.members.safety.pickles import load_tensors
 from chorus.pipeline.members.weight_file import WeightFile
@@ -49,10 +51,26 @@ class CellposeMember(MemberEntry):
     normalised as Cellpose does, whatever the ensemble's normalisation: up to three in any order for Cellpose 4, for
     older ones that to segment, then the nuclei if there are any. What comes out is the logit of one class, ``cell``,
     and the flows. Networks with SAM's backbone take tiles of 256 only.
+
+    Attributes
+    ----------
+    size_sha256 : of its size model, ``<weights>_size.npy`` or ``size_<weights>.npy`` beside it; None: it has none
     """
 
     kind: Literal["cellpose"]
     activation: Literal["sigmoid"] | None = None
+    size_sha256: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    def companions(self) -> tuple[tuple[str, str], ...]:
+        """Return the URL of the size model."""
+        return () if self.size_sha256 is None else ((size_model_url(self.weights), SIZE_SUFFIX),)
+
+    def size_regression(self, asked: LoadRequest) -> SizeModel | None:
+        """Return the size model; raise RefusedError if it is missing, differs or is none."""
+        if self.size_sha256 is None:
+            return None
+        url = size_model_url(asked.url)
+        return read_size_model(url, fetch_weights(url, self.size_sha256, beside=asked.beside))
 
     def preparation(self, asked: LoadRequest) -> Preparation:
         """Return Cellpose's normalisation; raise RefusedError for more than three channels."""
@@ -220,7 +238,16 @@ def describe(url: str) -> ModelDescription:
     except OSError as error:
         raise RefusedError(f"weights {failure_sentence(error, url) or url}; give a file or a URL") from error
     state = _state_dict(url, data)
-    entry = CellposeMember(kind="cellpose", weights=url, sha256=hashlib.sha256(data).hexdigest())
+    size = size_model_url(url) if storage.exists(size_model_url(url)) else None
+    if size is not None:
+        of_size = storage.read_bytes(size)
+        read_size_model(size, of_size)
+    entry = CellposeMember(
+        kind="cellpose",
+        weights=url,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_sha256=None if size is None else hashlib.sha256(of_size).hexdigest(),
+    )
     if state.keys() >= cellpose_residual.NAMES:
         residual = ResidualDesign.of(url, state)
         return _described(entry, residual.about, cellpose_residual.TILE, residual.diameter_px)

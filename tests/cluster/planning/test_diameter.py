@@ -76,11 +76,13 @@ def test_a_diameter_needs_that_of_the_ensemble(tmp_path: Path) -> None:
         resolve(ResultSettings(diameter=20.0), plain)
 
 
-@pytest.mark.parametrize("diameter", [0.0, -3.0, np.inf, np.nan])
-def test_a_diameter_is_a_positive_number(diameter: float) -> None:
-    with pytest.raises(RefusedError, match="--diameter: Input should be"):
-        RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=diameter).request()
+@pytest.mark.parametrize("diameter", [0.0, -3.0, np.inf, np.nan, "large"])
+def test_a_diameter_is_a_positive_number(diameter: object) -> None:
+    with pytest.raises(RefusedError, match=r"--diameter: Input should be a number of pixels .*, or auto"):
+        RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=str(diameter)).request()
 
 
 def test_the_option_is_the_setting() -> None:
-    assert RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=17.5).request().settings.diameter == 17.5
+    for given, expected in (("17.5", 17.5), ("auto", "auto"), (None, None)):
+        request = RequestOptions(["a.zarr"], "./e", "o", device="cpu", diameter=given).request()
+        assert request.settings.diameter == expected

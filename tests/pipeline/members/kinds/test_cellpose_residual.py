@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from chorus.pipeline.members.contract import Encoding, LoadRequest
 from chorus.pipeline.members.detection import recognise
 from chorus.pipeline.members.kinds.cellpose_network import CellposeMember, describe
 from chorus.pipeline.members.kinds.cellpose_residual import ResidualDesign
+from chorus.pipeline.members.kinds.cellpose_size import SizeModel, read_size_model
 from tests.support.cellpose_networks import NARROW, residual_state
 from tests.support.engines import outputs_of, settings_of
 
@@ -184,3 +187,78 @@ def test_more_channels_and_tiles_of_another_size_are_refused_with_the_mend(path:
         entry(path).load(asked(path, channels=3), CPU)
     with pytest.raises(RefusedError, match="tiles of a multiple of 2, not 33; set `tile: 224`"):
         entry(path).load(asked(path, tile=33), CPU)
+
+
+# its size model
+
+
+def size_content(**changes: Any) -> dict[str, Any]:
+    rng = np.random.RandomState(3)
+    slope, mean = (rng.randn(NARROW[-1]).astype(np.float32) for _ in range(2))
+    return {"A": slope, "smean": mean, "ymean": np.float64(0.3), "diam_mean": 30.0} | changes
+
+
+def size_file(content: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(content, dtype=object))
+    return file.getvalue()
+
+
+def test_a_size_model_says_what_cellpose_says_of_a_style() -> None:
+    content, style = size_content(), np.random.RandomState(4).randn(NARROW[-1])
+    expected = np.exp(content["A"] @ (style - content["smean"]) + np.log(30.0) + content["ymean"])
+    model = read_size_model("size.npy", size_file(content))
+    assert model.diameter(style) == pytest.approx(expected, rel=1e-6)
+    assert model.diameter(-1000 * content["A"]) == 5.0  # Cellpose's least
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_size_model_of_any_pickle_is_read(protocol: int) -> None:
+    header = size_file(None)[:128]
+    pickled = pickle.dumps(np.array(size_content(), dtype=object), protocol=min(protocol, 4))
+    model = read_size_model("size.npy", header + pickled)
+    np.testing.assert_array_equal(model.slope, size_content()["A"])
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("pickled code ran",))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        size_file(size_content(A=Trap())),
+        size_file(Trap()),
+        size_file(size_content(A="text")),
+        size_file(size_content(A=np.zeros(3))),
+        size_file(size_content(ymean=float("nan"))),
+        size_file(size_content(diam_mean=0.0)),
+        size_file({"A": np.zeros(16)}),
+        size_file([1, 2]),
+        size_file(size_content())[:-20],
+        b"no file of NumPy",
+        b"",
+    ],
+)
+def test_what_is_no_size_model_is_refused_and_no_code_runs(data: bytes) -> None:
+    with pytest.raises(RefusedError, match=r"^size\.npy: no size model of Cellpose.*never runs pickled code"):
+        read_size_model("size.npy", data)
+
+
+@pytest.mark.parametrize("name", ["size_cyto3.npy", "cyto3_size.npy"])
+def test_a_size_model_beside_the_weights_goes_with_them_into_an_ensemble(name: str, path: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(size_file(size_content()))
+    made = add(str(tmp_path / "cells"), [str(path)], Wanted(channels=("cytoplasm",))).ensemble
+    regression = made.spec.members[0].size_regression(made.asked(0))
+    assert isinstance(regression, SizeModel)
+    np.testing.assert_array_equal(regression.slope, size_content()["A"])
+    (tmp_path / "cells" / "cyto3_size.npy").write_bytes(size_file(size_content(diam_mean=17.0)))
+    with pytest.raises(RefusedError, match=r"cyto3_size\.npy: sha256 is"):
+        made.spec.members[0].size_regression(made.asked(0))
+
+
+def test_without_a_size_model_there_is_none(path: Path) -> None:
+    member = describe(str(path)).entry
+    assert member.size_regression(asked(path)) is None
+    assert "size_sha256" not in member.model_dump()  # so that ensembles keep the hash that they had
