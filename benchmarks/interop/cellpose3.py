@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="of the environment with cellpose 3.1")
     parser.add_argument("--fixture", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--answers", type=Path, help="Folder of Cellpose's answers, which are kept there.")
     parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("images", nargs="*")
     asked = parser.parse_args()
@@ -147,8 +148,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        theirs(asked.python, ["images", str(asked.weights), str(folder), *asked.images])
-        known = [dict(np.load(folder / f"{index:03d}.npz")) for index in range(len(asked.images))]
+        answers = asked.answers or folder
+        answers.mkdir(parents=True, exist_ok=True)
+        theirs(asked.python, ["images", str(asked.weights), str(answers), *asked.images])
+        known = [dict(np.load(answers / f"{Path(path).stem}.npz")) for path in asked.images]
         images = [one["image"] for one in known]
         rows = [compare(asked.weights, image, one) for image, one in zip(images, known, strict=True)]
         whole = whole_runs(asked.weights, images, known, folder)

@@ -27,7 +27,10 @@ def images(weights: str, folder: str, *paths: str) -> None:
     # The published networks see an image as it is where no diameter is given.
     model.diam_labels = model.diam_mean
     size = models.SizeModel(model, pretrained_size=f"{weights}_size.npy")
-    for index, path in enumerate(paths):
+    for path in paths:
+        target = Path(folder) / f"{Path(path).stem}.npz"
+        if target.exists():
+            continue
         image = iio.imread(path)
         image = image[..., 0] if image.ndim == 3 else image
         normalised = transforms.normalize_img(image[..., None].astype(np.float32))[..., 0]
@@ -41,7 +44,7 @@ def images(weights: str, folder: str, *paths: str) -> None:
         everything, _, _ = model.eval(image, channels=[0, 0], flow_threshold=0.0)
         diam, diam_style = size.eval(image, channels=[0, 0])
         np.savez(
-            Path(folder) / f"{index:03d}.npz",
+            target,
             image=image,
             normalised=normalised,
             tile=tile,
