@@ -213,7 +213,7 @@ class RequestOptions:
         """Return the validated request; raise RefusedError naming the option."""
         from chorus.cluster.planning.requests import PredictRequest
 
-        settings = {
+        settings: dict[str, object] = {
             "channel": self.channel or [],
             "level": self.level,
             "diameter": self.diameter,

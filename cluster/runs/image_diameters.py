@@ -26,6 +26,7 @@ from chorus.cluster.regions.work import region_work
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.fields import FLOW, PROBABILITY
 from chorus.pipeline.core.geometry import RegionGrid, Window
+from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble, Inputs, read_ensemble
 from chorus.pipeline.inference.engine import Engine
@@ -35,7 +36,7 @@ from chorus.pipeline.instances.shapes import SQUARE
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.members.contract import Encoding, Member, SizeRegression
-from chorus.pipeline.preprocessing.resampling import plane_shape
+from chorus.pipeline.preprocessing.resampling import shape_of
 from chorus.pipeline.scores.image_scores import FIXED_POINT
 
 # Edge of the windows that are looked at, in pixels at the ensemble's scale, and how many of a large plane.
@@ -123,7 +124,8 @@ def with_known_diameters(context: RunContext, table: ImageTable, ensemble: Ensem
 
 
 def _scaled(image: PlannedImage, factor: float) -> tuple[int, int]:
-    return plane_shape((image.height, image.width), (factor, factor))
+    height, width = shape_of((image.height, image.width), (factor, factor))
+    return height, width
 
 
 def _trained(ensemble: Ensemble) -> float:
@@ -204,13 +206,13 @@ def _look(loaded: _Loaded, context: RunContext, image: PlannedImage, factor: flo
         work = region_work(seen, 0, where, loaded.settings, loaded.inputs, statistics, read)
         posterior = loaded.engine.posterior(work.plane, work.target, work.features)
         features.append(work.features.sums() / FIXED_POINT)
-        whole = (window.y.stop - window.y.start, window.x.stop - window.x.start) == (image.height, image.width)
+        whole = window.shape == (image.height, image.width)
         areas += _areas(posterior, loaded.ensemble, whole=whole)
     return _Pass(np.concatenate(areas), np.sum(features, axis=0))
 
 
 def _windows(image: PlannedImage, factor: float) -> Iterator[Window]:
-    grid = RegionGrid(image.height, image.width, max(1, round(_WINDOW / factor)))
+    grid = RegionGrid.make((image.height, image.width), max(1, round(_WINDOW / factor)))
     number = min(grid.count, _MOST_WINDOWS)
     for index in range(number):
         yield grid.window((2 * index + 1) * grid.count // (2 * number))
@@ -218,7 +220,7 @@ def _windows(image: PlannedImage, factor: float) -> Iterator[Window]:
 
 def _areas(posterior: Posterior, ensemble: Ensemble, *, whole: bool) -> Iterator[NDArray[np.float64]]:
     """Yield areas of the objects of each class, without those that the border of a window cuts."""
-    flows = posterior.maps(FLOW) if ensemble.spec.flows else None
+    flows = posterior.maps(FLOW) if FLOWS in ensemble.outputs else None
     values = range(1, len(ensemble.spec.classes))
     probability = {}
     if ensemble.multilabel:
