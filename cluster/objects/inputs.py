@@ -47,6 +47,7 @@ class ObjectsRequest(BaseModel):
     diameter : typical one, in pixels of the images; None is that of the ensemble's training data
     minimum_size : smaller objects are removed, pixels
     flow_error : objects of a larger flow error are removed; None keeps all
+    cellprob_threshold : logit of the probability from which a pixel is of a class; None takes the labels
     flows_from : URL of a second ensemble, which predicts flows from the probability of a class; None takes the flows
         that the run saved
     prob_threshold, nms_threshold : of objects by stars, see `chorus.pipeline.members.outputs.StarThresholds`; None
@@ -62,6 +63,7 @@ class ObjectsRequest(BaseModel):
     diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     minimum_size: int = Field(default=15, ge=1)
     flow_error: float | None = Field(default=None, gt=0, le=4)
+    cellprob_threshold: float | None = Field(default=None, ge=-20, le=20)
     flows_from: str | None = None
     prob_threshold: float | None = Field(default=None, ge=0, le=1)
     nms_threshold: float | None = Field(default=None, ge=0, le=1)
@@ -98,6 +100,8 @@ class Results:
             raise RefusedError(
                 f"--prob-threshold, --nms-threshold: are of objects by stars, not by {self.method}; leave them out"
             )
+        if request.cellprob_threshold is not None and self.method == "stars":
+            raise RefusedError("--cellprob-threshold: objects by stars have --prob-threshold; leave it out")
         if self.settings.in_place:
             raise RefusedError(
                 f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
@@ -135,7 +139,8 @@ class Results:
         """Raise RefusedError if the run did not save what the method needs."""
         needed = {FLOW.name} if self.method == "flows" and self.second is None else set()
         needed |= {RAY.name} if self.method == "stars" else set()
-        needed |= {PROBABILITY.name} if self.ensemble.multilabel or self.second or self.method == "stars" else set()
+        of_probability = self.least is not None or self.second or self.method == "stars"
+        needed |= {PROBABILITY.name} if of_probability else set()
         missing = needed - set(self.settings.save)
         if not missing:
             return
@@ -150,6 +155,13 @@ class Results:
             f"{out}: holds no {what}, of which objects are made; run chorus predict with "
             f"--save {','.join(in_order({*self.settings.save, *missing}))}"
         )
+
+    @property
+    def least(self) -> float | None:
+        """Probability from which a pixel is of a class; None where the label decides."""
+        if self.request.cellprob_threshold is not None:
+            return 1 / (1 + math.exp(-self.request.cellprob_threshold))
+        return 0.5 if self.ensemble.multilabel else None
 
     @cached_property
     def table(self) -> ImageTable:
@@ -199,6 +211,7 @@ class Results:
             diameter=request.diameter,
             minimum_size=request.minimum_size,
             flow_error=request.flow_error,
+            cellprob_threshold=request.cellprob_threshold,
             ensemble_diameter=self.diameter,
             flows_from=None if self.second is None else self.second.defining,
             prob_threshold=None if self.stars is None else self.stars.prob_threshold,
@@ -248,7 +261,7 @@ class Results:
             scratch=self.work(image.name),
             classes=tuple(enumerate(self.classes, 1)),
             method=self.method,
-            multilabel=self.ensemble.multilabel,
+            least=self.least,
             settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error),
             strict=self.settings.strict,
             flows=tuple(flows),

@@ -38,7 +38,7 @@ class ObjectJob:
     scratch : URL of the folder of temporary files; `work`, unless one task does all of the image
     classes : value and name of each class that has objects
     method : how foreground becomes objects
-    multilabel, flows : see `chorus.pipeline.instances.stored.StoredPlane`
+    least, flows : see `chorus.pipeline.instances.stored.StoredPlane`
     strict : a missing chunk of the source is an error
     """
 
@@ -49,7 +49,7 @@ class ObjectJob:
     scratch: str
     classes: tuple[tuple[int, str], ...]
     method: Method
-    multilabel: bool
+    least: float | None
     settings: ObjectSettings
     strict: bool
     flows: tuple[ImageLayout, ...] = ()

@@ -79,6 +79,7 @@ class ObjectsAsked(BaseModel):
     minimum_size: int
     flow_error: float | None
     ensemble_diameter: float
+    cellprob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
     flows_from: FlowsFrom | None = Field(default=None, exclude_if=lambda value: value is None)
     prob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
     nms_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)

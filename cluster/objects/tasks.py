@@ -122,7 +122,7 @@ def find_in_region(job: ObjectJob, region: int) -> None:
     if storage.exists(job.rows_url(region)):
         return
     location = job.image.locate(region)
-    plane = StoredPlane(job.layout, location.t, location.z, multilabel=job.multilabel, flows=job.flows)
+    plane = StoredPlane(job.layout, location.t, location.z, least=job.least, flows=job.flows)
     if job.method == "components":
         tables = _components(job, plane, location, region)
     elif isinstance(job, StarJob):

@@ -80,7 +80,7 @@ def find_in_block(job: VolumeJob, index: int) -> None:
         return
     t, box = job.block(index)
     settings = job.dynamics
-    stored = StoredVolume(job.layout, t, multilabel=job.multilabel, anisotropy=settings.anisotropy)
+    stored = StoredVolume(job.layout, t, least=job.least, anisotropy=settings.anisotropy)
     source = cache(lambda: open_level(job.image.url, job.image.level_path))
     columns, tables = columns_of(job), []
     for value, name in job.classes:

@@ -61,7 +61,7 @@ class StoredPlane:
     ----------
     layout : of the image's results
     t, z : the plane; 0 if the image has no such axis
-    multilabel : whether a pixel may be of several classes: of each whose probability is at least one half
+    least : probability from which a pixel is of a class, so that it may be of several; None takes the labels
     flows : of results that hold the flows of class 1, 2, ...; empty if they are in the image's own results
 
     Raises
@@ -71,10 +71,11 @@ class StoredPlane:
     """
 
     def __init__(
-        self, layout: ImageLayout, t: int, z: int, *, multilabel: bool, flows: Sequence[ImageLayout] = ()
+        self, layout: ImageLayout, t: int, z: int, *, least: float | None = None, flows: Sequence[ImageLayout] = ()
     ) -> None:
         self._own = _StoredArrays(layout, t, z)
-        self._labels = None if multilabel else open_labels(layout.labels_url)
+        self._least = least
+        self._labels = None if least is not None else open_labels(layout.labels_url)
         self._of_flows = [_StoredArrays(one, t, z) for one in flows]
         self._last: tuple[_StoredArrays, Window, NDArray[np.floating[Any]]] | None = None
 
@@ -116,8 +117,9 @@ class StoredPlane:
             If the results cannot be decoded.
         """
         if self._labels is None:
+            assert self._least is not None
             name = PROBABILITY.channel(self._own.layout.classes[value].name)
-            return np.asarray(self._own.channel(name, window) >= 0.5)
+            return np.asarray(self._own.channel(name, window) >= self._least)
         return np.asarray(self._own.read(self._labels, self._own.layout.axes, window) == value)
 
     def uncertainty(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:

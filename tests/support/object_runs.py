@@ -19,7 +19,7 @@ from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord
-from chorus.pipeline.core.fields import CHOICES
+from chorus.pipeline.core.fields import CHOICES, FIELDS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
@@ -65,7 +65,8 @@ def write_results(
     **settings: Any,
 ) -> Path:
     """Results of a run that saved everything; objects of label n are of class 1 + n % (foreground classes)."""
-    chosen = resolve(ResultSettings(**({"region": region, "chunk": 32, "save": list(CHOICES)} | settings)), ensemble)
+    everything = [name for name in CHOICES if FIELDS[name].given(ensemble.outputs)]
+    chosen = resolve(ResultSettings(**({"region": region, "chunk": 32, "save": everything} | settings)), ensemble)
     images = [image for image in plan_images([str(source)], ensemble, chosen) if isinstance(image, PlannedImage)]
     table = ImageTable.collect(images)
     request = PredictRequest(sources=[str(source)], ensemble=ensemble.url, out=str(out))

@@ -31,10 +31,23 @@ def objects(
         float | None,
         typer.Option(help="Typical object in pixels of the image; by default what the ensemble was trained on."),
     ] = None,
-    minimum_size: Annotated[int, typer.Option(help="Objects of fewer pixels are removed.")] = 15,
+    minimum_size: Annotated[
+        int, typer.Option("--minimum-size", "--min-size", help="Objects of fewer pixels are removed.")
+    ] = 15,
     flow_error: Annotated[
         float | None,
-        typer.Option(help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks."),
+        typer.Option(
+            "--flow-error",
+            "--flow-threshold",
+            help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks.",
+        ),
+    ] = None,
+    cellprob_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Logit of the probability from which a pixel is foreground, of the map that the run kept; by default "
+            "the labels decide, as with 0."
+        ),
     ] = None,
     flows_from: Annotated[
         str | None,
@@ -84,7 +97,13 @@ def objects(
 
     err = Console(stderr=True)
     content = {"out": out, "method": method, "diameter": diameter, "minimum_size": minimum_size}
-    content |= {"flow_error": flow_error, "executor": executor, "address": address, "trust_code": trust_code}
+    content |= {
+        "cellprob_threshold": cellprob_threshold,
+        "flow_error": flow_error,
+        "executor": executor,
+        "address": address,
+        "trust_code": trust_code,
+    }
     content |= {"flows_from": named_ensemble(flows_from) if flows_from else None}
     content |= {"prob_threshold": prob_threshold, "nms_threshold": nms_threshold}
     request = validated(ObjectsRequest, content, "objects")

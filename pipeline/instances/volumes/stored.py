@@ -29,7 +29,7 @@ class StoredVolume:
     ----------
     layout : of the image's results
     t : the time point; 0 if the image has no such axis
-    multilabel : whether a voxel may be of several classes: of each whose probability is at least one half
+    least : probability from which a voxel is of a class, so that it may be of several; None takes the labels
     anisotropy : distance of planes, in pixels
 
     Raises
@@ -38,9 +38,10 @@ class StoredVolume:
         If there are no such results.
     """
 
-    def __init__(self, layout: ImageLayout, t: int, *, multilabel: bool, anisotropy: float) -> None:
+    def __init__(self, layout: ImageLayout, t: int, *, least: float | None = None, anisotropy: float) -> None:
         self._layout, self._t, self._anisotropy = layout, t, anisotropy
-        self._labels = None if multilabel else open_labels(layout.labels_url)
+        self._least = least
+        self._labels = None if least is not None else open_labels(layout.labels_url)
 
     @cached_property
     def _posterior(self) -> zarr.Array[Any]:
@@ -91,8 +92,9 @@ class StoredVolume:
             If the results cannot be decoded.
         """
         if self._labels is None:
+            assert self._least is not None
             name = PROBABILITY.channel(self._layout.classes[value].name)
-            return np.asarray(self.maps(box, [name])[0] >= 0.5)
+            return np.asarray(self.maps(box, [name])[0] >= self._least)
         return np.asarray(self._read(self._labels, self._layout.axes, box, {}) == value)
 
     def maps(self, box: Box, names: Sequence[str], dtype: str | None = None) -> NDArray[np.floating[Any]]:

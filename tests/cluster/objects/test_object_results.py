@@ -54,3 +54,22 @@ def test_the_diameter_is_the_ensembles_on_the_pixels_of_the_image(tmp_path: Path
     assert diameter("trained", input=entry, about={"training": trained}) == 22.0
     assert diameter("scaled", input=entry | {"diameter_px": 15.0}) == 60.0
     assert diameter("asked", 44.0, input=entry) == 44.0
+
+
+def test_a_threshold_of_the_cell_probability_decides_the_foreground_in_place_of_the_labels(tmp_path: Path) -> None:
+    plane = np.zeros((100, 80), np.int32)
+    plane[10:30, 10:40], plane[60:90, 20:50] = 1, 2
+    planes = {"a": plane}
+    source, ensemble = write_source(tmp_path / "in", planes), write_ensemble(tmp_path / "e")
+    out = write_results(tmp_path / "out", source, ensemble, planes)  # probabilities are 0.75 and 0.25: logits +-1.1
+    found = {
+        threshold: next(iter(run(out, method="components", cellprob_threshold=threshold).summary.objects.values()))
+        for threshold in (None, 1.0, 1.2, -1.2)
+    }
+    assert found == {None: 2, 1.0: 2, 1.2: 0, -1.2: 1}
+    record = Results(ObjectsRequest(out=str(out), cellprob_threshold=1.0)).record.settings
+    assert record.model_dump()["cellprob_threshold"] == 1.0
+    assert "cellprob_threshold" not in Results(ObjectsRequest(out=str(out))).record.settings.model_dump()
+    bare = write_results(tmp_path / "bare", source, ensemble, planes, save=["flows"], unfinished=tuple(planes))
+    with pytest.raises(RefusedError, match="holds no probability"):
+        run(bare, cellprob_threshold=0.0)
