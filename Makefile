@@ -36,8 +36,8 @@ LOCK = $(BIN)/python -m uv pip compile --quiet --universal --fork-strategy fewes
 requirements: $(READY)
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/dev.txt
 	grep -o '^[^ ]*==[^ ]*' requirements/dev.txt > requirements/.pins
-	$(LOCK) pyproject.toml --extra azure --extra bioimageio --extra cellpose --extra formats --extra onnx \
-		--extra openvino --constraint requirements/.pins --output-file requirements/run.txt
+	$(LOCK) pyproject.toml --extra azure --extra bioimageio --extra cellpose --extra formats --extra nnunet \
+		--extra onnx --extra openvino --constraint requirements/.pins --output-file requirements/run.txt
 	for use in docs installer release workflows; do \
 		$(LOCK) --group $$use --constraint requirements/.pins --output-file requirements/$$use.txt || exit; done
 	rm requirements/.pins

@@ -66,6 +66,7 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
         "--activation": activation,
         # A network that brings its own does so for a number of channels: they must be known first.
         "--normalisation": normalisation or not channels,
+        f"--tile ({first.tile_needed})": wanted.tile or first.tile or not first.tile_needed,
     }
     missing = [option for option, value in needed.items() if not value]
     if missing or normalisation is None:

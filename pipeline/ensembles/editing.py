@@ -99,7 +99,8 @@ def add(
                 ensemble_weights.copy(companion, storage.join(_folder(url), entry["weights"] + suffix))
     ensemble = _write(url, content | {"members": before + entries}, trust_code=trust_code)
     notes = [note for each in described for note in _notes(ensemble, each)] + _stale(ensemble)
-    return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(notes))
+    # Members of one folder have the same notes.
+    return Edited(ensemble, added=tuple(entry["weights"] for entry in entries), notes=tuple(dict.fromkeys(notes)))
 
 
 def remove(url: str, which: Sequence[str], *, delete: bool = False) -> Edited:
@@ -219,7 +220,7 @@ def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
     """List what does not prevent use of a member but may be wrong."""
     weights, spec = described.entry.weights, ensemble.spec
     sizes, theirs = spec.input.pixel_sizes_um, described.pixel_size_um
-    notes = []
+    notes = list(described.notes)
     if sizes and theirs and not all(math.isclose(size, theirs, rel_tol=0.01) for size in sizes):
         own = shown_size(spec.input.pixel_size_um or 0)
         notes.append(f"{weights} was trained at {theirs:g} micrometres per pixel, the ensemble takes {own}")

@@ -23,12 +23,14 @@ class ModelDescription:
         number is known, empty where not even that
     activation : turns its last layer's outputs for the classes into probabilities; None if unknown
     outputs : what it answers with
-    tile : edge in pixels; None where any will do
+    tile : edge in pixels; None where any will do, or `tile_needed` says which the user must choose from
     pixel_size_um : that it was trained on, micrometres per pixel
     diameter_px : of the objects as it was trained on them, in pixels
     augmentations : under which its answers are averaged; empty where it does not say
     normalisation : of the ensemble; None where the member brings its own, or where it is not known
     about : where it comes from
+    tile_needed : which tiles it takes, where none of them is the obvious one; empty otherwise
+    notes : what was assumed, a sentence each
     """
 
     entry: MemberEntry
@@ -43,3 +45,5 @@ class ModelDescription:
     augmentations: tuple[str, ...] = ()
     normalisation: Normalisation | None = None
     about: About = field(default_factory=About)
+    tile_needed: str = ""
+    notes: tuple[str, ...] = ()

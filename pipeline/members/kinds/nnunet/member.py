@@ -38,6 +38,7 @@ _MIRRORS = {(): "identity", (0,): "vflip", (1,): "hflip", (0, 1): "hvflip"}
 """Augmentations by the axes (y, x) that they mirror."""
 _MILLIMETRES = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
 """nnU-Net's readers of files whose spacings are millimetres."""
+_WITHOUT_SPACING = "NaturalImage2DIO"
 
 
 class NnunetMember(MemberEntry):
@@ -105,11 +106,8 @@ def _described(fold: Fold) -> ModelDescription:
     files = fold.read()
     facts, _ = facts_of(fold, files)
     own, dataset = facts.plans.configuration, facts.dataset
-    if len(own.patch_size) != 2 or own.patch_size[0] != own.patch_size[1]:
-        raise RefusedError(
-            f"{fold.url}: was trained with patches of {' x '.join(map(str, own.patch_size))}, and Chorus takes square "
-            "tiles; export the network to ONNX"
-        )
+    if len(own.patch_size) != 2:
+        raise RefusedError(f"{fold.url}: is a 3D configuration; export its network to ONNX")
     entry = NnunetMember(
         kind="nnunet",
         weights=fold.url,
@@ -117,18 +115,21 @@ def _described(fold: Fold) -> ModelDescription:
         fold=fold.fold,
         checkpoint=fold.checkpoint,
     )
-    size, unit = _pixel_size(facts)
+    patch = " x ".join(map(str, own.patch_size))
+    square = own.patch_size[0] == own.patch_size[1]
+    multiple = math.lcm(*settings_of(fold.url, own.architecture).total_strides(len(own.patch_size)))
+    size, note = _pixel_size(facts)
     return ModelDescription(
         entry=entry,
         name=facts.plans.dataset,
         channels=dataset.channels,
         classes=dataset.classes,
         activation="sigmoid" if dataset.has_regions else "softmax",
-        tile=own.patch_size[0],
+        tile=own.patch_size[0] if square else None,
         pixel_size_um=size,
         augmentations=_augmentations(facts),
         about=About(
-            description=f"nnU-Net {facts.configuration} of {facts.plans.dataset} ({facts.trainer}); {unit}.",
+            description=f"nnU-Net {facts.configuration} of {facts.plans.dataset}, {facts.trainer}, patches of {patch}",
             data=[DataReference(name=facts.plans.dataset)],
             cite=[
                 Citation(
@@ -138,6 +139,8 @@ def _described(fold: Fold) -> ModelDescription:
                 )
             ],
         ),
+        tile_needed=f"trained with patches of {patch}, and tiles are square: a multiple of {multiple} of that size",
+        notes=(f"{fold.url}: {note}",),
     )
 
 
@@ -149,16 +152,16 @@ def _augmentations(facts: Facts) -> tuple[str, ...]:
 
 
 def _pixel_size(facts: Facts) -> tuple[float | None, str]:
-    """Return the pixel size in micrometres, None if it is none or not the same in y and x, and how it was read."""
+    """Return the pixel size in micrometres, None where it is unknown or differs between y and x, and a sentence."""
     spacing, reader = facts.plans.configuration.spacing, facts.plans.reader
     sizes = " x ".join(f"{value:g}" for value in spacing)
-    if reader == "NaturalImage2DIO":
-        return None, "trained on images without a pixel size"
+    if reader == _WITHOUT_SPACING:
+        return None, "was trained on images without a pixel size: images are taken as they are"
     if not math.isclose(*spacing, rel_tol=0.01):
-        return None, f"its spacing of {sizes} differs between y and x: resample images to it"
+        return None, f"takes pixels of {sizes}, and Chorus resamples to square ones alone: images are taken as they are"
     if reader in _MILLIMETRES:
-        return spacing[0] * 1000, f"its spacing of {sizes} is in millimetres"
-    return spacing[0], f"its spacing of {sizes}, whose unit nnU-Net does not keep, was taken as micrometres"
+        return spacing[0] * 1000, f"its spacing of {sizes} was read as millimetres, which its image files have"
+    return spacing[0], f"its spacing of {sizes} was read as micrometres; set input.pixel_size_um where it is not"
 
 
 def _check_channels(asked: LoadRequest, facts: Facts) -> None:
