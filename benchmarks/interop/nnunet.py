@@ -20,6 +20,7 @@ import tempfile
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import numpy as np
 import tifffile
@@ -95,10 +96,15 @@ def by_nnunet(folder: Path, image: Images, spacing: Images) -> dict[str, Images]
         raw.copy(), None, dict(properties), predictor.plans_manager, predictor.configuration_manager,
         predictor.dataset_json,
     )  # fmt: skip
-    labels, probabilities = predictor.predict_single_npy_array(
-        raw.copy(), dict(properties), save_or_return_probabilities=True
-    )
-    return {"preprocessed": data, "segmentation": labels, "probabilities": probabilities}
+    answers = {}
+    for name, sums in (("", torch.float16), (" in float32", torch.float32)):
+        # The dtype of its sums is written in its code.
+        with patch.object(torch, "half", sums):
+            labels, probabilities = predictor.predict_single_npy_array(
+                raw.copy(), dict(properties), save_or_return_probabilities=True
+            )
+        answers |= {f"segmentation{name}": labels, f"probabilities{name}": probabilities}
+    return {"preprocessed": data} | answers
 
 
 def compared(
@@ -126,6 +132,8 @@ def compared(
         figures[f"{name}: difference"] = float(np.abs(whole - probabilities).max())
         figures[f"{name}: labels"] = _disagreement(whole, probabilities)
         figures[f"{name}: Dice"] = _dice(whole.argmax(axis=0), truth)
+        if name == "float32" and (exact := theirs.get("probabilities in float32")) is not None:
+            figures["both in float32: difference"] = float(np.abs(whole - exact).max())
     figures["nnU-Net: Dice"] = _dice(theirs["segmentation"], truth)
     if predict:
         labels, own = by_chorus(folder, image, content["spacing"])
@@ -144,10 +152,10 @@ def on_patches(facts: Facts, networks: list[torch.nn.Module], prepared: Images) 
         Probabilities (classes, z, y, x): of the mean of logits over folds, mirrors and patches, summed in ``float16``
         as nnU-Net does or in ``float32``; and the ``mean`` of probabilities.
     """
-    patch = facts.plans.configuration.patch_size
-    size = [1] * (3 - len(patch)) + patch
+    edges = facts.plans.configuration.patch_size
+    size = [1] * (3 - len(edges)) + edges
     data, inside = _padded(prepared, size)
-    weight = torch.from_numpy(_gaussian(patch)).reshape(size)
+    weight = torch.from_numpy(_gaussian(edges)).reshape(size)
     mirrors = [axes for n in range(len(facts.mirroring) + 1) for axes in combinations(facts.mirroring, n)]
     classes, half, whole = len(facts.dataset.classes), torch.float16, torch.float64
     sums = torch.zeros((classes, *data.shape[1:]), dtype=whole)
@@ -156,7 +164,7 @@ def on_patches(facts: Facts, networks: list[torch.nn.Module], prepared: Images) 
     rounded = torch.zeros_like(total, dtype=half)
     for start in product(*(_starts(n, p) for n, p in zip(data.shape[1:], size, strict=True))):
         window = tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))
-        tile = torch.from_numpy(data[:, *window].reshape(1, len(data), *patch))
+        tile = torch.from_numpy(data[:, *window].reshape(1, len(data), *edges))
         with torch.inference_mode():
             views = torch.stack([_mirrored(network, tile, axes) for network in networks for axes in mirrors])
         logits = views.reshape(len(networks), len(mirrors), classes, *size)
