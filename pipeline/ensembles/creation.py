@@ -81,7 +81,7 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
         )
     about = first.about.model_dump(mode="json", exclude_defaults=True)
     sizes = {
-        "pixel_size_um": wanted.pixel_size_um or first.pixel_size_um,
+        "pixel_size_um": _plain(wanted.pixel_size_um or first.pixel_size_um),
         "diameter_px": wanted.diameter_px or first.diameter_px,
     }
     return {
@@ -90,15 +90,20 @@ def new_content(name: str, first: ModelDescription, wanted: Wanted) -> dict[str,
         "classes": [entry.model_dump(mode="json", exclude_none=True) for entry in classes],
         "input": {
             "channels": list(channels),
+            **({"axes": first.axes} if first.axes == "zyx" else {}),
             **{key: value for key, value in (sizes | {"scale": wanted.scale}).items() if value is not None},
             "normalisation": normalisation.model_dump(mode="json", exclude_none=True),
         },
         "activation": activation,
         **({"outputs": [entry.model_dump(mode="json", exclude_none=True) for entry in outputs]} if outputs else {}),
-        "tile": tile,
+        "tile": _plain(tile),
         **({"augmentations": list(first.augmentations)} if first.augmentations else {}),
         **({"about": about} if about else {}),
     }
+
+
+def _plain(size: float | tuple[float, ...] | None) -> float | list[float] | None:
+    return list(size) if isinstance(size, tuple) else size
 
 
 def _outputs(first: ModelDescription, *, flows: bool | None) -> tuple[OutputEntry, ...]:
@@ -119,6 +124,11 @@ def check_fit(url: str, spec: EnsembleSpec, described: ModelDescription) -> None
     """Refuse a member whose metadata name other classes or channels than ensemble `url`."""
     weights = described.entry.weights
     names, theirs = [entry.name for entry in spec.classes], described.classes
+    if described.axes not in (None, spec.input.axes):
+        raise RefusedError(
+            f"{weights}: takes tiles of axes {described.axes}, {url} has {spec.input.axes}; members must agree on the "
+            "axes"
+        )
     if theirs and len(theirs) != len(names):
         raise RefusedError(
             f"{weights}: gives {len(theirs)} classes ({_listed(theirs)}), {url} has {len(names)} ({_listed(names)}); "

@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from chorus.pipeline.core.geometry import shown_size
+from chorus.pipeline.core.geometry import of_each, shown_size
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.ensembles.creation import Wanted, check_fit, new_content
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
@@ -221,9 +221,10 @@ def _notes(ensemble: Ensemble, described: ModelDescription) -> list[str]:
     weights, spec = described.entry.weights, ensemble.spec
     sizes, theirs = spec.input.pixel_sizes_um, described.pixel_size_um
     notes = list(described.notes)
-    if sizes and theirs and not all(math.isclose(size, theirs, rel_tol=0.01) for size in sizes):
+    trained = of_each(theirs, len(spec.input.axes)) if theirs else ()
+    if sizes and theirs and not all(math.isclose(a, b, rel_tol=0.01) for a, b in zip(sizes, trained, strict=True)):
         own = shown_size(spec.input.pixel_size_um or 0)
-        notes.append(f"{weights} was trained at {theirs:g} micrometres per pixel, the ensemble takes {own}")
+        notes.append(f"{weights} was trained at {shown_size(theirs)} micrometres per pixel, the ensemble takes {own}")
     licence = described.about.licence
     if licence and licence != spec.about.licence:
         notes.append(f"{weights} has the licence {licence}, the ensemble says {spec.about.licence or 'nothing of it'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from chorus.pipeline.core.geometry import Axes, TileSize
 from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.members.contract import MemberEntry
@@ -23,8 +24,10 @@ class ModelDescription:
         number is known, empty where not even that
     activation : turns its last layer's outputs for the classes into probabilities; None if unknown
     outputs : what it answers with
-    tile : edge in pixels; None where any will do, or `tile_needed` says which the user must choose from
-    pixel_size_um : that it was trained on, micrometres per pixel
+    axes : of what it sees at once; None where it does not say, as networks of planes mostly do
+    tile : edge in pixels, or pixels on each axis of a volume's; None where any will do, or `tile_needed` says which
+        the user must choose from
+    pixel_size_um : that it was trained on, micrometres per pixel, of volumes one for each axis
     diameter_px : of the objects as it was trained on them, in pixels
     augmentations : under which its answers are averaged; empty where it does not say
     normalisation : of the ensemble; None where the member brings its own, or where it is not known
@@ -39,8 +42,9 @@ class ModelDescription:
     classes: list[str] = field(default_factory=list)
     activation: Activation | None = None
     outputs: tuple[OutputEntry, ...] = (ClassesOutput(),)
-    tile: int | None = None
-    pixel_size_um: float | None = None
+    axes: Axes | None = None
+    tile: TileSize | None = None
+    pixel_size_um: float | tuple[float, ...] | None = None
     diameter_px: float | None = None
     augmentations: tuple[str, ...] = ()
     normalisation: Normalisation | None = None

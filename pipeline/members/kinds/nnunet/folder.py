@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -15,12 +16,14 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
 from chorus.pipeline.members.contract import check_digest
+from chorus.pipeline.members.kinds.nnunet.networks import settings_of
 from chorus.pipeline.members.kinds.nnunet.plans import Dataset, Plans, read_dataset, read_plans
 from chorus.pipeline.members.kinds.nnunet.prepared import NnunetInput, preparation
 from chorus.pipeline.members.safety.pickles import load_tensors
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
 _CHECKPOINT_OF_FOLD = re.compile(r"(?P<folder>.*)/fold_(?P<fold>\d{1,3}|all)(/(?P<checkpoint>checkpoint_\w+\.pth))?")
+Number = TypeVar("Number", int, float)
 FoldName: TypeAlias = int | Literal["all"]
 # Names in what nnU-Net's trainer pickles.
 CHECKPOINT_NAMES = {"network_weights", "init_args", "trainer_name"}
@@ -76,6 +79,16 @@ class Facts:
         if len(self.plans.configuration.patch_size) == 3:
             return self.plans.transpose
         return tuple(axis - 1 for axis in self.plans.transpose[1:])
+
+    def of_image(self, values: Sequence[Number]) -> tuple[Number, ...]:
+        """Return values of each axis of the network in the order of the image's axes."""
+        return tuple(value for _, value in sorted(zip(self.axes, values, strict=True), key=lambda pair: pair[0]))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """By how much the coarsest stage is smaller than a tile, on each axis of the image."""
+        own = self.plans.configuration
+        return self.of_image(settings_of(self.configuration, own.architecture).total_strides(len(own.patch_size)))
 
 
 def folds_at(url: str, names: list[str] | None) -> list[Fold]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
 import torch
 from pydantic import Field
 
+from chorus.pipeline.core.geometry import shown_size
 from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.provenance import About, Citation, DataReference
 from chorus.pipeline.errors import RefusedError
@@ -30,12 +30,10 @@ from chorus.pipeline.members.kinds.nnunet.folder import (
     folds_at,
     known_facts,
 )
-from chorus.pipeline.members.kinds.nnunet.networks import build_network, settings_of
+from chorus.pipeline.members.kinds.nnunet.networks import build_network
 from chorus.pipeline.members.kinds.nnunet.prepared import NnunetInput
 from chorus.pipeline.members.weight_file import WeightFile, listing
 
-_MIRRORS = {(): "identity", (0,): "vflip", (1,): "hflip", (0, 1): "hvflip"}
-"""Augmentations by the axes (y, x) that they mirror."""
 _MILLIMETRES = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
 """nnU-Net's readers of files whose spacings are millimetres."""
 _WITHOUT_SPACING = "NaturalImage2DIO"
@@ -77,14 +75,18 @@ class NnunetMember(MemberEntry):
             raise RefusedError(f"{asked.url}: nnU-Net gives no {more}; correct `outputs` in ensemble.yaml")
         facts, state = checked(self._fold(asked), self.sha256, beside=asked.beside)
         _check_channels(asked, facts)
-        own = facts.plans.configuration
-        url = f"{asked.url}/{PLANS}"
-        strides = settings_of(url, own.architecture).total_strides(len(own.patch_size))
-        if any(asked.edge % stride for stride in strides):
+        own, patch = facts.plans.configuration, shown_size(facts.of_image(facts.plans.configuration.patch_size))
+        if len(asked.shape) != len(own.patch_size):
             raise RefusedError(
-                f"{asked.url}: takes tiles that are multiples of {math.lcm(*strides)}, not {asked.edge}; it was "
-                f"trained with patches of {' x '.join(map(str, own.patch_size))}"
+                f"{asked.url}: its {facts.configuration} network takes tiles of {len(own.patch_size)} axes, not of "
+                f"{len(asked.shape)}; set input.axes in ensemble.yaml to {'yx' if len(own.patch_size) == 2 else 'zyx'}"
             )
+        if any(edge % stride for edge, stride in zip(asked.shape, facts.strides, strict=True)):
+            raise RefusedError(
+                f"{asked.url}: takes tiles that are multiples of {shown_size(facts.strides)}, not "
+                f"{shown_size(asked.shape)}; it was trained with patches of {patch}"
+            )
+        url = f"{asked.url}/{PLANS}"
         outputs = len(facts.dataset.classes) - facts.dataset.has_regions
         network = build_network(url, own.architecture, len(facts.dataset.channels), outputs, state, facts.axes)
         return ModuleMember(network, device, "sigmoid" if facts.dataset.has_regions else "softmax")
@@ -106,8 +108,6 @@ def _described(fold: Fold) -> ModelDescription:
     files = fold.read()
     facts, _ = facts_of(fold, files)
     own, dataset = facts.plans.configuration, facts.dataset
-    if len(own.patch_size) != 2:
-        raise RefusedError(f"{fold.url}: is a 3D configuration; export its network to ONNX")
     entry = NnunetMember(
         kind="nnunet",
         weights=fold.url,
@@ -115,9 +115,8 @@ def _described(fold: Fold) -> ModelDescription:
         fold=fold.fold,
         checkpoint=fold.checkpoint,
     )
-    patch = " x ".join(map(str, own.patch_size))
-    square = own.patch_size[0] == own.patch_size[1]
-    multiple = math.lcm(*settings_of(fold.url, own.architecture).total_strides(len(own.patch_size)))
+    patch = facts.of_image(own.patch_size)
+    shown, axes = shown_size(patch), len(patch)
     size, note = _pixel_size(facts)
     return ModelDescription(
         entry=entry,
@@ -125,11 +124,12 @@ def _described(fold: Fold) -> ModelDescription:
         channels=dataset.channels,
         classes=dataset.classes,
         activation="sigmoid" if dataset.has_regions else "softmax",
-        tile=own.patch_size[0] if square else None,
+        axes="zyx" if axes == 3 else "yx",
+        tile=patch if axes == 3 else patch[0] if patch[0] == patch[1] else None,
         pixel_size_um=size,
         augmentations=_augmentations(facts),
         about=About(
-            description=f"nnU-Net {facts.configuration} of {facts.plans.dataset}, {facts.trainer}, patches of {patch}",
+            description=f"nnU-Net {facts.configuration} of {facts.plans.dataset}, {facts.trainer}, patches of {shown}",
             data=[DataReference(name=facts.plans.dataset)],
             cite=[
                 Citation(
@@ -139,29 +139,37 @@ def _described(fold: Fold) -> ModelDescription:
                 )
             ],
         ),
-        tile_needed=f"trained with patches of {patch}, and tiles are square: a multiple of {multiple} of that size",
+        tile_needed=f"trained with patches of {shown}, and tiles of planes are square: a multiple of "
+        f"{math.lcm(*facts.strides)} of about that size",
         notes=(f"{fold.url}: {note}",),
     )
 
 
 def _augmentations(facts: Facts) -> tuple[str, ...]:
     """Return the mirrored views that nnU-Net averages over."""
+    letters = "yx" if len(facts.axes) == 2 else "zyx"
     allowed = sorted(facts.axes[axis] for axis in facts.mirroring)
-    views: Sequence[tuple[int, ...]] = [axes for n in range(len(allowed) + 1) for axes in combinations(allowed, n)]
-    return tuple(_MIRRORS[axes] for axes in views)
+    views = [{letters[axis] for axis in axes} for n in range(len(allowed) + 1) for axes in combinations(allowed, n)]
+    names = {"z": "z", "x": "h", "y": "v"}
+    return tuple(
+        "".join(names[axis] for axis in names if axis in view) + "flip" if view else "identity" for view in views
+    )
 
 
-def _pixel_size(facts: Facts) -> tuple[float | None, str]:
-    """Return the pixel size in micrometres, None where it is unknown or differs between y and x, and a sentence."""
-    spacing, reader = facts.plans.configuration.spacing, facts.plans.reader
-    sizes = " x ".join(f"{value:g}" for value in spacing)
+def _pixel_size(facts: Facts) -> tuple[float | tuple[float, ...] | None, str]:
+    """Return the pixel size in micrometres, None where planes have none or not one for y and x, and a sentence."""
+    spacing, reader = facts.of_image(facts.plans.configuration.spacing), facts.plans.reader
+    shown = shown_size(spacing)
     if reader == _WITHOUT_SPACING:
         return None, "was trained on images without a pixel size: images are taken as they are"
-    if not math.isclose(*spacing, rel_tol=0.01):
-        return None, f"takes pixels of {sizes}, and Chorus resamples to square ones alone: images are taken as they are"
-    if reader in _MILLIMETRES:
-        return spacing[0] * 1000, f"its spacing of {sizes} was read as millimetres, which its image files have"
-    return spacing[0], f"its spacing of {sizes} was read as micrometres; set input.pixel_size_um where it is not"
+    if len(spacing) == 2 and not math.isclose(*spacing, rel_tol=0.01):
+        return None, f"takes pixels of {shown}, and Chorus resamples planes to square ones: they are taken as they are"
+    unit, note = (
+        (1000, f"its spacing of {shown} was read as millimetres, which its image files have")
+        if reader in _MILLIMETRES
+        else (1, f"its spacing of {shown} was read as micrometres; set input.pixel_size_um where it is not")
+    )
+    return spacing[0] * unit if len(spacing) == 2 else tuple(size * unit for size in spacing), note
 
 
 def _check_channels(asked: LoadRequest, facts: Facts) -> None:
@@ -182,5 +190,6 @@ KIND = MemberKind(
     entry=NnunetMember,
     describe=lambda url, _: describe(url),
     recognises=_recognises,
+    volumes=True,
     is_package=lambda names: {PLANS, DATASET} <= set(names) or CHECKPOINT in names,
 )
