@@ -19,8 +19,9 @@ from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.core.augmentation import D4, FLIPS
-from chorus.pipeline.core.fields import CHOICES
+from chorus.pipeline.core.fields import CHOICES, FIELDS
 from chorus.pipeline.errors import RefusedError
+from tests.support.engines import outputs_of
 from tests.support.making import network, pixels, write_ensemble, write_image, write_light_ensemble
 from tests.support.reference import (
     Array,
@@ -85,7 +86,7 @@ def test_resampling_keeps_the_law(pixel_size: float, flows: bool, tmp_path: Path
     }
     ensemble = write_ensemble(tmp_path / "e", members=2, flows=flows, input=entry, augmentations=["identity"])
     source = write_image(tmp_path / "image.ome.zarr", pixels((150, 113)), pixel_size=pixel_size)
-    save = [name for name in CHOICES if flows or not name.startswith("flow")]
+    save = [name for name in CHOICES if FIELDS[name].given(outputs_of(2, flows=flows))]
     run(source, ensemble, tmp_path / "whole", region=256, save=save)
     run(source, ensemble, tmp_path / "cut", region=64, save=save)
     run(source, ensemble, tmp_path / "staged", region=96, stages=2, save=save)
@@ -152,7 +153,7 @@ def test_a_whole_run_agrees_with_the_reference(
     ensemble = write_ensemble(tmp_path / "e", members=2, classes=classes, activation=activation, flows=flows)
     data = pixels(shape)
     source = write_image(tmp_path / "image.ome.zarr", data)
-    save = [name for name in CHOICES if flows or not name.startswith("flow")]
+    save = [name for name in CHOICES if FIELDS[name].given(outputs_of(2, flows=flows))]
     run(source, ensemble, tmp_path / "out", dtype="float32", augmentations=augmentations, save=save)
     outputs = classes - (activation == "sigmoid") + 2 * flows
     normalised = (data[None].astype(np.float64) - 500) / 300
