@@ -87,7 +87,8 @@ def region_work(
             prepared = resample(prepared, source, needed, *to_model)
     own = raw[:, *where.window.within(source)].copy()  # not a view, which would keep all that was read
     features = TileFeatures(grid, model_centres(image, where.window))
-    return RegionWork(region_in_image, image, where, target, own, PlaneWindow(prepared, needed, grid), features)
+    plane = PlaneWindow(prepared, needed, grid, inputs.padding)
+    return RegionWork(region_in_image, image, where, target, own, plane, features)
 
 
 def _needed(axes: Sequence[AxisMap], window: Window) -> Window:

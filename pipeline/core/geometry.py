@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 Axes = Literal["yx", "zyx"]
 """Axes of what members see at once: planes, or volumes."""
 AXES = "zyx"
+Padding = Literal["mirror", "zero"]
+"""What tiles see beyond the image's edges: its mirrored pixels, or 0 after preparation."""
 TileSize = int | tuple[int, ...]
 """Edge of a square tile of a plane, or pixels on each axis (z, y, x)."""
 Number = TypeVar("Number", int, float)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.geometry import TileSize, shown_size, tile_shape
+from chorus.pipeline.core.geometry import Padding, TileSize, shown_size, tile_shape
 from chorus.pipeline.core.outputs import CLASSES, FLOWS, Outputs
 from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
@@ -38,11 +38,13 @@ class Inputs:
     preparations : each once
     channels : of the stack, for every member
     count : channels of the stack
+    padding : of the prepared pixels beyond the image's edges
     """
 
     preparations: tuple[Preparation, ...]
     channels: tuple[slice, ...]
     count: int
+    padding: Padding
 
     @property
     def measures(self) -> frozenset[Measure]:
@@ -140,7 +142,7 @@ class Ensemble:
                 stack[preparation] = slice(count, count + preparation.channels)
                 count += preparation.channels
             channels.append(stack[preparation])
-        return Inputs(tuple(stack), tuple(channels), count)
+        return Inputs(tuple(stack), tuple(channels), count, self.spec.input.padding)
 
     @cached_property
     def all_inputs(self) -> Inputs:
@@ -218,8 +220,10 @@ def content_hash(spec: EnsembleSpec) -> str:
         content["flows"] = FLOWS in roles
     if spec.answer == AnswerShape():
         del content["answer"]
-    if content["input"]["axes"] == "yx":
-        del content["input"]["axes"]  # so that ensembles of planes keep the hash that they had before there were others
+    # So that ensembles of planes, and those that mirror, keep the hash that they had before there were others.
+    for name, usual in (("axes", "yx"), ("padding", "mirror")):
+        if content["input"][name] == usual:
+            del content["input"][name]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS, augmentations_of, flips_of, refused
-from chorus.pipeline.core.geometry import Axes, TileSize, of_each
+from chorus.pipeline.core.geometry import Axes, Padding, TileSize, of_each
 from chorus.pipeline.core.outputs import AFFINITIES, Activation, Outputs, classes_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
@@ -77,6 +77,7 @@ class InputEntry(Strict):
     pixel_size_um : micrometres per pixel, of volumes also one for each of z, y, x; None takes images as they are
     diameter_px : of the objects, in pixels; for runs that say what it is in their images instead of the pixel size
     scale : ``dtype`` divides integers by their type's maximum first
+    padding : what tiles see beyond the image's edges: its mirrored pixels, or 0 after normalisation
     """
 
     channels: list[str] = Field(min_length=1)
@@ -84,6 +85,7 @@ class InputEntry(Strict):
     pixel_size_um: PixelSize | tuple[PixelSize, PixelSize, PixelSize] | None = None
     diameter_px: float | None = Field(default=None, gt=0)
     scale: Literal["dtype"] | None = None
+    padding: Padding = "mirror"
     normalisation: Normalisation
 
     @property

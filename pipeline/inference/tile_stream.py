@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, Tile, Window, mirror
+from chorus.pipeline.core.geometry import Grid, Padding, Tile, Window, mirror
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.blending import BandBlender
 from chorus.pipeline.inference.device_transfer import to_device
@@ -19,11 +19,20 @@ from chorus.pipeline.inference.posterior_builder import InferenceSettings, Poste
 
 @dataclass(frozen=True)
 class PlaneWindow:
-    """Prepared pixels that a region needs: (channels, *window) float32, inside a plane or a volume of `grid`."""
+    """Prepared pixels that a region needs, inside a plane or a volume.
+
+    Attributes
+    ----------
+    pixels : (channels, *window) float32
+    window : where they lie
+    grid : of the plane's or the volume's tiles
+    padding : what tiles see beyond its edges
+    """
 
     pixels: NDArray[np.float32]
     window: Window
     grid: Grid
+    padding: Padding = "mirror"
 
 
 def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Tile]]:
@@ -34,7 +43,7 @@ def batches_of_tiles(grid: Grid, target: Window, size: int) -> Iterator[list[Til
 
 
 class TileSource:
-    """Cut the tiles that touch `target` out of an image's window, mirrored at the image's edges."""
+    """Cut the tiles that touch `target` out of an image's window, padded beyond the image's edges."""
 
     def __init__(self, plane: PlaneWindow, target: Window, settings: InferenceSettings, device: torch.device) -> None:
         self._reach = plane.grid.reach(target)
@@ -42,8 +51,12 @@ class TileSource:
         axes = zip(self._reach.spans, plane.window.spans, plane.grid.axes, strict=True)
         for dimension, (reach, read, axis) in enumerate(axes, start=1):
             if reach != read:
-                index = mirror(np.arange(reach.start, reach.stop, dtype=np.int64), axis.length) - read.start
+                inside = np.arange(reach.start, reach.stop, dtype=np.int64)
+                index = mirror(inside, axis.length) - read.start
                 self._pixels = self._pixels.index_select(dimension, to_device(index, device))
+                if plane.padding == "zero":
+                    beyond = np.flatnonzero((inside < 0) | (inside >= axis.length))
+                    self._pixels.index_fill_(dimension, to_device(beyond, device), 0.0)
         self._grid, self._target = plane.grid, target
         self._settings = settings
         self._device = device

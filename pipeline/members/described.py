@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from chorus.pipeline.core.geometry import Axes, TileSize
+from chorus.pipeline.core.geometry import Axes, Padding, TileSize
 from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.members.contract import MemberEntry
@@ -29,6 +29,7 @@ class ModelDescription:
         the user must choose from
     pixel_size_um : that it was trained on, micrometres per pixel, of volumes one for each axis
     diameter_px : of the objects as it was trained on them, in pixels
+    padding : what it was shown beyond the edges of images; None where it does not say
     augmentations : under which its answers are averaged; empty where it does not say
     normalisation : of the ensemble; None where the member brings its own, or where it is not known
     about : where it comes from
@@ -46,6 +47,7 @@ class ModelDescription:
     tile: TileSize | None = None
     pixel_size_um: float | tuple[float, ...] | None = None
     diameter_px: float | None = None
+    padding: Padding | None = None
     augmentations: tuple[str, ...] = ()
     normalisation: Normalisation | None = None
     about: About = field(default_factory=About)

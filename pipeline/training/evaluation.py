@@ -104,7 +104,8 @@ class Evaluator:
         for index in range(regions.count):
             target = regions.window(index)
             needed = grid.needed(target)
-            plane = PlaneWindow(np.ascontiguousarray(pixels[:, needed.y.slice, needed.x.slice]), needed, grid)
+            read = np.ascontiguousarray(pixels[:, needed.y.slice, needed.x.slice])
+            plane = PlaneWindow(read, needed, grid, self._inputs.padding)
             together: StageState | None = None
             for engine, answer in zip(engines, answers, strict=False):
                 maps = engine.stage(plane, target, None)

@@ -127,6 +127,7 @@ def _described(fold: Fold) -> ModelDescription:
         axes="zyx" if axes == 3 else "yx",
         tile=patch if axes == 3 else patch[0] if patch[0] == patch[1] else None,
         pixel_size_um=size,
+        padding="zero",
         augmentations=_augmentations(facts),
         about=About(
             description=f"nnU-Net {facts.configuration} of {facts.plans.dataset}, {facts.trainer}, patches of {shown}",

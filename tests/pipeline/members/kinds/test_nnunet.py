@@ -219,6 +219,31 @@ def test_a_configuration_inherits_fields(tmp_path: Path) -> None:
     assert describe(str(write_folder(tmp_path / "trained", plans=plans)))[0].tile == 64
 
 
+def test_a_3d_configuration_is_of_volumes_with_sizes_on_each_axis(tmp_path: Path) -> None:
+    spec = added(write_folder(tmp_path / "trained", axes=3, mirroring=(0, 2)), tmp_path).ensemble.spec
+    assert (spec.input.axes, spec.tile, spec.input.pixel_size_um) == ("zyx", (16, 32, 32), (2.0, 0.5, 0.5))
+    assert spec.augmentations == ["identity", "zflip", "hflip", "zhflip"]
+    assert spec.input.padding == "zero"
+
+
+def test_axes_that_nnunet_transposes_are_those_of_the_image(tmp_path: Path) -> None:
+    plans = plans_of(3) | {"transpose_forward": [2, 0, 1]}  # x is its first axis
+    ensemble = added(write_folder(tmp_path / "trained", axes=3, plans=plans, mirroring=(0,)), tmp_path).ensemble
+    spec = ensemble.spec
+    assert (spec.tile, spec.input.pixel_size_um) == ((32, 32, 16), (0.5, 0.5, 2.0))
+    assert spec.augmentations == ["identity", "hflip"]
+    tiles = torch.randn((1, 1, 32, 32, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = built(3, axes=3)(tiles.permute(0, 1, 4, 2, 3))[0].permute(0, 1, 3, 4, 2)
+        torch.testing.assert_close(ensemble.load_member(0, CPU)(tiles), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_planes_and_volumes_are_no_members_of_one_ensemble(tmp_path: Path) -> None:
+    added(write_folder(tmp_path / "planes"), tmp_path)
+    with pytest.raises(RefusedError, match="agree on the axes"):
+        added(write_folder(tmp_path / "volumes", axes=3), tmp_path)
+
+
 def changed(**fields: Any) -> dict[str, Any]:
     plans = plans_of()
     plans["configurations"]["2d"] |= fields
