@@ -30,10 +30,21 @@ TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
 ]
 Objects = Annotated[
-    Literal["auto", "none", "flows", "stars", "watershed", "components"],
+    Literal[
+        "auto",
+        "none",
+        "flows",
+        "stars",
+        "watershed",
+        "components",
+        "distances",
+        "boundaries",
+        "agglomeration",
+        "affinities",
+    ],
     typer.Option(
-        help="Make objects of the results as `chorus objects`, and by which method; auto: by flows or stars where the "
-        "ensemble gives flows or rays (they are kept, too), else none."
+        help="Make objects of the results as `chorus objects`, and by which method; auto: by flows, stars, distances, "
+        "affinities or boundaries where the ensemble gives what they need (it is kept, too), else none."
     ),
 ]
 ClusterFileOption = Annotated[

@@ -15,6 +15,7 @@ from chorus.cluster.arrays.segmentation import Segmentation
 from chorus.cluster.arrays.segmenting import compute, torch_threads
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.after_predict import with_objects
+from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, plan_image, resolve, tile_counts
 from chorus.cluster.planning.requests import ObjectsMethod, PredictRequest
@@ -25,6 +26,7 @@ from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.fields import DEFAULTS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.io import storage
@@ -83,12 +85,21 @@ class LoadedEnsemble:
     def settings(
         self, changes: dict[str, object], objects: ObjectsMethod
     ) -> tuple[ResolvedSettings, Literal["none", "flows", "stars", "watershed", "components"]]:
-        """Return `base` with `changes`, and the object method; raise RefusedError as `chorus predict` does."""
+        """Return `base` with `changes`, and the object method; raise RefusedError as `chorus predict` does.
+
+        Objects of distances, boundaries and affinities are made of stored results alone: ``auto`` makes none of them.
+        """
         wanted = ResultSettings.model_validate(self.base.model_dump() | changes)
         request = PredictRequest(sources=[], ensemble=self.ensemble.url, out="", settings=wanted, objects=objects)
         request = with_objects(request, self.ensemble)
-        assert request.objects != "auto"
-        return resolve(request.settings, self.ensemble), request.objects
+        if request.objects in MAP_METHODS:
+            if objects != "auto":
+                raise RefusedError(
+                    f"objects={objects!r}: are made of results on disk; run chorus predict with --objects {objects}"
+                )
+            request = with_objects(request.model_copy(update={"objects": "none", "settings": wanted}), self.ensemble)
+        method: Any = request.objects
+        return resolve(request.settings, self.ensemble), method
 
     def engine(self, settings: ResolvedSettings) -> Engine:
         """Return the engine for the augmentations of `settings`, which decide the effort; built once."""

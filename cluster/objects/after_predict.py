@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
+from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.objects.run import make_objects
 from chorus.cluster.planning.requests import ObjectsMethod, PlanReporter, PredictRequest
 from chorus.cluster.state.documents import PredictOutcome
@@ -15,20 +16,21 @@ from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.maps.stored import MapSources, fields_of
 
 
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     """Return the request with its method resolved, and the maps that this method needs among those to save.
 
-    ``auto`` is flows or stars if the ensemble predicts flows or rays, and anything is saved outside of the source
-    images; else no objects.
+    ``auto`` is flows or stars if the ensemble predicts flows or rays, else what its distances, affinities or boundaries
+    allow; no objects of an ensemble that gives classes alone, and where nothing is saved outside of the source images.
 
     Raises
     ------
     RefusedError
         If objects are asked for that cannot be made.
     """
-    settings, method = request.settings, request.objects
+    settings, method, sources = request.settings, request.objects, MapSources.of(ensemble.outputs)
     if method == "auto":
         method = _possible(ensemble) if settings.save and not settings.in_place else "none"
     if method == "none":
@@ -48,6 +50,10 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
     check_class_names(ensemble)
     maps = {"flows": [FLOW], "stars": [RAY, RAY_VARIATION, PROBABILITY]}.get(method, [])
     needed = {*settings.save, *(field.name for field in maps), *([PROBABILITY.name] * ensemble.multilabel)}
+    if method in MAP_METHODS:
+        if lacks := sources.lacks(method):
+            raise RefusedError(f"{ensemble.url}: its members give no {lacks}; choose another way to make --objects")
+        needed |= fields_of(method)
     kept = settings.model_copy(update={"save": in_order(needed)})
     return request.model_copy(update={"objects": method, "settings": kept})
 
@@ -56,7 +62,9 @@ def _possible(ensemble: Ensemble) -> ObjectsMethod:
     """Return the method that an ensemble's outputs are made for."""
     if FLOWS in ensemble.outputs:
         return "flows"
-    return "stars" if RAYS in ensemble.outputs and not ensemble.multilabel else "none"
+    if RAYS in ensemble.outputs and not ensemble.multilabel:
+        return "stars"
+    return MapSources.of(ensemble.outputs).method or "none"
 
 
 def add_objects(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,54 +12,73 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import ObjectJob
+from chorus.cluster.objects.job import MapJob, ObjectJob
 from chorus.cluster.objects.rows import region_table, write_rows
 from chorus.cluster.planning.image_table import RegionPlace
-from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
-from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.instances.maps.objects import replaced
+from chorus.pipeline.instances.measures import measured_rows, perimeter
 from chorus.pipeline.instances.shapes import LARGEST, shape_rows
 from chorus.pipeline.instances.table import insert_shapes
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.writer import open_labels
 from chorus.pipeline.io.storage_failures import storage_errors
 
+Join = Callable[[ObjectJob, int, int], tuple[NDArray[np.uint64], NDArray[np.uint64]]]
+"""Takes a job, the first region of a plane, and a class; returns the sorted names of the pieces that belong to another
+one, and the name of the object of each."""
 _SIDES = ("top", "bottom", "left", "right")
 
 
-def write_pieces(job: ObjectJob, region: int, pieces: Mapping[int, RegionPieces]) -> None:
+def write_pieces(
+    job: ObjectJob, region: int, cut: Mapping[int, pd.DataFrame], edges: Mapping[str, NDArray[Any]]
+) -> None:
     """Write a region's pieces of objects that may extend into other regions.
 
     Parameters
     ----------
-    pieces : pieces by class
+    cut : sums of the pieces by class
+    edges : what is needed to join them, see `edges_of`
 
     Raises
     ------
     OutputError
         If they cannot be written.
     """
-    cut = pd.concat([one.cut.assign(**{"class": value}) for value, one in pieces.items()], ignore_index=True)
-    lists = pa.schema([(name, pa.list_(pa.float64())) for name in cut.columns if name.startswith("map:")])
-    numbers = pa.Table.from_pandas(cut.drop(columns=lists.names), preserve_index=False)
+    sums = pd.concat([one.assign(**{"class": value}) for value, one in cut.items()], ignore_index=True)
+    lists = pa.schema([(name, pa.list_(pa.float64())) for name in sums.columns if name.startswith("map:")])
+    numbers = pa.Table.from_pandas(sums.drop(columns=lists.names), preserve_index=False)
     for name in lists.names:
-        numbers = numbers.append_column(lists.field(name), pa.array(cut[name].tolist(), lists.field(name).type))
+        numbers = numbers.append_column(lists.field(name), pa.array(sums[name].tolist(), lists.field(name).type))
     write_rows(job.pieces_url(region), numbers.replace_schema_metadata())
-    sides = {f"{value}-{side}": getattr(one.edges, side) for value, one in pieces.items() for side in _SIDES}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **sides)
+    np.savez_compressed(buffer, allow_pickle=False, **edges)
     with storage_errors(job.edges_url(region)):
         storage.write_bytes(job.edges_url(region), buffer.getvalue())
 
 
-def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
-    """Join pieces that touch across borders into objects, in the plane whose first region is `first`.
+def edges_of(pieces: Mapping[int, RegionPieces]) -> dict[str, NDArray[Any]]:
+    """Return the names of components along a region's borders, by class and side."""
+    return {f"{value}-{side}": getattr(one.edges, side) for value, one in pieces.items() for side in _SIDES}
+
+
+def read_edges(job: ObjectJob, region: int) -> dict[str, NDArray[Any]]:
+    """Return what `write_pieces` wrote to join the pieces of a region."""
+    with storage_errors(job.scratch):
+        content = io.BytesIO(storage.read_bytes(job.edges_url(region)))
+    with np.load(content, allow_pickle=False) as edges:
+        return dict(edges)
+
+
+def unite_pieces(job: ObjectJob, first: int, columns: list[str], join: Join) -> str:
+    """Join pieces into objects, in the plane whose first region is `first`.
 
     The mapping from names of pieces to names of objects is written as well.
 
     Parameters
     ----------
     columns : names of the columns of means
+    join : finds the pieces of a class that belong together
 
     Returns
     -------
@@ -69,14 +89,14 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str]) -> str:
     OutputError
         If the pieces cannot be read, or the objects not written.
     """
-    location, grid = job.image.locate(first), job.image.grid
+    location, grid = job.locate(first), job.grid
     url, tables = job.rows_url(first).replace(".parquet", "-joined.parquet"), []
     with storage_errors(job.scratch):
         read = [pq.read_table(io.BytesIO(storage.read_bytes(job.pieces_url(first + i)))) for i in range(grid.count)]
     all_pieces = pa.concat_tables([one for one in read if len(one)] or read[:1], promote_options="default").to_pandas()
     for value, name in job.classes:
         pieces = all_pieces[all_pieces["class"] == value].drop(columns="class").reset_index(drop=True)
-        objects = _objects_of(job, first, grid, value, pieces["name"].to_numpy(np.uint64))
+        objects = replaced(pieces["name"].to_numpy(np.uint64), *join(job, first, value))
         sums = joined_sums(pieces, objects)
         large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
         objects[np.isin(objects, sums["name"][~large].to_numpy(np.uint64))] = 0
@@ -110,35 +130,29 @@ def _with_shapes(
         at: dict[str, int | slice] = {"t": location.t, "z": location.z, "y": slice(y0, y1), "x": slice(x0, x1)}
         with storage_errors(job.scratch):
             stored = np.asarray(names[tuple(at[axis] for axis in job.layout.axes)], dtype=np.uint64)
-        pixels: NDArray[np.bool_] = _replaced(stored, *joined) == objects[index]
+        pixels: NDArray[np.bool_] = replaced(stored, *joined) == objects[index]
         return pixels
 
     boxes, objects = rows[["y0", "x0", "y1", "x1"]].to_numpy(np.int64).tolist(), rows["name"].to_numpy(np.uint64)
     names = open_labels(job.scratch, 0, name)
+    if isinstance(job, MapJob):  # where blocks meet, pieces do not say which borders are those of the object
+        rows = rows.assign(perimeter=[perimeter(mask(index)) for index in range(len(rows))])
     return insert_shapes(rows, shape_rows(mask, len(rows), job.spacing))
 
 
-def _objects_of(
-    job: ObjectJob, first: int, grid: RegionGrid, value: int, names: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
-    """Return the names of the objects to which pieces belong.
-
-    Parameters
-    ----------
-    names : (pieces,) uint64
+def joined_components(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Find the components of a class that touch across borders; see `Join`.
 
     Returns
     -------
-    (pieces,) uint64
+    names, objects : (n,) uint64
     """
 
     def edges(index: int) -> Edges:
-        with storage_errors(job.scratch):
-            content = io.BytesIO(storage.read_bytes(job.edges_url(first + index)))
-        with np.load(content, allow_pickle=False) as sides:
-            return Edges(*(sides[f"{value}-{side}"] for side in _SIDES))
+        sides = read_edges(job, first + index)
+        return Edges(*(sides[f"{value}-{side}"] for side in _SIDES))
 
-    return _replaced(names, *join_pieces(grid, edges))
+    return join_pieces(job.grid, edges)
 
 
 def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -160,18 +174,4 @@ def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """
     with storage_errors(url):
         pieces, objects = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
-    return _replaced(names, pieces, objects)
-
-
-def _replaced(names: NDArray[np.uint64], old: NDArray[np.uint64], new: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Replace in `names` each of `old`, which is sorted, by the `new` one at the same index.
-
-    Parameters
-    ----------
-    names : (...) uint64
-    old, new : (n,) uint64
-    """
-    if not len(old):
-        return names.copy()
-    positions = np.minimum(np.searchsorted(old, names), len(old) - 1)
-    return np.where(old[positions] == names, new[positions], names)
+    return replaced(names, pieces, objects)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from chorus.cluster.objects.job import ObjectJob, VolumeJob, uncertainties_of
+from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, uncertainties_of
+from chorus.cluster.objects.map_options import MAP_METHODS, MapOptions
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.star_tasks import StarJob
@@ -26,6 +27,8 @@ from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, in_order
 from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.maps.rules import MapMethod
+from chorus.pipeline.instances.maps.stored import MapSources, fields_of
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.stars.candidates import StarSettings
@@ -37,13 +40,13 @@ from chorus.pipeline.members.outputs import RaysOutput, StarThresholds
 WORK = ("work", "objects")
 
 
-class ObjectsRequest(BaseModel):
+class ObjectsRequest(MapOptions):
     """Objects of the results in `out`.
 
     Attributes
     ----------
-    method : how foreground becomes objects; ``auto`` follows the flows if the run saved them, else splits by the
-        distance to the background
+    method : how objects are made; ``auto`` follows the flows if the run saved them, else takes the maps of objects that
+        it saved, else splits the foreground by the distance to the background
     diameter : typical one, in pixels of the images; None is that of the ensemble's training data
     minimum_size : smaller objects are removed, pixels
     flow_error : objects of a larger flow error are removed; None keeps all
@@ -56,10 +59,8 @@ class ObjectsRequest(BaseModel):
     executor, address : as in `chorus.cluster.planning.settings.RunSettings`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     out: str
-    method: Literal["auto", Method] = "auto"
+    method: Literal["auto", Method, MapMethod] = "auto"
     diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     minimum_size: int = Field(default=15, ge=1)
     flow_error: float | None = Field(default=None, gt=0, le=4)
@@ -91,7 +92,9 @@ class Results:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
         require_planes(self.ensemble, "`chorus objects`")
         self.second = self._second()
+        self.sources = MapSources.of(self.ensemble.outputs)
         self._require_maps()
+        request.check(self.method, self.sources)
         if request.flow_error is not None and self.method != "flows":
             raise RefusedError(f"--flow-error: objects by {self.method} have no flows; leave it out")
         if request.flow_error is not None and self.of_volumes:
@@ -110,13 +113,21 @@ class Results:
         check_class_names(self.ensemble)
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Method | MapMethod:
         """The method that was asked for, or the one that the run allows."""
         if self.request.method != "auto":
             return self.request.method
         if self.second or FLOW.name in self.settings.save:
             return "flows"
-        return "stars" if RAY.name in self.settings.save and not self.ensemble.multilabel else "watershed"
+        if RAY.name in self.settings.save and not self.ensemble.multilabel:
+            return "stars"
+        by_maps = self.sources.method
+        return by_maps if by_maps is not None and fields_of(by_maps) <= set(self.settings.save) else "watershed"
+
+    @property
+    def map_method(self) -> MapMethod | None:
+        """The method, if it makes objects of maps."""
+        return next((method for method in MAP_METHODS if method == self.method), None)
 
     def _second(self) -> SecondEnsemble | None:
         """Return the ensemble that predicts the flows, if not the run's; raise RefusedError if it is unsuitable."""
@@ -139,8 +150,12 @@ class Results:
         """Raise RefusedError if the run did not save what the method needs."""
         needed = {FLOW.name} if self.method == "flows" and self.second is None else set()
         needed |= {RAY.name} if self.method == "stars" else set()
-        of_probability = self.least is not None or self.second or self.method == "stars"
-        needed |= {PROBABILITY.name} if of_probability else set()
+        if self.map_method is not None:
+            if lacks := self.sources.lacks(self.map_method):
+                raise RefusedError(f"{self.ensemble.url}: its members give no {lacks}; choose another --method")
+            needed |= fields_of(self.map_method)
+        thresholds = self.least is not None or self.request.foreground_threshold is not None
+        needed |= {PROBABILITY.name} if thresholds or self.second or self.method == "stars" else set()
         missing = needed - set(self.settings.save)
         if not missing:
             return
@@ -216,6 +231,7 @@ class Results:
             flows_from=None if self.second is None else self.second.defining,
             prob_threshold=None if self.stars is None else self.stars.prob_threshold,
             nms_threshold=None if self.stars is None else self.stars.nms_threshold,
+            options=request.chosen,
         )
         predicted_run = PredictedRun(
             started=self.run.started, settings=self.run.settings.content, ensemble=self.ensemble.hash
@@ -252,7 +268,12 @@ class Results:
             seen = self.second.planned(layout, image.name, self.classes[0])
             flows = [self.second.layout(layout, image.name, name) for name in self.classes]
         diameter = self.request.diameter or self.settings.diameter_px or diameter_in(seen, self.diameter)
-        kind = VolumeJob if self.of_volumes else ObjectJob
+        settings = ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error)
+        kind: Callable[..., ObjectJob] = VolumeJob if self.of_volumes else ObjectJob
+        if self.map_method is not None:
+            maps = self.request.settings(self.map_method, settings, self.sources)
+            threshold = self.request.foreground_threshold
+            kind = partial(MapJob, maps=maps, sources=self.sources, threshold=threshold)
         job = kind(
             image=image,
             layout=layout,
@@ -262,7 +283,7 @@ class Results:
             classes=tuple(enumerate(self.classes, 1)),
             method=self.method,
             least=self.least,
-            settings=ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error),
+            settings=settings,
             strict=self.settings.strict,
             flows=tuple(flows),
         )

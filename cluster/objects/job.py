@@ -6,11 +6,15 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
 from chorus.cluster.planning.volume_views import anisotropy, spacing_of
 from chorus.cluster.runs.volume_merging import slab_grid
 from chorus.pipeline.core.fields import OF_OBJECTS
+from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.core.outputs import FLOWS
+from chorus.pipeline.instances.maps.blocks import SeenBlocks
+from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings
+from chorus.pipeline.instances.maps.stored import MapSources
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing
@@ -24,6 +28,8 @@ from chorus.pipeline.io.sources.ngff import open_image
 # Maximum of voxels of a block with its halo, unless even the smallest has more: some 40 bytes of memory each.
 _CROP_VOXELS = 1 << 26
 _EDGES = (1024, 768, 512, 384, 256, 192, 128)
+# Edge of a chunk of the names of the objects of maps, in pixels.
+_NAMES_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ObjectJob:
     record: str
     scratch: str
     classes: tuple[tuple[int, str], ...]
-    method: Method
+    method: Method | MapMethod
     least: float | None
     settings: ObjectSettings
     strict: bool
@@ -78,6 +84,22 @@ class ObjectJob:
     def channels(self) -> range:
         """All channels of the source, including those that the ensemble does not see."""
         return range(self.image.shape[self.image.axes.index("c")] if "c" in self.image.axes else 1)
+
+    @property
+    def grid(self) -> RegionGrid:
+        """Regions of a plane in which objects are found."""
+        return self.image.grid
+
+    @property
+    def of_pieces(self) -> bool:
+        """Whether a region finds pieces of objects, which are joined after all regions."""
+        return self.method == "components"
+
+    def locate(self, index: int) -> RegionPlace:
+        """Locate a region in which objects are found: plane by plane, then in the order of `grid`."""
+        plane, position = divmod(index, self.grid.count)
+        t, z = divmod(plane, self.image.planes[1])
+        return RegionPlace(t, z, self.grid.window(position))
 
     @property
     def names_layout(self) -> ImageLayout:
@@ -111,12 +133,51 @@ class ObjectJob:
 
     def tasks(self, stage: str) -> int:
         """Return the number of tasks of a stage, see `chorus.cluster.objects.run`."""
-        return self.image.regions if stage in ("regions", "labels") else 1
+        if stage == "regions":
+            return math.prod(self.image.planes) * self.grid.count
+        return self.image.regions if stage == "labels" else 1
 
     def pixels(self, stage: str, index: int) -> int:
         """Return the number of pixels of a task of a stage."""
         whole = {"all": self.image.pixels}
-        return self.image.locate(index).window.pixels if stage == "regions" else whole.get(stage, 0)
+        return self.locate(index).window.pixels if stage == "regions" else whole.get(stage, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapJob(ObjectJob):
+    """An `ObjectJob` whose objects are made of maps, in planes, on the fixed grid of blocks of their settings.
+
+    Attributes
+    ----------
+    maps : settings of the objects
+    sources : the maps that they are made of
+    threshold : see `chorus.pipeline.instances.maps.stored.StoredMaps`
+    """
+
+    maps: MapSettings
+    sources: MapSources
+    threshold: float | None
+
+    @property
+    def blocks(self) -> SeenBlocks:
+        """Blocks of a plane."""
+        return self.maps.blocks((1, *self.plane))
+
+    @property
+    def grid(self) -> RegionGrid:
+        """Blocks of a plane."""
+        return RegionGrid(self.plane, self.blocks.grid.size[1:])
+
+    @property
+    def of_pieces(self) -> bool:
+        """A block finds pieces of objects."""
+        return True
+
+    @property
+    def names_layout(self) -> ImageLayout:
+        """Where the names of objects are stored until they are numbered: a block is a shard."""
+        edge = self.blocks.grid.size[1]
+        return replace(super().names_layout, region=edge, chunk=math.gcd(edge, _NAMES_CHUNK))
 
 
 @dataclass(frozen=True)

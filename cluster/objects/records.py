@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from chorus.cluster.state.command import Execution, RecordWithSurroundings, read_record
 from chorus.cluster.state.outcome import ItemRow, Summary
 from chorus.pipeline.errors import DamagedError
+from chorus.pipeline.instances.maps.rules import MapMethod
 from chorus.pipeline.instances.plane_objects import Method
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
@@ -72,9 +73,10 @@ class ObjectsAsked(BaseModel):
     ----------
     ensemble_diameter : typical diameter of objects, in pixels of the ensemble
     prob_threshold, nms_threshold : of objects by stars
+    options : of objects of maps, those that were given; see `chorus.cluster.objects.map_options`
     """
 
-    method: Method
+    method: Method | MapMethod
     diameter: float | None
     minimum_size: int
     flow_error: float | None
@@ -83,6 +85,7 @@ class ObjectsAsked(BaseModel):
     flows_from: FlowsFrom | None = Field(default=None, exclude_if=lambda value: value is None)
     prob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
     nms_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    options: dict[str, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
 
 class PredictedRun(BaseModel):
@@ -111,7 +114,7 @@ class ObjectsSummary(Summary):
     done: int
     failed: int
     open: int
-    method: Method
+    method: Method | MapMethod
     flows_from: str | None = Field(default=None, exclude_if=lambda value: value is None)
     objects: dict[str, int]
     seconds: float

@@ -80,8 +80,8 @@ class ObjectStream:
         self._submitted = 0
 
     def steps(self) -> int:
-        """Count the tasks of all images; for planes arithmetically, since there may be very many."""
-        if self._results.of_volumes:
+        """Count the tasks of all images; for regions of planes arithmetically, since there may be very many."""
+        if self._results.of_volumes or self._results.map_method is not None:
             counts = [[job.tasks(stage) for stage in _STAGES] for job in map(self._results.job, self._todo)]
             return sum(1 if count[0] <= _AT_ONCE else sum(count) for count in counts)
         regions = self._results.table.region_counts[self._todo]

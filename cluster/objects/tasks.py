@@ -5,7 +5,7 @@
     OUT/work/objects/<image name>/
       labels/<class>/s0        names of the objects of a region, one shard each
       rows/00000003.parquet    rows of a region's objects; written after its names: the sign that it is done
-      pieces/00000003.*        for connected components: sums of the pieces at the region's borders
+      pieces/00000003.*        of objects that are joined: sums of the pieces at the region's borders
       known/<class>-<t>-<z>    names of all objects of a plane, sorted: the first is label 1
       objects.parquet          the image's rows
       counts.json              objects per class; written after these: labels are known
@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.components import joined_names, unite_pieces, write_pieces
-from chorus.cluster.objects.job import ObjectJob, channel_names
+from chorus.cluster.objects.components import edges_of, joined_components, joined_names, unite_pieces, write_pieces
+from chorus.cluster.objects.job import MapJob, ObjectJob, channel_names
+from chorus.cluster.objects.map_pieces import find_pieces, joined_maps, zones_of
 from chorus.cluster.objects.records import ImageObjects, StoredObjects, recorded_objects, write_json
 from chorus.cluster.objects.rows import (
     find_rows,
@@ -44,7 +45,8 @@ from chorus.cluster.objects.star_tasks import StarJob, every_region, star_table,
 from chorus.cluster.planning.image_table import RegionPlace
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import OutputError
-from chorus.pipeline.instances.components import around, label_pieces
+from chorus.pipeline.instances.components import RegionPieces, around, label_pieces
+from chorus.pipeline.instances.maps.pieces import plane_pieces
 from chorus.pipeline.instances.measures import measured_rows
 from chorus.pipeline.instances.plane_objects import converging_objects, converging_rows
 from chorus.pipeline.instances.stored import StoredPlane
@@ -121,10 +123,10 @@ def find_in_region(job: ObjectJob, region: int) -> None:
     """
     if storage.exists(job.rows_url(region)):
         return
-    location = job.image.locate(region)
+    location = job.locate(region)
     plane = StoredPlane(job.layout, location.t, location.z, least=job.least, flows=job.flows)
-    if job.method == "components":
-        tables = _components(job, plane, location, region)
+    if job.of_pieces:
+        tables = _pieces(job, plane, location, region)
     elif isinstance(job, StarJob):
         tables = _stars(job, plane, location, region)
     else:
@@ -134,11 +136,12 @@ def find_in_region(job: ObjectJob, region: int) -> None:
 
 def _converging(job: ObjectJob, plane: StoredPlane, location: RegionPlace, value: int, name: str) -> pa.Table:
     """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
-    objects = converging_objects(plane, location.window, job.plane, value, job.method, job.settings)
+    method: Any = job.method
+    objects = converging_objects(plane, location.window, job.plane, value, method, job.settings)
     _write_names(job, name, location, objects.names)
     columns = columns_of(job)
     maps = partial(_maps, job, plane, location, value=value)
-    rows = converging_rows(objects, location.window, job.plane, job.method, maps, len(columns), job.spacing)
+    rows = converging_rows(objects, location.window, job.plane, method, maps, len(columns), job.spacing)
     return region_table(rows, value, columns)
 
 
@@ -152,16 +155,22 @@ def _stars(job: StarJob, plane: StoredPlane, location: RegionPlace, region: int)
     return tables
 
 
-def _components(job: ObjectJob, plane: StoredPlane, location: RegionPlace, region: int) -> list[pa.Table]:
-    """Return rows of components inside the region; write pieces of others, which are joined after all regions."""
+def _pieces(job: ObjectJob, plane: StoredPlane, location: RegionPlace, region: int) -> list[pa.Table]:
+    """Return rows of objects inside the region; write pieces of others, which are joined after all regions."""
     read = cache(lambda: _maps(job, plane, location, location.window, job.classes[0][0]))  # the same for all classes
-    columns, wide, pieces = columns_of(job), around(location.window, job.plane), {}
+    columns, pieces, edges = columns_of(job), dict[int, RegionPieces](), dict[str, NDArray[Any]]()
     for value, name in job.classes:
-        foreground = plane.foreground(wide, value)
-        pieces[value] = label_pieces(foreground, location.window, job.plane, read, job.settings.minimum_size)
+        if isinstance(job, MapJob):
+            found = find_pieces(job, plane, value, name, region)
+            pieces[value] = plane_pieces(found, location.window, read, job.settings.minimum_size)
+            edges |= zones_of(value, found)
+        else:
+            foreground = plane.foreground(around(location.window, job.plane), value)
+            pieces[value] = label_pieces(foreground, location.window, job.plane, read, job.settings.minimum_size)
+            edges |= edges_of({value: pieces[value]})
         _write_names(job, name, location, pieces[value].names)
-    if job.image.grid.count > 1:
-        write_pieces(job, region, pieces)
+    if job.grid.count > 1:
+        write_pieces(job, region, {value: one.cut for value, one in pieces.items()}, edges)
     tables = []
     for value, one in pieces.items():
         rows = measured_rows(one.whole, job.plane, columns)
@@ -219,12 +228,13 @@ def number_objects(job: ObjectJob) -> None:
 
 
 def _planes(job: ObjectJob) -> Iterator[Numbered]:
-    per_plane = job.image.grid.count
-    for first in range(0, job.image.regions, per_plane):
-        location = job.image.locate(first)
+    per_plane = job.grid.count
+    for first in range(0, job.tasks("regions"), per_plane):
+        location = job.locate(first)
         urls = [job.rows_url(region) for region in range(first, first + per_plane)]
-        if job.method == "components" and per_plane > 1:
-            urls.append(unite_pieces(job, first, columns_of(job)))
+        if job.of_pieces and per_plane > 1:
+            join = joined_maps if isinstance(job, MapJob) else joined_components
+            urls.append(unite_pieces(job, first, columns_of(job), join))
         yield Numbered(location.t, location.z, (location.t, location.z), urls)
 
 
@@ -317,7 +327,7 @@ def label_pixels(job: ObjectJob, region: int) -> None:
         with storage_errors(job.scratch):
             stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
         names = np.asarray(stored, dtype=np.uint64)
-        if job.method == "components" and job.image.grid.count > 1:
+        if job.of_pieces and job.grid.count > 1:
             names = joined_names(job.joined_url(name, location.t, location.z), names)
         write_numbers(job, objects.label_image(name), location.t, location.z, location.window, names, known)
 

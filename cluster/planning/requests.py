@@ -15,8 +15,11 @@ if TYPE_CHECKING:  # they need torch; commands that run no network do without
     from chorus.cluster.planning.placement import Memory, Placement
     from chorus.cluster.planning.plan import Cost
 
-ObjectsMethod = Literal["auto", "none", "flows", "stars", "watershed", "components"]
-"""What makes objects of results; ``auto`` is flows where the ensemble gives them, else none."""
+ObjectsMethod = Literal[
+    "auto", "none", "flows", "stars", "watershed", "components", "distances", "boundaries", "agglomeration",
+    "affinities",
+]  # fmt: skip
+"""What makes objects of results; see `chorus.cluster.objects.after_predict` for ``auto``."""
 
 
 class PredictRequest(BaseModel):

@@ -71,6 +71,14 @@ def corners(labels: NDArray[np.integer[Any] | np.bool_]) -> NDArray[np.uint8]:
     return np.where(border, kind[patterns], np.uint8(0))
 
 
+def perimeter(mask: NDArray[np.bool_] | None) -> float:
+    """Return the perimeter of an object from its mask, (y, x) in its bounding box; NaN if there is none."""
+    if mask is None:
+        return math.nan
+    counts = np.bincount(corners(mask).ravel(), minlength=4)[1:]
+    return float(sum(length * count for length, count in zip(_LENGTHS, counts.tolist(), strict=True)))
+
+
 def pixel_sums(
     numbers: NDArray[np.int32],
     pixels: NDArray[np.int64],

@@ -122,6 +122,26 @@ class StoredPlane:
             return np.asarray(self._own.channel(name, window) >= self._least)
         return np.asarray(self._own.read(self._labels, self._own.layout.axes, window) == value)
 
+    def map(self, channel: str, window: Window) -> NDArray[np.floating[Any]]:
+        """Return a map of the image's own results by its name.
+
+        Parameters
+        ----------
+        channel : name of the map
+        window : of the plane
+
+        Returns
+        -------
+        NDArray
+            (y, x) of the stored floating dtype.
+
+        Raises
+        ------
+        ImageError
+            If the results cannot be decoded.
+        """
+        return self._own.channel(channel, window)
+
     def uncertainty(self, name: str, window: Window, value: int) -> NDArray[np.floating[Any]]:
         """Return a map of uncertainty for objects of one class.
 

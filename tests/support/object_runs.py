@@ -21,9 +21,11 @@ from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord
 from chorus.pipeline.core.fields import CHOICES, FIELDS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.instances.maps.mutex import Offset
 from chorus.pipeline.io.outputs.pyramid import write_pyramid
 from chorus.pipeline.io.outputs.writer import prepare_image, write_region
 from tests.support.making import write_image, write_light_ensemble
+from tests.support.object_maps import PLANE_OFFSETS, maps_of
 from tests.support.objects import discs, flows_to_centres
 from tests.support.rows import image_row
 
@@ -38,7 +40,7 @@ def drawn(seed: int, height: int = 200, width: int = 230, count: int = 60) -> ND
 
 def write_ensemble(folder: Path, classes: int = 2, **changes: Any) -> Ensemble:
     names = [{"name": "background"}, *({"name": f"kind {k}"} for k in range(1, classes))]
-    content = {"format": "chorus-ensemble/2", "flows": True, "classes": names}
+    content = {"format": "chorus-ensemble/2", "classes": names} | ({} if "outputs" in changes else {"flows": True})
     return read_ensemble(str(write_light_ensemble(folder, members=1, width=1, **(content | changes))))
 
 
@@ -94,7 +96,7 @@ def finish(
     for t, z in np.ndindex(*image.planes):
         plane = labels.reshape(*image.planes, image.height, image.width)[t, z]
         semantic = np.where(plane > 0, 1 + plane % foreground, 0)
-        maps = _maps(layout.channels, ensemble, semantic, flows_to_centres(plane, noise=noise, seed=t + 10 * z))
+        maps = _maps(layout.channels, ensemble, semantic, flows_to_centres(plane, noise=noise, seed=t + 10 * z), plane)
         for index in range(image.grid.count):
             window = image.grid.window(index)
             inside = window.y.slice, window.x.slice
@@ -105,7 +107,11 @@ def finish(
 
 
 def _maps(
-    channels: tuple[str, ...], ensemble: Ensemble, semantic: NDArray[Any], flows: NDArray[np.float32]
+    channels: tuple[str, ...],
+    ensemble: Ensemble,
+    semantic: NDArray[Any],
+    flows: NDArray[np.float32],
+    plane: NDArray[np.int32],
 ) -> NDArray[np.float32]:
     values = {entry.name: index for index, entry in enumerate(ensemble.spec.classes)}
     uncertainty = np.random.default_rng(7).random((3, *semantic.shape), dtype=np.float32) / 4
@@ -117,8 +123,20 @@ def _maps(
     }
     other |= {"flow:y": flows[0], "flow:x": flows[1]}
     probability = {f"probability:{name}": np.where(semantic == value, 0.75, 0.25) for name, value in values.items()}
-    found = [(probability | other)[channel] for channel in channels]
+    found = [(probability | other | _object_maps(channels, plane)).get(channel, uncertainty[0]) for channel in channels]
     return np.array(found, np.float32).reshape(len(found), *semantic.shape)
+
+
+def _object_maps(channels: tuple[str, ...], plane: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+    """Distances, boundaries and affinities, if results hold any."""
+    names = [channel.partition(":")[2] for channel in channels if channel.startswith("affinity:")]
+    offsets: list[Offset] = [(0, *map(int, name.split(","))) for name in names]  # type: ignore[misc]
+    if not offsets and not any(channel == "boundary" or channel.startswith("distance:") for channel in channels):
+        return {}
+    maps = maps_of(plane[None], offsets or PLANE_OFFSETS, noise=0.1)
+    found = {"boundary": maps.walls[0], "distance:centre": maps.centre[0], "distance:inverted_boundary": maps.edge[0]}
+    found["distance:boundary"] = 8 * (1 - maps.edge[0])
+    return found | {f"affinity:{name}": one[0] for name, one in zip(names, maps.affinity, strict=False)}
 
 
 def run(out: Path, **settings: Any) -> ObjectsOutcome:

@@ -16,15 +16,30 @@ from chorus.pipeline.ensembles.builtin import named_ensemble
 if TYPE_CHECKING:
     from chorus.cluster.objects.run import ObjectsOutcome
 
+# Panel of `--help`.
+MAPS = "Objects of distances, boundaries and affinities"
+
 
 def objects(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
     method: Annotated[
-        Literal["auto", "flows", "stars", "watershed", "components"],
+        Literal[
+            "auto",
+            "flows",
+            "stars",
+            "watershed",
+            "components",
+            "distances",
+            "boundaries",
+            "agglomeration",
+            "affinities",
+        ],
         typer.Option(
             help="flows: pixels follow the members' flows. stars: what the members' rays enclose. watershed: cut where "
-            "the foreground is narrow, for round things. components: all that is joined, of any shape. auto: flows or "
-            "stars where the run kept flows or rays, else watershed."
+            "the foreground is narrow, for round things. components: all that is joined, of any shape. distances: "
+            "watershed from where centres are near, boundaries far (micro-SAM). boundaries: watershed from foreground "
+            "without boundaries (torch-em). agglomeration: superpixels by boundaries, united where these are low "
+            "(PlantSeg). affinities: mutex watershed. auto: what the maps that the run kept allow, else watershed."
         ),
     ] = "auto",
     diameter: Annotated[
@@ -68,6 +83,71 @@ def objects(
             "stays; by default as the ensemble has it."
         ),
     ] = None,
+    foreground_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Objects are where the probability of the class is more; by default, on its label image.",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
+    center_distance_threshold: Annotated[
+        float | None, typer.Option(help="By distances: seeds are nearer to a centre; 0.5.", rich_help_panel=MAPS)
+    ] = None,
+    boundary_distance_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="By distances: seeds have a smaller inverted distance to the boundary; 0.5.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    distance_smoothing: Annotated[
+        float | None,
+        typer.Option(help="By distances: sigma of the Gaussian that smooths them, pixels; 1.6.", rich_help_panel=MAPS),
+    ] = None,
+    seed_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="By boundaries: seeds are where foreground less boundary is more; 0.5.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    boundary_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="By agglomeration: boundaries are where their probability is more; 0.5.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    sigma_seeds: Annotated[
+        float | None,
+        typer.Option(
+            help="By agglomeration: smooths the distance whose maxima are seeds, pixels; 1.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    sigma_weights: Annotated[
+        float | None,
+        typer.Option(
+            help="By agglomeration: smooths the boundaries that superpixels end at, pixels; 2.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    superpixel_size: Annotated[
+        int | None,
+        typer.Option(
+            help="By agglomeration: smaller superpixels go to their neighbours, pixels; 100.", rich_help_panel=MAPS
+        ),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            help="By agglomeration: unites superpixels between which the mean boundary is less; 0.5.",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="By affinities: long ones are taken at every so many pixels; 1.", rich_help_panel=MAPS),
+    ] = None,
+    fragment_size: Annotated[
+        int | None,
+        typer.Option(help="By affinities: smaller fragments go to their neighbours, pixels; 50.", rich_help_panel=MAPS),
+    ] = None,
     trust_code: TrustCode = False,
     executor: Executor = "auto",
     address: Address = None,
@@ -106,6 +186,11 @@ def objects(
     }
     content |= {"flows_from": named_ensemble(flows_from) if flows_from else None}
     content |= {"prob_threshold": prob_threshold, "nms_threshold": nms_threshold}
+    content |= {"foreground_threshold": foreground_threshold, "seed_threshold": seed_threshold}
+    content |= {"center_distance_threshold": center_distance_threshold, "distance_smoothing": distance_smoothing}
+    content |= {"boundary_distance_threshold": boundary_distance_threshold, "boundary_threshold": boundary_threshold}
+    content |= {"sigma_seeds": sigma_seeds, "sigma_weights": sigma_weights, "superpixel_size": superpixel_size}
+    content |= {"beta": beta, "stride": stride, "fragment_size": fragment_size}
     request = validated(ObjectsRequest, content, "objects")
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
