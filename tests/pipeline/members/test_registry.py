@@ -20,7 +20,7 @@ from tests.support.making import pixels, write_image
 from tests.support.paths import ROOT
 
 PLUG_IN = ROOT / "tests/support/plugin"
-BUILT_IN = ["bioimageio", "cellpose", "deepflash2", "exported", "onnx", "smp", "torchscript"]
+BUILT_IN = ["bioimageio", "cellpose", "deepflash2", "exported", "nnunet", "onnx", "smp", "stardist", "torchscript"]
 RUN = """
 import sys
 from chorus.cli import main
