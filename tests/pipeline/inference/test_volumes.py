@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS
 from chorus.pipeline.core.geometry import Grid, RegionGrid, Span, Window
+from chorus.pipeline.core.outputs import (
+    AFFINITIES,
+    BOUNDARY,
+    DISTANCE,
+    VALUES,
+    Output,
+    Outputs,
+    classes_of,
+    flows_of,
+)
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.inference.blending import BandBlender, gaussian_window
 from chorus.pipeline.inference.engine import Engine
@@ -160,3 +171,63 @@ def test_equal_tiles_blend_to_themselves() -> None:
     found = torch.cat(rows, dim=1)
     assert found.shape == (2, 9, 20, 17)
     assert torch.allclose(found, torch.tensor(0.25), atol=1e-6)
+
+
+OFFSETS = ((1, 0, 0), (0, -1, 0), (0, 0, 2))
+ROLES = Outputs(
+    (
+        classes_of(("background", "nucleus"), "sigmoid", width=1),
+        flows_of("zyx"),
+        Output(DISTANCE, ("centre",)),
+        Output(BOUNDARY, ("boundary",), "sigmoid"),
+        Output(AFFINITIES, tuple(map(str, OFFSETS)), "none", vectors=OFFSETS),
+        Output(VALUES, ("intensity",)),
+    )
+)
+
+
+class Equivariant:
+    """A member of volumes that says of each voxel the same in every orientation: every role once."""
+
+    activation = None
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        slopes = torch.gradient(tiles, dim=(2, 3, 4))
+        pairs = [-((tiles - self.moved(tiles, offset)) ** 2) for offset in OFFSETS]
+        return torch.cat([tiles, *slopes, -tiles, 2 * tiles, *pairs, 10 * tiles], dim=1)
+
+    @staticmethod
+    def moved(tiles: torch.Tensor, offset: Sequence[int]) -> torch.Tensor:
+        """The voxel at an offset of each voxel, the nearest of the tile where that is beyond it."""
+        for axis, step in enumerate(offset, 2):
+            index = (torch.arange(tiles.shape[axis]) + step).clamp(0, tiles.shape[axis] - 1)
+            tiles = tiles.index_select(axis, index)
+        return tiles
+
+    def parameters_bytes(self) -> int:
+        return 0
+
+
+def of_roles(augmentations: Sequence[str], tile: tuple[int, ...]) -> InferenceSettings:
+    return InferenceSettings(ROLES, False, tile, tuple(augmentations), 1)
+
+
+def test_all_symmetries_of_an_equivariant_member_say_what_it_says_of_a_volume_itself() -> None:
+    shape = (4, 8, 8)
+    image, grid, target = noise(shape, 1), Grid.make(shape, shape, 0.0), Window.whole(shape)
+    plane = needed(image, grid, target)
+    plain = Engine([Equivariant()], of_roles(["identity"], shape), CPU).posterior(plane, target)
+    flips = [name for name in VOLUME_AUGMENTATIONS if not VOLUME_AUGMENTATIONS[name].exchanges]
+    turned = Engine([Equivariant()], of_roles(flips, shape), CPU).posterior(plane, target)
+    inside = np.s_[:, 2:-2, 2:-2, 2:-2]  # a pair that reaches beyond the tile is known in no orientation
+    assert {"flows", "distances", "boundary", "affinities", "values"} <= plain.fields.keys()
+    for name, values in plain.fields.items():
+        np.testing.assert_allclose(turned.fields[name][inside], values[inside], atol=2e-5, err_msg=name)
+
+
+@settings(max_examples=10, deadline=None)
+@given(shape=st.tuples(st.integers(4, 11), st.integers(9, 20), st.integers(9, 20)), seed=st.integers(0, 50))
+def test_no_role_depends_on_the_blocks_of_a_volume(shape: tuple[int, int, int], seed: int) -> None:
+    engine = Engine([Equivariant()], of_roles(["identity", "zvflip", "hflip"], (4, 9, 8)), CPU)
+    image, grid = noise(shape, seed), Grid.make(shape, (4, 9, 8), 0.5)
+    assert_same_bytes(stitched(image, grid, engine, shape), stitched(image, grid, engine, (3, 7, 11)))
