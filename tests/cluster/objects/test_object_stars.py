@@ -12,6 +12,7 @@ import pytest
 import yaml
 import zarr
 
+import chorus
 from chorus.cluster.objects import stream
 from chorus.cluster.objects.inputs import ObjectsRequest
 from chorus.cluster.objects.run import ObjectsOutcome, find_objects
@@ -131,3 +132,16 @@ def test_what_stars_cannot_be_made_of_is_refused(whole: Path, source: Path, ense
     run(source, ensemble, none, save=[])
     with pytest.raises(RefusedError, match=r"holds no probability and no rays.*--save probability,rays"):
         objects(none, method="stars")
+
+
+def test_objects_of_an_array_are_those_of_a_run(whole: Path, source: Path, ensemble: Path) -> None:
+    loaded = chorus.load(str(ensemble), device="cpu")
+    pixels = np.asarray(zarr.open_array(source / "a.ome.zarr" / "s0", mode="r")[:])
+    found = loaded.segment(pixels, progress=False, objects="stars").objects
+    assert found is not None
+    for name in ("round", "flat"):
+        np.testing.assert_array_equal(found[name], labels(whole, "a", name))
+    table = pd.read_parquet(whole / "objects.parquet")
+    expected = table[table["image"] == "a.ome.zarr"].reset_index(drop=True)
+    for column in ("area", "score", "outline_variation", "ray_variation"):
+        np.testing.assert_array_equal(found.table[column], expected[column])
