@@ -95,7 +95,7 @@ def make_objects(
         shape = (image.height, image.width)
         for value, entry in enumerate(layout.classes[1:], 1):
             if method == "stars" and plane.stars is not None:
-                stars = star_settings(image, ensemble.spec.rays, ensemble.spec.rays.objects, chosen.minimum_size)
+                stars = star_settings(image, ensemble.spec.ray_grid, ensemble.spec.rays.objects, chosen.minimum_size)
                 objects = plane_stars(plane.stars, shape, value, stars, means, len(uncertainties), spacing)
             else:
                 objects = plane_objects(plane, shape, value, method, chosen, means, columns, image.region, spacing)

@@ -35,7 +35,7 @@ from chorus.pipeline.instances.stars.candidates import StarSettings
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import ImageLayout
 from chorus.pipeline.io.outputs.arrays import LABEL_NAME
-from chorus.pipeline.members.outputs import RaysOutput, StarThresholds
+from chorus.pipeline.members.outputs import StarThresholds
 
 WORK = ("work", "objects")
 
@@ -289,7 +289,7 @@ class Results:
         )
         if self.stars is None:
             return job
-        stars = star_settings(image, self.ensemble.spec.rays, self.stars, self.request.minimum_size)
+        stars = star_settings(image, self.ensemble.spec.ray_grid, self.stars, self.request.minimum_size)
         return StarJob(**{one.name: getattr(job, one.name) for one in fields(job)}, stars=stars)
 
 
@@ -305,10 +305,17 @@ def diameter_in(image: PlannedImage, diameter: float) -> float:
     return diameter * math.sqrt(image.height * image.width / (image.model_height * image.model_width))
 
 
-def star_settings(image: PlannedImage, rays: RaysOutput, thresholds: StarThresholds, minimum_size: int) -> StarSettings:
-    """Return the settings of objects by stars in an image, whose pixels may not be those of the members."""
+def star_settings(
+    image: PlannedImage, grid: tuple[int, ...], thresholds: StarThresholds, minimum_size: int
+) -> StarSettings:
+    """Return the settings of objects by stars in an image, whose pixels may not be those of the members.
+
+    Parameters
+    ----------
+    grid : distance of points in pixels of the members, see `chorus.pipeline.ensembles.spec.EnsembleSpec.ray_grid`
+    """
     scale = diameter_in(image, 1.0)
-    y, x = (max(1, round(step * scale)) for step in rays.grid)
+    y, x = (max(1, round(step * scale)) for step in grid)
     return StarSettings(thresholds.prob_threshold, thresholds.nms_threshold, minimum_size, (y, x), scale)
 
 

@@ -292,7 +292,7 @@ class EnsembleSpec(Strict):
     @property
     def answer_shape(self) -> AnswerShape:
         """`answer`, where tiles begin at multiples of the grid of the rays, too."""
-        steps = [entry.grid for entry in self.outputs if isinstance(entry, RaysOutput)]
+        steps = [entry.grid for entry in self.outputs if isinstance(entry, RaysOutput) and entry.grid]
         if not steps or set(steps[0]) == {1}:
             return self.answer
         given = zip(of_each(self.answer.align, len(steps[0])), steps[0], strict=True)
@@ -305,6 +305,11 @@ class EnsembleSpec(Strict):
             if isinstance(entry, RaysOutput):
                 return entry
         raise ValueError("outputs: no rays")
+
+    @property
+    def ray_grid(self) -> tuple[int, ...]:
+        """Distance in pixels (y, x) of the points that may be objects."""
+        return self.rays.grid or self.answer.grids(2)
 
     @property
     def answers(self) -> Outputs:

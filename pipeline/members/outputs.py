@@ -82,7 +82,7 @@ class RaysOutput(Strict):
     channels : number of rays, evenly spread from x towards y as in StarDist
     directions : of the rays instead, unit vectors along the axes of the image (y, x)
     range : of their lengths, for display
-    grid : distance in pixels (y, x) of the points that may be objects: those that members answer for themselves
+    grid : distance in pixels (y, x) of the points that may be objects; by default that of the ensemble's `answer`
     objects : how objects are made
     """
 
@@ -90,7 +90,7 @@ class RaysOutput(Strict):
     channels: int | None = Field(default=None, ge=3, le=512)
     directions: list[list[float]] | None = Field(default=None, min_length=3, max_length=512)
     range: Extent = (0.0, 64.0)
-    grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     objects: StarThresholds = StarThresholds()
 
     @model_validator(mode="after")

@@ -125,6 +125,16 @@ def test_thresholds_in_the_ensemble_do_not_change_its_hash(ensemble: Path, tmp_p
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_the_grid_is_that_of_the_answers_unless_the_rays_have_their_own(ensemble: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(ensemble.read_text()) | {"answer": {"grid": [2, 2]}}
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    assert read_ensemble(str(tmp_path)).spec.ray_grid == (2, 1)
+    del content["outputs"][1]["grid"]
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    assert read_ensemble(str(tmp_path)).spec.ray_grid == (2, 2)
+    assert read_ensemble(str(ensemble)).spec.ray_grid == (2, 1)
+
+
 def test_what_stars_cannot_be_made_of_is_refused(whole: Path, source: Path, ensemble: Path, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="--prob-threshold, --nms-threshold: are of objects by stars"):
         objects(whole, method="watershed", prob_threshold=0.5)
