@@ -41,6 +41,7 @@ from chorus.pipeline.members.kinds.cellpose_network import CellposeInput, Cellpo
 from chorus.pipeline.metrics.objects import count_objects
 from chorus.pipeline.preprocessing.preparation import surveyed
 from tests.support.cellpose_networks import NARROW, residual_state
+from tests.support.engines import outputs_of
 from tests.support.making import write_image
 
 TILE = 224
@@ -73,7 +74,7 @@ def compare(weights: Path, image: NDArray[Any], known: dict[str, NDArray[Any]]) 
         sha256=digest,
         size_sha256=hashlib.sha256(size.read_bytes()).hexdigest(),
     )
-    asked = LoadRequest(str(weights), 1, 1, flows=True, tile=TILE)
+    asked = LoadRequest(str(weights), 1, outputs_of(2, "sigmoid", flows=True), TILE)
     network = member.load(asked, torch.device("cpu"))
     assert isinstance(network, ModuleMember)
     with torch.inference_mode():
@@ -120,7 +121,7 @@ def whole_runs(
     found = read_scores(str(folder / "auto")).set_index("name")["diameter_px"]
     for index, answers in enumerate(known):
         name = f"{index:03d}.ome.zarr"
-        labels = np.asarray(open_labels(str(folder / "plain" / "images" / name), "cell")[...]).reshape(
+        labels = np.asarray(open_labels(str(folder / "plain" / "images" / name), name="cell")[...]).reshape(
             images[index].shape
         )
         counts = count_objects(answers["masks_all"], labels)

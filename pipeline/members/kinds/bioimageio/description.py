@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.outputs import Activation
+from chorus.pipeline.core.outputs import FLOWS, RAYS, Activation, Role
 from chorus.pipeline.core.provenance import About, Citation, DataReference, Person
 from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.members.described import ModelDescription
@@ -20,11 +20,13 @@ from chorus.pipeline.members.kinds.bioimageio.package import (
     open_package,
     weight_files,
 )
-from chorus.pipeline.members.kinds.bioimageio.processing import preparation
+from chorus.pipeline.members.kinds.bioimageio.processing import preparation, raw_output
 from chorus.pipeline.members.kinds.bioimageio.shapes import check_output, nearest_tile, port, tile_fits
-from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput, OutputEntry, RaysOutput, StarThresholds
 
 DEFAULT_TILE = 256
+# StarDist's network ends with a sigmoid, Cellpose's with the logit of a cell.
+_RAW_ACTIVATIONS: dict[Role, Activation] = {FLOWS: "sigmoid", RAYS: "none"}
 
 
 def describe(url: str, format: WeightFormat | None = None) -> ModelDescription:
@@ -47,30 +49,41 @@ def describe(url: str, format: WeightFormat | None = None) -> ModelDescription:
     tile = _tile(package)
     if tile is not None:
         check_output(package.url, description.inputs, description.outputs[0], tile)
-    flows = any(str(step.id) == "cellpose_flow_dynamics" for step in description.outputs[0].postprocessing)
+    raw = raw_output(description.outputs[0])
     names = _names(description.outputs[0])
     test = _test_array(package, description.outputs[0])
-    activation: Activation = "sigmoid" if flows else _activation(description.outputs[0], test)
+    activation = _RAW_ACTIVATIONS[raw] if raw else _activation(description.outputs[0], test)
     entry = BioimageioMember(
         kind="bioimageio",
         weights=url,
         sha256=files.sha256(package),
         format=files.format,
         # Cellpose's order is dy, dx, probability of a cell.
-        channels=(2, 0, 1) if flows else None,
+        channels=(2, 0, 1) if raw == FLOWS else None,
         activation=None if activation == "none" else activation,
     )
     return ModelDescription(
         entry=entry,
         name=str(description.name),
         channels=_channels(description.inputs),
-        classes=["background", "cell"] if flows else _classes(names, activation, test),
+        classes=["background", "cell"] if raw else _classes(names, activation, test),
         activation=activation,
-        outputs=(ClassesOutput(), FlowsOutput()) if flows else (ClassesOutput(),),
+        outputs=_outputs(description.outputs[0], raw),
         tile=tile,
         pixel_size_um=_pixel_size(description.inputs[0]),
         about=_about(package),
     )
+
+
+def _outputs(output: Any, raw: Role | None) -> tuple[OutputEntry, ...]:
+    if raw == FLOWS:
+        return ClassesOutput(), FlowsOutput()
+    if raw != RAYS:
+        return (ClassesOutput(),)
+    stars = next(step.kwargs for step in output.postprocessing if str(step.id) == "stardist_postprocessing")
+    objects = StarThresholds(prob_threshold=stars.prob_threshold, nms_threshold=stars.nms_threshold)
+    y, x = stars.grid
+    return ClassesOutput(), RaysOutput(role="rays", channels=stars.n_rays, grid=(y, x), objects=objects)
 
 
 def _tile(package: Package) -> int | None:

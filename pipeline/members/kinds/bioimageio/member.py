@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from chorus.pipeline.core.outputs import FLOWS, Activation
+from chorus.pipeline.core.outputs import Activation
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import LoadRequest, Member, MemberEntry
 from chorus.pipeline.members.kinds.bioimageio.networks import Network, load_network
@@ -21,7 +21,13 @@ from chorus.pipeline.members.kinds.bioimageio.package import (
     open_package,
     weight_files,
 )
-from chorus.pipeline.members.kinds.bioimageio.processing import PackagePreparation, Step, postprocessing, preparation
+from chorus.pipeline.members.kinds.bioimageio.processing import (
+    PackagePreparation,
+    Step,
+    postprocessing,
+    preparation,
+    raw_output,
+)
 from chorus.pipeline.members.kinds.bioimageio.shapes import Port, check_output, check_tile, port
 from chorus.pipeline.members.safety.script import check_source
 from chorus.pipeline.members.safety.trial import check_trial
@@ -71,9 +77,9 @@ class BioimageioMember(MemberEntry):
         check_tile(package.url, inputs, asked.edge)
         check_output(package.url, inputs, output, asked.edge)
         ports = [port(package.url, tensor) for tensor in inputs]
-        post = postprocessing(package.url, output, flows=FLOWS in asked.outputs)
+        post = postprocessing(package.url, output, asked.outputs.roles)
         out = port(package.url, output)
-        self._check_channels(package, out, flows=FLOWS in asked.outputs)
+        self._check_channels(package, out, raw=raw_output(output) in asked.outputs.roles)
         files = weight_files(package, choose_format(package, self.format))
         check_files(package, files, self.sha256, beside=asked.beside)
         if files.format == "torchscript" and not asked.trust_code:
@@ -96,9 +102,9 @@ class BioimageioMember(MemberEntry):
         index = 0 if self.output is None else names.index(self.output)
         return index, outputs[index]
 
-    def _check_channels(self, package: Package, out: Port, *, flows: bool) -> None:
-        # With flows, the description is of the objects that come of them, not of what the network gives.
-        if self.channels is not None and not flows and not all(0 <= c < out.channels for c in self.channels):
+    def _check_channels(self, package: Package, out: Port, *, raw: bool) -> None:
+        # Of flows and rays, the description is of the objects that come of them, not of what the network gives.
+        if self.channels is not None and not raw and not all(0 <= c < out.channels for c in self.channels):
             raise RefusedError(
                 f"{package.url}: output {out.name} has channels 0 to {out.channels - 1}; correct `channels` in "
                 "ensemble.yaml"

@@ -22,6 +22,17 @@ from chorus.pipeline.io.storage_failures import failure_sentence
 
 WeightFormat: TypeAlias = Literal["pytorch_state_dict", "torchscript", "onnx"]
 RUNNABLE: tuple[WeightFormat, ...] = ("pytorch_state_dict", "torchscript", "onnx")
+_CONVERSIONS = {
+    "keras_hdf5": "convert them, where TensorFlow is installed, with `python -m tf2onnx.convert --keras WEIGHTS.h5 "
+    "--output weights.onnx --opset 17`, and add weights.onnx to the package as `onnx`",
+    "keras_v3": "convert them, where Keras is installed, with `keras.saving.load_model(WEIGHTS).export(FOLDER)` and "
+    "`python -m tf2onnx.convert --saved-model FOLDER --output weights.onnx --opset 17`, and add weights.onnx to the "
+    "package as `onnx`",
+    "tensorflow_saved_model_bundle": "unzip them and convert them, where TensorFlow is installed, with `python -m "
+    "tf2onnx.convert --saved-model FOLDER --output weights.onnx --opset 17`, and add weights.onnx to the package as "
+    "`onnx`",
+}
+_NO_CONVERSION = "ask its author for one of these"
 NEWEST_FORMAT = (0, 5)
 EXTRA = "pip install 'chorus-bioimage[bioimageio]'"
 # "affable-shark", "affable-shark/1.1", "huggingface/owner/name", "10.5281/zenodo.5764892"
@@ -208,7 +219,7 @@ def choose_format(package: Package, wanted: WeightFormat | None) -> WeightFormat
     if not runnable:
         raise RefusedError(
             f"{package.url}: has only {', '.join(formats) or 'no'} weights, and Chorus runs {', '.join(RUNNABLE)}; "
-            "convert them with bioimageio.core's `add_weights`"
+            + next((how for name, how in _CONVERSIONS.items() if name in formats), _NO_CONVERSION)
         )
     state = weights.pytorch_state_dict
     own_code = state is not None and hasattr(state.architecture, "source")

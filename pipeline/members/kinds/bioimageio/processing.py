@@ -9,7 +9,7 @@ between neighbours (core takes one of the two).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.outputs import FLOWS, RAYS, Role
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.kinds.bioimageio.operations import (
     Binarised,
@@ -39,6 +40,8 @@ from chorus.pipeline.preprocessing.preparation import ALL_CHANNELS, Measure, Sta
 
 _EPSILON = 1e-6
 """What bioimageio.core adds to divisors, whatever the package declares: test outputs are made with it."""
+_OF_OBJECTS = {"cellpose_flow_dynamics": FLOWS, "stardist_postprocessing": RAYS}
+"""Steps that make objects, and of what."""
 _ROWS = 256
 """Rows that are prepared at once, so that float64, which bioimageio.core computes in too, takes little memory."""
 
@@ -221,10 +224,17 @@ def _bound(own: _Tensor, kwargs: Any, number: float | None, percent: float | Non
 Step: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
-def postprocessing(where: str, output: Any, *, flows: bool = False) -> Step:
+def raw_output(output: Any) -> Role | None:
+    """Return the role of what an output tensor's channels hold before its postprocessing makes objects of them."""
+    steps = (_OF_OBJECTS.get(str(step.id)) for step in output.postprocessing)
+    return next((role for role in steps if role is not None), None)
+
+
+def postprocessing(where: str, output: Any, roles: Collection[Role] = ()) -> Step:
     """Build an output tensor's (`v0_5.OutputTensorDescr`) postprocessing of a tile's (channels, y, x) float32.
 
-    With `flows` the output is taken as it is before ``cellpose_flow_dynamics``: Chorus follows the flows itself.
+    With flows or rays among `roles` the output is taken as it is before objects are made of these, as Chorus does
+    itself.
 
     Raises
     ------
@@ -236,7 +246,7 @@ def postprocessing(where: str, output: Any, *, flows: bool = False) -> Step:
     steps: list[Step] = []
     for operation in output.postprocessing:
         name = str(operation.id)
-        if flows and name == "cellpose_flow_dynamics":
+        if name in _OF_OBJECTS and _OF_OBJECTS[name] in roles:
             break
         if name in ("custom", "stardist_postprocessing", "cellpose_flow_dynamics"):
             raise own.refuse(name, "joins pixels to objects or runs code of its own; choose another `output`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ pytest.importorskip("bioimageio.core")
 
 from bioimageio.spec import save_bioimageio_package
 
+from chorus.pipeline.core.outputs import Outputs, classes_of, rays_of
 from chorus.pipeline.ensembles.ensemble import check_answer, read_ensemble
 from chorus.pipeline.members.kinds.bioimageio import package as bioimageio_package
 from chorus.pipeline.members.kinds.bioimageio.description import describe
 from chorus.pipeline.members.kinds.bioimageio.package import open_package
 from chorus.pipeline.members.kinds.bioimageio.processing import preparation
 from chorus.pipeline.members.kinds.bioimageio.shapes import nearest_tile
+from chorus.pipeline.members.outputs import RaysOutput, StarThresholds
 from chorus.pipeline.preprocessing.preparation import Measure
 from tests.support.packages import (
     CPU,
@@ -217,6 +220,24 @@ def test_flows_are_taken_before_the_dynamics_of_cellpose(tmp_path: Path) -> None
     plain = entry(folder, channels=(0, 1, 2)).load(asked(folder, outputs=1, flows=True), CPU)(tiles)
     assert torch.equal(got, plain[:, [2, 0, 1]])
     refusal(folder, "labels: cellpose_flow_dynamics joins pixels")
+
+
+def test_rays_are_taken_before_stardist_makes_objects_of_them(tmp_path: Path) -> None:
+    kwargs = {"prob_threshold": 0.45, "nms_threshold": 0.3, "n_rays": 8, "grid": [2, 2], "b": 2}
+    steps = [{"id": "stardist_postprocessing", "kwargs": kwargs}]
+    outputs = [{"id": "labels", "axes": reference("raw", 1), "postprocessing": steps}]
+    folder = write_package(tmp_path / "p", module=Net(classes=9), outputs=outputs)
+    described = describe(str(folder))
+    classes, rays = described.outputs
+    assert (classes.role, described.activation, described.classes) == ("classes", "none", ["background", "cell"])
+    thresholds = StarThresholds(prob_threshold=0.45, nms_threshold=0.3)
+    assert rays == RaysOutput(role="rays", channels=8, grid=(2, 2), objects=thresholds)
+    both = Outputs((classes_of(["cell"], "none"), rays_of(8, (0.0, 64.0))))
+    tiles = torch.rand((1, 1, 64, 64))
+    got = described.entry.load(replace(asked(folder), outputs=both), CPU)(tiles)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, Net(classes=9)(tiles))
+    refusal(folder, "labels: stardist_postprocessing joins pixels")
 
 
 # ---------------------------------------------------------------- where packages lie

@@ -96,6 +96,20 @@ def test_weights_that_chorus_cannot_run_are_refused(tmp_path: Path) -> None:
     refusal(write_package(tmp_path / "q"), "has no onnx weights; it has torchscript", make=bare, format="onnx")
 
 
+@pytest.mark.parametrize(
+    ("format", "command"),
+    [
+        ("keras_hdf5", "python -m tf2onnx.convert --keras WEIGHTS.h5 --output weights.onnx"),
+        ("tensorflow_saved_model_bundle", "python -m tf2onnx.convert --saved-model FOLDER --output weights.onnx"),
+        ("tensorflow_js", "ask its author"),
+    ],
+)
+def test_weights_of_keras_and_tensorflow_are_refused_with_the_command_that_converts_them(
+    format: str, command: str, tmp_path: Path
+) -> None:
+    refusal(write_package(tmp_path / "p", formats=(format,)), f"has only {format} weights", command, make=bare)
+
+
 def rehash(folder: Path, name: str, data: bytes) -> None:
     file, rdf = folder / name, folder / "rdf.yaml"
     before = hashlib.sha256(file.read_bytes()).hexdigest()
