@@ -94,7 +94,8 @@ def predict(
     sources : OME-Zarr images, plates, collections, folders, globs, or a .txt of URLs
     ensemble : as in `load`, or a loaded ensemble
     out : folder, or a gs://, s3:// or az:// URL, for the results
-    objects : by ``flows``, ``watershed`` or ``components``, or ``none``; ``auto`` is by flows where there are any
+    objects : how they are made, as ``--objects`` of `chorus predict`, or ``none``; ``auto`` is by flows where there are
+        any, else by what other maps allow
     report : whether `report/index.html` is written at the end
     progress : whether a bar is shown
     options : all others of `chorus predict --help` with underscores, such as ``channel=["dna"]``, ``diameter=30``,

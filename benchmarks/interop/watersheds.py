@@ -70,8 +70,8 @@ def compared(method: MapMethod, labels: NDArray[np.int32], maps: MapsInMemory, b
     between = time.perf_counter()
     whole = label_box(maps, Box.of(0, shape[0], 0, shape[1], 0, shape[2]), settings).labels
     seconds = time.perf_counter() - between
-    reach = settings.distances.reach if method == "distances" else 0
-    blocks = SeenBlocks(BlockGrid(shape, (min(block, shape[0]), block, block)), (halo,) * 3, (halo - reach,) * 3)
+    margin = settings.blocks(shape).margin
+    blocks = SeenBlocks(BlockGrid(shape, (min(block, shape[0]), block, block)), (halo,) * 3, margin)
     found = map_objects(maps, blocks, settings)
     counts = count_objects(whole, found.astype(np.int64), minimum_size=MINIMUM)
     lost = [str(int(value)) for value in (counts.splits, counts.merges, missing(whole, found))]

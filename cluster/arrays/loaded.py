@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -33,6 +33,9 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Member
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
+
+OfPlanes = Literal["none", "flows", "stars", "watershed", "components"]
+"""Methods of objects of planes in memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,9 +85,7 @@ class LoadedEnsemble:
             base=base.model_copy(update={"backend": chosen.backend, "batch": chosen.batch}),
         )
 
-    def settings(
-        self, changes: dict[str, object], objects: ObjectsMethod
-    ) -> tuple[ResolvedSettings, Literal["none", "flows", "stars", "watershed", "components"]]:
+    def settings(self, changes: dict[str, object], objects: ObjectsMethod) -> tuple[ResolvedSettings, OfPlanes]:
         """Return `base` with `changes`, and the object method; raise RefusedError as `chorus predict` does.
 
         Objects of distances, boundaries and affinities are made of stored results alone: ``auto`` makes none of them.
@@ -98,8 +99,7 @@ class LoadedEnsemble:
                     f"objects={objects!r}: are made of results on disk; run chorus predict with --objects {objects}"
                 )
             request = with_objects(request.model_copy(update={"objects": "none", "settings": wanted}), self.ensemble)
-        method: Any = request.objects
-        return resolve(request.settings, self.ensemble), method
+        return resolve(request.settings, self.ensemble), cast(OfPlanes, request.objects)
 
     def engine(self, settings: ResolvedSettings) -> Engine:
         """Return the engine for the augmentations of `settings`, which decide the effort; built once."""

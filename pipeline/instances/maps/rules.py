@@ -28,6 +28,8 @@ MapMethod = Literal["distances", "boundaries", "agglomeration", "affinities"]
 # Edges of a block, and bounds of what it sees beyond itself, in pixels.
 _PLANE_EDGE, _VOLUME_SIZE = 1024, (64, 128, 128)
 _LEAST_HALO, _WIDEST_HALO = 16, 64
+# Pixels on each side of a face in which neighbours compare their objects: from 2 to 11 the objects are the same.
+_MARGIN = 4
 
 
 class Maps(Protocol):
@@ -114,18 +116,15 @@ class MapSettings:
     def blocks(self, shape: Sizes) -> SeenBlocks:
         """Return the blocks of a volume, or of a plane as a volume of depth 1.
 
-        A block sees a diameter beyond itself, but 16 pixels at least and 64 at most. Seeds are compared where they are
-        those of the whole volume: as far from what a block does not see as a seed is decided within.
+        A block sees a diameter beyond itself, but 16 pixels at least and 64 at most. Neighbours compare their objects
+        next to their face alone, where the seeds that they see are those of the whole volume.
         """
-        halo = round(min(max(self.diameter, _LEAST_HALO), _WIDEST_HALO))
-        planes = math.ceil(halo / max(1.0, self.anisotropy)) if shape[0] > 1 else 0
         reach = self.distances.reach if self.method == "distances" else 0
-        size = _VOLUME_SIZE if shape[0] > 1 else (1, _PLANE_EDGE, _PLANE_EDGE)
-        planes = max(planes, reach + 1) if shape[0] > 1 else 0
-        halo = max(halo, reach + 1)
-        return SeenBlocks(
-            BlockGrid(shape, size), (planes, halo, halo), (max(0, planes - reach), halo - reach, halo - reach)
-        )
+        halo = max(round(min(max(self.diameter, _LEAST_HALO), _WIDEST_HALO)), reach + _MARGIN)
+        planes = max(math.ceil(halo / max(1.0, self.anisotropy)), reach + _MARGIN)
+        if shape[0] == 1:
+            return SeenBlocks(BlockGrid(shape, (1, _PLANE_EDGE, _PLANE_EDGE)), (0, halo, halo), (0, _MARGIN, _MARGIN))
+        return SeenBlocks(BlockGrid(shape, _VOLUME_SIZE), (planes, halo, halo), (_MARGIN,) * 3)
 
 
 def label_box(maps: Maps, box: Box, settings: MapSettings) -> BoxLabels:

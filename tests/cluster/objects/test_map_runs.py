@@ -12,9 +12,11 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
+from chorus.api import load
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
+from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.metrics.objects import count_objects
 from tests.support.making import write_image
 from tests.support.object_maps import distances_of
@@ -112,6 +114,14 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_regions_change_no_byte_of_a_whole_run(source: Path, ensemble: Path, tmp_path: Path) -> None:
     runs = [found(source, ensemble, tmp_path / str(region), region, "serial") for region in (256, 1024)]
     assert runs[0] == runs[1]
+
+
+def test_arrays_in_memory_have_no_objects_of_maps(ensemble: Path) -> None:
+    loaded = load(str(ensemble), device="cpu")
+    array = np.zeros((64, 64), np.uint16)
+    assert loaded.segment(array, progress=False).scores["tiles"] == 1
+    with pytest.raises(RefusedError, match="made of results on disk; run chorus predict with --objects affinities"):
+        loaded.segment(array, objects="affinities", progress=False)
 
 
 @pytest.mark.ray

@@ -151,4 +151,6 @@ def test_the_grid_is_fixed_by_the_shape_and_the_settings() -> None:
     assert chosen.blocks((1, 3000, 1000)).halo == (0, 25, 25)
     assert chosen.blocks((100, 300, 100)).grid.counts == (2, 3, 1)
     assert MapSettings("affinities", diameter=25, anisotropy=5).blocks((100, 300, 100)).halo == (5, 25, 25)
+    assert MapSettings("distances", diameter=25, anisotropy=9).blocks((100, 300, 100)).halo == (9, 25, 25)
+    assert chosen.blocks((1, 3000, 1000)).margin == (0, 4, 4)
     assert MapSettings("affinities", diameter=500).blocks((1, 9, 9)).halo == (0, 64, 64)
