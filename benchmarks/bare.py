@@ -16,7 +16,7 @@ import psutil
 import torch
 from rich.console import Console
 
-from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.core.augmentation import FLIPS

@@ -30,8 +30,8 @@ from scipy.stats import spearmanr
 from chorus.cluster.commands.convert import ConvertRequest, convert
 from chorus.cluster.commands.effort import add_effort, tile_efforts
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.planning.plan import resolve
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent

@@ -30,7 +30,7 @@ from chorus.pipeline.backends.member import on_backend
 from chorus.pipeline.core.augmentation import FLIPS
 from chorus.pipeline.core.device import DeviceChoice
 from chorus.pipeline.core.devices import chosen, device_of
-from chorus.pipeline.core.geometry import Grid
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.members import AUTOCAST

@@ -35,8 +35,9 @@ from rich.table import Table
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.augmentation import FLIPS
-from chorus.pipeline.core.geometry import Grid, TileAxis, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid, TileAxis
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.inference.blending import gaussian_window
 from chorus.pipeline.inference.engine import Engine

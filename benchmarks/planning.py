@@ -19,8 +19,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import cost, resolve
+from chorus.cluster.planning.cost import cost
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.ledger import Ledger
 from chorus.pipeline.ensembles.ensemble import read_ensemble

@@ -36,7 +36,7 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.telemetry.profile import profile, read_timeline
 from chorus.pipeline.backends.choice import BACKENDS
 from chorus.pipeline.core.augmentation import FLIPS
-from chorus.pipeline.core.geometry import Grid
+from chorus.pipeline.core.tiling import Grid
 
 # A shared machine is slower for some seconds now and then, and a call with tiles of 512 takes more than one second.
 BARE_SECONDS = 30.0

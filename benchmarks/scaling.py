@@ -37,8 +37,9 @@ from rich.table import Table
 from benchmarks.made import write_image
 from benchmarks.watching import Watch
 from chorus.cluster.planning.placement import Placement
-from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 
 REGION, SIDE = 128, 512

@@ -13,9 +13,12 @@ from chorus.cluster.costs.forecast import CostForecast, forecast_costs
 from chorus.cluster.evaluation.sentinels import check_sentinels
 from chorus.cluster.objects.after_predict import add_objects, with_objects
 from chorus.cluster.planning.cluster_file import ClusterFile
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import cost, plan_images, resolve
+from chorus.cluster.planning.cost import cost
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import plan_images
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import Forecast, PlanReporter, PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.setup import executor_of, make_ready, open_record

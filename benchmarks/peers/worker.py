@@ -174,7 +174,8 @@ def deepflash2(inputs: Inputs) -> Answer:
 def pipeline(inputs: Inputs) -> Answer:
     """Chorus's engine on the whole plane, in this process, with the networks on `inputs.backend`."""
     from chorus.pipeline.backends.loading import load_members
-    from chorus.pipeline.core.geometry import Grid, Window
+    from chorus.pipeline.core.geometry import Window
+    from chorus.pipeline.core.tiling import Grid
     from chorus.pipeline.ensembles.ensemble import read_ensemble
     from chorus.pipeline.inference.allocation import keep_freed_memory
     from chorus.pipeline.inference.engine import Engine

@@ -16,9 +16,11 @@ from chorus.cluster.arrays.segmenting import compute, torch_threads
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.after_predict import with_objects
 from chorus.cluster.objects.map_options import MAP_METHODS
+from chorus.cluster.planning.cost import tile_counts
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, plan_image, resolve, tile_counts
+from chorus.cluster.planning.plan import plan_image
 from chorus.cluster.planning.requests import ObjectsMethod, PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings, resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.progress_bar import tile_bar
 from chorus.cluster.state.documents import ImageRow

@@ -15,8 +15,8 @@ from chorus.cluster.objects.inputs import diameter_in, star_settings, typical_di
 from chorus.cluster.objects.job import distinct, uncertainties_of
 from chorus.cluster.objects.labels import ObjectLabels
 from chorus.cluster.objects.rows import labelled, object_schema, region_table
-from chorus.cluster.planning.image_table import PlannedImage
-from chorus.cluster.planning.plan import ResolvedSettings
+from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.planning.volume_views import spacing_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, RAY_VARIATION
 from chorus.pipeline.core.geometry import Window

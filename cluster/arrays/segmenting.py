@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.planning.image_statistics import measured
-from chorus.cluster.planning.image_table import PlannedImage
-from chorus.cluster.planning.plan import ResolvedSettings, layout_of
+from chorus.cluster.planning.plan import layout_of
+from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.regions.work import region_result, region_work
 from chorus.cluster.runs.finish_image import image_record

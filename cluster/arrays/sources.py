@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.formats.rasters import sample_names

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.cluster.planning.image_statistics import measured, measures_of, stored_pixels
-from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
-from chorus.cluster.planning.plan import ResolvedSettings, inference_settings, plan_images, resolve
+from chorus.cluster.planning.plan import plan_images
+from chorus.cluster.planning.planned_image import PlannedImage, RegionPlace
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings, resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.work import region_work
 from chorus.pipeline.backends.loading import load_members

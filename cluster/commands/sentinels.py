@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 from chorus.cluster.evaluation.sentinels import comparable, dice_of, moved_error, rows_of, sentinel_url
 from chorus.cluster.planning.image_statistics import measures_of
-from chorus.cluster.planning.plan import resolve
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.ensembles.editing import set_sentinel
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
-from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
+from chorus.pipeline.ensembles.entries import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage, SourceImage

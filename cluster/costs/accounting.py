@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.planning.device_probe import DeviceProbe
-from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.requests import Forecast, PlanReporter
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.state.documents import Calibration, PredictRecord
 from chorus.cluster.state.results import finished_run, settings_of

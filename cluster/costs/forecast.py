@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from chorus.cluster.costs.simulation import simulate
 from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, StoragePrices
+from chorus.cluster.planning.cost import Cost
 from chorus.cluster.planning.device_probe import DeviceProbe
 from chorus.cluster.planning.placement import Placement, estimate_memory, place, tasks_at_once
-from chorus.cluster.planning.plan import Cost, ResolvedSettings
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.resources import USABLE_MEMORY, Resources

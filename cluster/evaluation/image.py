@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.cluster.evaluation.job import Evaluated, EvaluationJob, Value
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.state.items import ItemLedger
 from chorus.pipeline.consensus.annotations import Drawing
 from chorus.pipeline.consensus.truths import ReadLabels, Sizes, open_truth, truth_classes

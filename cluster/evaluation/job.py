@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.consensus.annotations import Drawing, digest_of
 from chorus.pipeline.metrics.calibration_error import PixelHistogram
 

@@ -14,8 +14,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from chorus.cluster.evaluation.image import evaluate_image
 from chorus.cluster.evaluation.job import EvaluationJob, EvaluationSettings
-from chorus.cluster.planning.plan import ResolvedSettings
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.runtime.reporting import Reporter
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.results import planned_images
@@ -23,7 +23,7 @@ from chorus.cluster.telemetry.metrics import SENTINEL_DICE, SENTINELS_MOVED, dri
 from chorus.pipeline.consensus.annotations import Drawing
 from chorus.pipeline.consensus.truths import TRUTH
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.ensembles.spec import Sentinel, SentinelSettings
+from chorus.pipeline.ensembles.entries import Sentinel, SentinelSettings
 from chorus.pipeline.errors import CutShortError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside

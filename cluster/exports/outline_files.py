@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.exports.objects import file_name
 from chorus.cluster.exports.records import ExportedImage
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.runtime.tasks import TaskResult, attempt
 from chorus.cluster.state.items import ItemLedger

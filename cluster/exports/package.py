@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from chorus.cluster.exports.records import PackagedImage, PackageRow
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.state.items import ItemLedger
 from chorus.pipeline.exports.annotation import Drafted, Place, draft
 from chorus.pipeline.exports.tables import write_table

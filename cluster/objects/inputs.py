@@ -16,8 +16,9 @@ from chorus.cluster.objects.map_options import MAP_METHODS, MapOptions
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
 from chorus.cluster.objects.star_tasks import StarJob
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import layout_of
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.command import Execution

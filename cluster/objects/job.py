@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
+from chorus.cluster.planning.planned_image import PlannedImage, RegionPlace
 from chorus.cluster.planning.volume_views import anisotropy, spacing_of
 from chorus.cluster.runs.volume_merging import slab_grid
 from chorus.pipeline.core.fields import OF_OBJECTS

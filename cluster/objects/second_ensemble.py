@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from chorus.cluster.objects.records import FlowsFrom
 from chorus.cluster.planning.image_statistics import measures_of
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image, resolve
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import layout_of, plan_image
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runs.setup import predict_jobs

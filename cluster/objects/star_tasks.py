@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from chorus.cluster.objects.job import ObjectJob
 from chorus.cluster.objects.records import write_json
 from chorus.cluster.objects.rows import region_table
-from chorus.cluster.planning.image_table import RegionPlace
+from chorus.cluster.planning.planned_image import RegionPlace
 from chorus.pipeline.instances.plane_objects import ReadMaps
 from chorus.pipeline.instances.stars.candidates import StarSettings
 from chorus.pipeline.instances.stars.regions import StarObjects, label_stars

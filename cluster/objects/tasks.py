@@ -42,7 +42,7 @@ from chorus.cluster.objects.rows import (
     write_rows,
 )
 from chorus.cluster.objects.star_tasks import StarJob, every_region, star_table, stars_in_region
-from chorus.cluster.planning.image_table import RegionPlace
+from chorus.cluster.planning.planned_image import RegionPlace
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import OutputError
 from chorus.pipeline.instances.components import RegionPieces, around, label_pieces

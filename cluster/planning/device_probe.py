@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from chorus.cluster.planning.plan import ResolvedSettings, inference_settings
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings
 from chorus.cluster.runtime.resources import USABLE_MEMORY
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.devices import device_of

@@ -10,8 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.geometry import RegionGrid, TileSize, Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.io import storage

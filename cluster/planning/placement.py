@@ -6,9 +6,11 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from chorus.cluster.planning.cost import Cost
 from chorus.cluster.planning.device_probe import DeviceProbe
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import Cost, ResolvedSettings, inference_settings
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings
 from chorus.cluster.planning.settings import RunSettings
 from chorus.cluster.runtime.resources import Machine, Resources
 from chorus.pipeline.core.devices import device_of

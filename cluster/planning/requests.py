@@ -11,9 +11,9 @@ from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.reporting import Reporter
 
 if TYPE_CHECKING:  # they need torch; commands that run no network do without
+    from chorus.cluster.planning.cost import Cost
     from chorus.cluster.planning.device_probe import DeviceProbe
     from chorus.cluster.planning.placement import Memory, Placement
-    from chorus.cluster.planning.plan import Cost
 
 ObjectsMethod = Literal[
     "auto", "none", "flows", "stars", "watershed", "components", "distances", "boundaries", "agglomeration",

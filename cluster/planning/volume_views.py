@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.units import micrometers
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.instances.shapes import Spacing

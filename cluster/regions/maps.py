@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.fields import FIELDS
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior

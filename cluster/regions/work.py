@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
-from chorus.cluster.planning.plan import ResolvedSettings, model_centres, model_grid
+from chorus.cluster.planning.plan import model_centres, model_grid
+from chorus.cluster.planning.planned_image import PlannedImage, RegionPlace
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.maps import axis_maps, is_resampled, on_image
 from chorus.cluster.state.ledger import RegionRecord
 from chorus.cluster.telemetry.timeline import span

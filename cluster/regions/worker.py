@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from chorus.cluster.planning.image_statistics import image_statistics
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import RunContext, inference_settings, layout_of
+from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.planning.resolved_settings import inference_settings
 from chorus.cluster.regions.batch_queue import Answered
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.guard import NodeInfo, RegionGuard

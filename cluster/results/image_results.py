@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from chorus.cluster.objects.labels import ObjectLabels
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FIELDS, PROBABILITY, UNCERTAINTY
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage

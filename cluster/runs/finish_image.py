@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from chorus.cluster.planning.image_statistics import image_statistics
-from chorus.cluster.planning.image_table import PlannedImage
 from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.runs.image_diameters import Estimate, stored_estimate
 from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger, RegionRecord

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import RunContext, layout_of
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import Finished, ImageRecord, Ledger

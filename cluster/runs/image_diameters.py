@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from chorus.cluster.planning.image_statistics import image_statistics, stored_pixels
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage, RegionPlace
-from chorus.cluster.planning.plan import ResolvedSettings, RunContext, inference_settings
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.planning.planned_image import PlannedImage, RegionPlace
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings
 from chorus.cluster.regions.work import region_work
 from chorus.pipeline.backends.loading import load_members
 from chorus.pipeline.core.fields import FLOW, PROBABILITY

@@ -12,8 +12,9 @@ import numpy as np
 from chorus.cluster.planning.dataset_statistics import survey_dataset
 from chorus.cluster.planning.image_statistics import measure_image, measures_of
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.runs.finish_image import failed_row, finish_image
 from chorus.cluster.runs.finished_results import keep_finished

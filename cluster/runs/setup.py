@@ -11,9 +11,10 @@ from typing import Literal
 
 import psutil
 
+from chorus.cluster.planning.cost import Cost, cost, tile_counts
 from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
 from chorus.cluster.planning.placement import estimate_memory, may_grow, place, require_devices
-from chorus.cluster.planning.plan import Cost, RunContext, cost, layout_of, tile_counts
+from chorus.cluster.planning.plan import RunContext, layout_of
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.regions.executor import Executor
 from chorus.cluster.regions.serial_executor import SerialExecutor

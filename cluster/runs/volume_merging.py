@@ -21,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.volume_views import LETTERS, VIEWS
 from chorus.cluster.state.documents import ImageRow
 from chorus.cluster.state.ledger import ImageRecord, Ledger

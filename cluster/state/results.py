@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import PLAN, ResolvedSettings
+from chorus.cluster.planning.plan import PLAN
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.state.documents import PredictRecord
 from chorus.cluster.state.output import RUN, read_run
 from chorus.pipeline.core.run_document import PredictDocument

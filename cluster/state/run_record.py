@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import PLAN, ResolvedSettings
+from chorus.cluster.planning.plan import PLAN
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.state.documents import Calibration, ImageRow, PredictRecord, UsedEnsemble
 from chorus.cluster.state.output import RUN, earlier_run, read_run, setting_differences, surroundings
 from chorus.pipeline.core.run_document import (

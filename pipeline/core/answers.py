@@ -9,8 +9,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from chorus.pipeline.core.geometry import Grid, of_each
+from chorus.pipeline.core.geometry import of_each
 from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.core.tiling import Grid
 
 _Count = Annotated[int, Field(ge=1, le=64)]
 _Pixels = Annotated[int, Field(ge=0, le=1024)]

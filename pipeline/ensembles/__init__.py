@@ -1,4 +1,5 @@
 """``ensemble.yaml``: its fields, and how it is loaded, created and edited.
 
-Begin with `spec` (the fields), then `ensemble` (what is loaded). `schema` writes docs/ensemble.schema.json.
+Begin with `spec` and `entries` (the fields), then `ensemble` (what is loaded). `schema` writes
+docs/ensemble.schema.json.
 """

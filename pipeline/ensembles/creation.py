@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from chorus.pipeline.core.geometry import TileSize
 from chorus.pipeline.core.outputs import Activation, Outputs
-from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec
+from chorus.pipeline.ensembles.entries import ClassEntry
+from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.members.contract import LoadRequest, MemberEntry
 from chorus.pipeline.members.described import ModelDescription

@@ -16,7 +16,8 @@ from chorus.pipeline.core.geometry import of_each, shown_size
 from chorus.pipeline.ensembles import weights as ensemble_weights
 from chorus.pipeline.ensembles.creation import Wanted, check_fit, new_content
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
-from chorus.pipeline.ensembles.spec import EnsembleSpec, Sentinel
+from chorus.pipeline.ensembles.entries import Sentinel
+from chorus.pipeline.ensembles.spec import EnsembleSpec
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io import storage

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from chorus.pipeline.core.answers import AnswerShape
-from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS, augmentations_of, flips_of, refused
-from chorus.pipeline.core.geometry import Axes, Padding, TileSize, of_each
+from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS, flips_of, refused
+from chorus.pipeline.core.geometry import Axes, TileSize, of_each
 from chorus.pipeline.core.outputs import AFFINITIES, Activation, Outputs, classes_of
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.core.strict import Strict
+from chorus.pipeline.ensembles.entries import ClassEntry, InputEntry, Sentinel
+from chorus.pipeline.ensembles.tile_rules import (
+    Overlaps,
+    Tile,
+    answer_wrong,
+    augmentations_wrong,
+    overlap_wrong,
+    tile_wrong,
+)
 from chorus.pipeline.inference.adaptive_bound import EffortBound
-from chorus.pipeline.io.inside import fault
 from chorus.pipeline.members.contract import MemberEntry
 from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, RaysOutput, declared, without_flows
 from chorus.pipeline.members.registry import registry
-from chorus.pipeline.preprocessing.normalisation import Normalisation
 
-PixelSize = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Overlap = Annotated[float, Field(ge=0, lt=1)]
-Edge = Annotated[int, Field(ge=1, le=4096)]
-Tile = Edge | tuple[Edge, Edge, Edge]
-Overlaps = Overlap | tuple[Overlap, Overlap, Overlap]
-_LEAST_EDGE = 32
-_MOST_VOXELS = 1 << 26
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
 COLORS = ("#4daf4a", "#377eb8", "#e41a1c", "#984ea3", "#ff7f00", "#ffff33", "#a65628", "#f781bf")
 
@@ -50,99 +49,6 @@ else:
         Field(discriminator="kind"),
         BeforeValidator(_of_known_kind),
     ]
-
-
-class ClassEntry(Strict):
-    """A class: its name and, but for the background, its colour."""
-
-    name: str = Field(min_length=1)
-    color: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$")
-
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        # It names arrays, columns and the folders of label images.
-        if fault(f"x/{name.strip('/')}") or len(name.encode()) > 200:
-            raise ValueError("give a plain name, of at most 200 bytes")
-        return name
-
-
-class InputEntry(Strict):
-    """The data that the members were trained on.
-
-    Attributes
-    ----------
-    channels : names, in the members' order
-    axes : of what a member sees at once: planes, ``yx``, or volumes, ``zyx``
-    pixel_size_um : micrometres per pixel, of volumes also one for each of z, y, x; None takes images as they are
-    diameter_px : of the objects, in pixels; for runs that say what it is in their images instead of the pixel size
-    scale : ``dtype`` divides integers by their type's maximum first
-    padding : what tiles see beyond the image's edges: its mirrored pixels, or 0 after normalisation
-    """
-
-    channels: list[str] = Field(min_length=1)
-    axes: Axes = "yx"
-    pixel_size_um: PixelSize | tuple[PixelSize, PixelSize, PixelSize] | None = None
-    diameter_px: float | None = Field(default=None, gt=0)
-    scale: Literal["dtype"] | None = None
-    padding: Padding = "mirror"
-    normalisation: Normalisation
-
-    @property
-    def pixel_sizes_um(self) -> tuple[float, ...] | None:
-        """Micrometres per pixel on each axis."""
-        return None if self.pixel_size_um is None else of_each(self.pixel_size_um, len(self.axes))
-
-    @property
-    def plane_pixel_um(self) -> float | None:
-        """Micrometres per pixel of an ensemble of planes, whose pixels are square."""
-        if isinstance(self.pixel_size_um, tuple):
-            raise TypeError("the members take volumes, whose pixel sizes differ")
-        return self.pixel_size_um
-
-    @model_validator(mode="after")
-    def _of_axes(self) -> InputEntry:
-        if self.axes == "yx" and isinstance(self.pixel_size_um, tuple):
-            raise ValueError("pixel_size_um: give one number, pixels of planes are square; or set axes: zyx")
-        if self.axes == "zyx" and self.diameter_px is not None:
-            raise ValueError("diameter_px: is for ensembles of planes; give pixel_size_um, one for each of z, y, x")
-        return self
-
-
-class SentinelSettings(Strict):
-    """How a sentinel's Dice was measured.
-
-    Attributes
-    ----------
-    tile, overlap, augmentations : with others Dice may be another, and shows no fault
-    precision, device : for people; another one must not move Dice by more than the tolerance
-    """
-
-    tile: int
-    overlap: float
-    augmentations: list[str]
-    precision: str = "fp32"
-    device: str = "cpu"
-
-
-class Sentinel(Strict):
-    """A labelled image that every run processes first, to check that the ensemble's results have not changed.
-
-    Attributes
-    ----------
-    image : path of an OME-Zarr image, relative to ``ensemble.yaml``
-    label : name of the label image inside it
-    dice : by foreground class, 0 to 1
-    tolerance : by how much Dice may move
-    measured : None where it was with the ensemble's own settings
-    """
-
-    name: str = Field(min_length=1)
-    image: str = Field(min_length=1)
-    label: str = Field(min_length=1)
-    dice: dict[str, float] = Field(min_length=1)
-    tolerance: float = Field(default=0.01, gt=0, lt=1)
-    measured: SentinelSettings | None = None
 
 
 def _classes_alone() -> list[OutputEntry]:
@@ -234,20 +140,20 @@ class EnsembleSpec(Strict):
     @field_validator("tile")
     @classmethod
     def _tile_of_axes(cls, tile: Tile, info: ValidationInfo) -> Tile:
-        if reason := _tile_wrong(_axes(info.data), tile):
+        if reason := tile_wrong(_axes(info.data), tile):
             raise ValueError(reason)
         return tile
 
     @field_validator("overlap")
     @classmethod
     def _overlap_of_axes(cls, overlap: Overlaps, info: ValidationInfo) -> Overlaps:
-        if reason := _overlap_wrong(_axes(info.data), overlap):
+        if reason := overlap_wrong(_axes(info.data), overlap):
             raise ValueError(reason)
         return overlap
 
     @model_validator(mode="after")
     def _of_axes(self) -> EnsembleSpec:
-        if reason := _augmentations_wrong(self.input.axes, self.tile_shape, self.augmentations):
+        if reason := augmentations_wrong(self.input.axes, self.tile_shape, self.augmentations):
             raise ValueError(f"augmentations: {reason}")
         if reason := answer_wrong(self.answer, self.input.axes, self.tile_shape, self.augmentations):
             raise ValueError(f"answer: {reason}")
@@ -318,47 +224,6 @@ class EnsembleSpec(Strict):
         width = len(names) - (self.activation == "sigmoid")
         classes = classes_of(names[1:] if self.multilabel else names, self.activation, width=width)
         return Outputs(declared(self.outputs, classes, self.input.axes))
-
-
-def tiles_wrong(axes: Axes, tile: Tile, overlap: Overlaps, augmentations: Sequence[str]) -> tuple[str, str] | None:
-    """Return which of the fields does not go with the axes, and why; None where all do."""
-    if reason := _tile_wrong(axes, tile):
-        return "tile", reason
-    if reason := _overlap_wrong(axes, overlap):
-        return "overlap", reason
-    reason = _augmentations_wrong(axes, of_each(tile, len(axes)), augmentations)
-    return ("augmentations", reason) if reason else None
-
-
-def _tile_wrong(axes: Axes, tile: Tile) -> str:
-    if axes == "zyx":
-        shape = of_each(tile, 3)
-        large = math.prod(shape) > _MOST_VOXELS
-        return f"{' x '.join(map(str, shape))} are more than {_MOST_VOXELS} voxels" if large else ""
-    if isinstance(tile, tuple):
-        return "give one number for tiles of planes, which are square; volumes have input.axes: zyx"
-    return "" if tile >= _LEAST_EDGE else f"give at least {_LEAST_EDGE} pixels for tiles of planes"
-
-
-def _overlap_wrong(axes: Axes, overlap: Overlaps) -> str:
-    planes = axes == "yx" and isinstance(overlap, tuple)
-    return "give one number for tiles of planes, which are square; volumes have input.axes: zyx" if planes else ""
-
-
-def _augmentations_wrong(axes: Axes, tile: tuple[int, ...], names: Sequence[str]) -> str:
-    known = augmentations_of(axes)
-    if unknown := [name for name in names if name not in known]:
-        return f"{unknown[0]} is one of volumes, and the members take planes; choose out of {', '.join(known)}"
-    turning = [name for name in names if known[name].exchanges]
-    if turning and tile[-2] != tile[-1]:
-        return f"{turning[0]} exchanges y and x, which needs tiles of as many rows as columns"
-    return ""
-
-
-def answer_wrong(answer: AnswerShape, axes: Axes, tile: tuple[int, ...], augmentations: Sequence[str]) -> str:
-    """Return why the shape of an answer does not go with tiles and augmentations; empty where it does."""
-    known = augmentations_of(axes)
-    return answer.wrong(tile, exchanging=next((name for name in augmentations if known[name].exchanges), ""))
 
 
 def _axes(known: dict[str, Any]) -> Axes:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from chorus.pipeline.core.geometry import Span, Tile, Window
+from chorus.pipeline.core.geometry import Span, Window
+from chorus.pipeline.core.tiling import Tile
 
 Sink = Callable[[Span, torch.Tensor], None]
 

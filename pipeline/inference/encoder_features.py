@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.geometry import Grid, Span, Tile, Window
+from chorus.pipeline.core.geometry import Span, Window
+from chorus.pipeline.core.tiling import Grid, Tile
 from chorus.pipeline.inference.device_transfer import to_device
 from chorus.pipeline.scores.image_scores import FIXED_POINT
 

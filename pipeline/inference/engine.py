@@ -15,9 +15,10 @@ import torch
 
 from chorus.pipeline.core.augmentation import plain_augmentation
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.geometry import Tile, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
+from chorus.pipeline.core.tiling import Tile
 from chorus.pipeline.inference.adaptive import AdaptiveSampler, tiles_in_wave
 from chorus.pipeline.inference.adaptive_bound import TileEffort
 from chorus.pipeline.inference.blending import BandBlender, gaussian_window

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, Padding, Tile, Window, mirror
+from chorus.pipeline.core.geometry import Padding, Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid, Tile, mirror
 from chorus.pipeline.inference.blending import BandBlender
 from chorus.pipeline.inference.device_transfer import to_device
 from chorus.pipeline.inference.encoder_features import TileFeatures

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.provenance import About, TrainingSummary
-from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry, EnsembleSpec, InputEntry
+from chorus.pipeline.ensembles.entries import ClassEntry, InputEntry
+from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec
 from chorus.pipeline.members.kinds.smp import SmpMember
 from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.cluster.planning.image_statistics import measured, stored_pixels
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import ChorusError, RefusedError
 from chorus.pipeline.io import storage

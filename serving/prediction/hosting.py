@@ -9,7 +9,7 @@ import torch
 
 from chorus.cluster.arrays.judging import Judgement
 from chorus.cluster.arrays.loaded import LoadedEnsemble
-from chorus.cluster.planning.plan import ResolvedSettings, outputs_of
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, outputs_of
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.documents import ImageRow
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS, FIELDS

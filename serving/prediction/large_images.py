@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from chorus.cluster.objects.after_predict import add_objects
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import ResolvedSettings, RunContext
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
 from chorus.cluster.regions.worker import Answering, RegionWorker

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from chorus.cluster.arrays.object_labels import object_settings, plane_in_memory
 from chorus.cluster.arrays.segmenting import of_one_image
-from chorus.cluster.planning.image_table import PlannedImage, RegionPlace
-from chorus.cluster.planning.plan import ResolvedSettings, layout_of, plan_image
+from chorus.cluster.planning.plan import layout_of, plan_image
+from chorus.cluster.planning.planned_image import PlannedImage, RegionPlace
+from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.maps import saved_maps
 from chorus.cluster.regions.work import RegionWork, region_result, region_work
 from chorus.cluster.runs.finish_image import image_record

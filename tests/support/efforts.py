@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from chorus.cluster.commands.effort import tile_efforts
-from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 

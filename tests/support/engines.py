@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.fields import FIELDS
-from chorus.pipeline.core.geometry import Grid, TileSize, Window, tile_shape
+from chorus.pipeline.core.geometry import TileSize, Window, tile_shape
 from chorus.pipeline.core.outputs import Activation, Outputs, classes_of, flows_of
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.engine import PlaneWindow
 from chorus.pipeline.inference.posterior_builder import InferenceSettings, Precision

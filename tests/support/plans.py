@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chorus.cluster.planning.image_table import PlannedImage
+from chorus.cluster.planning.planned_image import PlannedImage
 
 
 def planned(name: str, shape: tuple[int, ...] = (50, 70), axes: str = "yx", region: int = 64) -> PlannedImage:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import PLAN, ResolvedSettings, layout_of, plan_images, resolve
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import PLAN, layout_of, plan_images
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import ResolvedSettings, resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.state.ledger import ImageRecord, Ledger
 from chorus.cluster.state.run_record import RunRecord

@@ -13,7 +13,7 @@ from chorus.pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.creation import Wanted
-    from chorus.pipeline.ensembles.spec import ClassEntry
+    from chorus.pipeline.ensembles.entries import ClassEntry
     from chorus.pipeline.preprocessing.normalisation import Normalisation
 
 _FORMS = "percentile:1,99.8, mean_std:MEAN/STD, mean_std:image, none or member"
@@ -91,7 +91,7 @@ def member_options(given: list[str]) -> dict[str, Any]:
 
 
 def _class(text: str) -> ClassEntry:
-    from chorus.pipeline.ensembles.spec import ClassEntry
+    from chorus.pipeline.ensembles.entries import ClassEntry
 
     name, _, color = text.partition("=")
     try:

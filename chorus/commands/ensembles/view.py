@@ -21,7 +21,7 @@ from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, 
 if TYPE_CHECKING:
     from chorus.pipeline.core.provenance import About, TrainingSummary
     from chorus.pipeline.ensembles.ensemble import Ensemble
-    from chorus.pipeline.ensembles.spec import Sentinel
+    from chorus.pipeline.ensembles.entries import Sentinel
     from chorus.pipeline.inference.adaptive_bound import EffortBound
     from chorus.pipeline.members.contract import MemberEntry
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import mirror
+from chorus.pipeline.core.tiling import mirror
 from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import Augment, TrainSettings

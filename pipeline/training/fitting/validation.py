@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import mirror
+from chorus.pipeline.core.tiling import mirror
 from chorus.pipeline.inference.members import AUTOCAST
 from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair

@@ -9,7 +9,7 @@ import pytest
 
 from chorus.cluster.planning import device_probe as calibration
 from chorus.cluster.planning.device_probe import probe_device
-from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.ensembles.ensemble import read_ensemble

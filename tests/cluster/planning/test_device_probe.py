@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chorus.cluster.planning.device_probe import probe_device
-from chorus.cluster.planning.plan import resolve
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.members.contract import ModuleMember

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chorus.cluster.planning.plan import plan_image, resolve
+from chorus.cluster.planning.plan import plan_image
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.console.options import RequestOptions
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble

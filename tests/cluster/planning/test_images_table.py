@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.state.ledger import Finished
 from tests.support.plans import planned
 

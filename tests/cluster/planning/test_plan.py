@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.planning import synthetic_images
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import Cost, cost, model_grid, plan_images, resolve
+from chorus.cluster.planning.cost import Cost, cost
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import model_grid, plan_images
+from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runs.setup import larger_regions

@@ -13,8 +13,10 @@ import zarr
 
 from chorus.cluster.planning.dataset_statistics import survey_dataset
 from chorus.cluster.planning.image_statistics import image_statistics
-from chorus.cluster.planning.image_table import ImageTable, PlannedImage
-from chorus.cluster.planning.plan import RunContext, plan_images, resolve
+from chorus.cluster.planning.image_table import ImageTable
+from chorus.cluster.planning.plan import RunContext, plan_images
+from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.started_tasks import SerialTasks
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble

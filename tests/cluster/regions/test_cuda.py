@@ -14,8 +14,9 @@ from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.backends.member import on_backend
 from chorus.pipeline.core.augmentation import FLIPS
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.device_transfer import host_array, landing, to_device, to_host
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import Precision

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.cluster.planning.plan import inference_settings, resolve
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import inference_settings, resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent

@@ -12,8 +12,9 @@ import torch
 
 from chorus.cluster.regions.batch_queue import Answered, BusyError, LateError
 from chorus.cluster.regions.batching import SharedDevice, SharedEngine
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.device_transfer import Landing
 from chorus.pipeline.inference.encoder_features import TileFeatures
 from chorus.pipeline.inference.engine import Engine

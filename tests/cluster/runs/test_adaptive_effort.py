@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from chorus.cli import app
 from chorus.cluster.commands.effort import add_effort
-from chorus.cluster.planning.plan import resolve
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent

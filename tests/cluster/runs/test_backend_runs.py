@@ -43,7 +43,7 @@ def test_a_rerun_takes_the_backend_of_its_output_whatever_was_measured_since(
 ) -> None:
     out, ensemble = tmp_path / "out", Path(ensemble_url)
     assert start(source, ensemble, out).state == "complete"
-    monkeypatch.setattr("chorus.cluster.planning.plan.choose", lambda *_: ("openvino", 2))
+    monkeypatch.setattr("chorus.cluster.planning.resolved_settings.choose", lambda *_: ("openvino", 2))
     assert start(source, ensemble, out).state == "complete"
     assert finished_run(str(out)).settings.content["backend"] == "eager"
     with pytest.raises(RefusedError, match="backend was eager, now openvino"):

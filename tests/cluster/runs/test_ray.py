@@ -18,8 +18,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from chorus.cluster.planning.placement import Placement
-from chorus.cluster.planning.plan import RunContext, resolve
+from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.regions import ray_executor as stream

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from chorus.cluster.objects.inputs import ObjectsRequest, Results
-from chorus.cluster.planning.plan import plan_images, resolve
+from chorus.cluster.planning.plan import plan_images
 from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.plan import RunContext, resolve
+from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.regions.exclusive_gate import Gate
 from chorus.cluster.regions.worker import RegionWorker

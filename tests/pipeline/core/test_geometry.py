@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Span, TileAxis, Window, mirror, of_each, shown_size
+from chorus.pipeline.core.geometry import RegionGrid, Span, Window, of_each, shown_size
+from chorus.pipeline.core.tiling import Grid, TileAxis, mirror
 
 
 @st.composite

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import D4, FLIPS
 from chorus.pipeline.core.class_labels import class_masks, predicted_labels
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.core.sample_sums import SampleSums
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.members.contract import ModuleMember
 from chorus.pipeline.scores.image_scores import image_scores, region_sums

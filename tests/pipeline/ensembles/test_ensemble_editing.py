@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from chorus.pipeline.ensembles.creation import Wanted
 from chorus.pipeline.ensembles.editing import Edited, add, remove
 from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.ensembles.entries import ClassEntry
 from chorus.pipeline.ensembles.schema import json_schema
-from chorus.pipeline.ensembles.spec import FORMAT, ClassEntry
+from chorus.pipeline.ensembles.spec import FORMAT
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.detection import Network, describe, members_in, recognise

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from chorus.pipeline.core.answers import AnswerShape
 from chorus.pipeline.core.augmentation import D4, VOLUME_FLIPS
-from chorus.pipeline.core.geometry import RegionGrid, Window, mirror
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.core.outputs import DISTANCE, Output, Outputs, classes_of, rays_of
+from chorus.pipeline.core.tiling import mirror
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.stages import StageState

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, Span, Window
+from chorus.pipeline.core.geometry import Span, Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.blending import BandBlender, gaussian_window
 from tests.support import reference
 

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chorus.pipeline.backends.member import ConvertedMember, on_backend
 from chorus.pipeline.core.augmentation import FLIPS
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.inference.device_transfer import host_array, landing, to_device, to_host
 from chorus.pipeline.inference.encoder_features import TileFeatures

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import D4, FLIPS
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.adaptive import tiles_in_wave
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.inference.encoder_features import TileFeatures

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.encoder_features import TileFeatures, centres_in, pooled
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.feature_records import FeatureSums, FeatureTotal, ImageFeatures

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from chorus.pipeline.core import outputs
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, D4
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.demo.synthetic_data import simulate_field
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.instances.whole_image import flows_of, label_image

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import AUGMENTATIONS, FLIPS
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.core.outputs import CLASSES
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.stages import StageState

@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chorus.pipeline.core.geometry import Grid, Padding, Span, Window
+from chorus.pipeline.core.geometry import Padding, Span, Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.inference.tile_stream import PlaneWindow, TileSource
 from tests.support.making import write_ensemble

@@ -22,7 +22,7 @@ from chorus.pipeline.core.fields import (
     RAY_VARIATION,
     VALUE,
 )
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Window
+from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.core.outputs import (
     AFFINITIES,
     BOUNDARY,
@@ -36,6 +36,7 @@ from chorus.pipeline.core.outputs import (
     flows_of,
     rays_of,
 )
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.inference.posterior_builder import InferenceSettings
 from chorus.pipeline.inference.stages import StageState

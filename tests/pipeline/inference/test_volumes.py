@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS
-from chorus.pipeline.core.geometry import Grid, RegionGrid, Span, Window
+from chorus.pipeline.core.geometry import RegionGrid, Span, Window
 from chorus.pipeline.core.outputs import (
     AFFINITIES,
     BOUNDARY,
@@ -25,6 +25,7 @@ from chorus.pipeline.core.outputs import (
     flows_of,
 )
 from chorus.pipeline.core.posterior import Posterior
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.inference.blending import BandBlender, gaussian_window
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings

@@ -17,7 +17,7 @@ from chorus.cluster.planning.settings import RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.state.ledger import Ledger, RegionRecord
-from chorus.pipeline.ensembles.spec import ClassEntry
+from chorus.pipeline.ensembles.entries import ClassEntry
 from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.conversion import ConvertSettings

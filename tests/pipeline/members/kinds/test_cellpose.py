@@ -16,7 +16,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine, PlaneWindow

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from chorus.pipeline.core.geometry import Grid, Window
+from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.tiling import Grid
 from chorus.pipeline.ensembles.creation import Wanted
 from chorus.pipeline.ensembles.editing import add
 from chorus.pipeline.ensembles.ensemble import check_answer
