@@ -37,7 +37,7 @@ from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import SQUARE
 from chorus.pipeline.io.outputs.writer import open_labels
 from chorus.pipeline.members.contract import LoadRequest, ModuleMember
-from chorus.pipeline.members.kinds.cellpose_network import CellposeInput, CellposeMember
+from chorus.pipeline.members.kinds.cellpose.member import CellposeInput, CellposeMember
 from chorus.pipeline.metrics.objects import count_objects
 from chorus.pipeline.preprocessing.preparation import surveyed
 from tests.support.cellpose_networks import NARROW, residual_state

@@ -14,7 +14,7 @@ from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.inputs import diameter_in, star_settings, typical_diameter
 from chorus.cluster.objects.job import distinct, uncertainties_of
 from chorus.cluster.objects.labels import ObjectLabels
-from chorus.cluster.objects.rows import labelled, object_schema, region_table
+from chorus.cluster.objects.tasks.rows import labelled, object_schema, region_table
 from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.planning.volume_views import spacing_of

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chorus.cluster.objects.inputs import ObjectsRequest, Results, check_class_names
+from chorus.cluster.objects.inputs import Results, check_class_names
 from chorus.cluster.objects.map_options import MAP_METHODS
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import make_objects
 from chorus.cluster.planning.requests import ObjectsMethod, PlanReporter, PredictRequest
 from chorus.cluster.state.documents import PredictOutcome

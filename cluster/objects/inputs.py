@@ -1,4 +1,4 @@
-"""The request of ``chorus objects``, and the results of ``chorus predict`` that it works on."""
+"""The results of ``chorus predict`` of which ``chorus objects`` makes objects."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from functools import cached_property, partial
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, uncertainties_of
-from chorus.cluster.objects.map_options import MAP_METHODS, MapOptions
+from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
-from chorus.cluster.objects.star_tasks import StarJob
+from chorus.cluster.objects.tasks.stars import StarJob
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import layout_of
 from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.runs.run import PlannedRun
-from chorus.cluster.runtime.started_tasks import Executor
 from chorus.cluster.state.command import Execution
 from chorus.cluster.state.ledger import Ledger
 from chorus.cluster.state.results import finished_run, planned_images, settings_of
@@ -39,40 +37,6 @@ from chorus.pipeline.io.outputs.arrays import LABEL_NAME
 from chorus.pipeline.members.outputs import StarThresholds
 
 WORK = ("work", "objects")
-
-
-class ObjectsRequest(MapOptions):
-    """Objects of the results in `out`.
-
-    Attributes
-    ----------
-    method : how objects are made; ``auto`` follows the flows if the run saved them, else takes the maps of objects that
-        it saved, else splits the foreground by the distance to the background
-    diameter : typical one, in pixels of the images; None is that of the ensemble's training data
-    minimum_size : smaller objects are removed, pixels
-    flow_error : objects of a larger flow error are removed; None keeps all
-    cellprob_threshold : logit of the probability from which a pixel is of a class; None takes the labels
-    flows_from : URL of a second ensemble, which predicts flows from the probability of a class; None takes the flows
-        that the run saved
-    prob_threshold, nms_threshold : of objects by stars, see `chorus.pipeline.members.outputs.StarThresholds`; None
-        takes the ensemble's
-    trust_code : whether code that comes with a member of that ensemble may run
-    executor, address : as in `chorus.cluster.planning.settings.RunSettings`
-    """
-
-    out: str
-    method: Literal["auto", Method, MapMethod] = "auto"
-    diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    minimum_size: int = Field(default=15, ge=1)
-    flow_error: float | None = Field(default=None, gt=0, le=4)
-    cellprob_threshold: float | None = Field(default=None, ge=-20, le=20)
-    flows_from: str | None = None
-    prob_threshold: float | None = Field(default=None, ge=0, le=1)
-    nms_threshold: float | None = Field(default=None, ge=0, le=1)
-    trust_code: bool = False
-    executor: Executor = "auto"
-    address: str | None = None
-    verify: bool = False
 
 
 class Results:

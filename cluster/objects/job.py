@@ -39,7 +39,7 @@ class ObjectJob:
     Attributes
     ----------
     layout : of the image's results
-    work : URL of the image's work folder, see `chorus.cluster.objects.tasks`
+    work : URL of the image's work folder, see `chorus.cluster.objects.tasks.stages`
     record : URL of the record of the image's finished objects
     scratch : URL of the folder of temporary files; `work`, unless one task does all of the image
     classes : value and name of each class that has objects

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from chorus.cluster.objects.finished_labels import lost_objects
-from chorus.cluster.objects.inputs import WORK, ObjectsRequest, Results
+from chorus.cluster.objects.inputs import WORK, Results
 from chorus.cluster.objects.records import (
     RECORD,
     TABLE,
@@ -21,10 +21,11 @@ from chorus.cluster.objects.records import (
     ObjectsSummary,
     recorded_objects,
 )
-from chorus.cluster.objects.rows import object_schema, unite
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.second_ensemble import make_flows
 from chorus.cluster.objects.stream import ObjectStream
-from chorus.cluster.objects.volume_tasks import volume_schema
+from chorus.cluster.objects.tasks.rows import object_schema, unite
+from chorus.cluster.objects.tasks.volumes import volume_schema
 from chorus.cluster.planning.requests import PlanReporter
 from chorus.cluster.runs.volume_merging import WORK as VOLUMES
 from chorus.cluster.runtime.signals import stoppable

@@ -11,17 +11,11 @@ import numpy as np
 from chorus.cluster.objects.inputs import Results
 from chorus.cluster.objects.job import ObjectJob, VolumeJob
 from chorus.cluster.objects.records import ImageObjects
-from chorus.cluster.objects.star_tasks import StarJob, find_longest, find_reach
-from chorus.cluster.objects.tasks import (
-    find_all,
-    find_all_stars,
-    find_in_region,
-    finish_objects,
-    label_pixels,
-    number_objects,
-    timed,
-)
-from chorus.cluster.objects.volume_tasks import find_all_in_volume, find_in_block, label_voxels, number_volume
+from chorus.cluster.objects.tasks.finding import find_in_region
+from chorus.cluster.objects.tasks.numbering import label_pixels, number_objects
+from chorus.cluster.objects.tasks.stages import find_all, find_all_stars, finish_objects, timed
+from chorus.cluster.objects.tasks.stars import StarJob, find_longest, find_reach
+from chorus.cluster.objects.tasks.volumes import find_all_in_volume, find_in_block, label_voxels, number_volume
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.instances.flows.dynamics import directions
 from chorus.pipeline.members.contract import FLOW_LENGTH
-from chorus.pipeline.members.kinds.cellpose_network import import_cellpose
+from chorus.pipeline.members.kinds.cellpose.network import import_cellpose
 
 # Steps of Euler's method, as `CellposeModel.eval` takes for objects of 30 pixels.
 _STEPS = 200

@@ -24,7 +24,7 @@ GROUP = "chorus.members"
 # Where each kind declares itself as KIND. A file may look like several: the first that recognises it has it.
 _BUILT_IN = (
     "bioimageio.kind",
-    "cellpose_network",
+    "cellpose.kind",
     "stardist.kind",
     "nnunet.member",
     "deepflash2",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.inputs import ObjectsRequest
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import ObjectsOutcome, find_objects
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import PLAN, layout_of, plan_images

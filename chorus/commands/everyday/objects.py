@@ -171,7 +171,7 @@ def objects(
 
     `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
-    from chorus.cluster.objects.inputs import ObjectsRequest
+    from chorus.cluster.objects.request import ObjectsRequest
     from chorus.cluster.objects.run import find_objects
     from chorus.console.progress import ConsoleReporter
 

@@ -17,7 +17,7 @@ from chorus.cluster.evaluation import image as evaluated
 from chorus.cluster.evaluation.documents import EvaluationRecord, EvaluationRow
 from chorus.cluster.evaluation.job import EvaluationJob, EvaluationSettings
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
-from chorus.cluster.objects.inputs import ObjectsRequest
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import find_objects
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.predict import predict

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from chorus.cluster.objects import second_ensemble as object_flows
 from chorus.cluster.objects import stream
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
 from chorus.cluster.objects.job import ObjectJob
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict

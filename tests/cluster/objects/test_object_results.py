@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.pipeline.errors import RefusedError
 from tests.support.object_runs import run, write_ensemble, write_results, write_source
 

@@ -14,7 +14,7 @@ import zarr
 
 import chorus
 from chorus.cluster.objects import stream
-from chorus.cluster.objects.inputs import ObjectsRequest
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import ObjectsOutcome, find_objects
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings

@@ -19,8 +19,9 @@ from ome_zarr.reader import Reader
 
 from chorus.cluster.objects import run as objects
 from chorus.cluster.objects import stream
-from chorus.cluster.objects import tasks as object_tasks
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
+from chorus.cluster.objects.request import ObjectsRequest
+from chorus.cluster.objects.tasks import finding
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from tests.support.object_runs import CHANNELS, drawn, finish, run, write_ensemble, write_results, write_source
@@ -149,9 +150,9 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
     assert (outcome.state, outcome.exit_code) == ("interrupted", 3)
     assert not (out / "objects.parquet").exists()
     computed: list[Any] = []
-    converging_objects = object_tasks.converging_objects
+    converging_objects = finding.converging_objects
     with monkeypatch.context() as patch:
-        patch.setattr(object_tasks, "converging_objects", lambda *a: computed.append(a) or converging_objects(*a))
+        patch.setattr(finding, "converging_objects", lambda *a: computed.append(a) or converging_objects(*a))
         assert run(out).state == "complete"
     assert_same(out, whole)
     # No region is done twice: 2 were done of 9 of the first image, and none of the 5 of the others.

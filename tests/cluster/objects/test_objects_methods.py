@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from skimage.measure import label, regionprops
 from skimage.segmentation import relabel_sequential
 
-from chorus.cluster.objects import tasks as object_tasks
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
+from chorus.cluster.objects.request import ObjectsRequest
+from chorus.cluster.objects.tasks import stages
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
 from tests.support.object_runs import CHANNELS, drawn, run, write_ensemble, write_results, write_source
@@ -87,7 +88,7 @@ def test_a_run_that_was_cut_short_goes_on(
     for name, last in steps.items():
         with monkeypatch.context() as patch:
             calls: list[int] = []
-            function = getattr(object_tasks, name)
+            function = getattr(stages, name)
 
             def stopping(job: Any, region: int, *, f: Any = function, c: list[int] = calls, n: int = last) -> None:
                 c.append(region)
@@ -96,7 +97,7 @@ def test_a_run_that_was_cut_short_goes_on(
                 f(job, region)
 
             patch.setattr(stream, name, stopping)
-            patch.setattr(object_tasks, name, stopping)
+            patch.setattr(stages, name, stopping)
             assert run(out, method=method).state == "interrupted"
     assert run(out, method=method).state == "complete"
     assert content(out) == content(whole)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from chorus.cli import app
-from chorus.cluster.objects.inputs import ObjectsRequest
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import find_objects
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings

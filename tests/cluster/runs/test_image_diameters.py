@@ -12,7 +12,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.runs.image_diameters import Estimate, stored_estimate
 from chorus.cluster.state.ledger import Ledger

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from chorus.cluster.objects.inputs import ObjectsRequest, Results
+from chorus.cluster.objects.inputs import Results
+from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.planning.plan import plan_images
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.resolved_settings import resolve

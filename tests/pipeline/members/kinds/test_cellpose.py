@@ -22,7 +22,8 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, read_ense
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.members.contract import LoadRequest
-from chorus.pipeline.members.kinds.cellpose_network import CellposeInput, CellposeMember, describe
+from chorus.pipeline.members.kinds.cellpose.kind import describe
+from chorus.pipeline.members.kinds.cellpose.member import CellposeInput, CellposeMember
 from chorus.pipeline.preprocessing.preparation import surveyed
 from tests.support.engines import outputs_of, settings_of
 

@@ -22,9 +22,10 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine, PlaneWindow
 from chorus.pipeline.members.contract import Encoding, LoadRequest
 from chorus.pipeline.members.detection import recognise
-from chorus.pipeline.members.kinds.cellpose_network import CellposeMember, describe
-from chorus.pipeline.members.kinds.cellpose_residual import ResidualDesign
-from chorus.pipeline.members.kinds.cellpose_size import SizeModel, read_size_model
+from chorus.pipeline.members.kinds.cellpose.kind import describe
+from chorus.pipeline.members.kinds.cellpose.member import CellposeMember
+from chorus.pipeline.members.kinds.cellpose.residual import ResidualDesign
+from chorus.pipeline.members.kinds.cellpose.size import SizeModel, read_size_model
 from tests.support.cellpose_networks import NARROW, residual_state
 from tests.support.engines import outputs_of, settings_of
 

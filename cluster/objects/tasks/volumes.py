@@ -1,4 +1,4 @@
-"""The tasks of a worker for the objects of a volume: as `chorus.cluster.objects.tasks` for planes, in blocks.
+"""The tasks of a worker for the objects of a volume: as `chorus.cluster.objects.tasks.stages` for planes, in blocks.
 
 ::
 
@@ -24,15 +24,10 @@ from numpy.typing import NDArray
 
 from chorus.cluster.objects.job import VolumeJob
 from chorus.cluster.objects.records import ImageObjects
-from chorus.cluster.objects.rows import read_known, write_rows
-from chorus.cluster.objects.tasks import (
-    Numbered,
-    at_once,
-    columns_of,
-    counted_objects,
-    write_numbered,
-    write_numbers,
-)
+from chorus.cluster.objects.tasks.finding import columns_of
+from chorus.cluster.objects.tasks.numbering import Numbered, counted_objects, write_numbered, write_numbers
+from chorus.cluster.objects.tasks.rows import read_known, write_rows
+from chorus.cluster.objects.tasks.stages import at_once
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.shapes import VOLUME_COLUMNS
 from chorus.pipeline.instances.volumes.blocks import Box

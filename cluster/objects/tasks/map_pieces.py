@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.components import read_edges
 from chorus.cluster.objects.job import MapJob, ObjectJob
+from chorus.cluster.objects.tasks.components import read_edges
 from chorus.pipeline.instances.maps.blocks import Face
 from chorus.pipeline.instances.maps.joining import BlockPieces, Zone, block_pieces, same_objects, united_names
 from chorus.pipeline.instances.maps.rules import label_box
@@ -45,7 +45,7 @@ def zones_of(value: int, pieces: BlockPieces) -> dict[str, NDArray[Any]]:
 
 
 def joined_maps(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Find the pieces of a class that belong together; see `chorus.cluster.objects.components.Join`.
+    """Find the pieces of a class that belong together; see `chorus.cluster.objects.tasks.components.Join`.
 
     Returns
     -------

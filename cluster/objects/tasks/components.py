@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from chorus.cluster.objects.job import MapJob, ObjectJob
-from chorus.cluster.objects.rows import region_table, write_rows
+from chorus.cluster.objects.tasks.rows import region_table, write_rows
 from chorus.cluster.planning.planned_image import RegionPlace
 from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
 from chorus.pipeline.instances.maps.objects import replaced

@@ -1,4 +1,4 @@
-"""The tasks of a worker for objects by stars: as `chorus.cluster.objects.tasks`, after the longest ray is known.
+"""The tasks of a worker for objects by stars: as `chorus.cluster.objects.tasks.stages`, after the longest ray is known.
 
 ::
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.objects.job import ObjectJob
 from chorus.cluster.objects.records import write_json
-from chorus.cluster.objects.rows import region_table
+from chorus.cluster.objects.tasks.rows import region_table
 from chorus.cluster.planning.planned_image import RegionPlace
 from chorus.pipeline.instances.plane_objects import ReadMaps
 from chorus.pipeline.instances.stars.candidates import StarSettings
