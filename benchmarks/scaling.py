@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmarks.made import write_image
 from benchmarks.watching import Watch
-from chorus.cluster.planning.placement import Placement
+from chorus.cluster.planning.devices.placement import Placement
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.resolved_settings import ResolvedSettings

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 
 from chorus.cluster.costs.simulation import simulate
-from chorus.cluster.planning.placement import tasks_at_once
-from chorus.cluster.planning.schedule import Devices, Schedule, Work
+from chorus.cluster.planning.devices.placement import tasks_at_once
+from chorus.cluster.planning.devices.schedule import Devices, Schedule, Work
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 RATES = (0.0, 0.05, 0.5, 2.0)

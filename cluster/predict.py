@@ -12,8 +12,8 @@ from chorus.cluster.costs.accounting import Account, earlier_calibration
 from chorus.cluster.costs.forecast import CostForecast, forecast_costs
 from chorus.cluster.evaluation.sentinels import check_sentinels
 from chorus.cluster.objects.after_predict import add_objects, with_objects
-from chorus.cluster.planning.cluster_file import ClusterFile
 from chorus.cluster.planning.cost import cost
+from chorus.cluster.planning.devices.cluster_file import ClusterFile
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import plan_images
 from chorus.cluster.planning.planned_image import PlannedImage

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from chorus.cluster.planning.cluster_file import ClusterFile
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.cluster_file import ClusterFile
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.runtime.status import RegionStatus

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from chorus.cluster.costs.simulation import simulate
-from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, StoragePrices
 from chorus.cluster.planning.cost import Cost
-from chorus.cluster.planning.device_probe import DeviceProbe
-from chorus.cluster.planning.placement import Placement, estimate_memory, place, tasks_at_once
+from chorus.cluster.planning.devices.cluster_file import ClusterFile, NodeType, StoragePrices
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.placement import Placement, estimate_memory, place, tasks_at_once
+from chorus.cluster.planning.devices.schedule import Devices, Schedule, Simulated, Work
 from chorus.cluster.planning.resolved_settings import ResolvedSettings
-from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.runtime.resources import USABLE_MEMORY, Resources
 from chorus.pipeline.core.devices import of_cluster

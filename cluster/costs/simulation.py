@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chorus.cluster.planning.schedule import Devices, Schedule, Simulated, Work, block_regions
+from chorus.cluster.planning.devices.schedule import Devices, Schedule, Simulated, Work, block_regions
 
 
 def simulate(devices: Sequence[Devices], work: Work, schedule: Schedule, seed: int = 0) -> Simulated:

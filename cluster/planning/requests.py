@@ -12,8 +12,8 @@ from chorus.cluster.runtime.reporting import Reporter
 
 if TYPE_CHECKING:  # they need torch; commands that run no network do without
     from chorus.cluster.planning.cost import Cost
-    from chorus.cluster.planning.device_probe import DeviceProbe
-    from chorus.cluster.planning.placement import Memory, Placement
+    from chorus.cluster.planning.devices.device_probe import DeviceProbe
+    from chorus.cluster.planning.devices.placement import Memory, Placement
 
 ObjectsMethod = Literal[
     "auto", "none", "flows", "stars", "watershed", "components", "distances", "boundaries", "agglomeration",

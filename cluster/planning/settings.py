@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from chorus.cluster.planning.cluster_file import ClusterFile
+from chorus.cluster.planning.devices.cluster_file import ClusterFile
 from chorus.cluster.runtime.started_tasks import Executor
 from chorus.pipeline.backends.choice import Backend
 from chorus.pipeline.core.augmentation import VOLUME_AUGMENTATIONS

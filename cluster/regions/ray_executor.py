@@ -19,11 +19,11 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
-from chorus.cluster.planning.placement import Placement
+from chorus.cluster.planning.devices.device_probe import DeviceProbe, probe_device
+from chorus.cluster.planning.devices.placement import Placement
+from chorus.cluster.planning.devices.schedule import Schedule, block_regions
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.resolved_settings import ResolvedSettings
-from chorus.cluster.planning.schedule import Schedule, block_regions
 from chorus.cluster.regions.guard import NodeInfo
 from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime.cancellation import cancel_running

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from chorus.cluster.planning.placement import member_groups
+from chorus.cluster.planning.devices.placement import member_groups
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime.started_tasks import SerialTasks

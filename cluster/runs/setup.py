@@ -12,8 +12,8 @@ from typing import Literal
 import psutil
 
 from chorus.cluster.planning.cost import Cost, cost, tile_counts
-from chorus.cluster.planning.device_probe import DeviceProbe, probe_device
-from chorus.cluster.planning.placement import estimate_memory, may_grow, place, require_devices
+from chorus.cluster.planning.devices.device_probe import DeviceProbe, probe_device
+from chorus.cluster.planning.devices.placement import estimate_memory, may_grow, place, require_devices
 from chorus.cluster.planning.plan import RunContext, layout_of
 from chorus.cluster.planning.requests import Forecast, PlanReporter
 from chorus.cluster.regions.executor import Executor

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, model_serializer, model_validator
 
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
 from chorus.cluster.state.outcome import ItemRow, Outcome
 from chorus.pipeline.core.run_document import Document, PredictDocument, PredictSummary, SavedEnsemble, SavedInputs
 

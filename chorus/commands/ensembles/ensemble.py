@@ -70,7 +70,7 @@ def check(
     `chorus ensemble check nuclei/ --json`
     """
     from chorus.cluster.commands.sentinels import compare_sentinels
-    from chorus.cluster.planning.device_probe import probe_device
+    from chorus.cluster.planning.devices.device_probe import probe_device
     from chorus.cluster.planning.resolved_settings import resolve
     from chorus.cluster.planning.settings import ResultSettings
     from chorus.pipeline.ensembles.ensemble import read_ensemble

@@ -58,7 +58,7 @@ def plan(
 def print_forecast(request: PredictRequest, cluster: str | None, calibration: str | None, *, as_json: bool) -> None:
     """Print the forecast of a run; where a cluster is described, its time and cost there."""
     from chorus.cluster import predict as reprocess
-    from chorus.cluster.planning.cluster_file import read_cluster
+    from chorus.cluster.planning.devices.cluster_file import read_cluster
     from chorus.cluster.runtime.reporting import Silent
 
     if cluster is None:

@@ -64,7 +64,7 @@ def predict(
         print_forecast(request, cluster, None, as_json=as_json)
         return
     from chorus.cluster import predict as reprocess
-    from chorus.cluster.planning.cluster_file import read_cluster
+    from chorus.cluster.planning.devices.cluster_file import read_cluster
     from chorus.cluster.telemetry.logs import about_run
     from chorus.cluster.telemetry.metrics import run_label
     from chorus.console.progress import ConsoleReporter

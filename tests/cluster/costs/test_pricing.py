@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from chorus.cluster.costs.accounting import Account, calibration_device, earlier_calibration
 from chorus.cluster.costs.forecast import CostForecast, DurationForecast, forecast_costs
-from chorus.cluster.planning.cluster_file import ClusterFile, NodeType, read_cluster
 from chorus.cluster.planning.cost import Cost, cost
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.cluster_file import ClusterFile, NodeType, read_cluster
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.placement import Memory, Placement, tasks_at_once
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.placement import Memory, Placement, tasks_at_once
 from chorus.cluster.planning.requests import Forecast, PredictRequest
 from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.cluster.costs.simulation import simulate
-from chorus.cluster.planning.placement import Placement
-from chorus.cluster.planning.schedule import Devices, Schedule, Work, block_regions
+from chorus.cluster.planning.devices.placement import Placement
+from chorus.cluster.planning.devices.schedule import Devices, Schedule, Work, block_regions
 
 # A driver, tasks and storage that take no time: what is left is arithmetic.
 AT_ONCE = Schedule(block_seconds_before=0, block_seconds=0, status_seconds=0, task_seconds=0, check_seconds=0)

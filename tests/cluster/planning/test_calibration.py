@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chorus.cluster.planning import device_probe as calibration
-from chorus.cluster.planning.device_probe import probe_device
+from chorus.cluster.planning.devices import device_probe as calibration
+from chorus.cluster.planning.devices.device_probe import probe_device
 from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.backends.choice import Backend

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import plan_job, predict

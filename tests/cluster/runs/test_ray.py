@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from ray.cluster_utils import Cluster
 
-from chorus.cluster.planning.placement import Placement
+from chorus.cluster.planning.devices.placement import Placement
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.resolved_settings import resolve

@@ -25,8 +25,8 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.scaling import REGION, write_ensemble, write_images
 from chorus.cluster.planning.cost import Cost
+from chorus.cluster.planning.devices.placement import Memory, Placement, place
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.placement import Memory, Placement, place
 from chorus.cluster.planning.plan import RunContext, plan_images
 from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings

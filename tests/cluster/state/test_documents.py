@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
 from chorus.cluster.state.documents import Calibration, ImageRow, PredictRecord
 from chorus.cluster.state.output import ENTRIES, earlier_run, read_run
 from chorus.cluster.state.progress import run_state

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chorus.cluster.planning.cost import Cost
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.placement import Memory, Placement, estimate_memory, place, require_devices
 from chorus.cluster.planning.image_table import ImageTable
-from chorus.cluster.planning.placement import Memory, Placement, estimate_memory, place, require_devices
 from chorus.cluster.planning.resolved_settings import ResolvedSettings, resolve
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.resources import Resources

@@ -60,7 +60,7 @@ class Schedule:
 
     Attributes
     ----------
-    regions_per_block, blocks_per_actor, tasks : see `chorus.cluster.planning.placement.Placement`
+    regions_per_block, blocks_per_actor, tasks : see `chorus.cluster.planning.devices.placement.Placement`
     most_blocks, most_blocks_per_actor : a stream has no more blocks than the larger of the two allows: few actors have
         enough of the first, and many need the second, or those that come last to a round of blocks stand idle
     least_blocks_per_actor : a stream has no fewer, so that all actors have work to the end where there are few regions

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from chorus.cluster.planning.cost import Cost
-from chorus.cluster.planning.device_probe import DeviceProbe
+from chorus.cluster.planning.devices.device_probe import DeviceProbe
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings

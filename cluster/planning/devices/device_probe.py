@@ -26,7 +26,7 @@ class DeviceProbe:
 
     Attributes
     ----------
-    weights, activations, process : bytes, see `chorus.cluster.planning.placement.Memory`
+    weights, activations, process : bytes, see `chorus.cluster.planning.devices.placement.Memory`
     device_memory : bytes that may be used of the device's, or of the node's where members run on cores; of what was
         free before members were loaded
     seconds_per_tile : all members and augmentations, at the run's batch size

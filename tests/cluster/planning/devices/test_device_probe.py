@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chorus.cluster.planning.device_probe import probe_device
+from chorus.cluster.planning.devices.device_probe import probe_device
 from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.pipeline.ensembles.ensemble import read_ensemble
