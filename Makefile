@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+INTEROP_READY := $(patsubst %,.interop/%/.ready,cellpose3 nnunet stardist torchem)
 # Python compiles what it imports, once: of what is installed most is never imported, the rest hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
 
-.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate
+.PHONY: demo test pytest test-long check bench bench-quick bench-objects bench-scaling bench-growth bench-gpu simulate interop
 .PHONY: score-tables docs clean requirements
 .DEFAULT_GOAL := test
 
@@ -94,6 +95,19 @@ bench-scaling: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py weak
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py driver
 
+# Chorus beside the tools whose networks it takes, each in an environment of its own (3 GB beside torch, which is shared);
+# models and images of your own: make interop INTEROP=FOLDER. See docs/interop.md.
+interop: $(INTEROP_READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/interop/all_tools.py $(INTEROP)
+
+.interop/%/.ready: benchmarks/interop/requirements/%.txt $(READY)
+	rm -rf .interop/$*
+	$(PYTHON) -m venv .interop/$*
+	$(if $(filter stardist,$*),,$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		"$$(.interop/$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_chorus.pth")
+	.interop/$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 # The schedule from 1 to 1,000 GPUs, simulated: docs/scale.csv and docs/images/scale.png.
 simulate: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/simulate.py main
@@ -103,4 +117,4 @@ docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
 
 clean:
-	rm -rf $(VENV) $(DOCS) demo site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) .interop demo site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Compare networks of Cellpose 1 to 3 with `cellpose` 3.1 itself, which lives in an environment of its own.
 
     python3.11 -m venv ENV && ENV/bin/pip install 'cellpose==3.1.*' imageio
-    python benchmarks/interop/cellpose3.py --python ENV/bin/python WEIGHTS IMAGE.png ... --json cellpose3.json
+    python benchmarks/interop/cellpose3.py --python ENV/bin/python WEIGHTS IMAGE.png ... --out cellpose3.json
 
 Of each grey image: normalised pixels, the network's answer and style for one tile, objects from Cellpose's own maps,
 its style, and what its size model (beside WEIGHTS) makes of it; then a whole run of `chorus predict --diameter auto`
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="of the environment with cellpose 3.1")
     parser.add_argument("--fixture", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--answers", type=Path, help="Folder of Cellpose's answers, which are kept there.")
     parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("images", nargs="*")
@@ -165,8 +165,8 @@ def main() -> None:
     result = [{"image": Path(p).name, **a, **b} for p, a, b in zip(asked.images, rows, whole, strict=True)]
     text = json.dumps(result, indent=1)
     print(text)
-    if asked.json:
-        asked.json.write_text(text + "\n")
+    if asked.out:
+        asked.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

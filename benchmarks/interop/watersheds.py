@@ -10,6 +10,7 @@ Run it where torch-em is installed beside Chorus; without it, the columns of the
 from __future__ import annotations
 
 import importlib.util
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ from tests.support.object_maps import VOLUME_OFFSETS, MapsInMemory, maps_of
 METHODS: tuple[MapMethod, ...] = ("distances", "boundaries", "agglomeration", "affinities")
 MINIMUM = 30
 """Objects of fewer voxels are left out of the comparisons."""
+Figures = dict[str, Any]
 
 
 def main(
@@ -39,16 +41,22 @@ def main(
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise on all maps.")] = 0.1,
     block: Annotated[int, typer.Option(help="Edge of a block in y and x.")] = 50,
     halo: Annotated[int, typer.Option(help="Pixels that a block sees beyond itself.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="JSON of the figures.")] = None,
 ) -> None:
     """Print the comparison."""
     table = Table("labels", "method", "tool", "its s", "whole/tool", "s", "blocks/whole", "split", "merged", "lost")
+    rows = []
     for path in files:
         labels = labels_of(path)
         maps = maps_of(labels, VOLUME_OFFSETS, noise=noise)
         for method in METHODS:
-            table.add_row(path.stem, method, *compared(method, labels, maps, block, halo))
+            figures = compared(method, labels, maps, block, halo)
+            rows.append({"labels": path.stem, "method": method} | figures)
+            table.add_row(path.stem, method, *columns(figures))
             Console(stderr=True).print(path.stem, method)
     Console(width=150).print(table)
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=1))
 
 
 def labels_of(path: Path) -> NDArray[np.int32]:
@@ -61,8 +69,8 @@ def labels_of(path: Path) -> NDArray[np.int32]:
         return np.asarray(file["label"], np.int32)
 
 
-def compared(method: MapMethod, labels: NDArray[np.int32], maps: MapsInMemory, block: int, halo: int) -> list[str]:
-    """Return the columns of a method."""
+def compared(method: MapMethod, labels: NDArray[np.int32], maps: MapsInMemory, block: int, halo: int) -> Figures:
+    """Return the figures of a method; AP at IoU 0.5 and 0.9."""
     shape = labels.shape
     settings = MapSettings(method, minimum_size=1, mutex=MutexSettings(VOLUME_OFFSETS))
     started = time.perf_counter()
@@ -74,17 +82,39 @@ def compared(method: MapMethod, labels: NDArray[np.int32], maps: MapsInMemory, b
     blocks = SeenBlocks(BlockGrid(shape, (min(block, shape[0]), block, block)), (halo,) * 3, margin)
     found = map_objects(maps, blocks, settings)
     counts = count_objects(whole, found.astype(np.int64), minimum_size=MINIMUM)
-    lost = [str(int(value)) for value in (counts.splits, counts.merges, missing(whole, found))]
-    if theirs is None:
-        return ["", "", "", f"{seconds:.1f}", ap(whole, found), *lost]
-    tool = f"{ap(labels, theirs)} (ours {ap(labels, whole)})"
-    return [tool, f"{between - started:.1f}", ap(theirs, whole), f"{seconds:.1f}", ap(whole, found), *lost]
+    figures: Figures = {
+        "seconds": seconds,
+        "ap": precision(labels, whole),
+        "blocks": precision(whole, found),
+        "split": int(counts.splits),
+        "merged": int(counts.merges),
+        "lost": missing(whole, found),
+    }
+    if theirs is not None:
+        figures |= {
+            "tool_seconds": between - started,
+            "tool_ap": precision(labels, theirs),
+            "against_tool": precision(theirs, whole),
+        }
+    return figures
 
 
-def ap(truth: NDArray[Any], found: NDArray[Any]) -> str:
+def columns(figures: Figures) -> list[str]:
+    """Return the columns of the printed table; those of the tool are empty where it is not installed."""
+
+    def both(name: str) -> str:
+        return " ".join(f"{value:.3f}" for value in figures[name]) if name in figures else ""
+
+    tool = f"{both('tool_ap')} (ours {both('ap')})" if "tool_ap" in figures else ""
+    its_seconds = f"{figures['tool_seconds']:.1f}" if "tool_seconds" in figures else ""
+    lost = [str(figures[name]) for name in ("split", "merged", "lost")]
+    return [tool, its_seconds, both("against_tool"), f"{figures['seconds']:.1f}", both("blocks"), *lost]
+
+
+def precision(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     """Return AP at IoU 0.5 and 0.9."""
     counts = count_objects(truth.astype(np.int64), found.astype(np.int64), minimum_size=MINIMUM)
-    return f"{counts.average_precision[0]:.3f} {counts.average_precision[8]:.3f}"
+    return counts.average_precision[0], counts.average_precision[8]
 
 
 def missing(whole: NDArray[Any], found: NDArray[Any]) -> int:
