@@ -28,12 +28,12 @@ from ray.serve.handle import DeploymentHandle
 from chorus.cluster.runtime.tasks import begin_in_ray
 from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.core.retries import RETRIES
-from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.serving.contract.metrics import ApplicationMetrics, ReplicaMetrics
 from chorus.serving.contract.predictors import LargeTask, PredictorOutcome, Refusal, Task
 from chorus.serving.contract.problems import UNEXPECTED, RequestError
 from chorus.serving.contract.schemas import EnsembleInfo
 from chorus.serving.contract.settings import ServeSettings, parse_settings
+from chorus.serving.prediction.hosting import read_served
 from chorus.serving.prediction.predictor import Predictor
 from chorus.serving.web.api import create_app
 from chorus.serving.web.tokens import read_tokens
@@ -205,7 +205,7 @@ def build(args: dict[str, object]) -> Application:
 
 def _replicas(name: str, url: str, settings: ServeSettings, told: str) -> Application:
     """Return the deployment of one ensemble; another hash at the same URL makes its replicas load it again."""
-    ensemble = read_ensemble(url, trust_code=settings.trust_code)
+    ensemble = read_served(url, settings)  # before Ray begins, so that a refusal is a sentence
     scale: dict[str, object] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
         bounds = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}

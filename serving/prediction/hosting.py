@@ -22,6 +22,13 @@ from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, PredictO
 from chorus.serving.contract.settings import ServeSettings
 
 
+def read_served(url: str, settings: ServeSettings) -> Ensemble:
+    """Read an ensemble, without its weights; raise RefusedError if it cannot be, or its members take volumes."""
+    ensemble = read_ensemble(url, trust_code=settings.trust_code)
+    require_planes(ensemble, "`chorus serve`")
+    return ensemble
+
+
 @dataclass(frozen=True)
 class Hosted:
     """An ensemble that clients can use.
@@ -38,8 +45,7 @@ class Hosted:
     @classmethod
     def load(cls, name: str, url: str, settings: ServeSettings) -> Hosted:
         """Read an ensemble and try all of its members; raise RefusedError where one does not load or predict."""
-        ensemble = read_ensemble(url, trust_code=settings.trust_code)
-        require_planes(ensemble, "`chorus serve`")
+        ensemble = read_served(url, settings)
         wanted = ResultSettings(
             device=settings.device,
             precision=settings.precision,
