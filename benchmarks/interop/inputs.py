@@ -70,7 +70,7 @@ def gather(folder: Path | None, scratch: Path) -> Inputs:
     volume = _volume()
     return Inputs(
         stardist,
-        nnunet or [_nnunet(scratch, axes, volume) for axes in (2, 3)],
+        nnunet or [_nnunet(scratch, axes, volume[:12, :40, :48]) for axes in (2, 3)],
         cellpose or [_cellpose(scratch)],
         labels or [_labels(scratch, volume)],
         packages or [_package(scratch)],
