@@ -59,7 +59,7 @@ class MergeJob:
     layout : of the volume's results
     views : of the results of each view
     probabilities : names of the channels from which labels are computed
-    multilabel : see `chorus.pipeline.core.posterior.predicted_labels`
+    multilabel : see `chorus.pipeline.core.class_labels.predicted_labels`
     thumbnails : whether to write one for the finished volume
     """
 

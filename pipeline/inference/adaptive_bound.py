@@ -252,7 +252,7 @@ def difference(
     Parameters
     ----------
     early, full : predictive variance, (y, x) float32, and class masks, (y, x) int32, of
-        `chorus.pipeline.core.posterior.class_masks`
+        `chorus.pipeline.core.class_labels.class_masks`
 
     Returns
     -------
