@@ -229,7 +229,7 @@ def test_what_does_not_go_with_volumes_is_refused(settings: dict[str, Any], mess
         ({"augmentations": ["zflip"]}, "zflip is one of volumes"),
         ({"tile": (8, 64, 64)}, "give one number for tiles of planes"),
         ({"overlap": (0.5, 0.5, 0.5)}, "give one number for tiles of planes"),
-        ({"tile": 16}, "less than 32 pixels"),
+        ({"tile": 16}, "at least 32 pixels for tiles of planes"),
     ],
 )
 def test_what_is_of_volumes_is_refused_by_members_of_planes(
