@@ -36,7 +36,8 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
         method = _possible(ensemble) if settings.save and not settings.in_place else "none"
     if method == "none":
         return request.model_copy(update={"objects": method})
-    require_planes(ensemble, f"--objects {method}")
+    if method != "components":
+        require_planes(ensemble, f"--objects {method}")
     if settings.in_place:
         raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
     if method == "flows" and FLOWS not in ensemble.outputs:
@@ -61,6 +62,8 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
 
 def _possible(ensemble: Ensemble) -> ObjectsMethod:
     """Return the method that an ensemble's outputs are made for."""
+    if ensemble.spec.input.axes == "zyx":
+        return "none"
     if FLOWS in ensemble.outputs:
         return "flows"
     if RAYS in ensemble.outputs and not ensemble.multilabel:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, uncertainties_of
+from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, VolumePiecesJob, uncertainties_of
 from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.request import ObjectsRequest
@@ -55,7 +55,8 @@ class Results:
         self.ensemble: Ensemble = read_ensemble(self.run.ensemble.url)
         if self.ensemble.hash != self.run.ensemble.hash:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
-        require_planes(self.ensemble, "`chorus objects`")
+        if request.method != "components" or request.flows_from is not None:
+            require_planes(self.ensemble, "`chorus objects` by other ways than --method components")
         self.second = self._second()
         self.sources = MapSources.of(self.ensemble.outputs)
         self._require_maps()
@@ -108,7 +109,11 @@ class Results:
 
     @property
     def of_volumes(self) -> bool:
-        """Whether objects extend through planes: flows lead from one plane to the next."""
+        """Whether objects extend through planes: members take volumes, or flows lead from one plane to the next."""
+        return self.ensemble.spec.input.axes == "zyx" or self._of_flows_in_volumes
+
+    @property
+    def _of_flows_in_volumes(self) -> bool:
         return self.settings.volumes == "all" and self.method == "flows" and self.second is None
 
     def _require_maps(self) -> None:
@@ -234,7 +239,9 @@ class Results:
             flows = [self.second.layout(layout, image.name, name) for name in self.classes]
         diameter = self.request.diameter or self.settings.diameter_px or diameter_in(seen, self.diameter)
         settings = ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error)
-        kind: Callable[..., ObjectJob] = VolumeJob if self.of_volumes else ObjectJob
+        kind: Callable[..., ObjectJob] = VolumeJob if self._of_flows_in_volumes else ObjectJob
+        if self.ensemble.spec.input.axes == "zyx":
+            kind = VolumePiecesJob
         if self.map_method is not None:
             maps = self.request.settings(self.map_method, settings, self.sources)
             threshold = self.request.foreground_threshold

@@ -237,6 +237,29 @@ class VolumeJob(ObjectJob):
         return self.block(index)[1].voxels if stage == "regions" else 0
 
 
+@dataclass(frozen=True)
+class VolumePiecesJob(ObjectJob):
+    """An `ObjectJob` of connected components of volumes; the blocks are the regions of members that take volumes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Depth, height and width in voxels."""
+        return self.image.layer_shape
+
+    @property
+    def spacing(self) -> Spacing:
+        """Spacing of the voxels."""
+        return spacing_of(self.image, "zyx")
+
+    def locate(self, index: int) -> RegionPlace:
+        """Locate a block."""
+        return self.image.locate(index)
+
+    def tasks(self, stage: str) -> int:
+        """Return the number of tasks of a stage."""
+        return self.image.regions if stage in ("regions", "labels") else 1
+
+
 def block_grid(shape: tuple[int, int, int], settings: VolumeSettings) -> BlockGrid:
     """Return the largest blocks that fit in memory with their halo; the objects do not depend on their size."""
 

@@ -16,7 +16,7 @@ pixels beyond itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,12 @@ def join_pieces(grid: RegionGrid, edges: Callable[[int], Edges]) -> tuple[NDArra
     names : (n,) uint64, sorted names of the pieces that touch another piece
     objects : (n,) uint64, the name of the object of each
     """
-    pairs = np.concatenate([np.zeros((0, 2), np.uint64), *_touching(grid, edges)])
+    return united(_touching(grid, edges))
+
+
+def united(touching: Iterable[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Join pieces, given as (n, 2) names of those that touch; return what `join_pieces` does."""
+    pairs = np.concatenate([np.zeros((0, 2), np.uint64), *touching])
     names, index = np.unique(pairs, return_inverse=True)
     a, b = index.reshape(-1, 2).T
     count, component = connected_components(
@@ -153,15 +158,16 @@ def _touching(grid: RegionGrid, edges: Callable[[int], Edges]) -> Iterator[NDArr
         for column in range(grid.columns):
             index = row * grid.columns + column
             window, one = grid.window(index), edges(index)
-            yield from (_both(one.top, above[window.x.start + k : window.x.stop + k]) for k in range(3))
+            yield from (pairs_of(one.top, above[window.x.start + k : window.x.stop + k]) for k in range(3))
             if left is not None:
-                yield from (_both(one.left, left[k : k + len(one.left)]) for k in range(3))
+                yield from (pairs_of(one.left, left[k : k + len(one.left)]) for k in range(3))
             below[window.x.start + 1 : window.x.stop + 1] = one.bottom
             left = np.pad(one.right, 1)
         above = below
 
 
-def _both(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def pairs_of(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the (n, 2) pairs of names at the same place of two arrays of names, each once; without background."""
     touching = (a > 0) & (b > 0)
     return np.unique(np.stack([a[touching], b[touching]], axis=1), axis=0)
 
@@ -190,9 +196,10 @@ def joined_sums(pieces: pd.DataFrame, objects: NDArray[np.uint64]) -> pd.DataFra
         "y1": "max",
         "x1": "max",
     }
-    how |= {name: _listed for name in pieces.columns if name.startswith("map:")}
+    how |= {name: listed for name in pieces.columns if name.startswith("map:")}
     return big.groupby("name", as_index=False).agg(how)
 
 
-def _listed(parts: pd.Series[Any]) -> list[float]:
+def listed(parts: pd.Series[Any]) -> list[float]:
+    """Return the floats of all lists, in their order."""
     return [value for part in parts for value in part]

@@ -119,7 +119,7 @@ def pixel_sums(
     frame["y1"], frame["x1"] = sides[:, 1] + origin[0], sides[:, 3] + origin[1]
     shift(frame, pd.Series(-sides[:, 0]), pd.Series(-sides[:, 2]))
     for index, values in enumerate(maps):
-        parts = _exact_parts(np.asarray(values).ravel()[pixels], numbers.ravel()[pixels], count)
+        parts = exact_parts(np.asarray(values).ravel()[pixels], numbers.ravel()[pixels], count)
         frame[f"map:{index}"] = pd.Series(list(parts), dtype=object)
     return frame
 
@@ -139,7 +139,7 @@ def shift(sums: pd.DataFrame, y: pd.Series[Any], x: pd.Series[Any]) -> None:
     sums["sum_y"], sums["sum_x"] = of_y + y * area, of_x + x * area
 
 
-def _exact_parts(values: NDArray[np.number], numbers: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+def exact_parts(values: NDArray[np.number], numbers: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     """Return (count, parts) floats whose exact sum over parts is the sum of the values of each number."""
     if values.dtype.kind in "bu" and values.dtype.itemsize <= 2:
         return np.bincount(numbers, values.astype(np.float64), minlength=count + 1)[1:, None].astype(np.float64)
@@ -186,7 +186,7 @@ def measured_rows(sums: pd.DataFrame, plane: tuple[int, int], maps: Sequence[str
     rows["touches_border"] = (rows["y0"] == 0) | (rows["x0"] == 0) | (rows["y1"] == plane[0]) | (rows["x1"] == plane[1])
     rows["flow_error"] = np.nan
     for index, name in enumerate(maps):
-        totals = [_total(parts) for parts in sums.get(f"map:{index}", [])]
+        totals = [rounded_once(parts) for parts in sums.get(f"map:{index}", [])]
         rows[f"mean:{name}"] = np.array(totals, np.float64) / rows["area"]
     return rows.sort_values("name", ignore_index=True)
 
@@ -209,7 +209,7 @@ def _shape(area: int, sum_y: int, sum_x: int, sum_yy: int, sum_xx: int, sum_yx: 
     return y / n, x / n, eccentricity, 4 * math.sqrt(major), 4 * math.sqrt(minor), orientation
 
 
-def _total(parts: Sequence[float]) -> float:
+def rounded_once(parts: Sequence[float]) -> float:
     """Return the sum of the parts, rounded once; NaN if it is undefined or overflows."""
     try:
         return math.fsum(parts)

@@ -56,7 +56,7 @@ def _converging(job: ObjectJob, plane: StoredPlane, location: RegionPlace, value
     """Rows of the objects of a class whose pixels' paths meet, along flows or away from the background."""
     method: Any = job.method
     objects = converging_objects(plane, location.window, job.plane, value, method, job.settings)
-    _write_names(job, name, location, objects.names)
+    write_names(job, name, location, objects.names)
     columns = columns_of(job)
     maps = partial(_maps, job, plane, location, value=value)
     rows = converging_rows(objects, location.window, job.plane, method, maps, len(columns), job.spacing)
@@ -68,7 +68,7 @@ def _stars(job: StarJob, plane: StoredPlane, location: RegionPlace, region: int)
     found, columns, tables = stars_in_region(job, location, region), columns_of(job), []
     read = cache(partial(_maps, job, plane, location, value=job.classes[0][0]))  # the same for all classes
     for value, name in job.classes:
-        _write_names(job, name, location, found.of_class(value).names)
+        write_names(job, name, location, found.of_class(value).names)
         tables.append(star_table(job, found, location, value, columns, read))
     return tables
 
@@ -86,7 +86,7 @@ def _pieces(job: ObjectJob, plane: StoredPlane, location: RegionPlace, region: i
             foreground = plane.foreground(around(location.window, job.plane), value)
             pieces[value] = label_pieces(foreground, location.window, job.plane, read, job.settings.minimum_size)
             edges |= edges_of({value: pieces[value]})
-        _write_names(job, name, location, pieces[value].names)
+        write_names(job, name, location, pieces[value].names)
     if job.grid.count > 1:
         write_pieces(job, region, {value: one.cut for value, one in pieces.items()}, edges)
     tables = []
@@ -102,7 +102,8 @@ def columns_of(job: ObjectJob) -> list[str]:
     return [*job.uncertainties, *job.measures, *(f"mean:{channel}" for channel in job.channels)]
 
 
-def _write_names(job: ObjectJob, name: str, location: RegionPlace, names: NDArray[np.uint64]) -> None:
+def write_names(job: ObjectJob, name: str, location: RegionPlace, names: NDArray[np.uint64]) -> None:
+    """Write the names of the objects of a region of a class."""
     layout, label = job.names_layout, LabelImage(name, "uint64")
     put_documents(layout.url, label_plan(layout, label, 0).documents())
     write_labels(layout, label, 0, location.t, location.z, location.window, names)

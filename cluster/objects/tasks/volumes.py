@@ -47,7 +47,7 @@ _MEASURED = [
     ("touches_border", pa.bool_()),
     ("flow_error", pa.float64()),
 ]
-_KEY = [("class", pa.int64()), ("name", pa.uint64())]
+KEY = [("class", pa.int64()), ("name", pa.uint64())]
 _PLACE = [("image", pa.string()), ("t", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
 
 
@@ -85,11 +85,12 @@ def find_in_block(job: VolumeJob, index: int) -> None:
         put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, objects.names)
         maps = partial(_maps, job, stored, source, t, objects.crop)
         rows = volume_rows(objects, box, job.shape, columns, maps, job.spacing)
-        tables.append(_table(rows.assign(**{"class": value}), volume_schema(columns, _KEY)))
+        tables.append(block_table(rows.assign(**{"class": value}), volume_schema(columns, KEY)))
     write_rows(job.rows_url(index), pa.concat_tables(tables))
 
 
-def _table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+def block_table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """Convert rows of objects of a block to its table."""
     # NaN, such as that of the flow error, becomes null.
     return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata()
 

@@ -239,13 +239,34 @@ def test_what_is_of_volumes_is_refused_by_members_of_planes(
         resolve(ResultSettings(**settings), read_ensemble(str(write_light_ensemble(tmp_path))))
 
 
-def test_objects_of_volumes_are_refused(image: Path, ensemble: Path, done: Path, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match=r"take volumes .* which `chorus objects` cannot use yet"):
-        Results(ObjectsRequest(out=str(done), method="components"))
+@pytest.mark.parametrize("method", ["auto", "flows", "watershed", "stars", "affinities"])
+def test_objects_of_volumes_by_other_ways_than_components_are_refused(method: Any, done: Path) -> None:
+    with pytest.raises(RefusedError, match=r"take volumes .* `chorus objects` by other ways than --method components"):
+        Results(ObjectsRequest(out=str(done), method=method))
+
+
+def test_predict_makes_components_of_volumes(image: Path, ensemble: Path, tmp_path: Path) -> None:
     request = PredictRequest(
-        sources=[str(image)], ensemble=str(ensemble), out=str(tmp_path / "out"), objects="components"
+        sources=[str(image)],
+        ensemble=str(ensemble),
+        out=str(tmp_path / "out"),
+        settings=ResultSettings(**SMALL),
+        run=RunSettings(executor="serial", placement="replicated"),
+        objects="components",
     )
-    with pytest.raises(RefusedError, match=r"take volumes .* which --objects components cannot use yet"):
+    outcome = predict(request, Silent())
+    found = np.asarray(open_labels(str(tmp_path / "out" / "images" / "v.ome.zarr"), 0, "nucleus")[:])
+    assert outcome.state == "complete"
+    assert outcome.summary.objects is not None
+    assert outcome.summary.objects.counts == {"nucleus": found.max()}
+    assert found.max() > 0
+
+
+def test_predict_refuses_objects_of_volumes_by_other_ways(image: Path, ensemble: Path, tmp_path: Path) -> None:
+    request = PredictRequest(
+        sources=[str(image)], ensemble=str(ensemble), out=str(tmp_path / "out"), objects="watershed"
+    )
+    with pytest.raises(RefusedError, match=r"take volumes .* which --objects watershed cannot use yet"):
         predict(request, Silent())
 
 
