@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 
 import typer
 
+from chorus.console.numbers import diameter, edges, fractions
 from chorus.pipeline.core.device import DeviceChoice, DeviceKind
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS
 from chorus.pipeline.ensembles.builtin import named_ensemble
@@ -84,8 +85,9 @@ class RequestOptions:
         list[str] | None, typer.Option(help="Channel by name or index; once per input channel of the ensemble.")
     ] = None
     diameter: Annotated[
-        str | None,
+        Any,
         typer.Option(
+            parser=diameter,
             metavar="PIXELS|auto",
             help="Of the objects, in pixels of the image; then pixel sizes are not used. auto: estimate each image's.",
         ),
@@ -114,15 +116,21 @@ class RequestOptions:
         ),
     ] = False
     tile: Annotated[
-        str | None,
+        Any,
         typer.Option(
-            help="Edge of a tile in pixels, of volumes also z,y,x; by default the ensemble's.", rich_help_panel=MEMBERS
+            help="Edge of a tile in pixels, of volumes also z,y,x; by default the ensemble's.",
+            parser=edges,
+            metavar="<int>",
+            rich_help_panel=MEMBERS,
         ),
     ] = None
     overlap: Annotated[
-        str | None,
+        Any,
         typer.Option(
-            help="Overlap of tiles, 0 to 1, of volumes also z,y,x; by default the ensemble's.", rich_help_panel=MEMBERS
+            help="Overlap of tiles, 0 to 1, of volumes also z,y,x; by default the ensemble's.",
+            parser=fractions,
+            metavar="<float>",
+            rich_help_panel=MEMBERS,
         ),
     ] = None
     augment: Annotated[
@@ -228,8 +236,8 @@ class RequestOptions:
             "channel": self.channel or [],
             "level": self.level,
             "diameter": self.diameter,
-            "tile": per_axis(self.tile, "tile", int),
-            "overlap": per_axis(self.overlap, "overlap", float),
+            "tile": self.tile,
+            "overlap": self.overlap,
             "augmentations": augmentation_names(self.augment),
             "effort": self.effort,
             "batch": self.batch,
@@ -269,7 +277,8 @@ def validated(request: type[Request], content: Mapping[str, object], command: st
         return request.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in ("settings", "run")).replace("_", "-")
+        # Of fields that take numbers of several forms, the location goes on with the form.
+        field = next((str(part) for part in first["loc"] if part not in ("settings", "run")), "").replace("_", "-")
         reason = first["msg"].removeprefix("Value error, ")
         option = f"--{field}: " if field else ""
         raise RefusedError(f"{option}{reason}; see `chorus {command} --help`") from error
@@ -307,19 +316,6 @@ def with_options(kind: type[T]) -> Callable[[Callable[..., None]], Callable[...,
 def names(text: str) -> list[str]:
     """Split a comma-separated list; ``none`` is the empty one."""
     return [] if text == "none" else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def per_axis(text: str | None, option: str, kind: type[T]) -> T | tuple[T, ...] | None:
-    """Parse one number, or one for each of z, y, x; raise RefusedError naming the option."""
-    if text is None:
-        return None
-    try:
-        values = tuple(map(kind, text.split(",")))
-    except ValueError as error:
-        raise RefusedError(f"--{option} {text}: give a number, or three for z, y and x such as 16,48,48") from error
-    if len(values) not in (1, 3):
-        raise RefusedError(f"--{option} {text}: give one number, or three for z, y and x")
-    return values if len(values) == 3 else values[0]
 
 
 def augmentation_names(text: str | None) -> list[str] | None:

@@ -48,7 +48,7 @@ def test_a_bar_is_shown_unless_it_is_told_to_be_silent(tmp_path: Path, capfd: py
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"tile": 7}, "--tile: Input should be greater than or equal to 32"),
+        ({"tile": 7}, "give at least 32 pixels for tiles of planes"),
         ({"tiles": 64}, "unexpected keyword argument 'tiles'; `chorus predict --help` lists all options"),
         ({"ensemble": "nuclei"}, "ensemble nuclei: neither a folder here nor an ensemble that Chorus brings"),
     ],
