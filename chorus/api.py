@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from chorus.cluster.arrays.loaded import LoadedEnsemble
-    from chorus.cluster.planning.requests import ObjectsMethod
     from chorus.cluster.results.run_results import RunResults
     from chorus.pipeline.backends.choice import Backend
     from chorus.pipeline.core.device import DeviceChoice
     from chorus.pipeline.inference.posterior_builder import Precision
+    from chorus.pipeline.instances.methods import ObjectsMethod
 
 Place = str | PathLike[str]
 

@@ -25,7 +25,8 @@ from rich.table import Table
 from chorus.pipeline.instances.maps.blocks import SeenBlocks
 from chorus.pipeline.instances.maps.mutex import MutexSettings
 from chorus.pipeline.instances.maps.objects import map_objects
-from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings, label_box
+from chorus.pipeline.instances.maps.rules import MapSettings, label_box
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
 from chorus.pipeline.metrics.objects import count_objects
 from tests.support.object_maps import VOLUME_OFFSETS, MapsInMemory, maps_of

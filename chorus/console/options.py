@@ -15,6 +15,7 @@ from chorus.pipeline.core.device import DeviceChoice, DeviceKind
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS
 from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.methods import ObjectsMethod
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -31,18 +32,7 @@ TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let code that a package or an export brings along run on this machine.")
 ]
 Objects = Annotated[
-    Literal[
-        "auto",
-        "none",
-        "flows",
-        "stars",
-        "watershed",
-        "components",
-        "distances",
-        "boundaries",
-        "agglomeration",
-        "affinities",
-    ],
+    ObjectsMethod,
     typer.Option(
         help="Make objects of the results as `chorus objects`, and by which method; auto: by flows, stars, distances, "
         "affinities or boundaries where the ensemble gives what they need (it is kept, too), else none."

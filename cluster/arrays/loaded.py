@@ -15,11 +15,10 @@ from chorus.cluster.arrays.segmentation import Segmentation
 from chorus.cluster.arrays.segmenting import compute, torch_threads
 from chorus.cluster.arrays.sources import ArraySource
 from chorus.cluster.objects.after_predict import with_objects
-from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.planning.cost import tile_counts
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import plan_image
-from chorus.cluster.planning.requests import ObjectsMethod, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.resolved_settings import ResolvedSettings, inference_settings, resolve
 from chorus.cluster.planning.settings import ResultSettings
 from chorus.cluster.runtime.progress_bar import tile_bar
@@ -31,12 +30,13 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
+from chorus.pipeline.instances.methods import MAP_METHODS, Method, ObjectsMethod
 from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Member
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
 
-OfPlanes = Literal["none", "flows", "stars", "watershed", "components"]
+OfPlanes = Literal["none", Method]
 """Methods of objects of planes in memory."""
 
 

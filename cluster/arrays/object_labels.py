@@ -21,7 +21,8 @@ from chorus.cluster.planning.volume_views import spacing_of
 from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, RAY_VARIATION
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.ensembles.ensemble import Ensemble
-from chorus.pipeline.instances.plane_objects import Method, PlaneInMemory, ReadMaps, plane_objects, plane_stars
+from chorus.pipeline.instances.methods import Method
+from chorus.pipeline.instances.plane_objects import PlaneInMemory, ReadMaps, plane_objects, plane_stars
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.stars.candidates import StarMaps
 from chorus.pipeline.instances.stars.rows import MEASURES

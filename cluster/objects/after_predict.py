@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chorus.cluster.objects.inputs import Results, check_class_names
-from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.run import make_objects
-from chorus.cluster.planning.requests import ObjectsMethod, PlanReporter, PredictRequest
+from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.state.documents import PredictOutcome
 from chorus.cluster.state.outcome import failures_of
 from chorus.cluster.state.run_record import RunRecord
@@ -18,6 +17,7 @@ from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.maps.stored import MapSources, fields_of
+from chorus.pipeline.instances.methods import MAP_METHODS, ObjectsMethod
 
 
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 import numpy as np
 
 from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, VolumePiecesJob, uncertainties_of
-from chorus.cluster.objects.map_options import MAP_METHODS
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
@@ -26,9 +25,8 @@ from chorus.pipeline.core.fields import FLOW, PROBABILITY, RAY, in_order
 from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.instances.maps.rules import MapMethod
 from chorus.pipeline.instances.maps.stored import MapSources, fields_of
-from chorus.pipeline.instances.plane_objects import Method
+from chorus.pipeline.instances.methods import MAP_METHODS, MapMethod, Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.stars.candidates import StarSettings
 from chorus.pipeline.io import storage
@@ -60,23 +58,34 @@ class Results:
         self.second = self._second()
         self.sources = MapSources.of(self.ensemble.outputs)
         self._require_maps()
-        request.check(self.method, self.sources)
+        request.check(self.method)
+        self._check_thresholds()
         if request.flow_error is not None and self.method != "flows":
             raise RefusedError(f"--flow-error: objects by {self.method} have no flows; leave it out")
         if request.flow_error is not None and self.of_volumes:
             raise RefusedError("--flow-error: is of flows in a plane, and these objects are of volumes; leave it out")
-        if self.method != "stars" and (request.prob_threshold, request.nms_threshold) != (None, None):
-            raise RefusedError(
-                f"--prob-threshold, --nms-threshold: are of objects by stars, not by {self.method}; leave them out"
-            )
-        if request.cellprob_threshold is not None and self.method == "stars":
-            raise RefusedError("--cellprob-threshold: objects by stars have --prob-threshold; leave it out")
         if self.settings.in_place:
             raise RefusedError(
                 f"{out}: its labels were written into the source images; run chorus predict without --in-place to "
                 f"another --out"
             )
         check_class_names(self.ensemble)
+
+    def _check_thresholds(self) -> None:
+        """Raise RefusedError for thresholds that the method does not know."""
+        request = self.request
+        given = [name for name in ("foreground_threshold", "cellprob_threshold") if getattr(request, name) is not None]
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        if given and self.method == "stars":
+            raise RefusedError(f"{options}: objects by stars have --prob-threshold; leave it out")
+        if given and self.map_method is not None and not self.sources.foreground:
+            raise RefusedError(f"{options}: members do not say where the foreground is; leave it out")
+        if len(given) > 1:
+            raise RefusedError(f"{options}: are two forms of the same number; give one of them")
+        if self.method != "stars" and (request.prob_threshold, request.nms_threshold) != (None, None):
+            raise RefusedError(
+                f"--prob-threshold, --nms-threshold: are of objects by stars, not by {self.method}; leave them out"
+            )
 
     @property
     def method(self) -> Method | MapMethod:
@@ -124,8 +133,8 @@ class Results:
             if lacks := self.sources.lacks(self.map_method):
                 raise RefusedError(f"{self.ensemble.url}: its members give no {lacks}; choose another --method")
             needed |= fields_of(self.map_method)
-        thresholds = self.least is not None or self.request.foreground_threshold is not None
-        needed |= {PROBABILITY.name} if thresholds or self.second or self.method == "stars" else set()
+        of_probability = self.least is not None or self.second or self.method == "stars"
+        needed |= {PROBABILITY.name} if of_probability else set()
         missing = needed - set(self.settings.save)
         if not missing:
             return
@@ -144,9 +153,8 @@ class Results:
     @property
     def least(self) -> float | None:
         """Probability from which a pixel is of a class; None where the label decides."""
-        if self.request.cellprob_threshold is not None:
-            return 1 / (1 + math.exp(-self.request.cellprob_threshold))
-        return 0.5 if self.ensemble.multilabel else None
+        asked = self.request.least
+        return 0.5 if asked is None and self.ensemble.multilabel else asked
 
     @cached_property
     def table(self) -> ImageTable:
@@ -196,7 +204,7 @@ class Results:
             diameter=request.diameter,
             minimum_size=request.minimum_size,
             flow_error=request.flow_error,
-            cellprob_threshold=request.cellprob_threshold,
+            foreground_threshold=request.least,
             ensemble_diameter=self.diameter,
             flows_from=None if self.second is None else self.second.defining,
             prob_threshold=None if self.stars is None else self.stars.prob_threshold,
@@ -244,8 +252,7 @@ class Results:
             kind = VolumePiecesJob
         if self.map_method is not None:
             maps = self.request.settings(self.map_method, settings, self.sources)
-            threshold = self.request.foreground_threshold
-            kind = partial(MapJob, maps=maps, sources=self.sources, threshold=threshold)
+            kind = partial(MapJob, maps=maps, sources=self.sources)
         job = kind(
             image=image,
             layout=layout,

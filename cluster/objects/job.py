@@ -13,9 +13,9 @@ from chorus.pipeline.core.fields import OF_OBJECTS
 from chorus.pipeline.core.geometry import RegionGrid
 from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.instances.maps.blocks import SeenBlocks
-from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings
+from chorus.pipeline.instances.maps.rules import MapSettings
 from chorus.pipeline.instances.maps.stored import MapSources
-from chorus.pipeline.instances.plane_objects import Method
+from chorus.pipeline.instances.methods import MapMethod, Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
@@ -151,12 +151,10 @@ class MapJob(ObjectJob):
     ----------
     maps : settings of the objects
     sources : the maps that they are made of
-    threshold : see `chorus.pipeline.instances.maps.stored.StoredMaps`
     """
 
     maps: MapSettings
     sources: MapSources
-    threshold: float | None
 
     @property
     def blocks(self) -> SeenBlocks:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.maps.mutex import MutexSettings
-from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings
+from chorus.pipeline.instances.maps.rules import MapSettings
 from chorus.pipeline.instances.maps.seeded import DistanceSettings, SeedSettings
 from chorus.pipeline.instances.maps.stored import MapSources
 from chorus.pipeline.instances.maps.superpixels import SuperpixelSettings
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.regions import ObjectSettings
 
-MAP_METHODS: tuple[MapMethod, ...] = get_args(MapMethod)
 _OWN = {
     "distances": {"center_distance_threshold", "boundary_distance_threshold", "distance_smoothing"},
     "boundaries": {"seed_threshold"},
@@ -28,7 +28,6 @@ class MapOptions(BaseModel):
 
     Attributes
     ----------
-    foreground_threshold : of the probability of the class above which objects may be; None takes the label image
     stride : see `chorus.pipeline.instances.maps.mutex.MutexSettings.strides`, on both axes
     center_distance_threshold, boundary_distance_threshold, distance_smoothing : see `DistanceSettings`
     seed_threshold : see `SeedSettings`
@@ -38,7 +37,6 @@ class MapOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    foreground_threshold: float | None = Field(default=None, ge=0, le=1)
     center_distance_threshold: float | None = Field(default=None, ge=0, le=1)
     boundary_distance_threshold: float | None = Field(default=None, ge=0, le=1)
     distance_smoothing: float | None = Field(default=None, ge=0, le=10)
@@ -57,13 +55,10 @@ class MapOptions(BaseModel):
         values = {name: getattr(self, name) for name in MapOptions.model_fields}
         return {name: value for name, value in values.items() if value is not None}
 
-    def check(self, method: str, sources: MapSources) -> None:
+    def check(self, method: str) -> None:
         """Raise RefusedError if an option is given that the method does not know."""
-        known = _OWN.get(method, set())
-        if method in _OWN and sources.foreground:
-            known = known | {"foreground_threshold"}
         for name in self.chosen:
-            if name not in known:
+            if name not in _OWN.get(method, ()):
                 raise RefusedError(f"--{name.replace('_', '-')}: objects by {method} do not take it; leave it out")
 
     def settings(self, method: MapMethod, objects: ObjectSettings, sources: MapSources) -> MapSettings:

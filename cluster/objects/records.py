@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from chorus.cluster.state.command import Execution, RecordWithSurroundings, read_record
 from chorus.cluster.state.outcome import ItemRow, Summary
 from chorus.pipeline.errors import DamagedError
-from chorus.pipeline.instances.maps.rules import MapMethod
-from chorus.pipeline.instances.plane_objects import Method
+from chorus.pipeline.instances.methods import MapMethod, Method
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.json_documents import parsed
 from chorus.pipeline.io.outputs.arrays import LabelImage
@@ -72,6 +71,7 @@ class ObjectsAsked(BaseModel):
     Attributes
     ----------
     ensemble_diameter : typical diameter of objects, in pixels of the ensemble
+    foreground_threshold : probability from which a pixel is of a class, where it was given
     prob_threshold, nms_threshold : of objects by stars
     options : of objects of maps, those that were given; see `chorus.cluster.objects.map_options`
     """
@@ -81,7 +81,7 @@ class ObjectsAsked(BaseModel):
     minimum_size: int
     flow_error: float | None
     ensemble_diameter: float
-    cellprob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    foreground_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
     flows_from: FlowsFrom | None = Field(default=None, exclude_if=lambda value: value is None)
     prob_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)
     nms_threshold: float | None = Field(default=None, exclude_if=lambda value: value is None)

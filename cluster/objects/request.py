@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 from pydantic import Field
 
 from chorus.cluster.objects.map_options import MapOptions
 from chorus.cluster.runtime.started_tasks import Executor
-from chorus.pipeline.instances.maps.rules import MapMethod
-from chorus.pipeline.instances.plane_objects import Method
+from chorus.pipeline.instances.methods import AnyMethod
 
 
 class ObjectsRequest(MapOptions):
@@ -22,7 +21,8 @@ class ObjectsRequest(MapOptions):
     diameter : typical one, in pixels of the images; None is that of the ensemble's training data
     minimum_size : smaller objects are removed, pixels
     flow_error : objects of a larger flow error are removed; None keeps all
-    cellprob_threshold : logit of the probability from which a pixel is of a class; None takes the labels
+    foreground_threshold, cellprob_threshold : probability, or its logit, from which a pixel is of a class; at most one
+        is given, None takes the labels
     flows_from : URL of a second ensemble, which predicts flows from the probability of a class; None takes the flows
         that the run saved
     prob_threshold, nms_threshold : of objects by stars, see `chorus.pipeline.members.outputs.StarThresholds`; None
@@ -32,10 +32,11 @@ class ObjectsRequest(MapOptions):
     """
 
     out: str
-    method: Literal["auto", Method, MapMethod] = "auto"
+    method: AnyMethod = "auto"
     diameter: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     minimum_size: int = Field(default=15, ge=1)
     flow_error: float | None = Field(default=None, gt=0, le=4)
+    foreground_threshold: float | None = Field(default=None, gt=0, lt=1)
     cellprob_threshold: float | None = Field(default=None, ge=-20, le=20)
     flows_from: str | None = None
     prob_threshold: float | None = Field(default=None, ge=0, le=1)
@@ -44,3 +45,10 @@ class ObjectsRequest(MapOptions):
     executor: Executor = "auto"
     address: str | None = None
     verify: bool = False
+
+    @property
+    def least(self) -> float | None:
+        """Probability from which a pixel is of a class; None where the ensemble decides."""
+        if self.cellprob_threshold is not None:
+            return 1 / (1 + math.exp(-self.cellprob_threshold))
+        return self.foreground_threshold

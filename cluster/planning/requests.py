@@ -9,17 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.runtime.reporting import Reporter
+from chorus.pipeline.instances.methods import ObjectsMethod
 
 if TYPE_CHECKING:  # they need torch; commands that run no network do without
     from chorus.cluster.planning.cost import Cost
     from chorus.cluster.planning.devices.device_probe import DeviceProbe
     from chorus.cluster.planning.devices.placement import Memory, Placement
-
-ObjectsMethod = Literal[
-    "auto", "none", "flows", "stars", "watershed", "components", "distances", "boundaries", "agglomeration",
-    "affinities",
-]  # fmt: skip
-"""What makes objects of results; see `chorus.cluster.objects.after_predict` for ``auto``."""
 
 
 class PredictRequest(BaseModel):

@@ -32,7 +32,8 @@ from chorus.pipeline.core.outputs import FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble, Inputs, read_ensemble
 from chorus.pipeline.inference.engine import Engine
-from chorus.pipeline.instances.plane_objects import Method, PlaneInMemory, plane_objects
+from chorus.pipeline.instances.methods import Method
+from chorus.pipeline.instances.plane_objects import PlaneInMemory, plane_objects
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.shapes import SQUARE
 from chorus.pipeline.io import storage

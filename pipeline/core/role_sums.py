@@ -6,6 +6,7 @@ float32 by operations that round alike at every position of an array, so that a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -38,7 +39,7 @@ _SHORTEST_RADIUS = 1e-3
 
 
 @dataclass
-class RoleSums:
+class RoleSums(ABC):
     """Sums of the samples of a role.
 
     Attributes
@@ -56,6 +57,7 @@ class RoleSums:
         total = torch.zeros((batch, channels, *spatial), device=device)
         return cls(total, torch.zeros_like(total))
 
+    @abstractmethod
     def add(self, values: torch.Tensor, before: int) -> None:
         """Add one sample.
 
@@ -64,15 +66,14 @@ class RoleSums:
         values : (batch, channels, *spatial) float32
         before : number of samples that were added before
         """
-        raise NotImplementedError
 
     def plus(self, other: RoleSums, samples: tuple[int, int]) -> RoleSums:
         """Return the sums of the samples of both, `samples` of this and of the other."""
         return type(self)(self.total + other.total, self.spread + other.spread)
 
+    @abstractmethod
     def statistics(self, samples: int) -> dict[Field, torch.Tensor]:
         """Return the fields that follow from so many samples, (batch, channels, *spatial) float32 each."""
-        raise NotImplementedError
 
 
 class ClassSums(RoleSums):

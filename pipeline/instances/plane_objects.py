@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from chorus.pipeline.core.geometry import RegionGrid, Window
 from chorus.pipeline.instances.components import label_pieces
 from chorus.pipeline.instances.flows.dynamics import Crop
 from chorus.pipeline.instances.measures import measured_rows
+from chorus.pipeline.instances.methods import Method
 from chorus.pipeline.instances.regions import ObjectSettings, RegionObjects, label_region
 from chorus.pipeline.instances.shapes import Spacing
 from chorus.pipeline.instances.stars.candidates import Candidates, StarMaps, StarSettings
@@ -23,7 +24,6 @@ from chorus.pipeline.instances.stars.rows import star_rows
 from chorus.pipeline.instances.table import object_rows, with_shapes
 from chorus.pipeline.instances.watershed import distance_crop
 
-Method = Literal["flows", "stars", "watershed", "components"]
 ReadMaps = Callable[[Window], Sequence[NDArray[Any]]]
 """Reads the maps, (y, x) of a window each, whose mean over each object is measured."""
 

@@ -34,7 +34,8 @@ def test_a_notebook_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, mo
         if "outputs" in cell:
             cell.outputs = []
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    NotebookClient(fresh, timeout=500, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    resources = {"metadata": {"path": tmp_path}}
+    NotebookClient(fresh, timeout=500, kernel_name="python3", coalesce_streams=True, resources=resources).execute()
     assert shown(fresh) == shown(stored)
     assert any("image/png" in kinds for cell in shown(stored) for kinds in cell)
 

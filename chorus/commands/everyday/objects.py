@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from chorus.console.format import SHOWN, counted, failures
 from chorus.console.options import Address, Executor, Json, TrustCode, validated
 from chorus.pipeline.ensembles.builtin import named_ensemble
+from chorus.pipeline.instances.methods import AnyMethod
 
 if TYPE_CHECKING:
     from chorus.cluster.objects.run import ObjectsOutcome
@@ -23,17 +24,7 @@ MAPS = "Objects of distances, boundaries and affinities"
 def objects(
     out: Annotated[str, typer.Argument(help="Results of `chorus predict`.")],
     method: Annotated[
-        Literal[
-            "auto",
-            "flows",
-            "stars",
-            "watershed",
-            "components",
-            "distances",
-            "boundaries",
-            "agglomeration",
-            "affinities",
-        ],
+        AnyMethod,
         typer.Option(
             help="flows: pixels follow the members' flows. stars: what the members' rays enclose. watershed: cut where "
             "the foreground is narrow, for round things. components: all that is joined, of any shape. distances: "
@@ -57,12 +48,15 @@ def objects(
             help="By flows: remove objects whose flow_error is larger; Cellpose takes 0.4 for its networks.",
         ),
     ] = None,
-    cellprob_threshold: Annotated[
+    foreground_threshold: Annotated[
         float | None,
         typer.Option(
-            help="Logit of the probability from which a pixel is foreground, of the map that the run kept; by default "
-            "the labels decide, as with 0."
+            help="Objects are where the probability of the class, as the run kept it, is at least this; by default the "
+            "labels decide."
         ),
+    ] = None,
+    cellprob_threshold: Annotated[
+        float | None, typer.Option(help="Cellpose's form of --foreground-threshold: its logit; 0 is 0.5.")
     ] = None,
     flows_from: Annotated[
         str | None,
@@ -81,13 +75,6 @@ def objects(
         typer.Option(
             help="By stars: of two objects that share more than this part of the smaller one, the more probable one "
             "stays; by default as the ensemble has it."
-        ),
-    ] = None,
-    foreground_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Objects are where the probability of the class is more; by default, on its label image.",
-            rich_help_panel=MAPS,
         ),
     ] = None,
     center_distance_threshold: Annotated[

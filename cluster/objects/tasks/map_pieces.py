@@ -31,7 +31,7 @@ def find_pieces(job: MapJob, plane: StoredPlane, value: int, name: str, index: i
         If the results cannot be decoded.
     """
     blocks, position = job.blocks, index % job.grid.count
-    maps = StoredMaps(plane, job.sources, value, name, job.threshold)
+    maps = StoredMaps(plane, job.sources, value, name)
     return block_pieces(label_box(maps, blocks.outer(position), job.maps), blocks, position)
 
 

@@ -19,11 +19,8 @@ from chorus.pipeline.instances.maps.seeded import (
     watershed_on_distances,
 )
 from chorus.pipeline.instances.maps.superpixels import SuperpixelSettings, boundary_objects
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
-
-MapMethod = Literal["distances", "boundaries", "agglomeration", "affinities"]
-"""``distances``: `watershed_on_distances`, ``boundaries``: `watershed_on_boundaries`, ``agglomeration``:
-`boundary_objects`, ``affinities``: `mutex_objects`."""
 
 # Edges of a block, and bounds of what it sees beyond itself, in pixels.
 _PLANE_EDGE, _VOLUME_SIZE = 1024, (64, 128, 128)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.fields import AFFINITY, BOUNDARIES, DISTANCES, PROBABILITY
 from chorus.pipeline.core.outputs import AFFINITIES, BOUNDARY, CLASSES, DISTANCE, Outputs
 from chorus.pipeline.instances.maps.mutex import Offset
-from chorus.pipeline.instances.maps.rules import MapMethod
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.stored import StoredPlane
 from chorus.pipeline.instances.volumes.blocks import Box
 
@@ -94,14 +94,12 @@ class StoredMaps:
     sources : of the run
     value : of the class, 1, 2, ...
     class_name : of the class
-    threshold : of the probability of foreground; None takes the label image of classes
     """
 
     plane: StoredPlane
     sources: MapSources
     value: int
     class_name: str
-    threshold: float | None = None
 
     def mask(self, box: Box) -> NDArray[np.bool_]:
         """Return where objects may be: the class, or everywhere if members do not say where it is.
@@ -113,8 +111,6 @@ class StoredMaps:
         """
         if not self.sources.foreground:
             return np.ones(box.shape, bool)
-        if self.threshold is not None:
-            return np.asarray(self.foreground(box) > self.threshold)
         return self.plane.foreground(box.window, self.value)[None]
 
     def foreground(self, box: Box) -> NDArray[np.floating]:

@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 
 from chorus.cluster.arrays.loaded import LoadedEnsemble
 from chorus.cluster.arrays.segmentation import Segmentation
-from chorus.cluster.planning.requests import ObjectsMethod, PredictRequest
+from chorus.cluster.planning.requests import PredictRequest
 from chorus.cluster.planning.settings import ResultSettings, RunSettings
 from chorus.cluster.predict import predict
 from chorus.cluster.runtime.reporting import Silent
@@ -28,6 +28,7 @@ from chorus.pipeline.ensembles.editing import set_effort
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ImageError
 from chorus.pipeline.inference.adaptive_bound import EffortBound
+from chorus.pipeline.instances.methods import ObjectsMethod
 from tests.support.efforts import half_of_the_tiles
 from tests.support.making import pixels, write_ensemble, write_image, write_light_ensemble
 

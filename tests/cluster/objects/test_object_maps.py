@@ -115,7 +115,8 @@ def test_options_change_objects_and_are_recorded(source: Path, ensembles: dict[s
     [
         ("distances", {"beta": 0.4}, "--beta: objects by distances do not take it"),
         ("distances", {"flow_error": 0.4}, "--flow-error: objects by distances have no flows"),
-        ("agglomeration", {"foreground_threshold": 0.4}, "--foreground-threshold: objects by agglomeration"),
+        ("agglomeration", {"foreground_threshold": 0.4}, "--foreground-threshold: members do not say where"),
+        ("distances", {"foreground_threshold": 0.4, "cellprob_threshold": 0.0}, "are two forms of the same number"),
         ("distances", {"method": "affinities"}, "its members give no affinities"),
         ("agglomeration", {"method": "boundaries"}, "its members give no classes"),
         ("affinities", {"method": "distances"}, "its members give no distances called centre"),

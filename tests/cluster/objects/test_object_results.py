@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ def test_a_threshold_of_the_cell_probability_decides_the_foreground_in_place_of_
         for threshold in (None, 1.0, 1.2, -1.2)
     }
     assert found == {None: 2, 1.0: 2, 1.2: 0, -1.2: 1}
-    record = Results(ObjectsRequest(out=str(out), cellprob_threshold=1.0)).record.settings
-    assert record.model_dump()["cellprob_threshold"] == 1.0
-    assert "cellprob_threshold" not in Results(ObjectsRequest(out=str(out))).record.settings.model_dump()
+    for asked in ({"cellprob_threshold": math.log(3)}, {"foreground_threshold": 0.75}):
+        record = Results(ObjectsRequest(out=str(out), **asked)).record.settings
+        assert record.model_dump()["foreground_threshold"] == pytest.approx(0.75)
+    assert "foreground_threshold" not in Results(ObjectsRequest(out=str(out))).record.settings.model_dump()
     bare = write_results(tmp_path / "bare", source, ensemble, planes, save=["flows"], unfinished=tuple(planes))
     with pytest.raises(RefusedError, match="holds no probability"):
         run(bare, cellprob_threshold=0.0)

@@ -13,8 +13,9 @@ from chorus.pipeline.instances.maps.blocks import SeenBlocks
 from chorus.pipeline.instances.maps.joining import block_pieces, same_objects, united_names
 from chorus.pipeline.instances.maps.mutex import MutexSettings
 from chorus.pipeline.instances.maps.objects import map_objects, replaced
-from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings, label_box
+from chorus.pipeline.instances.maps.rules import MapSettings, label_box
 from chorus.pipeline.instances.maps.seeded import BoxLabels
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.volumes.blocks import BlockGrid, Box
 from chorus.pipeline.metrics.objects import count_objects
 from tests.support.object_maps import PLANE_OFFSETS, VOLUME_OFFSETS, MapsInMemory, maps_of

@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from chorus.pipeline.instances.maps.mutex import MutexSettings
-from chorus.pipeline.instances.maps.rules import MapMethod, MapSettings, label_box
+from chorus.pipeline.instances.maps.rules import MapSettings, label_box
 from chorus.pipeline.instances.maps.seeded import DistanceSettings, smoothed, watershed_on_distances
 from chorus.pipeline.instances.maps.superpixels import SuperpixelSettings, boundary_objects, superpixels, united
+from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.metrics.objects import average_precision
 from tests.support.object_maps import PLANE_OFFSETS, VOLUME_OFFSETS, distances_of, maps_of
