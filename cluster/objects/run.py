@@ -24,8 +24,7 @@ from chorus.cluster.objects.records import (
 from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.second_ensemble import make_flows
 from chorus.cluster.objects.stream import ObjectStream
-from chorus.cluster.objects.tasks.rows import object_schema, unite
-from chorus.cluster.objects.tasks.volumes import volume_schema
+from chorus.cluster.objects.tasks.rows import object_schema, unite, volume_schema
 from chorus.cluster.planning.requests import PlanReporter
 from chorus.cluster.runs.volume_merging import WORK as VOLUMES
 from chorus.cluster.runtime.signals import stoppable

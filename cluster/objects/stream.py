@@ -13,14 +13,9 @@ from chorus.cluster.objects.job import ObjectJob, VolumeJob, VolumePiecesJob
 from chorus.cluster.objects.records import ImageObjects
 from chorus.cluster.objects.tasks.finding import find_in_region
 from chorus.cluster.objects.tasks.numbering import label_pixels, number_objects
-from chorus.cluster.objects.tasks.stages import find_all, find_all_stars, finish_objects, timed
+from chorus.cluster.objects.tasks.stages import find_all, find_all_pieces, find_all_stars, finish_objects, timed
 from chorus.cluster.objects.tasks.stars import StarJob, find_longest, find_reach
-from chorus.cluster.objects.tasks.volume_components import (
-    find_all_pieces,
-    find_pieces_of_block,
-    label_components,
-    number_components,
-)
+from chorus.cluster.objects.tasks.volume_components import find_pieces_of_block
 from chorus.cluster.objects.tasks.volumes import find_all_in_volume, find_in_block, label_voxels, number_volume
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, Tasks
@@ -42,7 +37,7 @@ def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
         of_volumes = (find_all_in_volume, find_in_block, number_volume, label_voxels, finish_objects)
         return dict(zip(stages, of_volumes, strict=True))
     if isinstance(job, VolumePiecesJob):
-        of_pieces = (find_all_pieces, find_pieces_of_block, number_components, label_components, finish_objects)
+        of_pieces = (find_all_pieces, find_pieces_of_block, number_objects, label_pixels, finish_objects)
         return dict(zip(stages, of_pieces, strict=True))
     of_planes = (find_all, find_in_region, number_objects, label_pixels, finish_objects)
     return dict(zip(stages, of_planes, strict=True))

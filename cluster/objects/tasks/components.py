@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from chorus.cluster.objects.job import MapJob, ObjectJob
 from chorus.cluster.objects.tasks.rows import region_table, write_rows
 from chorus.cluster.planning.planned_image import RegionPlace
+from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.components import Edges, RegionPieces, join_pieces, joined_sums
 from chorus.pipeline.instances.maps.objects import replaced
 from chorus.pipeline.instances.measures import measured_rows, perimeter
@@ -24,10 +27,31 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.writer import open_labels
 from chorus.pipeline.io.storage_failures import storage_errors
 
-Join = Callable[[ObjectJob, int, int], tuple[NDArray[np.uint64], NDArray[np.uint64]]]
-"""Takes a job, the first region of a plane, and a class; returns the sorted names of the pieces that belong to another
-one, and the name of the object of each."""
+Mask = Callable[[int], NDArray[np.bool_] | None]
+"""Takes the index of an object; returns its mask in its bounding box, or None if that is too large."""
+Masks = Callable[[pd.DataFrame], Mask]
+"""Takes rows of objects."""
 _SIDES = ("top", "bottom", "left", "right")
+
+
+@dataclass(frozen=True)
+class Union:
+    """How pieces become objects: those of planes, of maps, of volumes.
+
+    Attributes
+    ----------
+    join : takes a job, the first region of a plane or volume, and a class; returns the sorted names of the pieces that
+        belong to another one, and the name of the object of each
+    size : column of the number of pixels
+    sums : takes pieces and the name of the object of each; returns a row per object, sorted by name
+    table : takes a job, sums by object, what gives masks of rows, the class, and columns of means; returns the table
+        of a region
+    """
+
+    join: Callable[[ObjectJob, int, int], tuple[NDArray[np.uint64], NDArray[np.uint64]]]
+    size: str
+    sums: Callable[[pd.DataFrame, NDArray[np.uint64]], pd.DataFrame]
+    table: Callable[[Any, pd.DataFrame, Masks, int, list[str]], pa.Table]
 
 
 def write_pieces(
@@ -70,15 +94,14 @@ def read_edges(job: ObjectJob, region: int) -> dict[str, NDArray[Any]]:
         return dict(edges)
 
 
-def unite_pieces(job: ObjectJob, first: int, columns: list[str], join: Join) -> str:
-    """Join pieces into objects, in the plane whose first region is `first`.
+def unite_pieces(job: ObjectJob, first: int, columns: list[str], union: Union) -> str:
+    """Join pieces into objects, in the plane or volume whose first region is `first`.
 
     The mapping from names of pieces to names of objects is written as well.
 
     Parameters
     ----------
     columns : names of the columns of means
-    join : finds the pieces of a class that belong together
 
     Returns
     -------
@@ -89,59 +112,86 @@ def unite_pieces(job: ObjectJob, first: int, columns: list[str], join: Join) -> 
     OutputError
         If the pieces cannot be read, or the objects not written.
     """
-    location, grid = job.locate(first), job.grid
+    place, grid = job.locate(first), job.grid
     url, tables = job.rows_url(first).replace(".parquet", "-joined.parquet"), []
     with storage_errors(job.scratch):
         read = [pq.read_table(io.BytesIO(storage.read_bytes(job.pieces_url(first + i)))) for i in range(grid.count)]
     all_pieces = pa.concat_tables([one for one in read if len(one)] or read[:1], promote_options="default").to_pandas()
     for value, name in job.classes:
         pieces = all_pieces[all_pieces["class"] == value].drop(columns="class").reset_index(drop=True)
-        objects = replaced(pieces["name"].to_numpy(np.uint64), *join(job, first, value))
-        sums = joined_sums(pieces, objects)
-        large = (sums["area"] >= job.settings.minimum_size).to_numpy(bool)
+        names = pieces["name"].to_numpy(np.uint64)
+        objects = replaced(names, *union.join(job, first, value))
+        sums = union.sums(pieces, objects)
+        large = (sums[union.size] >= job.settings.minimum_size).to_numpy(bool)
         objects[np.isin(objects, sums["name"][~large].to_numpy(np.uint64))] = 0
-        rows = measured_rows(sums[large].reset_index(drop=True), job.plane, columns)
-        order = np.argsort(pieces["name"].to_numpy(np.uint64))
-        joined = np.stack([pieces["name"].to_numpy(np.uint64)[order], objects[order]])
-        tables.append(region_table(_with_shapes(job, location, name, rows, joined), value, columns))
+        order = np.argsort(names)
+        joined = np.stack([names[order], objects[order]])
+        masks = partial(_masks, job, place, name, joined)
+        tables.append(union.table(job, sums[large].reset_index(drop=True), masks, value, columns))
         buffer = io.BytesIO()
         np.save(buffer, joined, allow_pickle=False)
-        joined_url = job.joined_url(name, location.t, location.z)
+        joined_url = job.joined_url(name, place.t, place.z)
         with storage_errors(joined_url):
             storage.write_bytes(joined_url, buffer.getvalue())
     write_rows(url, pa.concat_tables(tables))
     return url
 
 
-def _with_shapes(
-    job: ObjectJob, location: RegionPlace, name: str, rows: pd.DataFrame, joined: NDArray[np.uint64]
-) -> pd.DataFrame:
-    """Add their shapes to `rows` of objects that span regions, from the names of pieces that the regions wrote.
+def boxes_of(rows: pd.DataFrame, axes: str) -> list[Window]:
+    """Return the bounding boxes of objects, from the columns of their edges along `axes`."""
+    edges = rows[[f"{axis}{end}" for axis in axes for end in (0, 1)]]
+    return [Window.of(*one) for one in edges.to_numpy(np.int64).tolist()]
+
+
+def reader_of_names(job: ObjectJob, name: str, place: RegionPlace) -> Callable[[Window], NDArray[np.uint64]]:
+    """Open the names that the regions of a plane or volume wrote for a class.
+
+    Returns
+    -------
+    Callable
+        Takes a window, and returns the names in it, (y, x) or (z, y, x); raises OutputError if they cannot be read.
+    """
+    stored = open_labels(job.scratch, 0, name)
+
+    def read(window: Window) -> NDArray[np.uint64]:
+        at: dict[str, int | slice] = {"t": place.t, "z": place.z}
+        at |= {axis: span.slice for axis, span in window.by_axis.items()}
+        with storage_errors(job.scratch):
+            return np.asarray(stored[tuple(at[axis] for axis in job.layout.axes)], dtype=np.uint64)
+
+    return read
+
+
+def _masks(job: ObjectJob, place: RegionPlace, name: str, joined: NDArray[np.uint64], rows: pd.DataFrame) -> Mask:
+    """Return what gives the mask of each of `rows`, of objects that span regions.
 
     Parameters
     ----------
     joined : (2, pieces) uint64 names of pieces, sorted, and of their objects
     """
+    boxes, objects = boxes_of(rows, place.window.axes), rows["name"].to_numpy(np.uint64)
+    read = reader_of_names(job, name, place)
 
     def mask(index: int) -> NDArray[np.bool_] | None:
-        y0, x0, y1, x1 = boxes[index]
-        if (y1 - y0) * (x1 - x0) > LARGEST:
+        if boxes[index].pixels > LARGEST:
             return None
-        at: dict[str, int | slice] = {"t": location.t, "z": location.z, "y": slice(y0, y1), "x": slice(x0, x1)}
-        with storage_errors(job.scratch):
-            stored = np.asarray(names[tuple(at[axis] for axis in job.layout.axes)], dtype=np.uint64)
-        pixels: NDArray[np.bool_] = replaced(stored, *joined) == objects[index]
+        pixels: NDArray[np.bool_] = replaced(read(boxes[index]), *joined) == objects[index]
         return pixels
 
-    boxes, objects = rows[["y0", "x0", "y1", "x1"]].to_numpy(np.int64).tolist(), rows["name"].to_numpy(np.uint64)
-    names = open_labels(job.scratch, 0, name)
+    return mask
+
+
+def plane_table(job: ObjectJob, sums: pd.DataFrame, masks: Masks, value: int, columns: list[str]) -> pa.Table:
+    """Measure joined objects of a plane; see `Union.table`."""
+    rows = measured_rows(sums, job.plane, columns)
+    mask = masks(rows)
     if isinstance(job, MapJob):  # where blocks meet, pieces do not say which borders are those of the object
         rows = rows.assign(perimeter=[perimeter(mask(index)) for index in range(len(rows))])
-    return insert_shapes(rows, shape_rows(mask, len(rows), job.spacing))
+    return region_table(insert_shapes(rows, shape_rows(mask, len(rows), job.spacing)), value, columns)
 
 
 def joined_components(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Find the components of a class that touch across borders; see `Join`.
+    """Find the components of a class that touch across borders; see `Union.join`.
 
     Returns
     -------
@@ -153,6 +203,10 @@ def joined_components(job: ObjectJob, first: int, value: int) -> tuple[NDArray[n
         return Edges(*(sides[f"{value}-{side}"] for side in _SIDES))
 
     return join_pieces(job.grid, edges)
+
+
+PLANES = Union(joined_components, "area", joined_sums, plane_table)
+"""Of connected components of planes."""
 
 
 def joined_names(url: str, names: NDArray[np.uint64]) -> NDArray[np.uint64]:

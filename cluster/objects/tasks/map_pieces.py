@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chorus.cluster.objects.job import MapJob, ObjectJob
-from chorus.cluster.objects.tasks.components import read_edges
+from chorus.cluster.objects.tasks.components import Union, plane_table, read_edges
+from chorus.pipeline.instances.components import joined_sums
 from chorus.pipeline.instances.maps.blocks import Face
 from chorus.pipeline.instances.maps.joining import BlockPieces, Zone, block_pieces, same_objects, united_names
 from chorus.pipeline.instances.maps.rules import label_box
@@ -45,7 +46,7 @@ def zones_of(value: int, pieces: BlockPieces) -> dict[str, NDArray[Any]]:
 
 
 def joined_maps(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Find the pieces of a class that belong together; see `chorus.cluster.objects.tasks.components.Join`.
+    """Find the pieces of a class that belong together; see `chorus.cluster.objects.tasks.components.Union.join`.
 
     Returns
     -------
@@ -53,6 +54,10 @@ def joined_maps(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint
     """
     assert isinstance(job, MapJob)
     return united_names(_pairs(job, first, value))
+
+
+MAPS = Union(joined_maps, "area", joined_sums, plane_table)
+"""Of objects of maps."""
 
 
 def _pairs(job: MapJob, first: int, value: int) -> Iterator[NDArray[np.uint64]]:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import MapJob, ObjectJob, channel_names
+from chorus.cluster.objects.job import MapJob, ObjectJob, VolumePiecesJob, channel_names
 from chorus.cluster.objects.records import ImageObjects, recorded_objects, write_json
-from chorus.cluster.objects.tasks.components import joined_components, joined_names, unite_pieces
+from chorus.cluster.objects.tasks.components import PLANES, joined_names, reader_of_names, unite_pieces
 from chorus.cluster.objects.tasks.finding import columns_of
-from chorus.cluster.objects.tasks.map_pieces import joined_maps
+from chorus.cluster.objects.tasks.map_pieces import MAPS
 from chorus.cluster.objects.tasks.rows import (
     find_rows,
     known_names,
@@ -22,15 +22,16 @@ from chorus.cluster.objects.tasks.rows import (
     read_known,
     sorted_rows,
     table_writer,
+    volume_schema,
     write_known,
 )
+from chorus.cluster.objects.tasks.volume_components import VOLUMES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import OutputError
 from chorus.pipeline.instances.table import numbered
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.outputs.arrays import LabelImage
-from chorus.pipeline.io.outputs.writer import open_labels, prepare_labels, remove_labels, write_labels
-from chorus.pipeline.io.storage_failures import storage_errors
+from chorus.pipeline.io.outputs.writer import prepare_labels, remove_labels, write_labels
 
 COUNTS = "counts.json"
 
@@ -62,18 +63,18 @@ def number_objects(job: ObjectJob) -> None:
     OutputError
         If the result cannot be written.
     """
-    write_numbered(job, object_schema, _planes(job))
+    write_numbered(job, volume_schema if isinstance(job, VolumePiecesJob) else object_schema, _parts(job))
 
 
-def _planes(job: ObjectJob) -> Iterator[Numbered]:
-    per_plane = job.grid.count
-    for first in range(0, job.tasks("regions"), per_plane):
-        location = job.locate(first)
-        urls = [job.rows_url(region) for region in range(first, first + per_plane)]
-        if job.of_pieces and per_plane > 1:
-            join = joined_maps if isinstance(job, MapJob) else joined_components
-            urls.append(unite_pieces(job, first, columns_of(job), join))
-        yield Numbered(location.t, location.z, (location.t, location.z), urls)
+def _parts(job: ObjectJob) -> Iterator[Numbered]:
+    count, volumes = job.grid.count, isinstance(job, VolumePiecesJob)
+    union = MAPS if isinstance(job, MapJob) else VOLUMES if volumes else PLANES
+    for first in range(0, job.tasks("regions"), count):
+        place = job.locate(first)
+        urls = [job.rows_url(region) for region in range(first, first + count)]
+        if job.of_pieces and count > 1:
+            urls.append(unite_pieces(job, first, columns_of(job), union))
+        yield Numbered(place.t, place.z, (place.t,) if volumes else (place.t, place.z), urls)
 
 
 def write_numbered(job: ObjectJob, schema_of: Callable[[Sequence[str]], pa.Schema], parts: Iterable[Numbered]) -> None:
@@ -153,18 +154,10 @@ def label_pixels(job: ObjectJob, region: int) -> None:
     OutputError
         If the names cannot be read, or the labels not written.
     """
-    objects, location = counted_objects(job), job.image.locate(region)
-    at: dict[str, int | slice] = {
-        "t": location.t,
-        "z": location.z,
-        "y": location.window.y.slice,
-        "x": location.window.x.slice,
-    }
+    objects, place = counted_objects(job), job.image.locate(region)
     for _, name in job.classes:
-        known = read_known(job.known_url(name, location.t, location.z))
-        with storage_errors(job.scratch):
-            stored = open_labels(job.scratch, 0, name)[tuple(at[axis] for axis in job.layout.axes)]
-        names = np.asarray(stored, dtype=np.uint64)
+        known = read_known(job.known_url(name, place.t, place.z))
+        names = reader_of_names(job, name, place)(place.window)
         if job.of_pieces and job.grid.count > 1:
-            names = joined_names(job.joined_url(name, location.t, location.z), names)
-        write_numbers(job, objects.label_image(name), location.t, location.z, location.window, names, known)
+            names = joined_names(job.joined_url(name, place.t, place.z), names)
+        write_numbers(job, objects.label_image(name), place.t, place.z, place.window, names, known)

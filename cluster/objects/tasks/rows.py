@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from chorus.pipeline.exports.files import whole_file
-from chorus.pipeline.instances.shapes import PLANE_COLUMNS
+from chorus.pipeline.instances.shapes import PLANE_COLUMNS, VOLUME_COLUMNS
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import storage_errors
 
@@ -35,18 +35,30 @@ _MEASURED = [
     ("touches_border", pa.bool_()),
     ("flow_error", pa.float64()),
 ]
+_VOLUMES = [
+    *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),
+    *((name, pa.float64()) for name in ("z", "y", "x", *VOLUME_COLUMNS)),
+    ("touches_border", pa.bool_()),
+    ("flow_error", pa.float64()),
+]
+_KEY = [("class", pa.int64()), ("name", pa.uint64())]
 _PLACE = [("image", pa.string()), ("t", pa.int64()), ("z", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
 
 
 def region_schema(maps: Sequence[str]) -> pa.Schema:
     """Return the schema of a region's rows; `maps` are columns of means."""
-    key = [("class", pa.int64()), ("name", pa.uint64())]
-    return pa.schema([*key, *_MEASURED, *((name, pa.float64()) for name in maps)])
+    return pa.schema([*_KEY, *_MEASURED, *((name, pa.float64()) for name in maps)])
 
 
 def object_schema(maps: Sequence[str]) -> pa.Schema:
     """Return the schema of ``objects.parquet``; `maps` are columns of means."""
     return pa.schema([*_PLACE, *_MEASURED, *((name, pa.float64()) for name in maps)])
+
+
+def volume_schema(maps: Sequence[str]) -> pa.Schema:
+    """Return the schema of ``objects.parquet`` for volumes; `maps` are columns of means."""
+    place = [field for field in _PLACE if field[0] != "z"]
+    return pa.schema([*place, *_VOLUMES, *((name, pa.float64()) for name in maps)])
 
 
 def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Table:
@@ -58,6 +70,14 @@ def region_table(frame: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Tab
     frame = frame.set_axis([*frame.columns[: len(frame.columns) - len(maps)], *maps], axis=1).assign(**{"class": value})
     # NaN, such as the flow error of objects without flows, becomes null.
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata()
+
+
+def block_table(rows: pd.DataFrame, value: int, maps: Sequence[str]) -> pa.Table:
+    """Convert rows of objects of class `value` to the table of a block of a volume; `maps` are columns of means."""
+    schema = pa.schema([*_KEY, *_VOLUMES, *((name, pa.float64()) for name in maps)])
+    # NaN, such as that of the flow error, becomes null.
+    rows = rows.assign(**{"class": value})
+    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata()
 
 
 def write_rows(url: str, table: pa.Table) -> None:

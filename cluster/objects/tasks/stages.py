@@ -20,11 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from chorus.cluster.objects.job import ObjectJob
+from chorus.cluster.objects.job import ObjectJob, VolumePiecesJob
 from chorus.cluster.objects.records import ImageObjects, StoredObjects, write_json
 from chorus.cluster.objects.tasks.finding import find_in_region
 from chorus.cluster.objects.tasks.numbering import counted_objects, label_pixels, number_objects
 from chorus.cluster.objects.tasks.stars import StarJob, every_region
+from chorus.cluster.objects.tasks.volume_components import find_pieces_of_block
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.durable import passing
 from chorus.pipeline.io.outputs.pyramid import write_label_pyramid
@@ -53,6 +54,11 @@ def timed(function: Callable[..., ImageObjects | None], *arguments: Any) -> Done
 def find_all(job: ObjectJob) -> ImageObjects:
     """Run all stages of an image of few regions."""
     return at_once(job, find_in_region, number_objects, label_pixels)
+
+
+def find_all_pieces(job: VolumePiecesJob) -> ImageObjects:
+    """Run all stages of an image of few blocks whose objects are connected components of volumes."""
+    return at_once(job, find_pieces_of_block, number_objects, label_pixels)
 
 
 def find_all_stars(job: StarJob) -> ImageObjects:

@@ -12,12 +12,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
@@ -26,10 +25,9 @@ from chorus.cluster.objects.job import VolumeJob
 from chorus.cluster.objects.records import ImageObjects
 from chorus.cluster.objects.tasks.finding import columns_of
 from chorus.cluster.objects.tasks.numbering import Numbered, counted_objects, write_numbered, write_numbers
-from chorus.cluster.objects.tasks.rows import read_known, write_rows
+from chorus.cluster.objects.tasks.rows import block_table, read_known, volume_schema, write_rows
 from chorus.cluster.objects.tasks.stages import at_once
 from chorus.pipeline.core.geometry import Window
-from chorus.pipeline.instances.shapes import VOLUME_COLUMNS
 from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.instances.volumes.regions import label_block
 from chorus.pipeline.instances.volumes.stored import StoredVolume
@@ -40,20 +38,6 @@ from chorus.pipeline.io.outputs.groups import put_documents
 from chorus.pipeline.io.outputs.writer import put_array
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage_failures import storage_errors
-
-_MEASURED = [
-    *((name, pa.int64()) for name in ("volume", "z0", "y0", "x0", "z1", "y1", "x1")),
-    *((name, pa.float64()) for name in ("z", "y", "x", *VOLUME_COLUMNS)),
-    ("touches_border", pa.bool_()),
-    ("flow_error", pa.float64()),
-]
-KEY = [("class", pa.int64()), ("name", pa.uint64())]
-_PLACE = [("image", pa.string()), ("t", pa.int64()), ("class", pa.string()), ("label", pa.uint64())]
-
-
-def volume_schema(maps: Sequence[str], first: Sequence[tuple[str, pa.DataType]] = _PLACE) -> pa.Schema:
-    """Return the schema of ``objects.parquet`` for volumes; `maps` are columns of means."""
-    return pa.schema([*first, *_MEASURED, *((name, pa.float64()) for name in maps)])
 
 
 def find_all_in_volume(job: VolumeJob) -> ImageObjects:
@@ -85,14 +69,8 @@ def find_in_block(job: VolumeJob, index: int) -> None:
         put_array(job.scratch, plan, {"z": box.z.slice, "y": box.y.slice, "x": box.x.slice}, objects.names)
         maps = partial(_maps, job, stored, source, t, objects.crop)
         rows = volume_rows(objects, box, job.shape, columns, maps, job.spacing)
-        tables.append(block_table(rows.assign(**{"class": value}), volume_schema(columns, KEY)))
+        tables.append(block_table(rows, value, columns))
     write_rows(job.rows_url(index), pa.concat_tables(tables))
-
-
-def block_table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    """Convert rows of objects of a block to its table."""
-    # NaN, such as that of the flow error, becomes null.
-    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata()
 
 
 def _maps(

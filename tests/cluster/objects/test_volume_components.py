@@ -61,7 +61,7 @@ def test_components_are_those_of_the_whole_volume_for_any_cut(outs: list[Path]) 
 
 
 def test_objects_that_were_cut_short_go_on_to_the_same_bytes(outs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in ("find_pieces_of_block", "label_components"):
+    for method in ("find_pieces_of_block", "label_pixels"):
         original, left = getattr(stream, method), [3]
 
         def stopping(*arguments: Any, original: Any = original, left: list[int] = left) -> Any:
