@@ -195,8 +195,8 @@ class _Held:
                 continue
             self.lost = fence.overtaken = True
             # Its other processes take back what they were writing, before they end with this one.
-            self.stop.wait(fence.given.timing.grace)
-            if self._in_main_thread:  # in a server, another thread does other things
+            ends_by_itself = self.stop.wait(fence.given.timing.grace)
+            if self._in_main_thread and not ends_by_itself:  # in a server, another thread does other things
                 _thread.interrupt_main()
             return
 

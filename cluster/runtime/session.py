@@ -16,6 +16,7 @@ from chorus.cluster.runtime import versions
 from chorus.cluster.runtime.nodes import machines
 from chorus.cluster.runtime.ray_logging import keep_ray_data_off_the_terminal, use_up_the_notice
 from chorus.cluster.runtime.resources import Resources
+from chorus.cluster.runtime.signals import held_back
 from chorus.cluster.telemetry import logs
 from chorus.pipeline.core.retries import RETRIES
 from chorus.pipeline.errors import RefusedError, first_line
@@ -152,4 +153,6 @@ def _local(staged: bool, metrics_port: int | None) -> dict[str, Any]:
 
 def stop() -> None:
     """Leave the cluster; one that `start` started ends."""
-    ray.shutdown()
+    # Ray, stopped half-way, leaves processes behind, and may end this one with an exit code of its own.
+    with held_back():
+        ray.shutdown()

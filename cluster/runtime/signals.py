@@ -49,6 +49,35 @@ def resumable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the context ends; a second one goes through at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    arrived: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if arrived:
+            restore()
+            signal.raise_signal(number)
+        arrived.append(number)
+
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        restore()
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
 def _cut_short(number: int, frame: FrameType | None) -> None:
     # Not KeyboardInterrupt, for which the command line exits with code 1: some images failed.
     raise CutShortError(STOPPED)

@@ -131,8 +131,7 @@ def test_paused_run_on_a_disk_keeps_its_lock(dataset: Dataset, tmp_path: Path) -
 
 @pytest.mark.ray
 @pytest.mark.kill
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["other bytes", "nothing there"])
+@pytest.mark.parametrize("name", ["other bytes", pytest.param("nothing there", marks=pytest.mark.long)])
 def test_paused_run_on_ray_writes_nothing_after_it_was_overtaken(
     name: str, dataset: Dataset, undisturbed: Callable[[str], dict[str, object]], bucket: Bucket
 ) -> None:
