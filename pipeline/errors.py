@@ -36,6 +36,11 @@ class OvertakenError(OutputError):
     """Another run holds the output now; this one writes nothing more."""
 
 
+def reason_of(message: str) -> str:
+    """Return what pydantic says of a field, without its prefix of what a model's own checks say."""
+    return message.removeprefix("Value error, ")
+
+
 def first_line(error: object) -> str:
     """Of what an error of a library says: printable, without colours, at most 200 characters."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))

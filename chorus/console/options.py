@@ -14,7 +14,7 @@ from chorus.console.numbers import diameter, edges, fractions
 from chorus.pipeline.core.device import DeviceChoice, DeviceKind
 from chorus.pipeline.core.fields import CHOICES, DEFAULTS
 from chorus.pipeline.ensembles.builtin import named_ensemble
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, reason_of
 from chorus.pipeline.instances.methods import ObjectsMethod
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def validated(request: type[Request], content: Mapping[str, object], command: st
         first = error.errors()[0]
         # Of fields that take numbers of several forms, the location goes on with the form.
         field = next((str(part) for part in first["loc"] if part not in ("settings", "run")), "").replace("_", "-")
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason_of(first["msg"])
         option = f"--{field}: " if field else ""
         raise RefusedError(f"{option}{reason}; see `chorus {command} --help`") from error
 

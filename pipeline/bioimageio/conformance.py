@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.bioimageio.comparison import ComparisonOutcome, Status, Tolerance, compare, tolerance, worst
 from chorus.pipeline.core.outputs import Outputs, classes_of
-from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.errors import RefusedError, first_line, reason_of
 from chorus.pipeline.members.contract import LoadRequest
 from chorus.pipeline.members.kinds.bioimageio.member import BioimageioMember
 from chorus.pipeline.members.kinds.bioimageio.networks import LIBRARIES, load_network
@@ -137,7 +137,7 @@ def _validated(package: Package) -> Any:
     lacking = [entry for entry in errors if "not point to" in entry.msg or "not found" in entry.msg.lower()]
     first = (lacking or errors)[0]
     what = "lacks a file that it names" if lacking else "not a valid package"
-    reason = first_line(first.msg.removeprefix("Value error, "))
+    reason = first_line(reason_of(first.msg))
     raise RefusedError(f"{package.url}: {what} ({_field(first.loc)}: {reason}); get the package anew")
 
 

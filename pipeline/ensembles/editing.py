@@ -18,7 +18,7 @@ from chorus.pipeline.ensembles.creation import Wanted, check_fit, new_content
 from chorus.pipeline.ensembles.ensemble import Ensemble, check_answer, content_hash, ensemble_url, read_ensemble
 from chorus.pipeline.ensembles.entries import Sentinel
 from chorus.pipeline.ensembles.spec import EnsembleSpec
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, reason_of
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
@@ -197,7 +197,8 @@ def _spec(url: str, content: dict[str, Any]) -> EnsembleSpec:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise RefusedError(f"{url} would not be valid: field {field}: {first['msg']}; correct the options") from error
+        reason = reason_of(first["msg"])
+        raise RefusedError(f"{url} would not be valid: field {field}: {reason}; correct the options") from error
 
 
 def _try(ensemble: Ensemble, members: range) -> None:

@@ -17,7 +17,7 @@ from chorus.pipeline.core.geometry import Padding, TileSize, shown_size, tile_sh
 from chorus.pipeline.core.outputs import CLASSES, FLOWS, Outputs
 from chorus.pipeline.ensembles.plain_yaml import NotPlainError, plain_yaml
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec, newer
-from chorus.pipeline.errors import RefusedError, first_line
+from chorus.pipeline.errors import RefusedError, first_line, reason_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import fault, has_control_characters, shown
 from chorus.pipeline.io.models import ClassInfo
@@ -186,7 +186,7 @@ def read_ensemble(url: str, *, trust_code: bool = False) -> Ensemble:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise RefusedError(f"{url}: field {field}: {first['msg']}; correct it (format {FORMAT})") from error
+        raise RefusedError(f"{url}: field {field}: {reason_of(first['msg'])}; correct it (format {FORMAT})") from error
     return Ensemble(url=url, spec=spec, hash=content_hash(spec), trust_code=trust_code)
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from chorus.pipeline.errors import ChorusError, DamagedError
+from chorus.pipeline.errors import ChorusError, DamagedError, reason_of
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -38,5 +38,5 @@ def fault(data: bytes, invalid: ValidationError) -> str:
         return "it is empty"
     first = invalid.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Invalid JSON: ").removeprefix("Value error, ")
+    message = reason_of(first["msg"].removeprefix("Invalid JSON: "))
     return f"field {where}: {message}" if where else message

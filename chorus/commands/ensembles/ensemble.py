@@ -17,6 +17,7 @@ from chorus.pipeline.ensembles.builtin import named_ensemble
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.editing import Edited
     from chorus.pipeline.ensembles.ensemble import Ensemble
+    from chorus.pipeline.ensembles.spec import EnsembleSpec
 
 out_console = Console()
 err = Console(stderr=True)
@@ -82,7 +83,7 @@ def check(
         _print_json(_content(read) | {"calibration": asdict(measured), "sentinels_found": sentinels})
         return
     classes = ", ".join(entry.name for entry in read.classes)
-    _print(f"{read.spec.name}: {len(read.spec.members)} members, classes {classes}")
+    _print(f"{read.spec.name}: {_members(read.spec)}, classes {classes}")
     _print(f"hash {read.hash}")
     _print(f"all members load and answer; {measured.seconds_per_tile * 1000:.0f} ms a tile")
     for name, dice in sentinels.items():
@@ -179,12 +180,17 @@ def _print_edited(edited: Edited, *, as_json: bool) -> None:
         for weights in changed[what]:
             _print(f"{what} {weights}")
     spec = edited.ensemble.spec
-    _print(f"{spec.name}: {len(spec.members)} members, hash {edited.ensemble.hash}")
+    _print(f"{spec.name}: {_members(spec)}, hash {edited.ensemble.hash}")
     _print(edited.ensemble.url)
 
 
 def _content(ensemble: Ensemble) -> dict[str, Any]:
     return ensemble.spec.model_dump(mode="json") | {"url": ensemble.url, "hash": ensemble.hash}
+
+
+def _members(spec: EnsembleSpec) -> str:
+    count = len(spec.members)
+    return f"{count} member" if count == 1 else f"{count} members"
 
 
 def _print(line: str) -> None:

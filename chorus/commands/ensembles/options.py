@@ -9,7 +9,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, reason_of
 
 if TYPE_CHECKING:
     from chorus.pipeline.ensembles.creation import Wanted
@@ -117,7 +117,7 @@ def _normalisation(text: str) -> Normalisation:
             return MeanStd(kind="mean_std", mean=_numbers(mean), std=_numbers(std))
         raise ValueError("unknown")
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = reason_of(error.errors()[0]["msg"])
         raise RefusedError(f"--normalisation {text}: {reason}; give {_FORMS}") from error
     except ValueError as error:
         raise RefusedError(f"--normalisation {text}: not a normalisation; give {_FORMS}") from error

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from chorus.pipeline.core.device import DeviceChoice
 from chorus.pipeline.ensembles.builtin import named_ensemble
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, reason_of
 from chorus.pipeline.training.settings import LossName, TrainSettings
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ _NAMES = {
 def _sentence(error: ValidationError) -> str:
     """Return a sentence that says which option is wrong and why."""
     first = error.errors()[0]
-    reason = first["msg"].removeprefix("Value error, ").replace("labels: ", "--label-kind ")
+    reason = reason_of(first["msg"]).replace("labels: ", "--label-kind ")
     path = [str(part) for part in first["loc"] if part != "augment"]
     in_settings = path[:1] == ["settings"]
     path = path[in_settings:]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chorus.pipeline.core.device import DeviceKind
 from chorus.pipeline.core.devices import device_of
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.errors import RefusedError, reason_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence
 
@@ -153,5 +153,5 @@ def read_cluster(url: str) -> ClusterFile:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason_of(first["msg"])
         raise RefusedError(f"{url}: field {field}: {reason}; correct it (see infra/cost/cluster.yaml)") from error

@@ -26,7 +26,7 @@ from ome_zarr_models.v05.plate import Plate
 from ome_zarr_models.v05.well_types import WellMeta as Well
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
-from chorus.pipeline.errors import ChorusError, ImageError, RefusedError
+from chorus.pipeline.errors import ChorusError, ImageError, RefusedError, reason_of
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside, shown
 from chorus.pipeline.io.models import DTYPES, Level, Ngff, SourceImage
@@ -298,7 +298,7 @@ def _validated(model: type[Model], data: Mapping[str, Any], url: str, field: str
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, (field, *first["loc"])))
-        reason = " ".join(first["msg"].removeprefix("Value error, ").split()).rstrip(".")
+        reason = " ".join(reason_of(first["msg"]).split()).rstrip(".")
         raise ImageError(f"{url}: {field} is not valid NGFF ({reason}); {MEND}") from error
     except (TypeError, LookupError, AttributeError) as error:
         raise ImageError(f"{url}: {field} is not valid NGFF ({error}); {MEND}") from error
