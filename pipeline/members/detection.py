@@ -15,7 +15,7 @@ from chorus.pipeline.members.kind import Network
 from chorus.pipeline.members.registry import registry
 from chorus.pipeline.members.weight_file import WeightFile, listing
 
-_BY_ARCHITECTURE = "smp"
+_BY_ARCHITECTURE, _BY_FACTORY = "smp", "python"
 
 
 def members_in(url: str) -> list[str]:
@@ -61,7 +61,7 @@ def describe(
         In one sentence: missing, of no known kind, damaged, or a plain state dict without its architecture.
     """
     network = network or Network()
-    name = kind or (_BY_ARCHITECTURE if network.architecture else recognise(url))
+    name = kind or (_BY_FACTORY if network.factory else _BY_ARCHITECTURE if network.architecture else recognise(url))
     declared = registry().kinds.get(name)
     if declared is None:
         raise RefusedError(f"--kind {name}: {registry().unknown}")

@@ -17,12 +17,20 @@ Entry = TypeVar("Entry", bound=MemberEntry)
 
 @dataclass(frozen=True)
 class Network:
-    """Facts missing in a file: its architecture in segmentation-models-pytorch, and whether its code may run."""
+    """Facts missing in a file: which network it is of, and whether its code may run.
+
+    Attributes
+    ----------
+    architecture, encoder : of segmentation-models-pytorch
+    factory : ``package.module:function`` that builds the network
+    options : of the architecture, or arguments of the factory
+    """
 
     architecture: str | None = None
     encoder: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     trust_code: bool = False
+    factory: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _BUILT_IN = (
     "exported",
     "onnx_file",
     "torchscript",
+    "python",
     "smp",
 )
 log = logging.getLogger("chorus")

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from chorus.pipeline.core.geometry import shown_size
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.members.contract import LoadRequest, MemberEntry
+from chorus.pipeline.members.contract import LoadRequest, MemberEntry, ModuleMember
 from chorus.pipeline.members.described import ModelDescription
 from chorus.pipeline.members.weight_file import read, stem
 
@@ -113,6 +113,25 @@ class ExportEntry(MemberEntry):
                 f"it returns tensors"
             )
         return one
+
+
+class SelectedMember(ModuleMember):
+    """A torch module of which one output is taken, as its entry says; which there are is known once it is called."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device, entry: ExportEntry, url: str) -> None:
+        super().__init__(module, device, entry.activation)
+        self.entry, self.url = entry, url
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Predict a batch; see `chorus.pipeline.members.contract.Member`.
+
+        Raises
+        ------
+        RefusedError
+            If there is no such output.
+        """
+        answer = self.module(self.entry.given(tiles))
+        return self.entry.taken(self.url, self.entry.chosen(self.url, answer))
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,16 @@ def add(
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="Of a plain state dict, by its name in smp.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Of a plain state dict.")] = None,
+    factory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE:FUNCTION",
+            help="Of a plain state dict: code of an installed package that builds its network; with --trust-code.",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE of the architecture, e.g. `encoder_depth=4`; repeated."),
+        typer.Option(help="NAME=VALUE of the architecture or factory, e.g. `encoder_depth=4`; repeated."),
     ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Keep the URL or path of the weights instead of copying them.")
@@ -129,7 +136,7 @@ def add(
     from chorus.pipeline.ensembles import editing as ensemble_editing
     from chorus.pipeline.members.kind import Network
 
-    network = Network(architecture, encoder, member_options(option or []))
+    network = Network(architecture, encoder, member_options(option or []), factory=factory)
     edited = ensemble_editing.add(
         ensemble, files, options.wanted(), kind=kind, network=network, link=link, trust_code=trust_code
     )

@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 
-from chorus.pipeline.members.contract import LoadRequest, Member, ModuleMember, fetch_weights
+from chorus.pipeline.members.contract import LoadRequest, Member, fetch_weights
 from chorus.pipeline.members.kind import MemberKind, PackedTorchScript
 from chorus.pipeline.members.safety.script import check_source, load_script
 from chorus.pipeline.members.safety.trial import check_trial
-from chorus.pipeline.members.selection import ExportEntry, describe_export
+from chorus.pipeline.members.selection import ExportEntry, SelectedMember, describe_export
 
 
 class TorchScriptMember(ExportEntry):
@@ -28,19 +28,7 @@ class TorchScriptMember(ExportEntry):
                 tile = torch.zeros((1, asked.channels, *asked.shape))
                 check_trial(url, data, [self.given(tile).shape])
         module = load_script(url, data, device, trust_code=asked.trust_code)
-        return _TorchScript(module, device, self, url)
-
-
-class _TorchScript(ModuleMember):
-    """A TorchScript member, whose outputs are known only once it is called."""
-
-    def __init__(self, module: torch.nn.Module, device: torch.device, entry: TorchScriptMember, url: str) -> None:
-        super().__init__(module, device, entry.activation)
-        self.entry, self.url = entry, url
-
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        answer = self.module(self.entry.given(tiles))
-        return self.entry.taken(self.url, self.entry.chosen(self.url, answer))
+        return SelectedMember(module, device, self, url)
 
 
 KIND = MemberKind(
