@@ -29,6 +29,12 @@ class Augment(Strict):
     noise : the largest standard deviation, as a share of the image's range of intensities
     clahe : half of the patches have their contrast equalised locally (scikit-image), to a random degree
     elastic : half of the patches are deformed smoothly (torchvision)
+    blur : half of the patches are defocused, by a Gaussian of at most this standard deviation in pixels
+    shading : half of the patches are lit unevenly; at most this share of the light is missing at the darkest pixel
+    photons : half of the patches get photon noise, with at least this number of photons at the upper end of the
+        image's range of intensities, and at most a hundred times as many; 0 for none
+    offset : the largest shift of intensities in either direction, as a share of the range; `contrast` is the gain
+    cutout : half of the patches have a rectangle without signal, its edge at most this share of the patch's
     """
 
     rotation: float = Field(default=180.0, ge=0, le=180)
@@ -38,6 +44,11 @@ class Augment(Strict):
     noise: float = Field(default=0.04, ge=0, le=1)
     clahe: bool = False
     elastic: bool = False
+    blur: float = Field(default=0.0, ge=0, le=16)
+    shading: float = Field(default=0.0, ge=0, lt=1)
+    photons: float = Field(default=0.0, ge=0)
+    offset: float = Field(default=0.0, ge=0, le=1)
+    cutout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

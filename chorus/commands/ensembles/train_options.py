@@ -145,6 +145,22 @@ class TrainOptions:
     elastic: Annotated[bool, typer.Option("--elastic", help="Bend half of the patches.", rich_help_panel=_AUGMENT)] = (
         _DEFAULT.augment.elastic
     )
+    blur: Annotated[
+        float, typer.Option(help="Largest defocus of half of the patches, pixels.", rich_help_panel=_AUGMENT)
+    ] = _DEFAULT.augment.blur
+    shading: Annotated[
+        float, typer.Option(help="Largest share of light missing in half of them.", rich_help_panel=_AUGMENT)
+    ] = _DEFAULT.augment.shading
+    photons: Annotated[
+        float,
+        typer.Option(help="Photon noise in half of them: the fewest at the brightest.", rich_help_panel=_AUGMENT),
+    ] = _DEFAULT.augment.photons
+    offset: Annotated[float, typer.Option(help="Largest shift, a share of the range.", rich_help_panel=_AUGMENT)] = (
+        _DEFAULT.augment.offset
+    )
+    cutout: Annotated[
+        float, typer.Option(help="Largest hole in half of them, a share of the edge.", rich_help_panel=_AUGMENT)
+    ] = _DEFAULT.augment.cutout
     name: Annotated[str | None, typer.Option(help="By default the folder's.", rich_help_panel=_ABOUT)] = None
     description: Annotated[str, typer.Option(help="In a sentence or two.", rich_help_panel=_ABOUT)] = ""
     intended_use: Annotated[str, typer.Option(help="What it is for.", rich_help_panel=_ABOUT)] = ""
@@ -203,7 +219,8 @@ class TrainOptions:
         )
         same += ("weight_decay", "loss", "precision", "seed", "validate_every", "keep", "weights_dtype", "tile")
         settings = {name: getattr(self, name) for name in same}
-        varied = ("rotation", "scale", "gamma", "contrast", "noise", "clahe", "elastic")
+        varied: tuple[str, ...] = ("rotation", "scale", "gamma", "contrast", "noise", "clahe", "elastic")
+        varied += ("blur", "shading", "photons", "offset", "cutout")
         normalisations = {
             "percentile": _DEFAULT.normalisation.model_dump(),
             "mean_std": {"kind": "mean_std", "per": "image"},

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from chorus.pipeline.training.data.imaging import Imaging, blurred, cut_out, shaded, with_photon_noise
 from chorus.pipeline.training.data.patches import ELASTIC_REACH, Draw
 
 FLOW_LENGTH = 5.0
@@ -116,13 +117,29 @@ def turned(flows: torch.Tensor, jacobian: torch.Tensor) -> torch.Tensor:
 
 
 def _varied(images: torch.Tensor, draw: Draw, generator: torch.Generator) -> torch.Tensor:
-    """Vary gamma, contrast and noise, relative to each image's own range of intensities."""
+    """Vary intensities in the order of an acquisition, relative to each image's own range of intensities.
+
+    Defocus, illumination and photons come before gamma and contrast, the camera's noise after them.
+    """
     low, high, gamma, contrast, noise = (
         torch.from_numpy(values).to(images.device).reshape(len(images), -1, 1, 1)
         for values in (draw.low, draw.high, draw.gamma, draw.contrast, draw.noise)
     )
     spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
     relative = (images - low) / spread
+    if draw.imaging is not None:
+        relative = _exposed(relative, draw.imaging, generator)
     relative = relative.sign() * relative.abs() ** gamma * contrast
+    if draw.imaging is not None:
+        relative = relative + torch.from_numpy(draw.imaging.offset).to(images.device).reshape(-1, 1, 1, 1)
     grain = torch.randn(images.shape, generator=generator, device=images.device)
-    return low + (high - low) * (relative + noise * grain)
+    relative = relative + noise * grain
+    if draw.imaging is not None:
+        relative = cut_out(relative, draw.imaging.cutout, generator)
+    return low + (high - low) * relative
+
+
+def _exposed(relative: torch.Tensor, imaging: Imaging, generator: torch.Generator) -> torch.Tensor:
+    """Return what arrives at the camera: out of focus, unevenly lit, as a number of photons."""
+    relative = shaded(blurred(relative, imaging.blur), imaging.shading, generator)
+    return with_photon_noise(relative, imaging.photons, generator)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.tiling import mirror
 from chorus.pipeline.preprocessing.normalisation import normalised
+from chorus.pipeline.training.data.imaging import Imaging
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import Augment, TrainSettings
 
@@ -103,6 +104,7 @@ class Draw:
     gamma, contrast, noise : (batch,) float32
     bent : (batch,) float32, 1 for patches with elastic deformation
     seed : of random numbers per pixel
+    imaging : what the microscope does, if anything
     """
 
     images: NDArray[np.float32]
@@ -115,6 +117,7 @@ class Draw:
     noise: NDArray[np.float32]
     bent: NDArray[np.float32]
     seed: int
+    imaging: Imaging | None = None
 
 
 class PatchSource:
@@ -147,6 +150,7 @@ class PatchSource:
             rng.uniform(0, augment.noise, batch).astype(np.float32),
             (rng.random(batch) < 0.5 * augment.elastic).astype(np.float32),
             int(rng.integers(1 << 62)),
+            Imaging.drawn(rng, augment, batch),  # last, so that recipes without it draw the same numbers as ever
         )
 
     def _cut(self, rng: np.random.Generator, image: NDArray[np.float32], targets: NDArray[np.float32]) -> PreparedImage:
