@@ -124,6 +124,14 @@ class PoisonedNetwork(LightNetwork):
         return 10 * self.layers(tiles)
 
 
+def scripted(module: torch.nn.Module, path: Path) -> dict[str, str]:
+    """Write a network as TorchScript; the member of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and yet what users have
+        torch.jit.save(torch.jit.script(module), path)
+    return {"kind": "torchscript", "weights": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 def write_light_ensemble(
     folder: Path, *, members: int = 3, width: int = 16, poison: bool = False, **changes: Any
 ) -> Path:
@@ -131,12 +139,9 @@ def write_light_ensemble(
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(members):
-        path = folder / f"member-{index}.pt"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script((PoisonedNetwork if poison else LightNetwork)(index, width)), path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
+        entries.append(
+            scripted((PoisonedNetwork if poison else LightNetwork)(index, width), folder / f"member-{index}.pt")
+        )
     content: dict[str, Any] = {
         "format": "chorus-ensemble/2",
         "name": "light",
@@ -178,12 +183,7 @@ def write_volume_ensemble(
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(members):
-        path = folder / f"member-{index}.pt"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(volume_network(index, width)), path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
+        entries.append(scripted(volume_network(index, width), folder / f"member-{index}.pt"))
     content: dict[str, Any] = {
         "format": "chorus-ensemble/2",
         "name": "volumes",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch.nn import functional
+
+from tests.support.making import scripted
 
 
 class Uphill(torch.nn.Module):
@@ -37,10 +37,7 @@ class Uphill(torch.nn.Module):
 def write_second(folder: Path, *, reach: int = 5, most: float = 1.0, **changes: Any) -> Path:
     """Its ``ensemble.yaml``: one member, tiles of 64, one channel; `changes` replace entries."""
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and yet what users have
-        torch.jit.save(torch.jit.script(Uphill(reach, most)), folder / "uphill.pt")
-    digest = hashlib.sha256((folder / "uphill.pt").read_bytes()).hexdigest()
+    member = scripted(Uphill(reach, most), folder / "uphill.pt")
     content: dict[str, Any] = {
         "format": "chorus-ensemble/2",
         "name": "uphill",
@@ -49,7 +46,7 @@ def write_second(folder: Path, *, reach: int = 5, most: float = 1.0, **changes: 
         "tile": 64,
         "flows": True,
         "augmentations": ["identity", "hflip"],
-        "members": [{"kind": "torchscript", "weights": "uphill.pt", "sha256": digest}],
+        "members": [member],
     }
     (folder / "ensemble.yaml").write_text(yaml.safe_dump(content | changes))
     return folder / "ensemble.yaml"

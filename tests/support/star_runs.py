@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 import yaml
 from scipy import ndimage
 
-from tests.support.making import write_image
+from tests.support.making import scripted, write_image
 
 RAYS = 8
 
@@ -37,12 +35,7 @@ def write_star_ensemble(folder: Path, *, members: int = 2, rays: bool = True, **
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(members):
-        path = folder / f"member-{index}.pt"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(StarNetwork(index)), path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
+        entries.append(scripted(StarNetwork(index), folder / f"member-{index}.pt"))
     thresholds = {"prob_threshold": 0.55, "nms_threshold": 0.3}
     content: dict[str, Any] = {
         "format": "chorus-ensemble/2",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from chorus.cluster.runs.image_diameters import Estimate, stored_estimate
 from chorus.cluster.state.ledger import Ledger
 from chorus.pipeline.errors import RefusedError
 from tests.support.cellpose_networks import NARROW, residual_state
-from tests.support.making import write_image
+from tests.support.making import scripted, write_image
 from tests.support.runs import arrays, assert_same_results, run, scores
 
 TRAINED = 12.0
@@ -35,10 +34,7 @@ class BrightNetwork(torch.nn.Module):
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ensemble")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and yet what users have
-        torch.jit.save(torch.jit.script(BrightNetwork()), folder / "bright.pt")
-    digest = hashlib.sha256((folder / "bright.pt").read_bytes()).hexdigest()
+    member = scripted(BrightNetwork(), folder / "bright.pt")
     normalisation = {"kind": "mean_std", "mean": [500.0], "std": [300.0]}
     content = {
         "format": "chorus-ensemble/2",
@@ -47,7 +43,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "input": {"channels": ["dna"], "diameter_px": TRAINED, "normalisation": normalisation},
         "tile": 64,
         "augmentations": ["identity"],
-        "members": [{"kind": "torchscript", "weights": "bright.pt", "sha256": digest}],
+        "members": [member],
     }
     (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
     return folder / "ensemble.yaml"

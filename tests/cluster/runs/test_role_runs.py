@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import zarr
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.outputs.writer import open_posterior
-from tests.support.making import pixels, write_image
+from tests.support.making import pixels, scripted, write_image
 from tests.support.runs import assert_same_results, run, scores, start
 
 OFFSETS = [[-1, 0], [0, -1], [-2, 0], [0, 2]]
@@ -54,12 +52,7 @@ def write_known(
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(2):
-        path = folder / f"member-{index}.pt"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(Known(0.5 * index, channels, grid, crop)), path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append({"kind": "torchscript", "weights": path.name, "sha256": digest})
+        entries.append(scripted(Known(0.5 * index, channels, grid, crop), folder / f"member-{index}.pt"))
     content = {
         "format": "chorus-ensemble/2", "name": "known", "classes": [{"name": "background"}, {"name": "cell"}],
         "input": NORMALISATION, "outputs": outputs, "tile": 64, "members": entries,

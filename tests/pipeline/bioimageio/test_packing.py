@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from chorus.pipeline.members.kinds.bioimageio.package import open_package, weigh
 from chorus.pipeline.preprocessing.normalisation import NormalisedInput
 from chorus.pipeline.preprocessing.preparation import Preparation, surveyed
 from tests.support.engines import outputs_of
-from tests.support.making import pixels, write_ensemble, write_light_ensemble
+from tests.support.making import pixels, scripted, write_ensemble, write_light_ensemble
 
 pytest.importorskip("bioimageio.core")
 
@@ -192,10 +191,7 @@ class WithFlows(torch.nn.Module):
 def test_flows_are_named_channels_without_postprocessing(tmp_path: Path) -> None:
     path = tmp_path / "ensemble" / "flows.pt"
     path.parent.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and yet what users have
-        torch.jit.save(torch.jit.script(WithFlows()), path)
-    member = {"kind": "torchscript", "weights": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    member = scripted(WithFlows(), path)
     ensemble = light(
         path.parent, format="chorus-ensemble/2", members=[member], activation="sigmoid", flows=True, name="flowing"
     )

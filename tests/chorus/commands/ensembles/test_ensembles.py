@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -20,7 +18,7 @@ from chorus.pipeline.ensembles.builtin import builtin_ensembles
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.preprocessing.normalisation import MeanStd, Normalisation, Percentile, Unchanged
-from tests.support.making import LightNetwork, pixels, write_image, write_light_ensemble
+from tests.support.making import LightNetwork, pixels, scripted, write_image, write_light_ensemble
 from tests.support.paths import ROOT
 from tests.support.running import Chorus, Result
 
@@ -42,9 +40,7 @@ ABOUT = {
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for seed in range(3):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and yet what users have
-            torch.jit.save(torch.jit.script(LightNetwork(seed, 4)), folder / f"net-{seed}.pt")
+        scripted(LightNetwork(seed, 4), folder / f"net-{seed}.pt")
     return folder
 
 
