@@ -27,6 +27,7 @@ from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.guard import NodeInfo
 from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime.cancellation import cancel_running
+from chorus.cluster.runtime.late_writers import settle
 from chorus.cluster.runtime.ray_tasks import RayTasks
 from chorus.cluster.runtime.status import Passed, RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray, begin_in_ray
@@ -173,9 +174,12 @@ class RayExecutor(RayTasks):
         fenced = _Fenced(context.model_dump_json(), passes())
         stream = self._stages(ray.data.from_blocks(blocks), len(blocks), fenced)
         tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for table in tables:
-            for row in table.to_pylist():
-                yield RegionStatus(**row)
+        try:
+            for table in tables:
+                for row in table.to_pylist():
+                    yield RegionStatus(**row)
+        finally:  # before Ray ends the actors
+            settle()
 
     def _patience(self, regions: int) -> float:
         """Return the seconds without a finished block of `regions` after which the stream counts as hanging."""

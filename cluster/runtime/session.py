@@ -13,6 +13,7 @@ import psutil
 import ray
 
 from chorus.cluster.runtime import versions
+from chorus.cluster.runtime.late_writers import settle
 from chorus.cluster.runtime.nodes import machines
 from chorus.cluster.runtime.ray_logging import keep_ray_data_off_the_terminal, use_up_the_notice
 from chorus.cluster.runtime.resources import Resources
@@ -155,4 +156,5 @@ def stop() -> None:
     """Leave the cluster; one that `start` started ends."""
     # Ray, stopped half-way, leaves processes behind, and may end this one with an exit code of its own.
     with held_back():
+        settle()
         ray.shutdown()

@@ -124,7 +124,7 @@ class Fence:
         self.given = given
         self._read, self._lease = read, lease
         self._seen = -float("inf")
-        self.overtaken = self._removed = False
+        self.overtaken = self._removed = self._settled = False
 
     def check(self, *, now: bool = False) -> float:
         """Return when (see `clock`) the lock was last seen to be this run's; with `now` ask again in any case.
@@ -149,6 +149,21 @@ class Fence:
             raise OvertakenError(overtaken(self.given.lock))
         self._seen = asked
         return asked
+
+    def settle(self) -> None:
+        """If another run has the lock, wait once until late writers of this run have looked again.
+
+        Raises
+        ------
+        OSError : the lock cannot be read
+        """
+        if self._settled:
+            return
+        try:
+            self.check(now=True)
+        except OvertakenError:
+            self._settled = True
+            time.sleep(self.given.timing.grace)
 
     def late(self, seen: float) -> bool:
         """Return whether a write whose `check` returned `seen` may have ended after another run began to write."""
@@ -191,6 +206,12 @@ def lower_fence(fence: Fence) -> None:
     with _LOCK:
         for root in [root for root, known in _FENCES.items() if known is fence]:
             del _FENCES[root]
+
+
+def raised() -> tuple[Fence, ...]:
+    """Return all fences of this process."""
+    with _LOCK:
+        return tuple(dict.fromkeys(_FENCES.values()))
 
 
 def fence_of(url: str) -> Fence | None:

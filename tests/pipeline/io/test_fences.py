@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chorus.cluster.runtime.late_writers import settle
 from chorus.pipeline.errors import OutputError, OvertakenError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.conditional import objects_of
@@ -177,6 +178,24 @@ def test_fence_stays_down_once_its_lock_was_lost(tmp_path: Path) -> None:
     lock.write_bytes(MINE)
     with pytest.raises(OvertakenError):
         fence.check()
+
+
+def test_overtaken_run_waits_for_its_late_writers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, waited = tmp_path / "run.lock", list[float]()
+    monkeypatch.setattr(time, "sleep", waited.append)
+    lock.write_bytes(MINE)
+    fence = storage.fence_for(Pass(str(tmp_path), str(lock), "mine", Timing(36)))
+    raise_fence(fence)
+    try:
+        settle()
+        assert waited == []
+        lock.write_bytes(OTHER)
+        settle()
+        settle()
+    finally:
+        lower_fence(fence)
+    assert waited == [2.0]
+    settle()  # without a fence there is nothing to wait for
 
 
 def test_file_whose_run_was_overtaken_between_check_and_renaming_is_gone(
