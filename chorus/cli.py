@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -144,6 +145,8 @@ def main() -> None:
     from chorus.cluster.runtime.versions import require_submitter
     from chorus.cluster.telemetry.logs import structured
 
+    # Of what torch and torchvision call inside; whoever runs a network can do nothing about it.
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
     with _errors_as_sentences(), structured(), _errors_as_sentences(), resumable():
         require_submitter()
         app()
