@@ -144,4 +144,4 @@ def curves(job: FoldJob, results: Sequence[FoldResult]) -> str:
 
 def _loss_name(settings: TrainSettings) -> str:
     names = {"ce_dice": "cross-entropy and Dice", "focal": "focal", "tversky": "Tversky", "lovasz": "Lovász"}
-    return names[settings.loss] + (" and flows" if settings.flows else "")
+    return names[settings.loss] + "".join(f" and {name}" for name in ("flows", "boundaries") if getattr(settings, name))

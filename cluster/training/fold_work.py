@@ -128,7 +128,7 @@ def evaluate_here(job: FoldJob, ensemble: Ensemble, pairs: Sequence[TrainingPair
     for pair in pairs:
         try:
             image, label = load_pair(pair)
-            truth = label if job.settings.flows else class_image(label, job.settings, pair.label)
+            truth = label if job.settings.instances else class_image(label, job.settings, pair.label)
             done.scores.extend(evaluator.scores(pair.name, image, truth))
         except ImageError as error:
             done.failed.append((pair.name, str(error)))

@@ -190,7 +190,7 @@ def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
     """Find the pairs, report what is left out, and separate the test images."""
     reporter.phase("looking for images and labels")
     channels = request.settings.channels
-    matched = find_pairs(request.images, request.labels, channels)
+    matched = find_pairs(request.images, request.labels, channels, request.settings.axes)
     data = _Data(list(matched.pairs), [], "")
     _leave_out(matched, request, data.skipped, reporter)
     if request.hold_out is not None:
@@ -198,7 +198,7 @@ def _look(request: TrainRequest, reporter: FoldReporter) -> _Data:
         data.train, data.test = hold_out(matched.pairs, request.hold_out, request.settings.seed)
     elif request.test_images is not None and request.test_labels is not None:
         data.test_name = storage.basename(request.test_images.rstrip("/"))
-        others = find_pairs(request.test_images, request.test_labels, channels)
+        others = find_pairs(request.test_images, request.test_labels, channels, request.settings.axes)
         _leave_out(others, request, data.skipped, reporter)
         data.test = list(others.pairs)
     return data
@@ -232,7 +232,7 @@ def hold_out(pairs: Sequence[TrainingPair], share: float, seed: int) -> tuple[li
 
 
 def _record(request: TrainRequest, pairs: Sequence[TrainingPair]) -> TrainRecord:
-    named = [[p.name, p.channels, p.height, p.width, p.t, p.z] for p in pairs]
+    named = [[p.name, p.channels, *p.shape, p.t, p.z] for p in pairs]
     return TrainRecord(
         settings=request.settings,
         run=TrainExecution(executor=request.executor, address=request.address, device=request.device),

@@ -1,19 +1,23 @@
-"""Flows of a label image, and the label image that flows lead to, for one plane in memory.
+"""Flows of a label image, and the label images that flows or boundaries lead to, in memory.
 
-This is for validation during training and for evaluation. Objects depend slightly on the crop: Cellpose samples flows
-by the array's own size and removes objects by their share of it. `chorus.pipeline.instances.regions` gives results that
-do not depend on the crop, for planes of any size.
+This is for validation during training and for evaluation. Objects of flows depend slightly on the crop: Cellpose
+samples flows by the array's own size and removes objects by their share of it. `chorus.pipeline.instances.regions`
+gives results that do not depend on the crop, for planes of any size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from chorus.pipeline.instances.flows.dynamics import directions
+from chorus.pipeline.instances.maps.objects import map_objects
+from chorus.pipeline.instances.maps.rules import MapSettings
+from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.members.contract import FLOW_LENGTH
 from chorus.pipeline.members.kinds.cellpose.network import import_cellpose
 
@@ -96,3 +100,51 @@ def label_image(
     )
     result: NDArray[np.int32] = masks.astype(np.int32)
     return result
+
+
+def boundary_label_image(
+    foreground: NDArray[np.float32], boundaries: NDArray[np.float32], *, minimum_size: int = 15
+) -> NDArray[np.int64]:
+    """Label the objects of a plane or a volume by a watershed on their boundaries, with the settings' defaults.
+
+    Parameters
+    ----------
+    foreground, boundaries : (y, x) or (z, y, x) float32, probabilities
+    minimum_size : objects of fewer pixels are removed
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Of their shape, 1 to n, 0 for background.
+    """
+    deep = (1,) * (3 - foreground.ndim)
+    maps = _BoundaryMaps(foreground.reshape(deep + foreground.shape), boundaries.reshape(deep + boundaries.shape))
+    settings = MapSettings("boundaries", minimum_size=minimum_size)
+    planes, rows, columns = maps.foregrounds.shape
+    names = map_objects(maps, settings.blocks((planes, rows, columns)), settings)
+    known, numbers = np.unique(names, return_inverse=True)
+    result: NDArray[np.int64] = numbers.reshape(foreground.shape) + int(known[0] != 0)
+    return result
+
+
+@dataclass(frozen=True)
+class _BoundaryMaps:
+    """See `chorus.pipeline.instances.maps.rules.Maps`; (z, y, x)."""
+
+    foregrounds: NDArray[np.float32]
+    ridges: NDArray[np.float32]
+
+    def mask(self, box: Box) -> NDArray[np.bool_]:
+        return self.foreground(box) > np.float32(0.5)
+
+    def foreground(self, box: Box) -> NDArray[np.floating]:
+        return self.foregrounds[box.z.slice, box.y.slice, box.x.slice]
+
+    def boundaries(self, box: Box) -> NDArray[np.floating]:
+        return self.ridges[box.z.slice, box.y.slice, box.x.slice]
+
+    def distances(self, box: Box, to: Literal["centre", "boundary"]) -> NDArray[np.floating] | None:
+        return None
+
+    def affinities(self, box: Box) -> NDArray[np.floating]:
+        raise ValueError("no affinities")

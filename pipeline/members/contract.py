@@ -186,7 +186,7 @@ class ModuleMember:
         module.eval()
         for parameter in module.parameters():  # TorchScript modules have no `requires_grad_` of their own
             parameter.requires_grad_(False)
-        self.module = _in_channels_last(module, device)
+        self.module = in_channels_last(module, device)
         self.encoder, self.features = _encoder(module)
         self._stage: torch.Tensor | None = None
 
@@ -235,7 +235,7 @@ class ModuleMember:
         self._stage = last_stage(output)
 
 
-def _in_channels_last(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def in_channels_last(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """Move a network to a device and its kernels to channels-last memory, those of planes or those of volumes."""
     if all(parameter.ndim < 5 for parameter in module.parameters()):
         moved: torch.nn.Module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

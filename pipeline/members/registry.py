@@ -33,6 +33,7 @@ _BUILT_IN = (
     "torchscript",
     "python",
     "smp",
+    "unet",
 )
 log = logging.getLogger("chorus")
 

@@ -12,7 +12,7 @@ from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.settings import TrainSettings
 
-# Memory of a pair, in bytes per pixel: float32 channels, class and flows, and the order of its pixels by class.
+# Memory of a pair, in bytes per pixel: float32 channels and targets, and the order of its pixels by class, sorted.
 _BYTES_PER_CHANNEL, _BYTES_PER_LABEL = 4, 4 + 4 + 8
 _BYTES_PER_NETWORK = 1 << 30
 
@@ -42,8 +42,9 @@ def check_memory(pairs: Sequence[TrainingPair], settings: TrainSettings, workers
         If more than is available.
     """
     channels = len(settings.channels) * (2 if settings.augment.clahe else 1)
-    per_pixel = _BYTES_PER_CHANNEL * channels + _BYTES_PER_LABEL
-    each = sum(pair.height * pair.width for pair in pairs) * per_pixel + _BYTES_PER_NETWORK
+    more = settings.outputs - len(settings.classes)
+    per_pixel = _BYTES_PER_CHANNEL * (channels + more) + _BYTES_PER_LABEL
+    each = sum(pair.pixels for pair in pairs) * per_pixel + _BYTES_PER_NETWORK
     needed, available = workers * each, psutil.virtual_memory().available
     if needed > available:
         raise RefusedError(

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chorus.pipeline.core.fields import BOUNDARIES
 from chorus.pipeline.core.geometry import RegionGrid, Window
-from chorus.pipeline.core.outputs import FLOWS
+from chorus.pipeline.core.outputs import BOUNDARY, FLOWS
 from chorus.pipeline.core.posterior import Posterior
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import ImageError
@@ -23,14 +24,14 @@ from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.posterior_builder import InferenceSettings, tiles_per_call
 from chorus.pipeline.inference.stages import StageState
 from chorus.pipeline.inference.tile_stream import PlaneWindow
-from chorus.pipeline.instances.whole_image import label_image
+from chorus.pipeline.instances.whole_image import boundary_label_image, label_image
 from chorus.pipeline.metrics.objects import average_precision
 from chorus.pipeline.metrics.segmentation import dice
 from chorus.pipeline.preprocessing.preparation import surveyed
 
 ENSEMBLE = "ensemble"
 # Bounds the memory of the sums; any value gives the same scores.
-_REGION = 1024
+_REGION = {"yx": (1024, 1024), "zyx": (64, 256, 256)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,8 @@ class Evaluator:
         Parameters
         ----------
         name : of the image
-        image : (channels, y, x) raw pixels of any real dtype
-        truth : (y, x) integer classes, 0 is background; objects 1 to n if the ensemble gives flows
+        image : (channels, y, x) or (channels, z, y, x) raw pixels of any real dtype
+        truth : integer classes, 0 is background; objects 1 to n if the ensemble gives flows or boundaries
 
         Raises
         ------
@@ -90,21 +91,21 @@ class Evaluator:
         return scores
 
     def _answers(self, pixels: NDArray[np.float32], *, augmented: bool) -> list[tuple[str, _Answer]]:
-        """Return the prediction of each predictor for the whole plane."""
+        """Return the prediction of each predictor for the whole plane or volume."""
         settings = self._settings(augmented=augmented)
-        height, width = pixels.shape[1:]
-        grid = settings.answer.tiles((height, width), settings.tile, self._ensemble.spec.overlap)
+        shape = pixels.shape[1:]
+        grid = settings.answer.tiles(shape, settings.tile, self._ensemble.spec.overlap)
         engines = [
             Engine([member], settings, self._device, [channels])
             for member, channels in zip(self._members, self._inputs.channels, strict=True)
         ]
         names = [*(f"member-{index}" for index in range(len(engines))), ENSEMBLE]
-        answers = [_Answer.empty(height, width, flows=FLOWS in settings.outputs) for _ in names]
-        regions = RegionGrid.make((height, width), _REGION)
+        answers = [_Answer.empty(shape, settings) for _ in names]
+        regions = RegionGrid.make(shape, _REGION[self._ensemble.spec.input.axes])
         for index in range(regions.count):
             target = regions.window(index)
             needed = grid.needed(target)
-            read = np.ascontiguousarray(pixels[:, needed.y.slice, needed.x.slice])
+            read = np.ascontiguousarray(pixels[:, *needed.slices])
             plane = PlaneWindow(read, needed, grid, self._inputs.padding)
             together: StageState | None = None
             for engine, answer in zip(engines, answers, strict=False):
@@ -130,35 +131,47 @@ class Evaluator:
     def _score(
         self, name: str, predictor: str, answer: _Answer, truth: NDArray[np.integer], *, augmented: bool
     ) -> FoldScore:
-        if answer.flows is None:
+        objects = answer.objects()
+        if objects is None:
             classes = range(1, len(self._ensemble.spec.classes))
             dices = [dice(answer.labels == k, truth == k) for k in classes]
             return FoldScore(name, predictor, augmented, float(np.mean(dices)))
-        precision = average_precision(truth, label_image(answer.foreground, answer.flows))
+        precision = average_precision(truth, objects)
         overlap = dice(answer.labels > 0, truth > 0)
         return FoldScore(name, predictor, augmented, overlap, precision[0], float(np.mean(precision)))
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A predictor's prediction of a plane: (y, x) classes, and the maps that objects are made from."""
+    """A predictor's prediction of a plane or a volume: its classes, and the maps that objects are made from."""
 
     labels: NDArray[np.int32]
     foreground: NDArray[np.float32]
     flows: NDArray[np.float32] | None
+    boundaries: NDArray[np.float32] | None
 
     @classmethod
-    def empty(cls, height: int, width: int, *, flows: bool) -> _Answer:
-        shape = height, width
-        vectors = np.empty((2, *shape), np.float32) if flows else None
-        return cls(np.empty(shape, np.int32), np.empty(shape, np.float32), vectors)
+    def empty(cls, shape: Sequence[int], settings: InferenceSettings) -> _Answer:
+        vectors = np.empty((2, *shape), np.float32) if FLOWS in settings.outputs else None
+        ridges = np.empty(shape, np.float32) if BOUNDARY in settings.outputs else None
+        return cls(np.empty(shape, np.int32), np.empty(shape, np.float32), vectors, ridges)
 
     def take(self, target: Window, posterior: Posterior) -> None:
-        inside = target.y.slice, target.x.slice
+        inside = target.slices
         self.labels[inside] = posterior.labels
         self.foreground[inside] = posterior.probability[1:].sum(axis=0)
         if self.flows is not None:
             self.flows[:, *inside] = posterior.flows
+        if self.boundaries is not None:
+            self.boundaries[inside] = posterior.maps(BOUNDARIES)[0]
+
+    def objects(self) -> NDArray[np.integer] | None:
+        """Return the objects that its flows or boundaries give; None if it has neither."""
+        if self.flows is not None:
+            return label_image(self.foreground, self.flows)
+        if self.boundaries is not None:
+            return boundary_label_image(self.foreground, self.boundaries)
+        return None
 
 
 def summarise(scores: Sequence[FoldScore]) -> dict[str, float]:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from chorus.pipeline.core.provenance import About, TrainingSummary
 from chorus.pipeline.ensembles.entries import ClassEntry, InputEntry
 from chorus.pipeline.ensembles.spec import FORMAT, EnsembleSpec
+from chorus.pipeline.members.contract import MemberEntry
 from chorus.pipeline.members.kinds.smp import SmpMember
-from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput
+from chorus.pipeline.members.kinds.unet import UnetMember
+from chorus.pipeline.members.outputs import BoundaryOutput, ClassesOutput, FlowsOutput, OutputEntry
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
 from chorus.pipeline.training.records import FoldResult
 from chorus.pipeline.training.settings import TrainSettings
@@ -38,7 +40,8 @@ def training_summary(
             flat = plane.ravel()
             samples[channel].append(flat[:: max(1, flat.size // _PIXELS)].astype(np.float32))
         areas.append(_areas(label, settings, pair.label))
-    diameters = 2 * np.sqrt(np.concatenate(areas) / np.pi)
+    sizes = np.concatenate(areas)
+    diameters = 2 * np.sqrt(sizes / np.pi) if settings.axes == "yx" else np.cbrt(6 * sizes / np.pi)
     begun_with = ", ".join(sorted({result.begun_with for result in results}))
     return TrainingSummary(
         recipe=settings.model_dump(mode="json") | {"begun_with": begun_with},
@@ -55,7 +58,8 @@ def training_summary(
 
 def ensemble_spec(name: str, settings: TrainSettings, results: Sequence[FoldResult], about: About) -> EnsembleSpec:
     """Return the ``ensemble.yaml`` of the trained members."""
-    architecture, encoder, options = settings.design
+    outputs: list[OutputEntry] = [ClassesOutput()]
+    outputs += [FlowsOutput()] * settings.flows + [BoundaryOutput(role="boundary")] * settings.boundaries
     return EnsembleSpec(
         format=FORMAT,
         name=name,
@@ -64,22 +68,30 @@ def ensemble_spec(name: str, settings: TrainSettings, results: Sequence[FoldResu
             for one, color in zip(settings.classes, settings.class_colors, strict=True)
         ],
         input=InputEntry(
-            channels=settings.channels, pixel_size_um=settings.pixel_size_um, normalisation=settings.normalisation
+            channels=settings.channels,
+            axes=settings.axes,
+            pixel_size_um=settings.pixel_size_um,
+            normalisation=settings.normalisation,
         ),
-        outputs=[ClassesOutput(), FlowsOutput()] if settings.flows else [ClassesOutput()],
+        outputs=outputs,
         tile=settings.tile,
-        members=[
-            SmpMember(
-                kind="smp",
-                architecture=architecture,
-                encoder=encoder,
-                options=options,
-                weights=result.weights,
-                sha256=result.sha256,
-            )
-            for result in results
-        ],
+        members=[_member(settings, result) for result in results],
         about=about,
+    )
+
+
+def _member(settings: TrainSettings, result: FoldResult) -> MemberEntry:
+    if settings.axes == "zyx":
+        design = settings.unet.model_dump()
+        return UnetMember(kind="unet", weights=result.weights, sha256=result.sha256, **design)
+    architecture, encoder, options = settings.design
+    return SmpMember(
+        kind="smp",
+        architecture=architecture,
+        encoder=encoder,
+        options=options,
+        weights=result.weights,
+        sha256=result.sha256,
     )
 
 

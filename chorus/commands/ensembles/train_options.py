@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
+from chorus.console.numbers import edges, fractions
 from chorus.pipeline.core.device import DeviceChoice
+from chorus.pipeline.core.geometry import Axes
 from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError, reason_of
-from chorus.pipeline.training.settings import LossName, TrainSettings
+from chorus.pipeline.training.settings import UNETS, Augment, LossName, TrainSettings
 
 if TYPE_CHECKING:
     from chorus.cluster.training.run import TrainRequest
     from chorus.pipeline.members.kinds.smp import SmpMember
 
-_DEFAULT = TrainSettings()
+_DEFAULT, _VOLUMES = TrainSettings(), TrainSettings(axes="zyx")
 _DATA, _NETWORK, _COURSE = "What is learnt", "Network", "Course of the training"
 _AUGMENT, _ABOUT, _RUN = "What is varied from patch to patch", "What is said of the ensemble", "How it is carried out"
 
@@ -37,6 +39,9 @@ class TrainOptions:
     out: Annotated[
         str, typer.Option("--out", "-o", help="Becomes the ensemble: a folder, or a gs://, s3:// or az:// URL.")
     ]
+    axes: Annotated[
+        Axes, typer.Option(help="Of what members see: planes (yx) or volumes (zyx).", rich_help_panel=_DATA)
+    ] = _DEFAULT.axes
     label_kind: Annotated[
         Literal["instances", "classes"],
         typer.Option(help="Values of labels: an object each, or the index of a class.", rich_help_panel=_DATA),
@@ -52,13 +57,24 @@ class TrainOptions:
         bool,
         typer.Option("--flows", help="Learn flows as well, so that objects can be told apart.", rich_help_panel=_DATA),
     ] = _DEFAULT.flows
+    boundaries: Annotated[
+        bool,
+        typer.Option(
+            "--boundaries", help="Learn boundaries as well, to tell objects apart by them.", rich_help_panel=_DATA
+        ),
+    ] = _DEFAULT.boundaries
     channel: Annotated[
         list[str] | None,
         typer.Option(help="Channel by name or index; once per channel that members see.", rich_help_panel=_DATA),
     ] = None
     pixel_size: Annotated[
-        float | None,
-        typer.Option(help="Micrometers of a pixel; predict scales images to it.", rich_help_panel=_DATA),
+        Any,
+        typer.Option(
+            parser=fractions,
+            metavar="MICROMETERS",
+            help="Of a pixel, of volumes also Z,Y,X; predict scales images to it.",
+            rich_help_panel=_DATA,
+        ),
     ] = None
     normalisation: Annotated[
         Literal["percentile", "mean_std", "none"],
@@ -76,12 +92,20 @@ class TrainOptions:
         bool,
         typer.Option("--strict", help="An image without label, or the reverse, is an error.", rich_help_panel=_DATA),
     ] = False
-    architecture: Annotated[str, typer.Option(help="By its name in the smp library.", rich_help_panel=_NETWORK)] = (
-        _DEFAULT.architecture
-    )
-    encoder: Annotated[str, typer.Option(help="By its name in smp; `tu-...` are timm's.", rich_help_panel=_NETWORK)] = (
-        _DEFAULT.encoder
-    )
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help=f"By its name in the smp library, by default {_DEFAULT.architecture}; of volumes "
+            f"{' or '.join(UNETS)}.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help=f"By its name in smp, by default {_DEFAULT.encoder}; `tu-...` are timm's.", rich_help_panel=_NETWORK
+        ),
+    ] = None
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,8 +113,11 @@ class TrainOptions:
         ),
     ] = None
     imagenet: Annotated[
-        bool, typer.Option(help="Begin with ImageNet weights where they can be reached.", rich_help_panel=_NETWORK)
-    ] = _DEFAULT.imagenet
+        bool | None,
+        typer.Option(
+            help="Begin with ImageNet weights where they can be reached, as planes do.", rich_help_panel=_NETWORK
+        ),
+    ] = None
     start: Annotated[
         str | None,
         typer.Option(help="Fine-tune a member: ENSEMBLE, or ENSEMBLE#2 for its third.", rich_help_panel=_NETWORK),
@@ -98,9 +125,16 @@ class TrainOptions:
     weights_dtype: Annotated[
         Literal["float32", "float16"], typer.Option(help="Type in which members are written.", rich_help_panel=_NETWORK)
     ] = _DEFAULT.weights_dtype
-    tile: Annotated[int, typer.Option(help="Edge of a tile when the ensemble predicts.", rich_help_panel=_NETWORK)] = (
-        _DEFAULT.tile
-    )
+    tile: Annotated[
+        Any,
+        typer.Option(
+            parser=edges,
+            metavar="PIXELS",
+            help=f"Edge of a tile when the ensemble predicts, by default {_DEFAULT.tile}; of volumes Z,Y,X, by default "
+            "the patch.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
     folds: Annotated[
         int, typer.Option(help="Members; each is validated on its own share.", rich_help_panel=_COURSE)
     ] = _DEFAULT.folds
@@ -109,8 +143,22 @@ class TrainOptions:
         float | None,
         typer.Option(help="Of the steps with the encoder frozen; by default a fifth.", rich_help_panel=_COURSE),
     ] = None
-    batch: Annotated[int, typer.Option(help="Patches per step.", rich_help_panel=_COURSE)] = _DEFAULT.batch
-    patch: Annotated[int, typer.Option(help="Edge of a patch in pixels.", rich_help_panel=_COURSE)] = _DEFAULT.patch
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Patches per step, by default {_DEFAULT.batch}; of volumes {_VOLUMES.batch}.", rich_help_panel=_COURSE
+        ),
+    ] = None
+    patch: Annotated[
+        Any,
+        typer.Option(
+            parser=edges,
+            metavar="PIXELS",
+            help=f"Edge of a patch, by default {_DEFAULT.patch}; of volumes Z,Y,X, by default "
+            f"{','.join(map(str, _VOLUMES.patch_shape))}.",
+            rich_help_panel=_COURSE,
+        ),
+    ] = None
     learning_rate: Annotated[str, typer.Option(help="Largest of the cycle, or `find`.", rich_help_panel=_COURSE)] = str(
         _DEFAULT.learning_rate
     )
@@ -206,21 +254,14 @@ class TrainOptions:
 
     def _settings(self) -> dict[str, Any]:
         """Return the options under the names of `TrainSettings`; they differ only in `_NAMES`."""
-        same: tuple[str, ...] = (
-            "architecture",
-            "encoder",
-            "imagenet",
-            "flows",
-            "folds",
-            "steps",
-            "frozen_share",
-            "batch",
-            "patch",
-        )
-        same += ("weight_decay", "loss", "precision", "seed", "validate_every", "keep", "weights_dtype", "tile")
+        same: tuple[str, ...] = ("axes", "flows", "boundaries", "folds", "steps", "frozen_share")
+        same += ("weight_decay", "loss", "precision", "seed", "validate_every", "keep", "weights_dtype")
         settings = {name: getattr(self, name) for name in same}
         varied: tuple[str, ...] = ("rotation", "scale", "gamma", "contrast", "noise", "clahe", "elastic")
         varied += ("blur", "shading", "photons", "offset", "cutout")
+        # Their defaults depend on the axes.
+        of_axes = ("architecture", "encoder", "imagenet", "batch", "patch", "tile")
+        settings |= {name: value for name in of_axes if (value := getattr(self, name)) is not None}
         normalisations = {
             "percentile": _DEFAULT.normalisation.model_dump(),
             "mean_std": {"kind": "mean_std", "per": "image"},
@@ -274,14 +315,16 @@ _NAMES = {
 def _sentence(error: ValidationError) -> str:
     """Return a sentence that says which option is wrong and why."""
     first = error.errors()[0]
-    reason = reason_of(first["msg"]).replace("labels: ", "--label-kind ")
+    reason = reason_of(first["msg"]).replace("labels: ", "--label-kind ").replace("axes: ", "--axes ")
     path = [str(part) for part in first["loc"] if part != "augment"]
     in_settings = path[:1] == ["settings"]
     path = path[in_settings:]
     if not path:  # of several at once: the reason begins with the field
         name, _, rest = reason.partition(":")
-        known = name in TrainSettings.model_fields
-        return f"--{_NAMES.get(name, name)}:{rest}" if known else f"{reason}; see `chorus train --help`"
+        known = name in TrainSettings.model_fields or name in Augment.model_fields
+        return (
+            f"--{_NAMES.get(name, name).replace('_', '-')}:{rest}" if known else f"{reason}; see `chorus train --help`"
+        )
     return f"--{_NAMES.get(path[0], path[0]).replace('_', '-')}: {reason}; see `chorus train --help`"
 
 

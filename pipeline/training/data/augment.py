@@ -5,16 +5,17 @@ All geometric changes are one resampling by torch's ``grid_sample``, so pixels a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from chorus.pipeline.members.contract import FLOW_LENGTH, channels_last
 from chorus.pipeline.training.data.imaging import Imaging, blurred, cut_out, shaded, with_photon_noise
 from chorus.pipeline.training.data.patches import ELASTIC_REACH, Draw
 
-FLOW_LENGTH = 5.0
 _ELASTIC_SIGMA = 8.0  # pixels
 _ELASTIC_STD = 3.0  # pixels
 
@@ -25,68 +26,70 @@ class Batch:
 
     Attributes
     ----------
-    images : (batch, channels, y, x) float32
-    classes : (batch, y, x) int64
+    images : (batch, channels, *patch) float32
+    classes : (batch, *patch) int64
     flows : (batch, 2, y, x) float32, if they are learnt
+    boundaries : (batch, *patch) float32, 0 or 1, if they are learnt
     """
 
     images: torch.Tensor
     classes: torch.Tensor
     flows: torch.Tensor | None
+    boundaries: torch.Tensor | None
 
 
-def augmented(draw: Draw, patch: int, device: torch.device) -> Batch:
+def augmented(draw: Draw, patch: Sequence[int], device: torch.device) -> Batch:
     """Return the augmented patches of the windows of `draw`.
 
     Parameters
     ----------
     draw : windows and what to do to them
-    patch : edge of a patch in pixels
+    patch : shape of a patch in pixels, (y, x) or (z, y, x)
     device : where to compute them
     """
     generator = torch.Generator(device).manual_seed(draw.seed)
     windows, targets = (torch.from_numpy(a).to(device, non_blocking=True) for a in (draw.images, draw.targets))
-    places, jacobian = _places(draw, patch, windows.shape[-1], generator)
+    places, jacobian = _places(draw, patch, generator)
     images = functional.grid_sample(windows, places, mode="bilinear", padding_mode="border", align_corners=True)
     targets = functional.grid_sample(targets, places, mode="nearest", padding_mode="border", align_corners=True)
-    flows = turned(targets[:, 1:], jacobian) if targets.shape[1] > 1 else None
-    images = _varied(images, draw, generator)
-    return Batch(images.contiguous(memory_format=torch.channels_last), targets[:, 0].round().long(), flows)
+    flows = turned(targets[:, 1:3], jacobian) if draw.flows else None
+    images = _varied(images, draw, generator).contiguous(memory_format=channels_last(len(patch)))
+    return Batch(images, targets[:, 0].round().long(), flows, targets[:, -1] if draw.boundaries else None)
 
 
-def _places(draw: Draw, patch: int, window: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _places(draw: Draw, patch: Sequence[int], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the position of each pixel of a patch in its window, and its derivative.
 
-    The position is (batch, y, x, 2) for ``grid_sample``; the derivative of position y and x by pixel y and x is
-    (batch, 2, 2, 1 or y, 1 or x). The centre of a patch is half a pixel before the window's middle pixel, so that
+    The position is (batch, *patch, axes) for ``grid_sample``; the derivative of a position by a pixel, axis by axis, is
+    (batch, axes, axes, *patch or 1). The centre of a patch is half a pixel before the window's middle pixel, so that
     rotations by 90 degrees and flips map pixels to pixels.
     """
-    device = generator.device
+    device, axes, window = generator.device, len(patch), draw.images.shape[2:]
     matrix = torch.from_numpy(draw.matrix).to(device)
-    steps = torch.arange(patch, device=device, dtype=torch.float32) - (patch - 1) / 2
-    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="ij"))
-    places = torch.einsum("bij,jyx->biyx", matrix, offsets)
-    jacobian = matrix[..., None, None]
+    steps = [torch.arange(edge, device=device, dtype=torch.float32) - (edge - 1) / 2 for edge in patch]
+    offsets = torch.stack(torch.meshgrid(*steps, indexing="ij"))
+    places = torch.einsum("bij,j...->bi...", matrix, offsets)
+    jacobian = matrix.reshape(*matrix.shape, *(1,) * axes)
     if draw.bent.any():
         bend = _bend(draw, patch, generator)
         by_y, by_x = torch.gradient(bend, dim=(-2, -1))
         places = places + bend
         jacobian = jacobian + torch.stack([by_y, by_x], dim=2)
-    places = places + (window // 2 - 0.5)
-    return (2 / (window - 1) * places - 1).flip(1).permute(0, 2, 3, 1), jacobian
+    shares = [2 / (edge - 1) * (places[:, axis] + (edge // 2 - 0.5)) - 1 for axis, edge in enumerate(window)]
+    return torch.stack(shares[::-1], dim=-1), jacobian
 
 
-def _bend(draw: Draw, patch: int, generator: torch.Generator) -> torch.Tensor:
-    """Return a smooth random displacement in pixels, (batch, 2, y, x).
+def _bend(draw: Draw, patch: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Return a smooth random displacement in the plane in pixels, (batch, 2, y, x).
 
     References
     ----------
     Simard et al., ICDAR 2003; ``torchvision.transforms.v2.ElasticTransform``, which uses one field for all images
     and the global random generator.
     """
-    shape = (len(draw.bent), 2, patch, patch)
+    shape = (len(draw.bent), 2, *patch)
     noise = torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
-    kernel = min(int(8 * _ELASTIC_SIGMA) | 1, patch - 1 | 1)
+    kernel = min(int(8 * _ELASTIC_SIGMA) | 1, min(patch) - 1 | 1)
     smooth: torch.Tensor = gaussian_blur(noise, [kernel, kernel], [_ELASTIC_SIGMA, _ELASTIC_SIGMA])
     smooth = smooth * (_ELASTIC_STD / smooth.std().clamp(min=1e-9))
     bent = torch.from_numpy(draw.bent).to(generator.device)
@@ -122,7 +125,7 @@ def _varied(images: torch.Tensor, draw: Draw, generator: torch.Generator) -> tor
     Defocus, illumination and photons come before gamma and contrast, the camera's noise after them.
     """
     low, high, gamma, contrast, noise = (
-        torch.from_numpy(values).to(images.device).reshape(len(images), -1, 1, 1)
+        torch.from_numpy(values).to(images.device).reshape(len(images), -1, *(1,) * (images.ndim - 2))
         for values in (draw.low, draw.high, draw.gamma, draw.contrast, draw.noise)
     )
     spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
@@ -131,7 +134,7 @@ def _varied(images: torch.Tensor, draw: Draw, generator: torch.Generator) -> tor
         relative = _exposed(relative, draw.imaging, generator)
     relative = relative.sign() * relative.abs() ** gamma * contrast
     if draw.imaging is not None:
-        relative = relative + torch.from_numpy(draw.imaging.offset).to(images.device).reshape(-1, 1, 1, 1)
+        relative = relative + torch.from_numpy(draw.imaging.offset).to(images.device).reshape(gamma.shape)
     grain = torch.randn(images.shape, generator=generator, device=images.device)
     relative = relative + noise * grain
     if draw.imaging is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.core.geometry import Axes, Window
 from chorus.pipeline.errors import ImageError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.files.label_files import LABEL_DTYPES, LABEL_SUFFIXES, pair_labels, stored_labels
 from chorus.pipeline.io.files.raster_files import find_files, is_zarr
-from chorus.pipeline.io.formats.rasters import only_one
+from chorus.pipeline.io.formats.rasters import Raster, only_one
 from chorus.pipeline.io.formats.registry import open_rasters
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.models import FailedImage, SourceImage
@@ -26,7 +28,7 @@ from chorus.pipeline.training.settings import TrainSettings
 
 @dataclass(frozen=True, slots=True)
 class TrainingPair:
-    """One plane of an image and its labels.
+    """One plane or volume of an image and its labels.
 
     Attributes
     ----------
@@ -35,8 +37,8 @@ class TrainingPair:
     group : name of the image; its planes are never split between training and validation
     kind : how they are read
     channels : indices of the image's channels
-    height, width : of both, in pixels
-    t, z : indices of the plane
+    shape : of both, (y, x) or (z, y, x) in pixels
+    t, z : indices of the plane; z is 0 for a volume
     """
 
     name: str
@@ -45,10 +47,14 @@ class TrainingPair:
     group: str
     kind: Literal["raster", "zarr"]
     channels: tuple[int, ...]
-    height: int
-    width: int
+    shape: tuple[int, ...]
     t: int = 0
     z: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class Pairs:
     failed: tuple[tuple[str, str], ...] = ()
 
 
-def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
+def find_pairs(images: str, labels: str, channels: Sequence[str], axes: Axes = "yx") -> Pairs:
     """Match images and labels.
 
     Parameters
@@ -78,13 +84,15 @@ def find_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     labels : the same of label files, matched by their path below the folder, see `pair_labels`; it may be the folder
         of the images. For OME-Zarr the name of the label image in each image's ``labels`` group
     channels : names of the channels that members see; names or indices of an image's own
+    axes : of what a pair is: every plane of an image, or every volume
 
     Raises
     ------
     RefusedError
         If a source is missing, or no pair is left.
     """
-    pairs = _zarr_pairs(images, labels, channels) if is_zarr(images) else _raster_pairs(images, labels, channels)
+    find = _zarr_pairs if is_zarr(images) else _raster_pairs
+    pairs = find(images, labels, channels, axes)
     if not pairs.pairs:
         reasons = [reason for _, reason in pairs.failed]
         why = reasons[0] if reasons else f"{len(pairs.without_label)} images have no label of their name"
@@ -100,20 +108,20 @@ def load_pair(pair: TrainingPair) -> tuple[NDArray[Any], NDArray[np.integer]]:
 
     Returns
     -------
-    image : (channels, y, x), as stored
-    label : (y, x) integer, as stored
+    image : (channels, y, x) or (channels, z, y, x), as stored
+    label : the same without channels, integer, as stored
 
     Raises
     ------
     ImageError
         If either cannot be read, or the labels are no integers.
     """
-    whole = Window.of(0, pair.height, 0, pair.width)
+    whole = Window.whole(pair.shape)
     if pair.kind == "raster":
         with open_rasters(pair.image) as opened:
-            image = _select(only_one(opened, pair.image).read, pair, whole)
+            image = _read(only_one(opened, pair.image), pair, pair.channels)
         with open_rasters(pair.label, dtypes=LABEL_DTYPES) as opened:
-            label = only_one(opened, pair.label).read(pair.t, pair.z, range(1), whole)[0]
+            label = _read(only_one(opened, pair.label), pair, (0,))[0]
     else:
         source = open_image(pair.image, "image", "", pair.name)
         array = open_level(source.url, source.levels[0].path)
@@ -133,14 +141,14 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
 
     Parameters
     ----------
-    label : (y, x) integer
+    label : integer, (y, x) or (z, y, x)
     settings : define classes and the meaning of labels
     name : for the message
 
     Returns
     -------
     NDArray[np.uint8]
-        (y, x), 0 is background.
+        Of the shape of `label`, 0 is background.
 
     Raises
     ------
@@ -162,7 +170,7 @@ def class_image(label: NDArray[np.integer], settings: TrainSettings, name: str) 
     return label.astype(np.uint8)
 
 
-def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
+def _raster_pairs(images: str, labels: str, channels: Sequence[str], axes: Axes) -> Pairs:
     files, label_files = find_files([images]), find_files([labels], labels=True)
     pictures = {file.name.removesuffix(".ome.zarr"): file.url for file in files if not file.failure}
     annotated = {file.name.removesuffix(".ome.zarr"): file.url for file in label_files if not file.failure}
@@ -172,7 +180,7 @@ def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     failed = [(file.url, file.failure) for file in dict.fromkeys((*files, *label_files)) if file.failure]
     for name, label in sorted(label_of.items()):
         try:
-            pairs += _raster_planes(name, pictures[name], annotated[label], channels)
+            pairs += _of_rasters(name, pictures[name], annotated[label], channels, axes)
         except ImageError as error:
             failed.append((name, str(error)))
     # In one folder each file is found as an image and as a label.
@@ -182,7 +190,7 @@ def _raster_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
     return Pairs(tuple(pairs), lonely, unused, tuple(failed))
 
 
-def _raster_planes(name: str, image: str, label: str, channels: Sequence[str]) -> Iterator[TrainingPair]:
+def _of_rasters(name: str, image: str, label: str, channels: Sequence[str], axes: Axes) -> Iterator[TrainingPair]:
     with open_rasters(image) as opened:
         raster = only_one(opened, image)
         lengths, own = raster.lengths, raster.channels
@@ -190,10 +198,10 @@ def _raster_planes(name: str, image: str, label: str, channels: Sequence[str]) -
         other = only_one(opened, label).lengths
     count = lengths.get("c", 1)
     names = own if len(own) == count else tuple(str(index) for index in range(count))
-    yield from _planes(name, image, label, "raster", _chosen(image, names, channels), lengths, other)
+    yield from _parts(name, image, label, "raster", _chosen(image, names, channels), lengths, other, axes)
 
 
-def _zarr_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
+def _zarr_pairs(images: str, labels: str, channels: Sequence[str], axes: Axes) -> Pairs:
     pairs: list[TrainingPair] = []
     failed, without_label = [], []
     for source in find_images([images]):
@@ -206,7 +214,7 @@ def _zarr_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
             continue
         try:
             label = open_image(url, "image", "", source.name, dtypes=LABEL_DTYPES)
-            pairs += _planes(
+            pairs += _parts(
                 source.name,
                 source.url,
                 url,
@@ -214,6 +222,7 @@ def _zarr_pairs(images: str, labels: str, channels: Sequence[str]) -> Pairs:
                 choose_channels(source, [], channels),
                 _lengths(source),
                 _lengths(label),
+                axes,
             )
         except ImageError as error:
             failed.append((source.name, str(error)))
@@ -224,7 +233,7 @@ def _lengths(image: SourceImage) -> dict[str, int]:
     return dict(zip(image.axes, image.levels[0].shape, strict=True))
 
 
-def _planes(
+def _parts(
     name: str,
     image: str,
     label: str,
@@ -232,8 +241,9 @@ def _planes(
     channels: tuple[int, ...],
     lengths: dict[str, int],
     other: dict[str, int],
+    axes: Axes,
 ) -> Iterator[TrainingPair]:
-    """Yield a pair per plane; raise ImageError if image and labels differ in size."""
+    """Yield a pair per plane or volume; raise ImageError if image and labels differ in size, or there is no volume."""
     size, labelled = ({axis: sizes.get(axis, 1) for axis in "tzyx"} for sizes in (lengths, other))
     if size != labelled or other.get("c", 1) != 1:
         shapes = " and ".join("x".join(str(n) for n in sizes.values()) for sizes in (size, labelled))
@@ -241,11 +251,15 @@ def _planes(
             f"{label}: image and labels differ in size ({shapes} in t, z, y, x; {other.get('c', 1)} channels of "
             "labels); give labels of one channel in the image's size"
         )
-    several = size["t"] * size["z"] > 1
-    for t in range(size["t"]):
-        for z in range(size["z"]):
-            plane = f"{name}:t{t}:z{z}" if several else name
-            yield TrainingPair(plane, image, label, name, kind, channels, size["y"], size["x"], t, z)
+    if axes == "zyx" and size["z"] == 1:
+        raise ImageError(f"{image}: has a single plane; give images with a z axis, or leave --axes zyx out")
+    single = [axis for axis in "tz" if axis not in axes]
+    shape = tuple(size[axis] for axis in axes)
+    several = math.prod(size[axis] for axis in single) > 1
+    for indices in itertools.product(*(range(size[axis]) for axis in single)):
+        at = dict(zip(single, indices, strict=True))
+        suffix = "".join(f":{axis}{index}" for axis, index in at.items()) if several else ""
+        yield TrainingPair(name + suffix, image, label, name, kind, channels, shape, **at)
 
 
 def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
@@ -263,7 +277,11 @@ def _chosen(image: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[int,
     )
 
 
-def _select(read: Any, pair: TrainingPair, whole: Window) -> NDArray[Any]:
-    first, last = min(pair.channels), max(pair.channels)
-    pixels: NDArray[Any] = read(pair.t, pair.z, range(first, last + 1), whole)
-    return pixels[[channel - first for channel in pair.channels]]
+def _read(raster: Raster, pair: TrainingPair, channels: Sequence[int]) -> NDArray[Any]:
+    """Return some channels of a pair's plane or volume, (channels, y, x) or (channels, z, y, x)."""
+    first, last = min(channels), max(channels)
+    plane = Window.whole(pair.shape[-2:])
+    planes = range(pair.shape[0]) if len(pair.shape) == 3 else (pair.z,)
+    read = [raster.read(pair.t, z, range(first, last + 1), plane) for z in planes]
+    pixels = np.stack(read, axis=1) if len(pair.shape) == 3 else read[0]
+    return pixels[[channel - first for channel in channels]]

@@ -28,14 +28,14 @@ ELASTIC_REACH = 12
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A plane ready for drawing patches.
+    """A plane (y, x) or a volume (z, y, x) ready for drawing patches.
 
     Attributes
     ----------
     name : of the pair
-    image : (channels, y, x) float32, normalised
+    image : (channels, *shape) float32, normalised
     equalised : the same with local contrast equalisation, if requested
-    targets : (1, y, x) float32 class, or (3, y, x) with flows dy and dx
+    targets : (targets, *shape) float32: class, then flows dy and dx, then boundaries (0 or 1), those that are learnt
     low, high : (channels,) float32, the range of intensities
     order : flat indices of the pixels, sorted by class; `bounds` : start of each class in it, and the end
     """
@@ -51,7 +51,7 @@ class PreparedImage:
 
 
 def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
-    """Read and normalise one pair, and compute its flows.
+    """Read and normalise one pair, and compute its flows and boundaries.
 
     Raises
     ------
@@ -66,6 +66,8 @@ def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
         from chorus.pipeline.instances.whole_image import flows_of  # needs Cellpose, which is optional
 
         targets = np.concatenate([targets, flows_of(label)])
+    if settings.boundaries:
+        targets = np.concatenate([targets, boundaries_of(label)[None]])
     flat = image.reshape(image.shape[0], -1)
     low, high = np.percentile(flat, [_LOW, _HIGH], axis=1).astype(np.float32)
     counts = np.bincount(classes.ravel(), minlength=len(settings.classes))
@@ -79,6 +81,23 @@ def prepare(pair: TrainingPair, settings: TrainSettings) -> PreparedImage:
         np.argsort(classes.ravel(), kind="stable").astype(np.uint32),
         np.concatenate([[0], np.cumsum(counts)]),
     )
+
+
+def boundaries_of(label: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Return the pixels of objects and background that have a side in common with another object, as 1.
+
+    Parameters
+    ----------
+    label : (y, x) or (z, y, x) integer, 0 for background
+
+    Returns
+    -------
+    NDArray[np.float32]
+        Of the shape of `label`, 0 or 1.
+    """
+    from skimage.segmentation import find_boundaries
+
+    return np.asarray(find_boundaries(label, connectivity=1, mode="thick"), np.float32)  # type: ignore[no-untyped-call]
 
 
 def _equalised(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,8 +117,9 @@ class Draw:
 
     Attributes
     ----------
-    images : (batch, channels, window, window) float32; `targets` : (batch, 1 or 3, window, window) float32
-    matrix : (batch, 2, 2) float32, from the offset (y, x) of a pixel from the patch's centre to that in the window
+    images : (batch, channels, *window) float32; `targets` : (batch, targets, *window) float32
+    flows, boundaries : whether the targets have them, see `PreparedImage`
+    matrix : (batch, axes, axes) float32, from the offset of a pixel from the patch's centre to that in the window
     low, high : (batch, channels) float32, ranges of intensities
     gamma, contrast, noise : (batch,) float32
     bent : (batch,) float32, 1 for patches with elastic deformation
@@ -109,6 +129,8 @@ class Draw:
 
     images: NDArray[np.float32]
     targets: NDArray[np.float32]
+    flows: bool
+    boundaries: bool
     matrix: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -126,7 +148,7 @@ class PatchSource:
     def __init__(self, images: Sequence[PreparedImage], settings: TrainSettings) -> None:
         self._images = images
         self._settings = settings
-        self._window = window_size(settings.patch, settings.augment)
+        self._window = window_shape(settings.patch_shape, settings.augment)
         classes = range(len(settings.classes))
         having = [[image for image in images if image.bounds[k] < image.bounds[k + 1]] for k in classes]
         self._having = [(k, positions) for k, positions in enumerate(having) if positions]
@@ -135,14 +157,16 @@ class PatchSource:
         """Return the batch of `seed`, independent of earlier draws."""
         rng = np.random.default_rng(list(seed))
         batch, augment = self._settings.batch, self._settings.augment
-        first, size = self._images[0], (self._window, self._window)
-        images = np.empty((batch, len(first.image), *size), np.float32)
-        targets = np.empty((batch, len(first.targets), *size), np.float32)
+        first = self._images[0]
+        images = np.empty((batch, len(first.image), *self._window), np.float32)
+        targets = np.empty((batch, len(first.targets), *self._window), np.float32)
         sources = [self._cut(rng, images[index], targets[index]) for index in range(batch)]
         return Draw(
             images,
             targets,
-            np.stack([_matrix(rng, augment) for _ in range(batch)]),
+            self._settings.flows,
+            self._settings.boundaries,
+            np.stack([_matrix(rng, augment, len(self._window)) for _ in range(batch)]),
             np.stack([source.low for source in sources]),
             np.stack([source.high for source in sources]),
             _factor(rng, augment.gamma, batch),
@@ -154,37 +178,48 @@ class PatchSource:
         )
 
     def _cut(self, rng: np.random.Generator, image: NDArray[np.float32], targets: NDArray[np.float32]) -> PreparedImage:
-        """Fill a window whose middle pixel, at size // 2, is of a class that was drawn first."""
+        """Fill a window whose middle pixel, at size // 2 on each axis, is of a class that was drawn first."""
         k, having = self._having[rng.integers(len(self._having))]
         source = having[rng.integers(len(having))]
         at = int(source.order[rng.integers(source.bounds[k], source.bounds[k + 1])])
-        height, width = source.image.shape[1:]
-        (ys, turn_y), (xs, turn_x) = (
-            _mirrored(start - self._window // 2, self._window, length)
-            for start, length in zip(divmod(at, width), (height, width), strict=True)
+        shape = source.image.shape[1:]
+        spans = zip(np.unravel_index(at, shape), self._window, shape, strict=True)
+        indices, turns = zip(
+            *(_mirrored(int(middle) - size // 2, size, length) for middle, size, length in spans), strict=True
         )
-        _take(source.image, ys, xs, image)
+        _take(source.image, indices, image)
         if source.equalised is not None and rng.random() < 0.5:
             equalised = np.empty_like(image)
-            _take(source.equalised, ys, xs, equalised)
+            _take(source.equalised, indices, equalised)
             image += np.float32(rng.random()) * (equalised - image)
-        _take(source.targets, ys, xs, targets)
-        if len(targets) > 1:  # beyond an edge objects are mirrored, and so are their flows
-            targets[1] *= turn_y[:, None]
-            targets[2] *= turn_x
+        _take(source.targets, indices, targets)
+        if self._settings.flows:  # beyond an edge objects are mirrored, and so are their flows
+            targets[1] *= turns[0][:, None]
+            targets[2] *= turns[1]
         return source
 
 
-def _take(planes: NDArray[np.float32], ys: NDArray[np.int64], xs: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+def _take(maps: NDArray[np.float32], indices: Sequence[NDArray[np.int64]], out: NDArray[np.float32]) -> None:
+    *outer, inner = indices
+    for axis, index in enumerate(outer, start=1):
+        maps = maps.take(index, axis=axis)
     # `clip` saves NumPy a buffer; all indices are valid.
-    np.take(planes[:, ys], xs, axis=2, out=out, mode="clip")
+    np.take(maps, inner, axis=len(indices), out=out, mode="clip")
 
 
-def window_size(patch: int, augment: Augment) -> int:
-    """Return the edge of a window that contains a patch under every rotation, scale and deformation; even."""
+def window_shape(patch: Sequence[int], augment: Augment) -> tuple[int, ...]:
+    """Return the shape of a window that contains a patch under every rotation, scale and deformation; even edges.
+
+    Parameters
+    ----------
+    patch : its shape, (y, x) or (z, y, x); rotations are those of y and x
+    augment : how patches are varied
+    """
     angle = math.radians(min(augment.rotation, 45.0))  # additional quarter turns do not change the reach
-    reach = patch / 2 * (math.cos(angle) + math.sin(angle)) / augment.scale[0] + ELASTIC_REACH * augment.elastic
-    return 2 * (math.ceil(reach) + 2)
+    turned = max(patch[-2:]) / 2 * (math.cos(angle) + math.sin(angle))
+    halves = [*(edge / 2 for edge in patch[:-2]), turned, turned]
+    reaches = [half / augment.scale[0] + ELASTIC_REACH * augment.elastic for half in halves]
+    return tuple(2 * (math.ceil(reach) + 2) for reach in reaches)
 
 
 def _mirrored(start: int, size: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -194,14 +229,18 @@ def _mirrored(start: int, size: int, length: int) -> tuple[NDArray[np.int64], ND
     return mirror(index, length), np.where(backwards, -1, 1).astype(np.float32)
 
 
-def _matrix(rng: np.random.Generator, augment: Augment) -> NDArray[np.float32]:
-    """Return a random flip, quarter turns, a further rotation, and a scale as one matrix, (2, 2)."""
+def _matrix(rng: np.random.Generator, augment: Augment, axes: int) -> NDArray[np.float32]:
+    """Return random flips, quarter turns and a further rotation of y and x, and a scale as one matrix, (axes, axes)."""
     turns, flip = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
     angle = math.radians(rng.uniform(-augment.rotation, augment.rotation))
     magnification = math.exp(rng.uniform(*np.log(augment.scale)))
     c, s = math.cos(angle), math.sin(angle)
     quarter: NDArray[Any] = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns)
-    matrix = np.array([[c, -s], [s, c]]) @ quarter @ np.diag([1, flip]) / magnification
+    plane = np.array([[c, -s], [s, c]]) @ quarter @ np.diag([1, flip]) / magnification
+    matrix = np.zeros((axes, axes))
+    matrix[-2:, -2:] = plane
+    for axis in range(axes - 2):
+        matrix[axis, axis] = (1 - 2 * int(rng.integers(2))) / magnification
     return np.asarray(matrix, np.float32)
 
 

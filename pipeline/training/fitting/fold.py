@@ -21,6 +21,7 @@ from chorus.pipeline.core.devices import device_of
 from chorus.pipeline.errors import CutShortError, RefusedError
 from chorus.pipeline.inference.members import AUTOCAST
 from chorus.pipeline.io import storage
+from chorus.pipeline.members.contract import in_channels_last
 from chorus.pipeline.training.data.augment import augmented
 from chorus.pipeline.training.data.pairs import TrainingPair
 from chorus.pipeline.training.data.patches import Draw, PatchSource, prepare
@@ -103,7 +104,7 @@ def train_fold(
 
 def _identity(settings: TrainSettings, pairs: Sequence[TrainingPair], fold: int, train: Sequence[str]) -> str:
     """Return a hash of everything that a checkpoint depends on."""
-    content = [settings.fingerprint(), fold, list(train), sorted(f"{p.name} {p.height} {p.width}" for p in pairs)]
+    content = [settings.fingerprint(), fold, list(train), sorted(" ".join(map(str, (p.name, *p.shape))) for p in pairs)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -160,7 +161,7 @@ class _Trainer:
             network, self._begun_with = new_network(settings, seed)
         else:
             network, self._begun_with = random_network(settings, seed), state["begun_with"]
-        self._network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = in_channels_last(network, self._device)
         self._network.train()
         self._at = _Progress()
         rate = settings.learning_rate if state is None else state["learning_rate"]
@@ -240,11 +241,11 @@ class _Trainer:
         return rate
 
     def _loss_of(self, network: torch.nn.Module, draw: Draw) -> torch.Tensor:
-        batch = augmented(draw, self._settings.patch, self._device)
+        batch = augmented(draw, self._settings.patch_shape, self._device)
         dtype = AUTOCAST.get(self._settings.precision)
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
             outputs = network(batch.images)
-        return self._loss(outputs, batch.classes, batch.flows)
+        return self._loss(outputs, batch)
 
     def _validate(self) -> dict[str, float]:
         """Return the Dice per class; write the weights that are to be kept so far."""
@@ -333,7 +334,7 @@ class _Trainer:
         storage.write_bytes(storage.join(self._folder, name), data)
         fill_from(self._network, data)
         precision = None
-        if settings.flows:
+        if settings.instances:
             precision = average_precision_50(self._network, self._validation, settings, self._device)
         result = FoldResult(
             fold=self._fold,

@@ -1,4 +1,4 @@
-"""Loss functions: a loss of the classes, and one of the flows if there are any."""
+"""Loss functions: a loss of the classes, and those of flows and boundaries if there are any."""
 
 from __future__ import annotations
 
@@ -8,29 +8,42 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from chorus.pipeline.training.data.augment import Batch
 from chorus.pipeline.training.settings import LossName
 
 _TVERSKY = {"alpha": 0.3, "beta": 0.7}  # false negatives weigh more than false positives, as in Salehi et al.
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Loss of outputs (batch, classes + flows, y, x), classes (batch, y, x) int64, and flows (batch, 2, y, x) or None."""
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
+"""Loss of outputs (batch, classes, flows and boundaries, *patch) beside a batch."""
 
 
 def new_loss(name: LossName) -> Loss:
-    """Return the loss with this name; with flows, half their mean squared error is added, as in Cellpose.
+    """Return the loss with this name; losses of flows and boundaries are added to it.
+
+    Of flows it is half their mean squared error, as in Cellpose; of boundaries binary cross-entropy and Dice.
 
     References
     ----------
     Dice: Milletari et al., 3DV 2016. Focal: Lin et al., ICCV 2017. Tversky: Salehi et al., MLMI 2017. Lovasz: Berman
     et al., CVPR 2018. Flows: Stringer et al., Nature Methods 18:100 (2021), Methods; ``cellpose.train``.
     """
-    of_classes = _of_classes(name)
+    from segmentation_models_pytorch import losses  # takes seconds to import
 
-    def loss(outputs: torch.Tensor, classes: torch.Tensor, flows: torch.Tensor | None) -> torch.Tensor:
+    of_classes = _of_classes(name)
+    overlap: nn.Module = losses.DiceLoss("binary")
+
+    def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         outputs = outputs.float()
-        if flows is None:
-            return of_classes(outputs, classes)
-        return of_classes(outputs[:, :-2], classes) + 0.5 * functional.mse_loss(outputs[:, -2:], flows)
+        more = 2 * (batch.flows is not None) + (batch.boundaries is not None)
+        classes = outputs.shape[1] - more
+        total = of_classes(outputs[:, :classes], batch.classes)
+        if batch.flows is not None:
+            total = total + 0.5 * functional.mse_loss(outputs[:, classes : classes + 2], batch.flows)
+        if batch.boundaries is not None:
+            ridges = outputs[:, -1]
+            error = functional.binary_cross_entropy_with_logits(ridges, batch.boundaries)
+            total = total + error + overlap(ridges, batch.boundaries)
+        return total
 
     return loss
 

@@ -13,6 +13,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import one_line
 from chorus.pipeline.members.contract import fetch_weights
 from chorus.pipeline.members.kinds.smp import fill, network, state_dict
+from chorus.pipeline.members.kinds.unet import first_names, under_all_names
 from chorus.pipeline.training.settings import TrainSettings
 
 _log = logging.getLogger(__name__)
@@ -44,11 +45,13 @@ def random_network(settings: TrainSettings, seed: int) -> nn.Module:
     Raises
     ------
     RefusedError
-        If segmentation-models-pytorch has no such network.
+        If segmentation-models-pytorch has no such network, or a library is not installed.
     """
-    architecture, encoder, options = settings.design
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if settings.axes == "zyx":
+            return settings.unet.build(len(settings.channels), settings.outputs)
+        architecture, encoder, options = settings.design
         where = f"{architecture}/{encoder}"
         return network(where, architecture, encoder, len(settings.channels), settings.outputs, options)
 
@@ -115,7 +118,10 @@ def member_weights(module: nn.Module, dtype: str) -> bytes:
         If a weight is NaN or infinite.
     """
     tensors = {}
+    names = first_names(module)
     for key, value in module.state_dict().items():
+        if names[key] != key:
+            continue
         one = value.detach().cpu()
         if dtype == "float16" and one.is_floating_point() and bool(torch.isfinite(one.half()).all()):
             one = one.half()
@@ -128,6 +134,6 @@ def member_weights(module: nn.Module, dtype: str) -> bytes:
 
 def fill_from(module: nn.Module, data: bytes) -> None:
     """Load the state of a file that `member_weights` made of the same network."""
-    state = state_dict("weights.safetensors", data)
+    state = under_all_names(module, state_dict("weights.safetensors", data))
     own = module.state_dict()
     module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})

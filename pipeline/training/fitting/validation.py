@@ -1,12 +1,14 @@
 """Validation of a network on images that it is not trained on: whole images, one forward pass each.
 
-Images are padded to the network's stride by mirroring. Larger ones are processed in blocks that overlap by a margin,
-of which only the inside counts. That is several times faster than the blended tiles of ``chorus predict``, and accurate
-enough to choose weights by; the final scores of an ensemble come from `chorus.pipeline.training.evaluation`.
+Images are padded by mirroring to the network's stride. Larger ones, and volumes, are processed in blocks that overlap
+by a margin, of which only the inside counts. That is several times faster than the blended tiles of ``chorus predict``,
+and accurate enough to choose weights by; the final scores of an ensemble come from
+`chorus.pipeline.training.evaluation`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,20 +18,21 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.tiling import mirror
 from chorus.pipeline.inference.members import AUTOCAST
+from chorus.pipeline.members.contract import channels_last
 from chorus.pipeline.preprocessing.normalisation import normalised
 from chorus.pipeline.training.data.pairs import TrainingPair, class_image, load_pair
-from chorus.pipeline.training.settings import STRIDE, TrainSettings
+from chorus.pipeline.training.settings import TrainSettings
 
 _BLOCK, _MARGIN = 1024, 96
 
 
 @dataclass(frozen=True)
 class ValidationImage:
-    """A plane to validate on.
+    """A plane (y, x) or a volume (z, y, x) to validate on.
 
     Attributes
     ----------
-    image : (channels, y, x) float32, normalised; `label` : (y, x) integer as stored; `classes` : (y, x) uint8
+    image : (channels, *shape) float32, normalised; `label` : integer as stored; `classes` : uint8
     """
 
     image: NDArray[np.float32]
@@ -57,34 +60,54 @@ def predicted(
     Parameters
     ----------
     network : in evaluation mode, on `device`
-    image : (channels, y, x) float32, normalised
+    image : (channels, y, x) or (channels, z, y, x) float32, normalised
     settings : of the training
     device : that computes
 
     Returns
     -------
     NDArray[np.float32]
-        (classes + flows, y, x): logits, then flows.
+        Of the shape of `image`, its channels logits of the classes, then flows, then logits of boundaries.
     """
-    height, width = image.shape[1:]
-    result = np.empty((settings.outputs, height, width), np.float32)
+    shape = image.shape[1:]
+    blocks, margins, steps = _cuts(settings)
+    result = np.empty((settings.outputs, *shape), np.float32)
     dtype = AUTOCAST.get(settings.precision)
-    for y in range(0, height, _BLOCK):
-        for x in range(0, width, _BLOCK):
-            (ys, inner_y), (xs, inner_x) = _span(y, height), _span(x, width)
-            block = torch.from_numpy(image[:, ys][:, :, xs])[None].to(device)
-            with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                outputs = network(block.contiguous(memory_format=torch.channels_last))[0]
-            result[:, y : y + _BLOCK, x : x + _BLOCK] = outputs[:, inner_y, inner_x].float().cpu().numpy()
+    for starts in itertools.product(*(range(0, length, size) for length, size in zip(shape, blocks, strict=True))):
+        axes = zip(starts, blocks, margins, shape, steps, strict=True)
+        seen, inside = zip(*(_span(*axis) for axis in axes), strict=True)
+        block = torch.from_numpy(_taken(image, seen))[None].to(device)
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            outputs = network(block.contiguous(memory_format=channels_last(len(shape))))[0]
+        part = tuple(slice(start, start + size) for start, size in zip(starts, blocks, strict=True))
+        result[:, *part] = outputs[:, *inside].float().cpu().numpy()
     return result
 
 
-def _span(start: int, length: int) -> tuple[NDArray[np.int64], slice]:
-    """Return the indices of a block with its margins, mirrored and padded to the stride, and the inside among them."""
-    first = max(0, start - _MARGIN)
-    stop = min(start + _BLOCK, length)
-    last = min(stop + _MARGIN, length)
-    size = -(-(last - first) // STRIDE) * STRIDE
+def _cuts(settings: TrainSettings) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Return edges and margins of blocks on each axis, and of what their sizes with margins are multiples.
+
+    Networks of volumes normalise by the statistics of what they see, and so they see blocks of the size of a patch.
+    """
+    if settings.axes == "yx":
+        return (_BLOCK, _BLOCK), (_MARGIN, _MARGIN), settings.strides
+    patch = settings.patch_shape
+    margins = [edge // 8 for edge in patch]
+    return [edge - 2 * margin for edge, margin in zip(patch, margins, strict=True)], margins, patch
+
+
+def _taken(image: NDArray[np.float32], indices: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    for axis, index in enumerate(indices, start=1):
+        image = image.take(index, axis=axis)
+    return image
+
+
+def _span(start: int, block: int, margin: int, length: int, step: int) -> tuple[NDArray[np.int64], slice]:
+    """Return the indices of a block with its margins, mirrored and padded to the step, and the inside among them."""
+    first = max(0, start - margin)
+    stop = min(start + block, length)
+    last = min(stop + margin, length)
+    size = -(-(last - first) // step) * step
     return mirror(np.arange(first, first + size), length), slice(start - first, stop - first)
 
 
@@ -107,22 +130,29 @@ def dice_scores(
 def average_precision_50(
     network: torch.nn.Module, images: Sequence[ValidationImage], settings: TrainSettings, device: torch.device
 ) -> float:
-    """Return the mean over images of TP / (TP + FP + FN) of objects at an intersection over union of 0.5, with flows.
+    """Return the mean over images of TP / (TP + FP + FN) of objects at an intersection over union of 0.5.
+
+    Objects are made of flows, or of boundaries where there are none.
 
     Raises
     ------
     RefusedError
-        If Cellpose is not installed.
+        If there are flows, and Cellpose is not installed.
     """
-    from chorus.pipeline.instances.whole_image import label_image
+    from chorus.pipeline.instances.whole_image import boundary_label_image, label_image
     from chorus.pipeline.metrics.objects import average_precision
 
-    values = []
+    values, classes = [], len(settings.classes)
+    found: NDArray[np.integer]
     with evaluating(network):
         for one in images:
             outputs = predicted(network, one.image, settings, device)
-            probability = torch.from_numpy(outputs[:-2]).softmax(0)[1:].sum(0).numpy()
-            values.append(average_precision(one.label, label_image(probability, outputs[-2:]))[0])
+            probability = torch.from_numpy(outputs[:classes]).softmax(0)[1:].sum(0).numpy()
+            if settings.flows:
+                found = label_image(probability, outputs[classes : classes + 2])
+            else:
+                found = boundary_label_image(probability, torch.from_numpy(outputs[-1]).sigmoid().numpy())
+            values.append(average_precision(one.label, found)[0])
     return float(np.mean(values))
 
 

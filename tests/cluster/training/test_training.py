@@ -155,7 +155,7 @@ def test_a_training_on_ray_gives_an_ensemble_that_says_where_it_comes_from(unbro
 def test_scores_are_better_than_chance_and_those_of_predict(unbroken: Trained, data: Path, tmp_path: Path) -> None:
     scores = unbroken.outcome.scores["hold-out"]
     pairs = [
-        TrainingPair(str(i), "", "", str(i), "raster", (0,), *SHAPE) for i in range(IMAGES)
+        TrainingPair(str(i), "", "", str(i), "raster", (0,), SHAPE) for i in range(IMAGES)
     ]  # which are held out follows from their names alone
     kept = [pair.name for pair in hold_out(pairs, 0.3, SETTINGS.seed)[1]]
     for name in kept:

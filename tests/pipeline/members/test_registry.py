@@ -20,7 +20,18 @@ from tests.support.making import pixels, write_image
 from tests.support.paths import ROOT
 
 PLUG_IN = ROOT / "tests/support/plugin"
-BUILT_IN = ["bioimageio", "cellpose", "deepflash2", "exported", "nnunet", "onnx", "smp", "stardist", "torchscript"]
+BUILT_IN = [
+    "bioimageio",
+    "cellpose",
+    "deepflash2",
+    "exported",
+    "nnunet",
+    "onnx",
+    "smp",
+    "stardist",
+    "torchscript",
+    "unet",
+]
 RUN = """
 import sys
 from chorus.cli import main

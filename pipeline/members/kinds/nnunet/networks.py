@@ -202,9 +202,9 @@ def build_network(
     name = architecture.network_class_name.rpartition(".")[2]
     arguments = settings.model_dump(exclude_unset=True)
     arguments |= {key: _layer(url, arguments[key]) for key in _NAMED if arguments.get(key) is not None}
-    unets = _library("architectures.unet")
+    unets = library("architectures.unet")
     if "block" in arguments:
-        arguments["block"] = getattr(_library("building_blocks.residual"), _known(url, settings.block, _BLOCKS))
+        arguments["block"] = getattr(library("building_blocks.residual"), _known(url, settings.block, _BLOCKS))
     try:
         with torch.device("meta"):  # no random numbers that the weights then replace, and no memory
             network: torch.nn.Module = getattr(unets, name)(
@@ -247,7 +247,7 @@ def _known(url: str, name: str | None, known: Sequence[str]) -> str:
     return last
 
 
-def _library(part: str) -> Any:
+def library(part: str) -> Any:
     """Import a module of the optional library; raise RefusedError if it is not installed."""
     try:
         with fp32_policy_kept():

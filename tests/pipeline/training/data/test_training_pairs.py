@@ -89,6 +89,36 @@ def test_labels_within_ome_zarr_are_matched_plane_by_plane_and_named_channels_ta
     np.testing.assert_array_equal(label, truth[1])
 
 
+def test_volumes_are_pairs_one_for_each_time_point(tmp_path: Path) -> None:
+    data, truth = pixels((2, 3, 24, 32)), np.stack([np.stack([discs(24, 32)] * 3)] * 2).astype(np.int32)
+    path = write_image(tmp_path / "one.zarr", data, "tzyx", channels=["dna"])
+    zarr.create_group(path / "labels", zarr_format=3)
+    write_image(path / "labels" / "nuclei", truth, "tzyx")
+    flat = write_image(tmp_path / "flat.zarr", data[0, 0], "yx", channels=["dna"])
+    zarr.create_group(flat / "labels", zarr_format=3)
+    write_image(flat / "labels" / "nuclei", truth[0, 0], "yx")
+    found = find_pairs(str(tmp_path), "nuclei", ["dna"], "zyx")
+    assert [(pair.name, pair.t, pair.shape) for pair in found.pairs] == [
+        ("one.ome.zarr:t0", 0, (3, 24, 32)),
+        ("one.ome.zarr:t1", 1, (3, 24, 32)),
+    ]
+    assert "has a single plane" in dict(found.failed)["flat.ome.zarr"]
+    image, label = load_pair(found.pairs[1])
+    np.testing.assert_array_equal(image, data[1][None])
+    np.testing.assert_array_equal(label, truth[1])
+
+
+def test_a_volume_of_a_file_is_read_with_the_channels_that_were_named(tmp_path: Path) -> None:
+    data = pixels((3, 2, 24, 32)).astype(np.uint16)
+    for part, content, axes in (("images", data, "ZCYX"), ("labels", np.stack([discs(24, 32)] * 3), "ZYX")):
+        (tmp_path / part).mkdir()
+        tifffile.imwrite(tmp_path / part / "a.ome.tif", content, ome=True, metadata={"axes": axes})
+    (pair,) = find_pairs(str(tmp_path / "images"), str(tmp_path / "labels"), ["1"], "zyx").pairs
+    image, label = load_pair(pair)
+    np.testing.assert_array_equal(image, data[:, 1][None])
+    np.testing.assert_array_equal(label[2], discs(24, 32))
+
+
 def test_a_folder_without_any_pair_is_refused(tmp_path: Path) -> None:
     images, _ = folder_of(tmp_path)
     (tmp_path / "other").mkdir()
@@ -135,7 +165,7 @@ def test_values_beyond_the_classes_are_refused_and_binary_masks_of_255_taken() -
 def test_training_that_does_not_fit_into_memory_is_refused_before_anything_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pair = TrainingPair("big", "nowhere.tif", "nowhere.tif", "big", "raster", (0,), 100_000, 100_000)
+    pair = TrainingPair("big", "nowhere.tif", "nowhere.tif", "big", "raster", (0,), (100_000, 100_000))
     memory = type("Memory", (), {"available": 64_000_000_000})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with pytest.raises(RefusedError, match=r"5 folds at a time need about 1\d{3}\.\d GB for 1 images, and 64\.0 GB"):

@@ -13,9 +13,9 @@ from scipy.ndimage import affine_transform
 
 from chorus.pipeline.core import outputs
 from chorus.pipeline.core.augmentation import AUGMENTATIONS
-from chorus.pipeline.training.data.augment import augmented
+from chorus.pipeline.training.data.augment import Batch, augmented
 from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs
-from chorus.pipeline.training.data.patches import Draw, PatchSource, prepare, window_size
+from chorus.pipeline.training.data.patches import Draw, PatchSource, prepare, window_shape
 from chorus.pipeline.training.fitting.finder import find_learning_rate, suggested
 from chorus.pipeline.training.fitting.losses import new_loss
 from chorus.pipeline.training.settings import Augment, TrainSettings
@@ -48,6 +48,8 @@ def drawn(image: np.ndarray, targets: np.ndarray, matrix: np.ndarray) -> Draw:
     return Draw(
         image[None, None].astype(np.float32),
         targets[None].astype(np.float32),
+        len(targets) == 3,
+        False,
         np.asarray(matrix, np.float32)[None],
         zeros,
         zeros + 1,
@@ -66,7 +68,7 @@ def test_classes_are_equally_likely_at_the_centre_however_rare_they_are(tmp_path
         labels="classes", classes=["background", "rare", "common"], patch=32, batch=50, augment=STILL, channels=["dna"]
     )
     source = PatchSource([prepare(write_pair(tmp_path, label), settings)], settings)
-    middle = window_size(32, STILL) // 2
+    middle = window_shape((32, 32), STILL)[0] // 2
     centres = np.concatenate([source.draw((0, step)).targets[:, 0, middle, middle] for step in range(12)])
     counts = np.bincount(centres.astype(int), minlength=3)
     assert np.all(np.abs(counts - 200) < 4 * np.sqrt(600 * 2 / 9))
@@ -77,13 +79,13 @@ def test_a_batch_depends_on_its_seed_alone(tmp_path: Path) -> None:
     prepared = prepare(write_pair(tmp_path, ellipses(96)), settings)
     first, second = PatchSource([prepared], settings), PatchSource([prepared], settings)
     second.draw((9, 9))
-    a, b = (augmented(source.draw((1, 2, 3)), 32, CPU) for source in (first, second))
+    a, b = (augmented(source.draw((1, 2, 3)), (32, 32), CPU) for source in (first, second))
     assert torch.equal(a.images, b.images)
     assert torch.equal(a.classes, b.classes)
     assert a.flows is not None
     assert b.flows is not None
     assert torch.equal(a.flows, b.flows)
-    assert not torch.equal(a.images, augmented(first.draw((1, 2, 4)), 32, CPU).images)
+    assert not torch.equal(a.images, augmented(first.draw((1, 2, 4)), (32, 32), CPU).images)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -98,7 +100,7 @@ def test_flips_and_quarter_turns_are_exact_and_those_that_prediction_undoes(name
     y, x = torch.meshgrid(torch.arange(-1.0, 2.0), torch.arange(-1.0, 2.0), indexing="ij")
     moved = torch.stack([augmentation.forward(y), augmentation.forward(x)]).numpy()
     matrix = np.stack([moved[:, 2, 1], moved[:, 1, 2]], axis=1)
-    batch = augmented(drawn(image, np.concatenate([label[None], vectors]), matrix), 32, CPU)
+    batch = augmented(drawn(image, np.concatenate([label[None], vectors]), matrix), (32, 32), CPU)
     # window // 2 - 0.5 is the patch's centre
     inside = (..., slice(2, 34), slice(2, 34))
     expected = augmentation.forward(torch.from_numpy(image[inside]))
@@ -118,7 +120,7 @@ def test_flows_of_a_turned_and_scaled_patch_are_those_of_its_turned_labels(angle
     c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     matrix = np.array([[c, -s], [s, c]]) / magnification
     targets = np.concatenate([label[None] > 0, flows_of(label)])
-    batch = augmented(drawn(pixels(label.shape), targets, matrix), 96, CPU)
+    batch = augmented(drawn(pixels(label.shape), targets, matrix), (96, 96), CPU)
     # the same by SciPy on the label image, and flows computed anew
     centre = np.full(2, 47.5)
     turned = affine_transform(label, matrix, np.full(2, 49.5) - matrix @ centre, (96, 96), order=0, mode="nearest")
@@ -155,12 +157,12 @@ def test_bent_flows_keep_their_length_and_lie_in_objects(tmp_path: Path) -> None
     settings = TrainSettings(patch=96, batch=4, flows=True, augment=Augment(elastic=True), channels=["dna"])
     draw = PatchSource([prepare(write_pair(tmp_path, ellipses(100)), settings)], settings).draw((0,))
     bent = replace(draw, bent=np.ones(4, np.float32))
-    batch = augmented(bent, 96, CPU)
+    batch = augmented(bent, (96, 96), CPU)
     assert batch.flows is not None
     length = batch.flows.norm(dim=1)
     assert torch.all((length < 1e-6) | ((length - 5).abs() < 1e-3))
     assert torch.all(length[batch.classes == 0] == 0)
-    straight = augmented(replace(draw, bent=np.zeros(4, np.float32)), 96, CPU)
+    straight = augmented(replace(draw, bent=np.zeros(4, np.float32)), (96, 96), CPU)
     assert not torch.equal(straight.classes, batch.classes)
 
 
@@ -168,23 +170,33 @@ def test_intensities_vary_within_their_limits_and_labels_do_not() -> None:
     image = np.tile(np.linspace(0, 1, 36, dtype=np.float32), (36, 1))
     plain = drawn(image, image[None] > 0.5, np.eye(2))
     one = np.ones(1, np.float32)
-    same = augmented(plain, 32, CPU).images[0, 0].numpy()
-    brighter = augmented(replace(plain, gamma=one * 2, contrast=one * 1.3), 32, CPU).images[0, 0].numpy()
+    same = augmented(plain, (32, 32), CPU).images[0, 0].numpy()
+    brighter = augmented(replace(plain, gamma=one * 2, contrast=one * 1.3), (32, 32), CPU).images[0, 0].numpy()
     np.testing.assert_allclose(brighter, 1.3 * same**2, atol=1e-5)
-    noisy = augmented(replace(plain, noise=one * 0.1), 32, CPU).images[0, 0].numpy()
+    noisy = augmented(replace(plain, noise=one * 0.1), (32, 32), CPU).images[0, 0].numpy()
     assert np.std(noisy - same) == pytest.approx(0.1, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["ce_dice", "focal", "tversky", "lovasz"])
-def test_losses_are_small_for_the_truth_and_flows_add_half_their_squared_error(name: str) -> None:
+def test_losses_are_small_for_the_truth_and_flows_and_boundaries_add_theirs(name: str) -> None:
     classes = torch.from_numpy((ellipses(96) > 0).astype(np.int64))[None]
     right = 20 * torch.nn.functional.one_hot(classes, 2).permute(0, 3, 1, 2).float() - 10
     flows = torch.randn(1, 2, 96, 96)
     loss = new_loss(name)  # type: ignore[arg-type]
-    assert loss(right, classes, None) < 1e-3
-    assert loss(-right, classes, None) > 0.5
-    off = loss(torch.cat([right, flows + 2], 1), classes, flows)
-    torch.testing.assert_close(off - loss(right, classes, None), torch.tensor(2.0), atol=1e-3, rtol=0)
+    ridges = (torch.rand(1, 96, 96) > 0.9).float()
+
+    def of(
+        outputs: torch.Tensor, flows: torch.Tensor | None = None, ridges: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return loss(outputs, Batch(right, classes, flows, ridges))
+
+    assert of(right) < 1e-3
+    assert of(-right) > 0.5
+    off = of(torch.cat([right, flows + 2], 1), flows)
+    torch.testing.assert_close(off - of(right), torch.tensor(2.0), atol=1e-3, rtol=0)
+    said = 20 * ridges[:, None] - 10
+    assert of(torch.cat([right, flows, said], 1), flows, ridges) < 2e-3
+    assert of(torch.cat([right, -said], 1), None, ridges) > 10
 
 
 def test_the_default_loss_is_cross_entropy_and_dice() -> None:
@@ -193,7 +205,7 @@ def test_the_default_loss_is_cross_entropy_and_dice() -> None:
     probability, truth = logits.softmax(1), torch.nn.functional.one_hot(classes, 3).permute(0, 3, 1, 2)
     both, total = (probability * truth).sum((0, 2, 3)), (probability + truth).sum((0, 2, 3))
     expected = -(probability.log() * truth).sum(1).mean() + (1 - 2 * both / total).mean()
-    torch.testing.assert_close(new_loss("ce_dice")(logits, classes, None), expected)
+    torch.testing.assert_close(new_loss("ce_dice")(logits, Batch(logits, classes, None, None)), expected)
 
 
 def test_the_suggested_rate_is_where_the_loss_falls_fastest_but_a_tenth_of_the_best_at_most() -> None:
