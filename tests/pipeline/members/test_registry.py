@@ -27,6 +27,7 @@ BUILT_IN = [
     "exported",
     "nnunet",
     "onnx",
+    "python",
     "smp",
     "stardist",
     "torchscript",
