@@ -17,7 +17,7 @@ from chorus.pipeline.core.run_document import ObjectCounts
 from chorus.pipeline.ensembles.ensemble import Ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.maps.stored import MapSources, fields_of
-from chorus.pipeline.instances.methods import MAP_METHODS, ObjectsMethod
+from chorus.pipeline.instances.methods import MAP_METHODS, VOLUME_METHODS, ObjectsMethod
 
 
 def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
@@ -36,7 +36,7 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
         method = _possible(ensemble) if settings.save and not settings.in_place else "none"
     if method == "none":
         return request.model_copy(update={"objects": method})
-    if method != "components":
+    if method not in VOLUME_METHODS:
         require_planes(ensemble, f"--objects {method}")
     if settings.in_place:
         raise RefusedError(f"--objects {method}: objects are not written into source images; leave --in-place out")
@@ -63,7 +63,7 @@ def with_objects(request: PredictRequest, ensemble: Ensemble) -> PredictRequest:
 def _possible(ensemble: Ensemble) -> ObjectsMethod:
     """Return the method that an ensemble's outputs are made for."""
     if ensemble.spec.input.axes == "zyx":
-        return "none"
+        return MapSources.of(ensemble.outputs).method or "none"
     if FLOWS in ensemble.outputs:
         return "flows"
     if RAYS in ensemble.outputs and not ensemble.multilabel:

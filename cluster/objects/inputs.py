@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property, partial
 
 import numpy as np
 
-from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeJob, VolumePiecesJob, uncertainties_of
+from chorus.cluster.objects.job import (
+    MapJob,
+    ObjectJob,
+    VolumeJob,
+    VolumeMapJob,
+    VolumePiecesJob,
+    uncertainties_of,
+)
 from chorus.cluster.objects.records import ObjectsAsked, ObjectsRecord, PredictedRun
 from chorus.cluster.objects.request import ObjectsRequest
 from chorus.cluster.objects.second_ensemble import SecondEnsemble
@@ -17,6 +24,7 @@ from chorus.cluster.objects.tasks.stars import StarJob
 from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import layout_of
 from chorus.cluster.planning.planned_image import PlannedImage
+from chorus.cluster.planning.volume_views import anisotropy
 from chorus.cluster.runs.run import PlannedRun
 from chorus.cluster.state.command import Execution
 from chorus.cluster.state.ledger import Ledger
@@ -26,7 +34,7 @@ from chorus.pipeline.core.outputs import FLOWS, RAYS
 from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_planes
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.instances.maps.stored import MapSources, fields_of
-from chorus.pipeline.instances.methods import MAP_METHODS, MapMethod, Method
+from chorus.pipeline.instances.methods import MAP_METHODS, VOLUME_METHODS, MapMethod, Method
 from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.instances.stars.candidates import StarSettings
 from chorus.pipeline.io import storage
@@ -53,8 +61,10 @@ class Results:
         self.ensemble: Ensemble = read_ensemble(self.run.ensemble.url)
         if self.ensemble.hash != self.run.ensemble.hash:
             raise RefusedError(f"{self.ensemble.url}: changed since {out} was made with it; restore it")
-        if request.method != "components" or request.flows_from is not None:
-            require_planes(self.ensemble, "`chorus objects` by other ways than --method components")
+        if request.flows_from is not None:
+            require_planes(self.ensemble, "--flows-from")
+        if request.method not in ("auto", *VOLUME_METHODS):
+            require_planes(self.ensemble, f"--method {request.method}")
         self.second = self._second()
         self.sources = MapSources.of(self.ensemble.outputs)
         self._require_maps()
@@ -92,12 +102,19 @@ class Results:
         """The method that was asked for, or the one that the run allows."""
         if self.request.method != "auto":
             return self.request.method
+        if self.ensemble.spec.input.axes == "zyx":
+            return self._by_maps or "components"
         if self.second or FLOW.name in self.settings.save:
             return "flows"
         if RAY.name in self.settings.save and not self.ensemble.multilabel:
             return "stars"
-        by_maps = self.sources.method
-        return by_maps if by_maps is not None and fields_of(by_maps) <= set(self.settings.save) else "watershed"
+        return self._by_maps or "watershed"
+
+    @property
+    def _by_maps(self) -> MapMethod | None:
+        """The method that the saved maps of objects allow, if any."""
+        method = self.sources.method
+        return method if method is not None and fields_of(method) <= set(self.settings.save) else None
 
     @property
     def map_method(self) -> MapMethod | None:
@@ -252,7 +269,11 @@ class Results:
             kind = VolumePiecesJob
         if self.map_method is not None:
             maps = self.request.settings(self.map_method, settings, self.sources)
-            kind = partial(MapJob, maps=maps, sources=self.sources)
+            if self.ensemble.spec.input.axes == "zyx":
+                apart = replace(maps, anisotropy=anisotropy(image))
+                kind = partial(VolumeMapJob, maps=apart, sources=self.sources)
+            else:
+                kind = partial(MapJob, maps=maps, sources=self.sources)
         job = kind(
             image=image,
             layout=layout,

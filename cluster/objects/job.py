@@ -258,6 +258,50 @@ class VolumePiecesJob(ObjectJob):
         return self.image.regions if stage in ("regions", "labels") else 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class VolumeMapJob(VolumePiecesJob):
+    """A `VolumePiecesJob` whose objects are made of maps, on the fixed grid of blocks of their settings.
+
+    Attributes
+    ----------
+    maps, sources : see `MapJob`
+    """
+
+    maps: MapSettings
+    sources: MapSources
+
+    @property
+    def blocks(self) -> SeenBlocks:
+        """Blocks of a volume."""
+        depth, height, width = self.shape
+        return self.maps.blocks((depth, height, width))
+
+    @property
+    def grid(self) -> RegionGrid:
+        """Blocks of a volume."""
+        return RegionGrid(self.shape, self.blocks.grid.size)
+
+    @property
+    def of_pieces(self) -> bool:
+        """A block finds pieces of objects."""
+        return True
+
+    @property
+    def names_layout(self) -> ImageLayout:
+        """Where the names of objects are stored until they are numbered: a block is a shard."""
+        depth, edge, _ = self.blocks.grid.size
+        return replace(super().names_layout, region=edge, chunk=edge, region_depth=depth, chunk_depth=depth)
+
+    def locate(self, index: int) -> RegionPlace:
+        """Locate a block: time point by time point, then in the order of `grid`."""
+        t, position = divmod(index, self.grid.count)
+        return RegionPlace(t, 0, self.grid.window(position))
+
+    def tasks(self, stage: str) -> int:
+        """Return the number of tasks of a stage."""
+        return self.image.layers[0] * self.grid.count if stage == "regions" else super().tasks(stage)
+
+
 def block_grid(shape: tuple[int, int, int], settings: VolumeSettings) -> BlockGrid:
     """Return the largest blocks that fit in memory with their halo; the objects do not depend on their size."""
 

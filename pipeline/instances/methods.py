@@ -13,3 +13,5 @@ AnyMethod = Literal["auto", Method, MapMethod]
 ObjectsMethod = Literal["auto", "none", Method, MapMethod]
 """As asked of `chorus predict`; see `chorus.cluster.objects.after_predict` for ``auto``."""
 MAP_METHODS: tuple[MapMethod, ...] = get_args(MapMethod)
+VOLUME_METHODS: tuple[AnyMethod, ...] = ("components", *MAP_METHODS)
+"""Of members that take volumes."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import MapJob, ObjectJob
+from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeMapJob
 from chorus.cluster.objects.tasks.components import Union, plane_table, read_edges
 from chorus.pipeline.instances.components import joined_sums
 from chorus.pipeline.instances.maps.blocks import Face
@@ -16,14 +16,17 @@ from chorus.pipeline.instances.maps.joining import BlockPieces, Zone, block_piec
 from chorus.pipeline.instances.maps.rules import label_box
 from chorus.pipeline.instances.maps.stored import StoredMaps
 from chorus.pipeline.instances.stored import StoredPlane
+from chorus.pipeline.instances.volumes.stored import StoredVolume
 
 
-def find_pieces(job: MapJob, plane: StoredPlane, value: int, name: str, index: int) -> BlockPieces:
+def find_pieces(
+    job: MapJob | VolumeMapJob, stored: StoredPlane | StoredVolume, value: int, name: str, index: int
+) -> BlockPieces:
     """Find the pieces of a class in block `index` of an image.
 
     Parameters
     ----------
-    plane : that of the block
+    stored : plane or volume of the block
     value, name : of the class
 
     Raises
@@ -32,7 +35,7 @@ def find_pieces(job: MapJob, plane: StoredPlane, value: int, name: str, index: i
         If the results cannot be decoded.
     """
     blocks, position = job.blocks, index % job.grid.count
-    maps = StoredMaps(plane, job.sources, value, name)
+    maps = StoredMaps(stored, job.sources, value, name)
     return block_pieces(label_box(maps, blocks.outer(position), job.maps), blocks, position)
 
 
@@ -52,15 +55,15 @@ def joined_maps(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.uint
     -------
     names, objects : (n,) uint64
     """
-    assert isinstance(job, MapJob)
+    assert isinstance(job, MapJob | VolumeMapJob)
     return united_names(_pairs(job, first, value))
 
 
 MAPS = Union(joined_maps, "area", joined_sums, plane_table)
-"""Of objects of maps."""
+"""Of objects of maps in planes."""
 
 
-def _pairs(job: MapJob, first: int, value: int) -> Iterator[NDArray[np.uint64]]:
+def _pairs(job: MapJob | VolumeMapJob, first: int, value: int) -> Iterator[NDArray[np.uint64]]:
     """Yield pairs of pieces; the zones of two rows of blocks are held."""
     blocks, waiting = job.blocks, dict[Face, Zone]()
     for index in range(blocks.grid.count):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import MapJob, ObjectJob, VolumePiecesJob, channel_names
+from chorus.cluster.objects.job import MapJob, ObjectJob, VolumeMapJob, VolumePiecesJob, channel_names
 from chorus.cluster.objects.records import ImageObjects, recorded_objects, write_json
 from chorus.cluster.objects.tasks.components import PLANES, joined_names, reader_of_names, unite_pieces
 from chorus.cluster.objects.tasks.finding import columns_of
@@ -25,7 +25,7 @@ from chorus.cluster.objects.tasks.rows import (
     volume_schema,
     write_known,
 )
-from chorus.cluster.objects.tasks.volume_components import VOLUMES
+from chorus.cluster.objects.tasks.volume_components import VOLUME_MAPS, VOLUMES
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import OutputError
 from chorus.pipeline.instances.table import numbered
@@ -68,7 +68,10 @@ def number_objects(job: ObjectJob) -> None:
 
 def _parts(job: ObjectJob) -> Iterator[Numbered]:
     count, volumes = job.grid.count, isinstance(job, VolumePiecesJob)
-    union = MAPS if isinstance(job, MapJob) else VOLUMES if volumes else PLANES
+    if volumes:
+        union = VOLUME_MAPS if isinstance(job, VolumeMapJob) else VOLUMES
+    else:
+        union = MAPS if isinstance(job, MapJob) else PLANES
     for first in range(0, job.tasks("regions"), count):
         place = job.locate(first)
         urls = [job.rows_url(region) for region in range(first, first + count)]

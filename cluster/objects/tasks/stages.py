@@ -57,7 +57,7 @@ def find_all(job: ObjectJob) -> ImageObjects:
 
 
 def find_all_pieces(job: VolumePiecesJob) -> ImageObjects:
-    """Run all stages of an image of few blocks whose objects are connected components of volumes."""
+    """Run all stages of an image of few blocks whose objects are made of pieces in volumes."""
     return at_once(job, find_pieces_of_block, number_objects, label_pixels)
 
 

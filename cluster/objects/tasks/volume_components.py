@@ -1,20 +1,24 @@
-"""Pieces of connected components of volumes: per block, then joined.
+"""Pieces of the objects of volumes, connected components or of maps: per block, then joined.
 
-A block is a region of the run, which is a shard of the label images.
+A block of components is a region of the run, which is a shard of the label images; one of maps is that of their grid.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chorus.cluster.objects.job import ObjectJob, VolumePiecesJob
+from chorus.cluster.objects.job import ObjectJob, VolumeMapJob, VolumePiecesJob
 from chorus.cluster.objects.tasks.components import Mask, Masks, Union, boxes_of, read_edges, write_pieces
 from chorus.cluster.objects.tasks.finding import columns_of, write_names
+from chorus.cluster.objects.tasks.map_pieces import find_pieces, joined_maps, zones_of
 from chorus.cluster.objects.tasks.rows import block_table, write_rows
 from chorus.pipeline.core.geometry import Window
+from chorus.pipeline.instances.maps.pieces import volume_pieces
 from chorus.pipeline.instances.shapes import LARGEST, shape_rows
 from chorus.pipeline.instances.volumes.blocks import Box
 from chorus.pipeline.instances.volumes.components import (
@@ -50,14 +54,19 @@ def find_pieces_of_block(job: VolumePiecesJob, index: int) -> None:
         pixels = read_window(source, job.image.axes, place.t, 0, job.channels, window, strict=job.strict)
         return [*stored.maps(box, job.uncertainties), *pixels]
 
-    pieces = dict[int, BlockPieces]()
+    pieces, edges = dict[int, BlockPieces](), dict[str, NDArray[Any]]()
     for value, name in job.classes:
-        foreground = stored.foreground(box, value)
-        pieces[value] = label_pieces(foreground, window, job.shape, maps, job.settings.minimum_size)
+        if isinstance(job, VolumeMapJob):
+            found = find_pieces(job, stored, value, name, index)
+            pieces[value] = volume_pieces(found, window, maps, job.settings.minimum_size)
+            edges |= zones_of(value, found)
+        else:
+            foreground = stored.foreground(box, value)
+            pieces[value] = label_pieces(foreground, window, job.shape, maps, job.settings.minimum_size)
+            edges |= {f"{value}-{side}": names for side, names in pieces[value].faces.items()}
         write_names(job, name, place, pieces[value].names)
     if job.grid.count > 1:
-        faces = {f"{value}-{side}": names for value, one in pieces.items() for side, names in one.faces.items()}
-        write_pieces(job, index, {value: one.cut for value, one in pieces.items()}, faces)
+        write_pieces(job, index, {value: one.cut for value, one in pieces.items()}, edges)
     tables = [_whole_objects(job, one, window, value, columns) for value, one in pieces.items()]
     write_rows(job.rows_url(index), pa.concat_tables(tables))
 
@@ -101,3 +110,5 @@ def joined_blocks(job: ObjectJob, first: int, value: int) -> tuple[NDArray[np.ui
 
 VOLUMES = Union(joined_blocks, "volume", joined_sums, volume_table)
 """Of connected components of volumes."""
+VOLUME_MAPS = Union(joined_maps, "volume", joined_sums, volume_table)
+"""Of objects of maps in volumes."""

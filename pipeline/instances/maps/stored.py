@@ -1,8 +1,8 @@
-"""The stored maps of a plane of a run's results, as rules read them."""
+"""The stored maps of a plane or a volume of a run's results, as rules read them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from chorus.pipeline.instances.maps.mutex import Offset
 from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.instances.stored import StoredPlane
 from chorus.pipeline.instances.volumes.blocks import Box
+from chorus.pipeline.instances.volumes.stored import StoredVolume
 
 CENTRE, BOUNDARY_OF, INVERTED = "centre", "boundary", "inverted_boundary"
 """Names of distances that objects are made of: to the centre; to the boundary, 0 there; the same, 1 there, as micro-SAM
@@ -28,7 +29,7 @@ class MapSources:
     Attributes
     ----------
     distances : least and greatest value of each distance, by its name
-    offsets : of the affinities, as of a volume of depth 1
+    offsets : of the affinities along z, y, x
     boundaries : whether there are boundaries
     foreground : whether members say where the foreground is; else all of the image may be of objects
     """
@@ -47,7 +48,7 @@ class MapSources:
         derived = outputs[CLASSES].foreground if CLASSES in outputs else None
         return cls(
             known,
-            tuple((0, round(y), round(x)) for y, x in vectors),
+            tuple(_offset(vector) for vector in vectors),
             BOUNDARY in outputs,
             derived is None or derived.role == DISTANCE,
         )
@@ -86,17 +87,17 @@ def fields_of(method: MapMethod) -> set[str]:
 
 @dataclass(frozen=True)
 class StoredMaps:
-    """See `chorus.pipeline.instances.maps.rules.Maps`: those of one class in a plane, as a volume of depth 1.
+    """See `chorus.pipeline.instances.maps.rules.Maps`: those of one class in a volume, or a plane as one of depth 1.
 
     Attributes
     ----------
-    plane : of the results
+    stored : plane or volume of the results
     sources : of the run
     value : of the class, 1, 2, ...
     class_name : of the class
     """
 
-    plane: StoredPlane
+    stored: StoredPlane | StoredVolume
     sources: MapSources
     value: int
     class_name: str
@@ -107,11 +108,13 @@ class StoredMaps:
         Returns
         -------
         NDArray[np.bool_]
-            (1, y, x).
+            (z, y, x).
         """
         if not self.sources.foreground:
             return np.ones(box.shape, bool)
-        return self.plane.foreground(box.window, self.value)[None]
+        if isinstance(self.stored, StoredVolume):
+            return self.stored.foreground(box, self.value)
+        return self.stored.foreground(box.window, self.value)[None]
 
     def foreground(self, box: Box) -> NDArray[np.floating]:
         """Return the probability of the class.
@@ -119,7 +122,7 @@ class StoredMaps:
         Returns
         -------
         NDArray
-            (1, y, x) of the stored dtype.
+            (z, y, x) of the stored dtype.
         """
         return self._read(PROBABILITY.channel(self.class_name), box)
 
@@ -129,7 +132,7 @@ class StoredMaps:
         Returns
         -------
         NDArray or None
-            (1, y, x) float32.
+            (z, y, x) float32.
         """
         for name in (CENTRE,) if to == "centre" else (INVERTED, BOUNDARY_OF):
             if name in self.sources.distances:
@@ -144,7 +147,7 @@ class StoredMaps:
         Returns
         -------
         NDArray
-            (1, y, x) of the stored dtype.
+            (z, y, x) of the stored dtype.
         """
         return self._read(BOUNDARIES.channel(), box)
 
@@ -154,10 +157,20 @@ class StoredMaps:
         Returns
         -------
         NDArray
-            (offsets, 1, y, x) of the stored dtype.
+            (offsets, z, y, x) of the stored dtype.
         """
-        names = (",".join(map(str, offset[1:])) for offset in self.sources.offsets)
+        axes = 3 if isinstance(self.stored, StoredVolume) else 2
+        names = (",".join(map(str, offset[-axes:])) for offset in self.sources.offsets)
         return np.stack([self._read(AFFINITY.channel(name), box) for name in names])
 
     def _read(self, channel: str, box: Box) -> NDArray[np.floating]:
-        return self.plane.map(channel, box.window)[None]
+        if isinstance(self.stored, StoredVolume):
+            values: NDArray[np.floating] = self.stored.maps(box, [channel])[0]
+            return values
+        return self.stored.map(channel, box.window)[None]
+
+
+def _offset(vector: Sequence[float]) -> Offset:
+    """Return an offset of affinities along z, y, x."""
+    z, y, x = (*(0,) * (3 - len(vector)), *map(round, vector))
+    return z, y, x

@@ -83,18 +83,27 @@ def label_pieces(
     z, y, x = (at + span.start for at, span in zip(np.unravel_index(first, block.shape), block.spans, strict=True))
     names = ((z * volume[1] + y) * volume[2] + x + 1).astype(np.uint64)
     names[0] = 0
-    sums, is_open = _sums(numbers, voxels, names[1:], block, maps() if len(voxels) else ()), open_to[kept]
+    sums, is_open = voxel_sums(numbers, voxels, names[1:], block, maps() if len(voxels) else ()), open_to[kept]
     return BlockPieces(names[numbers], sums[~is_open], sums[is_open])
 
 
-def _sums(
+def voxel_sums(
     numbers: NDArray[np.int32],
     voxels: NDArray[np.int64],
     names: NDArray[np.uint64],
     block: Window,
     maps: Sequence[NDArray[np.number]],
 ) -> pd.DataFrame:
-    """Sum over the voxels of each piece: coordinates in the volume as int64, maps as lists of exact parts."""
+    """Sum over the voxels of each piece: coordinates in the volume as int64, maps as lists of exact parts.
+
+    Parameters
+    ----------
+    numbers : (z, y, x) int32 pieces of a block 1, 2, ..., 0 for background
+    voxels : (n,) flat indices of the voxels of pieces
+    names : (pieces,) uint64
+    block : its voxels in the volume
+    maps : (z, y, x) each
+    """
     count, number = len(names), numbers.ravel()[voxels]
     frame = pd.DataFrame({"name": names, "volume": np.bincount(number, minlength=count + 1)[1:]})
     boxes = ndimage.find_objects(numbers, count)

@@ -239,10 +239,16 @@ def test_what_is_of_volumes_is_refused_by_members_of_planes(
         resolve(ResultSettings(**settings), read_ensemble(str(write_light_ensemble(tmp_path))))
 
 
-@pytest.mark.parametrize("method", ["auto", "flows", "watershed", "stars", "affinities"])
-def test_objects_of_volumes_by_other_ways_than_components_are_refused(method: Any, done: Path) -> None:
-    with pytest.raises(RefusedError, match=r"take volumes .* `chorus objects` by other ways than --method components"):
+@pytest.mark.parametrize("method", ["flows", "watershed", "stars"])
+def test_objects_of_volumes_by_methods_of_planes_are_refused(method: Any, done: Path) -> None:
+    with pytest.raises(RefusedError, match=f"take volumes .* --method {method} cannot use yet"):
         Results(ObjectsRequest(out=str(done), method=method))
+
+
+def test_objects_of_volumes_are_components_where_no_maps_of_objects_are_saved(done: Path) -> None:
+    assert Results(ObjectsRequest(out=str(done))).method == "components"
+    with pytest.raises(RefusedError, match="its members give no affinities; choose another --method"):
+        Results(ObjectsRequest(out=str(done), method="affinities"))
 
 
 def test_predict_makes_components_of_volumes(image: Path, ensemble: Path, tmp_path: Path) -> None:
