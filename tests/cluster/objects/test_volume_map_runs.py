@@ -156,6 +156,7 @@ def test_objects_of_maps_of_volumes_are_those_in_memory_for_any_cut(outs: list[P
 def test_objects_of_maps_that_were_cut_short_go_on_to_the_same_bytes(
     outs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stream, "_AT_ONCE", 1)
     for method in ("find_pieces_of_block", "label_pixels"):
         original, left = getattr(stream, method), [3]
 
