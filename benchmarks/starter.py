@@ -1,31 +1,45 @@
 """The starter ensemble `nuclei-fluo`: its images in one folder, and its scores on those that nobody trained on.
 
-`gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` (the recipe is in the model card); `score`
+`gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` (the recipe is in the model card), and keeps
+whole fields out for ``chorus calibrate``; `score`
 evaluates members and ensemble on their test images and on out-of-distribution groups, prints a table, and keeps the
 means in ``about.scores`` of ``ensemble.yaml``.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import multiprocessing as mp
 import os
 import shutil
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
 import typer
 import yaml
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import gaussian_filter
 
+from chorus.cluster.commands.calibrate import CalibrateRequest, calibrate_ensemble
+from chorus.cluster.commands.convert import ConvertRequest, convert
+from chorus.cluster.planning.requests import PredictRequest
+from chorus.cluster.planning.settings import RunSettings
+from chorus.cluster.runtime.reporting import Silent
 from chorus.commands.ensembles.train import scores_table
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs, load_pair
-from chorus.pipeline.training.evaluation import Evaluator, FoldScore, summarise, verdict
+from chorus.pipeline.training.evaluation import ENSEMBLE, Evaluator, FoldScore, summarise, verdict
 
 app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -39,20 +53,82 @@ TESTS = {
 }
 
 
+BUILTIN = Path("chorus/builtin/nuclei-fluo")
+# Images of whole fields that no member sees: the reference set of `chorus calibrate`. Out of 60 and 20.
+REFERENCE = {"dsb2018": 24, "bbbc039": 6}
+
+CORRUPTIONS = ("defocus, 2 pixels", "Gaussian noise, 10 % of the range", "20 photons at the brightest", "gain 0.3")
+
+
 @app.command()
-def gather(data: Data, out: Annotated[Path, typer.Argument(help="Gets `images` and `labels`.")]) -> None:
-    """Copy the training images of both sets into one folder, named by their set."""
-    for name in ("dsb2018", "bbbc039"):
-        for kind in ("images", "labels"):
-            (out / kind).mkdir(parents=True, exist_ok=True)
-            for file in sorted((data / name / "train" / kind).iterdir()):
-                shutil.copyfile(file, out / kind / f"{name}-{file.name}")
+def gather(data: Data, out: Annotated[Path, typer.Argument(help="Gets `training` and `reference`.")]) -> None:
+    """Copy the training images of both sets into one folder, and those of the fields kept as reference into another."""
+    for name, number in REFERENCE.items():
+        groups = fields(data / name)
+        kept_out = reference_fields(groups, number)
+        for image, group in groups.items():
+            place = out / ("reference" if group in kept_out else "training")
+            for kind in ("images", "labels"):
+                (place / kind).mkdir(parents=True, exist_ok=True)
+                (file,) = (data / name / "train" / kind).glob(f"{image}.*")
+                shutil.copyfile(file, place / kind / f"{name}-{file.name}")
+    for place in ("training", "reference"):
+        console.print(f"{place}: {len(list((out / place / 'images').iterdir()))} images", highlight=False)
+
+
+def fields(folder: Path) -> dict[str, str]:
+    """Return the field of each training image, by the name of its file without the suffix.
+
+    Tiles of DSB 2018 that were cut from one field have the same `field_group`; BBBC039 has one field a well.
+    """
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = "field_group" if "field_group" in rows[0] else "well"
+    return {Path(row["image"]).stem: row[key] for row in rows if row["image"].startswith("train/")}
+
+
+def reference_fields(groups: dict[str, str], number: int) -> set[str]:
+    """Return whole fields with `number` images in all, in an order that depends on the fields' names alone."""
+    chosen: set[str] = set()
+    left = number
+    for group in sorted(set(groups.values()), key=lambda name: hashlib.sha256(name.encode()).digest()):
+        size = sum(one == group for one in groups.values())
+        if size <= left:
+            chosen.add(group)
+            left -= size
+    return chosen
+
+
+@app.command()
+def reference(
+    gathered: Annotated[Path, typer.Argument(help="What `gather` made.")],
+    ensemble: Annotated[Path, typer.Option(help="The ensemble's folder, trained on `training` alone.")] = BUILTIN,
+) -> None:
+    """Make the reference set of the ensemble of the fields that were kept out, and say what it weighs."""
+    with tempfile.TemporaryDirectory() as folder:
+        images, out = str(Path(folder) / "images"), str(Path(folder) / "out")
+        convert(
+            ConvertRequest(sources=[str(gathered / "reference" / "images")], out=images, executor="serial"), Silent()
+        )
+        run = PredictRequest(sources=[images], ensemble=str(ensemble), out=out, run=RunSettings(executor="serial"))
+        truth = str(gathered / "reference" / "labels")
+        made = calibrate_ensemble(CalibrateRequest(run=run, truth=truth), Silent())
+    if made.reference is None or made.failures:
+        console.print(made.message, *made.failures.values())
+        raise typer.Exit(1)
+    known = made.reference
+    weights = [(ensemble / f"reference.{suffix}").stat().st_size for suffix in ("json", "npz")]
+    console.print(
+        f"{known.images} images, mean Dice {np.mean(known.dice):.3f}, {sum(weights) / 1e6:.2f} MB", highlight=False
+    )
+    for note in known.notes:
+        console.print(note, highlight=False)
 
 
 @app.command()
 def score(
     data: Data,
-    ensemble: Annotated[Path, typer.Option(help="The ensemble's folder.")] = Path("chorus/builtin/nuclei-fluo"),
+    ensemble: Annotated[Path, typer.Option(help="The ensemble's folder.")] = BUILTIN,
     only: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(TESTS)}; by default all.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
@@ -73,6 +149,55 @@ def score(
             console.print(scores_table(name, found[name]))
             console.print(f"{verdict(found[name])}; {time.monotonic() - begun:.0f} s", highlight=False)
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+@app.command()
+def robust(
+    data: Data,
+    ensemble: Annotated[Path, typer.Option(help="The ensemble's folder.")] = BUILTIN,
+    only: Annotated[list[str] | None, typer.Option(help="Out of dsb2018-test, bbbc039-test; by default both.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
+) -> None:
+    """Score the ensemble on test images as they are, and as a poorer microscope would have taken them."""
+    with ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin, (str(ensemble),)) as pool:
+        for name in only or ("dsb2018-test", "bbbc039-test"):
+            pairs = find_pairs(str(data / TESTS[name] / "images"), str(data / TESTS[name] / "labels"), ["dna"]).pairs
+            table = Table(title=f"{name}: {len(pairs)} images, {ensemble}", title_justify="left")
+            for title in ("", "Dice", "AP 0.5", "mAP"):
+                table.add_column(title, justify="right" if title else "left")
+            for how in ("as it is", *CORRUPTIONS):
+                scores = [one for scores in pool.map(partial(_corrupted_scores, how), pairs) for one in scores]
+                means = summarise(scores)
+                table.add_row(how, *(f"{means[f'{key}:{ENSEMBLE}']:.3f}" for key in ("dice", "ap50", "map")))
+            console.print(table)
+
+
+def _corrupted_scores(how: str, pair: TrainingPair) -> list[FoldScore]:
+    image, truth = load_pair(pair)
+    if how in CORRUPTIONS:
+        image = corrupted(image, how, int(hashlib.sha256(pair.name.encode()).hexdigest()[:8], 16))
+    return _evaluator.scores(pair.name, image, truth)
+
+
+def corrupted(image: NDArray[np.generic], how: str, seed: int) -> NDArray[np.generic]:
+    """Return an image (channels, y, x) as a poorer microscope would have taken it, in its own integers.
+
+    Noise refers to the range between the percentiles 0.5 and 99.5, of which photons are counted from the lower end.
+    """
+    rng, pixels = np.random.default_rng(seed), image.astype(np.float64)
+    low, high = np.percentile(pixels, [0.5, 99.5])
+    relative = (pixels - low) / max(high - low, 1.0)
+    if how == "defocus, 2 pixels":
+        relative = gaussian_filter(relative, (0, 2, 2))
+    elif how == "Gaussian noise, 10 % of the range":
+        relative = relative + rng.normal(0, 0.1, relative.shape)
+    elif how == "20 photons at the brightest":
+        relative = rng.poisson(20 * np.maximum(relative, 0)) / 20
+    pixels = low + relative * max(high - low, 1.0)
+    if how == "gain 0.3":
+        pixels = 0.3 * image.astype(np.float64)
+    ends = np.iinfo(image.dtype)
+    return np.clip(np.rint(pixels), ends.min, ends.max).astype(image.dtype)
 
 
 def _begin(ensemble: str) -> None:
