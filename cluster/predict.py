@@ -20,6 +20,7 @@ from chorus.cluster.planning.planned_image import PlannedImage
 from chorus.cluster.planning.requests import Forecast, PlanReporter, PredictRequest
 from chorus.cluster.planning.resolved_settings import resolve
 from chorus.cluster.regions.executor import Executor
+from chorus.cluster.runs.flagging import flag_run, record_flags
 from chorus.cluster.runs.run import PlannedRun, Run
 from chorus.cluster.runs.setup import executor_of, make_ready, open_record
 from chorus.cluster.runs.volume_run import VolumeRun, planes_only
@@ -33,13 +34,21 @@ from chorus.cluster.telemetry.timeline import profiled, span
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage
+from chorus.pipeline.reference.storage import find_reference
 
 
 @stoppable()
-def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanReporter | None = None) -> PredictOutcome:
+def predict(
+    request: PredictRequest,
+    reporter: PlanReporter,
+    of_objects: PlanReporter | None = None,
+    *,
+    judge: bool = True,
+) -> PredictOutcome:
     """Run an ensemble over sources; the same call again resumes.
 
-    Objects, if requested, are segmented when all images are done; `of_objects` receives that progress.
+    When all images are done, those of an ensemble with a reference set are judged by it, unless `judge` is false. Then
+    objects are segmented, if requested; `of_objects` receives that progress.
 
     Raises
     ------
@@ -71,10 +80,25 @@ def predict(request: PredictRequest, reporter: PlanReporter, of_objects: PlanRep
                     lambda inner: _within(planes_only(inner), name, executor, Silent(), request.out),
                 )
                 outcome = _accounted(run.carry_out(), account, record)
+                if judge and outcome.state != "interrupted":
+                    with span("flags"):
+                        outcome = _judged(job, outcome, record)
                 if job.request.objects != "none" and outcome.state != "interrupted":
                     with span("objects"):
                         outcome = add_objects(job.request, outcome, record, of_objects or Silent())
                 return outcome
+
+
+def _judged(job: PlannedRun, outcome: PredictOutcome, record: RunRecord) -> PredictOutcome:
+    """Return the outcome with the counts of flags, which are written with them; itself without a reference set."""
+    if job.found.reference is None:
+        return outcome
+    flagged = flag_run(job.request.out, job.found.reference)
+    record_flags(job.request.out, job.ensemble.spec.name, flagged)
+    whole = replace(outcome, summary=outcome.summary.model_copy(update={"flags": flagged.counts}))
+    record.end(whole.state, whole.summary)
+    record.write(whole.out)
+    return whole
 
 
 def forecast(request: PredictRequest, reporter: PlanReporter) -> Forecast:
@@ -141,7 +165,8 @@ def plan_job(request: PredictRequest, reporter: PlanReporter, *, without: str | 
             else:
                 yield image
 
-    return PlannedRun(request, ensemble, settings, ImageTable.collect(planned()), failures)
+    table = ImageTable.collect(planned())
+    return PlannedRun(request, ensemble, settings, table, failures, find_reference(ensemble))
 
 
 def _as_before(request: PredictRequest) -> PredictRequest:

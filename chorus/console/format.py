@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from rich.filesize import decimal
 from rich.table import Table
 
+from chorus.console.flags import flag_lines
+
 if TYPE_CHECKING:
     from chorus.cluster.planning.requests import Forecast
     from chorus.cluster.state.documents import PredictOutcome
@@ -136,8 +138,8 @@ def score_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], ti
     return table
 
 
-def summary_lines(outcome: PredictOutcome, *, with_report: bool) -> list[str]:
-    """Describe how a run ended, where its results are, and what to do next."""
+def summary_lines(outcome: PredictOutcome, *, with_report: bool, judging: str | None) -> list[str]:
+    """Describe how a run ended, what is flagged (or why nothing is), where its results are, and what to do next."""
     summary = outcome.summary
     lines = [
         f"{summary.images} images: {summary.done} done, {summary.empty} without foreground, "
@@ -157,8 +159,11 @@ def summary_lines(outcome: PredictOutcome, *, with_report: bool) -> list[str]:
         lines.append(f"  failed: objects of {objects.failed} images; {outcome.out}/objects.json says why")
     if outcome.state == "interrupted":
         return [*lines, f"cut short: {outcome.message}"]
+    judged = flag_lines(summary.flags) if summary.flags else []
+    judged += [f"note     {judging}"] if judging else []
     return [
         *lines,
+        *judged,
         f"results  {outcome.out}/images  (open in napari or any OME-Zarr viewer)",
         *([f"objects  {outcome.out}/objects.parquet  ({_objects(objects)})"] if objects else []),
         *([f"report   {outcome.out}/report/index.html"] if with_report else []),

@@ -91,8 +91,8 @@ class ConsoleReporter:
             highlight=False,
             soft_wrap=True,
         )
-        if forecast.advice:
-            self._console.print(forecast.advice, highlight=False, soft_wrap=True, markup=False)
+        for text in filter(None, (forecast.advice, forecast.unjudged)):
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, regions: int, pixels: int, devices: int) -> None:
         """Reset the counts and start the bar."""

@@ -35,6 +35,7 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.members.contract import Member
 from chorus.pipeline.reference.reference import Reference
 from chorus.pipeline.reference.storage import read_reference, reference_url
+from chorus.pipeline.reference.words import NO_REFERENCE
 
 OfPlanes = Literal["none", Method]
 """Methods of objects of planes in memory."""
@@ -197,5 +198,5 @@ class LoadedEnsemble:
             f"{len(spec.members)} members for {', '.join(entry.name for entry in spec.classes[1:])}",
             f"channels: {', '.join(spec.input.channels)}" + (f" at {size:g} um a pixel" if size else ""),
             f"on {self.device.type} by {self.base.backend}",
-            "with a reference set" if self.reference is not None else "without a reference set",
+            "with a reference set" if self.reference is not None else NO_REFERENCE,
         ]

@@ -10,6 +10,7 @@ from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evalua
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.predict import predict
 from chorus.cluster.state.outcome import ItemRow, Outcome, State, failures_of
+from chorus.cluster.state.results import finished_run
 from chorus.cluster.state.scores import read_features, read_scores
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.reference.reference import Reference, calibrate_from
@@ -64,7 +65,7 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Cal
     RefusedError
         As `predict`, `evaluate` and `chorus.pipeline.reference.reference.calibrate_from` do.
     """
-    predicted = predict(request.run, reporter)
+    predicted = predict(request.run, reporter, judge=False)
     if predicted.state == "interrupted":
         return _ended(predicted)
     run = request.run.run
@@ -88,6 +89,7 @@ def calibrate_ensemble(request: CalibrateRequest, reporter: PlanReporter) -> Cal
         read_features(outcome.out),
         ensemble=ensemble.hash,
         pixels=outcome.summary.pixels,
+        settings=finished_run(outcome.out).settings.content,
         tau=request.tau,
         alpha=request.alpha,
     )

@@ -119,6 +119,7 @@ def measure(ensemble: Ensemble, images: Sequence[tuple[str, str]]) -> list[dict[
                 run=RunSettings(executor="serial", trust_code=ensemble.trust_code, thumbnails=False, sentinels="skip"),
             ),
             Silent(),
+            judge=False,
         )
         if outcome.state == "interrupted":
             raise CutShortError(outcome.message)

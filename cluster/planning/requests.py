@@ -50,6 +50,7 @@ class Forecast:
     advice : how the run could cost less; usually empty
     executor : ``serial`` in this process, or ``ray``
     notes : images with a remark for the user, such as an unknown pixel size
+    unjudged : why no image will be flagged; None if the ensemble has a reference set
     """
 
     cost: Cost
@@ -61,6 +62,7 @@ class Forecast:
     advice: str = ""
     executor: Literal["ray", "serial"] = "ray"
     notes: list[tuple[str, str]] = field(default_factory=list)
+    unjudged: str | None = None
 
 
 class PlanReporter(Reporter, Protocol):

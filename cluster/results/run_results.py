@@ -20,9 +20,10 @@ from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.parquet_errors import parquet_errors
 from chorus.pipeline.io.storage_failures import storage_errors
 from chorus.pipeline.report.documents import classes_of
+from chorus.pipeline.scores.flag_registry import with_current_flags
 from chorus.pipeline.scores.ranking import rank
 
-_COLUMNS = ("rank", "name", "uncertainty", "epistemic", "pairwise_dice")
+_COLUMNS = ("rank", "name", "expected_dice", "flags", "uncertainty", "epistemic", "pairwise_dice")
 _ROWS = 5
 
 
@@ -73,8 +74,18 @@ class RunResults:
 
     @cached_property
     def flags(self) -> pd.DataFrame | None:
-        """The result of `chorus flag` for each image, the riskiest first; None where it was not run."""
-        return self._table("flags.parquet", "chorus flag")
+        """What each image is judged to be, the riskiest first; None without a reference set, see `unjudged`.
+
+        The columns are those of `flags.parquet`: ``expected_dice``, ``dice_bound``, ``risk``, ``p_value``, ``flags``,
+        ``reasons`` and others.
+        """
+        table = self._table("flags.parquet", "chorus flag")
+        return None if table is None else with_current_flags(table)
+
+    @property
+    def unjudged(self) -> str | None:
+        """Why the images have no flags; None if they have."""
+        return None if self.flags is not None else self._run.unjudged or "run `chorus flag` to judge the images"
 
     def _table(self, name: str, command: str) -> pd.DataFrame | None:
         url = storage.join(self.out, name)
@@ -85,19 +96,25 @@ class RunResults:
         with parquet_errors(url, f"run `{command}` again"):
             return pd.read_parquet(io.BytesIO(data))
 
-    def rank(self, by: str = "uncertainty") -> pd.DataFrame:
+    def rank(self, by: str | None = None) -> pd.DataFrame:
         """Rank images by a score, the worst first; those without it (no foreground, failed) are left out.
 
         Parameters
         ----------
-        by : a column of numbers of `scores`
+        by : a column of numbers of `scores`; or ``risk``, as `flags` have it, with their columns. By default risk where
+            there are flags, else uncertainty
 
         Raises
         ------
         RefusedError
             There is no such score.
         """
-        return rank(self.scores, by).ranked
+        if by is None:
+            by = "uncertainty" if self.flags is None else "risk"
+        if by != "risk" or self.flags is None:
+            return rank(self.scores, by).ranked
+        judged = self.flags[self.flags["rank"].notna()].drop(columns="status")
+        return judged.merge(self.scores, on="name", how="inner", validate="one_to_one")
 
     @property
     def names(self) -> list[str]:
@@ -144,9 +161,11 @@ class RunResults:
         counts = [f"{count} {state}" for state, count in states.items() if count]
         if summary.objects is not None:
             counts += [f"{count} objects of {name}" for name, count in summary.objects.counts.items()]
-        return f"{self.out}: {self.state}, {summary.images} images ({', '.join(counts)})"
+        judged = f"; {self.unjudged}" if self.unjudged else ""
+        return f"{self.out}: {self.state}, {summary.images} images ({', '.join(counts)}){judged}"
 
     def _repr_html_(self) -> str:
         worst = self.rank().head(_ROWS)
         table = worst[[name for name in _COLUMNS if name in worst]].to_html(index=False, float_format="{:.4f}".format)
-        return f"<div>{escape(self._sentence())}; the most uncertain first:{table}</div>"
+        order = "the most uncertain" if self.flags is None else "the riskiest"
+        return f"<div>{escape(self._sentence())}; {order} first:{table}</div>"

@@ -37,19 +37,26 @@ from chorus.pipeline.io import storage
 from chorus.pipeline.io.models import FailedImage
 from chorus.pipeline.io.outputs.groups import prepare_collection, prepare_plate
 from chorus.pipeline.io.sources.ngff import collection_series, plate_metadata, well_metadata
+from chorus.pipeline.reference.storage import NOT_LOOKED_FOR, FoundReference
 
 log = logging.getLogger("chorus")
 
 
 @dataclass
 class PlannedRun:
-    """A run whose plan is made."""
+    """A run whose plan is made.
+
+    Attributes
+    ----------
+    found : the reference set of the ensemble, which judges the images when all are done; parts of a run have none
+    """
 
     request: PredictRequest
     ensemble: Ensemble
     settings: ResolvedSettings
     table: ImageTable
     failures: list[FailedImage]
+    found: FoundReference = NOT_LOOKED_FOR
 
 
 class Run:

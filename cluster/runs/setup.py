@@ -47,7 +47,7 @@ _AGAIN, _WORTHWHILE, _ENOUGH = 0.15, 0.05, 4
 def open_record(job: PlannedRun, started: float) -> tuple[RunRecord, bool]:
     """Return the record of a run, and whether its output is new; raise RefusedError where that holds other results."""
     failed = [image.name for image in job.failures]
-    record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started)
+    record = RunRecord.of(job.request, job.ensemble, job.settings, job.table, failed, started, job.found)
     return record, open_output(record, job.request.out, overwrite=job.request.overwrite)
 
 
@@ -190,7 +190,9 @@ def _forecast(
     failures = [(failed.name, failed.message) for failed in job.failures]
     advice = [*_faster_networks(job), *larger_regions(job, expected, placement.actors)] if seconds > _LONG else []
     words = "\n".join(advice)
-    made = Forecast(expected, measured, memory, placement, seconds, failures, words, executor, job.table.notes)
+    made = Forecast(
+        expected, measured, memory, placement, seconds, failures, words, executor, job.table.notes, job.found.absent
+    )
     reporter.forecast(made)
     return made
 

@@ -120,12 +120,11 @@ class PredictRecord(PredictDocument):
         """Return the content of the file."""
         content = self.model_dump(mode="json")
         absent = {name for name in ("calibration", "summary") if content[name] is None}
-        return json.dumps(
-            {name: content[name] for name in _ORDER if name in content.keys() - absent}, indent=2
-        ).encode()
+        present = content.keys() - absent
+        return json.dumps({name: content[name] for name in _ORDER if name in present}, indent=2).encode()
 
 
 _ORDER = (
     "command", "started", "finished", "outcome", "repeated", "smaller_batch", "settings", "run", "sources", "inputs",
-    "ensemble", "chorus", "versions", "machine", "calibration", "summary",
+    "ensemble", "reference", "unjudged", "chorus", "versions", "machine", "calibration", "summary",
 )  # fmt: skip

@@ -21,11 +21,13 @@ from chorus.pipeline.core.run_document import (
     SavedClass,
     SavedEnsemble,
     SavedInputs,
+    SavedReference,
 )
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import storage_errors
+from chorus.pipeline.reference.storage import NOT_LOOKED_FOR, FoundReference
 
 
 @dataclass
@@ -51,14 +53,19 @@ class RunRecord:
         table: ImageTable,
         failed: Sequence[str],
         started: float,
+        found: FoundReference = NOT_LOOKED_FOR,
     ) -> RunRecord:
         """Create the record of a run that begins."""
+        saved, known, by = PredictSettings.model_validate(settings.model_dump(mode="json")), found.reference, None
+        if known is not None:
+            differs = known.differs(saved.content)
+            by = SavedReference(images=known.images, tau=known.tau, alpha=known.bound.alpha, differs=differs)
         document = PredictRecord(
             started=datetime.fromtimestamp(started, UTC).isoformat(),
             outcome="running",
             repeated=0,
             smaller_batch=0,
-            settings=PredictSettings.model_validate(settings.model_dump(mode="json")),
+            settings=saved,
             run=request.run.model_dump(mode="json"),
             sources=tuple(request.sources),
             inputs=SavedInputs(sha256=table.digest, images=len(table), regions=table.regions, failed=tuple(failed)),
@@ -69,6 +76,8 @@ class RunRecord:
                 members=len(ensemble.spec.members),
                 classes=tuple(SavedClass(name=c.name, color=c.color) for c in ensemble.classes),
             ),
+            reference=by,
+            unjudged=found.absent,
             **dict(surroundings()),
         )
         return cls(document, table)

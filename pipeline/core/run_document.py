@@ -132,6 +132,38 @@ class ObjectCounts(Document):
     failed: int
 
 
+class SavedReference(Document):
+    """The reference set that judges the images of a run.
+
+    Attributes
+    ----------
+    images : labelled ones
+    tau : Dice that is asked for
+    alpha : share of images whose Dice may be below their bound
+    differs : sentence on settings of the run that are not those of the reference set
+    """
+
+    images: int
+    tau: float
+    alpha: float
+    differs: str | None = Field(default=None, exclude_if=_is_none)
+
+
+class FlagCounts(Document):
+    """The flags of a run.
+
+    Attributes
+    ----------
+    images : number of images by flag; without flags that none has
+    look_at : images marked for review
+    reference_images : by which they were judged
+    """
+
+    images: dict[str, int]
+    look_at: int
+    reference_images: int
+
+
 class PredictCounts(Document):
     """What a run came to.
 
@@ -164,9 +196,11 @@ class PredictSummary(SessionAccount, PredictCounts):
     Attributes
     ----------
     objects : None where none were asked for
+    flags : None where the ensemble has no reference set
     """
 
     objects: ObjectCounts | None = Field(default=None, exclude_if=_is_none)
+    flags: FlagCounts | None = Field(default=None, exclude_if=_is_none)
 
     def accounted(self, account: SessionAccount) -> PredictSummary:
         """Return the summary with the account of a session."""
@@ -259,6 +293,8 @@ class PredictDocument(RunDocument):
     ----------
     repeated, smaller_batch : counts of `PredictSummary` while the run lasts
     ensemble : None in that of another command
+    reference : that the images are judged by when all are done
+    unjudged : why none judges them; None of runs of earlier versions, too
     summary : None while the run lasts
     """
 
@@ -269,7 +305,14 @@ class PredictDocument(RunDocument):
     smaller_batch: int | None = Field(default=None, exclude_if=_is_none)
     ensemble: SavedEnsemble | None = None
     inputs: SavedInputs = SavedInputs()
+    reference: SavedReference | None = Field(default=None, exclude_if=_is_none)
+    unjudged: str | None = Field(default=None, exclude_if=_is_none)
     summary: PredictSummary | None = None
+
+    @property
+    def judging(self) -> str | None:
+        """Return what is to be known of how its images are judged: why not, or with which reservation; usually None."""
+        return self.unjudged if self.reference is None else self.reference.differs
 
     @model_validator(mode="before")
     @classmethod

@@ -111,8 +111,9 @@ class FeatureSpace:
         Lee et al., NeurIPS 2018; Kamoi and Kobayashi 2020; Wang et al., ViM, CVPR 2022.
         """
         standardised = (features - self.mean) / self.scale
-        inside = standardised @ self.components.T
-        outside = standardised - inside @ self.components
+        # `einsum` and not a matrix product, whose last bits depend on how many images there are.
+        inside = np.einsum("nd,rd->nr", standardised, self.components)
+        outside = standardised - np.einsum("nr,rd->nd", inside, self.components)
         return np.stack([self.ellipsoid.distances(inside), np.linalg.norm(outside, axis=1)], axis=1)
 
 

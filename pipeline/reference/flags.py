@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +79,32 @@ def flag_images(
     RefusedError
         If `below` is no Dice between 0 and 1, or the features do not fit the reference set.
     """
+    return flag_parts([(scores, features)], reference, below=below, level=level)
+
+
+def flag_parts(
+    parts: Iterable[tuple[pd.DataFrame, pd.DataFrame | None]],
+    reference: Reference,
+    *,
+    below: float | None = None,
+    level: float = 0.05,
+) -> pd.DataFrame:
+    """As `flag_images`, of scores and features that come part by part: features of many images are gigabytes.
+
+    Each image is judged by itself, so the parts do not change the result.
+    """
     tau = reference.tau if below is None else below
     if not 0 < tau < 1:
         raise RefusedError(f"--below {tau:g}: give a Dice between 0 and 1")
+    level = max(level, reference.minimum_p())
+    judged = [_judged(scores, features, reference, tau, level) for scores, features in parts]
+    return _ordered(pd.concat(judged, ignore_index=True))
+
+
+def _judged(
+    scores: pd.DataFrame, features: pd.DataFrame | None, reference: Reference, tau: float, level: float
+) -> pd.DataFrame:
+    """Return what is known of each image, in the order of `scores`."""
     scores = scores.reset_index(drop=True)
     failed = (scores["status"] == "failed").to_numpy(bool)
     empty = (scores["status"] == "empty").to_numpy(bool)
@@ -97,13 +121,12 @@ def flag_images(
     sigmas[failed] = np.nan
     table["p_value"] = reference.detectors.p_values(sigmas)
     table[OOD_SCORE.name] = np.where(table["p_value"].isna(), np.nan, reference.detectors.ood_scores(sigmas))
-    level = max(level, reference.minimum_p())
     # No bound holds for images unlike the reference images, except 0.
     table["dice_bound"] = table["dice_bound"].mask((table["p_value"] <= level) & table["dice_bound"].notna(), 0.0)
     raised = _raised(table, scores, reference, tau, level)
     table["flags"] = [[name for name in FLAG_NAMES if raised[name][row]] for row in range(len(table))]
     table["reasons"] = _reasons(table, scores, sigmas, reference, tau, level)
-    return _ordered(table.join(sigmas.drop(columns=EMPTY).add_prefix(SIGMA)))
+    return table.join(sigmas.drop(columns=EMPTY).add_prefix(SIGMA))
 
 
 def review(flagged: pd.DataFrame, budget: float, *, wanted: float = 0.01) -> Review:

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, JsonValue
 
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.metrics.calibration_error import PixelCalibration
@@ -24,6 +25,8 @@ from chorus.pipeline.reference.threshold import Threshold, threshold
 
 FORMAT: Literal["chorus-reference/1"] = "chorus-reference/1"
 FEWEST = 10
+COMPARED = ("tile", "overlap", "augmentations", "effort")
+"""Settings of a run on which its scores depend, besides the ensemble."""
 _SHOWN = 5
 
 
@@ -81,6 +84,7 @@ class Reference(BaseModel):
     thresholds : by score
     detector_scores, detector_names : of the detectors of images that are out of distribution
     notes : what a user should know about it, in sentences
+    settings : of the run that gave the scores, those of `COMPARED`; empty in references of earlier versions
     pixels : calibration of the probabilities, and the temperature of each class that would correct them; None if the
         run kept no probabilities, and in references of earlier versions
     detectors : the detectors themselves, stored in a file of arrays
@@ -105,6 +109,7 @@ class Reference(BaseModel):
     detector_scores: list[str]
     detector_names: list[str]
     notes: list[str]
+    settings: dict[str, JsonValue] = {}
     pixels: PixelCalibration | None = None
     detectors: InstanceOf[Detectors] = Field(exclude=True, repr=False)
     features: InstanceOf[np.ndarray] | None = Field(default=None, exclude=True, repr=False)
@@ -145,6 +150,29 @@ class Reference(BaseModel):
         of_empty = (1 + np.count_nonzero(dice[nothing] < tau)) / (1 + np.count_nonzero(nothing))
         return np.where(empty, of_empty, probability)
 
+    def at_alpha(self, alpha: float) -> Reference:
+        """Return the reference with the bound for another share of images whose Dice may be below it.
+
+        Raises
+        ------
+        RefusedError
+            If `alpha` is no such share.
+        """
+        if not 0 < alpha < 1:
+            raise RefusedError(f"--alpha {alpha:g}: give a share of the images between 0 and 1, such as 0.1")
+        known = self.frame()
+        known = known[known["status"] == "done"].reset_index(drop=True)
+        bound = fit_bound(known, known["dice"].to_numpy(np.float64), quality_scores(known), alpha)
+        return self.model_copy(update={"bound": bound})
+
+    def differs(self, settings: Mapping[str, JsonValue]) -> str | None:
+        """Return a sentence on settings of a run that are not those of the reference; None if its scores compare."""
+        other = [name for name, value in self.settings.items() if name in settings and settings[name] != value]
+        if not other:
+            return None
+        said = (f"{name} {_words(settings[name])} instead of {_words(self.settings[name])}" for name in other)
+        return f"judged by a reference set of other settings, flags and expected Dice may be off: {'; '.join(said)}"
+
     def minimum_p(self) -> float:
         """Return the smallest p-value that this number of images can give."""
         return 1 / (self.images + 1)
@@ -157,6 +185,7 @@ def calibrate_from(
     *,
     ensemble: str,
     pixels: PixelCalibration | None = None,
+    settings: Mapping[str, JsonValue] | None = None,
     tau: float = 0.8,
     alpha: float = 0.1,
     false_positive_rate: float = 0.05,
@@ -170,6 +199,7 @@ def calibrate_from(
     features : columns ``name`` and ``features``, if there are any
     ensemble : hash of the ensemble
     pixels : of the same images, if probabilities were kept
+    settings : of the run
     tau : required Dice, 0 to 1
     alpha : share of images whose Dice may be below their bound
     false_positive_rate : share of good images that the thresholds may flag
@@ -211,6 +241,7 @@ def calibrate_from(
         detector_scores=list(detectors.scores),
         detector_names=list(detectors.names),
         notes=notes,
+        settings={name: value for name, value in (settings or {}).items() if name in COMPARED},
         pixels=pixels,
         detectors=detectors,
         features=None if matrix is None else matrix.astype(np.float32),
@@ -310,6 +341,10 @@ def _notes(
             "there are no encoder features: images that are out of distribution are told by their scores alone"
         )
     return notes
+
+
+def _words(value: JsonValue) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _spread(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from chorus.pipeline.ensembles.ensemble import read_ensemble
-from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
+from chorus.pipeline.errors import ChorusError, RefusedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import failure_sentence, one_line, storage_errors
 from chorus.pipeline.reference.ood import Detectors
 from chorus.pipeline.reference.reference import FORMAT, Reference
+from chorus.pipeline.reference.words import NO_REFERENCE
 from chorus.pipeline.scores.registry import current_name
 
 _ARRAYS = "arrays_sha256"
@@ -58,20 +60,49 @@ def read_reference(ensemble_url: str) -> Reference:
     RefusedError
         If there is none, or it is damaged or of another ensemble.
     """
-    ensemble = read_ensemble(ensemble_url)
-    url = reference_url(ensemble.url)
+    return reference_of(read_ensemble(ensemble_url))
+
+
+def reference_of(ensemble: Ensemble, url: str | None = None) -> Reference:
+    """Return the reference of an ensemble that is read; as `read_reference`.
+
+    Parameters
+    ----------
+    url : of a ``reference.json`` elsewhere; by default the one beside ``ensemble.yaml``
+    """
+    url = reference_url(ensemble.url) if url is None else url
     try:
         data, arrays = storage.read_bytes(url), storage.read_bytes(_arrays_url(url))
     except OSError as error:
-        raise RefusedError(
-            f"{ensemble.url}: has no reference set ({failure_sentence(error, url)}); make one with `chorus calibrate`"
-        ) from error
+        raise RefusedError(f"{ensemble.url}: {NO_REFERENCE} ({failure_sentence(error, url)})") from error
     reference = _parsed(url, data, arrays)
     if reference.ensemble != ensemble.hash:
         raise RefusedError(
             f"{url}: is of another ensemble, or of this one before it was changed; run `chorus calibrate` again"
         )
     return reference
+
+
+@dataclass(frozen=True)
+class FoundReference:
+    """The reference of an ensemble, or a sentence on why there is none."""
+
+    reference: Reference | None
+    absent: str | None = None
+
+
+NOT_LOOKED_FOR = FoundReference(None)
+
+
+def find_reference(ensemble: Ensemble) -> FoundReference:
+    """Return the reference of an ensemble; one that is damaged, or of another ensemble, counts as absent."""
+    url = reference_url(ensemble.url)
+    try:
+        with storage_errors(url):
+            there = storage.exists(url)
+        return FoundReference(reference_of(ensemble)) if there else FoundReference(None, NO_REFERENCE)
+    except ChorusError as error:
+        return FoundReference(None, f"scores stand alone, and no image is flagged ({error})")
 
 
 def _parsed(url: str, data: bytes, arrays: bytes) -> Reference:

@@ -94,6 +94,8 @@ def write_report(out_url: str, *, top: int = 8) -> str:
 def _content(out: str, run: PredictDocument, images: Images, notes: list[str]) -> dict[str, object]:
     """Return the variables of the template, except for pictures and lists."""
     ensemble = run.ensemble or SavedEnsemble()
+    if run.reference is not None and run.reference.differs:
+        notes.append(run.reference.differs)
     known = sections.known_of(ensemble.url, ensemble.hash, notes)
     shift = read_document(out, "shift.json", Shift, "chorus shift", notes)
     evaluation = read_document(out, "evaluation.json", Evaluation, "chorus evaluate", notes)

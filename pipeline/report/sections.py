@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -10,9 +10,8 @@ from markupsafe import Markup
 from chorus.pipeline.core.provenance import About
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.errors import ChorusError
-from chorus.pipeline.io import storage
 from chorus.pipeline.reference.reference import Reference
-from chorus.pipeline.reference.storage import read_reference, reference_url
+from chorus.pipeline.reference.storage import find_reference
 from chorus.pipeline.report import plots
 from chorus.pipeline.report.documents import Evaluation
 from chorus.pipeline.report.rows import Images
@@ -73,17 +72,10 @@ def known_of(url: str | None, digest: str | None, notes: list[str]) -> Known:
     except ChorusError as error:
         notes.append(f"nothing is known of the ensemble ({error})")
         return nothing
-    try:
-        if storage.exists(reference_url(ensemble.url)):
-            return Known(known.about, known.kinds, read_reference(url))
-        notes.append(
-            "the ensemble has no reference set: scores say which images are more doubtful than others, not how good "
-            "they are; `chorus calibrate` makes one of labelled images"
-        )
-        return known
-    except (ChorusError, OSError) as error:
-        notes.append(f"scores stand alone ({error})")
-        return known
+    found = find_reference(ensemble)
+    if found.absent is not None and found.absent not in notes:
+        notes.append(found.absent)
+    return replace(known, reference=found.reference)
 
 
 def flags_raised(images: Images) -> list[Raised]:

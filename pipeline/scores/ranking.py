@@ -83,6 +83,35 @@ def rank_rows(
     return RankedRows(ranked, empty, failed)
 
 
+def with_judgement(rows: Sequence[dict[str, object]], flags: Mapping[str, Sequence[Any]]) -> list[dict[str, object]]:
+    """Return rows of images with what ``flags.parquet`` states of each, but for its rank."""
+    stated = [name for name in flags if name not in ("rank", "name")]
+    place = {name: row for row, name in enumerate(flags["name"])}
+    nothing: dict[str, object] = {name: [] if name in ("flags", "reasons") else None for name in stated}
+    judged = []
+    for row in rows:
+        at = place.get(row["name"])
+        judged.append({**row, **(nothing if at is None else {name: flags[name][at] for name in stated})})
+    return judged
+
+
+def by_risk(columns: Mapping[str, Sequence[Any]], flags: Mapping[str, Sequence[Any]]) -> RankedRows:
+    """Rank images as they are ranked in ``flags.parquet``: the highest risk first; empty predictions have one, too.
+
+    Parameters
+    ----------
+    columns : of ``scores.parquet``, with ``name`` and ``status``
+    flags : columns of ``flags.parquet``, with ``rank`` and ``name``
+    """
+    rows = {columns["name"][row]: {name: columns[name][row] for name in columns} for row in range(len(columns["name"]))}
+    ranks = {name: int(rank) for rank, name in zip(flags["rank"], flags["name"], strict=True) if rank is not None}
+    order = sorted((name for name in rows if name in ranks), key=ranks.__getitem__)
+    ranked = with_judgement([{"rank": ranks[name], **rows[name]} for name in order], flags)
+    left = with_judgement([row for name, row in rows.items() if name not in ranks], flags)
+    failed = [row for row in left if row["status"] == "failed"]
+    return RankedRows(ranked, [row for row in left if row["status"] != "failed"], failed)
+
+
 def require_score(score: str, numeric: Sequence[str]) -> None:
     """Raise RefusedError where `score` is none of the columns of numbers."""
     if score not in numeric:

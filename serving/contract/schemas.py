@@ -113,6 +113,7 @@ class Prediction(BaseModel):
     flags, reasons : whether it needs review, and why; of ensembles with a reference set
     expected_dice, dice_bound, risk, p_value : as in ``flags.parquet`` (`chorus.pipeline.scores.registry.STATED`); null
         without a reference set
+    unjudged : why these are missing; null with a reference set
     objects : number per class, if requested
     seconds : in the server
     """
@@ -129,6 +130,7 @@ class Prediction(BaseModel):
     dice_bound: float | None = None
     risk: float | None = None
     p_value: float | None = None
+    unjudged: str | None = None
     objects: dict[str, int] | None = None
     seconds: float
 
@@ -156,7 +158,13 @@ class JobState(BaseModel):
 
 
 class EnsembleInfo(BaseModel):
-    """An ensemble of this server."""
+    """An ensemble of this server.
+
+    Attributes
+    ----------
+    calibrated : whether it has a reference set, which judges its results
+    unjudged : why they are not judged; null with a reference set
+    """
 
     name: str
     hash: str
@@ -169,6 +177,7 @@ class EnsembleInfo(BaseModel):
     augmentations: list[str]
     flows: bool
     calibrated: bool
+    unjudged: str | None = None
     outputs: list[Output]
 
 

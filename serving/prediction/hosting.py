@@ -18,6 +18,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble, require_
 from chorus.pipeline.inference.engine import Engine
 from chorus.pipeline.inference.feature_records import ImageFeatures
 from chorus.pipeline.inference.posterior_builder import tiles_per_call
+from chorus.pipeline.reference.words import NO_REFERENCE
 from chorus.serving.contract.schemas import EnsembleInfo, EnsembleName, PredictOptions
 from chorus.serving.contract.settings import ServeSettings
 
@@ -101,8 +102,14 @@ class Hosted:
             augmentations=spec.augmentations,
             flows=FLOWS in self.ensemble.outputs,
             calibrated=self.loaded.reference is not None,
+            unjudged=self.unjudged,
             outputs=outputs,
         )
+
+    @property
+    def unjudged(self) -> str | None:
+        """Return why results are not judged; None with a reference set."""
+        return NO_REFERENCE if self.loaded.reference is None else None
 
     def settings(self, options: PredictOptions) -> ResolvedSettings:
         """Return the settings of `chorus predict` with these options, objects included; raise RefusedError as it does.

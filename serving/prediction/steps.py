@@ -183,6 +183,7 @@ def result_of_row(
         message=row.message,
         shape=(len(planned.where.window.y), len(planned.where.window.x)),
         scores=numbers(row.columns),
+        unjudged=planned.hosted.unjudged,
         objects=objects,
         seconds=round(seconds, 4),
         **({} if judgement is None else asdict(judgement)),

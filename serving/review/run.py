@@ -65,7 +65,10 @@ class Snapshot:
         self.notes: list[str] = []
         self.document = _read_document(out)
         self.classes = self.document.classes
-        self.gallery = Gallery(read_images(out, self.notes), [info.name for info in self.classes[1:]])
+        images = read_images(out, self.notes)
+        if (judging := self.document.run.judging) and images.judged == (self.document.run.reference is not None):
+            self.notes.append(judging)
+        self.gallery = Gallery(images, [info.name for info in self.classes[1:]])
         self._made: Cache[Any] = Cache(1000)
 
     @cached_property

@@ -70,6 +70,8 @@ def print_forecast(request: PredictRequest, cluster: str | None, calibration: st
         _print_failures(forecast.failures)
         for line in some("note", [f"{name}: {note}" for name, note in forecast.notes], "what --json prints"):
             out_console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if forecast.unjudged:
+            out_console.print(forecast.unjudged, highlight=False, soft_wrap=True, markup=False)
         return
     from chorus.commands.cluster.cost import tables
 

@@ -48,8 +48,9 @@ def predict(
 ) -> None:
     """Segment OME-Zarr images with an ensemble; the same command again resumes.
 
-    Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT. Exit
-    code 0: all done, 1: finished with failed images, 2: refused, 3: interrupted, resumable.
+    Leaves posteriors, labels and objects as OME-Zarr, `scores.parquet`, `objects.parquet` and `run.json` in OUT, and
+    `flags.parquet` (expected Dice, what is out of distribution and why) if the ensemble has a reference set. Exit code
+    0: all done, 1: finished with failed images, 2: refused, 3: interrupted, resumable.
 
     **Examples**
 
@@ -65,9 +66,11 @@ def predict(
         return
     from chorus.cluster import predict as reprocess
     from chorus.cluster.planning.devices.cluster_file import read_cluster
+    from chorus.cluster.state.output import read_run
     from chorus.cluster.telemetry.logs import about_run
     from chorus.cluster.telemetry.metrics import run_label
     from chorus.console.progress import ConsoleReporter
+    from chorus.pipeline.core.run_document import PredictDocument
     from chorus.pipeline.io import storage
     from chorus.pipeline.report.page import write_report
 
@@ -83,6 +86,6 @@ def predict(
     if as_json:
         ended = {name: getattr(outcome, name) for name in ("out", "state", "message")}
         print_json(ended | {"summary": outcome.summary.model_dump(mode="json")})
-    for line in summary_lines(outcome, with_report=report):
+    for line in summary_lines(outcome, with_report=report, judging=read_run(outcome.out, PredictDocument).judging):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)

@@ -69,7 +69,7 @@ def test_an_image_without_foreground_says_so() -> None:
     assert result.scores["status"] == "empty"
     assert "a channel has the same value in every pixel" in repr(result)
     assert "; no nucleus; " in repr(result)
-    assert repr(result).endswith("0 objects of nucleus>")
+    assert "; 0 objects of nucleus; " in repr(result)
 
 
 def test_the_picture_is_the_image_with_outlines_beside_its_uncertainty(loaded: LoadedEnsemble) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.reference.words import NO_REFERENCE
 from chorus.serving.review.app import review_app
 from chorus.serving.review.run import _PAUSE
 from tests.support.reviews import EVIL, FIELDS, SLIDE, write_flags, write_many, write_review_run
@@ -115,6 +117,18 @@ def test_flags_and_reasons_narrow_and_reasons_are_told_apart_without_their_numbe
     assert names(client, flag="uncertain") == [SLIDE, FIELDS[3]]
     assert names(client, flag=["uncertain", "poor"]) == [SLIDE]
     assert names(client, reason="uncertainty …, not below U_min …", order="best") == [FIELDS[3], SLIDE]
+
+
+def test_a_run_that_nothing_judges_says_so_in_its_first_answer(small: Path) -> None:
+    document = json.loads((small / "run.json").read_text())
+    (small / "run.json").write_text(json.dumps(document | {"unjudged": NO_REFERENCE}))
+    about = TestClient(review_app(str(small))).get("/api/run").json()
+    assert about["judged"] is False
+    assert about["notes"] == [NO_REFERENCE]
+    write_flags(small, names(TestClient(review_app(str(small)))), {SLIDE: (["ood"], ["features 12 sigma away"])})
+    about = TestClient(review_app(str(small))).get("/api/run").json()
+    assert about["judged"] is True
+    assert about["notes"] == []
 
 
 def test_a_run_that_goes_on_is_read_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

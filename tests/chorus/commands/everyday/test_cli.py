@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from chorus.cluster.state.scores import read_scores
 from chorus.pipeline.io import storage
+from chorus.pipeline.reference.words import NO_REFERENCE
 from tests.support.making import pixels, write_ensemble, write_image, write_light_ensemble
 from tests.support.running import Chorus, Result
 
@@ -318,3 +319,59 @@ def test_rank_above_exports_only_what_it_flags(chorus: Chorus, tmp_path: Path) -
     assert pd.read_csv(path)["name"].tolist() == ["b"]
     assert chorus("rank", out, "--by", "pairwise_dice", "--above", 0.95, "--export", path).code == 0
     assert pd.read_csv(path)["name"].tolist() == ["b", "a"]
+
+
+def judged_scores(out: Path) -> Path:
+    """As `made_scores`, judged: the image of lower uncertainty has the higher risk."""
+    made_scores(out)
+    flags = pd.DataFrame(
+        {
+            "rank": pd.array([1, 2, 3, None], dtype="Int64"),
+            "name": ["a", "c", "b", "d"],
+            "status": ["done", "empty", "done", "failed"],
+            "expected_dice": [0.61, None, 0.93, None],
+            "dice_bound": [0.0, None, 0.85, None],
+            "risk": [0.7, 0.5, 0.1, None],
+            "p_value": [0.02, 0.5, 0.6, None],
+            "flags": [["poor", "ood"], [], [], ["failed"]],
+            "reasons": [["features 12 sigma from the reference set"], [], [], ["no such file"]],
+        }
+    )
+    flags.to_parquet(out / "flags.parquet")
+    return out
+
+
+def test_rank_of_judged_images_is_by_risk_and_says_expected_dice_flags_and_reasons(
+    chorus: Chorus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    result = chorus("rank", out := judged_scores(tmp_path / "out"))
+    assert result.code == 0, result.err
+    assert result.out.index(" a ") < result.out.index(" c ") < result.out.index(" b ") < result.out.index("1 failed")
+    for said in ("3 images by risk", "0.61", "poor, out of distribution", "features 12 sigma from the reference set"):
+        assert said in result.out
+    content = json.loads(chorus("rank", out, "--json").out)
+    assert [row["name"] for row in content["ranked"]] == ["a", "c", "b"]
+    assert content["ranked"][0]["flags"] == ["poor", "ood"]
+    assert content["ranked"][0]["expected_dice"] == 0.61
+    assert [row["reasons"] for row in content["failed"]] == [["no such file"]]
+
+
+def test_rank_of_judged_images_by_another_score_keeps_their_flags_and_above_means_uncertainty(
+    chorus: Chorus, tmp_path: Path
+) -> None:
+    out = judged_scores(tmp_path / "out")
+    content = json.loads(chorus("rank", out, "--above", 0.15, "--json").out)
+    assert [(row["name"], row["flagged"], row["risk"]) for row in content["ranked"]] == [
+        ("b", True, 0.1),
+        ("a", False, 0.7),
+    ]
+    assert chorus("rank", made_scores(tmp_path / "unjudged"), "--by", "risk").code == 2
+    assert chorus("rank", out, "--by", "risk", "--above", 0.5).code == 2
+
+
+def test_rank_says_why_images_are_not_judged(chorus: Chorus, tmp_path: Path) -> None:
+    out = made_scores(tmp_path / "out")
+    assert "images are not judged yet" in chorus("rank", out).out
+    (out / "run.json").write_text(json.dumps({"unjudged": NO_REFERENCE}))
+    assert NO_REFERENCE in chorus("rank", out).out

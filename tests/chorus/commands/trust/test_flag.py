@@ -10,7 +10,8 @@ import pytest
 
 from chorus.pipeline.ensembles.ensemble import read_ensemble
 from chorus.pipeline.reference.reference import calibrate_from
-from chorus.pipeline.reference.storage import write_reference
+from chorus.pipeline.reference.storage import read_reference, write_reference
+from chorus.pipeline.reference.words import NO_REFERENCE
 from tests.support.making import write_light_ensemble
 from tests.support.running import Chorus
 from tests.support.simulated import simulated
@@ -54,6 +55,38 @@ def test_flag_speaks_json_with_the_same_content(chorus: Chorus, ensemble: Path, 
     assert content["images"][0]["rank"] == 1
 
 
+def test_another_alpha_is_the_bound_that_a_calibration_with_it_gives(
+    chorus: Chorus, ensemble: Path, tmp_path: Path
+) -> None:
+    out = results(tmp_path / "out", ensemble)
+    tables, known = simulated(60, seed=0), read_reference(str(ensemble))
+    for alpha in (0.1, 0.3):
+        again = calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble=known.ensemble, alpha=alpha)
+        assert known.at_alpha(alpha).bound == again.bound
+    assert json.loads(chorus("flag", out, "-e", ensemble, "--alpha", 0.3, "--json").out)["reference"]["alpha"] == 0.3
+    wide = pd.read_parquet(out / "flags.parquet").set_index("name")["dice_bound"]
+    assert chorus("flag", out, "-e", ensemble).code == 0
+    narrow = pd.read_parquet(out / "flags.parquet").set_index("name")["dice_bound"]
+    assert (narrow <= wide).all()
+    assert (narrow < wide).any()
+
+
+def test_a_run_is_judged_by_the_reference_set_beside_its_ensemble_or_by_another(
+    chorus: Chorus, ensemble: Path, tmp_path: Path
+) -> None:
+    out = results(tmp_path / "out", ensemble)
+    digest = read_ensemble(str(ensemble)).hash
+    refused = chorus("flag", out)
+    assert (refused.code, "name it by --ensemble" in refused.err) == (2, True)
+    (out / "run.json").write_text(json.dumps({"ensemble": {"name": "light", "hash": digest, "url": str(ensemble)}}))
+    assert json.loads(chorus("flag", out, "--json").out)["reference"]["images"] == 60
+    tables = simulated(24, seed=5)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_reference(str(other), calibrate_from(tables.scores, tables.evaluation, tables.features, ensemble=digest))
+    assert json.loads(chorus("flag", out, "--reference", other, "--json").out)["reference"]["images"] == 24
+
+
 def test_flag_prints_as_many_rows_as_asked(chorus: Chorus, ensemble: Path, tmp_path: Path) -> None:
     out = results(tmp_path / "out", ensemble)
     assert chorus("flag", out, "-e", ensemble, "--top", 3).out.count("strange-") == 3
@@ -75,7 +108,11 @@ def test_flag_leaves_its_counts_for_prometheus(chorus: Chorus, ensemble: Path, t
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--budget", "5"], "--budget 5: give a share"), (["--below", "80"], "--below 80: give a Dice")],
+    [
+        (["--budget", "5"], "--budget 5: give a share"),
+        (["--below", "80"], "--below 80: give a Dice"),
+        (["--alpha", "1"], "--alpha 1: give a share"),
+    ],
 )
 def test_flag_refuses_in_one_sentence(
     arguments: list[str], said: str, chorus: Chorus, ensemble: Path, tmp_path: Path
@@ -91,7 +128,7 @@ def test_flag_needs_a_calibrated_ensemble_and_its_own_run(chorus: Chorus, ensemb
     other = write_light_ensemble(tmp_path / "other", members=2)
     result = chorus("flag", out, "-e", other)
     assert result.code == 2
-    assert "make one with `chorus calibrate`" in result.err
+    assert f"{other}: {NO_REFERENCE} (" in result.err
     tables = simulated(20, seed=0)
     write_reference(
         str(other), calibrate_from(tables.scores, tables.evaluation, ensemble=read_ensemble(str(other)).hash)

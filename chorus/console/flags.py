@@ -1,0 +1,55 @@
+"""What flags of images look like: a table, and lines at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from chorus.pipeline.core.run_document import FlagCounts
+
+_HEADING = 12  # width of a column's heading, in characters
+
+
+def judged_table(rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: str) -> Table:
+    """Return a table with a row per image: the expected Dice, and why the image is flagged.
+
+    Parameters
+    ----------
+    rows : of images, with the columns of ``flags.parquet``
+    more : further columns of numbers
+    title : above the table
+    """
+    from chorus.pipeline.scores.flag_registry import flag_label
+    from chorus.pipeline.scores.registry import STATED, phrase_of
+
+    numbers = [*(score.name for score in STATED), *more]
+    table = Table(title=title, title_justify="left")
+    table.add_column("rank", justify="right", overflow="fold")
+    table.add_column("image", overflow="fold")
+    for name in numbers:
+        table.add_column(fill(phrase_of(name), _HEADING), justify="right", overflow="fold")
+    table.add_column("flags")
+    table.add_column("because", overflow="fold")
+    for row in rows:
+        cells = [escape(_cell(row[name])) for name in ("rank", "name", *numbers)]
+        table.add_row(*cells, ", ".join(map(flag_label, row["flags"])), escape("; ".join(row["reasons"])))
+    return table
+
+
+def flag_lines(counts: FlagCounts) -> list[str]:
+    """Describe how many images of a run are flagged, and by how many reference images."""
+    from chorus.pipeline.scores.flag_registry import flag_label
+
+    named = ", ".join(f"{count} {flag_label(name)}" for name, count in counts.images.items()) or "none"
+    return [f"flagged  {named}; {counts.look_at} to look at first, by {counts.reference_images} reference images"]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
+    return "" if value is None or str(value) == "<NA>" else str(value)
