@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -11,8 +10,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from chorus.pipeline.core.run_document import FlagCounts
-
-_HEADING = 12  # width of a column's heading, in characters
 
 
 def judged_table(rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: str) -> Table:
@@ -25,14 +22,15 @@ def judged_table(rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: 
     title : above the table
     """
     from chorus.pipeline.scores.flag_registry import flag_label
-    from chorus.pipeline.scores.registry import STATED, phrase_of
+    from chorus.pipeline.scores.registry import STATED, column_of
 
     numbers = [*(score.name for score in STATED), *more]
     table = Table(title=title, title_justify="left")
     table.add_column("rank", justify="right", overflow="fold")
     table.add_column("image", overflow="fold")
     for name in numbers:
-        table.add_column(fill(phrase_of(name), _HEADING), justify="right", overflow="fold")
+        column = column_of(name)
+        table.add_column(name if column is None else column.label, justify="right", overflow="fold")
     table.add_column("flags")
     table.add_column("because", overflow="fold")
     for row in rows:

@@ -71,7 +71,9 @@ SENTINEL_DICE = Metric(
     ("sentinel", "class", "source"),
 )  # fmt: skip
 SENTINELS_MOVED = Metric("chorus_sentinels_moved", "gauge", "Sentinel Dice values that moved beyond their tolerance.")
-FLAGGED = Metric("chorus_images_flagged", "gauge", "Images that the run, or the last `chorus flag`, flagged, by flag.", ("flag",))
+FLAGGED = Metric(
+    "chorus_images_flagged", "gauge", "Images that the run, or the last `chorus flag`, flagged, by flag.", ("flag",)
+)
 DRIVER = (
     REGIONS, TILES, PIXELS, PASSES, RETRIES, RESTARTS, IMAGES, REGIONS_OPEN, IMAGES_FINISHING, DEVICES, COST,
     SENTINEL_DICE, SENTINELS_MOVED, FLAGGED,
