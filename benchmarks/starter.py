@@ -1,9 +1,19 @@
-"""The starter ensemble `nuclei-fluo`: its images in one folder, and its scores on those that nobody trained on.
+"""The starter ensemble `nuclei-fluo`: its images, its reference set, and its scores on images that nobody trained on.
 
-`gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` (the recipe is in the model card), and keeps
-whole fields out for ``chorus calibrate``; `score`
-evaluates members and ensemble on their test images and on out-of-distribution groups, prints a table, and keeps the
-means in ``about.scores`` of ``ensemble.yaml``.
+`gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` and keeps whole fields out, of which `reference`
+makes the reference set after the training. `score` evaluates members and ensemble on their test images and on
+out-of-distribution groups, prints a table, and keeps the means in ``about.scores`` of ``ensemble.yaml``; `robust`
+scores it on test images with blur, noise and a low gain. The recipe of a robust ensemble::
+
+    python benchmarks/starter.py gather DATA starter
+    chorus train starter/training/images --labels starter/training/labels --out nuclei-fluo --class background \\
+      --class nucleus --flows --channel dna --encoder tu-tf_mobilenetv3_small_minimal_100 \\
+      --option 'decoder_channels=[64,48,32,16,16]' --no-imagenet --folds 5 --steps 4000 --batch 8 --patch 128 \\
+      --learning-rate 0.005 --validate-every 1000 --keep last --weights-dtype float16 --scale 0.5 2 --gamma 1.5 \\
+      --contrast 1.8 --offset 0.2 --noise 0.12 --photons 15 --blur 2.5 --shading 0.5 --elastic --cutout 0.1
+    python benchmarks/starter.py reference starter --ensemble nuclei-fluo
+    python benchmarks/starter.py score DATA --ensemble nuclei-fluo
+    python benchmarks/starter.py robust DATA --ensemble nuclei-fluo
 """
 
 from __future__ import annotations
@@ -61,19 +71,25 @@ CORRUPTIONS = ("defocus, 2 pixels", "Gaussian noise, 10 % of the range", "20 pho
 
 
 @app.command()
-def gather(data: Data, out: Annotated[Path, typer.Argument(help="Gets `training` and `reference`.")]) -> None:
+def gather(
+    data: Data,
+    out: Annotated[Path, typer.Argument(help="Gets `training` and `reference`.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Keep nothing out, as for the first `nuclei-fluo`.")
+    ] = False,
+) -> None:
     """Copy the training images of both sets into one folder, and those of the fields kept as reference into another."""
     for name, number in REFERENCE.items():
         groups = fields(data / name)
-        kept_out = reference_fields(groups, number)
+        kept_out = reference_fields(groups, 0 if everything else number)
         for image, group in groups.items():
             place = out / ("reference" if group in kept_out else "training")
             for kind in ("images", "labels"):
                 (place / kind).mkdir(parents=True, exist_ok=True)
                 (file,) = (data / name / "train" / kind).glob(f"{image}.*")
                 shutil.copyfile(file, place / kind / f"{name}-{file.name}")
-    for place in ("training", "reference"):
-        console.print(f"{place}: {len(list((out / place / 'images').iterdir()))} images", highlight=False)
+    for place in sorted(out.iterdir()):
+        console.print(f"{place.name}: {len(list((place / 'images').iterdir()))} images", highlight=False)
 
 
 def fields(folder: Path) -> dict[str, str]:

@@ -9,14 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from chorus.pipeline.core.run_document import FlagCounts
 
 
-def judged_table(rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: str) -> Table:
-    """Return a table with a row per image: the expected Dice, and why the image is flagged.
+def print_judged(console: Console, rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: str) -> None:
+    """Print a table with a row per image, its expected Dice and its flags; below it why images are flagged.
 
     Parameters
     ----------
+    console : where to print
     rows : of images, with the columns of ``flags.parquet``
     more : further columns of numbers
     title : above the table
@@ -26,17 +29,22 @@ def judged_table(rows: Sequence[Mapping[Any, Any]], more: Sequence[str], title: 
 
     numbers = [*(score.name for score in STATED), *more]
     table = Table(title=title, title_justify="left")
-    table.add_column("rank", justify="right", overflow="fold")
+    table.add_column("rank", justify="right")
     table.add_column("image", overflow="fold")
     for name in numbers:
         column = column_of(name)
-        table.add_column(name if column is None else column.label, justify="right", overflow="fold")
-    table.add_column("flags")
-    table.add_column("because", overflow="fold")
+        table.add_column(name if column is None else column.label, justify="right")
+    table.add_column("flags", overflow="fold")
     for row in rows:
         cells = [escape(_cell(row[name])) for name in ("rank", "name", *numbers)]
-        table.add_row(*cells, ", ".join(map(flag_label, row["flags"])), escape("; ".join(row["reasons"])))
-    return table
+        table.add_row(*cells, ", ".join(map(flag_label, row["flags"])))
+    console.print(table)
+    # Reasons are sentences, which no column of a terminal is wide enough for.
+    for row in rows:
+        if len(row["reasons"]):
+            place = _cell(row["rank"]) or "-"
+            text = f"{place} {row['name']}: {'; '.join(row['reasons'])}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def flag_lines(counts: FlagCounts) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from chorus.console.flags import judged_table
+from chorus.console.flags import print_judged
 from chorus.console.format import print_json, score_table
 from chorus.console.options import Json
 from chorus.pipeline.errors import RefusedError
@@ -78,7 +78,7 @@ def rank(
     if flags is None:
         console.print(score_table(rows, ["rank", "name", *shown, *extra], title))
     else:
-        console.print(judged_table(rows, [*shown[:1], *extra], title))
+        print_judged(console, rows, [*shown[:1], *extra], title)
     for line in _judging(out, judged=flags is not None):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if above is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from chorus.console.flags import flag_lines, judged_table
+from chorus.console.flags import flag_lines, print_judged
 from chorus.console.options import Json
 from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.errors import RefusedError
@@ -69,7 +69,7 @@ def flag(
     console = Console()
     table = flagged.table
     rows = (table.head(top) if top else table).to_dict("records")
-    console.print(judged_table(rows, [], f"{len(table)} images, riskiest first"))
+    print_judged(console, rows, [], f"{len(table)} images, riskiest first")
     for line in review_lines(flagged, known.tau if below is None else below):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
