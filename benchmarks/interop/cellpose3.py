@@ -99,7 +99,7 @@ def compare(weights: Path, image: NDArray[Any], known: dict[str, NDArray[Any]]) 
 def precision(masks: NDArray[Any], known: dict[str, NDArray[Any]], flow_error: float | None) -> list[float]:
     """Return the AP of objects from Cellpose's own maps against its own masks, with and without a flow threshold."""
     plane = PlaneInMemory((known["cell"] > 0).astype(np.uint8), {}, known["flows"])
-    settings = ObjectSettings(30.0, 15, flow_error)
+    settings = ObjectSettings(30.0, 15, flow_error, lengths=True)
     names = plane_objects(plane, masks.shape, 1, "flows", settings, lambda _: [], [], 256, SQUARE).names
     return count_objects(masks, np.unique(names, return_inverse=True)[1].reshape(masks.shape)).average_precision
 

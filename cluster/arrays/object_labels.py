@@ -32,7 +32,8 @@ from chorus.pipeline.io.models import ImageLayout
 
 def object_settings(image: PlannedImage, ensemble: Ensemble, settings: ResolvedSettings) -> ObjectSettings:
     """Return the settings that define the objects of an image."""
-    return ObjectSettings(max(1.0, settings.diameter_px or diameter_in(image, typical_diameter(ensemble))))
+    diameter = max(1.0, settings.diameter_px or diameter_in(image, typical_diameter(ensemble)))
+    return ObjectSettings(diameter, lengths=ensemble.spec.flow_lengths)
 
 
 def plane_in_memory(

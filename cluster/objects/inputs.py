@@ -263,7 +263,8 @@ class Results:
             seen = self.second.planned(layout, image.name, self.classes[0])
             flows = [self.second.layout(layout, image.name, name) for name in self.classes]
         diameter = self.request.diameter or self.settings.diameter_px or diameter_in(seen, self.diameter)
-        settings = ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error)
+        lengths = (self.second or self).ensemble.spec.flow_lengths
+        settings = ObjectSettings(max(1.0, diameter), self.request.minimum_size, self.request.flow_error, lengths)
         kind: Callable[..., ObjectJob] = VolumeJob if self._of_flows_in_volumes else ObjectJob
         if self.ensemble.spec.input.axes == "zyx":
             kind = VolumePiecesJob

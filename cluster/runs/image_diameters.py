@@ -230,7 +230,7 @@ def _areas(posterior: Posterior, ensemble: Ensemble, *, whole: bool) -> Iterator
         probability = dict(zip(values, posterior.maps(PROBABILITY), strict=True))
     plane = PlaneInMemory(posterior.labels, probability, flows)
     shape = (posterior.labels.shape[0], posterior.labels.shape[1])
-    settings = ObjectSettings(max(1.0, _trained(ensemble)), _MINIMUM_SIZE)
+    settings = ObjectSettings(max(1.0, _trained(ensemble)), _MINIMUM_SIZE, lengths=ensemble.spec.flow_lengths)
     method: Method = "watershed" if flows is None else "flows"
     for value in values:
         rows = plane_objects(plane, shape, value, method, settings, lambda _: [], [], max(shape), SQUARE).rows

@@ -218,6 +218,8 @@ def content_hash(spec: EnsembleSpec) -> str:
     if roles in ((CLASSES,), (CLASSES, FLOWS)):
         del content["outputs"]
         content["flows"] = FLOWS in roles
+        if spec.flow_lengths:
+            content["flow_lengths"] = True
     if spec.answer == AnswerShape():
         del content["answer"]
     # So that ensembles of planes, and those that mirror, keep the hash that they had before there were others.

@@ -26,7 +26,7 @@ from chorus.pipeline.ensembles.tile_rules import (
 )
 from chorus.pipeline.inference.adaptive_bound import EffortBound
 from chorus.pipeline.members.contract import MemberEntry
-from chorus.pipeline.members.outputs import ClassesOutput, OutputEntry, RaysOutput, declared, without_flows
+from chorus.pipeline.members.outputs import ClassesOutput, FlowsOutput, OutputEntry, RaysOutput, declared, without_flows
 from chorus.pipeline.members.registry import registry
 
 FORMAT: Literal["chorus-ensemble/2"] = "chorus-ensemble/2"
@@ -211,6 +211,11 @@ class EnsembleSpec(Strict):
             if isinstance(entry, RaysOutput):
                 return entry
         raise ValueError("outputs: no rays")
+
+    @property
+    def flow_lengths(self) -> bool:
+        """Whether objects of a plane follow flows with their lengths."""
+        return any(isinstance(entry, FlowsOutput) and entry.lengths for entry in self.outputs)
 
     @property
     def ray_grid(self) -> tuple[int, ...]:

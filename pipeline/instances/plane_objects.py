@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -98,6 +98,7 @@ def converging_objects(
     if method == "watershed":
         foreground = partial(plane.foreground, value=value)
         read = partial(distance_crop, foreground, plane=shape, diameter=settings.diameter)
+        settings = replace(settings, lengths=False)  # which are of flows
     return label_region(read, region, shape, settings)
 
 

@@ -45,11 +45,14 @@ class ObjectSettings:
     diameter : of a typical object, in pixels of the plane; sets the length of paths, and the first halo
     minimum_size : objects of fewer pixels are removed
     flow_error : objects of a larger flow error are removed, before holes are filled; None keeps all
+    lengths : whether paths and flow errors take flows with their lengths, as Cellpose does, or their directions alone;
+        see `chorus.pipeline.instances.flows.dynamics.FlowField`
     """
 
     diameter: float = 30.0
     minimum_size: int = 15
     flow_error: float | None = None
+    lengths: bool = False
 
     @property
     def steps(self) -> int:
@@ -128,7 +131,7 @@ def _around(region: Window, plane: tuple[int, int], halo: int) -> Window:
 def _label(crop: Crop, region: Window, settings: ObjectSettings, *, enough: bool) -> RegionObjects | None:
     """Return the objects of a region, or None if the crop is not sufficient; with `enough` it is known to be."""
     inner = region.within(crop.window)
-    field = FlowField(crop)
+    field = FlowField(crop, lengths=settings.lengths)
     objects, anchors, unknown = _gathered(crop, field, settings)
     if enough:  # what is unknown is too far away to matter
         unknown[:] = False

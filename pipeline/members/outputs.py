@@ -56,9 +56,15 @@ class ClassesOutput(Strict):
 
 
 class FlowsOutput(Strict):
-    """Flows (dy, dx), of volumes (dz, dy, dx), to the middle of a pixel's object, 5 times the unit vector."""
+    """Flows (dy, dx), of volumes (dz, dy, dx), to the middle of a pixel's object, 5 times the unit vector.
+
+    Attributes
+    ----------
+    lengths : whether objects of a plane follow flows with their lengths, as in Cellpose, or their directions alone
+    """
 
     role: Literal["flows"] = "flows"
+    lengths: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class StarThresholds(Strict):

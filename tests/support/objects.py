@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.flows.dynamics import Crop
+from chorus.pipeline.instances.regions import ObjectSettings
 
 
 def discs(height: int, width: int, circles: list[tuple[float, float, float]]) -> NDArray[np.int32]:
@@ -38,10 +39,12 @@ def cropped(foreground: NDArray[np.bool_], flows: NDArray[np.float32], window: W
     return Crop(foreground[inside], flows[:, *inside], window, (height, width))
 
 
-def paths_by_arrays(crop: Crop, steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+def paths_by_arrays(
+    crop: Crop, steps: int, *, lengths: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Where the foreground pixels of a crop are after all steps, (y, x), and which were never in an open cell."""
     height, width = crop.foreground.shape
-    vectors = np.pad(_unit_vectors(crop.foreground, crop.flows), ((0, 0), (0, 1), (0, 1)))
+    vectors = np.pad(_vectors(crop.foreground, crop.flows, lengths), ((0, 0), (0, 1), (0, 1)))
     last = (max(0, height - 2), float(height > 1)), (max(0, width - 2), float(width > 1))
     y, x = (found.astype(np.int64) for found in np.nonzero(crop.foreground))
     cell_y, cell_x = np.minimum(y, last[0][0]), np.minimum(x, last[1][0])
@@ -58,7 +61,8 @@ def paths_by_arrays(crop: Crop, steps: int) -> tuple[NDArray[np.int64], NDArray[
         dy, dx = above * (1 - part_y) + below * part_y
         cell_y, part_y = _advanced(cell_y, part_y + dy, *last[0])
         cell_x, part_x = _advanced(cell_x, part_x + dx, *last[1])
-    return cell_y + (part_y >= 0.5), cell_x + (part_x >= 0.5), known
+    onwards = 1 if lengths else 0.5
+    return cell_y + (part_y >= onwards), cell_x + (part_x >= onwards), known
 
 
 def _advanced(
@@ -71,20 +75,22 @@ def _advanced(
     return np.clip(cell, 0, last), part
 
 
-def _unit_vectors(foreground: NDArray[np.bool_], flows: NDArray[np.floating]) -> NDArray[np.float32]:
+def _vectors(foreground: NDArray[np.bool_], flows: NDArray[np.floating], lengths: bool) -> NDArray[np.float32]:
     vectors = np.where(foreground & np.isfinite(flows).all(axis=0), flows, 0).astype(np.float32) / np.float32(5)
     length = np.sqrt(vectors[0] * vectors[0] + vectors[1] * vectors[1])
+    if lengths:
+        return vectors / np.maximum(length, np.float32(1))
     tiny = np.float32(1e-3)
     return np.where(length < tiny, np.float32(0), vectors / np.maximum(length, tiny))
 
 
 def objects_by_loops(
-    foreground: NDArray[np.bool_], flows: NDArray[np.float32], steps: int, minimum_size: int, largest_hole: int
+    foreground: NDArray[np.bool_], flows: NDArray[np.float32], chosen: ObjectSettings
 ) -> NDArray[np.uint64]:
     """Names of the objects of a whole plane: y * width + x + 1 of the seed."""
     height, width = foreground.shape
-    one = np.float32(1)
-    vectors = _unit_vectors(foreground, flows)
+    one, onwards = np.float32(1), 1 if chosen.lengths else 0.5
+    vectors = _vectors(foreground, flows, chosen.lengths)
 
     def at(y: int, x: int) -> NDArray[np.float32]:
         return vectors[:, min(y, height - 1), min(x, width - 1)]
@@ -92,13 +98,13 @@ def objects_by_loops(
     ends: dict[tuple[int, int], tuple[int, int]] = {}
     for y, x in zip(*np.nonzero(foreground), strict=True):
         (cy, fy), (cx, fx) = (int(y), np.float32(0)), (int(x), np.float32(0))
-        for _ in range(steps):
+        for _ in range(chosen.steps):
             above = at(cy, cx) * (one - fx) + at(cy, cx + 1) * fx
             below = at(cy + 1, cx) * (one - fx) + at(cy + 1, cx + 1) * fx
             dy, dx = above * (one - fy) + below * fy
             cy, fy = _moved(cy, np.float32(fy + dy), height)
             cx, fx = _moved(cx, np.float32(fx + dx), width)
-        ends[int(y), int(x)] = cy + int(fy >= 0.5), cx + int(fx >= 0.5)
+        ends[int(y), int(x)] = cy + int(fy >= onwards), cx + int(fx >= onwards)
     counts = Counter(ends.values())
     owner: dict[tuple[int, int], tuple[int, int, int]] = {}
     for (y, x), count in counts.items():
@@ -116,9 +122,9 @@ def objects_by_loops(
         if end in owner:
             names[pixel] = -owner[end][1] * width - owner[end][2] + 1
     for name, size in zip(*np.unique(names, return_counts=True), strict=True):
-        if size < minimum_size:
+        if size < chosen.minimum_size:
             names[names == name] = 0
-    _fill(names, largest_hole)
+    _fill(names, chosen.largest_hole)
     return names
 
 

@@ -33,7 +33,7 @@ class Crop:
     Attributes
     ----------
     foreground : (y, x) bool
-    flows : (2, y, x) float, dy and dx; only their direction counts, NaN counts as no flow
+    flows : (2, y, x) float, dy and dx, NaN counts as no flow
     window : its position in the plane
     plane : height and width of the plane
     """
@@ -71,12 +71,22 @@ class FlowField:
 
     Attributes
     ----------
-    vectors : (2, y, x) float32, unit vectors; zero in the background and where there is no direction
+    vectors : (2, y, x) float32, of length 1, or with `lengths` of at most 1; zero in the background and where there is
+        no direction
     """
 
-    def __init__(self, crop: Crop) -> None:
+    def __init__(self, crop: Crop, *, lengths: bool = False) -> None:
+        """Prepare the flows of a crop.
+
+        Parameters
+        ----------
+        crop : foreground and flows
+        lengths : whether short flows make short steps and an end is truncated to its pixel, as in Cellpose; otherwise
+            directions alone count, and an end is in the nearest pixel
+        """
         self._foreground = crop.foreground
-        self.vectors = directions(crop.flows, crop.foreground)
+        self._onwards = np.float32(1 if lengths else 0.5)
+        self.vectors = (limited if lengths else directions)(crop.flows, crop.foreground)
         # A plane of one row is padded to form cells: the second row, without flow, is never entered.
         below, right = (int(n < 2) for n in crop.foreground.shape)
         self._steps = np.pad(self.vectors, ((0, 0), (0, below), (0, right))) if below or right else self.vectors
@@ -91,7 +101,7 @@ class FlowField:
         """Move every foreground pixel `steps` times by the flow at its position (bilinear between pixels)."""
         pixels = np.flatnonzero(self._foreground)
         across = self._foreground.shape[1]
-        ends, known = stepping.follow(self._steps, pixels, across, steps, *self._last, self._open_cells)
+        ends, known = stepping.follow(self._steps, pixels, across, steps, self._onwards, *self._last, self._open_cells)
         return Paths(pixels, ends, known)
 
     def near_outside(self, reach: int) -> NDArray[np.bool_]:
@@ -131,6 +141,36 @@ def directions(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = N
     NDArray[np.float32]
         Same shape; zero where there is no direction, and outside of `inside`.
     """
-    flat = np.ascontiguousarray(flows, np.float32).reshape(2, -1)
-    among = np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)
+    flat, among = _flat(flows, inside)
     return stepping.unit_vectors(flat, among, np.float32(FLOW_LENGTH), SHORTEST).reshape(flows.shape)
+
+
+def limited(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Divide flows by the length of a full flow, and shorten what is longer than 1.
+
+    So steps are Cellpose's, `flows` / 5, but for those of more than a pixel: none may leap over a cell, or paths from
+    outside of a crop would not be foreseen.
+
+    Parameters
+    ----------
+    flows : (2, ...) of any floating dtype
+    inside : (...) bool, where vectors are wanted; everywhere by default
+
+    Returns
+    -------
+    NDArray[np.float32]
+        Same shape; zero where a flow is not finite, and outside of `inside`.
+
+    References
+    ----------
+    ``cellpose.dynamics.compute_masks`` (3.1).
+    """
+    flat, among = _flat(flows, inside)
+    return stepping.limited_vectors(flat, among, np.float32(FLOW_LENGTH)).reshape(flows.shape)
+
+
+def _flat(
+    flows: NDArray[np.floating], inside: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    flat = np.ascontiguousarray(flows, np.float32).reshape(2, -1)
+    return flat, np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)

@@ -25,7 +25,7 @@ def flow_errors(objects: NDArray[np.int32], count: int, vectors: NDArray[np.floa
     ----------
     objects : (y, x) int32, numbers 0 to `count`, 0 for background
     count : largest number
-    vectors : (2, y, x) float32, directions of the flows, of length 1 or 0
+    vectors : (2, y, x) float32, directions of the flows, of length 1 or 0, or flows with their lengths, of at most 1
 
     Returns
     -------

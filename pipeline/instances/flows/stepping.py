@@ -50,6 +50,33 @@ def unit_vectors(
 
 
 @compiled
+def limited_vectors(
+    flows: NDArray[np.float32], inside: NDArray[np.bool_], flow_length: np.float32
+) -> NDArray[np.float32]:
+    """Divide flows by `flow_length`, and by more where they are longer than that.
+
+    Parameters
+    ----------
+    flows : (2, pixels) float32
+    inside : (pixels,) bool
+    flow_length : length of a full flow
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (2, pixels), of length 1 at most; zero where a flow is not finite, or not `inside`.
+    """
+    vectors, one = np.zeros_like(flows), np.float32(1)
+    for i in range(flows.shape[1]):
+        dy, dx = flows[0, i], flows[1, i]
+        if inside[i] and np.isfinite(dy) and np.isfinite(dx):
+            dy, dx = dy / flow_length, dx / flow_length
+            longer = max(one, np.sqrt(dy * dy + dx * dx))
+            vectors[0, i], vectors[1, i] = dy / longer, dx / longer
+    return vectors
+
+
+@compiled
 def _move(
     dy: NDArray[np.float32],
     dx: NDArray[np.float32],
@@ -104,11 +131,10 @@ def _move(
 
 
 @compiled
-def _pixel(integers: NDArray[np.int32], numbers: NDArray[np.float32], k: int, across: int) -> int:
+def _pixel(integers: NDArray[np.int32], numbers: NDArray[np.float32], k: int, across: int, onwards: np.float32) -> int:
     """Return the pixel that lane `k` is in."""
-    half = np.float32(0.5)
-    y = np.int64(integers[_CELL_Y + k]) + (numbers[_PART_Y + k] >= half)
-    x = np.int64(integers[_CELL_X + k]) + (numbers[_PART_X + k] >= half)
+    y = np.int64(integers[_CELL_Y + k]) + (numbers[_PART_Y + k] >= onwards)
+    x = np.int64(integers[_CELL_X + k]) + (numbers[_PART_X + k] >= onwards)
     pixel: int = y * across + x
     return pixel
 
@@ -119,6 +145,7 @@ def follow(
     pixels: NDArray[np.int64],
     across: int,
     steps: int,
+    onwards: np.float32,
     last: NDArray[np.int32],
     last_part: NDArray[np.float32],
     open_cells: NDArray[np.int32],
@@ -131,6 +158,7 @@ def follow(
     pixels : (n,) int64, where positions begin, as ``y * across + x``
     across : number of columns that flat indices count
     steps : number of Euler steps
+    onwards : fraction within a cell from which a position is in the next pixel, 0.5 to 1
     last, last_part : (2,) int32 and float32 of y and x, the last position as a cell and the fraction within it
     open_cells : (4,) int32, rows and columns of cells at the open top, bottom, left and right; -1 if a side is not open
 
@@ -161,7 +189,7 @@ def follow(
                 cells[part, start + k] = integers[part * _LANES + k]
             for part in range(2):
                 parts[part, start + k] = numbers[part * _LANES + k]
-            ends[start + k] = _pixel(integers, numbers, k, across)
+            ends[start + k] = _pixel(integers, numbers, k, across, onwards)
             known[start + k] = integers[_LEFT + k] == 0
     if steps < _PERIOD:
         return ends, known
@@ -188,7 +216,7 @@ def follow(
             same = (a == before_cell[_CELL_Y + k]) & (b == before_cell[_CELL_X + k])
             same &= (y == before_part[_PART_Y + k]) & (x == before_part[_PART_X + k])
             if lane[k] < n and (same or periods[k] == 0):
-                ends[lane[k]] = _pixel(integers, numbers, k, across)
+                ends[lane[k]] = _pixel(integers, numbers, k, across, onwards)
                 known[lane[k]] = integers[_LEFT + k] == 0
                 lane[k] = n
                 running -= 1

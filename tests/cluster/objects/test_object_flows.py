@@ -26,6 +26,7 @@ from chorus.cluster.regions import worker
 from chorus.cluster.runtime.reporting import Silent
 from chorus.pipeline.ensembles.ensemble import Ensemble
 from chorus.pipeline.errors import RefusedError
+from chorus.pipeline.instances.regions import ObjectSettings
 from chorus.pipeline.preprocessing.preparation import Measure
 from tests.support.object_runs import drawn, finish, run, write_ensemble, write_results, write_source
 from tests.support.objects import discs, objects_by_loops
@@ -136,7 +137,7 @@ def test_objects_are_those_of_plain_loops_over_the_flows_of_a_run_over_the_proba
     assert predict(request, Silent()).state == "complete"
     vectors = np.asarray(zarr.open_array(flows / "images/b.ome.zarr/s0", mode="r")[:]).astype(np.float32)
     foreground = np.asarray(zarr.open_array(out / "images/b.ome.zarr/labels/semantic/s0", mode="r")[:]) == 1
-    expected = objects_by_loops(foreground, vectors, steps=200, minimum_size=15, largest_hole=12)
+    expected = objects_by_loops(foreground, vectors, ObjectSettings(12.0))
     names, numbered = np.unique(expected, return_inverse=True)
     assert len(names) > 4
     assert np.array_equal(labels(out, "b"), numbered.reshape(expected.shape))

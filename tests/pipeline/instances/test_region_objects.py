@@ -58,9 +58,9 @@ def planes(draw: st.DrawFn) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
 @given(planes())
 def test_objects_of_a_plane_are_those_of_plain_loops(plane: tuple[NDArray[np.bool_], NDArray[np.float32]]) -> None:
     foreground, flows = (part[..., -24:, -24:] for part in plane)
-    chosen = ObjectSettings(diameter=9.0, minimum_size=6)
-    expected = objects_by_loops(foreground, flows, chosen.steps, chosen.minimum_size, chosen.largest_hole)
-    np.testing.assert_array_equal(whole(foreground, flows, chosen), expected)
+    for chosen in (SMALL, replace(SMALL, lengths=True)):
+        expected = objects_by_loops(foreground, flows, chosen)
+        np.testing.assert_array_equal(whole(foreground, flows, chosen), expected)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
@@ -72,7 +72,7 @@ def test_objects_do_not_depend_on_how_the_plane_is_cut(
     windows = regions_of(*foreground.shape, rows, columns)
     order.shuffle(windows)
     tight = ObjectSettings(diameter=3.0, minimum_size=6)  # a first halo that often is not enough
-    for chosen in (SMALL, tight, replace(tight, flow_error=0.4)):
+    for chosen in (SMALL, tight, replace(tight, flow_error=0.4), replace(tight, flow_error=0.4, lengths=True)):
         names, _ = by_regions(foreground, flows, windows, chosen)
         np.testing.assert_array_equal(names, whole(foreground, flows, chosen))
 
@@ -83,9 +83,10 @@ def wave(height: int, width: int) -> NDArray[np.float32]:
     return np.stack([2 * np.sin(x), 4 + np.cos(x)])[:, None].repeat(height, axis=1).astype(np.float32)
 
 
+@pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("kind", ["wave", "nonsense", "one object", "snake"])
-def test_paths_of_any_length_are_followed_to_their_end(kind: str) -> None:
-    height, width = 16, 1050
+def test_paths_of_any_length_are_followed_to_their_end(kind: str, lengths: bool) -> None:
+    height, width, chosen = 16, 1050, replace(SMALL, lengths=lengths)
     foreground = np.ones((height, width), bool)
     flows = wave(height, width)
     if kind == "nonsense":
@@ -96,12 +97,12 @@ def test_paths_of_any_length_are_followed_to_their_end(kind: str) -> None:
         y, x = np.mgrid[:height, :width]
         foreground = np.abs(y - 8 - 5 * np.sin(x / 30)) < 3
         flows = np.where(foreground, flows, np.float32(0))
-    expected = whole(foreground, flows, SMALL)
+    expected = whole(foreground, flows, chosen)
     windows = regions_of(height, width, 16, 150)
-    names, crops = by_regions(foreground, flows, windows, SMALL)
+    names, crops = by_regions(foreground, flows, windows, chosen)
     np.testing.assert_array_equal(names, expected)
     widest = max(crop.shape[1] - window.shape[1] for crop, window in zip(crops, windows, strict=True))
-    assert widest <= 2 * SMALL.widest_halo
+    assert widest <= 2 * chosen.widest_halo
 
 
 def test_touching_discs_are_each_found_once_with_a_small_halo() -> None:

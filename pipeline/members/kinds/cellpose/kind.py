@@ -38,7 +38,7 @@ def describe(url: str) -> ModelDescription:
     )
     if state.keys() >= cellpose_residual.NAMES:
         residual = ResidualDesign.of(url, state)
-        return _described(entry, residual.about, cellpose_residual.TILE, residual.diameter_px)
+        return _described(entry, residual.about, cellpose_residual.TILE, residual.diameter_px, lengths=True)
     design = Design.of(url, state)
     about = About(
         description=f"A network of Cellpose 4 ({design.backbone}): cell probability and flows.",
@@ -55,16 +55,16 @@ def describe(url: str) -> ModelDescription:
             )
         ],
     )
-    return _described(entry, about, design.tile, DIAMETER_PX)
+    return _described(entry, about, design.tile, DIAMETER_PX, lengths=False)
 
 
-def _described(entry: CellposeMember, about: About, tile: int, diameter: float) -> ModelDescription:
+def _described(entry: CellposeMember, about: About, tile: int, diameter: float, *, lengths: bool) -> ModelDescription:
     return ModelDescription(
         entry=entry,
         name=storage.basename(entry.weights),
         classes=["background", "cell"],
         activation="sigmoid",
-        outputs=(ClassesOutput(), FlowsOutput()),
+        outputs=(ClassesOutput(), FlowsOutput(lengths=lengths)),
         tile=tile,
         diameter_px=diameter,
         about=about,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.instances.flows.compiled import compiled
-from chorus.pipeline.instances.flows.dynamics import Crop, FlowField, directions
+from chorus.pipeline.instances.flows.dynamics import Crop, FlowField, directions, limited
 from tests.support.objects import cropped, discs, flows_to_centres, paths_by_arrays
 
 
@@ -41,26 +41,26 @@ def crops(draw: st.DrawFn) -> tuple[Crop, Crop]:
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(crops(), st.sampled_from([0, 1, 11, 12, 13, 24, 200, 211]))
-def test_paths_end_where_plain_array_operations_end(planes: tuple[Crop, Crop], steps: int) -> None:
+@given(crops(), st.sampled_from([0, 1, 11, 12, 13, 24, 200, 211]), st.booleans())
+def test_paths_end_where_plain_array_operations_end(planes: tuple[Crop, Crop], steps: int, lengths: bool) -> None:
     for crop in planes:
-        y, x, known = paths_by_arrays(crop, steps)
-        paths = FlowField(crop).follow(steps)
+        y, x, known = paths_by_arrays(crop, steps, lengths=lengths)
+        paths = FlowField(crop, lengths=lengths).follow(steps)
         np.testing.assert_array_equal(paths.pixels, np.flatnonzero(crop.foreground))
         np.testing.assert_array_equal(paths.ends, y * crop.foreground.shape[1] + x)
         np.testing.assert_array_equal(paths.known, known)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(crops(), st.sampled_from([30, 200]))
-def test_a_crop_knows_what_it_knows(planes: tuple[Crop, Crop], steps: int) -> None:
+@given(crops(), st.sampled_from([30, 200]), st.booleans())
+def test_a_crop_knows_what_it_knows(planes: tuple[Crop, Crop], steps: int, lengths: bool) -> None:
     plane, crop = planes
-    y, x, _ = paths_by_arrays(plane, steps)
+    y, x, _ = paths_by_arrays(plane, steps, lengths=lengths)
     ends = np.full((2, *plane.foreground.shape), -1)
     ends[:, plane.foreground] = y, x
     inside = crop.window.y.slice, crop.window.x.slice
     # Paths that are known end where they end in the plane.
-    field = FlowField(crop)
+    field = FlowField(crop, lengths=lengths)
     paths = field.follow(steps)
     found = np.divmod(paths.ends, crop.foreground.shape[1])
     expected = ends[:, *inside][:, crop.foreground]
@@ -95,6 +95,12 @@ def test_directions_have_length_one_whatever_the_flows_are_stored_as() -> None:
         assert not found[:, 0, :3].any()
         length = np.hypot(*found).ravel()[3:]
         np.testing.assert_allclose(length, 1, rtol=1e-6)
+
+
+def test_flows_with_their_lengths_are_shortened_to_a_pixel_at_most() -> None:
+    flows = np.array([[[3, 30, 1e-4, np.nan, 0]], [[-4, 40, 0, 1, np.inf]]], np.float32)
+    found = limited(flows)
+    np.testing.assert_allclose(found, np.array([[[0.6, 0.6, 2e-5, 0, 0]], [[-0.8, 0.8, 0, 0, 0]]]), rtol=1e-6)
 
 
 def test_loops_work_where_no_compiled_code_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

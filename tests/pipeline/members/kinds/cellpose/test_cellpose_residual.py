@@ -139,7 +139,10 @@ def test_a_file_tells_the_diameter_that_it_was_trained_on(
     told = describe(str(path))
     assert told.entry == entry(path)
     assert (told.name, told.classes, told.activation) == (name, ["background", "cell"], "sigmoid")
-    assert [output.role for output in told.outputs] == ["classes", "flows"]
+    assert [entry.model_dump(exclude_none=True) for entry in told.outputs] == [
+        {"role": "classes"},
+        {"role": "flows", "lengths": True},
+    ]
     assert (told.tile, told.diameter_px) == (224, expected)
     assert ("22.5 px before" in told.about.description) == bool(diameters)
     assert "CC-BY-NC" in told.about.limits
