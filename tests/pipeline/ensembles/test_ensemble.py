@@ -138,12 +138,12 @@ def test_the_hash_changes_with_the_content_and_not_with_the_place(bundle: Path, 
 def test_following_lengths_of_flows_is_of_the_hash_and_following_directions_is_as_before(tmp_path: Path) -> None:
     path = write_ensemble(tmp_path / "e", flows=True)
     original = read_ensemble(str(path))
-    content = yaml.safe_load((path / "ensemble.yaml").read_text())
+    content = yaml.safe_load(path.read_text())
     content.pop("flows", None)
     seen = []
     for lengths in (False, True):
         content["outputs"] = [{"role": "classes"}, {"role": "flows", "lengths": lengths}]
-        (path / "ensemble.yaml").write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content))
         read = read_ensemble(str(path))
         assert read.spec.flow_lengths is lengths
         seen.append(read.hash)
