@@ -90,7 +90,16 @@ def test_a_run_that_goes_on_has_counts_and_no_summary() -> None:
 
 def test_every_field_has_its_place_in_the_file() -> None:
     (_, *fields), names = PredictRecord.model_fields, list(RUN)
-    assert set(fields) == {*names, "repeated", "smaller_batch"}
+    assert set(fields) == {*names, "repeated", "smaller_batch", "reference", "unjudged"}
+
+
+@pytest.mark.parametrize(
+    "judging", [{"reference": {"images": 30, "tau": 0.8, "alpha": 0.1}}, {"unjudged": "there is no reference set"}]
+)
+def test_a_run_says_after_its_ensemble_by_what_its_images_are_judged(judging: dict[str, object]) -> None:
+    at = list(RUN).index("ensemble") + 1
+    text = json.dumps(dict([*list(RUN.items())[:at], *judging.items(), *list(RUN.items())[at:]]), indent=2).encode()
+    assert PredictRecord.model_validate_json(text).written() == text
 
 
 def test_fields_of_later_versions_do_not_hinder(tmp_path: Path) -> None:
