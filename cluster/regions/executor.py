@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 
 from chorus.cluster.planning.plan import RunContext
+from chorus.cluster.runtime.late_writers import settle
+from chorus.cluster.runtime.signals import held_back
 from chorus.cluster.runtime.status import RegionStatus
 from chorus.cluster.runtime.tasks import Tasks
 
@@ -20,7 +23,7 @@ class Executor(Tasks, Protocol):
         """Number of devices at work, from which the busy fraction is computed."""
         ...
 
-    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+    def regions(self, context: RunContext, todo: np.ndarray) -> Generator[RegionStatus]:
         """Process the regions `todo`; yield the status of each exactly once.
 
         Parameters
@@ -28,3 +31,17 @@ class Executor(Tasks, Protocol):
         todo : (n,) int64, ascending numbers of regions in the run
         """
         ...
+
+
+@contextmanager
+def ended(statuses: Generator[RegionStatus]) -> Iterator[Generator[RegionStatus]]:
+    """End a stream of regions at the end of the context, as a whole, whatever ends the context.
+
+    Where another run has the output, processes of this run that wrote late take that back before they are ended.
+    """
+    try:
+        yield statuses
+    finally:
+        with held_back():
+            settle()
+            statuses.close()

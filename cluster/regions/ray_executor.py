@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from chorus.cluster.planning.resolved_settings import ResolvedSettings
 from chorus.cluster.regions.guard import NodeInfo
 from chorus.cluster.regions.worker import RegionWorker
 from chorus.cluster.runtime.cancellation import cancel_running
-from chorus.cluster.runtime.late_writers import settle
 from chorus.cluster.runtime.ray_tasks import RayTasks
 from chorus.cluster.runtime.status import Passed, RegionStatus
 from chorus.cluster.runtime.tasks import TaskResult, attempt_in_ray, begin_in_ray
@@ -120,7 +119,7 @@ class RayExecutor(RayTasks):
         """Return the number of actors over all stages."""
         return self._placement.actors
 
-    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+    def regions(self, context: RunContext, todo: np.ndarray) -> Generator[RegionStatus]:
         """See `chorus.cluster.regions.executor.Executor`.
 
         Ray restarts actors that die, and gives their blocks to others. Where it cannot (an actor that ends for good
@@ -174,12 +173,9 @@ class RayExecutor(RayTasks):
         fenced = _Fenced(context.model_dump_json(), passes())
         stream = self._stages(ray.data.from_blocks(blocks), len(blocks), fenced)
         tables: Iterable[Any] = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        try:
-            for table in tables:
-                for row in table.to_pylist():
-                    yield RegionStatus(**row)
-        finally:  # before Ray ends the actors
-            settle()
+        for table in tables:
+            for row in table.to_pylist():
+                yield RegionStatus(**row)
 
     def _patience(self, regions: int) -> float:
         """Return the seconds without a finished block of `regions` after which the stream counts as hanging."""

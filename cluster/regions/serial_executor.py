@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class SerialExecutor(SerialTasks):
         super().__init__()
         self._stages = stages
 
-    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+    def regions(self, context: RunContext, todo: np.ndarray) -> Generator[RegionStatus]:
         """Process the regions `todo` one after the other in this process; yield the status of each.
 
         Parameters

@@ -15,7 +15,7 @@ from chorus.cluster.planning.image_table import ImageTable
 from chorus.cluster.planning.plan import RunContext
 from chorus.cluster.planning.requests import PlanReporter, PredictRequest
 from chorus.cluster.planning.resolved_settings import ResolvedSettings
-from chorus.cluster.regions.executor import Executor
+from chorus.cluster.regions.executor import Executor, ended
 from chorus.cluster.runs.finish_image import failed_row, finish_image
 from chorus.cluster.runs.finished_results import keep_finished
 from chorus.cluster.runs.image_diameters import measure_diameter, with_known_diameters
@@ -155,11 +155,12 @@ class Run:
             with self._metrics.active(len(todo), self._executor.actors):
                 for index in np.flatnonzero((self._remaining == 0) & ~self._finished.images).tolist():
                     self._finish(index, prepare=True)
-                for status in self._executor.regions(self._context, todo):
-                    self._reporter.region(status)
-                    self._metrics.region(status)
-                    self._take(status)
-                    self._take_results(wait=False)
+                with ended(self._executor.regions(self._context, todo)) as statuses:
+                    for status in statuses:
+                        self._reporter.region(status)
+                        self._metrics.region(status)
+                        self._take(status)
+                        self._take_results(wait=False)
                 self._take_results(wait=True)
         finally:
             self._reporter.end()

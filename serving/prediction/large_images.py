@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class _Executor(SerialTasks):
         super().__init__()
         self._answering, self._device, self._store, self._job = answering, device, store, job
 
-    def regions(self, context: RunContext, todo: np.ndarray) -> Iterator[RegionStatus]:
+    def regions(self, context: RunContext, todo: np.ndarray) -> Generator[RegionStatus]:
         worker = RegionWorker(context, self._device, answering=self._answering)
         for region in todo.tolist():
             if self._store.is_stopped(self._job):

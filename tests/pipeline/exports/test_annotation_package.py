@@ -94,7 +94,7 @@ def test_training_takes_pixels_and_draft_back_as_they_were(dtype: type[np.generi
     image = results(tmp_path, labels, pixels, "uncertainty")
     assert draft(image, 1024, *folders(tmp_path)) == Place(0, 0, Window.of(0, 80, 0, 70))
     found = find_pairs(str(tmp_path / "images"), str(tmp_path / "labels"), ["dna"])
-    assert [(pair.name, pair.height, pair.width) for pair in found.pairs] == [("plate/a", 80, 70)]
+    assert [(pair.name, pair.shape) for pair in found.pairs] == [("plate/a", (80, 70))]
     raw, drafted = load_pair(found.pairs[0])
     assert np.array_equal(raw, pixels[1:])
     assert raw.dtype == (np.float32 if dtype is np.float16 else dtype)
