@@ -18,7 +18,7 @@ from chorus.cluster.state.scores import scores_frame
 from chorus.pipeline.core.fields import ALEATORIC, EPISTEMIC, FIELDS, PROBABILITY, UNCERTAINTY
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.io.outputs.arrays import posterior_axes
-from chorus.pipeline.reference.words import NO_REFERENCE
+from chorus.pipeline.reference.words import IN_SHORT
 from chorus.pipeline.report.pictures import data_uri, encode, paint_result, png
 from chorus.pipeline.scores.registry import phrase_of
 
@@ -131,7 +131,7 @@ class Segmentation:
                 sentences.append(f"expected Dice {self.judgement.expected_dice:.2f}")
             sentences.append(f"flags: {', '.join(self.judgement.flags) or 'none'}")
         else:
-            sentences.append(NO_REFERENCE)
+            sentences.append(IN_SHORT)
         return sentences
 
     def picture(self, longest: int = _PANEL) -> NDArray[np.uint8]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from chorus.cluster.runtime.reporting import Silent
 from chorus.cluster.runtime.status import RegionStatus
@@ -44,3 +48,19 @@ def killed_after(items: int, command: Callable[..., Any], request: Any) -> None:
     process.start()
     process.join()
     assert process.exitcode == _KILLED
+
+
+@contextmanager
+def interrupted_at(module: ModuleType, function: str, calls: int) -> Iterator[None]:
+    """The person at the terminal presses Ctrl-C when `function` of `module` is called once more than `calls` times."""
+    original, left = getattr(module, function), [calls]
+
+    def stopping(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, function, stopping)
+        yield

@@ -141,8 +141,7 @@ def directions(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = N
     NDArray[np.float32]
         Same shape; zero where there is no direction, and outside of `inside`.
     """
-    flat, among = _flat(flows, inside)
-    return stepping.unit_vectors(flat, among, np.float32(FLOW_LENGTH), SHORTEST).reshape(flows.shape)
+    return _step_vectors(flows, inside, SHORTEST, divisor=np.float32(0))
 
 
 def limited(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
@@ -165,12 +164,12 @@ def limited(flows: NDArray[np.floating], inside: NDArray[np.bool_] | None = None
     ----------
     ``cellpose.dynamics.compute_masks`` (3.1).
     """
-    flat, among = _flat(flows, inside)
-    return stepping.limited_vectors(flat, among, np.float32(FLOW_LENGTH)).reshape(flows.shape)
+    return _step_vectors(flows, inside, np.float32(0), divisor=np.float32(1))
 
 
-def _flat(
-    flows: NDArray[np.floating], inside: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _step_vectors(
+    flows: NDArray[np.floating], inside: NDArray[np.bool_] | None, shortest: np.float32, divisor: np.float32
+) -> NDArray[np.float32]:
     flat = np.ascontiguousarray(flows, np.float32).reshape(2, -1)
-    return flat, np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)
+    among = np.ones(flat.shape[1], bool) if inside is None else np.ascontiguousarray(inside, bool).reshape(-1)
+    return stepping.step_vectors(flat, among, np.float32(FLOW_LENGTH), shortest, divisor).reshape(flows.shape)

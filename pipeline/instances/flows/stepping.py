@@ -21,10 +21,14 @@ _PART_Y, _PART_X, _CORNERS, _NUMBERS = 0, _LANES, 2 * _LANES, 10 * _LANES
 
 
 @compiled
-def unit_vectors(
-    flows: NDArray[np.float32], inside: NDArray[np.bool_], flow_length: np.float32, shortest: np.float32
+def step_vectors(
+    flows: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    flow_length: np.float32,
+    shortest: np.float32,
+    divisor: np.float32,
 ) -> NDArray[np.float32]:
-    """Divide flows by their length.
+    """Divide flows by `flow_length`, then by the length that is left, or by `divisor` where that is larger.
 
     Parameters
     ----------
@@ -32,11 +36,12 @@ def unit_vectors(
     inside : (pixels,) bool
     flow_length : length of a full flow
     shortest : shares of `flow_length` below which a flow counts as zero
+    divisor : the least one: 0 makes vectors of length 1, 1 shortens those that are longer than 1
 
     Returns
     -------
     NDArray[np.float32]
-        (2, pixels), of length 1; zero where a flow is too short, not finite, or not `inside`.
+        (2, pixels), of length 1 at most; zero where a flow is too short, not finite, or not `inside`.
     """
     vectors = np.zeros_like(flows)
     for i in range(flows.shape[1]):
@@ -45,34 +50,8 @@ def unit_vectors(
             dy, dx = dy / flow_length, dx / flow_length
             length = np.sqrt(dy * dy + dx * dx)
             if length >= shortest:
-                vectors[0, i], vectors[1, i] = dy / length, dx / length
-    return vectors
-
-
-@compiled
-def limited_vectors(
-    flows: NDArray[np.float32], inside: NDArray[np.bool_], flow_length: np.float32
-) -> NDArray[np.float32]:
-    """Divide flows by `flow_length`, and by more where they are longer than that.
-
-    Parameters
-    ----------
-    flows : (2, pixels) float32
-    inside : (pixels,) bool
-    flow_length : length of a full flow
-
-    Returns
-    -------
-    NDArray[np.float32]
-        (2, pixels), of length 1 at most; zero where a flow is not finite, or not `inside`.
-    """
-    vectors, one = np.zeros_like(flows), np.float32(1)
-    for i in range(flows.shape[1]):
-        dy, dx = flows[0, i], flows[1, i]
-        if inside[i] and np.isfinite(dy) and np.isfinite(dx):
-            dy, dx = dy / flow_length, dx / flow_length
-            longer = max(one, np.sqrt(dy * dy + dx * dx))
-            vectors[0, i], vectors[1, i] = dy / longer, dx / longer
+                divided_by = max(length, divisor)
+                vectors[0, i], vectors[1, i] = dy / divided_by, dx / divided_by
     return vectors
 
 

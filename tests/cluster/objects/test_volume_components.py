@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from chorus.cluster.objects import stream
+from tests.support.interruptions import interrupted_at
 from tests.support.making import pixels, write_image, write_volume_ensemble
 from tests.support.object_runs import run as make_objects
 from tests.support.runs import run
@@ -62,16 +63,7 @@ def test_components_are_those_of_the_whole_volume_for_any_cut(outs: list[Path]) 
 
 def test_objects_that_were_cut_short_go_on_to_the_same_bytes(outs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("find_pieces_of_block", "label_pixels"):
-        original, left = getattr(stream, method), [3]
-
-        def stopping(*arguments: Any, original: Any = original, left: list[int] = left) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return original(*arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(stream, method, stopping)
+        with interrupted_at(stream, method, 3):
             assert make_objects(outs[2], method="components", minimum_size=4).exit_code == 3
     assert make_objects(outs[2], method="components", minimum_size=4).state == "complete"
     assert make_objects(outs[0], method="components", minimum_size=4).state == "complete"

@@ -22,6 +22,7 @@ from chorus.pipeline.instances.maps.objects import map_objects
 from chorus.pipeline.instances.maps.rules import MapSettings
 from chorus.pipeline.instances.methods import MapMethod
 from chorus.pipeline.metrics.objects import average_precision
+from tests.support.interruptions import interrupted_at
 from tests.support.making import write_image
 from tests.support.object_maps import MapsInMemory
 from tests.support.object_runs import run as make_objects
@@ -158,16 +159,7 @@ def test_objects_of_maps_that_were_cut_short_go_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(stream, "_AT_ONCE", 1)
     for method in ("find_pieces_of_block", "label_pixels"):
-        original, left = getattr(stream, method), [3]
-
-        def stopping(*arguments: Any, original: Any = original, left: list[int] = left) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return original(*arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(stream, method, stopping)
+        with interrupted_at(stream, method, 3):
             assert make_objects(outs[1], method="boundaries", minimum_size=20).exit_code == 3
     for out in outs:
         assert make_objects(out, method="boundaries", minimum_size=20).state == "complete"

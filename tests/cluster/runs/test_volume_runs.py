@@ -32,6 +32,7 @@ from chorus.pipeline.ensembles.ensemble import Ensemble, read_ensemble
 from chorus.pipeline.errors import RefusedError
 from chorus.pipeline.io.models import SourceImage
 from chorus.pipeline.io.sources.discovery import find_images
+from tests.support.interruptions import interrupted_at
 from tests.support.making import write_ensemble, write_image
 from tests.support.object_runs import run
 from tests.support.object_runs import write_ensemble as drawn_ensemble
@@ -126,16 +127,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
     smaller_blocks(monkeypatch, 45)
     out = write_volume_results(tmp_path / "out", source, ensemble, TRUTH, ANISOTROPY)
     for stage, calls in (("find_in_block", 3), ("label_voxels", 2)):
-        original, left = getattr(objects, stage), [calls]
-
-        def stopping(*arguments: Any, original: Any = original, left: list[int] = left) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return original(*arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(objects, stage, stopping)
+        with interrupted_at(objects, stage, calls):
             assert run(out, diameter=15.0).exit_code == 3
     assert run(out, diameter=15.0).state == "complete"
     assert_same(out, whole)
@@ -219,17 +211,8 @@ def test_means_that_were_cut_short_go_on_to_the_same_bytes(
     volume: Path, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volume_merging, "_VOXELS", 2 * 30 * 38)
-    merge, left = volumes.merge_slab, [2]
-
-    def stopping(*arguments: Any) -> float:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return merge(*arguments)
-
     source, out = volume / "noise.ome.zarr", tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr(volumes, "merge_slab", stopping)
+    with interrupted_at(volumes, "merge_slab", 2):
         assert predicted(source, network, out, volumes="all").state == "interrupted"
     assert (out / "work" / "volumes" / "zy" / "run.json").exists()
     assert predicted(source, network, out, volumes="all").state == "complete"
