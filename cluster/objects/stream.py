@@ -27,7 +27,7 @@ _STAGES = ("regions", "numbers", "labels", "end")
 _OF_PARTS = ("reach", "regions", "labels")
 
 
-def _functions(job: ObjectJob) -> dict[str, Callable[..., Any]]:
+def functions_of(job: ObjectJob) -> dict[str, Callable[..., Any]]:
     """Return the worker's function of each stage: ``all`` for small images, and the stages of the others in order."""
     stages = ("all", *_STAGES)
     if isinstance(job, StarJob):
@@ -102,14 +102,14 @@ class ObjectStream:
         while len(self._running) < 4 * self._cores and (index := next(self._waiting, None)) is not None:
             job = self._results.job(index)
             small = job.tasks("regions") <= _AT_ONCE
-            self._images[index] = _Progress(job, ["all"] if small else list(_functions(job))[1:])
+            self._images[index] = _Progress(job, ["all"] if small else list(functions_of(job))[1:])
             self._proceed(index)
 
     def _proceed(self, index: int) -> None:
         """Submit the next stage of an image."""
         image = self._images[index]
         stage = image.stages.pop(0)
-        function = _functions(image.job)[stage]
+        function = functions_of(image.job)[stage]
         image.running = image.job.tasks(stage)
         for part in range(image.running):
             self._running[self._submitted] = index, stage, part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,10 +16,12 @@ from chorus.pipeline.ensembles.builtin import named_ensemble
 from chorus.pipeline.instances.methods import AnyMethod
 
 if TYPE_CHECKING:
+    from chorus.cluster.evaluation.tuning import TuningRecord
     from chorus.cluster.objects.run import ObjectsOutcome
 
 # Panel of `--help`.
 MAPS = "Objects of distances, boundaries and affinities"
+_TRIED = 5
 
 
 def objects(
@@ -135,6 +138,18 @@ def objects(
         int | None,
         typer.Option(help="By affinities: smaller fragments go to their neighbours, pixels; 50.", rich_help_panel=MAPS),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRUTH",
+            help="Choose the options that are not given: those of the best mAP on the images that TRUTH, a folder of "
+            "labels as for `chorus evaluate`, has labels of. Then label all images with them.",
+        ),
+    ] = None,
+    tune_label: Annotated[
+        str | None,
+        typer.Option(help="The same by a label image of this name in each source OME-Zarr (of TRUTH, where given)."),
+    ] = None,
     trust_code: TrustCode = False,
     executor: Executor = "auto",
     address: Address = None,
@@ -155,6 +170,8 @@ def objects(
     `chorus objects vessels/ --method components --minimum-size 50`
 
     `chorus objects neurons/ --flows-from cellpose/ --diameter 22`
+
+    `chorus objects results/ --tune masks/`
 
     `chorus objects gs://bucket/results --diameter 45 --minimum-size 100 --address auto`
     """
@@ -179,14 +196,55 @@ def objects(
     content |= {"sigma_seeds": sigma_seeds, "sigma_weights": sigma_weights, "superpixel_size": superpixel_size}
     content |= {"beta": beta, "stride": stride, "fragment_size": fragment_size}
     request = validated(ObjectsRequest, content, "objects")
+    tuning = None
+    if tune is not None or tune_label is not None:
+        from chorus.cluster.evaluation.tuning import TuneRequest, tune_objects
+
+        asked = TuneRequest(objects=request, truth=tune, truth_label=tune_label)
+        request, tuning = tune_objects(asked, ConsoleReporter(err, units="trials", devices="cores"))
     outcome = find_objects(request, ConsoleReporter(err, units="steps", devices="cores"))
     if as_json:
-        print(json.dumps(outcome.content))
+        more = {} if tuning is None else {"tuning": tuning.model_dump(mode="json")}
+        print(json.dumps(outcome.content | more))
     else:
+        if tuning is not None:
+            Console().print(_tried_table(tuning))
+            Console().print(_chosen(tuning), highlight=False, soft_wrap=True, markup=False)
         Console().print(_table(outcome))
     for line in _lines(outcome):
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(outcome.exit_code)
+
+
+def _tried_table(tuning: TuningRecord) -> Table:
+    """Return a table of the options that fit the truth best."""
+    title = f"{len(tuning.tried)} sets of options tried on {len(tuning.images)} images, the best ones"
+    table = Table(title=title, title_justify="left")
+    table.add_column("options", overflow="fold")
+    for name in ("mAP", "AP at IoU 0.5", "objects"):
+        table.add_column(name, justify="right")
+    for row in tuning.tried[:_TRIED]:
+        numbers = f"{row.mean_precision:.4f}", f"{row.precision_50:.4f}", str(row.objects)
+        table.add_row(_as_typed(row.options) or "none", *numbers)
+    return table
+
+
+def _chosen(tuning: TuningRecord) -> str:
+    """Return what was chosen, and what to expect of it."""
+    words = f"chosen   {_as_typed(tuning.chosen) or 'none'}: mAP {tuning.before:.4f} before"
+    words += f", {tuning.tried[0].mean_precision:.4f} with it"
+    if tuning.left_out is not None:
+        words += f", {tuning.left_out:.4f} on images left out of the choice"
+        words += "; more labelled images are needed to do better than before" * (tuning.left_out <= tuning.before)
+    if tuning.failures:
+        name, message = next(iter(tuning.failures.items()))
+        words += f"\n{len(tuning.failures)} images could not be tried, such as {name}: {message}"
+    return words
+
+
+def _as_typed(options: Mapping[str, float]) -> str:
+    """Return options as they are typed."""
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in options.items())
 
 
 def _table(outcome: ObjectsOutcome) -> Table:

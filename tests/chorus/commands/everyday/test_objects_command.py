@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import zarr
 
 from tests.support.making import pixels, write_ensemble, write_image
@@ -43,6 +44,22 @@ def test_for_machines_there_is_one_document(chorus: Chorus, results: Path) -> No
     assert content["summary"]["objects"] == {"kind 1": len(table)}
     assert table["area"].min() >= 50
     assert json.loads((results / "objects.json").read_text())["settings"]["minimum_size"] == 50
+
+
+def test_options_are_chosen_by_a_truth(chorus: Chorus, results: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    large = drawn(1, 90, 100, 12)
+    large[np.bincount(large.ravel())[large] < 100] = 0
+    tifffile.imwrite(tmp_path / "masks" / "a.tif", large.astype(np.uint16))
+    arguments = ["objects", results, "--method", "components", "--foreground-threshold", 0.5, "--executor", "serial"]
+    code, out, _ = chorus(*arguments, "--tune", tmp_path / "masks")
+    assert code == 1  # b.ome.zarr is not finished
+    assert "sets of options tried on 1 images" in " ".join(out.split())
+    size = json.loads((results / "objects.json").read_text())["settings"]["minimum_size"]
+    assert size > 15
+    assert f"chosen   --minimum-size {size}: mAP" in out
+    code, out, _ = chorus(*arguments, "--tune", tmp_path / "masks", "--json")
+    assert json.loads(out)["tuning"]["chosen"] == {"minimum_size": size}
 
 
 @pytest.mark.parametrize(
