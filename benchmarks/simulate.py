@@ -23,9 +23,10 @@ RATES = (0.0, 0.05, 0.5, 2.0)
 GPUS_PER_NODE, CORES_PER_GPU = 8, 8
 REGIONS, IMAGES, GPU_SECONDS = 10**7, 10**6, 3.0
 # The driver's memory (`benchmarks/planning.py` at three sizes): libraries, an image, a region; rows of scores at the
-# end; and while `fs.find` lists the ledger, an entry (measured, see `listing`).
-LIBRARIES, PER_IMAGE, PER_REGION, PER_ROW, PER_ENTRY = 615e6, 1_060, 21, 2_070, 560
-# Of a bucket: a page of 1,000 names, one after the other; requests of a region (docs/buckets.md).
+# end.
+LIBRARIES, PER_IMAGE, PER_REGION, PER_ROW = 615e6, 1_060, 21, 2_070
+# Of a bucket: a page of 1,000 names, with one core's work (`benchmarks/listing.py`); requests of a region
+# (docs/buckets.md).
 PAGE, PAGE_SECONDS, REQUESTS, WRITES = 1_000, 0.1, 8, 5
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
@@ -74,23 +75,6 @@ def main(
     console.print(f"kept in {table} and {picture}", highlight=False)
 
 
-@app.command()
-def listing(entries: Annotated[int, typer.Option(help="Names to list.")] = 200_000) -> None:
-    """Bytes that an entry takes while a ledger is listed, as s3fs and gcsfs keep them."""
-    import tracemalloc
-    from datetime import UTC, datetime
-
-    tracemalloc.start()
-    found = {}
-    for index in range(entries):
-        name = f"bucket/results/ledger/plate.ome.zarr/A/{index // 10}/0/region-{index % 10:08d}.json"
-        found[name] = {
-            "Key": name, "LastModified": datetime.now(UTC), "ETag": f'"{index:032x}"', "Size": 3_000,
-            "StorageClass": "STANDARD", "type": "file", "size": 3_000, "name": name,
-        }  # fmt: skip
-    console.print(f"{tracemalloc.get_traced_memory()[0] / entries:.0f} bytes an entry")
-
-
 def _row(design: Design, gpus: int, rate: float) -> dict[str, Any]:
     kind = Devices(gpus, GPU_SECONDS, min(gpus, GPUS_PER_NODE), start_seconds=300, preemptions_per_hour=rate)
     ended = simulate([kind], WORK, design.schedule(gpus))
@@ -111,7 +95,6 @@ def _row(design: Design, gpus: int, rate: float) -> dict[str, Any]:
         "writes_per_second": WRITES * REGIONS / ended.stream_seconds,
         "requests_per_second": REQUESTS * REGIONS / ended.stream_seconds,
         "listing_minutes": (REGIONS + IMAGES) / PAGE * PAGE_SECONDS / 60,
-        "listing_gb": (REGIONS + IMAGES) * PER_ENTRY / 1e9,
     }
 
 

@@ -161,10 +161,9 @@ def _summary(results: Results, rows: list[ObjectsRow], seconds: float) -> Object
 
 def _finished(results: Results) -> dict[int, ImageObjects]:
     """Return the images whose objects are done, by their index; one whose record is damaged begins anew."""
-    fs, path = storage.filesystem(storage.join(results.request.out, *WORK))
-    with storage_errors(path), ThreadPoolExecutor(16) as pool:
-        files = fs.find(path) if fs.exists(path) else []
-        signs = {file[len(path) :].strip("/") for file in files if file.endswith("/done.json")}
+    url = storage.join(results.request.out, *WORK)
+    with storage_errors(url), ThreadPoolExecutor(16) as pool:
+        signs = {file.name for file in storage.files_below(url) if file.name.endswith("/done.json")}
         names = {i: name for i, name in enumerate(results.table.names) if f"{name}/done.json" in signs}
         finished = dict(zip(names, pool.map(recorded_objects, map(results.work, names.values())), strict=True))
         for index in [index for index, known in finished.items() if known is None]:

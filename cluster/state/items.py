@@ -19,6 +19,7 @@ from chorus.pipeline.errors import DamagedError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.json_documents import parsed
+from chorus.pipeline.io.listings import pages
 from chorus.pipeline.io.storage import remove_folder
 from chorus.pipeline.io.storage_failures import storage_errors
 
@@ -49,14 +50,15 @@ class ItemLedger(Generic[Record]):
         """
         fs, path = storage.filesystem(self.url)
         with storage_errors(self.url), ThreadPoolExecutor(_READERS) as pool:
-            files = [file for file in fs.find(path) if file.endswith(_SUFFIX)]
-            for start in range(0, len(files), _AT_ONCE):
-                some = files[start : start + _AT_ONCE]
-                for file, data in zip(some, pool.map(fs.cat_file, some), strict=True):
-                    name = file[len(path) :].strip("/").removesuffix(_SUFFIX)
-                    record = self._parsed(name, data)
-                    if record is not None:
-                        yield name, record
+            for page in pages(fs, path):
+                names = [file.name.removesuffix(_SUFFIX) for file in page if file.name.endswith(_SUFFIX)]
+                for start in range(0, len(names), _AT_ONCE):
+                    some = names[start : start + _AT_ONCE]
+                    contents = pool.map(lambda name: fs.cat_file(f"{path}/{name}{_SUFFIX}"), some)
+                    for name, data in zip(some, contents, strict=True):
+                        record = self._parsed(name, data)
+                        if record is not None:
+                            yield name, record
 
     def read(self) -> dict[str, Record]:
         """Return all records by the items' names; see `records`."""

@@ -25,6 +25,7 @@ from chorus.pipeline.inference.feature_records import FeatureSums, ImageFeatures
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.inside import inside
 from chorus.pipeline.io.json_documents import parsed
+from chorus.pipeline.io.listings import Listed, visit
 from chorus.pipeline.io.storage import remove_folder
 from chorus.pipeline.io.storage_failures import failure_sentence, storage_errors
 from chorus.pipeline.io.stored_files import Stored, StoredFiles
@@ -181,15 +182,19 @@ class Ledger:
         index_of = {name: index for index, name in enumerate(table.names)}
         regions, images = np.zeros(table.regions, dtype=bool), np.zeros(len(table), dtype=bool)
         counts = table.region_counts
-        for file in fs.find(path):
-            image, _, leaf = file[len(path) :].strip("/").rpartition("/")
-            index = index_of.get(image)
-            if index is None:
-                continue
-            if leaf == "image.json":
-                images[index] = True
-            elif (match := _REGION.fullmatch(leaf)) and int(match[1]) < counts[index]:
-                regions[table.first_region(index) + int(match[1])] = True
+
+        def note(page: list[Listed]) -> None:
+            for file in page:
+                image, _, leaf = file.name.rpartition("/")
+                index = index_of.get(image)
+                if index is None:
+                    continue
+                if leaf == "image.json":
+                    images[index] = True
+                elif (match := _REGION.fullmatch(leaf)) and int(match[1]) < counts[index]:
+                    regions[table.first_region(index) + int(match[1])] = True
+
+        visit(fs, path, note, table.names)
         return Finished(regions, images)
 
 
@@ -275,8 +280,8 @@ def unended_regions(out: str) -> set[int]:
     """Return regions that earlier sessions began and did not end, such as those of a driver that was killed."""
     url = storage.join(out, "attempts")
     with storage_errors(url):
-        fs, path = storage.filesystem(url)
-        return {int(leaf) for leaf in map(storage.basename, fs.find(path)) if leaf.isdecimal()}
+        leaves = (storage.basename(file.name) for file in storage.files_below(url))
+        return {int(leaf) for leaf in leaves if leaf.isdecimal()}
 
 
 def clear_attempts(out: str) -> None:

@@ -79,10 +79,6 @@ class AzureObjects:
             return False
         return True
 
-    def listed(self, entry: dict[str, Any]) -> str | None:
-        """Return the ETag in an entry of a listing."""
-        return entry.get("etag")
-
     @staticmethod
     def _unchanged(version: str) -> dict[str, Any]:
         return {"etag": version, "match_condition": MatchConditions.IfNotModified}

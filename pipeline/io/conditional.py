@@ -71,9 +71,6 @@ class Objects(Protocol):
     def remove(self, path: str, expected: str) -> bool:
         """Remove an object of the version `expected`; return whether there is none of that version any more."""
 
-    def listed(self, entry: dict[str, Any]) -> str | None:
-        """Return the version in an entry of a listing, None if it has none."""
-
 
 def objects_of(fs: fsspec.AbstractFileSystem, scheme: str) -> Objects:
     """Return the objects of a filesystem of that URL scheme."""
@@ -147,9 +144,6 @@ class _Amazon:
             self._fs.rm_file(path)
         return True
 
-    def listed(self, entry: dict[str, Any]) -> str | None:
-        return entry.get("ETag")
-
     def _where(self, path: str) -> dict[str, str]:
         bucket, key, _ = self._fs.split_path(path)
         return {"Bucket": bucket, "Key": key}
@@ -217,9 +211,6 @@ class _Google:
             return False
         return True
 
-    def listed(self, entry: dict[str, Any]) -> str | None:
-        return str(entry["generation"]) if entry.get("generation") else None
-
     def _where(self, path: str) -> tuple[str, str]:
         bucket, key, _ = self._fs.split_path(path)
         return bucket, key
@@ -262,9 +253,6 @@ class _Plain:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(path)
         return current in (None, expected)
-
-    def listed(self, entry: dict[str, Any]) -> str | None:
-        return None
 
     def _create(self, path: str, data: bytes) -> None:
         if not isinstance(self._fs, LocalFileSystem):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from chorus.pipeline.io import durable, fenced_writes
 from chorus.pipeline.io import object_stores as buckets
 from chorus.pipeline.io.conditional import Objects, objects_of
 from chorus.pipeline.io.fences import Fence, Pass, fence_of, missing, raise_fence
+from chorus.pipeline.io.listings import Listed, pages
 
 # Small files are read without Zarr, which takes a second to import.
 if TYPE_CHECKING:
@@ -272,8 +273,14 @@ def entries(url: str) -> list[str]:
         return []
 
 
+def files_below(url: str) -> Iterator[Listed]:
+    """Yield the files below the folder at `url`, in any order; none if there is no such folder."""
+    for page in pages(*filesystem(url)):
+        yield from page
+
+
 def remove_folder(url: str) -> None:
-    """Remove what is below `url`, file by file on buckets: fsspec's `rm` reads ``a[1]`` as a pattern.
+    """Remove what is below `url`, or the file there, one by one on buckets: fsspec's `rm` reads ``a[1]`` as a pattern.
 
     Raises
     ------
@@ -288,13 +295,15 @@ def remove_folder(url: str) -> None:
             fs.rm(path, recursive=True)
         return
     objects = objects_of(fs, scheme(url))
+    found = False
     with ThreadPoolExecutor(16) as pool:
-        running = [
-            pool.submit(_remove, objects, fs, file, objects.listed(entry), fence)
-            for file, entry in fs.find(path, detail=True).items()
-        ]
-        for task in running:
-            task.result()
+        for page in pages(fs, path):
+            found = found or bool(page)
+            running = [pool.submit(_remove, objects, fs, join(path, one.name), one.version, fence) for one in page]
+            for task in running:
+                task.result()
+    if not found and exists(url):
+        _remove(objects, fs, path, objects.version(path), fence)
 
 
 def raise_fences(passes: Iterable[Pass]) -> None:

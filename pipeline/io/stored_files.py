@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
-
-from fsspec.implementations.local import LocalFileSystem
 
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.storage_failures import storage_errors
@@ -102,24 +99,8 @@ def sizes_below(url: str) -> dict[str, int]:
     ------
     OutputError : storage does not answer
     """
-    fs, path = storage.filesystem(url)
     with storage_errors(url):
-        if isinstance(fs, LocalFileSystem):
-            return dict(_walk(path, ""))
-        listed = fs.find(path, detail=True)
-        return {file[len(path) :].strip("/"): int(entry["size"]) for file, entry in listed.items()}
-
-
-def _walk(folder: str, prefix: str) -> Iterable[tuple[str, int]]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/")
-                else:
-                    yield prefix + entry.name, entry.stat().st_size
-    except FileNotFoundError:
-        return
+        return {file.name: file.size for file in storage.files_below(url)}
 
 
 def damaged_files(

@@ -81,9 +81,8 @@ def thumbnails_present(out: str) -> set[str]:
     """Return the names of the images that have a thumbnail, from one listing."""
     url = thumbnails_url(out)
     with storage_errors(url):
-        fs, path = storage.filesystem(url)
-        files = fs.find(path) if fs.exists(path) else []
-    return {file[len(path) :].strip("/").removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)}
+        names = (file.name for file in storage.files_below(url))
+        return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
 
 
 def _strip(panels: Panels) -> NDArray[np.uint8]:

@@ -2,8 +2,8 @@
 
 ``gcp-storage-emulator`` as published has one thread, reads uploads as e-mail (which changes line ends in binary data),
 answers suffix ranges (by which the index of a shard is read) with other bytes, takes an upload that was cut for a
-whole one, ignores exclusive creation and writes its index to disk on every change; `_Handler` mends these. It lists
-everything in one page.
+whole one, ignores exclusive creation, writes its index to disk on every change and lists everything in one page;
+`_Handler` mends these.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class _Handler(gcp.RequestHandler):
                 if self._refused(body):
                     return
                 self._suffix()
-                gcp.Router(self).handle(self.command)
+                if not self._listed():
+                    gcp.Router(self).handle(self.command)
         finally:
             self.rfile = connection
             self.wfile.flush()
@@ -205,6 +206,31 @@ class _Handler(gcp.RequestHandler):
         self.send_response(HTTPStatus.PRECONDITION_FAILED)
         self.send_header("Content-Length", "0")
         self.end_headers()
+        return True
+
+    def _listed(self) -> bool:
+        """A page of a listing that is asked for in pages: names in order, from ``pageToken`` or ``startOffset`` on."""
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        found = re.search(r"/b/([^/]+)/o$", urlsplit(self.path).path)
+        if self.command != "GET" or not found or "fields" not in asked:
+            return False
+        files, _ = self.storage.get_file_list(unquote(found[1]), asked.get("prefix"))
+        start, end = max(asked.get("startOffset", ""), asked.get("pageToken", "")), asked.get("endOffset")
+        wanted = sorted((one for one in files if one["name"] >= start), key=lambda one: str(one["name"]))
+        wanted = [one for one in wanted if end is None or one["name"] < end]
+        size = int(asked["maxResults"])
+        content: dict[str, Any] = {
+            "items": [{key: one[key] for key in ("name", "size", "generation")} for one in wanted]
+        }
+        content["items"] = content["items"][:size]
+        if len(wanted) > size:
+            content["nextPageToken"] = wanted[size]["name"]
+        data = json.dumps(content).encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
         return True
 
     def _suffix(self) -> None:

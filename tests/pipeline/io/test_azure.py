@@ -15,9 +15,10 @@ import pytest
 
 from chorus.pipeline.core.geometry import Window
 from chorus.pipeline.errors import RefusedError
-from chorus.pipeline.io import object_stores, storage
+from chorus.pipeline.io import listings, object_stores, storage
 from chorus.pipeline.io.conditional import objects_of
 from chorus.pipeline.io.files.conversion import ConvertSettings, convert_file
+from chorus.pipeline.io.listings import pages
 from chorus.pipeline.io.sources.discovery import find_images
 from chorus.pipeline.io.sources.reading import open_level, read_window
 from chorus.pipeline.io.storage_failures import failure_sentence
@@ -101,7 +102,7 @@ def test_a_blob_is_written_and_removed_only_in_the_version_that_was_read(lab: st
     assert 0 <= found.age < 60
     second = objects.put(path, b"three", first)
     assert second == objects.version(path)
-    assert second == objects.listed(fs.ls("lab", detail=True)[0])
+    assert [file for page in pages(fs, "lab") for file in page] == [("run.lock", 5, second)]
     assert objects.put(path, b"four", first) is None
     assert not objects.remove(path, first)
     assert objects.read(path).data == b"three"
@@ -132,3 +133,18 @@ def test_without_adlfs_the_sentence_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "another")
     with pytest.raises(RefusedError, match=r"install it with `pip install 'chorus-bioimage\[azure\]'`"):
         storage.read_bytes("az://lab/a.json")
+
+
+def test_a_container_is_listed_and_emptied_in_pages(lab: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings, "_PAGE", 3)
+    names = [f"img-{i}.ome.zarr/region-{j:08d}.json" for i in range(4) for j in range(2)]
+    for name in [*names, "../other.json"]:
+        storage.write_bytes(f"{lab}/run/ledger/{name}".replace("ledger/../", ""), name.encode())
+    fs, path = storage.filesystem(f"{lab}/run/ledger")
+    of_pages = list(pages(fs, path))
+    assert [len(page) for page in of_pages] == [3, 3, 2]
+    assert [file.name for page in of_pages for file in page] == names
+    storage.remove_folder(f"{lab}/run/ledger")
+    assert [file.name for page in pages(fs, "lab") for file in page] == ["run/other.json"]
+    storage.remove_folder(f"{lab}/run/other.json")
+    assert not any(pages(fs, "lab"))

@@ -13,6 +13,7 @@ from chorus.pipeline.errors import OutputError, OvertakenError
 from chorus.pipeline.io import storage
 from chorus.pipeline.io.conditional import objects_of
 from chorus.pipeline.io.fences import Fence, Pass, Timing, clock, fence_of, lower_fence, raise_fence
+from chorus.pipeline.io.listings import pages
 from tests.support.buckets import KINDS, Bucket
 from tests.support.faults import Fault, no_fault
 
@@ -72,7 +73,7 @@ def test_object_changes_only_from_the_version_that_is_expected(running: Bucket) 
     assert (found.data, found.version) == (b"2", second)
     assert found.age is not None
     assert -1 <= found.age < 60
-    assert [objects.listed(entry) for entry in fs.find(path.rpartition("/")[0], detail=True).values()] == [second]
+    assert [file.version for page in pages(fs, path.rpartition("/")[0]) for file in page] == [second]
     assert not objects.remove(path, first)
     assert objects.version(path) == second
     assert objects.remove(path, str(second))
