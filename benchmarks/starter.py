@@ -3,7 +3,7 @@
 `gather` copies DSB 2018 and BBBC039 side by side for ``chorus train`` and keeps whole fields out, of which `reference`
 makes the reference set after the training. `score` evaluates members and ensemble on their test images and on
 out-of-distribution groups, prints a table, and keeps the means in ``about.scores`` of ``ensemble.yaml``; `robust`
-scores it on test images with blur, noise and a low gain. The recipe of a robust ensemble::
+scores it on test images with noise, blur and a low gain. The recipe of a robust ensemble::
 
     python benchmarks/starter.py gather DATA starter
     chorus train starter/training/images --labels starter/training/labels --out nuclei-fluo --class background \\
@@ -36,10 +36,8 @@ import numpy as np
 import torch
 import typer
 import yaml
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.ndimage import gaussian_filter
 
 from chorus.cluster.commands.calibrate import CalibrateRequest, calibrate_ensemble
 from chorus.cluster.commands.convert import ConvertRequest, convert
@@ -48,6 +46,7 @@ from chorus.cluster.planning.settings import RunSettings
 from chorus.cluster.runtime.reporting import Silent
 from chorus.commands.ensembles.train import scores_table
 from chorus.pipeline.ensembles.ensemble import read_ensemble
+from chorus.pipeline.stress.corruptions import CORRUPTIONS, corrupted
 from chorus.pipeline.training.data.pairs import TrainingPair, find_pairs, load_pair
 from chorus.pipeline.training.evaluation import ENSEMBLE, Evaluator, FoldScore, summarise, verdict
 
@@ -67,7 +66,9 @@ BUILTIN = Path("chorus/builtin/nuclei-fluo")
 # Images of whole fields that no member sees: the reference set of `chorus calibrate`. Out of 60 and 20.
 REFERENCE = {"dsb2018": 24, "bbbc039": 6}
 
-CORRUPTIONS = ("defocus, 2 pixels", "Gaussian noise, 10 % of the range", "20 photons at the brightest", "gain 0.3")
+# Of the middle level of `chorus stress`.
+SPOILT = {one.name: one for one in CORRUPTIONS if one.name in ("noise", "photons", "defocus", "gain")}
+MIDDLE = 3
 
 
 @app.command()
@@ -174,46 +175,28 @@ def robust(
     only: Annotated[list[str] | None, typer.Option(help="Out of dsb2018-test, bbbc039-test; by default both.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = os.cpu_count() or 1,
 ) -> None:
-    """Score the ensemble on test images as they are, and as a poorer microscope would have taken them."""
+    """Score the ensemble on test images as they are, and spoilt as in the middle of `chorus stress`."""
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _begin, (str(ensemble),)) as pool:
         for name in only or ("dsb2018-test", "bbbc039-test"):
             pairs = find_pairs(str(data / TESTS[name] / "images"), str(data / TESTS[name] / "labels"), ["dna"]).pairs
             table = Table(title=f"{name}: {len(pairs)} images, {ensemble}", title_justify="left")
             for title in ("", "Dice", "AP 0.5", "mAP"):
                 table.add_column(title, justify="right" if title else "left")
-            for how in ("as it is", *CORRUPTIONS):
+            for how in ("as it is", *SPOILT):
                 scores = [one for scores in pool.map(partial(_corrupted_scores, how), pairs) for one in scores]
                 means = summarise(scores)
-                table.add_row(how, *(f"{means[f'{key}:{ENSEMBLE}']:.3f}" for key in ("dice", "ap50", "map")))
+                one = SPOILT.get(how)
+                label = how if one is None else f"{one.label}, {one.degree(MIDDLE):g} {one.unit}"
+                table.add_row(label, *(f"{means[f'{key}:{ENSEMBLE}']:.3f}" for key in ("dice", "ap50", "map")))
             console.print(table)
 
 
 def _corrupted_scores(how: str, pair: TrainingPair) -> list[FoldScore]:
     image, truth = load_pair(pair)
-    if how in CORRUPTIONS:
-        image = corrupted(image, how, int(hashlib.sha256(pair.name.encode()).hexdigest()[:8], 16))
+    if how in SPOILT:
+        seed = int(hashlib.sha256(pair.name.encode()).hexdigest()[:8], 16)
+        image, truth = corrupted(image, truth, SPOILT[how], MIDDLE, seed)
     return _evaluator.scores(pair.name, image, truth)
-
-
-def corrupted(image: NDArray[np.generic], how: str, seed: int) -> NDArray[np.generic]:
-    """Return an image (channels, y, x) as a poorer microscope would have taken it, in its own integers.
-
-    Noise refers to the range between the percentiles 0.5 and 99.5, of which photons are counted from the lower end.
-    """
-    rng, pixels = np.random.default_rng(seed), image.astype(np.float64)
-    low, high = np.percentile(pixels, [0.5, 99.5])
-    relative = (pixels - low) / max(high - low, 1.0)
-    if how == "defocus, 2 pixels":
-        relative = gaussian_filter(relative, (0, 2, 2))
-    elif how == "Gaussian noise, 10 % of the range":
-        relative = relative + rng.normal(0, 0.1, relative.shape)
-    elif how == "20 photons at the brightest":
-        relative = rng.poisson(20 * np.maximum(relative, 0)) / 20
-    pixels = low + relative * max(high - low, 1.0)
-    if how == "gain 0.3":
-        pixels = 0.3 * image.astype(np.float64)
-    ends = np.iinfo(image.dtype)
-    return np.clip(np.rint(pixels), ends.min, ends.max).astype(image.dtype)
 
 
 def _begin(ensemble: str) -> None:

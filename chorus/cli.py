@@ -43,6 +43,7 @@ COMMANDS: dict[str | None, tuple[CommandEntry, ...]] = {
         CommandEntry("compare", f"{_TRUST}.evaluate:compare", "Say whether one of several ensembles is better."),
         CommandEntry("calibrate", f"{_TRUST}.calibrate:calibrate", "Measure an ensemble on images with a truth."),
         CommandEntry("flag", f"{_TRUST}.flag:flag", "Flag images that are not to be trusted."),
+        CommandEntry("stress", f"{_TRUST}.stress:stress", "Try an ensemble on images that are spoilt."),
         CommandEntry("shift", f"{_TRUST}.shift:shift", "Compare a run with the reference images."),
         CommandEntry("truth", f"{_TRUST}.truth:truth", "Make one truth of several experts' drawings."),
     ),

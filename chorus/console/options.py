@@ -234,7 +234,7 @@ class RequestOptions:
             "threads": self.threads,
             "precision": self.precision,
             "backend": self.backend,
-            "device": _device(self.device, self.address),
+            "device": device_on(self.device, self.address),
             "region": self.region,
             "chunk": self.chunk,
             "region_depth": self.region_depth,
@@ -316,7 +316,8 @@ def augmentation_names(text: str | None) -> list[str] | None:
     return None if text is None else named.get(text) or names(text)
 
 
-def _device(device: DeviceChoice, address: str | None) -> DeviceKind:
+def device_on(device: DeviceChoice, address: str | None) -> DeviceKind:
+    """Return the device that `--device` means on this machine, or on the cluster at `address`."""
     if device == "auto" and address is not None:
         from chorus.cluster.runtime import session
 

@@ -14,8 +14,8 @@ from chorus.pipeline.ensembles.ensemble import COLORS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Sizes of a panel and of a row of the legend in inches, and names per row of the legend and panel.
-_WIDTH, _HEIGHT, _LEGEND_ROW, _NAMES = 4.8, 3.2, 0.22, 3
+# Sizes of a panel and of a row of the legend in inches, names per row of the legend and panel, and panels side by side.
+_WIDTH, _HEIGHT, _LEGEND_ROW, _NAMES, _ACROSS = 4.8, 3.2, 0.22, 3, 4
 # Yellow is not visible on white.
 _COLORS = tuple(color for color in COLORS if color != "#ffff33")
 _STYLE = {"svg.hashsalt": "chorus", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
@@ -51,7 +51,7 @@ class Panel:
 
 
 def draw_curves(panels: Sequence[Panel], description: str) -> str:
-    """Draw the panels side by side with one legend below, as the text of an SVG file with this `description`."""
+    """Draw the panels, four side by side, with one legend below, as the text of an SVG file with this `description`."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):  # type: ignore[arg-type]
@@ -70,10 +70,14 @@ def curve_figure(panels: Sequence[Panel]) -> Figure:
 
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     colors = {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(names)}
-    columns = max(1, len(panels))
+    columns = min(max(1, len(panels)), _ACROSS)
+    down = max(1, -(-len(panels) // columns))
     rows = -(-len(names) // (_NAMES * columns))
-    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT + _LEGEND_ROW * rows), layout="constrained")
-    for panel, axes in zip(panels, figure.subplots(1, columns, squeeze=False)[0], strict=False):
+    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * down + _LEGEND_ROW * rows), layout="constrained")
+    places = figure.subplots(down, columns, squeeze=False).ravel()
+    for unused in places[len(panels) :]:
+        unused.set_axis_off()
+    for panel, axes in zip(panels, places, strict=False):
         axes.set(title=panel.title, xlabel=panel.x_label)
         if panel.y_range is not None:
             axes.set_ylim(*panel.y_range)
