@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,6 +117,27 @@ class FeatureSpace:
         inside = np.einsum("nd,rd->nr", standardised, self.components)
         outside = standardised - np.einsum("nr,rd->nd", inside, self.components)
         return np.stack([self.ellipsoid.distances(inside), np.linalg.norm(outside, axis=1)], axis=1)
+
+    def arrays(self, prefix: str) -> dict[str, NDArray[np.float64]]:
+        """Return all of it, under names that begin with `prefix`."""
+        own = {"mean": self.mean, "scale": self.scale, "components": self.components}
+        own |= {"location": self.ellipsoid.location, "precision": self.ellipsoid.precision}
+        return {f"{prefix}_{name}": array for name, array in own.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], prefix: str) -> FeatureSpace | None:
+        """Return the space of the result of `arrays`; None if it is not among them.
+
+        Raises
+        ------
+        KeyError
+            If some are missing.
+        """
+        if f"{prefix}_mean" not in arrays:
+            return None
+        names = ("mean", "scale", "components", "location", "precision")
+        mean, scale, components, location, precision = (arrays[f"{prefix}_{name}"] for name in names)
+        return cls(mean, scale, components, Ellipsoid(location, precision))
 
 
 def components_of(images: int, width: int) -> int:

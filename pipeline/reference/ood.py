@@ -1,10 +1,11 @@
 """Detection of images out of distribution: several detectors, and one p-value that combines them.
 
 A detector is a score (unusual on its doubtful side), a class's area fraction (unusual on both sides), all of these
-together (a Mahalanobis distance), two distances of encoder features, and an empty prediction. Each becomes a number of
-sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean, which is small if any of
-them is: images are out of distribution in different ways, and many detectors that see nothing must not outvote one that
-does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not derived from theory, which would require the
+together (a Mahalanobis distance), the image's texture, two distances of encoder features, and an empty prediction.
+Each becomes a number of sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean,
+which is small if any of them is: images are out of distribution in different ways, and many detectors that see nothing
+must not outvote one that does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not derived from
+theory, which would require the
 dependence between detectors, but from the rank among the reference images, each of which was measured by detectors
 fitted without it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds
 for any dependence.
@@ -27,9 +28,13 @@ from chorus.pipeline.reference.marginals import Marginal, is_constant, log_p, nu
 from chorus.pipeline.scores.judgement_scores import EMPTY as NOTHING_FOUND
 from chorus.pipeline.scores.judgement_scores import FEATURES as ENCODER
 from chorus.pipeline.scores.judgement_scores import FEATURES_RESIDUAL as ENCODER_RESIDUAL
+from chorus.pipeline.scores.judgement_scores import TEXTURE as DETAILS
 from chorus.pipeline.scores.judgement_scores import TOGETHER as RELATION
+from chorus.pipeline.scores.registry import columns_in
 
 FEATURES, OUTSIDE, TOGETHER, EMPTY = (score.name for score in (ENCODER, ENCODER_RESIDUAL, RELATION, NOTHING_FOUND))
+TEXTURE = DETAILS.name
+_OF_FEATURES, _OF_TEXTURE, _COLUMNS = "features", "texture", "texture_columns"
 # Minimum number of images of a reference set for a covariance.
 _FEWEST = 5
 _Measured = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -43,6 +48,7 @@ class Detectors:
     ----------
     scores : names of the scores that are used
     together : of the sigmas of `scores`; None with a single score
+    texture, texture_names : of the scores of these names; None and none without
     space : of the features; None without
     values : (images, detectors) float64, value of each detector for each reference image; distances are from a model
         fitted without the image
@@ -53,6 +59,8 @@ class Detectors:
 
     scores: tuple[str, ...]
     together: Ellipsoid | None
+    texture: FeatureSpace | None
+    texture_names: tuple[str, ...]
     space: FeatureSpace | None
     values: NDArray[np.float64]
     sigmas: NDArray[np.float64]
@@ -82,28 +90,28 @@ class Detectors:
         kept = [names[index] for index in used]
         folds = fold_numbers(len(scores))
         sigmas = _sigmas_of_others(values, folds)
-        together, space = None, None
+        together, texture, space = None, None, None
         if len(kept) > 1 and _complete(sigmas).sum() >= _FEWEST:
             together = Ellipsoid.fit(sigmas[_complete(sigmas)])
             distances = _distances_of_others(
                 sigmas, folds, lambda known, new: Ellipsoid.fit(known).distances(new)[:, None], 1
             )
             values, sigmas, kept = _append(values, sigmas, kept, folds, distances, [TOGETHER])
+        columns_of_texture = tuple(column.key for column in columns_in(scores) if column.score.texture)
+        if columns_of_texture and _tell_apart(looks := numbers(scores, list(columns_of_texture))):
+            texture, distances = _space(looks, folds, len(columns_of_texture))
+            values, sigmas, kept = _append(values, sigmas, kept, folds, distances[:, :1], [TEXTURE])
         if features is not None and _tell_apart(features):
-            complete = _complete(features)
-            # The same for all folds and for all images together, so that their distances are comparable.
-            fewest = int(complete.sum() - np.bincount(folds[complete]).max())
-            components = components_of(fewest, features.shape[1])
-            space = FeatureSpace.fit(features[complete], components)
-            distances = _distances_of_others(
-                features, folds, lambda known, new: FeatureSpace.fit(known, components).distances(new), 2
-            )
+            space, distances = _space(features, folds, components_of(_fewest(features, folds), features.shape[1]))
             values, sigmas, kept = _append(values, sigmas, kept, folds, distances, [FEATURES, OUTSIDE])
         if TOGETHER not in kept:
             together = None
+        if TEXTURE not in kept:
+            texture, columns_of_texture = None, ()
         if not {FEATURES, OUTSIDE} & set(kept):
             space = None
-        return cls(tuple(names[i] for i in used), together, space, values, sigmas, tuple(kept), empty)
+        scores_used = tuple(names[i] for i in used)
+        return cls(scores_used, together, texture, columns_of_texture, space, values, sigmas, tuple(kept), empty)
 
     def measure(
         self, scores: pd.DataFrame, empty: NDArray[np.bool_], features: NDArray[np.float64] | None = None
@@ -124,6 +132,9 @@ class Detectors:
         sigmas = _by_marginals(values, marginals)
         if self.together is not None:
             sigmas = self._with(sigmas, self.together.distances(sigmas)[:, None], marginals)
+        if self.texture is not None:
+            away = self.texture.distances(numbers(scores, list(self.texture_names)))[:, :1]
+            sigmas = self._with(sigmas, away, marginals)
         if self.space is not None:
             given = np.full((len(scores), 2), np.nan) if features is None else self.space.distances(features)
             wanted = [index for index, name in enumerate((FEATURES, OUTSIDE)) if name in self.names]
@@ -178,15 +189,15 @@ class Detectors:
         Returns
         -------
         dict
-            Arrays by name; those of `together` and `space` are missing if these are None.
+            Arrays by name; those of `together`, `texture` and `space` are missing if these are None.
         """
         arrays: dict[str, NDArray[Any]] = {"values": self.values, "sigmas": self.sigmas, "empty": self.empty}
         if self.together is not None:
             arrays |= {"together_location": self.together.location, "together_precision": self.together.precision}
+        if self.texture is not None:
+            arrays |= self.texture.arrays(_OF_TEXTURE) | {_COLUMNS: np.array(self.texture_names)}
         if self.space is not None:
-            arrays |= {f"features_{name}": getattr(self.space, name) for name in ("mean", "scale", "components")}
-            arrays["features_location"] = self.space.ellipsoid.location
-            arrays["features_precision"] = self.space.ellipsoid.precision
+            arrays |= self.space.arrays(_OF_FEATURES)
         return arrays
 
     @classmethod
@@ -203,15 +214,13 @@ class Detectors:
         KeyError
             If an array is missing.
         """
-        together, space = None, None
+        together = None
         if "together_location" in arrays:
             together = Ellipsoid(arrays["together_location"], arrays["together_precision"])
-        if "features_mean" in arrays:
-            ellipsoid = Ellipsoid(arrays["features_location"], arrays["features_precision"])
-            mean, scale, components = (arrays[f"features_{name}"] for name in ("mean", "scale", "components"))
-            space = FeatureSpace(mean, scale, components, ellipsoid)
+        texture, space = (FeatureSpace.from_arrays(arrays, name) for name in (_OF_TEXTURE, _OF_FEATURES))
+        looks = () if texture is None else tuple(map(str, arrays[_COLUMNS]))
         values, sigmas = arrays["values"], arrays["sigmas"]
-        return cls(tuple(scores), together, space, values, sigmas, tuple(names), arrays["empty"])
+        return cls(tuple(scores), together, texture, looks, space, values, sigmas, tuple(names), arrays["empty"])
 
     def _with(
         self, sigmas: NDArray[np.float64], distances: NDArray[np.float64], marginals: list[Marginal]
@@ -244,6 +253,26 @@ def _tell_apart(features: NDArray[np.float64]) -> bool:
     """Return whether enough images have features, and these are not all equal."""
     known = features[_complete(features)]
     return len(known) >= _FEWEST and bool(np.ptp(known, axis=0).any())
+
+
+def _fewest(points: NDArray[np.float64], folds: NDArray[np.intp]) -> int:
+    """Return how many images have points, without the largest fold of them."""
+    complete = _complete(points)
+    return int(complete.sum() - np.bincount(folds[complete]).max())
+
+
+def _space(
+    points: NDArray[np.float64], folds: NDArray[np.intp], components: int
+) -> tuple[FeatureSpace, NDArray[np.float64]]:
+    """Return the space of all reference images, and the distances of each from that of the other folds.
+
+    `components` are the same for all folds and for all images together, so that their distances are comparable.
+    """
+    components = max(1, min(components, _fewest(points, folds)))
+    distances = _distances_of_others(
+        points, folds, lambda known, new: FeatureSpace.fit(known, components).distances(new), 2
+    )
+    return FeatureSpace.fit(points[_complete(points)], components), distances
 
 
 def _complete(rows: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -31,9 +31,14 @@ def with_tables(text: str) -> str:
 
 
 def _image_table() -> str:
-    rows = (
+    rows = [
         (f"`{score.pattern}`", score.label, _capital(score.meaning), score.unit, _DOUBTFUL[score.doubtful])
         for score in IMAGE_TABLE
+        if not score.texture
+    ]
+    texture = ", ".join(f"`{score.pattern}`" for score in IMAGE_TABLE if score.texture)
+    rows.append(
+        (texture, "texture", "Haar details of 1, 2 and 4 px; each in docs/glossary.md", "", "unlike all together")
     )
     return _markdown(("column", "in words", "what it is", "unit or range", "doubtful when"), rows)
 

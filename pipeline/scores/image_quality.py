@@ -15,7 +15,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +24,8 @@ from pydantic import BaseModel, ConfigDict
 from chorus.pipeline.core.posterior import mask_of
 from chorus.pipeline.preprocessing.sketches import Moments
 from chorus.pipeline.scores.registry import score_columns
-
-
-class Sums(BaseModel):
-    """`chorus.pipeline.preprocessing.sketches.Moments` as a record: pixels; sums of values and squares per channel."""
-
-    model_config = ConfigDict(frozen=True)
-
-    pixels: int
-    total: tuple[int, ...]
-    squares: tuple[int, ...]
-
-    @classmethod
-    def of(cls, fields: Sequence[NDArray[Any]]) -> Self:
-        """Sum the values of each channel.
-
-        Parameters
-        ----------
-        fields : one array per channel, all of the same size, any shape and real dtype
-        """
-        sums = Moments.begin(len(fields))
-        sums.update(np.stack([field.reshape(-1, 1) for field in fields]))
-        return cls(pixels=sums.pixels, total=sums.total, squares=sums.squares)
-
-    def __add__(self, other: Sums) -> Sums:
-        sums = self.moments().merge(other.moments())
-        return Sums(pixels=sums.pixels, total=sums.total, squares=sums.squares)
-
-    def moments(self) -> Moments:
-        """Return the same sums as `Moments`."""
-        return Moments(self.pixels, self.total, self.squares)
-
-    def means_and_stds(self) -> list[tuple[float, float]]:
-        """Return mean and standard deviation of each channel; NaN if there are no pixels."""
-        if not self.pixels:
-            return [(math.nan, math.nan)] * len(self.total)
-        return [(mean, std) for mean, std in self.moments().conclude()]
+from chorus.pipeline.scores.sums import Sums
+from chorus.pipeline.scores.texture import SCALES, Detail, added, details, texture_sums
 
 
 class Appearance(BaseModel):
@@ -74,6 +40,7 @@ class Appearance(BaseModel):
     class_pixels : per foreground class, number of its pixels
     edges : per foreground class, pairs of neighbours in a patch of which exactly one is of the class
     pairs : number of pairs of neighbours in a patch
+    texture : see `chorus.pipeline.scores.texture.texture_sums`; None in records of earlier versions
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +52,7 @@ class Appearance(BaseModel):
     class_pixels: tuple[int, ...]
     edges: tuple[int, ...]
     pairs: int
+    texture: tuple[Sums, ...] | None = None
 
     def __add__(self, other: Appearance) -> Appearance:
         return Appearance(
@@ -95,6 +63,7 @@ class Appearance(BaseModel):
             class_pixels=tuple(a + b for a, b in zip(self.class_pixels, other.class_pixels, strict=True)),
             edges=tuple(a + b for a, b in zip(self.edges, other.edges, strict=True)),
             pairs=self.pairs + other.pairs,
+            texture=None if self.texture is None or other.texture is None else added(self.texture, other.texture),
         )
 
 
@@ -125,6 +94,7 @@ def appearance(
         class_pixels=tuple(int(np.count_nonzero(mask)) for mask in class_masks),
         edges=tuple(_edges(mask, patch) for mask in class_masks),
         pairs=sum(int(together.sum()) * across for together, across in _neighbours(values.shape[1:], patch)),
+        texture=texture_sums(values, patch),
     )
 
 
@@ -188,6 +158,11 @@ class AppearanceTotal:
     def laplacian(self) -> list[tuple[float, float]]:
         """Of the Laplacian."""
         return self.sums.laplacian.means_and_stds()
+
+    def detail(self, scale: int, channel: int) -> Detail | None:
+        """Return the details of a channel at one of `SCALES`; None if its pixels, or the details, are not known."""
+        known = None if self.sums.texture is None else self.sums.texture[SCALES.index(scale)]
+        return details(known, channel) if known is not None and known.pixels else None
 
     def by_std(self, value: float, channel: int) -> float:
         """Divide by the standard deviation of a channel's pixels; NaN if that is zero."""

@@ -121,6 +121,17 @@ TOGETHER = Score(
     detects=True,
     reason="scores in an unusual relation, {sigma} from the reference set",
 )
+TEXTURE = Score(
+    name="texture",
+    label="texture",
+    meaning="Mahalanobis distance of details, diagonals, bright details and variation of all channels together, "
+    "covariance after Ledoit and Wolf (2004); of every ensemble, whatever its members are",
+    digits=2,
+    doubtful="high",
+    table="sigma",
+    detects=True,
+    reason="texture {sigma} from the reference set",
+)
 FEATURES = Score(
     name="features",
     label="encoder features",
@@ -157,4 +168,4 @@ EMPTY = Score(
 
 ESTIMATES = (EXPECTED_DICE, DICE_BOUND, RISK, MEASURED_DICE, P_VALUE)
 """In order of display, before all other scores."""
-FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, DIAMETER, TILES, TOGETHER, FEATURES, FEATURES_RESIDUAL, EMPTY)
+FURTHER = (FAILURE_SCORE, OOD_SCORE, SAMPLES, DIAMETER, TILES, TOGETHER, TEXTURE, FEATURES, FEATURES_RESIDUAL, EMPTY)

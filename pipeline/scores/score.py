@@ -37,6 +37,7 @@ class Score:
     believe : for outputs of `chorus flag`, when they can be relied on
     quality : whether expected Dice is estimated from it
     detects : whether it detects images that are out of distribution
+    texture : whether it is one of those that detect them together, as texture
     kind : meaning of a difference between a run and the reference set; None if runs are not compared by it
     by_group : whether `chorus shift` tests if it depends on plate, well and metadata
     reference : column of `Reference.frame` that it is comparable to; by default its own in ``scores``
@@ -62,6 +63,7 @@ class Score:
     believe: str = ""
     quality: bool = False
     detects: bool = False
+    texture: bool = False
     kind: Kind | None = None
     by_group: bool = False
     reference: str = ""
