@@ -8,7 +8,7 @@ scores it on test images with noise, blur and a low gain. The recipe of a robust
     python benchmarks/starter.py gather DATA starter
     chorus train starter/training/images --labels starter/training/labels --out nuclei-fluo --class background \\
       --class nucleus --flows --channel dna --encoder tu-tf_mobilenetv3_small_minimal_100 \\
-      --option 'decoder_channels=[64,48,32,16,16]' --no-imagenet --folds 5 --steps 4000 --batch 8 --patch 128 \\
+      --option 'decoder_channels=[64,48,32,16,16]' --no-imagenet --folds 5 --steps 6000 --batch 8 --patch 128 \\
       --learning-rate 0.005 --validate-every 1000 --keep last --weights-dtype float16 --scale 0.5 2 --gamma 1.5 \\
       --contrast 1.8 --offset 0.2 --noise 0.12 --photons 15 --blur 2.5 --shading 0.5 --elastic --cutout 0.1
     python benchmarks/starter.py reference starter --ensemble nuclei-fluo

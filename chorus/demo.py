@@ -28,7 +28,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the sample and the r
     command("ensemble", "show", ENSEMBLE)
     step("3. Segment everything, and make every nucleus an object")
     command("predict", str(images), "--ensemble", ENSEMBLE, "--out", str(results))
-    step("4. What to look at first")
+    step("4. What to look at first, and why")
     command("rank", str(results), "--top", "8")
     console.print(
         f"\nLook at [bold]{results}/report/index.html[/bold]: the worst, the best and the unfamiliar images with their "
