@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chorus.cluster.commands.stress_image import IMAGES, TRUTH, Copy, Spoilt, StressJob, spoil_and_record
 from chorus.cluster.evaluation.run import EvaluateRequest, evaluate, read_evaluation
@@ -52,15 +52,28 @@ class StressRequest(BaseModel):
     Attributes
     ----------
     run : ensemble, settings, and where results go; one source
-    truth : labels, see `chorus.pipeline.training.data.pairs.find_pairs`
+    truth : folder of labels, or
+    truth_label : name of a label image inside each OME-Zarr, see `chorus.pipeline.training.data.pairs.find_pairs`
     corruptions : names; empty is all
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: PredictRequest
-    truth: str
+    truth: str | None = None
+    truth_label: str | None = None
     corruptions: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> StressRequest:
+        if (self.truth is None) == (self.truth_label is None):
+            raise ValueError("give --truth FOLDER, or --truth-label NAME for labels inside of OME-Zarr")
+        return self
+
+    @property
+    def labels(self) -> str:
+        """Where the labels are."""
+        return storage.normalise(self.truth) if self.truth is not None else str(self.truth_label)
 
 
 class StressRecord(CommandRecord):
@@ -128,11 +141,11 @@ def stress_ensemble(request: StressRequest, reporter: PlanReporter) -> Stressed:
     reporter.phase("looking for images and labels")
     (images,) = request.run.sources
     channels = tuple(ensemble.spec.input.channels)
-    found = find_pairs(images, request.truth, request.run.settings.channel or channels)
+    found = find_pairs(images, request.labels, request.run.settings.channel or channels)
     jobs = [StressJob(out, pair, channels, names) for pair in found.pairs]
     record = StressRecord(
         ensemble=ensemble.hash,
-        truth=storage.normalise(request.truth) if "/" in request.truth else request.truth,
+        truth=request.labels,
         corruptions=list(names),
         images=[f"{pair.name} {pair.image} {'x'.join(map(str, pair.shape))}" for pair in found.pairs],
         unjudged=find_reference(ensemble).absent or "",
@@ -203,7 +216,7 @@ def _spoil(
         if ending.state == "interrupted":
             raise CutShortError(f"{out}: {ending.message}")
     if not done:
-        raise RefusedError(f"{request.truth}: no image could be read: {next(iter(failures.values()))}")
+        raise RefusedError(f"{request.labels}: no image could be read: {next(iter(failures.values()))}")
     return {copy.name: (name, copy) for name, one in done.items() for copy in one.copies}, failures
 
 

@@ -4,11 +4,10 @@ A detector is a score (unusual on its doubtful side), a class's area fraction (u
 together (a Mahalanobis distance), the image's texture, two distances of encoder features, and an empty prediction.
 Each becomes a number of sigmas and the normal tail beyond it. An image's tails are combined by their harmonic mean,
 which is small if any of them is: images are out of distribution in different ways, and many detectors that see nothing
-must not outvote one that does (Wilson, PNAS 116:1195 (2019)). The p-value of the combination is not derived from
-theory, which would require the
-dependence between detectors, but from the rank among the reference images, each of which was measured by detectors
-fitted without it (cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds
-for any dependence.
+must not outvote one that does (Wilson, PNAS 116:1195 (2019)). Texture weighs as many as the scores that it is of, all
+others one. The p-value of the combination is not derived from theory, which would require the dependence between
+detectors, but from the rank among the reference images, each of which was measured by detectors fitted without it
+(cross-conformal: Vovk, Annals of Mathematics and Artificial Intelligence 74:9 (2015)). So it holds for any dependence.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ class Detectors:
         NDArray[np.float64]
             (images,), 0 or more.
         """
-        return np.asarray(_combined(self._log_p(sigmas.to_numpy(np.float64))) / np.log(10), np.float64)
+        return np.asarray(_combined(self._log_p(sigmas.to_numpy(np.float64)), self._weights) / np.log(10), np.float64)
 
     def p_values(self, sigmas: pd.DataFrame) -> NDArray[np.float64]:
         """Return the p-value of each image.
@@ -177,10 +176,12 @@ class Detectors:
         reference = self._log_p(np.column_stack([self.sigmas, self._empty_sigmas()]))
         p_values = np.full(len(tails), np.nan)
         patterns, of_image = np.unique(~np.isnan(tails), axis=0, return_inverse=True)
+        weights = self._weights
         for index, there in enumerate(patterns):
             rows = of_image.reshape(-1) == index
             if there.any():
-                p_values[rows] = conformal_p_values(_combined(reference[:, there]), _combined(tails[rows][:, there]))
+                known, own = (_combined(some[:, there], weights[there]) for some in (reference, tails[rows]))
+                p_values[rows] = conformal_p_values(known, own)
         return p_values
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -233,20 +234,31 @@ class Detectors:
         """Return the sigma of an empty prediction for each reference image, NaN for images that are not empty."""
         return np.where(self.empty, -ndtri(np.count_nonzero(self.empty) / len(self.empty)), np.nan)
 
+    @property
+    def _weights(self) -> NDArray[np.float64]:
+        """(detectors,) of each, and of the empty prediction as the last: texture counts for its scores."""
+        counts = {TEXTURE: float(len(self.texture_names))}
+        return np.array([counts.get(name, 1.0) for name in (*self.names, EMPTY)])
+
     def _log_p(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
         sides = [side_of(name) for name in (*self.names, EMPTY)]
         return np.stack([log_p(column, side) for column, side in zip(sigmas.T, sides, strict=True)], axis=1)
 
 
-def _combined(tails: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return -log of the harmonic mean of the known tails, (images,), from (images, detectors) logarithms; 0 or more.
+def _combined(tails: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return -log of the weighted harmonic mean of the known tails, (images,); 0 or more.
 
     In logarithms, so that images of 40 sigma and of 400 differ.
+
+    Parameters
+    ----------
+    tails : (images, detectors) float64, logarithms; NaN where there is none
+    weights : (detectors,) float64
     """
     there = ~np.isnan(tails)
-    count = there.sum(axis=1)
-    total = logsumexp(np.where(there, -tails, -np.inf), axis=1)
-    return np.where(count > 0, total - np.log(np.maximum(count, 1)), 0.0)
+    total = logsumexp(np.where(there, -tails, -np.inf), axis=1, b=weights)
+    known = there @ weights
+    return np.where(known > 0, total - np.log(np.where(known > 0, known, 1.0)), 0.0)
 
 
 def _tell_apart(features: NDArray[np.float64]) -> bool:

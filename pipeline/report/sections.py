@@ -93,7 +93,7 @@ def distributions(images: Images, reference: Reference | None) -> list[Plot]:
     histograms = []
     for quantity in images.quantities:
         key = quantity.in_reference
-        if key is None:
+        if key is None or quantity.score.texture:  # the parts of texture say nothing by themselves
             continue
         theirs = np.empty(0)
         if frame is not None and key in frame:

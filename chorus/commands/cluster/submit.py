@@ -28,6 +28,7 @@ PLACES = (
     "start",
     "experts",
     "truth",
+    "tune",
     "flows_from",
     "calibration",
     "cluster",

@@ -24,10 +24,11 @@ def stress(
             "--ensemble", "-e", help="ensemble.yaml, its folder, or the name of one in `chorus ensemble list`."
         ),
     ],
-    truth: Annotated[
-        str, typer.Option(help="Folder of labels named as the images; of OME-Zarr the name of a label image inside.")
-    ],
     out: Annotated[str, typer.Option("--out", "-o", help="Results: a folder, or a gs://, s3:// or az:// URL.")],
+    truth: Annotated[str | None, typer.Option(help="Folder of TIFF or PNG labels named as the images.")] = None,
+    truth_label: Annotated[
+        str | None, typer.Option(help="Name of the label image inside each OME-Zarr, in place of TRUTH.")
+    ] = None,
     only: Annotated[
         str,
         typer.Option(
@@ -70,6 +71,7 @@ def stress(
             "run": {"executor": executor, "address": address, "trust_code": trust_code},
         },
         "truth": truth,
+        "truth_label": truth_label,
         "corruptions": names(only) if only else [],
     }
     outcome = stress_ensemble(validated(StressRequest, content, "stress"), ConsoleReporter(err))

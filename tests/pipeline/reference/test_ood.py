@@ -12,7 +12,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from chorus.pipeline.reference.distances import Ellipsoid, FeatureSpace, feature_matrix
-from chorus.pipeline.reference.marginals import Marginal, all_scores, log_p
+from chorus.pipeline.reference.marginals import Marginal, all_scores, log_p, side_of
 from chorus.pipeline.reference.ood import Detectors
 from tests.support.simulated import Tables, simulated
 
@@ -178,3 +178,33 @@ def test_p_values_by_rank_are_binomially_fair_for_a_reference_of_one_detector() 
         sigmas = detectors.measure(tables.scores[30:], np.zeros(1, bool))
         found.append(detectors.p_values(sigmas)[0])
     assert np.count_nonzero(np.array(found) <= 0.1) <= binom.ppf(0.999, 100, 0.1)
+
+
+def test_texture_is_one_detector_and_weighs_as_its_scores() -> None:
+    """Against the weighted harmonic mean by hand; images without texture are judged by what they have."""
+    tables = simulated(60, seed=0)
+    rng = np.random.default_rng(5)
+    names = ["detail_1:dna", "diagonal_1:dna", "variation:dna"]
+    tables.scores[names] = rng.multivariate_normal([0, 0, 0], [[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]], 60)
+    detectors = fitted(tables, features=False)
+    assert detectors.names[-1] == "texture"
+    assert set(detectors.texture_names) == set(names)
+    assert not set(names) & set(detectors.names)
+
+    new = simulated(40, seed=1)
+    new.scores[names] = rng.multivariate_normal([0, 0, 0], [[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]], 40)
+    new.scores.loc[:9, ["detail_1:dna", "diagonal_1:dna"]] = 1.5, -1.5  # each usual, not so together
+    new.scores.loc[39, "variation:dna"] = np.nan
+    empty = (new.scores["status"] == "empty").to_numpy()
+    sigmas = detectors.measure(new.scores, empty)
+    assert (sigmas["texture"][:10] > 3).all()
+    assert np.isnan(sigmas["texture"][39])
+    found = detectors.ood_scores(sigmas)
+    assert np.isfinite(found).all()
+    for row in (0, 20, 39):
+        known = sigmas.iloc[row].dropna()
+        tails = [np.exp(log_p(np.array([value]), side_of(name)))[0] for name, value in known.items()]
+        weights = [3 if name == "texture" else 1 for name in known.index]
+        assert found[row] == pytest.approx(-np.log10(sum(weights) / np.sum(np.array(weights) / tails)))
+    kept = Detectors.from_arrays(list(detectors.scores), list(detectors.names), detectors.arrays())
+    np.testing.assert_array_equal(kept.ood_scores(kept.measure(new.scores, empty)), found)

@@ -101,7 +101,17 @@ def test_shared_paths_are_taken_as_they_are_and_relative_ones_begin_where_the_pe
 def test_every_text_that_a_command_on_ray_takes_is_known_as_a_place_or_as_none() -> None:
     """So that a new option with a path in it is not sent to where nobody can read it."""
     no_places = {"address", "augment", "channel", "channel_name", "class_name", "color", "expert", "label", "metric"}
-    no_places |= {"architecture", "encoder", "option", "learning_rate", "name", "save", "truth_label"}
+    no_places |= {
+        "architecture",
+        "encoder",
+        "option",
+        "learning_rate",
+        "name",
+        "save",
+        "truth_label",
+        "tune_label",
+        "only",
+    }
     no_places |= {"description", "intended_use", "limits", "licence", "data_name", "data_url", "data_licence"}
     found = set()
     for command in commands(typer.main.get_command(app)):

@@ -109,3 +109,7 @@ def test_what_makes_no_sense_is_refused(chorus: Chorus, folder: Path) -> None:
     assert code == 2
     assert "--only rust: is no corruption; choose out of noise, photons" in err
     assert not (folder / "stress").exists()
+    where = [folder / "zarr", "-e", folder / "ensemble", "-o", folder / "stress"]
+    result = chorus("stress", *where, *SERIAL)
+    assert result.code == 2
+    assert "give --truth FOLDER, or --truth-label NAME" in result.err
