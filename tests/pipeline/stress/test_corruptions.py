@@ -94,6 +94,10 @@ def test_degrees_mean_what_they_say() -> None:
     spread = corrupted(point + np.eye(41, dtype=np.float32), labels[:41, :41], BY_NAME["defocus"], 3, 0)[0][0]
     y = np.arange(41) - 20
     assert np.average(y**2, weights=spread.sum(axis=1)) == pytest.approx(4, rel=0.1)
+    y, x = np.mgrid[:80, :80]
+    board = (1000 + 8000 * ((y // 16 + x // 16) % 2))[None].astype(np.uint16)
+    counted = corrupted(board, labels[:80, :80], BY_NAME["photons"], 3, 1)[0]
+    assert counted[board == 9000].astype(float).std() == pytest.approx(8000 / np.sqrt(12), rel=0.05)
     finer, truth = corrupted(image, labels, BY_NAME[FINER], 5, 0)
     assert truth.shape == (2 * labels.shape[0], 2 * labels.shape[1])
     np.testing.assert_array_equal(truth[::2, ::2], labels)
