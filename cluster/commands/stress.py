@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +144,7 @@ def stress_ensemble(request: StressRequest, reporter: PlanReporter) -> Stressed:
     channels = tuple(ensemble.spec.input.channels)
     found = find_pairs(images, request.labels, request.run.settings.channel or channels)
     jobs = [StressJob(out, pair, channels, names) for pair in found.pairs]
+    _check_names(jobs)
     record = StressRecord(
         ensemble=ensemble.hash,
         truth=request.labels,
@@ -172,6 +174,13 @@ def stress_ensemble(request: StressRequest, reporter: PlanReporter) -> Stressed:
             failures=failures,
         )
         return Stressed(out, state, running.record, summary)
+
+
+def _check_names(jobs: Sequence[StressJob]) -> None:
+    """Raise RefusedError if two images would have copies of the same name."""
+    twice = [name for name, count in Counter(job.copies[0].name for job in jobs).items() if count > 1]
+    if twice:
+        raise RefusedError(f"several images would have copies called {twice[0]}; rename one of them")
 
 
 def _corruptions(asked: Sequence[str]) -> tuple[str, ...]:

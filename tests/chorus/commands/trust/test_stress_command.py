@@ -113,3 +113,12 @@ def test_what_makes_no_sense_is_refused(chorus: Chorus, folder: Path) -> None:
     result = chorus("stress", *where, *SERIAL)
     assert result.code == 2
     assert "give --truth FOLDER, or --truth-label NAME" in result.err
+    for kind in ("images", "truth"):
+        for name in ("a-b", "a/b"):
+            place = folder / "twice" / kind / f"{name}.tif"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes((folder / kind / "03.tif").read_bytes())
+    where = [folder / "twice/images", "--truth", folder / "twice/truth", "-e", folder / "ensemble"]
+    result = chorus("stress", *where, "-o", folder / "stress", *SERIAL)
+    assert result.code == 2
+    assert "several images would have copies called a-b-as-it-is" in result.err
