@@ -67,6 +67,7 @@ def test_a_threshold_is_moved_by_keys_and_by_hand_and_singles_out_what_pandas_do
     step = (uncertainty.max() - uncertainty.min()) / 200
     assert limit() == pytest.approx(uncertainty.max() - 31 * step, rel=1e-3)
 
+    page.wait_for_load_state("networkidle")  # nothing moves any more
     box, grip = plot.locator("svg").bounding_box(), handle.locator("circle").bounding_box()
     assert box
     assert grip
